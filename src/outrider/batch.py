@@ -1,0 +1,164 @@
+"""The requests that are running, by slot, and what happens to them when a step has been verified.
+
+`advance` emits token by token, inside an accepted path too, and stops at the first of: an end-of-text token, a complete
+stop string, the request's limit, the context limit. What the target accepted behind a stop is neither emitted nor
+counted. Example: accepted [5, EOS, 9], bonus 4 emits 5 and EOS; the step counts two accepted tokens and no bonus.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, final
+
+from outrider.draft import Draft
+from outrider.metrics import SlotStep
+from outrider.proposer import Commit
+from outrider.sampling import Sampling
+from outrider.text import Piece, TextStream
+from outrider.verify import Accepted
+
+__all__ = ["Batch", "Event", "FinishReason", "Request", "Running"]
+
+FinishReason = Literal["eos", "stop", "length", "context", "cancelled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One prompt and how to continue it."""
+
+    id: int
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    sampling: Sampling
+    stop: tuple[str, ...]
+    ignore_eos: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What one step (or a cancellation) gave one request.
+
+    tokens        emitted token ids; the first `num_accepted` of them came from the draft
+    pieces        their text as far as it is certain
+    finished      why the request ended, or None while it goes on
+    """
+
+    request: int
+    tokens: tuple[int, ...] = ()
+    num_accepted: int = 0
+    pieces: tuple[Piece, ...] = ()
+    finished: FinishReason | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces)
+
+
+@dataclass
+class Running:
+    """A request in a slot. `tokens` is everything committed: the prompt and what was emitted."""
+
+    request: Request
+    slot: int
+    text: TextStream
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def num_emitted(self) -> int:
+        return len(self.tokens) - len(self.request.prompt)
+
+
+@final
+class Batch:
+    """Slots and their requests."""
+
+    def __init__(self, num_slots: int, max_positions: int, eos_ids: Sequence[int]) -> None:
+        self.running: dict[int, Running] = {}
+        self.num_slots = num_slots
+        self.max_positions = max_positions
+        self.eos_ids = frozenset(eos_ids)
+
+    @property
+    def slots(self) -> list[int]:
+        return list(self.running)
+
+    @property
+    def roots(self) -> list[int]:
+        return [running.tokens[-1] for running in self.running.values()]
+
+    @property
+    def samplings(self) -> list[Sampling]:
+        return [running.request.sampling for running in self.running.values()]
+
+    @property
+    def remaining(self) -> list[int]:
+        """How many tokens each request may still emit."""
+        return [
+            min(running.request.max_new_tokens - running.num_emitted, self.max_positions - len(running.tokens))
+            for running in self.running.values()
+        ]
+
+    def free_slots(self) -> list[int]:
+        return [slot for slot in range(self.num_slots) if slot not in self.running]
+
+    def place(self, request: Request, slot: int, text: TextStream) -> None:
+        self.running[slot] = Running(request, slot, text, list(request.prompt))
+
+    def release(self, slot: int) -> Running:
+        return self.running.pop(slot)
+
+    def commits(self, accepted: Sequence[Accepted]) -> list[Commit]:
+        """The verdicts as the proposer's session takes them."""
+        return [
+            Commit(slot, [0, *verdict.path], [*verdict.tokens, verdict.bonus], index)
+            for index, (slot, verdict) in enumerate(zip(self.running, accepted, strict=True))
+        ]
+
+    def advance(self, draft: Draft, accepted: Sequence[Accepted]) -> tuple[list[SlotStep], list[Event]]:
+        """Emit; the events' `finished` says which requests ended (their slots are still taken)."""
+        steps, events = [], []
+        for running, verdict, tree in zip(list(self.running.values()), accepted, draft.trees, strict=True):
+            context_length = len(running.tokens)
+            event = self._emit(running, verdict)
+            events.append(event)
+            steps.append(
+                SlotStep(
+                    request=running.request.id,
+                    context_length=context_length,
+                    num_nodes=len(tree.tokens),
+                    draft_depth=max(tree.depths(), default=0),
+                    num_accepted=event.num_accepted,
+                    num_emitted=len(event.tokens),
+                    finished=event.finished is not None,
+                )
+            )
+        return steps, events
+
+    def _emit(self, running: Running, verdict: Accepted) -> Event:
+        emitted: list[int] = []
+        pieces: list[Piece] = []
+        finished: FinishReason | None = None
+        for index, token in enumerate([*verdict.tokens, verdict.bonus]):
+            running.tokens.append(token)
+            emitted.append(token)
+            pieces += running.text.push(token, drafted=index < len(verdict.tokens))
+            finished = self._reason_to_stop(running, token)
+            if finished is not None:
+                break
+        if finished is not None and finished != "stop":
+            pieces += running.text.flush()
+        return Event(
+            request=running.request.id,
+            tokens=tuple(emitted),
+            num_accepted=min(len(verdict.tokens), len(emitted)),
+            pieces=tuple(pieces),
+            finished=finished,
+        )
+
+    def _reason_to_stop(self, running: Running, token: int) -> FinishReason | None:
+        if token in self.eos_ids and not running.request.ignore_eos:
+            return "eos"
+        if running.text.stopped:
+            return "stop"
+        if running.num_emitted >= running.request.max_new_tokens:
+            return "length"
+        return "context" if len(running.tokens) >= self.max_positions else None

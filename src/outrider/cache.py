@@ -1,0 +1,135 @@
+"""The key/value cache of a running batch: one row of positions per slot, never cloned, never filled twice.
+
+A slot of length n holds the keys and values of its first n committed tokens; the root, the last committed token, is not
+among them. A step writes its rows (root and nodes) behind the length, in positions n, n+1, ..., and padding rows into one
+trash position that nothing reads. `commit` then keeps the root and the accepted path: for a chain that is only a new
+length, for a tree one gather moves the kept rows together. Whatever else lies behind the length is stale and is
+overwritten by the next step.
+
+    length 5, rows written to 5 6 7 8 (root, a, b, a's child)     accepted path: a, a's child = rows 1, 3
+    commit moves position 8 to 7; the length becomes 8 (root, a, a's child)
+
+Memory is planned once: `capacity` committed positions, `tail` positions for the rows of one step, one trash position.
+
+Shapes: L layers, C slots, H key/value heads, S = capacity + tail + 1 positions, D head size, B rows of the call.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from outrider.draft import Draft
+from outrider.models.ops import Placement
+
+__all__ = ["CachePlan", "KVCache"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachePlan:
+    """The size of a cache, known before it is made."""
+
+    num_layers: int
+    num_slots: int
+    num_kv_heads: int
+    head_dim: int
+    capacity: int
+    tail: int
+    dtype: torch.dtype
+
+    @property
+    def num_positions(self) -> int:
+        return self.capacity + self.tail + 1
+
+    @property
+    def bytes_per_token(self) -> int:
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+
+    @property
+    def bytes_per_slot(self) -> int:
+        return self.bytes_per_token * self.num_positions
+
+    @property
+    def num_bytes(self) -> int:
+        return self.bytes_per_slot * self.num_slots
+
+
+@final
+class KVCache:
+    """Keys and values of all layers and slots, with the number of committed positions of each slot."""
+
+    def __init__(self, plan: CachePlan, device: torch.device | str = "cpu") -> None:
+        shape = (plan.num_layers, plan.num_slots, plan.num_kv_heads, plan.num_positions, plan.head_dim)
+        self.plan = plan
+        self.device = torch.device(device)
+        self.keys_LCHSD = torch.zeros(shape, dtype=plan.dtype, device=device)
+        self.values_LCHSD = torch.zeros(shape, dtype=plan.dtype, device=device)
+        self.lengths = [0] * plan.num_slots
+        self.trash = plan.num_positions - 1
+
+    def place_draft(self, slots: Sequence[int], draft: Draft) -> Placement:
+        """Where the root and the nodes of each slot go, and what each row sees."""
+        visible_BMM = draft.visible_BMM()
+        lengths_B = self._lengths_B(slots)
+        rows_M = torch.arange(draft.num_rows, device=self.device)
+        assert draft.num_rows <= self.plan.tail, f"{draft.num_rows} rows do not fit a tail of {self.plan.tail}"
+        return Placement(
+            slots_B=torch.tensor(slots, device=self.device),
+            lengths_B=lengths_B,
+            positions_BM=lengths_B[:, None] + draft.depths_BM(visible_BMM),
+            write_BM=torch.where(draft.real_rows_BM(), lengths_B[:, None] + rows_M, self.trash),
+            mask_BMT=visible_BMM,
+            limit=max(self.lengths[slot] for slot in slots) + draft.num_rows,
+        )
+
+    def place_chunk(self, slots: Sequence[int], counts: Sequence[int]) -> Placement:
+        """Where the next `counts[b]` tokens of each slot go, as a causal chunk padded to the longest."""
+        width = max(counts)
+        assert all(self.lengths[slot] + width <= self.trash for slot in slots), "the chunk does not fit"
+        lengths_B = self._lengths_B(slots)
+        rows_M = torch.arange(width, device=self.device)
+        real_BM = rows_M < torch.tensor(counts, device=self.device)[:, None]
+        positions_BM = lengths_B[:, None] + rows_M
+        return Placement(
+            slots_B=torch.tensor(slots, device=self.device),
+            lengths_B=lengths_B,
+            positions_BM=torch.where(real_BM, positions_BM, 0),
+            write_BM=torch.where(real_BM, positions_BM, self.trash),
+            mask_BMT=None,
+            limit=max(self.lengths[slot] for slot in slots) + width,
+        )
+
+    def extend(self, slots: Sequence[int], counts: Sequence[int]) -> None:
+        """Keep the first `counts[b]` rows that were written behind each slot's length."""
+        for slot, count in zip(slots, counts, strict=True):
+            assert self.lengths[slot] + count <= self.plan.capacity
+            self.lengths[slot] += count
+
+    def commit(self, slots: Sequence[int], paths: Sequence[Sequence[int]]) -> None:
+        """Keep the root and the rows of each slot's accepted path, in path order."""
+        for slot, path in zip(slots, paths, strict=True):
+            start = self.lengths[slot] + 1
+            moved = [(start + k, self.lengths[slot] + row) for k, row in enumerate(path) if row != k + 1]
+            if moved:
+                to, source = (torch.tensor(side, device=self.device) for side in zip(*moved, strict=True))
+                for cached_LCHSD in (self.keys_LCHSD, self.values_LCHSD):
+                    cached_LHSD = cached_LCHSD[:, slot]
+                    cached_LHSD[:, :, to] = cached_LHSD[:, :, source]
+        self.extend(slots, [1 + len(path) for path in paths])
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget everything behind the first `length` positions of a slot."""
+        assert 0 <= length <= self.lengths[slot]
+        self.lengths[slot] = length
+
+    def reset(self, slot: int) -> None:
+        """Free a slot for the next request."""
+        self.lengths[slot] = 0
+
+    def lengths_of(self, slots: Sequence[int]) -> list[int]:
+        return [self.lengths[slot] for slot in slots]
+
+    def _lengths_B(self, slots: Sequence[int]) -> Tensor:
+        return torch.tensor(self.lengths_of(slots), device=self.device)

@@ -1,0 +1,218 @@
+"""Vectors in compiled kernels: how a kernel's inner loop is emitted, and pointers for its Python part.
+
+A kernel is Python for its loops over tiles and emitted LLVM for its inner loop, where every accumulator must stay in a
+register and every rounding must be known. Two rules make results independent of tiling: products are accumulated with
+one fused multiply-add per element in ascending order, and lanes are summed by one fixed tree. The width of a vector is
+the host's (16 lanes with AVX-512, otherwise 8, which LLVM splits where registers are narrower).
+
+exp(x) = 2^n * p(r) with n = round(x / ln 2), r = x - n * ln 2 in two steps, and p the degree-7 Taylor polynomial; below
+-87 the result is exactly 0. Measured against fp64 the relative error stays below 2e-7.
+
+A bf16 number is the upper half of an fp32 number, so widening is a shift: 0x3FC0 -> 0x3FC00000 = 1.5.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import cfunc, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+__all__ = ["TILE_ROWS", "WIDTH", "Emitter", "emitted", "f32", "f64", "i32", "i64", "inlined", "kernel", "lowered", "u8"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Value = Any  # an LLVM value
+
+WIDE = bool(llvm.get_host_cpu_features().get("avx512f", False))
+WIDTH = 16 if WIDE else 8
+TILE_ROWS = 8 if WIDE else 6  # rows x 2 vectors of accumulators, and what feeds them, fit the registers
+
+F32 = ir.FloatType()
+I16 = ir.IntType(16)
+I32 = ir.IntType(32)
+I64 = ir.IntType(64)
+
+
+def inlined(function: Function) -> Function:
+    """Compile a function that kernels call."""
+    return cast(Function, njit(cache=True, error_model="numpy")(function))
+
+
+def kernel(function: Function) -> Any:
+    """Compile a kernel `void (int64 block)` that any native thread can run; `.address` is its entry."""
+    return cfunc(types.void(types.int64), cache=True, error_model="numpy")(function)
+
+
+def emitted(function: Callable[..., Any]) -> Any:
+    """Declare a function of kernels whose body is emitted; literal arguments (tile shapes) keep their value."""
+    return intrinsic(prefer_literal=True)(function)
+
+
+def lowered(emit: Callable[..., Value], result: Any, *arguments: Any) -> tuple[Any, Any]:
+    """What a function marked `emitted` returns: its signature, and the code that `emit(emitter, *values)` emits."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        constants = [
+            kind.literal_value if isinstance(kind, types.IntegerLiteral) else value
+            for kind, value in zip(signature.args, values, strict=True)
+        ]
+        produced = emit(Emitter(builder), *constants)
+        return context.get_dummy_value() if result is types.void else produced
+
+    wide = [kind if isinstance(kind, types.IntegerLiteral | types.Float) else types.int64 for kind in arguments]
+    return result(*wide), generate
+
+
+class Emitter:
+    """Emits the few instructions kernels are made of. Addresses are int64 values in bytes; vectors are fp32."""
+
+    def __init__(self, builder: Any) -> None:
+        self.builder = builder
+
+    def at(self, base: Value, index: Value | int, size: Value | int) -> Value:
+        """base + index * size."""
+        if isinstance(index, int) and isinstance(size, int):
+            return self.builder.add(base, I64(index * size)) if index else base
+        index, size = (I64(v) if isinstance(v, int) else v for v in (index, size))
+        return self.builder.add(base, self.builder.mul(index, size))
+
+    def load(self, address: Value, kind: Any) -> Value:
+        return self.builder.load(self.builder.inttoptr(address, ir.PointerType(kind)), align=_alignment(kind))
+
+    def store(self, address: Value, value: Value) -> None:
+        pointer = self.builder.inttoptr(address, ir.PointerType(value.type))
+        self.builder.store(value, pointer, align=_alignment(value.type))
+
+    def load_floats(self, address: Value, lanes: int, half: int) -> Value:
+        """`lanes` consecutive numbers, bf16 if `half`, as fp32."""
+        if not half:
+            return self.load(address, vector(F32, lanes))
+        wide = self.builder.zext(self.load(address, vector(I16, lanes)), vector(I32, lanes))
+        return self.builder.bitcast(self.builder.shl(wide, splat(self, I32(16), lanes)), vector(F32, lanes))
+
+    def load_pair(self, address: Value, half: int) -> tuple[Value, Value]:
+        """One row of a weight block: two vectors, interleaved as low and high halves if bf16."""
+        if not half:
+            kind = vector(F32, WIDTH)
+            return self.load(address, kind), self.load(self.at(address, WIDTH, 4), kind)
+        both = self.load(address, vector(I32, WIDTH))
+        low = self.builder.shl(both, splat(self, I32(16), WIDTH))
+        high = self.builder.and_(both, splat(self, I32(0xFFFF0000), WIDTH))
+        return tuple(self.builder.bitcast(v, vector(F32, WIDTH)) for v in (low, high))  # type: ignore[return-value]
+
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
+        return self.builder.fma(a, b, c)
+
+    def variable(self, initial: Value) -> Value:
+        """A slot that LLVM turns into a register; `get` and `set` it."""
+        pointer = cgutils.alloca_once(self.builder, initial.type)
+        self.builder.store(initial, pointer)
+        return pointer
+
+    def get(self, pointer: Value) -> Value:
+        return self.builder.load(pointer)
+
+    def set(self, pointer: Value, value: Value) -> None:
+        self.builder.store(value, pointer)
+
+    @contextmanager
+    def loop(self, start: Value, stop: Value, step: int = 1) -> Iterator[Value]:
+        with cgutils.for_range_slice(self.builder, start, stop, I64(step)) as (index, _):
+            yield index
+
+    def whole(self, count: Value, step: int) -> Value:
+        """The largest multiple of `step`, a power of two, that is at most `count`."""
+        return self.builder.and_(count, I64(-step))
+
+    def exp(self, x: Value) -> Value:
+        """exp of a vector, as the module docstring says."""
+        b, lanes = self.builder, x.type.count
+
+        def constant(number: float) -> Value:
+            return splat(self, F32(number), lanes)
+
+        magic = constant(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer
+        small = b.fcmp_ordered("<", x, constant(-87.0))
+        bounded = b.select(small, constant(-87.0), x)
+        shifted = self.fma(bounded, constant(1.0 / math.log(2.0)), magic)
+        n = b.fsub(shifted, magic)
+        r = self.fma(n, constant(-0.693359375), bounded)
+        r = self.fma(n, constant(2.12194440e-4), r)
+        series = constant(1.0 / math.factorial(7))
+        for power in range(6, -1, -1):
+            series = self.fma(series, r, constant(1.0 / math.factorial(power)))
+        exponent = b.shl(b.add(b.fptosi(n, vector(I32, lanes)), splat(self, I32(127), lanes)), splat(self, I32(23), lanes))
+        result = b.fmul(series, b.bitcast(exponent, series.type))
+        return b.select(small, constant(0.0), result)
+
+
+def vector(kind: Any, lanes: int) -> Any:
+    return kind if lanes == 1 else ir.VectorType(kind, lanes)
+
+
+def splat(emitter: Emitter, value: Value, lanes: int) -> Value:
+    """All lanes equal to one number."""
+    if lanes == 1:
+        return value
+    kind = ir.VectorType(value.type, lanes)
+    if isinstance(value, ir.Constant):
+        return kind([value.constant] * lanes)
+    first = emitter.builder.insert_element(kind(ir.Undefined), value, I32(0))
+    return emitter.builder.shuffle_vector(first, kind(ir.Undefined), ir.VectorType(I32, lanes)([0] * lanes))
+
+
+def halves(emitter: Emitter, a: Value, b: Value, group: int) -> Value:
+    """Fold every `group` lanes of a, then of b, to half as many by adding upper to lower."""
+    both = range(2 * a.type.count)
+    index = ir.VectorType(I32, a.type.count)
+    lower = emitter.builder.shuffle_vector(a, b, index([i for i in both if i % group < group // 2]))
+    upper = emitter.builder.shuffle_vector(a, b, index([i for i in both if i % group >= group // 2]))
+    return emitter.builder.fadd(lower, upper)
+
+
+def lane_sums(emitter: Emitter, vectors: list[Value]) -> Value:
+    """The lane sums of `WIDTH` vectors, in order, as one vector; each by the same tree."""
+    group = WIDTH
+    while len(vectors) > 1:
+        vectors = [halves(emitter, a, b, group) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+        group //= 2
+    return vectors[0]
+
+
+def lane_sum(emitter: Emitter, value: Value) -> Value:
+    """The sum of the lanes of one vector by the tree of `lane_sums`."""
+    group = value.type.count
+    while group > 1:
+        value = halves(emitter, value, value, group)
+        group //= 2
+    return emitter.builder.extract_element(value, I32(0))
+
+
+def _alignment(kind: Any) -> int:
+    scalar = kind.element if isinstance(kind, ir.VectorType) else kind
+    return 4 if scalar == F32 else int(scalar.width) // 8
+
+
+def _pointer(kind: Any) -> Any:
+    def build(typing: Any, address: Any) -> Any:
+        def emit(emitter: Emitter, value: Value) -> Value:
+            return emitter.builder.inttoptr(value, ir.PointerType(LLVM_TYPES[kind]))
+
+        return lowered(emit, types.CPointer(kind), address)
+
+    return emitted(build)
+
+
+LLVM_TYPES = {
+    types.float32: F32,
+    types.float64: ir.DoubleType(),
+    types.int32: I32,
+    types.int64: I64,
+    types.uint8: ir.IntType(8),
+    types.uint16: I16,
+}
+f32, f64, i32, i64, u8, u16 = (_pointer(kind) for kind in LLVM_TYPES)

@@ -1,0 +1,156 @@
+"""The five operations a Llama-family decoder is made of, behind one seam.
+
+A decoder layer is five fused steps; everything between them is a tensor handed on:
+
+    qkv   = norm_project(x, input_norm, eps, qkv_weight)          RMSNorm, then one matrix product
+    o     = attend(qkv, ...)                                      rotate, write the cache, read the cache
+    x     = project_add(o, o_weight, x)                           residual + product
+    h     = gate_up(x, post_norm, eps, gate_up_weight)            silu(gate) * up
+    x     = project_add(h, down_weight, x)
+
+with RMSNorm(x) = x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019, arXiv:1910.07467), rotary positions in
+the half-rotation convention (Su et al. 2021, arXiv:2104.09864; the halves of a head are the two coordinates) and
+grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245).
+
+Two back ends implement the seam: `TorchOps` (plain PyTorch, any device and dtype, the reference) and `CpuOps` (compiled
+kernels, bf16 or fp32 weights, fp32 activations), whose rows are bit-exact whatever else is in the call.
+
+Worked example of the cache and mask: a slot holds 5 committed tokens in positions 0..4 (`length` 5) and the call brings
+M = 3 rows: the root and two sibling nodes. They are written to positions 5, 6, 7. Row 2 (the second sibling) sees
+positions 0..4, 5 and 7, so its mask row over the tail is [True, False, True]; its rotary position is 6, not 7.
+
+Legend: R rows of the call (B * M), B slots, M rows of one slot, T tail positions, S cached positions, P rotary
+positions, F input features, O output features, I inner features, H heads, D head size, Q = (H + 2 * Hkv) * D, C slots
+of the cache.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["AttentionShape", "HeadNorm", "Ops", "Packed", "Placement", "Rope", "choose_ops"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """A weight in the layout its back end reads fastest; made by `Ops.pack`, read only by the back end that made it."""
+
+    in_features: int
+    out_features: int
+    num_bytes: int
+    data: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionShape:
+    """What is the same for every call of one layer's attention. `scale` multiplies the scores (usually D ** -0.5).
+
+    `sliding_window` w hides the committed position p from a row at position i when i - p >= w.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    sliding_window: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadNorm:
+    """RMSNorm over each query and key head before rotation (Qwen3). Weights are [D] in the activation dtype."""
+
+    query_D: Tensor
+    key_D: Tensor
+    eps: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope:
+    """Rotary tables [P, D / 2] in the activation dtype (fp32 for low-precision activations), any scaling included."""
+
+    cos_PD: Tensor
+    sin_PD: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where the rows of one forward stand in the cache; the same object serves all layers.
+
+    slots_B      int64, the cache slot of each batch row; no slot twice
+    lengths_B    int64, committed positions of each slot; all of them are visible to every row of the slot
+    positions_BM int64, rotary positions, below P
+    write_BM     int64, the cache position that receives the row's key and value; padding rows share a trash position
+                 that no row can see
+    mask_BMT     bool, True where row m sees position length + t. T may exceed M: the rest of the tail was written
+                 before. None means a causal chunk: row m sees t = 0..m (T = M). With a mask, the mask alone decides
+                 about the tail; with None the sliding window applies to the tail as well.
+    limit        int known to the host, at least max(lengths) + T and at most S; positions from it on are never read
+    """
+
+    slots_B: Tensor
+    lengths_B: Tensor
+    positions_BM: Tensor
+    write_BM: Tensor
+    mask_BMT: Tensor | None
+    limit: int
+
+
+class Ops(ABC):
+    """The operations of the native decoder. Activations are contiguous 2-D tensors of `activation_dtype`."""
+
+    @property
+    @abstractmethod
+    def activation_dtype(self) -> torch.dtype:
+        """The dtype of the residual stream and of every result."""
+
+    @abstractmethod
+    def pack(self, weight_OF: Tensor, bias_O: Tensor | None = None) -> Packed:
+        """Lay out a projection once, at load time. The source tensors may be freed afterwards."""
+
+    @abstractmethod
+    def pack_gate_up(self, gate_IF: Tensor, up_IF: Tensor) -> Packed:
+        """Lay out the two halves of a gated MLP for `gate_up`; the result has 2 * I output features."""
+
+    @abstractmethod
+    def norm_project(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
+        """RMSNorm (left out where `norm_F` is None), then the projection with its bias: a new tensor [R, O]."""
+
+    @abstractmethod
+    def project_add(self, x_RF: Tensor, packed: Packed, residual_RO: Tensor) -> None:
+        """Add the projection of `x_RF` to `residual_RO` in place."""
+
+    @abstractmethod
+    def gate_up(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
+        """RMSNorm, both projections, silu(gate) * up: a new tensor [R, I]. `packed` is from `pack_gate_up`."""
+
+    @abstractmethod
+    def attend(
+        self,
+        qkv_RQ: Tensor,
+        shape: AttentionShape,
+        rope: Rope,
+        keys_CHSD: Tensor,
+        values_CHSD: Tensor,
+        placement: Placement,
+        head_norm: HeadNorm | None = None,
+    ) -> Tensor:
+        """Split, normalise and rotate the heads, write keys and values, attend: a new tensor [R, H * D].
+
+        Row r = b * M + m. Keys and values are one layer's cache, contiguous, written in place in the cache's own
+        dtype. A row that sees nothing gives zeros. Uninitialised cache memory must hold finite numbers.
+        """
+
+
+def choose_ops(device: torch.device | str, dtype: torch.dtype) -> Ops:
+    """The fastest back end for weights of `dtype` on `device`."""
+    device = torch.device(device)
+    if device.type == "cpu" and dtype in (torch.bfloat16, torch.float32):
+        from outrider.models.ops_cpu import CpuOps
+
+        return CpuOps(dtype)
+    from outrider.models.ops_torch import TorchOps
+
+    return TorchOps(dtype, device)

@@ -1,0 +1,169 @@
+"""The decoder's operations as compiled CPU kernels: weights in bf16 or fp32, activations in fp32.
+
+One row at a time a decoder reads every weight once, so it runs at memory speed; a few rows more cost little as long as
+each weight is loaded once for all of them. That is what makes verifying a draft cheap, and what these kernels are for.
+
+The bits of an output row depend on that row's input and on what it sees in the cache, never on the other rows of the
+call, on the number of threads or on how the call is tiled (`cpu_linear` and `cpu_attention` say how). A draft verified
+in one forward therefore gives exactly the logits of decoding token by token.
+
+Kernels are compiled on first use, for this processor, and kept in numba's cache. Legend in `ops.py`.
+
+>>> ops = CpuOps(torch.float32)
+>>> eye = ops.pack(torch.eye(2))
+>>> ops.norm_project(torch.tensor([[3.0, 4.0]]), None, 0.0, eye).tolist()
+[[3.0, 4.0]]
+"""
+
+import struct
+from functools import lru_cache
+from typing import final
+
+import torch
+from torch import Tensor
+
+from outrider.models.cpu_attention import MAX_HEADS, attention
+from outrider.models.cpu_linear import ADD, ASSIGN, GATED, linear
+from outrider.models.cpu_threads import launch, num_threads
+from outrider.models.cpu_vector import WIDTH
+from outrider.models.ops import AttentionShape, HeadNorm, Ops, Packed, Placement, Rope
+
+__all__ = ["CpuOps"]
+
+PANEL_BYTES = 192 * 1024  # activations that stay in the second-level cache while a chunk of weights passes
+TICKETS_PER_THREAD = 6
+
+
+@final
+class CpuOps(Ops):
+    """Weights of `dtype` (bf16 or fp32); `threads` defaults to OUTRIDER_NUM_THREADS or PyTorch's number."""
+
+    def __init__(self, dtype: torch.dtype, threads: int | None = None) -> None:
+        self._dtype = dtype
+        self._threads = num_threads() if threads is None else threads
+
+    @property
+    def activation_dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def pack(self, weight_OF: Tensor, bias_O: Tensor | None = None) -> Packed:
+        return self._pack(_whole_blocks(weight_OF.detach(), 2 * WIDTH), weight_OF.shape[0], bias_O)
+
+    def pack_gate_up(self, gate_IF: Tensor, up_IF: Tensor) -> Packed:
+        padded = torch.stack([_whole_blocks(half.detach(), WIDTH).unflatten(0, (-1, WIDTH)) for half in (gate_IF, up_IF)], 1)
+        return self._pack(padded.flatten(0, 2), 2 * gate_IF.shape[0], None)
+
+    def _pack(self, weight_OF: Tensor, out_features: int, bias_O: Tensor | None) -> Packed:
+        blocks = weight_OF.to(self._dtype).view(-1, 2, WIDTH, weight_OF.shape[1])
+        order = (0, 3, 2, 1) if self._dtype == torch.bfloat16 else (0, 3, 1, 2)
+        data = blocks.permute(order).contiguous()
+        bias = None if bias_O is None else bias_O.detach().to(torch.float32, copy=True)
+        num_bytes = data.nbytes + (0 if bias is None else bias.nbytes)
+        return Packed(
+            in_features=weight_OF.shape[1], out_features=out_features, num_bytes=num_bytes, data=data, bias=bias
+        )
+
+    def norm_project(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
+        out_RO = torch.empty(x_RF.shape[0], packed.out_features)
+        self._linear(x_RF, norm_F, eps, packed, out_RO, ASSIGN)
+        return out_RO
+
+    def project_add(self, x_RF: Tensor, packed: Packed, residual_RO: Tensor) -> None:
+        self._linear(x_RF, None, 0.0, packed, residual_RO, ADD)
+
+    def gate_up(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
+        out_RI = torch.empty(x_RF.shape[0], packed.out_features // 2)
+        self._linear(x_RF, norm_F, eps, packed, out_RI, GATED)
+        return out_RI
+
+    def _linear(
+        self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed, out_RO: Tensor, mode: int
+    ) -> None:
+        R, F = x_RF.shape
+        _check(x_RF, (R, packed.in_features), torch.float32)
+        num_blocks = packed.data.shape[0]
+        scratch = None if norm_F is None else torch.empty(R, F)
+        launch(
+            linear.address,
+            self._threads,
+            x_RF.data_ptr(),
+            0 if norm_F is None else norm_F.data_ptr(),
+            _bits(eps),
+            0 if scratch is None else scratch.data_ptr(),
+            packed.data.data_ptr(),
+            int(self._dtype == torch.bfloat16),
+            0 if packed.bias is None else packed.bias.data_ptr(),
+            F,
+            out_RO.shape[1],
+            out_RO.data_ptr(),
+            R,
+            mode,
+            num_blocks,
+            max(1, num_blocks // (self._threads * TICKETS_PER_THREAD)),
+            max(24, PANEL_BYTES // (4 * F) // 24 * 24),
+        )
+
+    def attend(
+        self,
+        qkv_RQ: Tensor,
+        shape: AttentionShape,
+        rope: Rope,
+        keys_CHSD: Tensor,
+        values_CHSD: Tensor,
+        placement: Placement,
+        head_norm: HeadNorm | None = None,
+    ) -> Tensor:
+        B, M = placement.positions_BM.shape
+        H, G, D, S = shape.num_heads, shape.num_kv_heads, shape.head_dim, keys_CHSD.shape[2]
+        mask = placement.mask_BMT
+        out_RO = torch.empty(B * M, H * D)
+        row = (placement.limit + 2 * WIDTH) // WIDTH * WIDTH
+        scratch = torch.empty(self._threads, 1 + MAX_HEADS, row)
+        launch(
+            attention.address,
+            self._threads,
+            qkv_RQ.data_ptr(),
+            out_RO.data_ptr(),
+            rope.cos_PD.data_ptr(),
+            rope.sin_PD.data_ptr(),
+            0 if head_norm is None else head_norm.query_D.data_ptr(),
+            0 if head_norm is None else head_norm.key_D.data_ptr(),
+            _bits(0.0 if head_norm is None else head_norm.eps),
+            _bits(shape.scale),
+            keys_CHSD.data_ptr(),
+            values_CHSD.data_ptr(),
+            placement.slots_B.data_ptr(),
+            placement.lengths_B.data_ptr(),
+            placement.positions_BM.data_ptr(),
+            placement.write_BM.data_ptr(),
+            0 if mask is None else mask.data_ptr(),
+            B,
+            M,
+            M if mask is None else mask.shape[2],
+            H,
+            G,
+            D,
+            S,
+            int(keys_CHSD.dtype == torch.bfloat16),
+            shape.sliding_window or 0,
+            scratch.data_ptr(),
+            row,
+            min(MAX_HEADS, H // G) if B * M * G >= 4 * self._threads else 1,
+        )
+        return out_RO
+
+
+def _whole_blocks(weight_OF: Tensor, columns: int) -> Tensor:
+    """Append zero rows up to a multiple of `columns`."""
+    missing = -weight_OF.shape[0] % columns
+    return torch.nn.functional.pad(weight_OF, (0, 0, 0, missing)) if missing else weight_OF
+
+
+@lru_cache(maxsize=64)
+def _bits(number: float) -> int:
+    """The bits of an fp64 number as int64, which is how a kernel's arguments carry it."""
+    return int(struct.unpack("<q", struct.pack("<d", number))[0])
+
+
+def _check(x: Tensor, size: tuple[int, ...], dtype: torch.dtype) -> None:
+    assert x.shape == size and x.dtype == dtype and x.is_contiguous(), f"{x.shape} {x.dtype}, not {size} {dtype}"

@@ -1,0 +1,125 @@
+"""The decoder's operations in plain PyTorch: any device, any dtype. The reference for every other back end.
+
+Norms, rotations and softmax run in fp32 (in fp64 when that is the dtype), products in the dtype of the weights. No
+operation waits for the device, and shapes depend on the placement's host-side numbers only, so that a forward can be
+captured in a CUDA graph. Legend in `ops.py`.
+
+>>> ops = TorchOps(torch.float64)
+>>> eye = ops.pack(torch.eye(2, dtype=torch.float64))
+>>> ops.norm_project(torch.tensor([[3.0, 4.0]], dtype=torch.float64), None, 0.0, eye).tolist()
+[[3.0, 4.0]]
+"""
+
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, silu
+
+from outrider.models.ops import AttentionShape, HeadNorm, Ops, Packed, Placement, Rope
+
+__all__ = ["TorchOps"]
+
+
+@final
+class TorchOps(Ops):
+    """Weights and activations of `dtype` on `device`."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+        self._dtype = dtype
+        self._device = torch.device(device)
+
+    @property
+    def activation_dtype(self) -> torch.dtype:
+        return self._dtype
+
+    def pack(self, weight_OF: Tensor, bias_O: Tensor | None = None) -> Packed:
+        data = weight_OF.detach().to(self._device, self._dtype, copy=True).contiguous()
+        bias = None if bias_O is None else bias_O.detach().to(self._device, self._dtype, copy=True)
+        num_bytes = data.nbytes + (0 if bias is None else bias.nbytes)
+        return Packed(in_features=data.shape[1], out_features=data.shape[0], num_bytes=num_bytes, data=data, bias=bias)
+
+    def pack_gate_up(self, gate_IF: Tensor, up_IF: Tensor) -> Packed:
+        return self.pack(torch.cat([gate_IF, up_IF]))
+
+    def norm_project(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
+        x_RF = x_RF if norm_F is None else _rms_norm(x_RF, norm_F, eps)
+        return linear(x_RF, packed.data, packed.bias)
+
+    def project_add(self, x_RF: Tensor, packed: Packed, residual_RO: Tensor) -> None:
+        residual_RO += linear(x_RF, packed.data, packed.bias)
+
+    def gate_up(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
+        gate_RI, up_RI = self.norm_project(x_RF, norm_F, eps, packed).chunk(2, dim=-1)
+        return silu(gate_RI) * up_RI
+
+    def attend(
+        self,
+        qkv_RQ: Tensor,
+        shape: AttentionShape,
+        rope: Rope,
+        keys_CHSD: Tensor,
+        values_CHSD: Tensor,
+        placement: Placement,
+        head_norm: HeadNorm | None = None,
+    ) -> Tensor:
+        B, M = placement.positions_BM.shape
+        H, G, D = shape.num_heads, shape.num_kv_heads, shape.head_dim
+        qkv_BMHD = qkv_RQ.view(B, M, H + 2 * G, D)
+        q_BMHD, k_BMGD, v_BMGD = qkv_BMHD[:, :, :H], qkv_BMHD[:, :, H : H + G], qkv_BMHD[:, :, H + G :]
+        if head_norm is not None:
+            q_BMHD = _rms_norm(q_BMHD, head_norm.query_D, head_norm.eps)
+            k_BMGD = _rms_norm(k_BMGD, head_norm.key_D, head_norm.eps)
+        q_BMHD = _rotate(q_BMHD, rope, placement.positions_BM)
+        k_BMGD = _rotate(k_BMGD, rope, placement.positions_BM)
+
+        rows_B1 = placement.slots_B[:, None]
+        keys_CHSD[rows_B1, :, placement.write_BM] = k_BMGD.to(keys_CHSD.dtype)
+        values_CHSD[rows_B1, :, placement.write_BM] = v_BMGD.to(values_CHSD.dtype)
+
+        keys_BGSD = keys_CHSD[placement.slots_B, :, : placement.limit].to(self._dtype)
+        values_BGSD = values_CHSD[placement.slots_B, :, : placement.limit].to(self._dtype)
+        q_BGNMD = q_BMHD.view(B, M, G, H // G, D).permute(0, 2, 3, 1, 4)
+        scores = (q_BGNMD @ keys_BGSD[:, :, None].transpose(-1, -2)) * shape.scale
+        hidden = ~_visible(placement, shape.sliding_window)[:, None, None]
+        weights = scores.to(_wide(self._dtype)).masked_fill(hidden, -torch.inf).softmax(-1)
+        weights = weights.masked_fill(hidden, 0.0).to(self._dtype)
+        out_BGNMD = weights @ values_BGSD[:, :, None]
+        return out_BGNMD.permute(0, 3, 1, 2, 4).reshape(B * M, H * D)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    wide = x.to(_wide(x.dtype))
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
+
+
+def _rotate(x_BMHD: Tensor, rope: Rope, positions_BM: Tensor) -> Tensor:
+    cos = rope.cos_PD[positions_BM][:, :, None]
+    sin = rope.sin_PD[positions_BM][:, :, None]
+    left, right = x_BMHD.to(cos.dtype).chunk(2, dim=-1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x_BMHD.dtype)
+
+
+def _visible(placement: Placement, window: int | None) -> Tensor:
+    """bool [B, M, limit]: what each row sees of the slot's cached positions."""
+    positions_BM1 = placement.positions_BM[:, :, None]
+    M = positions_BM1.shape[1]
+    device = positions_BM1.device
+    s_S = torch.arange(placement.limit, device=device)
+    m_M1 = torch.arange(M, device=device)[:, None]
+    tail_B1S = (s_S - placement.lengths_B[:, None])[:, None]
+    prefix_BMS = (tail_B1S < 0).expand(-1, M, -1)
+    if window is not None:
+        prefix_BMS = prefix_BMS & (positions_BM1 - s_S < window)
+    if placement.mask_BMT is None:
+        seen_BMS = (tail_B1S >= 0) & (tail_B1S <= m_M1)
+        if window is not None:
+            seen_BMS = seen_BMS & (m_M1 - tail_B1S < window)
+        return prefix_BMS | seen_BMS
+    T = placement.mask_BMT.shape[2]
+    seen_BMS = placement.mask_BMT.gather(2, tail_B1S.clamp(0, T - 1).expand(-1, M, -1))
+    return prefix_BMS | (seen_BMS & (tail_B1S >= 0) & (tail_B1S < T))

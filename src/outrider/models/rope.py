@@ -1,0 +1,116 @@
+"""Rotary position embeddings: the table of angles, for every frequency scaling the family uses.
+
+A head of size D is D/2 planes; at position p plane i is turned by `p * f_i`, with `f_i = theta^(-2i/D)`
+(RoFormer, Su et al. 2021, section 3.4.2). Longer contexts rescale the frequencies:
+
+    linear    f_i / s                                              (position interpolation, Chen et al. 2023)
+    llama3    f_i where the wavelength is short, f_i / s where it is long, blended between   (Llama 3.1 release)
+    yarn      the same idea with a ramp over i, and cos and sin times 0.1 ln s + 1  (Peng et al. 2023, section 3.4)
+    dynamic   plain while the text fits in `max_position_embeddings`; beyond it the frequencies would change as the
+              text grows, and a cached key would no longer mean what it did, so longer tables are refused
+
+The arithmetic is in fp32 and in the order `transformers` uses, so that tables are equal bit for bit.
+
+Example: D = 4, theta = 10 000 gives f = (1, 0.01); at p = 3 the angles are (3, 0.03, 3, 0.03).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from outrider.errors import CapacityError
+from outrider.models.spec import DecoderSpec, RopeSpec
+
+__all__ = ["RopeFrequencies", "RopeTables", "rope_frequencies", "rope_tables"]
+
+
+class RopeFrequencies(NamedTuple):
+    """Angles per position, fp32 of shape (D/2,), and the factor that cos and sin are multiplied with."""
+
+    inv_freq: Tensor
+    attention_factor: float
+
+
+class RopeTables(NamedTuple):
+    """cos and sin of every position's angles, fp32 of shape (P, D); the second half of D repeats the first."""
+
+    cos_PD: Tensor
+    sin_PD: Tensor
+
+
+def rope_tables(spec: DecoderSpec, num_positions: int, device: torch.device | str = "cpu") -> RopeTables:
+    """Tables for positions 0 .. num_positions - 1; cast them to the model's dtype, as `transformers` does.
+
+    Raises `CapacityError` for dynamic scaling beyond `max_position_embeddings`.
+    """
+    if spec.rope.type == "dynamic" and num_positions > spec.max_position_embeddings:
+        raise CapacityError(
+            f"{num_positions} positions exceed max_position_embeddings {spec.max_position_embeddings}, beyond which"
+            " dynamic rope scaling would change cached keys; ask for fewer positions"
+        )
+    frequencies = rope_frequencies(spec)
+    positions = torch.arange(num_positions, device=device).float()
+    angles = positions[:, None] * frequencies.inv_freq.to(device)
+    angles_PD = torch.cat((angles, angles), dim=-1)
+    factor = frequencies.attention_factor
+    return RopeTables(angles_PD.cos() * factor, angles_PD.sin() * factor)
+
+
+def rope_frequencies(spec: DecoderSpec) -> RopeFrequencies:
+    """The frequencies of one head after scaling."""
+    rope, dim = spec.rope, spec.head_dim
+    plain = 1.0 / (rope.theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))
+    match rope.type:
+        case "default" | "dynamic":
+            return RopeFrequencies(plain, 1.0)
+        case "linear":
+            return RopeFrequencies(plain / rope.factor, 1.0)
+        case "llama3":
+            return RopeFrequencies(_llama3(plain, rope), 1.0)
+        case "yarn":
+            return RopeFrequencies(_yarn(rope, dim), _yarn_attention_factor(rope))
+    raise AssertionError(f"is_supported lets no rope_type {rope.type!r} through")
+
+
+def _llama3(plain: Tensor, rope: RopeSpec) -> Tensor:
+    wavelengths = 2 * math.pi / plain
+    longest = rope.original_max_position_embeddings / rope.low_freq_factor
+    shortest = rope.original_max_position_embeddings / rope.high_freq_factor
+    scaled = torch.where(wavelengths > longest, plain / rope.factor, plain)
+    turns = rope.original_max_position_embeddings / wavelengths
+    smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    blended = (1 - smooth) * scaled / rope.factor + smooth * scaled
+    return torch.where((wavelengths >= shortest) & (wavelengths <= longest), blended, scaled)
+
+
+def _yarn(rope: RopeSpec, dim: int) -> Tensor:
+    periods = rope.theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim)
+    low, high = _yarn_dimension(rope.beta_fast, rope, dim), _yarn_dimension(rope.beta_slow, rope, dim)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    if low == high:
+        high += 0.001  # a ramp of no width would divide by zero
+    ramp = torch.clamp((torch.arange(dim // 2, dtype=torch.float) - low) / (high - low), 0, 1)
+    keep = 1 - ramp
+    return 1.0 / (rope.factor * periods) * (1 - keep) + 1.0 / periods * keep
+
+
+def _yarn_dimension(num_turns: float, rope: RopeSpec, dim: int) -> float:
+    """The dimension whose plane turns `num_turns` times over the original context (YaRN, equation 17)."""
+    turns = rope.original_max_position_embeddings / (num_turns * 2 * math.pi)
+    return (dim * math.log(turns)) / (2 * math.log(rope.theta))
+
+
+def _yarn_attention_factor(rope: RopeSpec) -> float:
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    if rope.mscale and rope.mscale_all_dim:
+        return _yarn_scale(rope.factor, rope.mscale) / _yarn_scale(rope.factor, rope.mscale_all_dim)
+    return _yarn_scale(rope.factor, 1.0)
+
+
+def _yarn_scale(factor: float, mscale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0

@@ -1,0 +1,265 @@
+"""What a Llama-family decoder is, read from its `config.json`.
+
+Llama 2/3, SmolLM2 (a Llama), Qwen2/2.5, Qwen3 and Mistral are one network with a few switches: which projections have
+a bias, whether queries and keys are normalised per head, which layers see only a window, and how rotary frequencies
+are scaled. `DecoderSpec` names those switches; the native decoder is written against it and never sees a raw config.
+
+`transformers` fills in what a file leaves out (its config classes carry each family's defaults, and read both the old
+`rope_theta` + `rope_scaling` and the newer `rope_parameters`); this module then either states the network exactly or
+says in one sentence why it cannot, in which case the slower Hugging Face target runs the model instead.
+
+Example: SmolLM2-135M has 30 layers, 9 query heads and 3 key/value heads of size 64, so
+`DecoderSpec.from_config_file(directory).weight_shapes()["model.layers.0.self_attn.k_proj.weight"] == (192, 576)`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from transformers import GenerationConfig, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+
+from outrider.errors import CheckpointError
+
+__all__ = ["FAMILIES", "DecoderSpec", "RopeSpec", "is_supported", "read_config"]
+
+FAMILIES: Mapping[str, type[PreTrainedConfig]] = {
+    "llama": LlamaConfig,
+    "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
+    "mistral": MistralConfig,
+}
+ROPE_TYPES = ("default", "linear", "llama3", "yarn", "dynamic")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeSpec:
+    """How rotary frequencies follow from `theta`; `rope.py` holds the formulas.
+
+    `type` is one of default, linear, llama3, yarn and dynamic. `attention_factor`, `mscale` and `mscale_all_dim` are
+    YaRN's and None where the file leaves the choice to the formula.
+    """
+
+    type: str = "default"
+    theta: float = 10_000.0
+    factor: float = 1.0
+    original_max_position_embeddings: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig) -> Self:
+        """Read a normalised config's `rope_parameters`, a flat dict with `rope_type` and `rope_theta`."""
+        rope = config.rope_parameters
+        original = rope.get("original_max_position_embeddings")
+        factor = rope.get("factor")
+        if factor is None:
+            factor = config.max_position_embeddings / original if original else 1.0
+        return cls(
+            type=rope["rope_type"],
+            theta=rope["rope_theta"],
+            factor=factor,
+            original_max_position_embeddings=original or config.max_position_embeddings,
+            low_freq_factor=rope.get("low_freq_factor", 1.0),
+            high_freq_factor=rope.get("high_freq_factor", 4.0),
+            attention_factor=rope.get("attention_factor"),
+            beta_fast=rope.get("beta_fast") or 32.0,
+            beta_slow=rope.get("beta_slow") or 1.0,
+            mscale=rope.get("mscale"),
+            mscale_all_dim=rope.get("mscale_all_dim"),
+            truncate=rope.get("truncate", True),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderSpec:
+    """A decoder of the Llama family, complete: with this and the weights its logits are determined.
+
+    `windows` has one entry per layer: None for full attention, else `w`, where a query at position `q` sees the keys
+    at positions `q - w + 1 .. q`. `eos_ids` are all ids that end a text, the generation config's first.
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    max_position_embeddings: int
+    rope: RopeSpec
+    tie_word_embeddings: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    windows: tuple[int | None, ...]
+    eos_ids: tuple[int, ...] = ()
+
+    @classmethod
+    def from_config_file(cls, path: str | Path) -> Self:
+        """Read a model directory, or its `config.json`; a `generation_config.json` beside it adds end-of-text ids.
+
+        Raises `CheckpointError` when the file is missing, is not JSON, or describes a decoder outside the family.
+        """
+        file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
+        generation = file.with_name("generation_config.json")
+        eos = _read_json(generation).get("eos_token_id") if generation.is_file() else None
+        return cls.from_config(read_config(file), GenerationConfig(eos_token_id=eos))
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig, generation: GenerationConfig | None = None) -> Self:
+        """Read a `transformers` config object; raises `CheckpointError` with the reason when unsupported."""
+        reason = is_supported(config)
+        if reason is not None:
+            raise CheckpointError(f"this model cannot run on the native decoder: {reason}; use the hf target")
+        family = config.model_type
+        bias = family in ("llama", "qwen3") and config.attention_bias
+        eos = _ids(generation.eos_token_id if generation else None) + _ids(config.eos_token_id)
+        return cls(
+            family=family,
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_layers=config.num_hidden_layers,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=_head_dim(config),
+            rms_norm_eps=config.rms_norm_eps,
+            max_position_embeddings=config.max_position_embeddings,
+            rope=RopeSpec.from_config(config),
+            tie_word_embeddings=config.tie_word_embeddings,
+            qkv_bias=bias or family == "qwen2",
+            o_bias=bias,
+            mlp_bias=family == "llama" and config.mlp_bias,
+            qk_norm=family == "qwen3",
+            windows=_windows(config),
+            eos_ids=tuple(dict.fromkeys(eos)),
+        )
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of this decoder under its Hugging Face name, with its shape; linear weights are (out, in)."""
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, self.hidden_size)}
+        for layer in range(self.num_layers):
+            shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in self._layer_shapes().items()}
+        shapes["model.norm.weight"] = (self.hidden_size,)
+        if not self.tie_word_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, self.hidden_size)
+        return shapes
+
+    def _layer_shapes(self) -> dict[str, tuple[int, ...]]:
+        width, inner = self.hidden_size, self.intermediate_size
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        linears = {
+            "self_attn.q_proj": (queries, width, self.qkv_bias),
+            "self_attn.k_proj": (keys, width, self.qkv_bias),
+            "self_attn.v_proj": (keys, width, self.qkv_bias),
+            "self_attn.o_proj": (width, queries, self.o_bias),
+            "mlp.gate_proj": (inner, width, self.mlp_bias),
+            "mlp.up_proj": (inner, width, self.mlp_bias),
+            "mlp.down_proj": (width, inner, self.mlp_bias),
+        }
+        shapes: dict[str, tuple[int, ...]] = {
+            "input_layernorm.weight": (width,),
+            "post_attention_layernorm.weight": (width,),
+        }
+        for name, (rows, columns, has_bias) in linears.items():
+            shapes[f"{name}.weight"] = (rows, columns)
+            if has_bias:
+                shapes[f"{name}.bias"] = (rows,)
+        if self.qk_norm:
+            shapes |= {"self_attn.q_norm.weight": (self.head_dim,), "self_attn.k_norm.weight": (self.head_dim,)}
+        return shapes
+
+
+def read_config(path: str | Path) -> PreTrainedConfig:
+    """A `config.json` of a supported family as a `transformers` config; no code from the directory is ever run.
+
+    Raises `CheckpointError` when the file is missing, broken, or of another family.
+    """
+    raw = _read_json(Path(path))
+    family = str(raw.get("model_type"))
+    if family not in FAMILIES:
+        raise CheckpointError(f"{path} has model_type {family!r}; the native decoder runs {', '.join(FAMILIES)}")
+    try:
+        return FAMILIES[family].from_dict(raw)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a valid {family} config: {error}") from error
+
+
+def is_supported(config: PreTrainedConfig) -> str | None:
+    """Why the native decoder cannot run this model exactly, as the middle of a sentence; None when it can."""
+    if config.model_type not in FAMILIES:
+        return f"model_type {config.model_type!r} is not one of {', '.join(FAMILIES)}"
+    if config.hidden_act not in ("silu", "swish"):
+        return f"hidden_act is {config.hidden_act!r}, not 'silu'"
+    if getattr(config, "quantization_config", None) is not None:
+        return "its weights are quantized (quantization_config)"
+    return _heads_reason(config) or _rope_reason(config) or _layers_reason(config)
+
+
+def _heads_reason(config: PreTrainedConfig) -> str | None:
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    if kv_heads < 1 or heads % kv_heads:
+        return f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+    if _head_dim(config) % 2:
+        return f"head_dim {_head_dim(config)} is odd"
+    return None
+
+
+def _rope_reason(config: PreTrainedConfig) -> str | None:
+    rope = config.rope_parameters or {}
+    if rope.get("rope_type") not in ROPE_TYPES:
+        return f"rope_type {rope.get('rope_type')!r} is not one of {', '.join(ROPE_TYPES)}"
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        return f"partial_rotary_factor is {rope['partial_rotary_factor']}, not 1"
+    return None
+
+
+def _layers_reason(config: PreTrainedConfig) -> str | None:
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if config.model_type == "mistral" and kinds:
+        return "a mistral config with layer_types mixes attention kinds"
+    unknown = sorted(kinds - {"full_attention", "sliding_attention"})
+    return f"layer_types holds {unknown[0]!r}" if unknown and config.model_type != "llama" else None
+
+
+def _windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
+    if config.model_type == "llama":
+        return (None,) * int(config.num_hidden_layers)
+    window: int | None = config.sliding_window
+    if config.model_type == "mistral":
+        return (window,) * int(config.num_hidden_layers)
+    return tuple(window if kind == "sliding_attention" else None for kind in config.layer_types)
+
+
+def _head_dim(config: PreTrainedConfig) -> int:
+    # Qwen2's config class declares no head_dim, yet its model obeys one that the file holds.
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _ids(value: int | list[int] | None) -> list[int]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, int) else list(value)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist; a model directory must hold a config.json") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}); download it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a JSON object; download it again")
+    return content

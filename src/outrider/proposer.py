@@ -1,0 +1,149 @@
+"""The seam behind which every method lives.
+
+A `Proposer` is weights and settings and does not change. `Proposer.open` starts a `Session`: the state of the running
+batch. The engine calls a session in this order:
+
+    admit(slot, ...)      a request took the slot; its prompt has been read by the target
+    propose(slots, ...)   guess: a tree of nodes under each slot's root
+    observe(commits, ...) the verdict: what was committed, and the target's features for it
+    release(slot)         the request ended
+
+A proposal may be wrong; it can never make the output wrong. A session must not assume that a proposal was verified: the
+engine may cut it, end the request, or reset the session. Whatever it knows about a slot it learnt from `admit` and
+`observe`.
+
+To add a method, write one file with a final `Proposer` and a final `Session`, name it in `outrider.proposers.REGISTRY` or
+in the entry-point group `outrider.proposers` of your package, and run `outrider.testing.check_contract` on it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from outrider.draft import Draft
+from outrider.noise import Stream
+from outrider.sampling import Sampling
+from outrider.target import Target
+
+__all__ = ["Commit", "Proposer", "Room", "Session", "SessionPlan"]
+
+
+class Room(NamedTuple):
+    """How much one slot may draft in this step: at most `num_nodes` nodes, none deeper than `max_depth`."""
+
+    num_nodes: int
+    max_depth: int
+
+
+class Commit(NamedTuple):
+    """What a step decided for one slot.
+
+    slot      the slot
+    rows      the rows that were committed: 0 (the root), then the accepted path
+    tokens    the accepted tokens and, last, the bonus, which is the next root
+    index     the slot's place in the batch of this step: features_BMF[index]
+    """
+
+    slot: int
+    rows: list[int]
+    tokens: list[int]
+    index: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionPlan:
+    """What a session is opened for.
+
+    max_slots      slots of the batch
+    max_positions  the longest text in tokens
+    noise          the stream a sampling drafter must draw from: the target's own under the coupled rule (equal noise
+                   makes agreement likelier), an independent one under the ratio tests (which need it)
+    """
+
+    max_slots: int
+    max_positions: int
+    noise: Stream
+    device: torch.device
+
+
+class Session(ABC):
+    """The state of one running batch, by slot."""
+
+    @abstractmethod
+    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+        """A request took `slot`.
+
+        Args:
+            tokens: the prompt; its last token is the first root.
+            features_TF: the target's tapped states for all prompt tokens but the last, or None without taps.
+        """
+
+    @abstractmethod
+    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
+        """One draft with `len(slots)` entries, in that order, each within its room. It may be empty."""
+
+    @abstractmethod
+    def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
+        """What became of the last proposal, for the slots whose request goes on or has just ended."""
+
+    @abstractmethod
+    def release(self, slot: int) -> None:
+        """The request in `slot` ended."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget what was learnt from finished requests. No slot is in use."""
+
+    @property
+    @abstractmethod
+    def num_bytes(self) -> int:
+        """Memory that this session holds."""
+
+
+class Proposer(ABC):
+    """One method with its weights and settings."""
+
+    Config: ClassVar[type[Any]]
+    """A frozen, keyword-only dataclass: the settings a user may give by name."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, target: Target, config: Any) -> Self:
+        """Build the proposer for a target from its settings.
+
+        Raises:
+            CheckpointError, ConfigError: if it does not fit the target.
+        """
+
+    @classmethod
+    @abstractmethod
+    def example(cls, target: Target, seed: int) -> Self:
+        """A small instance with settings or weights drawn from `seed`, for the contract tests."""
+
+    @property
+    @abstractmethod
+    def max_nodes(self) -> int:
+        """The most nodes per slot that this proposer drafts."""
+
+    @property
+    @abstractmethod
+    def taps(self) -> tuple[int, ...]:
+        """The target's hidden states it needs; see `outrider.target`."""
+
+    @property
+    @abstractmethod
+    def learns(self) -> bool:
+        """Whether what it saw in earlier requests changes its later drafts (never the text)."""
+
+    @property
+    @abstractmethod
+    def num_bytes(self) -> int:
+        """Memory of its weights."""
+
+    @abstractmethod
+    def open(self, plan: SessionPlan) -> Session:
+        """Start with an empty batch."""

@@ -1,0 +1,35 @@
+"""Compilation of the lookup kernels: `numba.njit`, lazily and cached on disk, behind one typed decorator.
+
+A function decorated with `compiled` is compiled at its first call, not at import, and the machine code is kept beside
+the source file (or in `NUMBA_CACHE_DIR`), so that only the very first process pays the seconds. Numba checks the file
+of the called function only: whoever edits a kernel that another file's kernel calls deletes the cache once.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Int32Array", "as_tokens", "compiled", "grown"]
+
+Int32Array = NDArray[np.int32]
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def compiled(function: Function) -> Function:
+    """The machine-code version of `function`; same signature, arrays and numbers only."""
+    return cast(Function, numba.njit(cache=True, nogil=True)(function))
+
+
+def as_tokens(tokens: Sequence[int] | Int32Array) -> Int32Array:
+    """`tokens` as a contiguous int32 array; one that already is one comes back as it is."""
+    return np.ascontiguousarray(tokens, dtype=np.int32)
+
+
+def grown(array: Int32Array, rows: int) -> Int32Array:
+    """A copy of `array` with `rows` rows in place of fewer; the new rows are not initialised."""
+    larger = np.empty((rows, *array.shape[1:]), np.int32)
+    larger[: len(array)] = array
+    return larger

@@ -1,0 +1,118 @@
+"""From logits to the distribution that a request asked for.
+
+The transforms run in the order of Hugging Face's `generate`: temperature, top-k, top-p, min-p. Temperature 0 is greedy
+decoding: the distribution is one-hot at the largest logit, ties going to the lowest token id.
+
+    top-k   keep the k largest logits (ties with the k-th are kept)
+    top-p   keep the smallest set of most probable tokens whose probabilities sum to at least p: the token that crosses
+            the threshold stays (Holtzman et al., arXiv 1904.09751)
+    min-p   keep tokens with at least `min_p` times the largest probability (Nguyen et al., arXiv 2407.01082)
+
+Everything downstream sees the transformed distribution only: verification, and the proposers that sample.
+
+Shapes: R rows, V vocabulary. Work is done in the logits' own precision, at least float32.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from outrider.errors import ConfigError
+from outrider.noise import Stream, pick, position_keys
+
+__all__ = ["Sampling", "choose", "distribution", "transform"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How one request samples.
+
+    temperature   0 is greedy; otherwise at least 0.01
+    top_k         0 keeps all
+    top_p         in (0, 1]; 1 keeps all
+    min_p         in [0, 1); 0 keeps all
+    seed          all randomness of the request is a function of this number and of positions in its text
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.temperature == 0 or 0.01 <= self.temperature <= 100):
+            raise ConfigError(f"temperature={self.temperature} must be 0 (greedy) or between 0.01 and 100")
+        if self.top_k < 0:
+            raise ConfigError(f"top_k={self.top_k} must be 0 (keep all) or positive")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p={self.top_p} must be above 0 and at most 1 (keep all)")
+        if not 0 <= self.min_p < 1:
+            raise ConfigError(f"min_p={self.min_p} must be at least 0 (keep all) and below 1")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ConfigError(f"seed={self.seed} must fit in 64 bits")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    @property
+    def filters(self) -> bool:
+        """Whether some tokens are cut off."""
+        return not self.greedy and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+
+
+def transform(logits_RV: Tensor, sampling: Sampling) -> Tensor:
+    """Logits whose softmax is the distribution: scaled, with -inf for tokens that are cut off. [R, V], a new tensor."""
+    logits_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
+    if sampling.greedy:
+        best_R1 = logits_RV.argmax(-1, keepdim=True)
+        return torch.full_like(logits_RV, -torch.inf).scatter_(-1, best_R1, 0.0)
+    logits_RV = logits_RV / sampling.temperature
+    if 0 < sampling.top_k < logits_RV.shape[-1]:
+        kth_R1 = logits_RV.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits_RV = logits_RV.masked_fill(logits_RV < kth_R1, -torch.inf)
+    if sampling.top_p < 1:
+        logits_RV = _keep_top_p(logits_RV, sampling.top_p)
+    if sampling.min_p > 0:
+        probs_RV = logits_RV.softmax(-1)
+        floor_R1 = sampling.min_p * probs_RV.amax(-1, keepdim=True)
+        logits_RV = logits_RV.masked_fill(probs_RV < floor_R1, -torch.inf)
+    return logits_RV
+
+
+def _keep_top_p(logits_RV: Tensor, top_p: float) -> Tensor:
+    sorted_RV, order_RV = logits_RV.sort(dim=-1, descending=True, stable=True)
+    probs_RV = sorted_RV.softmax(-1)
+    mass_before_RV = probs_RV.cumsum(-1) - probs_RV
+    cut_RV = mass_before_RV >= top_p
+    cut_RV[:, 0] = False
+    return logits_RV.masked_fill(torch.zeros_like(cut_RV).scatter_(-1, order_RV, cut_RV), -torch.inf)
+
+
+def distribution(logits_RV: Tensor, sampling: Sampling) -> Tensor:
+    """Probabilities [R, V] of the transformed logits."""
+    return transform(logits_RV, sampling).softmax(-1)
+
+
+def choose(
+    logits_RV: Tensor, positions_R: Tensor, samplings: list[Sampling], stream: Stream = Stream.TARGET
+) -> Tensor:
+    """One token of each row's distribution, int64 [R]: `argmax(log p + gumbel(seed, position))`.
+
+    Args:
+        logits_RV: raw logits.
+        positions_R: int64, where in its text the chosen token will stand; rows of one request with the same position
+            share their noise.
+        samplings: the settings of each row's request.
+    """
+    tokens_R = logits_RV.argmax(-1)
+    for sampling in dict.fromkeys(samplings):
+        if sampling.greedy:
+            continue
+        rows = [row for row, other in enumerate(samplings) if other == sampling]
+        rows_R = torch.tensor(rows, device=logits_RV.device)
+        keys_R2 = position_keys(torch.full_like(rows_R, sampling.seed), positions_R[rows_R], stream)
+        tokens_R[rows_R] = pick(transform(logits_RV[rows_R], sampling), keys_R2)
+    return tokens_R

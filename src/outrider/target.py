@@ -1,0 +1,100 @@
+"""The target: the model whose text is wanted. A proposer may change when its tokens come, never which.
+
+`Target` is weights and a tokenizer and does not change. `Target.open` plans and allocates a `TargetSession`: the cache of
+a running batch and the two ways to advance it,
+
+    prefill   reads a prompt, all tokens but the last, in chunks and for many slots at once; no logits are computed
+    forward   reads the root and the draft of every slot in one pass and gives logits at every row
+
+so that after prefill each step is exactly one `forward`. The last prompt token is simply the first root.
+
+A *tap* asks for a hidden state: tap k is Hugging Face's `hidden_states[k]`, the residual stream before layer k, and tap
+`num_layers` is the state after the final norm, which the output head reads.
+
+Shapes: B slots of the call, M rows, V vocabulary, F = taps * hidden_size, T prompt tokens.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from outrider.cache import CachePlan, KVCache
+from outrider.draft import Draft
+
+__all__ = ["Forward", "Target", "TargetSession", "TargetSpec"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSpec:
+    """What the engine and the proposers need to know about a target.
+
+    name            as the user gave it
+    directory       where its files lie; None for a model made in memory
+    max_positions   the longest text, prompt included, in tokens
+    eos_ids         tokens that end a text
+    dtype           of the weights
+    exact_rows      a row's bits do not depend on how many rows or slots are in the call
+    """
+
+    name: str
+    directory: str | None
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    max_positions: int
+    eos_ids: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    weight_bytes: int
+    exact_rows: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """What one target forward gives: raw logits at every row and, if taps were asked for, features."""
+
+    logits_BMV: Tensor
+    features_BMF: Tensor | None
+
+
+class TargetSession(ABC):
+    """The cache of a running batch and the passes that fill it."""
+
+    @property
+    @abstractmethod
+    def cache(self) -> KVCache:
+        """Keys and values of every slot."""
+
+    @abstractmethod
+    def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[Tensor | None]:
+        """Read `prompts[b]` (without the root) into the empty slot `slots[b]`; features [T, F] of each, if tapped."""
+
+    @abstractmethod
+    def forward(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Forward:
+        """Read the root and the draft of each slot. Nothing is committed."""
+
+
+class Target(ABC):
+    """Weights and tokenizer of one model."""
+
+    @property
+    @abstractmethod
+    def spec(self) -> TargetSpec:
+        """What is fixed about the model."""
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Any:
+        """The Hugging Face tokenizer, or None for a model that only knows token ids."""
+
+    @abstractmethod
+    def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
+        """The cache that `open` would allocate."""
+
+    @abstractmethod
+    def open(self, plan: CachePlan, taps: tuple[int, ...] = ()) -> TargetSession:
+        """Allocate the cache for a running batch."""

@@ -1,0 +1,77 @@
+"""Finding a target by name, and choosing how to run it.
+
+A Llama-family model runs on the native decoder; any other Hugging Face causal language model runs through `targets.hf`,
+slower, behind the same interface.
+"""
+
+from typing import Any, Literal
+
+import torch
+from transformers import AutoTokenizer
+
+from outrider.errors import CheckpointError, ConfigError, nearest
+from outrider.models.locate import locate
+from outrider.target import Target
+
+__all__ = ["DTYPES", "load_target", "load_tokenizer"]
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+
+
+def load_target(
+    name: str,
+    *,
+    dtype: str = "bfloat16",
+    device: str | None = None,
+    backend: Literal["auto", "native", "hf"] = "auto",
+    trust_remote_code: bool = False,
+) -> Target:
+    """Load a target: a directory, a GGUF file, a hub id, or `smollm2-135m`.
+
+    Args:
+        dtype: of the weights.
+        device: "cpu", "cuda", ...; by default the GPU if there is one.
+        backend: "native" for the fast decoder, "hf" for `transformers`; "auto" takes native where it fits.
+        trust_remote_code: run model code that comes with the checkpoint; only for "hf".
+
+    Raises:
+        CheckpointError: if it cannot be found or read.
+        ConfigError: for an unknown dtype or back end.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype '{dtype}'{nearest(dtype, DTYPES)}")
+    if backend not in ("auto", "native", "hf"):
+        raise ConfigError(f"unknown backend '{backend}'{nearest(backend, ('auto', 'native', 'hf'))}")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    directory = locate(name)
+    tokenizer = load_tokenizer(directory)
+    if backend == "native" or (backend == "auto" and _is_native(directory)):
+        from outrider.targets.native import NativeTarget
+
+        return NativeTarget.from_directory(directory, name, DTYPES[dtype], device, tokenizer)
+    from outrider.targets.hf import HFTarget
+
+    return HFTarget.from_directory(directory, name, DTYPES[dtype], device, tokenizer, trust_remote_code)
+
+
+def load_tokenizer(directory: Any) -> Any:
+    """The tokenizer of a model directory, or None where the directory has none.
+
+    Raises:
+        CheckpointError: if its files cannot be read.
+    """
+    if not any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"the tokenizer in {directory} cannot be read ({error}); download it again") from error
+
+
+def _is_native(directory: Any) -> bool:
+    from outrider.models.spec import DecoderSpec
+
+    try:
+        return not DecoderSpec.from_config_file(directory).mlp_bias
+    except CheckpointError:
+        return False

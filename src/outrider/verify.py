@@ -1,0 +1,232 @@
+"""The acceptance rules: which drafted nodes the target would have written itself.
+
+p is the target's distribution after a row, with temperature and filters applied; q is the draft's. All three rules emit
+text with exactly the law of plain decoding. They differ in what they need and in how often they accept.
+
+**coupled** (the default). The target's token after a row is fixed by its distribution and by noise that depends on
+(seed, position) only: y = argmax(log p + gumbel). Walk from the root while y is a child of the current row. The text does
+not depend on the draft at all, so every proposer gives the same text for a seed (Daliri et al., arXiv 2408.07978).
+Greedy decoding is the case T = 0. For deterministic drafts it accepts a node set C with probability p(C), which no
+lossless rule can exceed.
+
+**rejection**. Children are tried in the order they were drawn. Child x is accepted with probability min(1, p(x)/q(x));
+after a rejection p <- normalise(max(p - q, 0)) and q <- q without x, renormalised. When no child is left, the bonus is
+drawn from what remains of p. On a chain this is speculative sampling (Leviathan et al., arXiv 2211.17192; Chen et al.,
+arXiv 2302.01318), on trees drawn without replacement it is recursive rejection sampling (arXiv 2402.14160). A
+deterministic draft is the case of one-hot q.
+
+**block**. Chains only: the whole draft is judged at once (Sun et al., arXiv 2403.10444). With
+r_i = min(1, r_{i-1} p(x_i)/q(x_i)) and S_i = sum_v max(r_i p_{i+1}(v) - q_{i+1}(v), 0), the accepted length is the
+largest i with u_i <= h_i, where h_i = S_i / (S_i + 1 - r_i) and h_K = r_K. Never worse in expected length.
+
+Worked example: p = (0.5, 0.5), draft x = 0 with q = (0.8, 0.2). `rejection` accepts with probability 0.625 and then the
+token is 0; otherwise the residual (0, 0.3) says 1. In total P(0) = 0.8 * 0.625 = 0.5, as it must be.
+
+The rules ask a `Chance` for every random decision. In production it answers from counter-based noise; in the proof of
+the tests it takes both branches with their exact probabilities, so the very code that runs is what is enumerated.
+
+Shapes: B slots, N nodes, M = N + 1 rows, V vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from outrider.draft import Draft, Tree
+from outrider.errors import ConfigError, nearest
+from outrider.noise import Stream, pick, position_keys, uniform
+from outrider.sampling import Sampling, choose, distribution
+
+__all__ = ["VERIFIERS", "Accepted", "Chance", "NoiseChance", "Verification", "block", "coupled", "rejection", "verifier"]
+
+
+class Accepted(NamedTuple):
+    """The verdict on one slot: rows of the accepted path (root excluded), their tokens, and the token after them."""
+
+    path: list[int]
+    tokens: list[int]
+    bonus: int
+
+
+class Chance(ABC):
+    """Random decisions about one slot."""
+
+    @abstractmethod
+    def accept(self, probability: float, position: int, draw: int) -> bool:
+        """True with the given probability; `draw` counts the decisions about one position."""
+
+    @abstractmethod
+    def pick(self, probs_V: Tensor, position: int) -> int:
+        """A token with probability proportional to `probs_V`."""
+
+
+@final
+class NoiseChance(Chance):
+    """Decisions from the request's counter-based noise, independent of the noise that drafters use."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = torch.tensor([seed])
+
+    def _keys(self, position: int, stream: Stream, draw: int = 0) -> Tensor:
+        return position_keys(self.seed, torch.tensor([position]), stream, draw)
+
+    def accept(self, probability: float, position: int, draw: int) -> bool:
+        return uniform(self._keys(position, Stream.ACCEPT, draw)).item() < probability
+
+    def pick(self, probs_V: Tensor, position: int) -> int:
+        return int(pick(probs_V.cpu().log()[None], self._keys(position, Stream.RESIDUAL)).item())
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What the rules are given about a batch.
+
+    logits_BMV   raw target logits of every row
+    lengths      committed tokens of each slot in the cache, which is the root's position
+    samplings    of each slot's request
+    """
+
+    logits_BMV: Tensor
+    lengths: list[int]
+    samplings: list[Sampling]
+
+
+def coupled(draft: Draft, given: Verification) -> list[Accepted]:
+    """Descend while the target's own token is a child. One argmax over all rows, one copy to the host."""
+    slots, rows, vocab = given.logits_BMV.shape
+    row_samplings = [sampling for sampling in given.samplings for _ in range(rows)]
+    positions_R = _next_positions_R(draft, given)
+    choices_R = choose(given.logits_BMV.reshape(-1, vocab), positions_R, row_samplings)
+    choices = choices_R.reshape(slots, rows).tolist()
+    return [_walk(tree, wanted) for tree, wanted in zip(draft.trees, choices, strict=True)]
+
+
+def _next_positions_R(draft: Draft, given: Verification) -> Tensor:
+    depths = [[0, *tree.depths()] + [0] * (draft.num_rows - 1 - len(tree.tokens)) for tree in draft.trees]
+    positions = [length + 1 + depth for length, row in zip(given.lengths, depths, strict=True) for depth in row]
+    return torch.tensor(positions, device=given.logits_BMV.device)
+
+
+def _walk(tree: Tree, wanted: list[int]) -> Accepted:
+    by_token = {(parent + 1, token): node + 1 for node, (token, parent) in enumerate(zip(*tree, strict=True))}
+    path: list[int] = []
+    row = 0
+    while (row, wanted[row]) in by_token:
+        row = by_token[row, wanted[row]]
+        path.append(row)
+    return Accepted(path, [tree.tokens[row - 1] for row in path], wanted[row])
+
+
+def rejection(draft: Draft, given: Verification) -> list[Accepted]:
+    """The ratio test, down the tree of each slot."""
+    return [
+        reject_tree(tree, *_distributions(draft, given, slot), given.lengths[slot] + 1, _chance(given, slot))
+        for slot, tree in enumerate(draft.trees)
+    ]
+
+
+def block(draft: Draft, given: Verification) -> list[Accepted]:
+    """The block rule, on the chain of each slot."""
+    if not draft.is_chain:
+        raise ConfigError("verification 'block' needs chain drafts; use 'rejection' or 'coupled' for trees")
+    return [
+        judge_block(tree.tokens, *_distributions(draft, given, slot), given.lengths[slot] + 1, _chance(given, slot))
+        for slot, tree in enumerate(draft.trees)
+    ]
+
+
+def _distributions(draft: Draft, given: Verification, slot: int) -> tuple[Tensor, Tensor | None]:
+    p_MV = distribution(given.logits_BMV[slot], given.samplings[slot])
+    return p_MV, None if draft.probs_BMV is None else draft.probs_BMV[slot].to(p_MV.dtype)
+
+
+def _chance(given: Verification, slot: int) -> Chance:
+    return NoiseChance(given.samplings[slot].seed)
+
+
+def reject_tree(tree: Tree, p_MV: Tensor, q_MV: Tensor | None, position: int, chance: Chance) -> Accepted:
+    """Recursive rejection sampling on one tree.
+
+    Args:
+        p_MV: the target's distribution after every row.
+        q_MV: the distribution each row's children were drawn from, without replacement; None for deterministic drafts.
+        position: of the first token to be decided.
+    """
+    children = tree.children()
+    path: list[int] = []
+    while True:
+        row = path[-1] if path else 0
+        p_V = p_MV[row]
+        q_V = None if q_MV is None else q_MV[row]
+        for draw, child in enumerate(children[row]):
+            token = tree.tokens[child - 1]
+            p, q = float(p_V[token]), 1.0 if q_V is None else float(q_V[token])
+            if q > 0 and chance.accept(min(1.0, p / q), position + len(path), draw):
+                path.append(child)
+                break
+            if q > 0:
+                p_V = _residual(p_V, _one_hot(p_V, token) if q_V is None else q_V)
+            q_V = None if q_V is None else _without(q_V, token)
+        else:
+            return Accepted(path, [tree.tokens[row - 1] for row in path], chance.pick(p_V, position + len(path)))
+
+
+def judge_block(tokens: list[int], p_MV: Tensor, q_MV: Tensor | None, position: int, chance: Chance) -> Accepted:
+    """Block verification of one chain; arguments as in `reject_tree`."""
+    length = len(tokens)
+    if q_MV is None:
+        q_MV = torch.zeros_like(p_MV)
+        for row, token in enumerate(tokens):
+            q_MV[row, token] = 1.0
+    ratio, num_accepted = 1.0, 0
+    residual_V = p_MV[0] if length == 0 else _residual(p_MV[0], q_MV[0])
+    for i, token in enumerate(tokens, start=1):
+        q = float(q_MV[i - 1, token])
+        ratio = min(1.0, ratio * float(p_MV[i - 1, token]) / q) if q > 0 else 0.0
+        excess_V = p_MV[i] * ratio if i == length else (p_MV[i] * ratio - q_MV[i]).clamp_(min=0)
+        excess = float(excess_V.sum())
+        keep = ratio if i == length else excess / (excess + 1 - ratio) if excess + 1 - ratio > 0 else 1.0
+        if ratio > 0 and chance.accept(keep, position + i - 1, 0):
+            num_accepted = i
+            residual_V = excess_V / excess if excess > 0 else p_MV[i]
+    path = list(range(1, num_accepted + 1))
+    return Accepted(path, tokens[:num_accepted], chance.pick(residual_V, position + num_accepted))
+
+
+def _residual(p_V: Tensor, q_V: Tensor) -> Tensor:
+    """normalise(max(p - q, 0)); p itself where rounding leaves nothing (then p == q and the rejection was an artefact)."""
+    rest_V = (p_V - q_V).clamp_(min=0)
+    mass = rest_V.sum()
+    return rest_V / mass if mass > 0 else p_V
+
+
+def _without(q_V: Tensor, token: int) -> Tensor:
+    rest_V = q_V.clone()
+    rest_V[token] = 0
+    mass = rest_V.sum()
+    return rest_V / mass if mass > 0 else rest_V
+
+
+def _one_hot(p_V: Tensor, token: int) -> Tensor:
+    q_V = torch.zeros_like(p_V)
+    q_V[token] = 1
+    return q_V
+
+
+Verifier = Callable[[Draft, Verification], list[Accepted]]
+VERIFIERS: dict[str, Verifier] = {"coupled": coupled, "rejection": rejection, "block": block}
+
+
+def verifier(name: str) -> Verifier:
+    """The rule of that name.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if name not in VERIFIERS:
+        raise ConfigError(f"unknown verification '{name}'{nearest(name, VERIFIERS)}")
+    return VERIFIERS[name]

@@ -1,0 +1,86 @@
+"""Rotary tables equal those of `transformers` bit for bit, over random parameters of every scaling."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from outrider.errors import CapacityError
+from outrider.models.rope import rope_frequencies, rope_tables
+from outrider.models.spec import DecoderSpec
+
+FACTORS = st.sampled_from([1.0, 1.5, 4.0, 8.0, 32.0])
+OPTIONAL_SCALE = st.none() | st.floats(0.5, 2.0)
+SCALINGS = st.one_of(
+    st.just({"rope_type": "default"}),
+    st.fixed_dictionaries({"rope_type": st.just("linear"), "factor": FACTORS}),
+    st.fixed_dictionaries({"rope_type": st.just("dynamic"), "factor": FACTORS}),
+    st.fixed_dictionaries(
+        {
+            "rope_type": st.just("llama3"),
+            "factor": FACTORS,
+            "low_freq_factor": st.floats(0.5, 1.5),
+            "high_freq_factor": st.floats(2.0, 6.0),
+            "original_max_position_embeddings": st.sampled_from([64, 2048]),
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "rope_type": st.just("yarn"),
+            "factor": FACTORS,
+            "original_max_position_embeddings": st.sampled_from([64, 2048]),
+            "attention_factor": OPTIONAL_SCALE,
+            "beta_fast": st.none() | st.floats(8.0, 64.0),
+            "beta_slow": st.none() | st.floats(0.5, 4.0),
+            "mscale": OPTIONAL_SCALE,
+            "mscale_all_dim": OPTIONAL_SCALE,
+            "truncate": st.booleans(),
+        }
+    ),
+)
+
+
+def config_with(rope: dict, theta: float = 10_000.0, head_dim: int = 16) -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=2 * head_dim,
+        num_attention_heads=2,
+        head_dim=head_dim,
+        max_position_embeddings=4096,
+        rope_parameters={"rope_theta": theta, **rope},
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    rope=SCALINGS, theta=st.sampled_from([100.0, 10_000.0, 500_000.0, 1e6]), head_dim=st.sampled_from([4, 16, 64, 128])
+)
+def test_tables_equal_transformers(rope: dict, theta: float, head_dim: int) -> None:
+    config = config_with(rope, theta, head_dim)
+    cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.arange(40)[None])
+    tables = rope_tables(DecoderSpec.from_config(config), 40)
+    assert torch.equal(tables.cos_PD, cos[0])
+    assert torch.equal(tables.sin_PD, sin[0])
+
+
+def test_worked_example() -> None:
+    tables = rope_tables(DecoderSpec.from_config(config_with({"rope_type": "default"}, head_dim=4)), 4)
+    torch.testing.assert_close(tables.cos_PD[3], torch.tensor([3, 0.03, 3, 0.03]).cos())
+    torch.testing.assert_close(tables.sin_PD[3], torch.tensor([3, 0.03, 3, 0.03]).sin())
+
+
+def test_llama3_keeps_short_wavelengths_and_divides_long_ones() -> None:
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = config_with({**rope, "original_max_position_embeddings": 64})
+    plain = rope_frequencies(DecoderSpec.from_config(config_with({"rope_type": "default"}))).inv_freq
+    scaled = rope_frequencies(DecoderSpec.from_config(config)).inv_freq
+    assert scaled[0] == plain[0]
+    assert scaled[-1] == plain[-1] / 8
+
+
+def test_dynamic_is_refused_where_frequencies_would_change() -> None:
+    spec = DecoderSpec.from_config(config_with({"rope_type": "dynamic", "factor": 2.0}))
+    assert rope_tables(spec, 4096).cos_PD.shape == (4096, 16)
+    with pytest.raises(CapacityError, match="4097 positions exceed max_position_embeddings 4096"):
+        rope_tables(spec, 4097)
