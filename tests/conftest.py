@@ -3,8 +3,15 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from outrider.models.locate import locate
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tiny tensors gain nothing from a thread pool, and a spinning pool slows everything beside it."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ Shapes: B slots, N nodes, M = N + 1 rows, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
@@ -41,7 +41,7 @@ from outrider.errors import ConfigError, nearest
 from outrider.noise import Stream, pick, position_keys, uniform
 from outrider.sampling import Sampling, choose, distribution
 
-__all__ = ["VERIFIERS", "Accepted", "Chance", "NoiseChance", "Verification", "block", "coupled", "rejection", "verifier"]
+__all__ = ["VERIFIERS", "Accepted", "Chance", "NoiseChance", "Verification", "block", "coupled", "rejection", "verifier", "walk"]
 
 
 class Accepted(NamedTuple):
@@ -57,11 +57,11 @@ class Chance(ABC):
 
     @abstractmethod
     def accept(self, probability: float, position: int, draw: int) -> bool:
-        """True with the given probability; `draw` counts the decisions about one position."""
+        """True with the given probability; no two decisions of one text share (position, draw)."""
 
     @abstractmethod
     def pick(self, probs_V: Tensor, position: int) -> int:
-        """A token with probability proportional to `probs_V`."""
+        """A token with probability proportional to `probs_V`; once for each position of a text."""
 
 
 @final
@@ -102,7 +102,7 @@ def coupled(draft: Draft, given: Verification) -> list[Accepted]:
     positions_R = _next_positions_R(draft, given)
     choices_R = choose(given.logits_BMV.reshape(-1, vocab), positions_R, row_samplings)
     choices = choices_R.reshape(slots, rows).tolist()
-    return [_walk(tree, wanted) for tree, wanted in zip(draft.trees, choices, strict=True)]
+    return [walk(tree, wanted) for tree, wanted in zip(draft.trees, choices, strict=True)]
 
 
 def _next_positions_R(draft: Draft, given: Verification) -> Tensor:
@@ -111,7 +111,8 @@ def _next_positions_R(draft: Draft, given: Verification) -> Tensor:
     return torch.tensor(positions, device=given.logits_BMV.device)
 
 
-def _walk(tree: Tree, wanted: list[int]) -> Accepted:
+def walk(tree: Tree, wanted: Sequence[int]) -> Accepted:
+    """Descend while `wanted[row]`, the target's own token after that row, is a child of it."""
     by_token = {(parent + 1, token): node + 1 for node, (token, parent) in enumerate(zip(*tree, strict=True))}
     path: list[int] = []
     row = 0
@@ -190,7 +191,8 @@ def judge_block(tokens: list[int], p_MV: Tensor, q_MV: Tensor | None, position: 
         excess_V = p_MV[i] * ratio if i == length else (p_MV[i] * ratio - q_MV[i]).clamp_(min=0)
         excess = float(excess_V.sum())
         keep = ratio if i == length else excess / (excess + 1 - ratio) if excess + 1 - ratio > 0 else 1.0
-        if ratio > 0 and chance.accept(keep, position + i - 1, 0):
+        # keyed by the step's first position: a later step decides about position + i - 1 anew, with a fresh number
+        if ratio > 0 and chance.accept(keep, position, i - 1):
             num_accepted = i
             residual_V = excess_V / excess if excess > 0 else p_MV[i]
     path = list(range(1, num_accepted + 1))

@@ -42,7 +42,7 @@ ASSIGN, ADD, GATED = 0, 1, 2  # what becomes of a product
 NORM_ROWS = 8  # rows per ticket of the norm stage
 UNROLL = 4
 COLUMNS = 2 * WIDTH
-TILE_BYTES = 4 * COLUMNS * max(TILE_ROWS, 4)
+TILE_BYTES = 4 * COLUMNS * TILE_ROWS
 
 
 @emitted
@@ -74,40 +74,41 @@ def dot(typing: Any, a: Any, b: Any, count: Any) -> Any:
 
 @emitted
 def tile(
-    typing: Any, rows: Any, blocks: Any, half: Any, x: Any, stride: Any, weight: Any, features: Any, out: Any
+    typing: Any, rows: Any, half: Any, x: Any, stride: Any, weight: Any, ahead: Any, features: Any, out: Any
 ) -> Any:
-    """out[row, block, column] = x @ weight for a literal shape; x rows are `stride` bytes apart, blocks are adjacent."""
+    """out[row, column] = x @ weight for one block of columns; x rows are `stride` bytes apart.
+
+    `rows` and `half` are literal. Meanwhile the weights `ahead` bytes further are fetched from memory.
+    """
 
     def emit(
-        emitter: Emitter, rows: int, blocks: int, half: int, x: Value, stride: Value, weight: Value, F: Value, out: Value
+        emitter: Emitter, rows: int, half: int, x: Value, stride: Value, weight: Value, ahead: Value, F: Value, out: Value
     ) -> None:
         step = (2 if half else 4) * COLUMNS
-        zero = splat(emitter, F32(0.0), WIDTH)
-        sums = [[[emitter.variable(zero) for _ in range(2)] for _ in range(blocks)] for _ in range(rows)]
+        sums = [[emitter.variable(splat(emitter, F32(0.0), WIDTH)) for _ in range(2)] for _ in range(rows)]
         x_rows = [emitter.at(x, row, stride) for row in range(rows)]
-        w_blocks = [emitter.at(weight, block, emitter.builder.mul(F, I64(step))) for block in range(blocks)]
 
         def accumulate(index: Value, offset: int) -> None:
-            at_weight = emitter.builder.add(emitter.builder.mul(index, I64(step)), I64(offset * step))
             at_x = emitter.builder.add(emitter.builder.shl(index, I64(2)), I64(offset * 4))
-            pairs = [emitter.load_pair(emitter.builder.add(base, at_weight), half) for base in w_blocks]
+            pair = emitter.load_pair(emitter.at(emitter.at(weight, index, step), offset, step), half)
             for x_row, row_sums in zip(x_rows, sums, strict=True):
                 factor = splat(emitter, emitter.load(emitter.builder.add(x_row, at_x), F32), WIDTH)
-                for pair, pair_sums in zip(pairs, row_sums, strict=True):
-                    for value, total in zip(pair, pair_sums, strict=True):
-                        emitter.set(total, emitter.fma(value, factor, emitter.get(total)))
+                for value, total in zip(pair, row_sums, strict=True):
+                    emitter.set(total, emitter.fma(value, factor, emitter.get(total)))
 
         whole = emitter.whole(F, UNROLL)
         with emitter.loop(I64(0), whole, UNROLL) as index:
+            later = emitter.at(emitter.builder.add(weight, ahead), index, step)
+            for line in range(0, UNROLL * step, 64):
+                emitter.prefetch(emitter.at(later, line, 1))
             for offset in range(UNROLL):
                 accumulate(index, offset)
         with emitter.loop(whole, F) as index:
             accumulate(index, 0)
-        flat = [total for row_sums in sums for pair_sums in row_sums for total in pair_sums]
-        for position, total in enumerate(flat):
+        for position, total in enumerate(total for row_sums in sums for total in row_sums):
             emitter.store(emitter.at(out, position * WIDTH, 4), emitter.get(total))
 
-    return lowered(emit, types.void, rows, blocks, half, x, stride, weight, features, out)
+    return lowered(emit, types.void, rows, half, x, stride, weight, ahead, features, out)
 
 
 @emitted
@@ -125,43 +126,43 @@ def gate(typing: Any, address: Any) -> Any:
 
 
 @inlined
-def half_tile(rows: int, x: int, stride: int, weight: int, features: int, out: int) -> None:
+def half_tile(rows: int, x: int, stride: int, weight: int, ahead: int, features: int, out: int) -> None:
     if rows == 1:
-        tile(1, 1, 1, x, stride, weight, features, out)
+        tile(1, 1, x, stride, weight, ahead, features, out)
     elif rows == 2:
-        tile(2, 1, 1, x, stride, weight, features, out)
+        tile(2, 1, x, stride, weight, ahead, features, out)
     elif rows == 3:
-        tile(3, 1, 1, x, stride, weight, features, out)
+        tile(3, 1, x, stride, weight, ahead, features, out)
     elif rows == 4:
-        tile(4, 1, 1, x, stride, weight, features, out)
+        tile(4, 1, x, stride, weight, ahead, features, out)
     elif rows == 5:
-        tile(5, 1, 1, x, stride, weight, features, out)
+        tile(5, 1, x, stride, weight, ahead, features, out)
     elif rows == 6:
-        tile(6, 1, 1, x, stride, weight, features, out)
+        tile(6, 1, x, stride, weight, ahead, features, out)
     elif rows == 7:
-        tile(7, 1, 1, x, stride, weight, features, out)
+        tile(7, 1, x, stride, weight, ahead, features, out)
     else:
-        tile(8, 1, 1, x, stride, weight, features, out)
+        tile(8, 1, x, stride, weight, ahead, features, out)
 
 
 @inlined
-def full_tile(rows: int, x: int, stride: int, weight: int, features: int, out: int) -> None:
+def full_tile(rows: int, x: int, stride: int, weight: int, ahead: int, features: int, out: int) -> None:
     if rows == 1:
-        tile(1, 1, 0, x, stride, weight, features, out)
+        tile(1, 0, x, stride, weight, ahead, features, out)
     elif rows == 2:
-        tile(2, 1, 0, x, stride, weight, features, out)
+        tile(2, 0, x, stride, weight, ahead, features, out)
     elif rows == 3:
-        tile(3, 1, 0, x, stride, weight, features, out)
+        tile(3, 0, x, stride, weight, ahead, features, out)
     elif rows == 4:
-        tile(4, 1, 0, x, stride, weight, features, out)
+        tile(4, 0, x, stride, weight, ahead, features, out)
     elif rows == 5:
-        tile(5, 1, 0, x, stride, weight, features, out)
+        tile(5, 0, x, stride, weight, ahead, features, out)
     elif rows == 6:
-        tile(6, 1, 0, x, stride, weight, features, out)
+        tile(6, 0, x, stride, weight, ahead, features, out)
     elif rows == 7:
-        tile(7, 1, 0, x, stride, weight, features, out)
+        tile(7, 0, x, stride, weight, ahead, features, out)
     else:
-        tile(8, 1, 0, x, stride, weight, features, out)
+        tile(8, 0, x, stride, weight, ahead, features, out)
 
 
 @inlined
@@ -199,7 +200,7 @@ def normalise(x: int, norm: int, eps: float, out: int, rows: int, F: int) -> Non
 
 @inlined
 def panel(
-    x: int, weight: int, half: int, F: int, rows: int, first: int, mode: int, bias: int, out: int, O: int, sums: int
+    x: int, weight: int, ahead: int, half: int, F: int, rows: int, first: int, mode: int, bias: int, out: int, O: int, sums: int
 ) -> None:
     """One block of columns for `rows` rows, in tiles of nearly equal height."""
     num_tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
@@ -207,9 +208,9 @@ def panel(
     for t in range(num_tiles):
         height = (rows - done + num_tiles - t - 1) // (num_tiles - t)
         if half == 1:
-            half_tile(height, x + done * F * 4, F * 4, weight, F, sums)
+            half_tile(height, x + done * F * 4, F * 4, weight, ahead, F, sums)
         else:
-            full_tile(height, x + done * F * 4, F * 4, weight, F, sums)
+            full_tile(height, x + done * F * 4, F * 4, weight, ahead, F, sums)
         finish(sums, height, first, mode, bias, out + done * O * 4, O)
         done += height
 
@@ -242,7 +243,6 @@ def linear(block: int) -> None:
         for r in range(0, R, panel_rows):
             rows = min(panel_rows, R - r)
             for b in range(first, last):
-                panel(
-                    x + r * F * 4, weight + b * block_bytes, half, F, rows, b * width, mode, bias, out + r * O * 4, O, sums
-                )
+                place, ahead = weight + b * block_bytes, block_bytes if b + 1 < last else 0
+                panel(x + r * F * 4, place, ahead, half, F, rows, b * width, mode, bias, out + r * O * 4, O, sums)
         first = ticket(block, 2) * chunk

@@ -14,7 +14,8 @@ Shapes: B slots, M rows of each, R = B * M, E hidden size, V vocabulary, F = tap
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import NamedTuple, final
 
 import torch
@@ -59,18 +60,24 @@ class Decoder:
         weights: Mapping[str, Tensor],
         ops: Ops,
         device: torch.device | str = "cpu",
-        layers: Sequence[int] | None = None,
     ) -> None:
-        """Pack `weights` (Hugging Face names); `layers` keeps only those layers, in that order."""
+        """Pack `weights`, under their Hugging Face names."""
         self.spec = spec
         self.ops = ops
         self.device = torch.device(device)
-        kept = range(spec.num_layers) if layers is None else layers
-        self.layers = [self._pack_layer(weights, index) for index in kept]
+        self.layers = [self._pack_layer(weights, index) for index in range(spec.num_layers)]
         self.embed_VE = weights["model.embed_tokens.weight"].to(device)
         self.norm_E = self._vector(weights["model.norm.weight"])
         self.head = ops.pack(weights["model.embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight"])
         self._rope: Rope | None = None
+
+    def keep(self, layers: Sequence[int]) -> "Decoder":
+        """A shallower decoder that shares this one's weights and has only these layers, in that order."""
+        cut = copy(self)
+        cut.layers = [self.layers[index] for index in layers]
+        windows = tuple(self.spec.windows[index] for index in layers)
+        cut.spec = replace(self.spec, num_layers=len(cut.layers), windows=windows)
+        return cut
 
     @property
     def num_bytes(self) -> int:
@@ -109,7 +116,8 @@ class Decoder:
                 states[index] = x_RE.clone()
             qkv_RQ = self.ops.norm_project(x_RE, layer.input_norm_E, eps, layer.qkv)
             keys_CHSD, values_CHSD = cache.keys_LCHSD[index], cache.values_LCHSD[index]
-            out_RD = self.ops.attend(qkv_RQ, layer.shape, rope, keys_CHSD, values_CHSD, placement, layer.head_norm)
+            near = placement.within(layer.shape.sliding_window)
+            out_RD = self.ops.attend(qkv_RQ, layer.shape, rope, keys_CHSD, values_CHSD, near, layer.head_norm)
             self.ops.project_add(out_RD, layer.out, x_RE)
             inner_RI = self.ops.gate_up(x_RE, layer.post_norm_E, eps, layer.gate_up)
             self.ops.project_add(inner_RI, layer.down, x_RE)

@@ -29,12 +29,15 @@ from torch import Tensor
 
 from outrider.errors import CheckpointError
 from outrider.models.gguf_tokenizer import end_ids, write_tokenizer
+from outrider.models.spec import DecoderSpec
+from outrider.models.weights import read_weights
 
 __all__ = ["CONVERTER_VERSION", "convert_gguf"]
 
 CONVERTER_VERSION: Final = 1
 SHARD_BYTES: Final = 4 * 10**9
 ARCHITECTURES: Final = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+SCALING_KEYS: Final = {"type", "factor", "original_context_length", "finetuned"}
 TOP_NAMES: Final = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 LAYER_NAMES: Final = {
     "attn_norm": "input_layernorm",
@@ -87,6 +90,7 @@ def convert_gguf(file: str | Path, directory: str | Path) -> None:
     _write_json(target / "generation_config.json", _generation_config(source, config))
     write_tokenizer(source.metadata, source.architecture, target)
     _write_weights(source, names, config, target)
+    read_weights(target).check(DecoderSpec.from_config_file(target).weight_shapes())
 
 
 def _open(path: Path) -> GgufFile:
@@ -103,6 +107,10 @@ def _open(path: Path) -> GgufFile:
     if metadata.get("general.architecture") not in ARCHITECTURES:
         raise CheckpointError(
             f"{path} has architecture {metadata.get('general.architecture')!r}; GGUF files of {known} are converted"
+        )
+    if source.get(".attention.sliding_window", 0):
+        raise CheckpointError(
+            f"{path} has a sliding attention window, which is not converted; use its original checkpoint"
         )
     if source.get(".expert_count", 0):
         raise CheckpointError(f"{path} is a mixture of experts; dense GGUF files of {known} are converted")
@@ -156,6 +164,10 @@ def _biases(source: GgufFile) -> dict[str, bool]:
 def _rope_scaling(source: GgufFile, head_dim: int, theta: float) -> dict[str, Any] | None:
     if source.get(".rope.dimension_count", head_dim) != head_dim:
         raise CheckpointError(f"{source.path} rotates only part of each head, which is not converted")
+    scaling = f"{source.architecture}.rope.scaling."
+    unknown = [key for key in source.metadata if key.startswith(scaling) and key[len(scaling) :] not in SCALING_KEYS]
+    if unknown:
+        raise CheckpointError(f"{source.path} sets {unknown[0]}, which is not converted; use the original checkpoint")
     if "rope_freqs.weight" in source.tensors:
         return _llama3_scaling(source, head_dim, theta)
     kind, factor = source.get(".rope.scaling.type", "none"), source.get(".rope.scaling.factor", 1.0)
@@ -211,6 +223,7 @@ def _write_weights(source: GgufFile, names: Mapping[str, str], config: Mapping[s
         of = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
         tensors = {name: _tensor(source, names[name], config) for name in shard}
         save_file(tensors, directory / f"model{of}.safetensors", metadata={"format": "pt"})
+        (directory / f"model{of}.safetensors").chmod(0o644)  # written as 0600, which a shared cache cannot read
         weight_map |= dict.fromkeys(shard, f"model{of}.safetensors")
     if len(shards) > 1:
         total = 2 * sum(int(source.tensors[stored].n_elements) for stored in names.values())

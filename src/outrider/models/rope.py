@@ -69,9 +69,8 @@ def rope_frequencies(spec: DecoderSpec) -> RopeFrequencies:
             return RopeFrequencies(plain / rope.factor, 1.0)
         case "llama3":
             return RopeFrequencies(_llama3(plain, rope), 1.0)
-        case "yarn":
-            return RopeFrequencies(_yarn(rope, dim), _yarn_attention_factor(rope))
-    raise AssertionError(f"is_supported lets no rope_type {rope.type!r} through")
+    assert rope.type == "yarn", f"is_supported lets no rope_type {rope.type!r} through"
+    return RopeFrequencies(_yarn(rope, dim), _yarn_attention_factor(rope))
 
 
 def _llama3(plain: Tensor, rope: RopeSpec) -> Tensor:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from outrider.errors import CheckpointError
@@ -192,8 +193,8 @@ def read_config(path: str | Path) -> PreTrainedConfig:
         raise CheckpointError(f"{path} has model_type {family!r}; the native decoder runs {', '.join(FAMILIES)}")
     try:
         return FAMILIES[family].from_dict(raw)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a valid {family} config: {error}") from error
+    except (StrictDataclassError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a valid {family} config: {' '.join(str(error).split())}") from error
 
 
 def is_supported(config: PreTrainedConfig) -> str | None:

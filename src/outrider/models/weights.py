@@ -169,7 +169,7 @@ def _only_file(directory: Path) -> Path:
             f"{directory} holds only pickled weights ({pickled[0]}), which are never opened because unpickling runs"
             " code; convert them to safetensors in a sandbox you trust, or use a safetensors revision"
         )
-    raise CheckpointError(f"{directory} holds no {SINGLE} and no {INDEX}")
+    raise CheckpointError(f"{directory} holds no {SINGLE} and no {INDEX}; pickled weights are never used")
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:

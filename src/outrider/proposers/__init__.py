@@ -22,8 +22,8 @@ __all__ = ["REGISTRY", "configure", "load_proposer", "proposer_class", "proposer
 
 REGISTRY: dict[str, str] = {
     "none": "outrider.proposers.none:NoProposer",
-    "ngram": "outrider.proposers.ngram:NgramProposer",
-    "suffix": "outrider.proposers.suffix:SuffixProposer",
+    # "ngram": "outrider.proposers.ngram:NgramProposer",
+    # "suffix": "outrider.proposers.suffix:SuffixProposer",
     "draft_model": "outrider.proposers.draft_model:DraftModelProposer",
 }
 
@@ -60,7 +60,9 @@ def configure(name: str, settings: dict[str, Any]) -> Any:
     known = {field.name for field in dataclasses.fields(config)}
     for key in settings:
         if key not in known:
-            raise ConfigError(f"method '{name}' has no setting '{key}'{nearest(key, known)}" if known else _no_settings(name, key))
+            raise ConfigError(
+                f"method '{name}' has no setting '{key}'{nearest(key, known)}" if known else _no_settings(name, key)
+            )
     try:
         return config(**settings)
     except TypeError as error:

@@ -12,10 +12,15 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Int32Array", "as_tokens", "compiled", "grown"]
+__all__ = ["Float32Array", "Int32Array", "as_tokens", "compiled", "float32", "grown", "int32"]
 
+Float32Array = NDArray[np.float32]
 Int32Array = NDArray[np.int32]
 Function = TypeVar("Function", bound=Callable[..., object])
+
+# Inside kernels: numbers of one width, so that a function is compiled for one set of argument types only.
+int32 = cast(Callable[[int], int], np.int32)
+float32 = cast(Callable[[float], float], np.float32)
 
 
 def compiled(function: Function) -> Function:

@@ -101,7 +101,14 @@ class NgramIndex:
         if num_candidates > len(self._found):
             self._found = np.empty((num_candidates, 2), np.int32)
         count = _find(
-            self._tokens, self._links, self._length, self._min_n, max_tokens, policy == "latest", num_candidates, self._found
+            self._tokens,
+            self._links,
+            self._length,
+            self._min_n,
+            max_tokens,
+            policy == "latest",
+            num_candidates,
+            self._found,
         )
         if count == 0:
             return []

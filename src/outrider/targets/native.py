@@ -14,14 +14,13 @@ from outrider.cache import CachePlan, KVCache
 from outrider.draft import Draft
 from outrider.errors import CheckpointError
 from outrider.models.decoder import Decoder
-from outrider.models.ops import choose_ops
+from outrider.models.ops import Placement, choose_ops
 from outrider.models.spec import DecoderSpec
 from outrider.models.weights import read_weights
 from outrider.target import Forward, Target, TargetSession, TargetSpec
+from outrider.targets.prefill import read_prompts
 
 __all__ = ["NativeSession", "NativeTarget"]
-
-PREFILL_ROWS = 256
 
 
 @final
@@ -118,34 +117,12 @@ class NativeSession(TargetSession):
         return self._cache
 
     def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[Tensor | None]:
-        parts: dict[int, list[Tensor]] = {slot: [] for slot in slots}
-        left = {slot: list(prompt) for slot, prompt in zip(slots, prompts, strict=True)}
-        while rest := [slot for slot in slots if left[slot]]:
-            chunk = max(1, PREFILL_ROWS // len(rest))
-            heads = [left[slot][:chunk] for slot in rest]
-            for slot, head, features_MF in zip(rest, heads, self._read_chunk(rest, heads), strict=True):
-                left[slot] = left[slot][len(head) :]
-                parts[slot].extend(() if features_MF is None else (features_MF,))
-        return [self._joined(parts[slot]) for slot in slots]
-
-    def _read_chunk(self, slots: list[int], heads: list[list[int]]) -> list[Tensor | None]:
-        counts = [len(head) for head in heads]
-        width = max(counts)
-        tokens_BM = torch.tensor([head + [0] * (width - len(head)) for head in heads], device=self._cache.device)
-        placement = self._cache.place_chunk(slots, counts)
-        output = self.decoder(tokens_BM, placement, self._cache, taps=self.taps, want_logits=False)
-        self._cache.extend(slots, counts)
-        if output.features_BMF is None:
-            return [None] * len(slots)
-        return [output.features_BMF[b, :count] for b, count in enumerate(counts)]
-
-    def _joined(self, parts: list[Tensor]) -> Tensor | None:
-        if not self.taps:
-            return None
-        if parts:
-            return torch.cat(parts)
         width = len(self.taps) * self.decoder.spec.hidden_size
-        return torch.zeros(0, width, dtype=self.decoder.ops.activation_dtype, device=self._cache.device)
+        blank_0F = torch.zeros(0, width, dtype=self.decoder.ops.activation_dtype, device=self._cache.device)
+        return read_prompts(self._cache, slots, prompts, self._read_chunk, blank_0F if self.taps else None)
+
+    def _read_chunk(self, tokens_BM: Tensor, placement: Placement) -> Tensor | None:
+        return self.decoder(tokens_BM, placement, self._cache, taps=self.taps, want_logits=False).features_BMF
 
     def forward(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Forward:
         roots_B1 = torch.tensor(roots, device=self._cache.device)[:, None]

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from outrider.bench.workloads import CATEGORIES
+
 WORKLOADS = Path(__file__).parents[3] / "workloads"
 LONG_CATEGORIES = ("summary", "document_qa", "editing")
-CATEGORIES = ("chat", "multi_turn", "writing", "reasoning", "code", "translation", "structured", *LONG_CATEGORIES)
 REQUIRED_KEYS = {"id", "category", "turns", "max_new_tokens"}
 OPTIONAL_KEYS = {"system"}
 MIN_PROMPTS = 12

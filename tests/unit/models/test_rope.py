@@ -1,5 +1,7 @@
 """Rotary tables equal those of `transformers` bit for bit, over random parameters of every scaling."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -52,7 +54,7 @@ def config_with(rope: dict, theta: float = 10_000.0, head_dim: int = 16) -> Llam
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     rope=SCALINGS, theta=st.sampled_from([100.0, 10_000.0, 500_000.0, 1e6]), head_dim=st.sampled_from([4, 16, 64, 128])
 )
@@ -62,6 +64,29 @@ def test_tables_equal_transformers(rope: dict, theta: float, head_dim: int) -> N
     tables = rope_tables(DecoderSpec.from_config(config), 40)
     assert torch.equal(tables.cos_PD, cos[0])
     assert torch.equal(tables.sin_PD, sin[0])
+
+
+def test_a_yarn_ramp_without_width_equals_transformers() -> None:
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+    config = config_with({**rope, "beta_fast": 8.0, "beta_slow": 8.0, "truncate": False})
+    frequencies = rope_frequencies(DecoderSpec.from_config(config)).inv_freq
+    assert torch.equal(frequencies, LlamaRotaryEmbedding(config).inv_freq)
+    assert frequencies.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, 0.1 * math.log(4) + 1),
+        ({"attention_factor": 0.5}, 0.5),
+        ({"mscale": 0.7, "mscale_all_dim": 1.0}, (0.07 * math.log(4) + 1) / (0.1 * math.log(4) + 1)),
+        ({"mscale": 0.7}, 0.1 * math.log(4) + 1),
+    ],
+)
+def test_yarn_scales_cos_and_sin(fields: dict, expected: float) -> None:
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+    factor = rope_frequencies(DecoderSpec.from_config(config_with({**rope, **fields}))).attention_factor
+    assert factor == pytest.approx(expected)
 
 
 def test_worked_example() -> None:

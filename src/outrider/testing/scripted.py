@@ -1,70 +1,28 @@
-"""What tests need, ours and yours: tiny targets, proposers whose acceptance is known, and the contract.
+"""Proposers whose acceptance is known beforehand.
 
-    tiny_target      a random two-layer decoder in float64: real logits, milliseconds
-    Oracle           drafts exactly what the target will say: accepted to full depth
-    Adversary        drafts what the target will not say: never accepted
-    Scripted         drafts what a function tells it to
-    assert_lossless  the text with a proposer equals the text without
+    Scripted      drafts what a function tells it to
+    Oracle        drafts exactly what the target will say: accepted to full depth
+    Adversary     drafts what the target will not say: never accepted, and nothing is lost but time
+    RandomTrees   drafts trees of any shape, right and wrong nodes mixed
 
-A third-party method runs the same checks as ours: `outrider.testing.contract.check_contract(MyProposer)`.
+Because noise is a function of (seed, position), the oracle knows sampled text beforehand too.
 """
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, final
+from typing import Self, final
 
-import torch
 from torch import Tensor
 
 from outrider.draft import Draft, Tree
-from outrider.engine import Completion, Engine
-from outrider.errors import LosslessnessError
-from outrider.models.spec import DecoderSpec, RopeSpec
+from outrider.engine import Engine
 from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
 from outrider.proposers.none import NoProposer
 from outrider.sampling import Sampling
 from outrider.target import Target
-from outrider.targets.native import NativeTarget
 
-__all__ = ["Adversary", "Oracle", "Scripted", "assert_lossless", "tiny_spec", "tiny_target", "tiny_weights"]
-
-
-def tiny_spec(vocab_size: int = 31, max_positions: int = 96, **changes: Any) -> DecoderSpec:
-    """The shape of a tiny decoder; keyword arguments replace fields of `DecoderSpec`."""
-    fields: dict[str, Any] = {
-        "family": "llama",
-        "vocab_size": vocab_size,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_layers": 2,
-        "num_heads": 4,
-        "num_kv_heads": 2,
-        "head_dim": 4,
-        "rms_norm_eps": 1e-5,
-        "max_position_embeddings": max_positions,
-        "rope": RopeSpec(),
-        "eos_ids": (vocab_size - 1,),
-    }
-    fields |= changes
-    return DecoderSpec(windows=fields.pop("windows", (None,) * fields["num_layers"]), **fields)
-
-
-def tiny_weights(spec: DecoderSpec, seed: int) -> dict[str, Tensor]:
-    """Random float64 weights; larger than usual, so that the distribution is far from uniform."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = {}
-    for name, shape in spec.weight_shapes().items():
-        noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-        weights[name] = 1 + 0.1 * noise if name.endswith("norm.weight") else noise * (0.7 if len(shape) == 2 else 0.1)
-    return weights
-
-
-def tiny_target(
-    seed: int = 0, *, dtype: torch.dtype = torch.float64, spec: DecoderSpec | None = None, **changes: Any
-) -> NativeTarget:
-    """A random decoder without a tokenizer; the last token id ends a text."""
-    spec = spec or tiny_spec(**changes)
-    return NativeTarget.from_weights(spec, tiny_weights(spec, seed), f"tiny-{seed}", dtype)
+__all__ = ["Adversary", "Oracle", "RandomTrees", "Scripted"]
 
 
 @final
@@ -156,20 +114,23 @@ class ScriptedSession(Session):
 
 
 class Oracle:
-    """Knows the target's text beforehand: decode plainly once, then draft from the transcript."""
+    """Knows the target's text beforehand: decodes plainly once, then drafts from the transcript."""
 
     def __init__(self, target: Target, depth: int = 4) -> None:
         self.target = target
         self.depth = depth
+        self._transcripts: dict[Sampling, list[list[int]]] = {}
 
     def continuation(self, tokens: Sequence[int], sampling: Sampling, length: int) -> list[int]:
         """The target's own next tokens, end-of-text tokens ignored."""
-        room = self.target.spec.max_positions - len(tokens)
-        if min(length, room) < 1:
-            return []
+        tokens = list(tokens)
+        for transcript in self._transcripts.setdefault(sampling, []):
+            if transcript[: len(tokens)] == tokens:
+                return transcript[len(tokens) : len(tokens) + length]
         engine = Engine(self.target, NoProposer())
-        settings: dict[str, Any] = {"sampling": sampling, "ignore_eos": True, "max_new_tokens": min(length, room)}
-        return list(engine.generate([list(tokens)], **settings)[0].tokens)
+        answer = engine.generate([tokens], sampling=sampling, ignore_eos=True, max_new_tokens=10**9)[0]
+        self._transcripts[sampling].append(tokens + list(answer.tokens))
+        return list(answer.tokens[:length])
 
     def script(self, tokens: Sequence[int], sampling: Sampling, room: Room) -> Tree:
         return Tree.chain(self.continuation(tokens, sampling, min(room.num_nodes, room.max_depth, self.depth)))
@@ -192,18 +153,29 @@ class Adversary:
         return Scripted(self.script, self.oracle.depth)
 
 
-def assert_lossless(
-    target: Target, proposer: Proposer, prompts: Sequence[Sequence[int]], *, max_batch: int = 1, **settings: Any
-) -> list[Completion]:
-    """Decode with and without the proposer, and compare token by token.
+class RandomTrees:
+    """Drafts trees of random shape in which about half of the children are what the target will say."""
 
-    Raises:
-        LosslessnessError: naming the first difference.
-    """
-    plain = Engine(target, NoProposer()).generate(prompts, **settings)
-    drafted = Engine(target, proposer, max_batch=max_batch).generate(prompts, **settings)
-    for index, (want, got) in enumerate(zip(plain, drafted, strict=True)):
-        if want.tokens != got.tokens or want.finished != got.finished:
-            at = next((i for i, (a, b) in enumerate(zip(want.tokens, got.tokens, strict=False)) if a != b), "the end")
-            raise LosslessnessError(f"prompt {index} differs from plain decoding at answer token {at}")
-    return drafted
+    def __init__(self, target: Target, num_nodes: int = 8, seed: int = 0) -> None:
+        self.oracle = Oracle(target, num_nodes)
+        self.num_nodes = num_nodes
+        self.seed = seed
+
+    def script(self, tokens: Sequence[int], sampling: Sampling, room: Room) -> Tree:
+        draw = random.Random(f"{self.seed} {len(tokens)} {tokens[-1]}")
+        right = self.oracle.continuation(tokens, sampling, room.max_depth)
+        vocab = self.oracle.target.spec.vocab_size
+        tree, depths = Tree([], []), []
+        for node in range(draw.randint(0, min(room.num_nodes, self.num_nodes))):
+            parent = draw.randrange(-1, node)
+            depth = 1 if parent < 0 else depths[parent] + 1
+            token = right[depth - 1] if depth <= len(right) and draw.random() < 0.6 else draw.randrange(vocab)
+            if depth > room.max_depth or (parent, token) in zip(tree.parents, tree.tokens, strict=True):
+                break
+            tree.tokens.append(token)
+            tree.parents.append(parent)
+            depths.append(depth)
+        return tree
+
+    def proposer(self) -> Scripted:
+        return Scripted(self.script, self.num_nodes)

@@ -1,0 +1,188 @@
+"""Is an output the target's own? The first divergence from plain decoding, explained or not.
+
+In exact arithmetic a lossless method gives the very tokens of plain decoding (coupled verification, same seed). On a
+machine, logits of the same text differ in their last bits with the number of rows in the pass, and where two tokens
+score almost the same the order may flip: a numerical *tie*. Everything else is a bug. To tell them apart, the target
+reads the text up to the divergence again, one row at a time and several at a time (`outrider.audit.replay`), and
+
+    noise    = the largest difference of a logit between these ways
+    margin   = how far the worse of the two tokens lies behind the best one, in logits; at temperature T > 0 in
+               perturbed scores, log p + gumbel, times T
+    tie      if the noise is not zero, and small enough to be rounding, and one logit moved by c * noise makes the
+               target choose either token; without filters that says margin <= c * noise
+
+with c = 4: two logits that each move by the noise change their difference by twice the noise, and the passes that ran
+are not exactly those that were replayed, so their noise may be twice the one we see. Noise above 32 eps * max |logit|
+is not rounding but a wrong computation, and explains nothing. Where rows are bit-exact the noise is zero and there are
+no ties. Moving the logit through the sampler itself also covers tokens at the edge of a top-k, top-p or min-p cut.
+
+After a tie the two texts are different texts, so the rest of that answer is counted as skipped, not as equal.
+
+Worked example: plain decoding says 17 with logit 9.131, the method said 40 with logit 9.127, the noise is 0.006: the
+margin 0.004 is below 0.024, a tie. Had 40 the logit 8.5, it would be a violation.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from outrider.audit.replay import DEFAULT_ROWS, replay
+from outrider.bench.schema import Lossless
+from outrider.noise import Stream, gumbel, position_keys
+from outrider.sampling import Sampling, choose, transform
+from outrider.target import Target
+
+__all__ = [
+    "NOISE_LIMIT_EPS",
+    "TIE_FACTOR",
+    "Judgement",
+    "Verdict",
+    "first_difference",
+    "judge",
+    "judge_logits",
+    "summarize_verdicts",
+]
+
+TIE_FACTOR = 4.0
+NOISE_LIMIT_EPS = 32.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One answer against plain decoding's.
+
+    position       index in the answer of the first token that differs; None if exact
+    margin, noise  in logits; None if exact or if one answer merely ended early; the margin also where a filter cut
+                   one of the tokens off
+    num_compared   tokens that were compared, the differing one included
+    num_skipped    tokens of the method's answer behind it, which cannot be compared
+    """
+
+    kind: Literal["exact", "tie", "violation"]
+    position: int | None = None
+    margin: float | None = None
+    noise: float | None = None
+    num_compared: int = 0
+    num_skipped: int = 0
+
+
+def judge(
+    target: Target,
+    prompt_tokens: Sequence[int],
+    sampling: Sampling,
+    want_tokens: Sequence[int],
+    got_tokens: Sequence[int],
+    *,
+    num_rows: Sequence[int] = DEFAULT_ROWS,
+    num_slots: int = 1,
+) -> Verdict:
+    """Judge one answer of a coupled run; the target is read again only if it differs.
+
+    Args:
+        prompt_tokens: the prompt of both answers.
+        want_tokens: plain decoding's answer, with the same sampling.
+        got_tokens: the method's answer.
+        num_rows: numbers of rows in a pass for which noise is measured, besides one row.
+        num_slots: batch size of the passes.
+    """
+    position = first_difference(want_tokens, got_tokens)
+    if position is None:
+        return Verdict(kind="exact", num_compared=len(got_tokens))
+    counts = {"num_compared": position + 1, "num_skipped": max(0, len(got_tokens) - position - 1)}
+    if position == min(len(want_tokens), len(got_tokens)):
+        return Verdict(kind="violation", position=position, **counts)
+    context = [*prompt_tokens, *want_tokens[:position]]
+    logits_RV = replay(target, context, len(prompt_tokens), num_rows, num_slots)
+    pair = want_tokens[position], got_tokens[position]
+    judged = judge_logits(logits_RV, *pair, sampling, len(context), target.spec.dtype)
+    kind: Literal["tie", "violation"] = "tie" if judged.is_tie else "violation"
+    return Verdict(kind=kind, position=position, margin=judged.margin, noise=judged.noise, **counts)
+
+
+class Judgement(NamedTuple):
+    """Whether two tokens tie at one position; `margin` is None where a filter cut one of them off."""
+
+    is_tie: bool
+    margin: float | None
+    noise: float
+
+
+def judge_logits(
+    logits_RV: Tensor, want: int, got: int, sampling: Sampling, position: int, dtype: torch.dtype
+) -> Judgement:
+    """Judge one position from its logits.
+
+    Args:
+        logits_RV: the same logits computed in R ways, the plain one (one row per pass) first.
+        want, got: the two tokens.
+        position: in the text, prompt included; keys the noise of the sampler.
+        dtype: of the weights; bounds what can be rounding.
+    """
+    logits_RV = logits_RV.double()
+    plain_V = logits_RV[0]
+    noise = float((logits_RV - plain_V).abs().max())
+    is_rounding = 0 < noise <= NOISE_LIMIT_EPS * torch.finfo(dtype).eps * float(plain_V.abs().max())
+    can_flip = all(_could_choose(token, plain_V, TIE_FACTOR * noise, sampling, position) for token in (want, got))
+    return Judgement(is_rounding and can_flip, _margin(plain_V, (want, got), sampling, position), noise)
+
+
+def _could_choose(token: int, logits_V: Tensor, slack: float, sampling: Sampling, position: int) -> bool:
+    """Whether the sampler says `token` when its logit is raised, or the chosen token's lowered, by `slack`."""
+    chosen = int(_choices(logits_V[None], sampling, position)[0])
+    moved_RV = logits_V.repeat(2, 1)
+    moved_RV[0, token] += slack
+    moved_RV[1, chosen] -= slack
+    return chosen == token or token in _choices(moved_RV, sampling, position).tolist()
+
+
+def _choices(logits_RV: Tensor, sampling: Sampling, position: int) -> Tensor:
+    return choose(logits_RV, torch.full((len(logits_RV),), position), [sampling] * len(logits_RV))
+
+
+def _margin(logits_V: Tensor, tokens: tuple[int, int], sampling: Sampling, position: int) -> float | None:
+    scores_V = logits_V
+    if not sampling.greedy:
+        keys_12 = position_keys(torch.tensor([sampling.seed]), torch.tensor([position]), Stream.TARGET)
+        scores_V = transform(logits_V[None], sampling)[0] + gumbel(keys_12, len(logits_V))[0]
+        scores_V = scores_V * sampling.temperature
+    margin = max(float(scores_V.max() - scores_V[token]) for token in tokens)
+    return margin if math.isfinite(margin) else None
+
+
+def first_difference(want_tokens: Sequence[int], got_tokens: Sequence[int]) -> int | None:
+    """Index of the first token that differs; where one ends and the other goes on, its end; None if they are equal."""
+    for index, (want, got) in enumerate(zip(want_tokens, got_tokens, strict=False)):
+        if want != got:
+            return index
+    return None if len(want_tokens) == len(got_tokens) else min(len(want_tokens), len(got_tokens))
+
+
+def summarize_verdicts(verdicts: Sequence[Verdict], names: Sequence[str] | None = None) -> Lossless:
+    """The verdict on a cell: its worst answer's, with counts. No verdicts at all are "unverified".
+
+    Args:
+        names: of the answers, to say where the first violation is.
+    """
+    if not verdicts:
+        return Lossless()
+    kinds = [verdict.kind for verdict in verdicts]
+    first = kinds.index("violation") if "violation" in kinds else None
+    return Lossless(
+        verdict="ties" if first is None and "tie" in kinds else "exact" if first is None else "violated",
+        ties=kinds.count("tie"),
+        violations=kinds.count("violation"),
+        num_compared=sum(verdict.num_compared for verdict in verdicts),
+        num_skipped=sum(verdict.num_skipped for verdict in verdicts),
+        where=None if first is None else _place(verdicts[first], names[first] if names else f"answer {first}"),
+    )
+
+
+def _place(verdict: Verdict, name: str) -> str:
+    if verdict.noise is None:
+        return f"{name}, token {verdict.position}: one of the answers ended early"
+    margin = "cut off by a filter" if verdict.margin is None else f"margin {verdict.margin:.3g}"
+    return f"{name}, token {verdict.position}: {margin}, noise {verdict.noise:.3g}"

@@ -1,0 +1,128 @@
+"""Frozen dataclasses as JSON and back, checked against their annotations.
+
+Everything a benchmark leaves on disk is a tree of dataclasses, tuples, mappings and plain values. `to_plain` turns it
+into what `json` can write; `from_plain` rebuilds it from the annotations, so that a file which another version wrote,
+or a hand edited, is either understood or refused with the place of the first fault.
+
+    unknown fields   ignored on reading: a later version may add some
+    missing fields   take their default; without one they are an error
+    not finite       NaN and infinities are written as null: JSON has no such numbers
+
+Example: `from_plain(Interval, {"point": 1.9, "low": 1.7, "high": 2.1})` is `Interval(point=1.9, low=1.7, high=2.1)`;
+with `"low": "1.7"` it is a RunError that names `low`.
+"""
+
+import dataclasses
+import json
+import math
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from outrider.errors import RunError
+
+__all__ = ["dumps", "from_plain", "loads", "to_plain"]
+
+T = TypeVar("T")
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses and mappings become dicts, tuples lists, and numbers that are not finite None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def dumps(value: Any) -> str:
+    """One line of JSON."""
+    return json.dumps(to_plain(value), ensure_ascii=False, allow_nan=False, separators=(", ", ": "))
+
+
+def loads(kind: type[T], text: str) -> T:
+    """Read one JSON document as a `kind`.
+
+    Raises:
+        RunError: if the text is not JSON, or does not fit; names the field.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RunError(f"a {kind.__name__} cannot be read: not JSON at character {error.pos} ({error.msg})") from error
+    return from_plain(kind, value)
+
+
+def from_plain(kind: type[T], value: Any) -> T:
+    """Rebuild a `kind` from what `to_plain` gave.
+
+    Raises:
+        RunError: naming the field that is missing or of the wrong type.
+    """
+    built: T = _build(kind, value, kind.__name__)
+    return built
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _build_union(args, value, where)
+    if origin is Literal:
+        return _checked(value in args, value, where, f"one of {', '.join(map(repr, args))}")
+    if origin is tuple:
+        return _build_tuple(args, value, where)
+    if origin in (dict, Mapping):
+        _checked(isinstance(value, dict), value, where, "an object")
+        return {key: _build(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(kind):
+        return _build_dataclass(kind, value, where)
+    return _build_scalar(kind, value, where)
+
+
+def _build_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in args:
+        return None
+    others = [arg for arg in args if arg is not type(None)]
+    assert len(others) == 1, f"{where}: only unions with None are read"
+    return _build(others[0], value, where)
+
+
+def _build_tuple(args: tuple[Any, ...], value: Any, where: str) -> Any:
+    _checked(isinstance(value, list), value, where, "a list")
+    assert args[1:] == (Ellipsis,), f"{where}: only homogeneous tuples are read"
+    return tuple(_build(args[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+
+
+def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
+    _checked(isinstance(value, dict), value, where, "an object")
+    hints = get_type_hints(kind)
+    required = {field.name for field in dataclasses.fields(kind) if _is_required(field)}
+    if missing := sorted(required - set(value)):
+        raise RunError(f"{where} lacks the field '{missing[0]}'; the file is damaged or of another version")
+    names = [field.name for field in dataclasses.fields(kind) if field.init and field.name in value]
+    return kind(**{name: _build(hints[name], value[name], f"{where}.{name}") for name in names})
+
+
+def _is_required(field: "dataclasses.Field[Any]") -> bool:
+    return field.init and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _build_scalar(kind: Any, value: Any, where: str) -> Any:
+    if kind is float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return float(_checked(number, value, where, "a number"))
+    if kind is int:
+        return _checked(isinstance(value, int) and not isinstance(value, bool), value, where, "a whole number")
+    return _checked(isinstance(value, kind), value, where, {bool: "true or false", str: "a string"}[kind])
+
+
+def _checked(fits: bool, value: Any, where: str, wanted: str) -> Any:
+    if not fits:
+        raise RunError(f"{where} is {value!r:.60} but must be {wanted}; the file is damaged or of another version")
+    return value

@@ -1,0 +1,99 @@
+"""Was a proposer trained on the prompts it is tested on? The 13-gram check.
+
+A drafter that has seen an evaluation prompt, or an answer to it, guesses better than it will in use. An evaluation text
+*overlaps* if at least one run of 13 words stands in the training texts too (the length that GPT-3's authors used, arXiv
+2005.14165, appendix C). Words are runs of letters and digits after Unicode normalisation (NFKC) and case folding, so
+punctuation, spacing and case do not hide a copy. A text of fewer than 13 words overlaps if all its words stand in the
+training texts in a row; of fewer than 5, it is not judged, for such a run is no evidence. Languages that are written
+without spaces are not split into words, so the check is blind there.
+
+Example: `overlap(["The quick brown fox jumps."], ["Look, the QUICK brown fox jumps over the dog"]).share` is 1.0.
+
+Training texts are streamed: memory is that of the evaluation texts' own n-grams.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from outrider.errors import ConfigError
+
+__all__ = ["NGRAM", "Overlap", "overlap", "words_of"]
+
+NGRAM = 13
+SHORTEST = 5
+WORD = re.compile(r"[^\W_]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """How many evaluation texts share an n-gram with training texts.
+
+    num_judged  evaluation texts that are long enough
+    indices     of the texts that overlap
+    length      of the runs of words that were compared
+    share       of the judged texts; None where none was
+    """
+
+    num_texts: int
+    num_judged: int
+    num_training_texts: int
+    indices: tuple[int, ...]
+    length: int
+
+    @property
+    def share(self) -> float | None:
+        return len(self.indices) / self.num_judged if self.num_judged else None
+
+
+def words_of(text: str) -> list[str]:
+    """
+    >>> words_of("Don't STOP, snake_case!")
+    ['don', 't', 'stop', 'snake', 'case']
+    """
+    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def overlap(evaluation: Sequence[str], training: Iterable[str], *, length: int = NGRAM) -> Overlap:
+    """Which evaluation texts share a run of `length` words with any training text.
+
+    Raises:
+        ConfigError: if `length` is below 5.
+    """
+    if length < SHORTEST:
+        raise ConfigError(f"length={length} must be at least {SHORTEST}; shorter runs are common by chance")
+    sought = _runs_sought(evaluation, length)
+    found: set[int] = set()
+    num_training = 0
+    for text in training:
+        num_training += 1
+        words = words_of(text)
+        for run, owners in sought.items():
+            for words_in_a_row in _runs(words, run) & owners.keys():
+                found.update(owners[words_in_a_row])
+    return Overlap(
+        num_texts=len(evaluation),
+        num_judged=sum(len(words_of(text)) >= SHORTEST for text in evaluation),
+        num_training_texts=num_training,
+        indices=tuple(sorted(found)),
+        length=length,
+    )
+
+
+Run = tuple[str, ...]
+
+
+def _runs_sought(evaluation: Sequence[str], length: int) -> dict[int, dict[Run, list[int]]]:
+    """By length of the run: each run and the texts it stands in."""
+    sought: dict[int, dict[Run, list[int]]] = {}
+    for index, text in enumerate(evaluation):
+        words = words_of(text)
+        run = min(length, len(words))
+        for words_in_a_row in _runs(words, run) if run >= SHORTEST else ():
+            sought.setdefault(run, {}).setdefault(words_in_a_row, []).append(index)
+    return sought
+
+
+def _runs(words: list[str], length: int) -> set[Run]:
+    return set(zip(*(words[start:] for start in range(length)), strict=False))

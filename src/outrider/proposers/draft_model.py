@@ -1,0 +1,310 @@
+"""A small model drafts for a large one (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318).
+
+Any causal language model with the target's vocabulary can draft: it writes k tokens one by one and the target checks them
+in one pass. It pays when it is often right and its k passes cost less than the target passes they save.
+
+The draft model keeps its own cache, and one detail decides whether it works: after k drafted tokens it has read only the
+first k - 1 of them. If all k are accepted, the last one is missing and must be read together with the bonus before
+drafting goes on. Here `pending` holds, for each slot, the committed tokens the draft model has not read; its last entry is
+the root.
+
+    committed ... r      pending [r]          drafts a b c, having read r a b
+    accepted a b c, bonus d                   pending [c, d]
+    accepted a, bonus x                       cache cut behind a, pending [x]
+
+Drafts are chains or, with `width` above 1, trees grown by probability (`trees.py`). A chain may be sampled: with the same
+temperature and filters as the target, with the target's noise under the coupled rule and its own under the ratio tests.
+
+Without a checkpoint of its own, `layers` cuts a draft model out of the target: some of its layers, its embedding and its
+output head, sharing the weights. Untrained, that is a poor drafter; it is there to exercise and time the method.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from outrider.draft import Draft, Tree
+from outrider.errors import CheckpointError, ConfigError
+from outrider.noise import Stream
+from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
+from outrider.proposers.trees import Growth
+from outrider.sampling import Sampling, choose, distribution
+from outrider.target import Target, TargetSession
+from outrider.targets import load_target
+from outrider.targets.native import NativeTarget
+
+__all__ = ["Config", "DraftModelProposer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of draft-model speculation.
+
+    checkpoint   directory, GGUF file or hub id of the draft model; it must share the target's vocabulary
+    layers       instead of a checkpoint: these layers of the target, for example "0,1,2,28,29"
+    num_nodes    drafted tokens per step
+    width        1 drafts a chain; above 1, the branching of a tree
+    sampled      draw the drafts instead of taking the most probable token (chains only)
+    """
+
+    checkpoint: str | None = None
+    layers: str | None = None
+    num_nodes: int = 4
+    width: int = 1
+    sampled: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_nodes <= 256:
+            raise ConfigError(f"num_nodes={self.num_nodes} must be between 1 and 256")
+        if not 1 <= self.width <= 32:
+            raise ConfigError(f"width={self.width} must be between 1 and 32")
+        if self.sampled and self.width > 1:
+            raise ConfigError("sampled=True drafts chains; set width=1")
+        if (self.checkpoint is None) == (self.layers is None):
+            raise ConfigError("a draft model needs either checkpoint=PATH or layers=0,1,2 (of the target)")
+
+
+@final
+class DraftModelProposer(Proposer):
+    """A second model that drafts."""
+
+    Config = Config
+
+    def __init__(self, model: Target, config: Config) -> None:
+        self.model = model
+        self.config = config
+
+    @classmethod
+    def load(cls, target: Target, config: Config) -> Self:
+        if config.layers is not None:
+            return cls(cut_from(target, config.layers), config)
+        assert config.checkpoint is not None
+        spec = target.spec
+        model = load_target(config.checkpoint, dtype=str(spec.dtype).removeprefix("torch."), device=str(spec.device))
+        check_vocabulary(target, model)
+        return cls(model, config)
+
+    @classmethod
+    def example(cls, target: Target, seed: int) -> Self:
+        config = Config(layers="0", num_nodes=2 + seed % 4, width=1 + seed % 3, sampled=seed % 3 == 0)
+        return cls(cut_from(target, "0"), config)
+
+    @property
+    def max_nodes(self) -> int:
+        return self.config.num_nodes
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def learns(self) -> bool:
+        return False
+
+    @property
+    def num_bytes(self) -> int:
+        return 0 if self.config.layers is not None else self.model.spec.weight_bytes
+
+    def open(self, plan: SessionPlan) -> Session:
+        known = self.model.spec.max_positions
+        if known < plan.max_positions:
+            raise ConfigError(f"the draft model reads {known} positions, not {plan.max_positions}; set max_len={known}")
+        cache = self.model.plan(plan.max_slots, plan.max_positions, tail=self.config.num_nodes * self.config.width + 2)
+        return DraftModelSession(self.model.open(cache), self.config, plan)
+
+
+def cut_from(target: Target, layers: str) -> Target:
+    """A draft model of some of the target's layers.
+
+    Raises:
+        ConfigError: if the target is not native, or a layer does not exist.
+    """
+    if not isinstance(target, NativeTarget):
+        raise ConfigError(f"layers={layers} needs a target on the native decoder; give a checkpoint instead")
+    try:
+        kept = [int(layer) for layer in layers.split(",")]
+    except ValueError:
+        raise ConfigError(f"layers={layers} is not a list of numbers such as 0,1,2") from None
+    for layer in kept:
+        if not 0 <= layer < target.spec.num_layers:
+            raise ConfigError(f"layer {layer} does not exist; the target has layers 0 to {target.spec.num_layers - 1}")
+    return NativeTarget(target.decoder.keep(kept), f"{target.name} layers {layers}", target.dtype, target.tokenizer)
+
+
+def check_vocabulary(target: Target, model: Target) -> None:
+    """Refuse a draft model that speaks other tokens.
+
+    Raises:
+        CheckpointError: naming the first difference.
+    """
+    ours, theirs = target.spec, model.spec
+    if ours.vocab_size != theirs.vocab_size:
+        raise CheckpointError(
+            f"draft model {theirs.name} has {theirs.vocab_size} tokens but target {ours.name} has {ours.vocab_size}; "
+            "a draft model must share the target's vocabulary"
+        )
+    if target.tokenizer is None or model.tokenizer is None:
+        return
+    want, got = target.tokenizer.get_vocab(), model.tokenizer.get_vocab()
+    if want != got:
+        token = min(token for token in want.keys() | got.keys() if want.get(token) != got.get(token))
+        raise CheckpointError(
+            f"draft model {theirs.name} has another vocabulary than {ours.name}: token {token!r} is "
+            f"{got.get(token)} there and {want.get(token)} here"
+        )
+
+
+@final
+class DraftModelSession(Session):
+    """The draft model's cache, and what it has still to read."""
+
+    def __init__(self, model: TargetSession, config: Config, plan: SessionPlan) -> None:
+        self.model = model
+        self.config = config
+        self.plan = plan
+        self.pending: dict[int, list[int]] = {}
+        self.samplings: dict[int, Sampling] = {}
+        self.num_read: dict[int, int] = {}
+
+    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+        self.model.prefill([slot], [tokens[:-1]])
+        self.pending[slot] = [tokens[-1]]
+        self.samplings[slot] = sampling
+        self.num_read[slot] = 0
+
+    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
+        depths = {slot: min(room) for slot, room in zip(slots, rooms, strict=True)}
+        self._catch_up([slot for slot in slots if depths[slot] > 0])
+        if self.config.width > 1:
+            trees = self._grow({slot: room for slot, room in zip(slots, rooms, strict=True) if min(room) > 0})
+            return Draft.of_trees([trees.get(slot, Tree([], [])) for slot in slots], self.plan.device)
+        return self._chains(slots, depths)
+
+    def _catch_up(self, slots: Sequence[int]) -> None:
+        """Read long backlogs, left by steps without a draft, in chunks."""
+        for slot in slots:
+            if len(self.pending[slot]) >= self.model.cache.plan.tail:
+                self.model.prefill([slot], [self.pending[slot][:-1]])
+                self.pending[slot] = self.pending[slot][-1:]
+
+    def _chains(self, slots: Sequence[int], depths: dict[int, int]) -> Draft:
+        chains: dict[int, list[int]] = {slot: [] for slot in slots}
+        active = [slot for slot in slots if depths[slot] > 0]
+        probs: dict[tuple[int, int], Tensor] = {}
+        feeds = [self.pending[slot] for slot in active]
+        while active:
+            logits_BV = self._read(active, feeds)
+            for slot, token, logits_V in zip(active, self._choose(active, logits_BV), logits_BV, strict=True):
+                if self._needs_probs:
+                    probs[slot, len(chains[slot])] = distribution(logits_V[None], self.samplings[slot])[0]
+                chains[slot].append(token)
+            active = [slot for slot in active if len(chains[slot]) < depths[slot]]
+            feeds = [chains[slot][-1:] for slot in active]
+        for slot in slots:
+            self.num_read[slot] = max(0, len(chains[slot]) - 1)
+            self.pending[slot] = [] if chains[slot] else self.pending[slot]
+        return Draft.of_chains([chains[slot] for slot in slots], self.plan.device, self._stack(slots, chains, probs))
+
+    def _read(self, slots: Sequence[int], feeds: Sequence[Sequence[int]]) -> Tensor:
+        """Read each slot's tokens into the cache for good; logits after the last of them, [B, V]."""
+        chain = Draft.of_chains([feed[1:] for feed in feeds], self.plan.device)
+        logits_BMV = self.model.forward(slots, [feed[0] for feed in feeds], chain).logits_BMV
+        self.model.cache.extend(slots, [len(feed) for feed in feeds])
+        last_B = torch.tensor([len(feed) - 1 for feed in feeds], device=logits_BMV.device)
+        return logits_BMV[torch.arange(len(feeds), device=logits_BMV.device), last_B]
+
+    def _choose(self, slots: Sequence[int], logits_BV: Tensor) -> list[int]:
+        if not self.config.sampled:
+            return logits_BV.argmax(-1).tolist()  # type: ignore[no-any-return]
+        positions_B = torch.tensor(self.model.cache.lengths_of(slots), device=logits_BV.device)
+        samplings = [self.samplings[slot] for slot in slots]
+        return choose(logits_BV, positions_B, samplings, self.plan.noise).tolist()  # type: ignore[no-any-return]
+
+    @property
+    def _needs_probs(self) -> bool:
+        return self.config.sampled and self.plan.noise is Stream.DRAFT
+
+    def _stack(
+        self, slots: Sequence[int], chains: dict[int, list[int]], probs: dict[tuple[int, int], Tensor]
+    ) -> Tensor | None:
+        if not probs:
+            return None
+        sample_V = next(iter(probs.values()))
+        rows = 1 + max(len(chain) for chain in chains.values())
+        probs_BMV = sample_V.new_zeros(len(slots), rows, sample_V.shape[0])
+        for (slot, row), probs_V in probs.items():
+            probs_BMV[slots.index(slot), row] = probs_V
+        return probs_BMV
+
+    def _grow(self, rooms: dict[int, Room]) -> dict[int, Tree]:
+        """Trees: the root stays unread, and each level reads root and tree anew (rows are cheap, passes are not)."""
+        if not rooms:
+            return {}
+        slots = list(rooms)
+        self._read_all_but_root(slots)
+        growths = {slot: Growth(self.config.width) for slot in slots}
+        for level in range(min(self.config.num_nodes, max(room.max_depth for room in rooms.values()))):
+            growing = [slot for slot in slots if level < min(rooms[slot])]
+            if not growing or level >= self._levels:
+                break
+            self._add_level(growing, growths)
+        for slot in slots:
+            self.num_read[slot] = 0
+        return {slot: growths[slot].select(rooms[slot].num_nodes) for slot in slots}
+
+    @property
+    def _levels(self) -> int:
+        """Depth at which `num_nodes` nodes of this width are used up, and one more for probable paths."""
+        return 1 + self.config.num_nodes // self.config.width
+
+    def _add_level(self, slots: Sequence[int], growths: dict[int, Growth]) -> None:
+        frontiers = [growths[slot].frontier for slot in slots]
+        trees = [frontier_tree(growths[slot]) for slot in slots]
+        roots = [self.pending[slot][-1] for slot in slots]
+        logits_BMV = self.model.forward(slots, roots, Draft.of_trees([tree for tree, _ in trees], self.plan.device)).logits_BMV
+        log_probs_BMV = logits_BMV.log_softmax(-1)
+        for index, (slot, frontier) in enumerate(zip(slots, frontiers, strict=True)):
+            rows = [trees[index][1][node] for node in frontier]
+            best = log_probs_BMV[index, rows].topk(min(self.config.width, log_probs_BMV.shape[-1]), dim=-1)
+            growths[slot].add_level(best.indices.tolist(), best.values.tolist())
+
+    def _read_all_but_root(self, slots: Sequence[int]) -> None:
+        behind = [slot for slot in slots if len(self.pending[slot]) > 1]
+        if behind:
+            self._read(behind, [self.pending[slot][:-1] for slot in behind])
+        for slot in behind:
+            self.pending[slot] = self.pending[slot][-1:]
+
+    def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
+        for slot, _, tokens, _ in commits:
+            num_kept = min(len(tokens) - 1, self.num_read[slot])
+            self.model.cache.truncate(slot, self.model.cache.lengths[slot] - self.num_read[slot] + num_kept)
+            self.pending[slot] += tokens[num_kept:]
+            self.num_read[slot] = 0
+
+    def release(self, slot: int) -> None:
+        self.model.cache.reset(slot)
+        del self.pending[slot], self.samplings[slot], self.num_read[slot]
+
+    def reset(self) -> None:
+        """Nothing is learnt across requests."""
+
+    @property
+    def num_bytes(self) -> int:
+        return self.model.cache.plan.num_bytes
+
+
+def frontier_tree(growth: Growth) -> tuple[Tree, dict[int, int]]:
+    """The frontier nodes with their ancestors, and the row of each of those candidates (the root, -1, is row 0)."""
+    needed: set[int] = set()
+    for node in growth.frontier:
+        while node >= 0:
+            needed.add(node)
+            node = growth.candidates.parents[node]
+    kept = sorted(needed)
+    rows = {-1: 0} | {node: place + 1 for place, node in enumerate(kept)}
+    tokens = [growth.candidates.tokens[node] for node in kept]
+    return Tree(tokens, [rows[growth.candidates.parents[node]] - 1 for node in kept]), rows

@@ -1,0 +1,185 @@
+"""Sibling order in a counted suffix tree: falling counts, ties by recency, constant time per change.
+
+Siblings of equal count form a run (see `suffix_nodes`). A node whose count rises to c + 1 goes before the run of c + 1,
+one whose count falls to c - 1 before the run of c - 1, and a new one before the run of 1: the order is always
+(count, time of the last change), both falling.
+
+Example: children `x:3 y:2 z:2`; counting z gives `z:3 x:3 y:2`, counting y then gives `y:3 z:3 x:3`.
+"""
+
+from outrider.proposers.compiled import compiled
+from outrider.proposers.suffix_nodes import (
+    AFTER,
+    BEFORE,
+    COUNT,
+    FREE_RUN,
+    HEAD,
+    NONE,
+    PARENT,
+    RUN,
+    RUN_HEAD,
+    RUN_TAIL,
+    TAIL,
+    TOKEN,
+    TOP_RUN,
+    Store,
+    table_add,
+    table_remove,
+)
+
+__all__ = ["add_child", "add_only_child", "drop_child", "forget_run", "lower_count", "raise_count", "replace_child"]
+
+
+@compiled
+def add_child(s: Store, node: int) -> None:
+    """Enter a new node of count 1 among its parent's children and in the child table."""
+    tail = s.nodes[s.nodes[node, PARENT], TAIL]
+    if tail != NONE and s.nodes[tail, COUNT] == s.nodes[node, COUNT]:
+        _join_run(s, node, s.nodes[tail, RUN])
+    else:
+        _link_before(s, node, NONE)
+        _open_run(s, node)
+    table_add(s, node)
+
+
+@compiled
+def add_only_child(s: Store, node: int) -> None:
+    """Make `node` the only child of its parent, which has none linked; enter it in the child table."""
+    s.nodes[s.nodes[node, PARENT], HEAD] = s.nodes[s.nodes[node, PARENT], TAIL] = NONE
+    _link_before(s, node, NONE)
+    _open_run(s, node)
+    table_add(s, node)
+
+
+@compiled
+def drop_child(s: Store, node: int) -> None:
+    """Take `node` out of its parent's children and out of the child table."""
+    _unlink(s, node)
+    table_remove(s, node)
+
+
+@compiled
+def replace_child(s: Store, old: int, new: int) -> None:
+    """Put `new`, linked to nothing, where `old` is: same parent, first token, rank and count; `old` is then linked to nothing."""
+    row, gone = s.nodes[new], s.nodes[old]
+    table_remove(s, old)
+    row[PARENT], row[TOKEN], row[AFTER], row[BEFORE], row[RUN] = (
+        gone[PARENT],
+        gone[TOKEN],
+        gone[AFTER],
+        gone[BEFORE],
+        gone[RUN],
+    )
+    if row[BEFORE] == NONE:
+        s.nodes[row[PARENT], HEAD] = new
+    else:
+        s.nodes[row[BEFORE], AFTER] = new
+    if row[AFTER] == NONE:
+        s.nodes[row[PARENT], TAIL] = new
+    else:
+        s.nodes[row[AFTER], BEFORE] = new
+    if s.nodes[row[RUN], RUN_HEAD] == old:
+        s.nodes[row[RUN], RUN_HEAD] = new
+    if s.nodes[row[RUN], RUN_TAIL] == old:
+        s.nodes[row[RUN], RUN_TAIL] = new
+    table_add(s, new)
+
+
+@compiled
+def forget_run(s: Store, node: int) -> None:
+    """Give back the run of an only child that is about to take another place."""
+    _free_run(s, s.nodes[node, RUN])
+
+
+@compiled
+def raise_count(s: Store, node: int) -> None:
+    """Count one more suffix through `node` and keep the siblings in order."""
+    count = s.nodes[node, COUNT] + 1
+    head = s.nodes[s.nodes[node, RUN], RUN_HEAD]
+    above = s.nodes[head, BEFORE]
+    if above == NONE and head == node and s.nodes[node, AFTER] == NONE:
+        s.nodes[node, COUNT] = count  # an only child
+        return
+    where = s.nodes[node, AFTER] if head == node else head
+    _unlink(s, node)
+    s.nodes[node, COUNT] = count
+    if above != NONE and s.nodes[above, COUNT] == count:
+        _join_run(s, node, s.nodes[above, RUN])
+    else:
+        _link_before(s, node, where)
+        _open_run(s, node)
+
+
+@compiled
+def lower_count(s: Store, node: int) -> None:
+    """Count one suffix less through `node`, whose count stays positive, and keep the siblings in order."""
+    count = s.nodes[node, COUNT] - 1
+    below = s.nodes[s.nodes[s.nodes[node, RUN], RUN_TAIL], AFTER]
+    _unlink(s, node)
+    s.nodes[node, COUNT] = count
+    if below != NONE and s.nodes[below, COUNT] == count:
+        _join_run(s, node, s.nodes[below, RUN])
+    else:
+        _link_before(s, node, below)
+        _open_run(s, node)
+
+
+@compiled
+def _open_run(s: Store, node: int) -> None:
+    run = s.counters[FREE_RUN]
+    if run == NONE:
+        run = s.counters[TOP_RUN]
+        s.counters[TOP_RUN] = run + 1
+    else:
+        s.counters[FREE_RUN] = s.nodes[run, RUN_HEAD]
+    s.nodes[run, RUN_HEAD] = s.nodes[run, RUN_TAIL] = node
+    s.nodes[node, RUN] = run
+
+
+@compiled
+def _free_run(s: Store, run: int) -> None:
+    s.nodes[run, RUN_HEAD] = s.counters[FREE_RUN]
+    s.counters[FREE_RUN] = run
+
+
+@compiled
+def _join_run(s: Store, node: int, run: int) -> None:
+    _link_before(s, node, s.nodes[run, RUN_HEAD])
+    s.nodes[run, RUN_HEAD] = node
+    s.nodes[node, RUN] = run
+
+
+@compiled
+def _link_before(s: Store, node: int, other: int) -> None:
+    """Link `node` before its sibling `other`, or last if that is NONE."""
+    row, parent = s.nodes[node], s.nodes[s.nodes[node, PARENT]]
+    before = parent[TAIL] if other == NONE else s.nodes[other, BEFORE]
+    row[BEFORE], row[AFTER] = before, other
+    if before == NONE:
+        parent[HEAD] = node
+    else:
+        s.nodes[before, AFTER] = node
+    if other == NONE:
+        parent[TAIL] = node
+    else:
+        s.nodes[other, BEFORE] = node
+
+
+@compiled
+def _unlink(s: Store, node: int) -> None:
+    """Take `node` out of the list and out of its run."""
+    row, parent, run = s.nodes[node], s.nodes[s.nodes[node, PARENT]], s.nodes[s.nodes[node, RUN]]
+    if run[RUN_HEAD] == run[RUN_TAIL]:
+        _free_run(s, row[RUN])
+    elif run[RUN_HEAD] == node:
+        run[RUN_HEAD] = row[AFTER]
+    elif run[RUN_TAIL] == node:
+        run[RUN_TAIL] = row[BEFORE]
+    if row[BEFORE] == NONE:
+        parent[HEAD] = row[AFTER]
+    else:
+        s.nodes[row[BEFORE], AFTER] = row[AFTER]
+    if row[AFTER] == NONE:
+        parent[TAIL] = row[BEFORE]
+    else:
+        s.nodes[row[AFTER], BEFORE] = row[BEFORE]

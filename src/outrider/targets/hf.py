@@ -1,0 +1,225 @@
+"""Any other decoder-only model of `transformers`, on our cache.
+
+The engine's cache knows where the rows of a step stand and what each may see (`Placement`). `transformers` lets a caller
+hand in all three things that this decides: a 4-D attention mask, position ids, and a cache object. So its own model code
+runs unchanged, for prompts, roots and trees alike:
+
+    mask[b, m, s]    0 where row m of slot b sees cached position s, else the lowest number of the dtype
+    position_ids     the placement's: siblings share a position
+    SlotCache        writes new keys and values where the placement says, and returns the slot's first `limit` positions
+
+A mask is needed per kind of layer: sliding windows are cut in positions, so a tree deeper than a window is right too.
+
+Not every model listens. Some count positions themselves (ALiBi), keep a running state that cannot be taken back (Mamba
+and other recurrent layers), or build part of the mask themselves. What can be told from the config is refused by name; for
+the rest, loading ends with a rehearsal (`rehearsal.py`) that compares a drafted step with a plain forward.
+
+This path is slower than the native decoder: keys and values are copied out of the slots in every layer.
+
+Shapes: B slots, M rows, S cached positions, V vocabulary, H key/value heads, D head size, F features, C slots of the cache.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
+
+from outrider.cache import CachePlan, KVCache
+from outrider.draft import Draft
+from outrider.errors import CheckpointError
+from outrider.models.ops import Placement
+from outrider.models.weights import read_weights
+from outrider.target import Forward, Target, TargetSession, TargetSpec
+from outrider.targets.layers import LayerMasks
+from outrider.targets.prefill import read_prompts
+from outrider.targets.rehearsal import CacheShape, cache_shape, rehearse
+
+__all__ = ["HFSession", "HFTarget"]
+
+
+@final
+class HFTarget(Target):
+    """A `transformers` model, its name and its tokenizer."""
+
+    def __init__(self, model: Any, name: str, tokenizer: Any = None, directory: Path | None = None) -> None:
+        """Take a model in memory, which is put into evaluation mode.
+
+        Raises:
+            CheckpointError: if the model cannot be run on a given cache with given masks and positions.
+        """
+        self.model = model.eval().requires_grad_(False)
+        self.name = name
+        self.directory = directory
+        self._tokenizer = tokenizer
+        self._masks = LayerMasks.of(model, name)
+        self._shape: CacheShape = cache_shape(model, name)
+        self._spec = self._describe()
+        rehearse(self, model)
+
+    @classmethod
+    def from_directory(
+        cls,
+        directory: Path,
+        name: str,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        tokenizer: Any,
+        trust_remote_code: bool = False,
+    ) -> "HFTarget":
+        """Read a Hugging Face directory; only safetensors, and model code from it only if asked.
+
+        Raises:
+            CheckpointError: if a file or a tensor is missing, truncated or misshapen, or the model cannot be run here.
+        """
+        read_weights(directory)
+        try:
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                str(directory),
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"transformers cannot load {name} from {directory}: {reason[:300]}") from error
+        for problem in ("missing_keys", "mismatched_keys"):
+            if loading[problem]:
+                first = sorted(str(key) for key in loading[problem])[0]
+                raise CheckpointError(
+                    f"{directory} does not hold the weights that its config.json asks for: {len(loading[problem])} "
+                    f"{problem.split('_')[0]}, first {first}; check that config.json belongs to these weights"
+                )
+        return cls(model.to(device), name, tokenizer, directory)
+
+    def _describe(self) -> TargetSpec:
+        config = self.model.config.get_text_config()
+        max_positions = getattr(config, "max_position_embeddings", None)
+        if not max_positions:
+            raise CheckpointError(f"the config of {self.name} has no max_position_embeddings; add its context limit")
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        return TargetSpec(
+            name=self.name,
+            directory=None if self.directory is None else str(self.directory),
+            vocab_size=self._shape.vocab_size,
+            hidden_size=self._shape.hidden_size,
+            num_layers=self._shape.num_states - 1,
+            max_positions=int(max_positions),
+            eos_ids=_eos_ids(self.model),
+            dtype=self.model.dtype,
+            device=self.model.device,
+            weight_bytes=sum(tensor.nbytes for tensor in tensors),
+            exact_rows=False,
+        )
+
+    @property
+    def spec(self) -> TargetSpec:
+        return self._spec
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._tokenizer
+
+    def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
+        return CachePlan(
+            num_layers=self._shape.num_layers,
+            num_slots=num_slots,
+            num_kv_heads=self._shape.num_kv_heads,
+            head_dim=self._shape.head_dim,
+            capacity=capacity,
+            tail=tail,
+            dtype=self._spec.dtype,
+        )
+
+    def open(self, plan: CachePlan, taps: tuple[int, ...] = ()) -> "HFSession":
+        return HFSession(self.model, self._masks, KVCache(plan, self._spec.device), taps)
+
+
+@final
+class HFSession(TargetSession):
+    """A cache over a `transformers` model."""
+
+    def __init__(self, model: PreTrainedModel, masks: LayerMasks, cache: KVCache, taps: tuple[int, ...]) -> None:
+        self.model = model
+        self.masks = masks
+        self.taps = taps
+        self._cache = cache
+
+    @property
+    def cache(self) -> KVCache:
+        return self._cache
+
+    def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[Tensor | None]:
+        width = len(self.taps) * self.model.config.get_text_config().hidden_size
+        blank_0F = torch.zeros(0, width, dtype=self.model.dtype, device=self._cache.device)
+        return read_prompts(self._cache, slots, prompts, self._read_chunk, blank_0F if self.taps else None)
+
+    def _read_chunk(self, tokens_BM: Tensor, placement: Placement) -> Tensor | None:
+        return self._features(self._run(self.model.base_model, tokens_BM, placement))
+
+    def forward(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Forward:
+        roots_B1 = torch.tensor(roots, device=self._cache.device)[:, None]
+        tokens_BM = torch.cat([roots_B1, draft.tokens_BN], dim=1)
+        output = self._run(self.model, tokens_BM, self._cache.place_draft(slots, draft))
+        return Forward(output.logits, self._features(output))
+
+    @torch.inference_mode()
+    def _run(self, module: Any, tokens_BM: Tensor, placement: Placement) -> Any:
+        return module(
+            input_ids=tokens_BM,
+            attention_mask=self.masks(placement, self.model.dtype),
+            position_ids=placement.positions_BM,
+            past_key_values=SlotCache(self._cache, placement),
+            use_cache=True,
+            output_hidden_states=bool(self.taps),
+            return_dict=True,
+        )
+
+    def _features(self, output: Any) -> Tensor | None:
+        return torch.cat([output.hidden_states[tap] for tap in self.taps], dim=-1) if self.taps else None
+
+
+@final
+class SlotCache(Cache):  # type: ignore[misc]
+    """Our cache in the form `transformers` expects, for the rows of one forward."""
+
+    def __init__(self, cache: KVCache, placement: Placement) -> None:
+        super().__init__(layers=[])
+        self.cache = cache
+        self.placement = placement
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the rows of one layer, [B, H, M, D] each, and give what its slots hold, [B, H, S, D] each."""
+        placement = self.placement
+        held: list[Tensor] = []
+        for new_BHMD, cached_LCHSD in (
+            (key_states, self.cache.keys_LCHSD),
+            (value_states, self.cache.values_LCHSD),
+        ):
+            cached_CHSD = cached_LCHSD[layer_idx]
+            cached_CHSD[placement.slots_B[:, None], :, placement.write_BM] = new_BHMD.transpose(1, 2)
+            held.append(cached_CHSD[placement.slots_B, :, : placement.limit])
+        return held[0], held[1]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions before this forward's rows; models ask only to make the positions and masks that we hand in."""
+        return self.placement.limit - int(self.placement.positions_BM.shape[1])
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.placement.limit, 0
+
+
+def _eos_ids(model: Any) -> tuple[int, ...]:
+    """Every end-of-text id, the generation config's first."""
+    found: list[int] = []
+    for config in (model.generation_config, model.config.get_text_config()):
+        ids = None if config is None else config.eos_token_id
+        found += [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+    return tuple(dict.fromkeys(found))

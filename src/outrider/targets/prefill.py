@@ -1,0 +1,58 @@
+"""Reading prompts into a cache: in chunks, many slots at once.
+
+A chunk has a fixed number of rows, shared by the prompts that still have tokens left, so its memory is bounded however
+long they are. Prompts of different length are padded to the chunk's width; padding rows write to the trash position.
+
+    256 rows, prompts of 100 and 300 tokens     chunk 1: 2 x 128 (28 rows of padding)     chunk 2: 1 x 172
+
+Shapes: B slots of the chunk, M rows of each, T tokens of one prompt, F features.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from outrider.cache import KVCache
+from outrider.models.ops import Placement
+
+__all__ = ["PREFILL_ROWS", "read_prompts"]
+
+PREFILL_ROWS = 256
+
+Reader = Callable[[Tensor, Placement], Tensor | None]
+
+
+def read_prompts(
+    cache: KVCache,
+    slots: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    read: Reader,
+    blank_0F: Tensor | None = None,
+) -> list[Tensor | None]:
+    """Read `prompts[b]` into the empty slot `slots[b]` and keep it.
+
+    Args:
+        read: the model on one chunk: tokens [B, M] and their placement give features [B, M, F], or None without taps.
+        blank_0F: the features of no tokens; None without taps.
+
+    Returns:
+        Features [T, F] of each prompt, or None without taps.
+    """
+    parts: dict[int, list[Tensor]] = {slot: [] if blank_0F is None else [blank_0F] for slot in slots}
+    while rest := [pair for pair in zip(slots, prompts, strict=True) if cache.lengths[pair[0]] < len(pair[1])]:
+        width = max(1, PREFILL_ROWS // len(rest))
+        heads = {slot: list(prompt[cache.lengths[slot] : cache.lengths[slot] + width]) for slot, prompt in rest}
+        features_BMF = _read_chunk(cache, heads, read)
+        if features_BMF is not None:
+            for (slot, head), features_MF in zip(heads.items(), features_BMF, strict=True):
+                parts[slot].append(features_MF[: len(head)])
+    return [torch.cat(parts[slot]) if parts[slot] else None for slot in slots]
+
+
+def _read_chunk(cache: KVCache, heads: dict[int, list[int]], read: Reader) -> Tensor | None:
+    slots, counts = list(heads), [len(head) for head in heads.values()]
+    rows = [head + [0] * (max(counts) - len(head)) for head in heads.values()]
+    features_BMF = read(torch.tensor(rows, device=cache.device), cache.place_chunk(slots, counts))
+    cache.extend(slots, counts)
+    return features_BMF

@@ -1,0 +1,27 @@
+"""What tests need, ours and yours: tiny targets, proposers whose acceptance is known, and the contract.
+
+A third-party method runs the same checks as ours:
+
+    from outrider.testing import check_contract
+
+    def test_my_method() -> None:
+        check_contract(MyProposer)
+"""
+
+from outrider.testing.contract import Case, assert_lossless, check_contract, draw_case
+from outrider.testing.scripted import Adversary, Oracle, RandomTrees, Scripted
+from outrider.testing.tiny import tiny_spec, tiny_target, tiny_weights
+
+__all__ = [
+    "Adversary",
+    "Case",
+    "Oracle",
+    "RandomTrees",
+    "Scripted",
+    "assert_lossless",
+    "check_contract",
+    "draw_case",
+    "tiny_spec",
+    "tiny_target",
+    "tiny_weights",
+]

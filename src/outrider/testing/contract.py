@@ -1,0 +1,375 @@
+"""The contract: what must hold for every proposer, however good or bad its guesses.
+
+    C1   after prefill, one target forward per step and none besides
+    C2   a slot's cache length is its committed tokens less the root; what lies behind it is never read
+    C3   logits at every node equal a sequential forward of the node's path
+    C4   text equals plain decoding, greedy and sampled (coupled); at T = 0 under every acceptance rule
+    C5   after a commit the cache equals a fresh prefill of the committed tokens
+    C8   the probabilities given with a draft are distributions, and every drafted token has some
+    C9   a request's text does not depend on its neighbours, its admission, or what ran before it
+    C10  what is emitted ends at the first stop, and the counts are of emitted tokens
+
+C6 (oracle and adversary) and C7 (bf16 divergences) are about the engine and not about one proposer; they live in our own
+tests. A `Case` is a small traffic pattern: prompts that arrive at different steps, share a few slots, sample differently,
+stop at different limits, and may be cancelled. `check_contract` draws cases and runs every check on each.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from outrider.batch import Batch, Event
+from outrider.cache import KVCache
+from outrider.draft import Draft
+from outrider.engine import Completion, Engine
+from outrider.errors import LosslessnessError
+from outrider.metrics import PrefillRecord, StepRecord, summarize
+from outrider.proposer import Proposer
+from outrider.proposers.none import NoProposer
+from outrider.sampling import Sampling
+from outrider.target import Forward, Target, TargetSession
+from outrider.testing.tiny import tiny_target
+
+__all__ = ["CHECKS", "Case", "Outcome", "assert_lossless", "check_contract", "draw_case", "play"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A traffic pattern; entry i of each tuple belongs to request i.
+
+    arrivals   the step before which the request is added
+    cancels    the step after which it is cancelled, or None
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    samplings: tuple[Sampling, ...]
+    limits: tuple[int, ...]
+    arrivals: tuple[int, ...]
+    cancels: tuple[int | None, ...]
+    max_batch: int = 2
+    num_nodes: int | None = None
+    verification: str = "coupled"
+    ignore_eos: bool = False
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What a played case gave: tokens and end of every request, and the engine's records."""
+
+    tokens: list[list[int]]
+    finished: list[str | None]
+    steps: list[StepRecord]
+    prefills: list[PrefillRecord]
+    num_forwards: int
+
+
+Hook = Callable[[Engine, "WatchedSession"], None]
+
+
+@final
+class WatchedSession(TargetSession):
+    """Passes everything on, counts the calls, and remembers the last forward."""
+
+    def __init__(self, inner: TargetSession, batch: Batch) -> None:
+        self.inner = inner
+        self.batch = batch
+        self.num_forwards = 0
+        self.num_prefills = 0
+        self.texts: list[list[int]] = []
+        self.draft = Draft.empty(0)
+        self.logits_BMV = torch.zeros(0)
+
+    @property
+    def cache(self) -> KVCache:
+        return self.inner.cache
+
+    def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[Tensor | None]:
+        self.num_prefills += 1
+        return self.inner.prefill(slots, prompts)
+
+    def forward(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Forward:
+        self.num_forwards += 1
+        forward = self.inner.forward(slots, roots, draft)
+        self.draft, self.logits_BMV = draft, forward.logits_BMV
+        self.texts = [list(running.tokens) for running in self.batch.running.values()]
+        return forward
+
+
+def play(target: Target, proposer: Proposer, case: Case, after_step: Hook = lambda engine, watched: None) -> Outcome:
+    """Run a case through the engine; `after_step` may look at everything in between."""
+    steps: list[StepRecord] = []
+    prefills: list[PrefillRecord] = []
+
+    def record(item: StepRecord | PrefillRecord) -> None:
+        if isinstance(item, StepRecord):
+            steps.append(item)
+        else:
+            prefills.append(item)
+
+    engine = Engine(
+        target,
+        proposer,
+        max_batch=case.max_batch,
+        num_nodes=case.num_nodes,
+        verification=case.verification,
+        record=record,
+    )
+    watched = WatchedSession(engine.target, engine.batch)
+    engine.target = watched
+    return _play(engine, watched, case, after_step, steps, prefills)
+
+
+def _play(
+    engine: Engine,
+    watched: WatchedSession,
+    case: Case,
+    after_step: Hook,
+    steps: list[StepRecord],
+    prefills: list[PrefillRecord],
+) -> Outcome:
+    ids: dict[int, int] = {}
+    tokens: list[list[int]] = [[] for _ in case.prompts]
+    finished: list[str | None] = [None] * len(case.prompts)
+    clock = 0
+    while engine.busy or any(arrival >= clock for arrival in case.arrivals):
+        for index, arrival in enumerate(case.arrivals):
+            if arrival == clock:
+                ids[_add(engine, case, index)] = index
+        engine.admit()
+        for event in engine.step() if engine.batch.running else []:
+            _take(event, ids, tokens, finished)
+        after_step(engine, watched)
+        for id, index in ids.items():
+            if case.cancels[index] == clock and engine.cancel(id):
+                finished[index] = "cancelled"
+        clock += 1
+    return Outcome(tokens=tokens, finished=finished, steps=steps, prefills=prefills, num_forwards=watched.num_forwards)
+
+
+def _add(engine: Engine, case: Case, index: int) -> int:
+    return engine.add(
+        case.prompts[index],
+        max_new_tokens=case.limits[index],
+        sampling=case.samplings[index],
+        ignore_eos=case.ignore_eos,
+    )
+
+
+def _take(event: Event, ids: dict[int, int], tokens: list[list[int]], finished: list[str | None]) -> None:
+    tokens[ids[event.request]] += event.tokens
+    finished[ids[event.request]] = event.finished
+
+
+def check_forwards(target: Target, proposer: Proposer, case: Case) -> None:
+    """C1."""
+    outcome = play(target, proposer, case)
+    assert outcome.num_forwards == len(outcome.steps), "a step made more or fewer than one target forward"
+
+
+def check_cache_length(target: Target, proposer: Proposer, case: Case) -> None:
+    """C2: lengths, and a cache whose stale positions are overwritten with large numbers after every step."""
+    poison = 50.0
+
+    def look(engine: Engine, watched: WatchedSession) -> None:
+        cache = watched.cache
+        for slot in range(cache.plan.num_slots):
+            running = engine.batch.running.get(slot)
+            assert cache.lengths[slot] == (len(running.tokens) - 1 if running else 0)
+            for side_LCHSD in (cache.keys_LCHSD, cache.values_LCHSD):
+                side_LCHSD[:, slot, :, cache.lengths[slot] :] = poison
+
+    assert play(target, proposer, case, look).tokens == play(target, proposer, case).tokens
+
+
+def check_node_logits(target: Target, proposer: Proposer, case: Case) -> None:
+    """C3, in float64 to 1e-9."""
+
+    def look(engine: Engine, watched: WatchedSession) -> None:
+        for text, tree, logits_MV in zip(watched.texts, watched.draft.trees, watched.logits_BMV, strict=True):
+            _compare_paths(target, text, tree.tokens, tree.parents, logits_MV)
+        watched.texts, watched.draft, watched.logits_BMV = [], Draft.empty(0), torch.zeros(0)
+
+    play(target, proposer, case, look)
+
+
+def _compare_paths(target: Target, text: list[int], tokens: list[int], parents: list[int], logits_MV: Tensor) -> None:
+    for row in range(len(tokens) + 1):
+        path: list[int] = []
+        node = row - 1
+        while node >= 0:
+            path.insert(0, tokens[node])
+            node = parents[node]
+        want_V = sequential_logits(target, [*text, *path])
+        difference = (want_V - logits_MV[row]).abs().max().item()
+        assert difference < 1e-9, f"row {row} differs from a sequential forward of its path by {difference}"
+
+
+def sequential_logits(target: Target, tokens: list[int]) -> Tensor:
+    """Logits after `tokens`, from a fresh prefill and one plain step: [V]."""
+    session = target.open(target.plan(1, target.spec.max_positions, 1))
+    session.prefill([0], [tokens[:-1]])
+    return session.forward([0], [tokens[-1]], Draft.empty(1)).logits_BMV[0, 0]  # a reference, not the loop
+
+
+def check_text(target: Target, proposer: Proposer, case: Case) -> None:
+    """C4."""
+    plain = play(target, NoProposer(), case)
+    drafted = play(target, proposer, replace(case, cancels=(None,) * len(case.cancels)))
+    for index, cancel in enumerate(case.cancels):
+        if cancel is None:
+            assert drafted.tokens[index] == plain.tokens[index], f"request {index} differs from plain decoding"
+            assert drafted.finished[index] == plain.finished[index]
+    greedy = replace(case, samplings=(Sampling(),) * len(case.samplings), cancels=(None,) * len(case.cancels))
+    want = play(target, NoProposer(), greedy).tokens
+    assert play(target, proposer, replace(greedy, verification="rejection")).tokens == want
+
+
+def check_cache_content(target: Target, proposer: Proposer, case: Case) -> None:
+    """C5, in float64 to 1e-9."""
+
+    def look(engine: Engine, watched: WatchedSession) -> None:
+        cache = watched.cache
+        for slot, running in engine.batch.running.items():
+            fresh = target.open(target.plan(1, target.spec.max_positions, 1))
+            fresh.prefill([0], [running.tokens[:-1]])
+            length = cache.lengths[slot]
+            for ours, theirs in (
+                (cache.keys_LCHSD, fresh.cache.keys_LCHSD),
+                (cache.values_LCHSD, fresh.cache.values_LCHSD),
+            ):
+                difference = (ours[:, slot, :, :length] - theirs[:, 0, :, :length]).abs()
+                assert length == 0 or difference.max().item() < 1e-9, "the cache differs from a fresh prefill"
+
+    play(target, proposer, case, look)
+
+
+def check_draft(target: Target, proposer: Proposer, case: Case) -> None:
+    """C8, and that every draft is well formed and within its room; also under the rejection rule."""
+
+    def look(engine: Engine, watched: WatchedSession) -> None:
+        draft = watched.draft
+        draft.validate(target.spec.vocab_size)
+        assert max(draft.num_nodes, default=0) <= engine.memory.num_nodes
+        if draft.probs_BMV is None:
+            return
+        for slot, tree in enumerate(draft.trees):
+            for node, parent in enumerate(tree.parents):
+                q_V = draft.probs_BMV[slot, parent + 1]
+                assert abs(q_V.sum().item() - 1) < 1e-6, "draft probabilities do not sum to 1"
+                assert q_V[tree.tokens[node]] > 0, "a drafted token has no probability"
+
+    play(target, proposer, case, look)
+    play(target, proposer, replace(case, verification="rejection"), look)
+
+
+def check_independence(target: Target, proposer: Proposer, case: Case) -> None:
+    """C9: alone, in company, and again with a proposer that has seen it all before."""
+    together = play(target, proposer, case)
+    engine = Engine(target, proposer, num_nodes=case.num_nodes)
+    for index, prompt in enumerate(case.prompts):
+        if case.cancels[index] is not None:
+            continue
+        for _ in range(2):
+            settings: dict[str, Any] = {"max_new_tokens": case.limits[index], "sampling": case.samplings[index]}
+            alone = engine.generate([prompt], ignore_eos=case.ignore_eos, **settings)[0]
+            assert list(alone.tokens) == together.tokens[index], f"request {index} depends on its surroundings"
+
+
+def check_stops(target: Target, proposer: Proposer, case: Case) -> None:
+    """C10."""
+    outcome = play(target, proposer, case)
+    eos = set(target.spec.eos_ids)
+    for index, tokens in enumerate(outcome.tokens):
+        reason, limit = outcome.finished[index], case.limits[index]
+        assert len(tokens) <= limit
+        if not case.ignore_eos:
+            assert not eos & set(tokens[:-1]), "text goes on behind an end-of-text token"
+        if reason == "eos":
+            assert tokens[-1] in eos
+        if reason == "length":
+            assert len(tokens) == limit
+        if reason == "context":
+            assert len(case.prompts[index]) + len(tokens) == target.spec.max_positions
+    summary = summarize(outcome.steps, outcome.prefills)
+    assert summary.num_emitted_tokens == sum(len(tokens) for tokens in outcome.tokens)
+    for step in outcome.steps:
+        for slot in step.slots:
+            assert 1 <= slot.num_emitted <= slot.num_accepted + 1
+            assert slot.num_accepted <= min(slot.draft_depth, slot.num_emitted)
+
+
+Check = Callable[[Target, Proposer, Case], None]
+CHECKS: dict[str, Check] = {
+    "C1-forwards": check_forwards,
+    "C2-cache-length": check_cache_length,
+    "C3-node-logits": check_node_logits,
+    "C4-text": check_text,
+    "C5-cache-content": check_cache_content,
+    "C8-draft": check_draft,
+    "C9-independence": check_independence,
+    "C10-stops": check_stops,
+}
+
+
+def draw_case(seed: int, vocab_size: int = 31, max_positions: int = 96) -> Case:
+    """A random case: repetitive and random prompts, mixed sampling, limits up to the context, late arrivals."""
+    draw = random.Random(seed)
+    count = draw.randint(1, 4)
+
+    def prompt() -> tuple[int, ...]:
+        phrase = [draw.randrange(vocab_size - 1) for _ in range(draw.randint(1, 6))]
+        text = phrase * draw.randint(1, 5) + [draw.randrange(vocab_size - 1) for _ in range(draw.randint(0, 4))]
+        return tuple(text)
+
+    def sampling() -> Sampling:
+        if draw.random() < 0.4:
+            return Sampling()
+        return Sampling(
+            temperature=draw.choice([0.3, 0.7, 1.0]),
+            top_k=draw.choice([0, 5]),
+            top_p=draw.choice([1.0, 0.9]),
+            min_p=draw.choice([0.0, 0.05]),
+            seed=draw.randrange(2**40),
+        )
+
+    return Case(
+        prompts=tuple(prompt() for _ in range(count)),
+        samplings=tuple(sampling() for _ in range(count)),
+        limits=tuple(draw.choice([1, 2, 5, 12, 24, 10**6 if draw.random() < 0.3 else 30]) for _ in range(count)),
+        arrivals=tuple(draw.randint(0, 6) for _ in range(count)),
+        cancels=tuple(draw.randint(2, 9) if draw.random() < 0.15 else None for _ in range(count)),
+        max_batch=draw.randint(1, 3),
+        num_nodes=draw.choice([None, 1, 3, 7]),
+        ignore_eos=draw.random() < 0.5,
+    )
+
+
+def check_contract(proposer_class: type[Proposer], num_cases: int = 3, target: Target | None = None) -> None:
+    """Run every check on `num_cases` random cases. Raises AssertionError at the first that fails."""
+    target = target or tiny_target()
+    for seed in range(num_cases):
+        proposer = proposer_class.example(target, seed)
+        case = draw_case(seed, target.spec.vocab_size, target.spec.max_positions)
+        for check in CHECKS.values():
+            check(target, proposer, case)
+
+
+def assert_lossless(
+    target: Target, proposer: Proposer, prompts: Sequence[Sequence[int]], *, max_batch: int = 1, **settings: Any
+) -> list[Completion]:
+    """Decode with and without the proposer, and compare token by token.
+
+    Raises:
+        LosslessnessError: naming the first difference.
+    """
+    plain = Engine(target, NoProposer()).generate(prompts, **settings)
+    drafted = Engine(target, proposer, max_batch=max_batch).generate(prompts, **settings)
+    for index, (want, got) in enumerate(zip(plain, drafted, strict=True)):
+        if want.tokens != got.tokens or want.finished != got.finished:
+            at = next((i for i, (a, b) in enumerate(zip(want.tokens, got.tokens, strict=False)) if a != b), "the end")
+            raise LosslessnessError(f"prompt {index} differs from plain decoding at answer token {at}")
+    return drafted

@@ -1,0 +1,53 @@
+"""Tiny targets: real decoders with random weights, small enough that a test takes milliseconds.
+
+Weights are larger than a trained model's, so that distributions are far from uniform and greedy text varies. In float64
+two ways of computing the same logits agree to about 1e-14, and an exact comparison of texts is meaningful.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from outrider.models.spec import DecoderSpec, RopeSpec
+from outrider.targets.native import NativeTarget
+
+__all__ = ["tiny_spec", "tiny_target", "tiny_weights"]
+
+
+def tiny_spec(vocab_size: int = 31, max_positions: int = 96, **changes: Any) -> DecoderSpec:
+    """The shape of a tiny decoder; keyword arguments replace fields of `DecoderSpec`."""
+    fields: dict[str, Any] = {
+        "family": "llama",
+        "vocab_size": vocab_size,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 4,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": max_positions,
+        "rope": RopeSpec(),
+        "eos_ids": (vocab_size - 1,),
+    }
+    fields |= changes
+    return DecoderSpec(windows=fields.pop("windows", (None,) * fields["num_layers"]), **fields)
+
+
+def tiny_weights(spec: DecoderSpec, seed: int) -> dict[str, Tensor]:
+    """Random float64 weights; larger than usual, so that the distribution is far from uniform."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, shape in spec.weight_shapes().items():
+        noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+        weights[name] = 1 + 0.1 * noise if name.endswith("norm.weight") else noise * (0.7 if len(shape) == 2 else 0.1)
+    return weights
+
+
+def tiny_target(
+    seed: int = 0, *, dtype: torch.dtype = torch.float64, spec: DecoderSpec | None = None, **changes: Any
+) -> NativeTarget:
+    """A random decoder without a tokenizer; the last token id ends a text."""
+    spec = spec or tiny_spec(**changes)
+    return NativeTarget.from_weights(spec, tiny_weights(spec, seed), f"tiny-{seed}", dtype)

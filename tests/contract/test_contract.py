@@ -1,0 +1,72 @@
+"""Every registered proposer, under every check of the contract, on drawn traffic."""
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from outrider.proposer import Proposer
+from outrider.proposers import proposer_class, proposer_names
+from outrider.sampling import Sampling
+from outrider.target import Target
+from outrider.testing import Adversary, Case, Oracle, RandomTrees, tiny_target
+from outrider.testing.contract import CHECKS
+
+VOCAB, POSITIONS = 31, 64
+TARGETS: dict[int, Target] = {}
+
+
+def target_of(seed: int) -> Target:
+    return TARGETS.setdefault(seed, tiny_target(seed, vocab_size=VOCAB, max_positions=POSITIONS))
+
+
+tokens = st.integers(0, VOCAB - 2)
+phrases = st.lists(tokens, min_size=1, max_size=6)
+prompts = st.builds(lambda phrase, times, tail: tuple(phrase * times + tail), phrases, st.integers(1, 5), phrases)
+samplings = st.one_of(
+    st.just(Sampling()),
+    st.builds(
+        Sampling,
+        temperature=st.sampled_from([0.3, 0.7, 1.0]),
+        top_k=st.sampled_from([0, 5]),
+        top_p=st.sampled_from([1.0, 0.9]),
+        min_p=st.sampled_from([0.0, 0.05]),
+        seed=st.integers(0, 2**40),
+    ),
+)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    count = draw(st.integers(1, 4))
+    many = {"min_size": count, "max_size": count}
+    return Case(
+        prompts=tuple(draw(st.lists(prompts, **many))),
+        samplings=tuple(draw(st.lists(samplings, **many))),
+        limits=tuple(draw(st.lists(st.sampled_from([1, 2, 7, 25, 10**6]), **many))),
+        arrivals=tuple(draw(st.lists(st.integers(0, 6), **many))),
+        cancels=tuple(draw(st.lists(st.sampled_from([None, None, None, 3]), **many))),
+        max_batch=draw(st.integers(1, 3)),
+        num_nodes=draw(st.sampled_from([None, 1, 3, 7])),
+        ignore_eos=draw(st.booleans()),
+    )
+
+
+def scripted(name: str, target: Target, seed: int) -> Proposer:
+    if name == "oracle":
+        return Oracle(target).proposer()
+    if name == "adversary":
+        return Adversary(target).proposer()
+    return RandomTrees(target, seed=seed).proposer()
+
+
+SCRIPTED = ("oracle", "adversary", "random_trees")
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", [*proposer_names(), *SCRIPTED])
+@settings(max_examples=4, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@given(case=cases(), seed=st.integers(0, 3))
+def test_contract(name: str, check: str, case: Case, seed: int) -> None:
+    target = target_of(seed % 2)
+    proposer = scripted(name, target, seed) if name in SCRIPTED else proposer_class(name).example(target, seed)
+    CHECKS[check](target, proposer, case)

@@ -1,0 +1,164 @@
+"""Tiny GGUF files, written from `transformers` models the way llama.cpp's converter lays them out."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+BYTES = list(bytes_to_unicode().values())
+MERGES = ["h e", "l l", "he ll", "hell o", "Ġ w", "o r", "Ġw or", "1 2", "Ġ 1"]
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+USER_DEFINED = ["<tool>"]
+PADDING = ["[PAD0]", "[PAD1]"]
+TOKENS = SPECIAL + BYTES + [merge.replace(" ", "") for merge in MERGES] + USER_DEFINED + PADDING
+KINDS = [3] * 3 + [1] * (len(BYTES) + len(MERGES)) + [4] + [5] * 2
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+STEMS = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+TOPS = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+GgufWriter = Callable[..., Path]
+
+
+def gguf_name(name: str) -> str:
+    stem, kind = name.rsplit(".", 1)
+    if stem in TOPS:
+        return f"{TOPS[stem]}.{kind}"
+    _, _, layer, inner = stem.split(".", 3)
+    return f"blk.{layer}.{STEMS[inner]}.{kind}"
+
+
+def interleaved(rows: np.ndarray, num_heads: int) -> np.ndarray:
+    """Rotary halves to pairs, by listing rows one by one."""
+    size = rows.shape[0] // num_heads
+    order = [
+        head * size + half * (size // 2) + plane
+        for head in range(num_heads)
+        for plane in range(size // 2)
+        for half in (0, 1)
+    ]
+    return rows[order]
+
+
+def gguf_metadata(model: PreTrainedModel, architecture: str) -> dict[str, Any]:
+    config = model.config
+    return {
+        f"{architecture}.block_count": config.num_hidden_layers,
+        f"{architecture}.context_length": config.max_position_embeddings,
+        f"{architecture}.embedding_length": config.hidden_size,
+        f"{architecture}.feed_forward_length": config.intermediate_size,
+        f"{architecture}.attention.head_count": config.num_attention_heads,
+        f"{architecture}.attention.head_count_kv": config.num_key_value_heads,
+        f"{architecture}.attention.key_length": getattr(config, "head_dim", None),
+        f"{architecture}.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        f"{architecture}.rope.freq_base": float(config.rope_parameters["rope_theta"]),
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": TOKENS,
+        "tokenizer.ggml.token_type": KINDS,
+        "tokenizer.ggml.merges": MERGES,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.padding_token_id": 2,
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.chat_template": TEMPLATE,
+    }
+
+
+def add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    (writer.add_array if isinstance(value, list) else adders[type(value)])(key, value)
+
+
+def write_gguf(
+    path: Path,
+    model: PreTrainedModel,
+    *,
+    kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    architecture: str | None = None,
+    metadata: dict[str, Any] | None = None,
+    tensors: dict[str, np.ndarray] | None = None,
+) -> Path:
+    """Write `model`; matrices are stored as `kind`, vectors as fp32. A metadata value of None leaves its key out."""
+    architecture = architecture or model.config.model_type
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in (gguf_metadata(model, model.config.model_type) | (metadata or {})).items():
+        if value is not None:
+            add_value(writer, key, value)
+    heads = {"q_proj": model.config.num_attention_heads, "k_proj": model.config.num_key_value_heads}
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue
+        values = tensor.float().numpy()
+        if model.config.model_type == "llama" and name.split(".")[-2] in heads:
+            values = interleaved(values, heads[name.split(".")[-2]])
+        stored = kind if values.ndim == 2 else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(gguf_name(name), gguf.quants.quantize(values, stored), raw_dtype=stored)
+    for name, values in (tensors or {}).items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def bf16_valued(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model with weights that bf16 can hold, and biases that are not all zero."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.copy_((parameter + noise).to(torch.bfloat16))
+    return model.eval()
+
+
+@pytest.fixture(name="write_gguf")
+def write_gguf_fixture() -> GgufWriter:
+    """Writes a `transformers` model as a GGUF file with a byte-level tokenizer; see `write_gguf` above."""
+    return write_gguf
+
+
+@pytest.fixture
+def tiny_sizes() -> dict[str, int]:
+    """Sizes of a model small enough to convert in milliseconds, with rows that fill a quantization block."""
+    return {
+        "vocab_size": len(TOKENS),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+    }
+
+
+@pytest.fixture
+def tiny_llama(tiny_sizes: dict[str, int]) -> PreTrainedModel:
+    """A two-layer Llama with random bf16 weights."""
+    return bf16_valued(LlamaForCausalLM(LlamaConfig(**tiny_sizes, rms_norm_eps=1e-5)))
+
+
+@pytest.fixture
+def with_bf16_weights() -> Callable[[PreTrainedModel], PreTrainedModel]:
+    """Gives a model random weights that bf16 holds exactly."""
+    return bf16_valued

@@ -1,0 +1,171 @@
+"""A spec states the network of a config exactly, or says in one sentence why it cannot."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PhiConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from outrider.errors import CheckpointError
+from outrider.models.spec import DecoderSpec, RopeSpec, is_supported
+
+TINY = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+CONFIGS = [
+    LlamaConfig(**TINY),
+    LlamaConfig(**TINY, tie_word_embeddings=True, attention_bias=True, mlp_bias=True, head_dim=6),
+    Qwen2Config(**TINY, tie_word_embeddings=True),
+    Qwen3Config(**TINY, head_dim=8),
+    Qwen3Config(**TINY, head_dim=8, attention_bias=True),
+    MistralConfig(**TINY, head_dim=6),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
+def test_weight_shapes_are_those_of_the_hugging_face_model(config: PreTrainedConfig) -> None:
+    with torch.device("meta"):
+        state = AutoModelForCausalLM.from_config(config).state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if config.tie_word_embeddings:
+        del expected["lm_head.weight"]
+    assert DecoderSpec.from_config(config).weight_shapes() == expected
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
+def test_a_saved_config_reads_back_equal(config: PreTrainedConfig, tmp_path: Path) -> None:
+    config.save_pretrained(tmp_path)
+    spec = DecoderSpec.from_config_file(tmp_path)
+    assert spec == DecoderSpec.from_config(config) == DecoderSpec.from_config_file(tmp_path / "config.json")
+    assert (spec.num_heads, spec.num_kv_heads, spec.num_layers) == (4, 2, 3)
+
+
+def write_config(directory: Path, **fields: Any) -> Path:
+    (directory / "config.json").write_text(json.dumps({"model_type": "llama", **TINY, **fields}))
+    return directory
+
+
+def test_both_ways_to_write_rope_settings_mean_the_same(tmp_path: Path) -> None:
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    old = write_config(tmp_path, rope_theta=5e5, rope_scaling={"rope_type": "llama3", **scaling})
+    spec = DecoderSpec.from_config_file(old)
+    new = write_config(tmp_path, rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, **scaling})
+    assert spec == DecoderSpec.from_config_file(new)
+    assert spec.rope == RopeSpec(type="llama3", theta=5e5, **scaling)
+
+
+def test_the_oldest_key_for_the_scaling_type_is_read(tmp_path: Path) -> None:
+    spec = DecoderSpec.from_config_file(write_config(tmp_path, rope_scaling={"type": "linear", "factor": 2.0}))
+    assert (spec.rope.type, spec.rope.factor, spec.rope.theta) == ("linear", 2.0, 10_000.0)
+
+
+def test_yarn_without_a_factor_takes_the_ratio_of_context_lengths() -> None:
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": None, "original_max_position_embeddings": 512}
+    spec = DecoderSpec.from_config(LlamaConfig(**TINY, max_position_embeddings=2048, rope_parameters=rope))
+    assert spec.rope.factor == 4.0
+
+
+@pytest.mark.parametrize(
+    ("in_config", "in_generation", "expected"),
+    [(2, None, (2,)), (2, [2, 0], (2, 0)), ([7, 8], 9, (9, 7, 8)), (None, None, ()), (0, 0, (0,))],
+)
+def test_end_ids_join_both_files(in_config: Any, in_generation: Any, expected: tuple[int, ...], tmp_path: Path) -> None:
+    write_config(tmp_path, eos_token_id=in_config)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": in_generation}))
+    assert DecoderSpec.from_config_file(tmp_path).eos_ids == expected
+
+
+def test_windows_follow_the_layers() -> None:
+    assert DecoderSpec.from_config(LlamaConfig(**TINY)).windows == (None, None, None)
+    assert DecoderSpec.from_config(MistralConfig(**TINY, sliding_window=8)).windows == (8, 8, 8)
+    assert DecoderSpec.from_config(MistralConfig(**TINY, sliding_window=None)).windows == (None, None, None)
+    qwen = Qwen2Config(**TINY, use_sliding_window=True, sliding_window=8, max_window_layers=2)
+    assert DecoderSpec.from_config(qwen).windows == (None, None, 8)
+    assert DecoderSpec.from_config(Qwen2Config(**TINY, sliding_window=8)).windows == (None, None, None)
+    named = Qwen3Config(
+        **TINY,
+        use_sliding_window=True,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    )
+    assert DecoderSpec.from_config(named).windows == (8, None, 8)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (PhiConfig(), "model_type 'phi' is not one of llama, qwen2, qwen3, mistral"),
+        (LlamaConfig(**TINY, hidden_act="gelu"), "hidden_act is 'gelu'"),
+        (LlamaConfig(**TINY, quantization_config={"quant_method": "gptq"}), "quantized"),
+        (LlamaConfig(**{**TINY, "num_key_value_heads": 3}), "num_attention_heads 4 is not a multiple"),
+        (LlamaConfig(**TINY, head_dim=3), "head_dim 3 is odd"),
+        (LlamaConfig(**TINY, partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),
+        (MistralConfig(**TINY, layer_types=["full_attention"] * 3), "mistral config with layer_types"),
+        (
+            LlamaConfig(
+                **TINY,
+                rope_parameters={
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    "factor": 2.0,
+                    "short_factor": [1.0, 1.0],
+                    "long_factor": [1.0, 1.0],
+                },
+            ),
+            "rope_type 'longrope' is not one of",
+        ),
+    ],
+    ids=["family", "activation", "quantized", "heads", "odd", "partial", "layer-types", "longrope"],
+)
+def test_what_cannot_run_exactly_is_refused_with_its_reason(config: PreTrainedConfig, reason: str) -> None:
+    assert reason in (is_supported(config) or "")
+    with pytest.raises(CheckpointError, match="use the hf target"):
+        DecoderSpec.from_config(config)
+
+
+def test_a_layer_kind_nobody_knows_is_refused() -> None:
+    config = Qwen2Config(**TINY)
+    config.layer_types = ["full_attention", "chunked_attention", "full_attention"]
+    assert is_supported(config) == "layer_types holds 'chunked_attention'"
+
+
+def test_everything_in_the_family_is_supported() -> None:
+    assert [is_supported(config) for config in CONFIGS] == [None] * len(CONFIGS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[]", "holds a list, not a JSON object"),
+        ('{"model_type": "gemma"}', "model_type 'gemma'; the native decoder runs llama, qwen2, qwen3, mistral"),
+        ("{}", "model_type 'None'"),
+        ('{"model_type": "llama", "hidden_size": "wide"}', "not a valid llama config: .*hidden_size"),
+        ('{"model_type": "llama", "rope_scaling": {"type": "linear"}}', "not a valid llama config: .*factor"),
+    ],
+)
+def test_a_broken_config_is_one_sentence(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        DecoderSpec.from_config_file(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_config_names_the_path(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json does not exist"):
+        DecoderSpec.from_config_file(tmp_path)
