@@ -106,13 +106,6 @@ class Batch:
     def release(self, slot: int) -> Running:
         return self.running.pop(slot)
 
-    def commits(self, accepted: Sequence[Accepted]) -> list[Commit]:
-        """The verdicts as the proposer's session takes them."""
-        return [
-            Commit(slot, [0, *verdict.path], [*verdict.tokens, verdict.bonus], index)
-            for index, (slot, verdict) in enumerate(zip(self.running, accepted, strict=True))
-        ]
-
     def advance(self, draft: Draft, accepted: Sequence[Accepted]) -> tuple[list[SlotStep], list[Event]]:
         """Emit; the events' `finished` says which requests ended (their slots are still taken)."""
         steps, events = [], []
@@ -132,6 +125,13 @@ class Batch:
                 )
             )
         return steps, events
+
+    def commits(self, accepted: Sequence[Accepted], events: Sequence[Event]) -> list[Commit]:
+        """The verdicts as the proposer's session takes them, cut where the text ended."""
+        return [
+            Commit(slot, [0, *verdict.path[: event.num_accepted]], list(event.tokens), index)
+            for index, (slot, verdict, event) in enumerate(zip(self.running, accepted, events, strict=True))
+        ]
 
     def _emit(self, running: Running, verdict: Accepted) -> Event:
         emitted: list[int] = []

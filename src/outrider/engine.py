@@ -112,9 +112,10 @@ class Engine:
         clock.lap("accept")
         self.target.cache.commit(slots, [verdict.path for verdict in accepted])  # it holds every token but the root
         clock.lap("commit")
-        self.session.observe(batch.commits(accepted), forward.features_BMF)
+        steps, events = batch.advance(draft, accepted)  # emit, and stop where a text ends
+        clock.lap("host")
+        self.session.observe(batch.commits(accepted, events), forward.features_BMF)
         clock.lap("propose")
-        steps, events = batch.advance(draft, accepted)
         self._release([event.request for event in events if event.finished])
         clock.lap("host")
         self.num_steps += 1

@@ -44,7 +44,8 @@ class Commit(NamedTuple):
 
     slot      the slot
     rows      the rows that were committed: 0 (the root), then the accepted path
-    tokens    the accepted tokens and, last, the bonus, which is the next root
+    tokens    the accepted tokens and, last, the bonus, which is the next root; for a request that ended, only what
+              was emitted, which may stop inside the path
     index     the slot's place in the batch of this step: features_BMF[index]
     """
 

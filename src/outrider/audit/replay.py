@@ -2,10 +2,11 @@
 
 `replay` reads a text again and again and gives the logits after its last token. Way 0 is plain decoding: the prompt is
 prefilled, the rest read one row at a time. Way i reads the rest in chains of `num_rows[i]` rows, as a method does whose
-drafts are all accepted, so that the cache too was written by passes of that size. Nothing is decoded or decided here.
+drafts are all accepted, so that the cache too was written by passes of that size. The last pass is filled up with nodes
+that do not matter, as behind a rejected draft. Nothing is decoded or decided here.
 
 Example: a prompt of 5 tokens, an answer of 7 so far, chains of 3 rows: after prefilling 4 tokens, 8 are left, read as
-3 + 3 + 2 rows; the last row's logits are the result.
+3 + 3 + 2 rows and one to fill up; the logits of the last pass's second row are the result.
 
 Shapes: R ways, V vocabulary.
 """
@@ -48,10 +49,13 @@ def _read(target: Target, tokens: Sequence[int], num_prompt: int, num_rows: int,
     session: TargetSession = target.open(target.plan(num_slots, max(2, len(tokens)), tail=num_rows))
     slots = list(range(num_slots))
     session.prefill(slots, [tokens[: num_prompt - 1]] * num_slots)
+    logits: list[Tensor] = []
     for start in range(num_prompt - 1, len(tokens), num_rows):
-        rows = list(tokens[start : start + num_rows])
-        chain = Tree.chain(rows[1:])
+        rows = tokens[start : start + num_rows]
+        room = min(num_rows, target.spec.max_positions - start) - len(rows)
+        chain = Tree.chain([*rows[1:], *[rows[-1]] * room])
         draft = Draft.of_trees([chain] * num_slots, target.spec.device)
-        forward = session.forward(slots, rows[:1] * num_slots, draft)
-        session.cache.commit(slots, [list(range(1, len(rows)))] * num_slots)
-    return forward.logits_BMV[:, -1].cpu()
+        forward = session.forward(slots, [rows[0]] * num_slots, draft)
+        session.cache.commit(slots, [range(1, len(rows))] * num_slots)
+        logits = [forward.logits_BMV[:, len(rows) - 1].cpu()]
+    return logits[0]

@@ -22,8 +22,8 @@ __all__ = ["REGISTRY", "configure", "load_proposer", "proposer_class", "proposer
 
 REGISTRY: dict[str, str] = {
     "none": "outrider.proposers.none:NoProposer",
-    # "ngram": "outrider.proposers.ngram:NgramProposer",
-    # "suffix": "outrider.proposers.suffix:SuffixProposer",
+    "ngram": "outrider.proposers.ngram:NgramProposer",
+    "suffix": "outrider.proposers.suffix:SuffixProposer",
     "draft_model": "outrider.proposers.draft_model:DraftModelProposer",
 }
 

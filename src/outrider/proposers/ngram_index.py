@@ -13,8 +13,8 @@ so the pair (first_{n-1}[i], x[i-n+1]) is an exact key of constant size. A hash 
 verified by comparing the pair, so there is no false match. Occurrences of one n-gram are linked both ways.
 
 **Equivalences** (both are tests):
-- vLLM's `ngram` (longest n in [min_n, max_n], earliest occurrence, which may overlap the suffix itself; at most K tokens
-  and never past the end of the context) is `draft(K, "earliest")`.
+- vLLM's `ngram` (longest n in [min_n, max_n], earliest occurrence, which may overlap the suffix itself; at most K
+  tokens and never past the end of the context) is `draft(K, "earliest")`.
 - Hugging Face's `prompt_lookup_num_tokens` (n = max_n..1, leftmost occurrence with a continuation) is the same with
   min_n = 1, cut by the caller before the first end-of-sequence token.
 `"latest"` prefers the most recent occurrence, which is accepted more often on code and on edits.

@@ -26,7 +26,6 @@ from outrider.proposers.suffix_nodes import (
     LENGTH,
     NONE,
     WINDOW,
-    WITNESS,
     Store,
     advance,
     following,

@@ -128,18 +128,18 @@ def token_at(s: Store, node: int, depth: int) -> int:
 @compiled
 def locate(s: Store, tokens: Int32Array, length: int) -> int:
     """The node on whose edge the string of the last `length` tokens ends, or NONE if it is not in the tree."""
-    node, depth = ROOT, 0
+    node = ROOT
     position = NONE
-    for k in range(len(tokens) - length, len(tokens)):
+    for depth in range(length):
+        token = tokens[len(tokens) - length + depth]
         if depth == s.nodes[node, DEPTH]:
-            node = find_child(s, node, tokens[k])
+            node = find_child(s, node, token)
             if node == NONE:
                 return NONE
             position = advance(s, s.nodes[node, WITNESS], depth)
-        elif s.cells[position, CELL_TOKEN] != tokens[k]:
+        elif s.cells[position, CELL_TOKEN] != token:
             return NONE
-        depth += 1
-        if depth < s.nodes[node, DEPTH]:
+        if depth + 1 < s.nodes[node, DEPTH]:
             position = following(s, position)
     return node
 

@@ -60,7 +60,7 @@ def drop_child(s: Store, node: int) -> None:
 
 @compiled
 def replace_child(s: Store, old: int, new: int) -> None:
-    """Put `new`, linked to nothing, where `old` is: same parent, first token, rank and count; `old` is then linked to nothing."""
+    """Put `new`, linked to nothing, in the place of `old`: parent, first token and rank; their counts are equal."""
     row, gone = s.nodes[new], s.nodes[old]
     table_remove(s, old)
     row[PARENT], row[TOKEN], row[AFTER], row[BEFORE], row[RUN] = (

@@ -1,22 +1,23 @@
 """Any other decoder-only model of `transformers`, on our cache.
 
-The engine's cache knows where the rows of a step stand and what each may see (`Placement`). `transformers` lets a caller
-hand in all three things that this decides: a 4-D attention mask, position ids, and a cache object. So its own model code
-runs unchanged, for prompts, roots and trees alike:
+The engine's cache knows where the rows of a step stand and what each may see (`Placement`). `transformers` lets a
+caller hand in all three things that this decides: a 4-D attention mask, position ids, and a cache object. So its own
+model code runs unchanged, for prompts, roots and trees alike:
 
     mask[b, m, s]    0 where row m of slot b sees cached position s, else the lowest number of the dtype
     position_ids     the placement's: siblings share a position
-    SlotCache        writes new keys and values where the placement says, and returns the slot's first `limit` positions
+    SlotCache        writes new keys and values where the placement says, and returns the slots' first `limit` positions
 
-A mask is needed per kind of layer: sliding windows are cut in positions, so a tree deeper than a window is right too.
+Sliding windows are cut in positions, so a tree that is deeper than a window is right too (`layers.py`).
 
-Not every model listens. Some count positions themselves (ALiBi), keep a running state that cannot be taken back (Mamba
-and other recurrent layers), or build part of the mask themselves. What can be told from the config is refused by name; for
-the rest, loading ends with a rehearsal (`rehearsal.py`) that compares a drafted step with a plain forward.
+Not every model listens. Some count positions themselves (ALiBi), some keep a running state that cannot be taken back
+(Mamba and other recurrent layers). What can be told from the config is refused by name; for the rest, loading ends
+with a rehearsal (`rehearsal.py`) that compares a drafted step with a plain forward. Example: BLOOM is refused because
+its forward does not take position_ids.
 
 This path is slower than the native decoder: keys and values are copied out of the slots in every layer.
 
-Shapes: B slots, M rows, S cached positions, V vocabulary, H key/value heads, D head size, F features, C slots of the cache.
+Shapes: B slots, M rows, S cached positions, H key/value heads, D head size, F features, L layers, C slots of the cache.
 """
 
 from collections.abc import Sequence

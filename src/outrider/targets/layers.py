@@ -1,9 +1,9 @@
 """Which attention a `transformers` model has in its layers, and the masks that this asks for.
 
-`transformers` has one convention for masks made ahead of time: a model whose config lists `layer_types` of more than one
-kind takes a mapping from kind to mask; any other model takes one mask, cut to `sliding_window` if its config has one.
-Full and sliding attention can be put on our cache. Chunked, recurrent, convolutional and sparse layers are refused here,
-as is everything else that is known not to follow the mask and the positions that it is given.
+`transformers` has one convention for masks made ahead of time: a model whose config lists `layer_types` of more than
+one kind takes a mapping from kind to mask; any other model takes one mask, cut to `sliding_window` if its config has
+one. Full and sliding attention can be put on our cache. Chunked, recurrent, convolutional and sparse layers are refused
+here, as is everything else that is known not to follow the mask and the positions that it is given.
 
 Example: Gemma 2 alternates `sliding_attention` and `full_attention` with `sliding_window = 4096`, so it takes
 `{"sliding_attention": mask within 4096 positions, "full_attention": mask}`.
@@ -33,7 +33,7 @@ NEEDED = ("input_ids", "attention_mask", "position_ids", "past_key_values")
 @final
 @dataclass(frozen=True)
 class LayerMasks:
-    """The window of every kind of layer, None where it sees everything; kinds without a name share one mask."""
+    """The window of every kind of layer, None where it sees everything; the only kind may have no name."""
 
     windows: Mapping[str, int | None]
 
@@ -52,8 +52,8 @@ class LayerMasks:
             )
         config = model.config.get_text_config()
         window = getattr(config, "sliding_window", None)
-        kinds = sorted(set(getattr(config, "layer_types", None) or ["sliding_attention"]))
-        return cls({kind: window if kind == "sliding_attention" else None for kind in kinds})
+        kinds = sorted(set(getattr(config, "layer_types", None) or ()))
+        return cls({kind: window if kind == "sliding_attention" else None for kind in kinds} or {"": window})
 
     def __call__(self, placement: Placement, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
         """Additive masks [B, 1, M, S] of these rows, as the model takes them."""

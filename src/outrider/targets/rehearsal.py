@@ -78,7 +78,7 @@ def rehearse(target: Target, model: Any) -> None:
     try:
         ours_MV = _drafted(target).double()
     except Exception as error:  # whatever a model's own code raises when it meets a foreign cache or mask
-        raise _refused(name, f"it fails with {type(error).__name__} ({' '.join(str(error).split())[:200]})") from error
+        raise _refused(name, f"it fails with {_first_words(error)}") from error
     wanted_MV = plain_MV[[5, 6, 7, 3, 4, 5, 6]]
     spread = (wanted_MV - wanted_MV.mean(-1, keepdim=True)).norm()
     difference = float((ours_MV - wanted_MV).norm() / spread)
@@ -93,7 +93,9 @@ def _plain(model: Any, name: str, cache: Any) -> Any:
         with torch.inference_mode():
             return model(input_ids=tokens_1M, past_key_values=cache, use_cache=True, output_hidden_states=True)
     except Exception as error:  # whatever a model's own code raises
-        raise _refused(name, f"it fails with {type(error).__name__} ({' '.join(str(error).split())[:200]})") from error
+        raise CheckpointError(
+            f"{name} fails on a plain forward in {model.dtype}: {_first_words(error)}; try another dtype"
+        ) from error
 
 
 def _drafted(target: Target) -> Tensor:
@@ -113,5 +115,9 @@ def _tokens(vocab_size: int) -> list[int]:
 
 def _refused(name: str, reason: str) -> CheckpointError:
     return CheckpointError(
-        f"{name} cannot verify drafts: run with a given cache, mask and positions, {reason}; use a model that takes them"
+        f"{name} cannot verify drafts: given a cache, a mask and positions, {reason}; use a model that follows them"
     )
+
+
+def _first_words(error: Exception) -> str:
+    return f"{type(error).__name__} ({' '.join(str(error).split())[:200]})"

@@ -1,0 +1,133 @@
+"""Prompt lookup: the text repeats itself, so look the last words up in it (Saxena 2023; vLLM's `ngram`).
+
+The longest n in [min_n, max_n] whose last n tokens occurred before gives the draft: the tokens that followed. It costs
+nothing to train and almost nothing to run, and pays where answers copy: edits, summaries, code, quotes. Elsewhere it
+finds no match and the step is plain.
+
+    context  "the red fox saw the red"      n = 2: "the red" was followed by "fox saw the red"
+
+With the settings of vLLM (`policy="earliest"`) drafts equal vLLM's; `latest` takes the most recent occurrence.
+`num_candidates` above 1 merges several continuations into a tree. The index is `ngram_index.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from outrider.draft import Draft, Tree, tree_of_paths
+from outrider.errors import ConfigError, nearest
+from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
+from outrider.proposers.ngram_index import NgramIndex, Policy
+from outrider.sampling import Sampling
+from outrider.target import Target
+
+__all__ = ["Config", "NgramProposer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of prompt lookup.
+
+    num_nodes        drafted tokens per step
+    min_n, max_n     lengths of the n-gram looked up, the longest first
+    policy           which occurrence: "earliest" (as vLLM) or "latest"
+    num_candidates   distinct continuations to merge into a tree; 1 drafts a chain
+    """
+
+    num_nodes: int = 8
+    min_n: int = 2
+    max_n: int = 4
+    policy: Policy = "latest"
+    num_candidates: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_nodes <= 256:
+            raise ConfigError(f"num_nodes={self.num_nodes} must be between 1 and 256")
+        if not 1 <= self.min_n <= self.max_n <= 64:
+            raise ConfigError(f"min_n={self.min_n} and max_n={self.max_n} must satisfy 1 <= min_n <= max_n <= 64")
+        if self.policy not in ("earliest", "latest"):
+            raise ConfigError(f"unknown policy '{self.policy}'{nearest(self.policy, ('earliest', 'latest'))}")
+        if not 1 <= self.num_candidates <= 64:
+            raise ConfigError(f"num_candidates={self.num_candidates} must be between 1 and 64")
+
+
+@final
+class NgramProposer(Proposer):
+    """Drafts from the request's own text."""
+
+    Config = Config
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @classmethod
+    def load(cls, target: Target, config: Config) -> Self:
+        return cls(config)
+
+    @classmethod
+    def example(cls, target: Target, seed: int) -> Self:
+        policy: Policy = "latest" if seed % 2 else "earliest"
+        return cls(Config(min_n=1, max_n=1 + seed % 3, num_nodes=3 + seed, policy=policy, num_candidates=1 + seed % 3))
+
+    @property
+    def max_nodes(self) -> int:
+        return self.config.num_nodes
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def learns(self) -> bool:
+        return False
+
+    @property
+    def num_bytes(self) -> int:
+        return 0
+
+    def open(self, plan: SessionPlan) -> Session:
+        return NgramSession(self.config, plan.device)
+
+
+@final
+class NgramSession(Session):
+    """One index per slot."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self.indices: dict[int, NgramIndex] = {}
+
+    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+        index = NgramIndex(self.config.min_n, self.config.max_n, reserve=len(tokens) + 256)
+        index.extend(tokens)
+        self.indices[slot] = index
+
+    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
+        return Draft.of_trees(
+            [self._draft(self.indices[slot], room) for slot, room in zip(slots, rooms, strict=True)], self.device
+        )
+
+    def _draft(self, index: NgramIndex, room: Room) -> Tree:
+        if min(room) < 1:
+            return Tree([], [])
+        matches = index.draft(min(room), self.config.policy, self.config.num_candidates)
+        paths = [match.tokens.tolist() for match in matches]
+        return Tree.chain(paths[0]) if len(paths) == 1 else tree_of_paths(paths, room.num_nodes)
+
+    def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
+        for commit in commits:
+            self.indices[commit.slot].extend(commit.tokens)
+
+    def release(self, slot: int) -> None:
+        del self.indices[slot]
+
+    def reset(self) -> None:
+        """Nothing is learnt across requests."""
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(index.memory_bytes for index in self.indices.values())

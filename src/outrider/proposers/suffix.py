@@ -1,0 +1,155 @@
+"""Suffix decoding: what most often followed this text before, here or in earlier answers (arXiv 2411.04975).
+
+Every string of the prompt, of the answer so far and of earlier answers is counted in suffix trees. The longest end of the
+context that occurred before is continued along its most frequent next tokens while they are probable enough; a longer
+match earns a longer draft. The score of a draft is the sum of its nodes' path probabilities, that is the number of tokens
+it expects to be accepted.
+
+    answers so far "a b c d", "a b c e", "a b c d"; context "... a b"    draft c (3/3), d (2/3); score 1 + 0.67
+
+Agents, batch jobs and any traffic that repeats itself profit most, the more the longer the engine runs: `learns` is true,
+and benchmarks reset it between repeats or say "warm". Defaults are those of Arctic Inference and vLLM. The index is
+`suffix_index.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from outrider.draft import Draft, Tree
+from outrider.errors import ConfigError, nearest
+from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
+from outrider.proposers.suffix_index import Mode, SuffixCache
+from outrider.sampling import Sampling
+from outrider.target import Target
+
+__all__ = ["Config", "SuffixProposer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of suffix decoding.
+
+    num_nodes            most nodes per step
+    max_depth            cap on match and draft together
+    max_cached_requests  earlier answers kept, first in first out; 0 none, -1 all
+    factor, offset       a match of length m drafts at most m * factor + offset tokens
+    min_token_prob       stop where a path becomes less probable than this
+    mode                 "path" drafts a chain, "tree" the most probable nodes of all continuations
+    """
+
+    num_nodes: int = 16
+    max_depth: int = 24
+    max_cached_requests: int = 10_000
+    factor: float = 1.0
+    offset: float = 0.0
+    min_token_prob: float = 0.1
+    mode: Mode = "path"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_nodes <= 256:
+            raise ConfigError(f"num_nodes={self.num_nodes} must be between 1 and 256")
+        if not 2 <= self.max_depth <= 256:
+            raise ConfigError(f"max_depth={self.max_depth} must be between 2 and 256")
+        if self.max_cached_requests < -1:
+            raise ConfigError(f"max_cached_requests={self.max_cached_requests} must be -1 (all), 0 (none) or more")
+        if self.factor < 0:
+            raise ConfigError(f"factor={self.factor} must not be negative")
+        if not 0 <= self.min_token_prob <= 1:
+            raise ConfigError(f"min_token_prob={self.min_token_prob} must be between 0 and 1")
+        if self.mode not in ("path", "tree"):
+            raise ConfigError(f"unknown mode '{self.mode}'{nearest(self.mode, ('path', 'tree'))}")
+
+
+@final
+class SuffixProposer(Proposer):
+    """Drafts from counted suffixes."""
+
+    Config = Config
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @classmethod
+    def load(cls, target: Target, config: Config) -> Self:
+        return cls(config)
+
+    @classmethod
+    def example(cls, target: Target, seed: int) -> Self:
+        mode: Mode = "tree" if seed % 2 else "path"
+        return cls(Config(num_nodes=4 + seed, max_depth=8, factor=2.0, mode=mode, max_cached_requests=seed % 3 - 1))
+
+    @property
+    def max_nodes(self) -> int:
+        return self.config.num_nodes
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def learns(self) -> bool:
+        return self.config.max_cached_requests != 0
+
+    @property
+    def num_bytes(self) -> int:
+        return 0
+
+    def open(self, plan: SessionPlan) -> Session:
+        return SuffixSession(self.config, plan.device)
+
+
+@final
+class SuffixSession(Session):
+    """The trees of the running requests and of earlier answers; requests are numbered as they come."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self.cache = SuffixCache(config.max_depth, config.max_cached_requests)
+        self.requests: dict[int, int] = {}
+        self.num_requests = 0
+
+    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+        self.num_requests += 1
+        self.requests[slot] = self.num_requests
+        self.cache.open(self.num_requests, tokens)
+
+    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
+        return Draft.of_trees(
+            [self._draft(self.requests[slot], room) for slot, room in zip(slots, rooms, strict=True)], self.device
+        )
+
+    def _draft(self, request: int, room: Room) -> Tree:
+        if min(room) < 1:
+            return Tree([], [])
+        config = self.config
+        found = self.cache.speculate(
+            request, room.num_nodes, config.factor, config.offset, config.min_token_prob, config.mode
+        )
+        return _cut(Tree(found.tokens.tolist(), found.parents.tolist()), room.max_depth)
+
+    def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
+        for commit in commits:
+            self.cache.append(self.requests[commit.slot], commit.tokens)
+
+    def release(self, slot: int) -> None:
+        self.cache.close(self.requests.pop(slot))
+
+    def reset(self) -> None:
+        self.cache.clear()
+
+    @property
+    def num_bytes(self) -> int:
+        return self.cache.memory_bytes
+
+
+def _cut(tree: Tree, max_depth: int) -> Tree:
+    if len(tree.tokens) <= max_depth:
+        return tree
+    kept = [node for node, depth in enumerate(tree.depths()) if depth <= max_depth]
+    index = {node: place for place, node in enumerate(kept)}
+    return Tree([tree.tokens[node] for node in kept], [index.get(tree.parents[node], -1) for node in kept])
