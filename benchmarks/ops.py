@@ -102,9 +102,7 @@ class Forward:
         self.norm = torch.ones(HIDDEN)
         angles = torch.outer(torch.arange(cached + 512), 10000.0 ** -(torch.arange(0, HEAD_DIM, 2) / HEAD_DIM))
         self.rope = Rope(cos_PD=angles.cos(), sin_PD=angles.sin())
-        self.shape = AttentionShape(
-            num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=HEAD_DIM, scale=HEAD_DIM**-0.5
-        )
+        self.shape = AttentionShape(num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=HEAD_DIM, scale=HEAD_DIM**-0.5)
         self.seconds = {"linear": 0.0, "attention": 0.0, "head": 0.0}
 
     def __call__(self, rows: int) -> None:
@@ -163,7 +161,9 @@ def main() -> None:
     dtype = DTYPES[options.dtype]
     ops = CpuOps(dtype)
     results = []
-    print(f"{'shape':>8} {'rows':>5} | {'us':>8} {'GB/s':>6} {'GFLOP/s':>8} | torch {'us':>8} {'GB/s':>6} {'GFLOP/s':>8}")
+    print(
+        f"{'shape':>8} {'rows':>5} | {'us':>8} {'GB/s':>6} {'GFLOP/s':>8} | torch {'us':>8} {'GB/s':>6} {'GFLOP/s':>8}"
+    )
     for name in [] if options.forward_only else options.shapes.split(","):
         O, F = SHAPES[name]
         for rows in map(int, options.rows.split(",")):

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from outrider.models.locate import locate
+from outrider.targets.hf import HFTarget
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,3 +20,12 @@ def _one_thread() -> None:
 def smollm2_dir() -> Path:
     """The embedded target's directory; fetched and converted by the first test that ever asks for it."""
     return locate("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2_target() -> HFTarget:
+    """A random GPT-2 in fp64 through `transformers`, of the same sizes as `tiny_target`, for the contract tests."""
+    sizes = {"vocab_size": 31, "n_positions": 96, "n_embd": 16, "n_layer": 2, "n_head": 4}
+    config = GPT2Config(**sizes, initializer_range=0.5, bos_token_id=None, eos_token_id=30)
+    torch.manual_seed(0)
+    return HFTarget(AutoModelForCausalLM.from_config(config, dtype=torch.float64), "tiny-gpt2")

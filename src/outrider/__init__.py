@@ -9,25 +9,31 @@
         print(event.text, end="")
 
 Reading order: `engine.py` (the loop), `draft.py`, `verify.py`, `sampling.py`, `cache.py`, `target.py`, `proposer.py`.
+
+Names are imported when they are first used, so that `import outrider` and `outrider --help` do not wait for PyTorch.
 """
 
-from outrider.batch import Event
-from outrider.draft import Draft, Tree
-from outrider.engine import Completion, Engine
-from outrider.errors import (
-    CapacityError,
-    CheckpointError,
-    ConfigError,
-    LosslessnessError,
-    OutriderError,
-    RequestError,
-    RunError,
-)
-from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
-from outrider.proposers import load_proposer, proposer_names
-from outrider.sampling import Sampling
-from outrider.target import Forward, Target, TargetSession, TargetSpec
-from outrider.targets import load_target
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from outrider.batch import Event
+    from outrider.draft import Draft, Tree
+    from outrider.engine import Completion, Engine
+    from outrider.errors import (
+        CapacityError,
+        CheckpointError,
+        ConfigError,
+        LosslessnessError,
+        OutriderError,
+        RequestError,
+        RunError,
+    )
+    from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
+    from outrider.proposers import load_proposer, proposer_names
+    from outrider.sampling import Sampling
+    from outrider.target import Forward, Target, TargetSession, TargetSpec
+    from outrider.targets import load_target
 
 __version__ = "0.1.0"
 
@@ -58,3 +64,34 @@ __all__ = [
     "load_target",
     "proposer_names",
 ]
+
+_HOMES = {
+    "batch": ("Event",),
+    "draft": ("Draft", "Tree"),
+    "engine": ("Completion", "Engine"),
+    "errors": (
+        "CapacityError",
+        "CheckpointError",
+        "ConfigError",
+        "LosslessnessError",
+        "OutriderError",
+        "RequestError",
+        "RunError",
+    ),
+    "proposer": ("Commit", "Proposer", "Room", "Session", "SessionPlan"),
+    "proposers": ("load_proposer", "proposer_names"),
+    "sampling": ("Sampling",),
+    "target": ("Forward", "Target", "TargetSession", "TargetSpec"),
+    "targets": ("load_target",),
+}
+_MODULES = {name: f"outrider.{module}" for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'outrider' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

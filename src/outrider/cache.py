@@ -1,9 +1,9 @@
 """The key/value cache of a running batch: one row of positions per slot, never cloned, never filled twice.
 
 A slot of length n holds the keys and values of its first n committed tokens; the root, the last committed token, is not
-among them. A step writes its rows (root and nodes) behind the length, in positions n, n+1, ..., and padding rows into one
-trash position that nothing reads. `commit` then keeps the root and the accepted path: for a chain that is only a new
-length, for a tree one gather moves the kept rows together. Whatever else lies behind the length is stale and is
+among them. A step writes its rows (root and nodes) behind the length, in positions n, n+1, ..., and padding rows into
+one trash position that nothing reads. `commit` then keeps the root and the accepted path: for a chain that is only a
+new length, for a tree one gather moves the kept rows together. Whatever else lies behind the length is stale and is
 overwritten by the next step.
 
     length 5, rows written to 5 6 7 8 (root, a, b, a's child)     accepted path: a, a's child = rows 1, 3

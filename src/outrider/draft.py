@@ -1,8 +1,8 @@
 """A draft: what a proposer guesses, as a tree of nodes under the root.
 
 The *root* is the last committed token of a slot; the target has not read it yet. Every other guess is a *node*: a token
-and the index of its parent node, -1 for a child of the root. Parents come before children (`parents[i] < i`), so a chain
-is the tree with `parents = [-1, 0, 1, ...]`. The target reads the root as *row* 0 and node i as row i + 1.
+and the index of its parent node, -1 for a child of the root. Parents come before children (`parents[i] < i`), so a
+chain is the tree with `parents = [-1, 0, 1, ...]`. The target reads the root as *row* 0 and node i as row i + 1.
 
     root "The"                     tokens   [cat, dog, sat, ran]
     ├── cat ── sat                 parents  [ -1,  -1,   0,   1]

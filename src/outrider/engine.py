@@ -1,10 +1,11 @@
 """Speculative decoding, in one loop.
 
-Plain decoding asks the target for one token per forward pass. A forward pass is limited by reading the weights, so a few
-more rows in the same pass cost little. A *proposer* therefore guesses the next tokens; the target reads the last committed
-token (the *root*) together with all guesses in one pass; the verifier keeps the guesses that the target would have written
-itself, and the target's own next token after them (the *bonus*). Every step yields at least one token, and the text is
-the target's own. `Engine.step` below is the whole algorithm; plain decoding is the same step with an empty draft.
+Plain decoding asks the target for one token per forward pass. A forward pass is limited by reading the weights, so a
+few more rows in the same pass cost little. A *proposer* therefore guesses the next tokens; the target reads the last
+committed token (the *root*) together with all guesses in one pass; the verifier keeps the guesses that the target would
+have written itself, and the target's own next token after them (the *bonus*). Every step yields at least one token, and
+the text is the target's own. `Engine.step` below is the whole algorithm; plain decoding is the same step with an empty
+draft.
 
     root: "The"    draft: "cat sat down"    target after each row: "cat", "sat", "on", ...
     accepted: "cat sat", bonus: "on"        one forward, three tokens
@@ -108,7 +109,9 @@ class Engine:
         clock.lap("propose")
         forward = self.target.forward(slots, batch.roots, draft)  # the only target call in the loop
         clock.lap("verify")
-        accepted = self.verifier(draft, Verification(forward.logits_BMV, self.target.cache.lengths_of(slots), samplings))
+        accepted = self.verifier(
+            draft, Verification(forward.logits_BMV, self.target.cache.lengths_of(slots), samplings)
+        )
         clock.lap("accept")
         self.target.cache.commit(slots, [verdict.path for verdict in accepted])  # it holds every token but the root
         clock.lap("commit")

@@ -30,9 +30,7 @@ class MemoryPlan:
     logits_bytes: int
 
     @classmethod
-    def of(
-        cls, target: Target, proposer: Proposer, max_batch: int, max_len: int | None, num_nodes: int | None
-    ) -> Self:
+    def of(cls, target: Target, proposer: Proposer, max_batch: int, max_len: int | None, num_nodes: int | None) -> Self:
         """Plan an engine.
 
         Raises:
@@ -81,7 +79,9 @@ def check_fits(plan: MemoryPlan, device: torch.device) -> None:
     cache = plan.cache
     per_slot = plan.new_bytes / cache.num_slots
     slots = int(free // per_slot)
-    tokens = max(0, int((free / cache.num_slots - plan.logits_bytes / cache.num_slots) // cache.bytes_per_token) - cache.tail)
+    tokens = max(
+        0, int((free / cache.num_slots - plan.logits_bytes / cache.num_slots) // cache.bytes_per_token) - cache.tail
+    )
     raise CapacityError(
         f"max_batch={cache.num_slots} with max_len={cache.capacity} needs {_size(plan.new_bytes)} and "
         f"{_size(free)} are free; max_batch={slots} or max_len={tokens} would fit"

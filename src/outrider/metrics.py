@@ -15,7 +15,7 @@ slot-steps,
 For a chain with conditional acceptance a_1..a_k, tau = 1 + sum_i prod_{j<=i} a_j. Names follow vLLM's counters.
 
 Worked example: two steps, drafts of 3 nodes, accepted 2 and 0: E = 3 + 1, tau = 2, mean_acceptance_length = 2,
-draft_acceptance_rate = 1/3, acceptance_per_pos = [0.5, 0.5].
+draft_acceptance_rate = 1/3, acceptance_per_pos = (0.5, 0.5, 0).
 """
 
 from collections.abc import Sequence

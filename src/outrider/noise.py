@@ -2,29 +2,35 @@
 
 Sampling by the Gumbel-max trick picks `argmax_v(log p_v + g_v)` with g_v = -log(-log u_v), which has exactly the law p
 (Gumbel 1954; Maddison et al. 2014). Here u_v is a hash of (seed, stream, position, v) and not the state of a
-generator. So a token depends on the target's distribution and on its place in the text, and not on how many guesses were
-checked before, on the batch, or on the proposer (coupled sampling: Daliri et al., arXiv 2408.07978).
+generator. So a token depends on the target's distribution and on its place in the text, and not on how many guesses
+were checked before, on the batch, or on the proposer (coupled sampling: Daliri et al., arXiv 2408.07978).
 
 The hash is 32-bit multiply-xorshift mixing (a bijection of 32-bit words with good avalanche, of the family that Wellons
 published as `lowbias32`), keyed by two words. u has 32 bits, so every probability is met to within 2^-32.
 
 Example: `pick(logits_RV, position_keys(seeds_R, positions_R, Stream.TARGET))` samples R rows at temperature 1.
 
-On the CPU a compiled loop computes logarithms only for tokens that can still win: since -log u >= 1 - u, the noise is at
-most `ln 2 * (leading zeros of 1 - u + 1)`, an integer operation.
+On the CPU a compiled loop hashes all tokens but computes logarithms only for those that can still win. Since
+-log u >= 1 - u, the noise is at most -log(1 - u); and the bits of a float, read as an integer, are a lower bound of its
+binary logarithm, so this bound costs one multiplication and the loop runs in vector registers.
 """
 
 from enum import IntEnum
+from typing import Any, NamedTuple, TypeVar
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Stream", "gumbel", "pick", "position_keys", "uniform"]
+__all__ = ["Key", "Stream", "gumbel", "pick", "position_key", "position_keys", "uniform"]
+
+Words = TypeVar("Words", int, Tensor)
 
 WORD = 0xFFFFFFFF
 GOLDEN = 0x9E3779B9
+CHUNK = 512
+LOG_2 = 0.6931471805599453
 
 
 class Stream(IntEnum):
@@ -36,12 +42,31 @@ class Stream(IntEnum):
     RESIDUAL = 3  # the token drawn after a rejection
 
 
-def _mix(words: Tensor) -> Tensor:
+def _mix(words: Words) -> Words:
     words = words ^ (words >> 16)
     words = (words * 0x21F0AAAD) & WORD
     words = words ^ (words >> 15)
     words = (words * 0x735A2D97) & WORD
     return words ^ (words >> 15)
+
+
+class Key(NamedTuple):
+    """Two 32-bit words that select the noise of one decision."""
+
+    first: int
+    second: int
+
+    @property
+    def uniform(self) -> float:
+        """One number in (0, 1), the same as `uniform` gives for these words."""
+        word = _mix((_mix(GOLDEN ^ self.first) + self.second) & WORD)
+        return (word + 0.5) / 2.0**32
+
+
+def position_key(seed: int, position: int, stream: Stream, draw: int = 0) -> Key:
+    """`position_keys` of a single decision, on the host."""
+    first = _first_word(seed & WORD, position, stream)
+    return Key(first, _second_word((seed >> 32) & WORD, first, draw))
 
 
 def position_keys(seeds_R: Tensor, positions_R: Tensor, stream: Stream, draw: int = 0) -> Tensor:
@@ -52,10 +77,16 @@ def position_keys(seeds_R: Tensor, positions_R: Tensor, stream: Stream, draw: in
         positions_R: int64, the index in the text of the token to be decided.
         stream: which use of the seed; `draw` numbers further draws at the same position.
     """
-    low, high = seeds_R & WORD, (seeds_R >> 32) & WORD
-    first = _mix((_mix((low + GOLDEN * (1 + int(stream))) & WORD) ^ positions_R) & WORD)
-    second = _mix((_mix((high + GOLDEN * (17 + draw)) & WORD) + first) & WORD)
-    return torch.stack((first, second), dim=-1)
+    first_R = _first_word(seeds_R & WORD, positions_R, stream)
+    return torch.stack((first_R, _second_word((seeds_R >> 32) & WORD, first_R, draw)), dim=-1)
+
+
+def _first_word(low: Words, position: Words, stream: Stream) -> Words:
+    return _mix((_mix((low + GOLDEN * (1 + int(stream))) & WORD) ^ position) & WORD)
+
+
+def _second_word(high: Words, first: Words, draw: int) -> Words:
+    return _mix((_mix((high + GOLDEN * (17 + draw)) & WORD) + first) & WORD)
 
 
 def _uniform_RV(keys_R2: Tensor, vocab_size: int) -> Tensor:
@@ -79,48 +110,76 @@ def pick(logits_RV: Tensor, keys_R2: Tensor) -> Tensor:
     """`argmax(logits + gumbel)` of each row, int64 [R]: one draw from softmax(logits). -inf logits are never picked."""
     if logits_RV.device.type == "cpu":
         out_R = np.empty(logits_RV.shape[0], np.int64)
-        _pick_rows(logits_RV.detach().numpy(), keys_R2.numpy().astype(np.uint64), out_R)
+        _pick_rows(logits_RV.detach().numpy(), keys_R2.numpy().astype(np.uint32), out_R)
         return torch.from_numpy(out_R)
     return (logits_RV.double() + gumbel(keys_R2, logits_RV.shape[1])).argmax(-1)
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _mix_word(word: np.uint64) -> np.uint64:
-    mask = np.uint64(WORD)
-    word ^= word >> np.uint64(16)
-    word = (word * np.uint64(0x21F0AAAD)) & mask
-    word ^= word >> np.uint64(15)
-    word = (word * np.uint64(0x735A2D97)) & mask
-    return word ^ (word >> np.uint64(15))
+def _mix_word(word: Any) -> Any:
+    # a new name for every value keeps the arithmetic in 32 bits, where it vectorises
+    a = np.uint32(word ^ np.uint32(word >> np.uint32(16)))
+    b = np.uint32(a * np.uint32(0x21F0AAAD))
+    c = np.uint32(b ^ np.uint32(b >> np.uint32(15)))
+    d = np.uint32(c * np.uint32(0x735A2D97))
+    return np.uint32(d ^ np.uint32(d >> np.uint32(15)))
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _token_word(token: int, first: np.uint64, second: np.uint64) -> np.uint64:
-    mask = np.uint64(WORD)
-    word = _mix_word(((np.uint64(token + 1) * np.uint64(GOLDEN)) & mask) ^ first)
-    return _mix_word((word + second) & mask)
+def _token_word(number: Any, first: Any, second: Any) -> Any:
+    word = _mix_word(np.uint32(np.uint32(number * np.uint32(GOLDEN)) ^ first))
+    return _mix_word(np.uint32(word + second))
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _gumbel_of(word: np.uint64) -> float:
+def _gumbel_of(word: Any) -> Any:
     return -np.log(-np.log((np.float64(word) + 0.5) / 4294967296.0))
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _remainders(rest_C: np.ndarray, start: int, num: int, first: Any, second: Any) -> None:
+    """At most (1 - u) * 2^31 for the `num` tokens from `start`."""
+    base = np.uint32(start + 1)
+    for i in range(num):
+        word = _token_word(np.uint32(np.uint32(i) + base), first, second)
+        left = np.uint32(np.uint32(WORD) ^ word)
+        rest_C[i] = np.float32(np.int32(np.uint32(left >> np.uint32(1)))) + np.float32(0.25)
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _limit(logit: Any, bits: Any) -> Any:
+    """No score exceeds this: log2(x) >= bits(x) / 2^23 - 127, and 127 + 31 = 158."""
+    return logit + (np.float32(158 * LOG_2) - np.float32(bits) * np.float32(LOG_2 / 2**23))
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _num_above(logits_V: np.ndarray, bits_C: np.ndarray, start: int, num: int, score: Any) -> Any:
+    above = np.int32(0)
+    for i in range(num):
+        above += np.int32(_limit(logits_V[start + i], bits_C[i]) > score)
+    return above
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _pick_rows(logits_RV: np.ndarray, keys_R2: np.ndarray, out_R: np.ndarray) -> None:
+    rest_C = np.empty(CHUNK, np.float32)
+    bits_C = rest_C.view(np.int32)
+    number = logits_RV.dtype.type
+    vocab_size = logits_RV.shape[1]
     for row in range(logits_RV.shape[0]):
         logits_V = logits_RV[row]
         first, second = keys_R2[row, 0], keys_R2[row, 1]
-        best = int(np.argmax(logits_V))
-        best_score = logits_V[best] + _gumbel_of(_token_word(best, first, second))
-        for token in range(logits_V.shape[0]):
-            slack = best_score - np.float64(logits_V[token])
-            if slack > 22.9:  # the largest noise that 32 bits can give is 22.87
+        best, best_score, safe_score = 0, -np.inf, number(-np.inf)
+        for start in range(0, vocab_size, CHUNK):
+            num = min(CHUNK, vocab_size - start)
+            _remainders(rest_C, start, num, first, second)
+            if _num_above(logits_V, bits_C, start, num, safe_score) == 0:
                 continue
-            word = _token_word(token, first, second)
-            if slack > 0.7 and (np.uint64(WORD) - word) >> np.uint64(max(0, 32 - int(slack / 0.6931471805599454))) != 0:
-                continue
-            score = np.float64(logits_V[token]) + _gumbel_of(word)
-            if score > best_score or (score == best_score and token < best):
-                best, best_score = token, score
+            for i in range(num):
+                if _limit(logits_V[start + i], bits_C[i]) > safe_score:
+                    word = _token_word(np.uint32(start + i + 1), first, second)
+                    score = np.float64(logits_V[start + i]) + _gumbel_of(word)
+                    if score > best_score:
+                        best, best_score = start + i, score
+                        safe_score = number(score - 1e-4 - 1e-6 * abs(score))  # more than float32 can round away
         out_R[row] = best

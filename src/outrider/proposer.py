@@ -12,8 +12,8 @@ A proposal may be wrong; it can never make the output wrong. A session must not 
 engine may cut it, end the request, or reset the session. Whatever it knows about a slot it learnt from `admit` and
 `observe`.
 
-To add a method, write one file with a final `Proposer` and a final `Session`, name it in `outrider.proposers.REGISTRY` or
-in the entry-point group `outrider.proposers` of your package, and run `outrider.testing.check_contract` on it.
+To add a method, write one file with a final `Proposer` and a final `Session`, name it in `outrider.proposers.REGISTRY`
+or in the entry-point group `outrider.proposers` of your package, and run `outrider.testing.check_contract` on it.
 """
 
 from abc import ABC, abstractmethod
@@ -46,13 +46,13 @@ class Commit(NamedTuple):
     rows      the rows that were committed: 0 (the root), then the accepted path
     tokens    the accepted tokens and, last, the bonus, which is the next root; for a request that ended, only what
               was emitted, which may stop inside the path
-    index     the slot's place in the batch of this step: features_BMF[index]
+    index     the slot's place in the batch of this step: features_BMF[place]
     """
 
     slot: int
     rows: list[int]
     tokens: list[int]
-    index: int
+    place: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,9 +96,7 @@ def distribution(logits_RV: Tensor, sampling: Sampling) -> Tensor:
     return transform(logits_RV, sampling).softmax(-1)
 
 
-def choose(
-    logits_RV: Tensor, positions_R: Tensor, samplings: list[Sampling], stream: Stream = Stream.TARGET
-) -> Tensor:
+def choose(logits_RV: Tensor, positions_R: Tensor, samplings: list[Sampling], stream: Stream = Stream.TARGET) -> Tensor:
     """One token of each row's distribution, int64 [R]: `argmax(log p + gumbel(seed, position))`.
 
     Args:

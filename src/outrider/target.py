@@ -1,7 +1,7 @@
 """The target: the model whose text is wanted. A proposer may change when its tokens come, never which.
 
-`Target` is weights and a tokenizer and does not change. `Target.open` plans and allocates a `TargetSession`: the cache of
-a running batch and the two ways to advance it,
+`Target` is weights and a tokenizer and does not change. `Target.open` plans and allocates a `TargetSession`: the cache
+of a running batch and the two ways to advance it,
 
     prefill   reads a prompt, all tokens but the last, in chunks and for many slots at once; no logits are computed
     forward   reads the root and the draft of every slot in one pass and gives logits at every row

@@ -4,8 +4,8 @@ p is the target's distribution after a row, with temperature and filters applied
 text with exactly the law of plain decoding. They differ in what they need and in how often they accept.
 
 **coupled** (the default). The target's token after a row is fixed by its distribution and by noise that depends on
-(seed, position) only: y = argmax(log p + gumbel). Walk from the root while y is a child of the current row. The text does
-not depend on the draft at all, so every proposer gives the same text for a seed (Daliri et al., arXiv 2408.07978).
+(seed, position) only: y = argmax(log p + gumbel). Walk from the root while y is a child of the current row. The text
+does not depend on the draft at all, so every proposer gives the same text for a seed (Daliri et al., arXiv 2408.07978).
 Greedy decoding is the case T = 0. For deterministic drafts it accepts a node set C with probability p(C), which no
 lossless rule can exceed.
 
@@ -38,10 +38,21 @@ from torch import Tensor
 
 from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError, nearest
-from outrider.noise import Stream, pick, position_keys, uniform
+from outrider.noise import Stream, pick, position_key
 from outrider.sampling import Sampling, choose, distribution
 
-__all__ = ["VERIFIERS", "Accepted", "Chance", "NoiseChance", "Verification", "block", "coupled", "rejection", "verifier", "walk"]
+__all__ = [
+    "VERIFIERS",
+    "Accepted",
+    "Chance",
+    "NoiseChance",
+    "Verification",
+    "block",
+    "coupled",
+    "rejection",
+    "verifier",
+    "walk",
+]
 
 
 class Accepted(NamedTuple):
@@ -69,16 +80,14 @@ class NoiseChance(Chance):
     """Decisions from the request's counter-based noise, independent of the noise that drafters use."""
 
     def __init__(self, seed: int) -> None:
-        self.seed = torch.tensor([seed])
-
-    def _keys(self, position: int, stream: Stream, draw: int = 0) -> Tensor:
-        return position_keys(self.seed, torch.tensor([position]), stream, draw)
+        self.seed = seed
 
     def accept(self, probability: float, position: int, draw: int) -> bool:
-        return uniform(self._keys(position, Stream.ACCEPT, draw)).item() < probability
+        return position_key(self.seed, position, Stream.ACCEPT, draw).uniform < probability
 
     def pick(self, probs_V: Tensor, position: int) -> int:
-        return int(pick(probs_V.cpu().log()[None], self._keys(position, Stream.RESIDUAL)).item())
+        key_12 = torch.tensor([position_key(self.seed, position, Stream.RESIDUAL)])
+        return int(pick(probs_V.cpu().log()[None], key_12).item())
 
 
 @dataclass(frozen=True)
@@ -200,7 +209,7 @@ def judge_block(tokens: list[int], p_MV: Tensor, q_MV: Tensor | None, position: 
 
 
 def _residual(p_V: Tensor, q_V: Tensor) -> Tensor:
-    """normalise(max(p - q, 0)); p itself where rounding leaves nothing (then p == q and the rejection was an artefact)."""
+    """normalise(max(p - q, 0)); p itself where rounding leaves nothing, for then p == q."""
     rest_V = (p_V - q_V).clamp_(min=0)
     mass = rest_V.sum()
     return rest_V / mass if mass > 0 else p_V

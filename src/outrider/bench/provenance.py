@@ -19,12 +19,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numba
 import psutil
 import torch
 
 import outrider
 from outrider.bench.codec import dumps, loads
+from outrider.models.cpu_threads import num_threads
 
 __all__ = [
     "MANIFEST_SCHEMA",
@@ -42,7 +42,7 @@ __all__ = [
 MANIFEST_SCHEMA = "outrider.run/1"
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "numba", "llvmlite")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "KMP_AFFINITY", "OMP_PROC_BIND")
+THREAD_VARIABLES = ("OUTRIDER_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_AFFINITY", "OMP_PROC_BIND")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class Manifest:
     started        UTC, ISO 8601
     settings       everything the user chose, or that was chosen for them, by name
     template_hash  of the target's chat template
-    threads        of torch and numba, and the environment variables that set them
+    threads        of PyTorch and of our kernels, and the environment variables that set them
     """
 
     schema: str = MANIFEST_SCHEMA
@@ -192,10 +192,11 @@ def _versions() -> dict[str, str]:
 
 
 def _threads() -> dict[str, Any]:
+    # numba is not asked: its own get_num_threads starts a pool and resets PyTorch's number.
     variables = {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
     return {
         "torch": torch.get_num_threads(),
         "torch_interop": torch.get_num_interop_threads(),
-        "numba": numba.get_num_threads(),
+        "kernels": num_threads(),
         **variables,
     }

@@ -41,7 +41,7 @@ from outrider.models.cpu_vector import (
     vector,
 )
 
-__all__ = ["MAX_HEAD_DIM", "MAX_HEADS", "attention"]
+__all__ = ["MAX_HEADS", "MAX_HEAD_DIM", "attention"]
 
 MAX_HEADS = 4  # query heads of one task
 MAX_HEAD_DIM = 1024
@@ -51,7 +51,17 @@ KEPT_BYTES = 4 * MAX_HEADS * WIDTH * (WIDTH + 1)
 
 @emitted
 def score(
-    typing: Any, heads: Any, half: Any, q: Any, keys: Any, listed: Any, count: Any, D: Any, kept: Any, out: Any, row: Any
+    typing: Any,
+    heads: Any,
+    half: Any,
+    q: Any,
+    keys: Any,
+    listed: Any,
+    count: Any,
+    D: Any,
+    kept: Any,
+    out: Any,
+    row: Any,
 ) -> Any:
     """out[head, j] = q[head] . keys[listed[j]] for j < count, a multiple of WIDTH; out rows are `row` numbers apart."""
 
@@ -83,20 +93,20 @@ def score(
                     emitter.set(total, emitter.fma(key, factor, emitter.get(total)))
 
         with emitter.loop(I64(0), count, WIDTH) as j:
-            for first in range(0, WIDTH, at_once):
+            with emitter.loop(I64(0), I64(WIDTH), at_once) as first:
                 bases = []
                 for part in range(at_once):
-                    position = emitter.load(emitter.at(listed, b.add(j, I64(first + part)), 4), I32)
+                    position = emitter.load(emitter.at(emitter.at(listed, b.add(j, first), 4), part, 4), I32)
                     bases.append(emitter.at(keys, b.sext(position, I64), b.mul(D, I64(size))))
                 for lanes, start, stop, step in ((WIDTH, I64(0), whole, WIDTH), (1, whole, D, 1)):
                     zero = splat(emitter, F32(0.0), lanes)
                     sums = [[emitter.variable(zero) for _ in range(at_once)] for _ in range(heads)]
                     with emitter.loop(start, stop, step) as index:
                         accumulate(bases, index, lanes, sums)
-                    base = kept if lanes == WIDTH else tail
+                    base = emitter.at(kept if lanes == WIDTH else tail, first, lanes * 4)
                     for head in range(heads):
                         for part in range(at_once):
-                            place = (head * WIDTH + first + part) * lanes
+                            place = (head * WIDTH + part) * lanes
                             emitter.store(emitter.at(base, place, 4), emitter.get(sums[head][part]))
             for head in range(heads):
                 places = [emitter.at(kept, (head * WIDTH + lane) * WIDTH, 4) for lane in range(WIDTH)]

@@ -82,7 +82,15 @@ def tile(
     """
 
     def emit(
-        emitter: Emitter, rows: int, half: int, x: Value, stride: Value, weight: Value, ahead: Value, F: Value, out: Value
+        emitter: Emitter,
+        rows: int,
+        half: int,
+        x: Value,
+        stride: Value,
+        weight: Value,
+        ahead: Value,
+        F: Value,
+        out: Value,
     ) -> None:
         step = (2 if half else 4) * COLUMNS
         sums = [[emitter.variable(splat(emitter, F32(0.0), WIDTH)) for _ in range(2)] for _ in range(rows)]
@@ -200,7 +208,18 @@ def normalise(x: int, norm: int, eps: float, out: int, rows: int, F: int) -> Non
 
 @inlined
 def panel(
-    x: int, weight: int, ahead: int, half: int, F: int, rows: int, first: int, mode: int, bias: int, out: int, O: int, sums: int
+    x: int,
+    weight: int,
+    ahead: int,
+    half: int,
+    F: int,
+    rows: int,
+    first: int,
+    mode: int,
+    bias: int,
+    out: int,
+    O: int,
+    sums: int,
 ) -> None:
     """One block of columns for `rows` rows, in tiles of nearly equal height."""
     num_tiles = (rows + TILE_ROWS - 1) // TILE_ROWS

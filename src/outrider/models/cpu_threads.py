@@ -14,6 +14,7 @@ Worked example: 60 tasks, two threads: both call `ticket` on one counter until i
 
 import ctypes
 import os
+import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -48,11 +49,22 @@ def num_threads() -> int:
 
 def launch(address: int, threads: int, *arguments: int) -> None:
     """Run the kernel at `address` on `threads` threads, and return when all are done."""
-    block = Block(*arguments)
+    block = Block()
+    _layout(len(arguments)).pack_into(block, 0, *arguments)
     if threads == 1:
-        ENTRY(address)(ctypes.addressof(block))
+        _entry(address)(ctypes.addressof(block))
     else:
         _runner()(address, ctypes.addressof(block), threads)
+
+
+@cache
+def _layout(num_arguments: int) -> struct.Struct:
+    return struct.Struct(f"={num_arguments}q")
+
+
+@cache
+def _entry(address: int) -> Callable[[int], Any]:
+    return ENTRY(address)
 
 
 @cache
@@ -72,7 +84,7 @@ def _python_threads() -> ThreadPoolExecutor:
 
 
 def _run_on_python_threads(address: int, block: int, threads: int) -> None:
-    entry = ENTRY(address)
+    entry = _entry(address)
     helpers = [_python_threads().submit(entry, block) for _ in range(threads - 1)]
     entry(block)
     for helper in helpers:

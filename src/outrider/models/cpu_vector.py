@@ -51,7 +51,7 @@ drop_stale_kernels(Path(__file__).parent)
 
 def inlined(function: Function) -> Function:
     """Compile a function that kernels call."""
-    return cast(Function, njit(cache=True, error_model="numpy")(function))
+    return cast(Function, njit(inline="always", error_model="numpy")(function))
 
 
 def kernel(function: Function) -> Any:
@@ -168,7 +168,9 @@ class Emitter:
         series = constant(1.0 / math.factorial(7))
         for power in range(6, -1, -1):
             series = self.fma(series, r, constant(1.0 / math.factorial(power)))
-        exponent = b.shl(b.add(b.fptosi(n, vector(I32, lanes)), splat(self, I32(127), lanes)), splat(self, I32(23), lanes))
+        exponent = b.shl(
+            b.add(b.fptosi(n, vector(I32, lanes)), splat(self, I32(127), lanes)), splat(self, I32(23), lanes)
+        )
         result = b.fmul(series, b.bitcast(exponent, series.type))
         return b.select(small, constant(0.0), result)
 

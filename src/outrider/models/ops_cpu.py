@@ -50,7 +50,9 @@ class CpuOps(Ops):
         return self._pack(_whole_blocks(weight_OF.detach(), 2 * WIDTH), weight_OF.shape[0], bias_O)
 
     def pack_gate_up(self, gate_IF: Tensor, up_IF: Tensor) -> Packed:
-        padded = torch.stack([_whole_blocks(half.detach(), WIDTH).unflatten(0, (-1, WIDTH)) for half in (gate_IF, up_IF)], 1)
+        padded = torch.stack(
+            [_whole_blocks(half.detach(), WIDTH).unflatten(0, (-1, WIDTH)) for half in (gate_IF, up_IF)], 1
+        )
         return self._pack(padded.flatten(0, 2), 2 * gate_IF.shape[0], None)
 
     def _pack(self, weight_OF: Tensor, out_features: int, bias_O: Tensor | None) -> Packed:
@@ -148,7 +150,7 @@ class CpuOps(Ops):
             shape.sliding_window or 0,
             scratch.data_ptr(),
             row,
-            min(MAX_HEADS, H // G) if B * M * G >= 4 * self._threads else 1,
+            min(MAX_HEADS, H // G) if 4 * self._threads <= B * M * G else 1,
         )
         return out_RO
 

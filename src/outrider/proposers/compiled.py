@@ -12,11 +12,15 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Float32Array", "Int32Array", "as_tokens", "compiled", "float32", "grown", "int32"]
+__all__ = ["Float32Array", "Int32Array", "as_tokens", "compiled", "float32", "grown", "inlined", "int32"]
 
 Float32Array = NDArray[np.float32]
 Int32Array = NDArray[np.int32]
 Function = TypeVar("Function", bound=Callable[..., object])
+
+# Kernels never create or keep an array, so counting references to the caller's arrays, which costs more than the work
+# itself, is left out (`_nrt`).
+_OPTIONS = {"cache": True, "nogil": True, "_nrt": False}
 
 # Inside kernels: numbers of one width, so that a function is compiled for one set of argument types only.
 int32 = cast(Callable[[int], int], np.int32)
@@ -25,7 +29,12 @@ float32 = cast(Callable[[float], float], np.float32)
 
 def compiled(function: Function) -> Function:
     """The machine-code version of `function`; same signature, arrays and numbers only."""
-    return cast(Function, numba.njit(cache=True, nogil=True)(function))
+    return cast(Function, numba.njit(**_OPTIONS)(function))
+
+
+def inlined(function: Function) -> Function:
+    """As `compiled`, but merged into its callers: for a kernel's small parts, which share many arrays."""
+    return cast(Function, numba.njit(forceinline=True, **_OPTIONS)(function))
 
 
 def as_tokens(tokens: Sequence[int] | Int32Array) -> Int32Array:

@@ -1,22 +1,23 @@
 """A small model drafts for a large one (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318).
 
-Any causal language model with the target's vocabulary can draft: it writes k tokens one by one and the target checks them
-in one pass. It pays when it is often right and its k passes cost less than the target passes they save.
+Any causal language model with the target's vocabulary can draft: it writes k tokens one by one and the target checks
+them in one pass. It pays when it is often right and its k passes cost less than the target passes they save.
 
-The draft model keeps its own cache, and one detail decides whether it works: after k drafted tokens it has read only the
-first k - 1 of them. If all k are accepted, the last one is missing and must be read together with the bonus before
-drafting goes on. Here `pending` holds, for each slot, the committed tokens the draft model has not read; its last entry is
-the root.
+The draft model keeps its own cache, and one detail decides whether it works: after k drafted tokens it has read only
+the first k - 1 of them. If all k are accepted, the last one is missing and must be read together with the bonus before
+drafting goes on. Here `pending` holds, for each slot, the committed tokens the draft model has not read; its last entry
+is the root.
 
     committed ... r      pending [r]          drafts a b c, having read r a b
     accepted a b c, bonus d                   pending [c, d]
     accepted a, bonus x                       cache cut behind a, pending [x]
 
-Drafts are chains or, with `width` above 1, trees grown by probability (`trees.py`). A chain may be sampled: with the same
-temperature and filters as the target, with the target's noise under the coupled rule and its own under the ratio tests.
+Drafts are chains or, with `width` above 1, trees grown by probability (`trees.py`). A chain may be sampled: with the
+same temperature and filters as the target, with the target's noise under the coupled rule and its own under the ratio
+tests.
 
-Without a checkpoint of its own, `layers` cuts a draft model out of the target: some of its layers, its embedding and its
-output head, sharing the weights. Untrained, that is a poor drafter; it is there to exercise and time the method.
+Without a checkpoint of its own, `layers` cuts a draft model out of the target: some of its layers, its embedding and
+its output head, sharing the weights. Untrained, that is a poor drafter; it is there to exercise and time the method.
 """
 
 from collections.abc import Sequence
@@ -36,11 +37,11 @@ from outrider.target import Target, TargetSession
 from outrider.targets import load_target
 from outrider.targets.native import NativeTarget
 
-__all__ = ["Config", "DraftModelProposer"]
+__all__ = ["DraftModelConfig", "DraftModelProposer"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class DraftModelConfig:
     """Settings of draft-model speculation.
 
     checkpoint   directory, GGUF file or hub id of the draft model; it must share the target's vocabulary
@@ -71,14 +72,14 @@ class Config:
 class DraftModelProposer(Proposer):
     """A second model that drafts."""
 
-    Config = Config
+    Config = DraftModelConfig
 
-    def __init__(self, model: Target, config: Config) -> None:
+    def __init__(self, model: Target, config: DraftModelConfig) -> None:
         self.model = model
         self.config = config
 
     @classmethod
-    def load(cls, target: Target, config: Config) -> Self:
+    def load(cls, target: Target, config: DraftModelConfig) -> Self:
         if config.layers is not None:
             return cls(cut_from(target, config.layers), config)
         assert config.checkpoint is not None
@@ -89,7 +90,7 @@ class DraftModelProposer(Proposer):
 
     @classmethod
     def example(cls, target: Target, seed: int) -> Self:
-        config = Config(layers="0", num_nodes=2 + seed % 4, width=1 + seed % 3, sampled=seed % 3 == 0)
+        config = DraftModelConfig(layers="0", num_nodes=2 + seed % 4, width=1 + seed % 3, sampled=seed % 3 == 0)
         return cls(cut_from(target, "0"), config)
 
     @property
@@ -161,7 +162,7 @@ def check_vocabulary(target: Target, model: Target) -> None:
 class DraftModelSession(Session):
     """The draft model's cache, and what it has still to read."""
 
-    def __init__(self, model: TargetSession, config: Config, plan: SessionPlan) -> None:
+    def __init__(self, model: TargetSession, config: DraftModelConfig, plan: SessionPlan) -> None:
         self.model = model
         self.config = config
         self.plan = plan
@@ -218,10 +219,10 @@ class DraftModelSession(Session):
 
     def _choose(self, slots: Sequence[int], logits_BV: Tensor) -> list[int]:
         if not self.config.sampled:
-            return logits_BV.argmax(-1).tolist()  # type: ignore[no-any-return]
+            return logits_BV.argmax(-1).tolist()
         positions_B = torch.tensor(self.model.cache.lengths_of(slots), device=logits_BV.device)
         samplings = [self.samplings[slot] for slot in slots]
-        return choose(logits_BV, positions_B, samplings, self.plan.noise).tolist()  # type: ignore[no-any-return]
+        return choose(logits_BV, positions_B, samplings, self.plan.noise).tolist()
 
     @property
     def _needs_probs(self) -> bool:
@@ -264,7 +265,9 @@ class DraftModelSession(Session):
         frontiers = [growths[slot].frontier for slot in slots]
         trees = [frontier_tree(growths[slot]) for slot in slots]
         roots = [self.pending[slot][-1] for slot in slots]
-        logits_BMV = self.model.forward(slots, roots, Draft.of_trees([tree for tree, _ in trees], self.plan.device)).logits_BMV
+        logits_BMV = self.model.forward(
+            slots, roots, Draft.of_trees([tree for tree, _ in trees], self.plan.device)
+        ).logits_BMV
         log_probs_BMV = logits_BMV.log_softmax(-1)
         for index, (slot, frontier) in enumerate(zip(slots, frontiers, strict=True)):
             rows = [trees[index][1][node] for node in frontier]

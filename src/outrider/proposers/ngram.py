@@ -24,11 +24,11 @@ from outrider.proposers.ngram_index import NgramIndex, Policy
 from outrider.sampling import Sampling
 from outrider.target import Target
 
-__all__ = ["Config", "NgramProposer"]
+__all__ = ["NgramConfig", "NgramProposer"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class NgramConfig:
     """Settings of prompt lookup.
 
     num_nodes        drafted tokens per step
@@ -58,19 +58,21 @@ class Config:
 class NgramProposer(Proposer):
     """Drafts from the request's own text."""
 
-    Config = Config
+    Config = NgramConfig
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: NgramConfig) -> None:
         self.config = config
 
     @classmethod
-    def load(cls, target: Target, config: Config) -> Self:
+    def load(cls, target: Target, config: NgramConfig) -> Self:
         return cls(config)
 
     @classmethod
     def example(cls, target: Target, seed: int) -> Self:
         policy: Policy = "latest" if seed % 2 else "earliest"
-        return cls(Config(min_n=1, max_n=1 + seed % 3, num_nodes=3 + seed, policy=policy, num_candidates=1 + seed % 3))
+        return cls(
+            NgramConfig(min_n=1, max_n=1 + seed % 3, num_nodes=3 + seed, policy=policy, num_candidates=1 + seed % 3)
+        )
 
     @property
     def max_nodes(self) -> int:
@@ -96,7 +98,7 @@ class NgramProposer(Proposer):
 class NgramSession(Session):
     """One index per slot."""
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(self, config: NgramConfig, device: torch.device) -> None:
         self.config = config
         self.device = device
         self.indices: dict[int, NgramIndex] = {}

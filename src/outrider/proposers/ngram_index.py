@@ -133,7 +133,7 @@ def _slot(tokens: Int32Array, links: Int32Array, table: Int32Array, name: int, t
     max_n = links.shape[1]
     key = np.uint64(np.uint32(name + 1)) << np.uint64(32) | np.uint64(np.uint32(token))
     key = (key ^ (np.uint64(n) * np.uint64(0x9E3779B97F4A7C15))) * np.uint64(0xD6E8FEB86659FD93)
-    slot = np.int64((key ^ (key >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93) >> np.uint64(24)) & mask
+    slot = int((key ^ (key >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93) >> np.uint64(24)) & mask
     while table[slot] >= 0:
         end, row = divmod(table[slot], max_n)
         if row == n - 1 and tokens[end - row] == token and (row == 0 or links[end, row - 1, FIRST] == name):

@@ -15,11 +15,11 @@ from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
 from outrider.sampling import Sampling
 from outrider.target import Target
 
-__all__ = ["Config", "NoProposer"]
+__all__ = ["NoConfig", "NoProposer"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class NoConfig:
     """Plain decoding has no settings."""
 
 
@@ -27,10 +27,10 @@ class Config:
 class NoProposer(Proposer):
     """Drafts nothing."""
 
-    Config = Config
+    Config = NoConfig
 
     @classmethod
-    def load(cls, target: Target, config: Config) -> Self:
+    def load(cls, target: Target, config: NoConfig) -> Self:
         return cls()
 
     @classmethod

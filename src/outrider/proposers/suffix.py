@@ -1,15 +1,15 @@
 """Suffix decoding: what most often followed this text before, here or in earlier answers (arXiv 2411.04975).
 
-Every string of the prompt, of the answer so far and of earlier answers is counted in suffix trees. The longest end of the
-context that occurred before is continued along its most frequent next tokens while they are probable enough; a longer
-match earns a longer draft. The score of a draft is the sum of its nodes' path probabilities, that is the number of tokens
-it expects to be accepted.
+Every string of the prompt, of the answer so far and of earlier answers is counted in suffix trees. The longest end of
+the context that occurred before is continued along its most frequent next tokens while they are probable enough; a
+longer match earns a longer draft. The score of a draft is the sum of its nodes' path probabilities, that is the number
+of tokens it expects to be accepted.
 
     answers so far "a b c d", "a b c e", "a b c d"; context "... a b"    draft c (3/3), d (2/3); score 1 + 0.67
 
-Agents, batch jobs and any traffic that repeats itself profit most, the more the longer the engine runs: `learns` is true,
-and benchmarks reset it between repeats or say "warm". Defaults are those of Arctic Inference and vLLM. The index is
-`suffix_index.py`.
+Agents, batch jobs and any traffic that repeats itself profit most, the more the longer the engine runs: `learns` is
+true, and benchmarks reset it between repeats or say "warm". Defaults are those of Arctic Inference and vLLM. The index
+is `suffix_index.py`.
 """
 
 from collections.abc import Sequence
@@ -26,11 +26,11 @@ from outrider.proposers.suffix_index import Mode, SuffixCache
 from outrider.sampling import Sampling
 from outrider.target import Target
 
-__all__ = ["Config", "SuffixProposer"]
+__all__ = ["SuffixConfig", "SuffixProposer"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class SuffixConfig:
     """Settings of suffix decoding.
 
     num_nodes            most nodes per step
@@ -68,19 +68,21 @@ class Config:
 class SuffixProposer(Proposer):
     """Drafts from counted suffixes."""
 
-    Config = Config
+    Config = SuffixConfig
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: SuffixConfig) -> None:
         self.config = config
 
     @classmethod
-    def load(cls, target: Target, config: Config) -> Self:
+    def load(cls, target: Target, config: SuffixConfig) -> Self:
         return cls(config)
 
     @classmethod
     def example(cls, target: Target, seed: int) -> Self:
         mode: Mode = "tree" if seed % 2 else "path"
-        return cls(Config(num_nodes=4 + seed, max_depth=8, factor=2.0, mode=mode, max_cached_requests=seed % 3 - 1))
+        return cls(
+            SuffixConfig(num_nodes=4 + seed, max_depth=8, factor=2.0, mode=mode, max_cached_requests=seed % 3 - 1)
+        )
 
     @property
     def max_nodes(self) -> int:
@@ -106,7 +108,7 @@ class SuffixProposer(Proposer):
 class SuffixSession(Session):
     """The trees of the running requests and of earlier answers; requests are numbered as they come."""
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(self, config: SuffixConfig, device: torch.device) -> None:
         self.config = config
         self.device = device
         self.cache = SuffixCache(config.max_depth, config.max_cached_requests)

@@ -14,7 +14,7 @@ SuffixDecoding: 2411.04975, section 3; the semantics are those of Arctic Inferen
 a b`, the match `a b` (3 occurrences, the last one ours) offers c and d with 1/3 each, and the later d comes first.
 """
 
-from outrider.proposers.compiled import Float32Array, Int32Array, compiled, float32
+from outrider.proposers.compiled import Float32Array, Int32Array, compiled, float32, inlined
 from outrider.proposers.suffix_edit import locate, token_at
 from outrider.proposers.suffix_nodes import (
     AFTER,
@@ -106,7 +106,7 @@ def copy_tail(
 ) -> int:
     """Write the last tokens of `sequence`, `max_depth` or all, to `out`; return how many."""
     s = Store(nodes, cells, blocks, sequences, buckets, counters)
-    count = min(sequences[sequence, LENGTH], max_depth)
+    count: int = min(sequences[sequence, LENGTH], max_depth)
     position = sequences[sequence, WINDOW]
     for k in range(count):
         out[k] = cells[position, CELL_TOKEN]
@@ -131,7 +131,7 @@ def count_string(
     return 0 if node == NONE else nodes[node, COUNT]
 
 
-@compiled
+@inlined
 def _match(
     s: Store, sequence: int, own: int, context: Int32Array, max_depth: int, max_match: int, matches: Int32Array
 ) -> int:
@@ -156,7 +156,7 @@ def _match(
     return max(own, min(max_match, len(context)))
 
 
-@compiled
+@inlined
 def _draft_path(
     s: Store, node: int, depth: int, max_tokens: int, least: float, ints: Int32Array, floats: Float32Array
 ) -> int:
@@ -178,7 +178,7 @@ def _draft_path(
     return count
 
 
-@compiled
+@inlined
 def _draft_tree(
     s: Store, node: int, depth: int, max_tokens: int, least: float, ints: Int32Array, floats: Float32Array
 ) -> int:
@@ -195,7 +195,7 @@ def _draft_tree(
     return count
 
 
-@compiled
+@inlined
 def _push_next(
     s: Store,
     node: int,
@@ -224,7 +224,7 @@ def _push_next(
     return size
 
 
-@compiled
+@inlined
 def _push(
     node: int, depth: int, parent: int, prob: float, room: int, size: int, ints: Int32Array, floats: Float32Array
 ) -> int:
@@ -247,7 +247,7 @@ def _push(
     return size
 
 
-@compiled
+@inlined
 def _copy_front(source: int, target: int, ints: Int32Array, floats: Float32Array) -> None:
     for row in (FRONT_NODE, FRONT_DEPTH, FRONT_PARENT):
         ints[row, target] = ints[row, source]

@@ -13,7 +13,7 @@ counts 1. Appending `b` lengthens `ba` to `bab` (a leaf of its own grows), lengt
 `a` now go on with `b`: the node `a` becomes `ab`, count 2, child `a`), and starts `b`, which splits the leaf `bab`.
 """
 
-from outrider.proposers.compiled import Int32Array, compiled
+from outrider.proposers.compiled import Int32Array, compiled, inlined, int32
 from outrider.proposers.suffix_nodes import (
     CELL_NODE,
     CELL_TOKEN,
@@ -84,16 +84,16 @@ def extend_sequence(
 ) -> None:
     """Append `tokens` to `sequence`: at most `max_depth` suffixes to lengthen for each."""
     s = Store(nodes, cells, blocks, sequences, buckets, counters)
-    row = sequences[sequence]
     for token in tokens:
         last = new_position(s, sequence)
         cells[last, CELL_TOKEN] = token
         nodes[ROOT, COUNT] += 1
         link_end(s, ROOT, last)
-        if row[LENGTH] > max_depth:
-            row[WINDOW] = following(s, row[WINDOW])
-        position = row[WINDOW]
-        for depth in range(min(row[LENGTH], max_depth), 0, -1):
+        length = sequences[sequence, LENGTH]
+        if length > max_depth:
+            sequences[sequence, WINDOW] = following(s, sequences[sequence, WINDOW])
+        position = sequences[sequence, WINDOW]
+        for depth in range(min(length, max_depth), 0, -1):
             _lengthen(s, position, depth, token)
             if depth > 1:
                 position = following(s, position)
@@ -119,13 +119,13 @@ def remove_sequence(
     free_positions(s, sequence)
 
 
-@compiled
+@inlined
 def token_at(s: Store, node: int, depth: int) -> int:
     """Token number `depth` (from 0) of the string of `node`."""
-    return s.cells[advance(s, s.nodes[node, WITNESS], depth), CELL_TOKEN]
+    return int32(s.cells[advance(s, s.nodes[node, WITNESS], depth), CELL_TOKEN])
 
 
-@compiled
+@inlined
 def locate(s: Store, tokens: Int32Array, length: int) -> int:
     """The node on whose edge the string of the last `length` tokens ends, or NONE if it is not in the tree."""
     node = ROOT
@@ -144,7 +144,7 @@ def locate(s: Store, tokens: Int32Array, length: int) -> int:
     return node
 
 
-@compiled
+@inlined
 def _lengthen(s: Store, position: int, depth: int, token: int) -> None:
     """Let the suffix from `position` go on with `token`, its token number `depth` counted from 1."""
     end = s.cells[position, CELL_NODE]
@@ -166,7 +166,7 @@ def _lengthen(s: Store, position: int, depth: int, token: int) -> None:
         _move_end(s, position, child)
 
 
-@compiled
+@inlined
 def _follow_only_child(s: Store, position: int, end: int, child: int, depth: int) -> None:
     """All other suffixes through `end` go on to `child`, its only one: `end` takes over the first token of the edge."""
     if s.nodes[child, DEPTH] == depth:
@@ -183,19 +183,19 @@ def _follow_only_child(s: Store, position: int, end: int, child: int, depth: int
         table_add(s, child)
 
 
-@compiled
+@inlined
 def _split(s: Store, node: int, depth: int) -> int:
     """Cut the edge into `node` at `depth`; return the new upper node."""
-    row = s.nodes[node]
-    upper = new_node(s, row[PARENT], row[TOKEN], depth, row[WITNESS], row[COUNT])
+    parent, token = s.nodes[node, PARENT], s.nodes[node, TOKEN]
+    upper = new_node(s, parent, token, depth, s.nodes[node, WITNESS], s.nodes[node, COUNT])
     replace_child(s, node, upper)
-    row[PARENT] = upper
-    row[TOKEN] = token_at(s, node, depth)
+    s.nodes[node, PARENT] = upper
+    s.nodes[node, TOKEN] = token_at(s, node, depth)
     add_only_child(s, node)
     return upper
 
 
-@compiled
+@inlined
 def _hoist(s: Store, node: int, child: int) -> None:
     """Put `child`, the only child of `node` and of equal count, in its place and free `node`."""
     forget_run(s, child)
@@ -204,13 +204,13 @@ def _hoist(s: Store, node: int, child: int) -> None:
     free_node(s, node)
 
 
-@compiled
+@inlined
 def _move_end(s: Store, position: int, node: int) -> None:
     unlink_end(s, position)
     link_end(s, node, position)
 
 
-@compiled
+@inlined
 def _remove_suffix(s: Store, position: int) -> None:
     end = s.cells[position, CELL_NODE]
     unlink_end(s, position)
@@ -232,7 +232,7 @@ def _remove_suffix(s: Store, position: int) -> None:
     _replace_witness(s, end, position)
 
 
-@compiled
+@inlined
 def _replace_witness(s: Store, node: int, position: int) -> None:
     """Let no node from `node` up to the root read its text from the suffix at `position`, which is gone."""
     other = NONE

@@ -91,7 +91,7 @@ class SuffixCache:
         self._open[request] = _Request(local, sequence, self._admit(request), len(prompt), 0)
 
     def append(self, request: Hashable, tokens: Sequence[int] | Int32Array) -> None:
-        """Append produced tokens to the request's response: to its local tree and, unless evicted, to the global one."""
+        """Append produced tokens to the response: in the local tree and, unless evicted, in the global one."""
         state = self._state(request)
         new = as_tokens(tokens)
         state.local.extend(state.local_sequence, new)

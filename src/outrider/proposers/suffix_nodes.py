@@ -18,7 +18,7 @@ sequence are row numbers. Freed rows go to free lists and are used again.
 
 from typing import NamedTuple
 
-from outrider.proposers.compiled import Int32Array, compiled, int32
+from outrider.proposers.compiled import Int32Array, inlined, int32
 
 __all__ = ["BLOCK", "NODE_COLUMNS", "NUM_COUNTERS", "Store"]
 
@@ -49,7 +49,7 @@ class Store(NamedTuple):
     counters: Int32Array
 
 
-@compiled
+@inlined
 def clear(s: Store) -> None:
     """Make the store an empty tree: the root alone."""
     s.counters[:] = 0
@@ -59,23 +59,23 @@ def clear(s: Store) -> None:
     new_node(s, NONE, NONE, 0, NONE, 0)
 
 
-@compiled
+@inlined
 def new_node(s: Store, parent: int, token: int, depth: int, witness: int, count: int) -> int:
     """A row for a node; it is linked to nothing yet."""
-    node = s.counters[FREE_NODE]
+    node: int = s.counters[FREE_NODE]
     if node == NONE:
         node = s.counters[TOP_NODE]
         s.counters[TOP_NODE] = node + 1
     else:
         s.counters[FREE_NODE] = s.nodes[node, CHAIN]
     s.counters[NUM_NODES] += 1
-    row = s.nodes[node]
-    row[PARENT], row[TOKEN], row[DEPTH], row[WITNESS], row[COUNT] = parent, token, depth, witness, count
-    row[HEAD] = row[TAIL] = row[AFTER] = row[BEFORE] = row[RUN] = row[CHAIN] = row[ENDS] = NONE
+    s.nodes[node, PARENT], s.nodes[node, TOKEN] = parent, token
+    s.nodes[node, DEPTH], s.nodes[node, WITNESS], s.nodes[node, COUNT] = depth, witness, count
+    s.nodes[node, HEAD] = s.nodes[node, TAIL] = s.nodes[node, ENDS] = NONE
     return node
 
 
-@compiled
+@inlined
 def free_node(s: Store, node: int) -> None:
     """Give the row back; the node must be linked to nothing any more."""
     s.nodes[node, CHAIN] = s.counters[FREE_NODE]
@@ -86,7 +86,7 @@ def free_node(s: Store, node: int) -> None:
 # --- positions ---------------------------------------------------------------------------------------------------
 
 
-@compiled
+@inlined
 def advance(s: Store, position: int, steps: int) -> int:
     """The position `steps` tokens later in the same sequence."""
     inside = (position & (BLOCK - 1)) + steps
@@ -97,7 +97,7 @@ def advance(s: Store, position: int, steps: int) -> int:
     return int32((block << SHIFT) + inside)
 
 
-@compiled
+@inlined
 def following(s: Store, position: int) -> int:
     """The position one token later in the same sequence."""
     if (position + 1) & (BLOCK - 1):
@@ -105,13 +105,12 @@ def following(s: Store, position: int) -> int:
     return int32(s.blocks[position >> SHIFT] << SHIFT)
 
 
-@compiled
+@inlined
 def new_position(s: Store, sequence: int) -> int:
     """Room for one more token at the end of `sequence`."""
-    row = s.sequences[sequence]
-    if row[LENGTH] % BLOCK:
-        row[LAST] += 1
-    else:
+    length, last = s.sequences[sequence, LENGTH], s.sequences[sequence, LAST]
+    position = int32(last + 1)
+    if length & (BLOCK - 1) == 0:
         block = s.counters[FREE_BLOCK]
         if block == NONE:
             block = s.counters[TOP_BLOCK]
@@ -119,71 +118,73 @@ def new_position(s: Store, sequence: int) -> int:
         else:
             s.counters[FREE_BLOCK] = s.blocks[block]
         s.blocks[block] = NONE
-        position = block << SHIFT
-        if row[LENGTH]:
-            s.blocks[row[LAST] >> SHIFT] = block
+        position = int32(block << SHIFT)
+        if length:
+            s.blocks[last >> SHIFT] = block
         else:
-            row[FIRST] = row[WINDOW] = position
-        row[LAST] = position
-    row[LENGTH] += 1
-    return row[LAST]
+            s.sequences[sequence, FIRST] = s.sequences[sequence, WINDOW] = position
+    s.sequences[sequence, LAST] = position
+    s.sequences[sequence, LENGTH] = length + 1
+    return position
 
 
-@compiled
+@inlined
 def free_positions(s: Store, sequence: int) -> None:
     """Give all blocks of `sequence` back and make it empty."""
-    row = s.sequences[sequence]
-    if row[LENGTH]:
-        s.blocks[row[LAST] >> SHIFT] = s.counters[FREE_BLOCK]
-        s.counters[FREE_BLOCK] = row[FIRST] >> SHIFT
-    row[LENGTH] = 0
+    if s.sequences[sequence, LENGTH]:
+        s.blocks[s.sequences[sequence, LAST] >> SHIFT] = s.counters[FREE_BLOCK]
+        s.counters[FREE_BLOCK] = s.sequences[sequence, FIRST] >> SHIFT
+    s.sequences[sequence, LENGTH] = 0
 
 
-@compiled
+@inlined
 def link_end(s: Store, node: int, position: int) -> None:
     """The suffix starting at `position` now ends at `node`."""
     first = s.nodes[node, ENDS]
-    cell = s.cells[position]
-    cell[CELL_NODE], cell[CELL_AFTER], cell[CELL_BEFORE] = node, first, NONE
+    s.cells[position, CELL_NODE] = node
+    s.cells[position, CELL_AFTER] = first
+    s.cells[position, CELL_BEFORE] = NONE
     if first != NONE:
         s.cells[first, CELL_BEFORE] = position
     s.nodes[node, ENDS] = position
 
 
-@compiled
+@inlined
 def unlink_end(s: Store, position: int) -> None:
     """The suffix starting at `position` no longer ends at its node."""
-    cell = s.cells[position]
-    if cell[CELL_BEFORE] == NONE:
-        s.nodes[cell[CELL_NODE], ENDS] = cell[CELL_AFTER]
+    before, after = s.cells[position, CELL_BEFORE], s.cells[position, CELL_AFTER]
+    if before == NONE:
+        s.nodes[s.cells[position, CELL_NODE], ENDS] = after
     else:
-        s.cells[cell[CELL_BEFORE], CELL_AFTER] = cell[CELL_AFTER]
-    if cell[CELL_AFTER] != NONE:
-        s.cells[cell[CELL_AFTER], CELL_BEFORE] = cell[CELL_BEFORE]
+        s.cells[before, CELL_AFTER] = after
+    if after != NONE:
+        s.cells[after, CELL_BEFORE] = before
 
 
 # --- the child table -----------------------------------------------------------------------------------------------
 
 
-@compiled
+@inlined
 def bucket_of(s: Store, parent: int, token: int) -> int:
     """Linear hashing: with b buckets, use one bit fewer for those that do not exist yet."""
     h = (parent * 0x9E3779B1 + token * 0x85EBCA6B) * 0x27D4EB2F
     h ^= h >> 29
-    bucket = h & s.counters[MASK]
-    return bucket if bucket < s.counters[NUM_BUCKETS] else bucket & (s.counters[MASK] >> 1)
+    bucket: int = h & s.counters[MASK]
+    if bucket >= s.counters[NUM_BUCKETS]:
+        bucket &= s.counters[MASK] >> 1
+    return bucket
 
 
-@compiled
+@inlined
 def find_child(s: Store, parent: int, token: int) -> int:
     """The child of `parent` whose edge starts with `token`, or NONE."""
-    node = s.buckets[bucket_of(s, parent, token)]
+    node: int = s.buckets[bucket_of(s, parent, token)]
     while node != NONE and not (s.nodes[node, PARENT] == parent and s.nodes[node, TOKEN] == token):
         node = s.nodes[node, CHAIN]
     return node
 
 
-@compiled
+@inlined
 def table_add(s: Store, node: int) -> None:
     """Enter `node` under its PARENT and TOKEN."""
     if s.counters[NUM_NODES] > s.counters[NUM_BUCKETS]:
@@ -193,7 +194,7 @@ def table_add(s: Store, node: int) -> None:
     s.buckets[bucket] = node
 
 
-@compiled
+@inlined
 def _split_bucket(s: Store) -> None:
     new = s.counters[NUM_BUCKETS]
     if new > s.counters[MASK]:
@@ -210,7 +211,7 @@ def _split_bucket(s: Store) -> None:
         node = rest
 
 
-@compiled
+@inlined
 def table_remove(s: Store, node: int) -> None:
     """Take `node` out of the table; its PARENT and TOKEN are still those it was entered under."""
     bucket = bucket_of(s, s.nodes[node, PARENT], s.nodes[node, TOKEN])

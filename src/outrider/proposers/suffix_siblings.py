@@ -7,7 +7,7 @@ one whose count falls to c - 1 before the run of c - 1, and a new one before the
 Example: children `x:3 y:2 z:2`; counting z gives `z:3 x:3 y:2`, counting y then gives `y:3 z:3 x:3`.
 """
 
-from outrider.proposers.compiled import compiled
+from outrider.proposers.compiled import inlined
 from outrider.proposers.suffix_nodes import (
     AFTER,
     BEFORE,
@@ -30,7 +30,7 @@ from outrider.proposers.suffix_nodes import (
 __all__ = ["add_child", "add_only_child", "drop_child", "forget_run", "lower_count", "raise_count", "replace_child"]
 
 
-@compiled
+@inlined
 def add_child(s: Store, node: int) -> None:
     """Enter a new node of count 1 among its parent's children and in the child table."""
     tail = s.nodes[s.nodes[node, PARENT], TAIL]
@@ -42,7 +42,7 @@ def add_child(s: Store, node: int) -> None:
     table_add(s, node)
 
 
-@compiled
+@inlined
 def add_only_child(s: Store, node: int) -> None:
     """Make `node` the only child of its parent, which has none linked; enter it in the child table."""
     s.nodes[s.nodes[node, PARENT], HEAD] = s.nodes[s.nodes[node, PARENT], TAIL] = NONE
@@ -51,47 +51,37 @@ def add_only_child(s: Store, node: int) -> None:
     table_add(s, node)
 
 
-@compiled
+@inlined
 def drop_child(s: Store, node: int) -> None:
     """Take `node` out of its parent's children and out of the child table."""
     _unlink(s, node)
     table_remove(s, node)
 
 
-@compiled
+@inlined
 def replace_child(s: Store, old: int, new: int) -> None:
     """Put `new`, linked to nothing, in the place of `old`: parent, first token and rank; their counts are equal."""
-    row, gone = s.nodes[new], s.nodes[old]
     table_remove(s, old)
-    row[PARENT], row[TOKEN], row[AFTER], row[BEFORE], row[RUN] = (
-        gone[PARENT],
-        gone[TOKEN],
-        gone[AFTER],
-        gone[BEFORE],
-        gone[RUN],
-    )
-    if row[BEFORE] == NONE:
-        s.nodes[row[PARENT], HEAD] = new
-    else:
-        s.nodes[row[BEFORE], AFTER] = new
-    if row[AFTER] == NONE:
-        s.nodes[row[PARENT], TAIL] = new
-    else:
-        s.nodes[row[AFTER], BEFORE] = new
-    if s.nodes[row[RUN], RUN_HEAD] == old:
-        s.nodes[row[RUN], RUN_HEAD] = new
-    if s.nodes[row[RUN], RUN_TAIL] == old:
-        s.nodes[row[RUN], RUN_TAIL] = new
+    parent, run = s.nodes[old, PARENT], s.nodes[old, RUN]
+    before, after = s.nodes[old, BEFORE], s.nodes[old, AFTER]
+    s.nodes[new, PARENT], s.nodes[new, TOKEN], s.nodes[new, RUN] = parent, s.nodes[old, TOKEN], run
+    _set_before(s, parent, after, new)
+    _set_after(s, parent, before, new)
+    s.nodes[new, BEFORE], s.nodes[new, AFTER] = before, after
+    if s.nodes[run, RUN_HEAD] == old:
+        s.nodes[run, RUN_HEAD] = new
+    if s.nodes[run, RUN_TAIL] == old:
+        s.nodes[run, RUN_TAIL] = new
     table_add(s, new)
 
 
-@compiled
+@inlined
 def forget_run(s: Store, node: int) -> None:
     """Give back the run of an only child that is about to take another place."""
     _free_run(s, s.nodes[node, RUN])
 
 
-@compiled
+@inlined
 def raise_count(s: Store, node: int) -> None:
     """Count one more suffix through `node` and keep the siblings in order."""
     count = s.nodes[node, COUNT] + 1
@@ -110,7 +100,7 @@ def raise_count(s: Store, node: int) -> None:
         _open_run(s, node)
 
 
-@compiled
+@inlined
 def lower_count(s: Store, node: int) -> None:
     """Count one suffix less through `node`, whose count stays positive, and keep the siblings in order."""
     count = s.nodes[node, COUNT] - 1
@@ -124,7 +114,7 @@ def lower_count(s: Store, node: int) -> None:
         _open_run(s, node)
 
 
-@compiled
+@inlined
 def _open_run(s: Store, node: int) -> None:
     run = s.counters[FREE_RUN]
     if run == NONE:
@@ -136,50 +126,57 @@ def _open_run(s: Store, node: int) -> None:
     s.nodes[node, RUN] = run
 
 
-@compiled
+@inlined
 def _free_run(s: Store, run: int) -> None:
     s.nodes[run, RUN_HEAD] = s.counters[FREE_RUN]
     s.counters[FREE_RUN] = run
 
 
-@compiled
+@inlined
 def _join_run(s: Store, node: int, run: int) -> None:
     _link_before(s, node, s.nodes[run, RUN_HEAD])
     s.nodes[run, RUN_HEAD] = node
     s.nodes[node, RUN] = run
 
 
-@compiled
+@inlined
 def _link_before(s: Store, node: int, other: int) -> None:
     """Link `node` before its sibling `other`, or last if that is NONE."""
-    row, parent = s.nodes[node], s.nodes[s.nodes[node, PARENT]]
-    before = parent[TAIL] if other == NONE else s.nodes[other, BEFORE]
-    row[BEFORE], row[AFTER] = before, other
-    if before == NONE:
-        parent[HEAD] = node
-    else:
-        s.nodes[before, AFTER] = node
-    if other == NONE:
-        parent[TAIL] = node
-    else:
-        s.nodes[other, BEFORE] = node
+    parent = s.nodes[node, PARENT]
+    before = s.nodes[parent, TAIL] if other == NONE else s.nodes[other, BEFORE]
+    s.nodes[node, BEFORE], s.nodes[node, AFTER] = before, other
+    _set_after(s, parent, before, node)
+    _set_before(s, parent, other, node)
 
 
-@compiled
+@inlined
 def _unlink(s: Store, node: int) -> None:
     """Take `node` out of the list and out of its run."""
-    row, parent, run = s.nodes[node], s.nodes[s.nodes[node, PARENT]], s.nodes[s.nodes[node, RUN]]
-    if run[RUN_HEAD] == run[RUN_TAIL]:
-        _free_run(s, row[RUN])
-    elif run[RUN_HEAD] == node:
-        run[RUN_HEAD] = row[AFTER]
-    elif run[RUN_TAIL] == node:
-        run[RUN_TAIL] = row[BEFORE]
-    if row[BEFORE] == NONE:
-        parent[HEAD] = row[AFTER]
+    parent, run = s.nodes[node, PARENT], s.nodes[node, RUN]
+    before, after = s.nodes[node, BEFORE], s.nodes[node, AFTER]
+    if s.nodes[run, RUN_HEAD] == s.nodes[run, RUN_TAIL]:
+        _free_run(s, run)
+    elif s.nodes[run, RUN_HEAD] == node:
+        s.nodes[run, RUN_HEAD] = after
+    elif s.nodes[run, RUN_TAIL] == node:
+        s.nodes[run, RUN_TAIL] = before
+    _set_after(s, parent, before, after)
+    _set_before(s, parent, after, before)
+
+
+@inlined
+def _set_after(s: Store, parent: int, node: int, after: int) -> None:
+    """Let `after` follow `node`, or be the head if that is NONE."""
+    if node == NONE:
+        s.nodes[parent, HEAD] = after
     else:
-        s.nodes[row[BEFORE], AFTER] = row[AFTER]
-    if row[AFTER] == NONE:
-        parent[TAIL] = row[BEFORE]
+        s.nodes[node, AFTER] = after
+
+
+@inlined
+def _set_before(s: Store, parent: int, node: int, before: int) -> None:
+    """Let `before` precede `node`, or be the tail if that is NONE."""
+    if node == NONE:
+        s.nodes[parent, TAIL] = before
     else:
-        s.nodes[row[AFTER], BEFORE] = row[BEFORE]
+        s.nodes[node, BEFORE] = before

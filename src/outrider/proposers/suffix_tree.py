@@ -1,4 +1,4 @@
-"""A counted suffix tree: how often each string of up to `max_depth` tokens occurs in a set of sequences, and what follows.
+"""A counted suffix tree: how often each string of up to `max_depth` tokens occurs in some sequences, and what follows.
 
 Sequences grow at their ends and are removed whole; counts follow at once. Counts are per suffix start, so the ratio
 count(w y) / count(w) is the empirical probability of y after w. Appending costs O(max_depth) a token, a sequence's own

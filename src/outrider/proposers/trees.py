@@ -1,11 +1,13 @@
 """Growing a draft tree from a drafter's probabilities, level by level (EAGLE-2, arXiv 2406.16858, section 4).
 
 Each level expands the `width` most probable nodes of the level before, each into its `width` most probable tokens. A
-node's score is the log-probability of its path. When the tree is deep enough, the `num_nodes` best of all candidates are
-kept. A child never scores above its parent, so with ties going to the earlier node every kept node's parent is kept too.
+node's score is the log-probability of its path. When the tree is deep enough, the `num_nodes` best of all candidates
+are kept. A child never scores above its parent, so with ties going to the earlier node every kept node's parent is kept
+too.
 
 Worked example, width 2: the root's children a (0.6) and b (0.3); a's children c (0.5) and d (0.2), b's children e (0.9)
-and f (0.1). Path probabilities: a 0.6, b 0.3, c 0.30, e 0.27, d 0.12, f 0.03. With num_nodes = 4 the tree is a, b, c, e.
+and f (0.1). Path probabilities: a 0.6, b 0.3, c 0.30, e 0.27, d 0.12, f 0.03. With num_nodes = 4 the tree is a, b, c,
+e.
 """
 
 from collections.abc import Sequence

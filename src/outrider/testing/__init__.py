@@ -8,7 +8,8 @@ A third-party method runs the same checks as ours:
         check_contract(MyProposer)
 """
 
-from outrider.testing.contract import Case, assert_lossless, check_contract, draw_case
+from outrider.testing.contract import assert_lossless, check_contract
+from outrider.testing.play import Case, draw_case
 from outrider.testing.scripted import Adversary, Oracle, RandomTrees, Scripted
 from outrider.testing.tiny import tiny_spec, tiny_target, tiny_weights
 

@@ -100,7 +100,7 @@ class ScriptedSession(Session):
         for commit in commits:
             self.tokens[commit.slot] += commit.tokens
             if features_BMF is not None:
-                self.features[commit.slot].append(features_BMF[commit.index, commit.rows])
+                self.features[commit.slot].append(features_BMF[commit.place, commit.rows])
 
     def release(self, slot: int) -> None:
         del self.tokens[slot], self.samplings[slot], self.features[slot]
@@ -165,7 +165,8 @@ class RandomTrees:
         draw = random.Random(f"{self.seed} {len(tokens)} {tokens[-1]}")
         right = self.oracle.continuation(tokens, sampling, room.max_depth)
         vocab = self.oracle.target.spec.vocab_size
-        tree, depths = Tree([], []), []
+        tree = Tree([], [])
+        depths: list[int] = []
         for node in range(draw.randint(0, min(room.num_nodes, self.num_nodes))):
             parent = draw.randrange(-1, node)
             depth = 1 if parent < 0 else depths[parent] + 1

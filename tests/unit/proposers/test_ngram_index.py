@@ -5,9 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
+
 from outrider.errors import ConfigError
 from outrider.proposers.ngram_index import MAX_OCCURRENCES, NgramIndex, NgramMatch
-from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
 TOKENS = st.lists(st.integers(0, 3), max_size=40)
 RANGES = st.tuples(st.integers(1, 3), st.integers(0, 3)).map(lambda pair: (pair[0], pair[0] + pair[1]))
@@ -45,13 +46,17 @@ def plain(matches: list[NgramMatch]) -> list[tuple[list[int], int]]:
     return [(match.tokens.tolist(), match.n) for match in matches]
 
 
-@given(TOKENS, RANGES, st.integers(0, 6), st.sampled_from(["earliest", "latest"]), st.integers(1, 12), st.integers(0, 9))
+@settings(deadline=None)
+@given(
+    TOKENS, RANGES, st.integers(0, 6), st.sampled_from(["earliest", "latest"]), st.integers(1, 12), st.integers(0, 9)
+)
 def test_drafts_are_those_of_a_scan(tokens, lengths, size, policy, num, cut):
     index = build(tokens, *lengths, cut)
     assert index.tokens.tolist() == tokens
     assert plain(index.draft(size, policy, num)) == scan(tokens, *lengths, size, policy, num)
 
 
+@settings(deadline=None)
 @given(TOKENS, RANGES, st.integers(1, 6))
 def test_earliest_is_vllm_ngram(tokens, lengths, size):
     """vLLM: the longest n that matches, its earliest occurrence, up to `size` tokens within the context."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from outrider.errors import ConfigError, RequestError
 from outrider.proposers.suffix_index import Speculation, SuffixCache, SuffixTree
 
@@ -66,7 +67,9 @@ class SlowTree:
                     frontier.append((share, child, parent))
         return tokens, parents, probs
 
-    def speculate(self, context: Tokens, size: int, factor: float, offset: float, least: float, mode: str) -> Speculation:
+    def speculate(
+        self, context: Tokens, size: int, factor: float, offset: float, least: float, mode: str
+    ) -> Speculation:
         best = Speculation(np.array([]), np.array([]), np.array([]), 0.0, 0)
         context = context[-self.max_depth :]
         for length in range(1, len(context)):
@@ -240,8 +243,8 @@ def test_long_sequences_cross_blocks():
             tree.extend(name, text[start : start + 7])
     for text in texts:
         found = tree.speculate(text[200:300], 60)
-        assert found.tokens.tolist() == text[300:351].tolist()  # depth 150 leaves 51 tokens after a match of 99
-        assert (found.match_length, found.score) == (99, 51.0)
+        assert found.tokens.tolist() == text[300:360].tolist()
+        assert (found.match_length, found.score) == (90, 60.0)  # the longest match that leaves 60 tokens of depth 150
 
 
 def test_removal_returns_memory():

@@ -1,0 +1,90 @@
+"""A complete third-party method: remember which token last followed each token, and draft along that memory.
+
+The memory is shared by all requests and grows while the engine runs. Install the package and it is a method like any
+other: `outrider generate "..." --method bigram:num_nodes=3`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from outrider import Commit, ConfigError, Draft, Proposer, Room, Sampling, Session, SessionPlan, Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """num_nodes: drafted tokens per step."""
+
+    num_nodes: int = 3
+
+    def __post_init__(self) -> None:
+        if self.num_nodes < 1:
+            raise ConfigError(f"num_nodes={self.num_nodes} must be at least 1")
+
+
+@final
+class BigramProposer(Proposer):
+    """Weights and settings: here only the settings."""
+
+    Config = Config
+    max_nodes = property(lambda self: self.config.num_nodes)
+    taps = property(lambda self: ())
+    learns = property(lambda self: True)
+    num_bytes = property(lambda self: 0)
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @classmethod
+    def load(cls, target: Target, config: Config) -> Self:
+        return cls(config)
+
+    @classmethod
+    def example(cls, target: Target, seed: int) -> Self:
+        return cls(Config(num_nodes=1 + seed))
+
+    def open(self, plan: SessionPlan) -> Session:
+        return BigramSession(plan.device)
+
+
+@final
+class BigramSession(Session):
+    """The memory, and the root of every slot."""
+
+    num_bytes = property(lambda self: 16 * len(self.follower))
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.follower: dict[int, int] = {}
+        self.roots: dict[int, int] = {}
+
+    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+        self.follower.update(pairwise(tokens))
+        self.roots[slot] = tokens[-1]
+
+    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
+        chains = [self._chain(self.roots[slot], min(room)) for slot, room in zip(slots, rooms, strict=True)]
+        return Draft.of_chains(chains, self.device)
+
+    def _chain(self, token: int, length: int) -> list[int]:
+        chain: list[int] = []
+        while len(chain) < length and token in self.follower:
+            token = self.follower[token]
+            chain.append(token)
+        return chain
+
+    def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
+        for commit in commits:
+            text = [self.roots[commit.slot], *commit.tokens]
+            self.follower.update(pairwise(text))
+            self.roots[commit.slot] = text[-1]
+
+    def release(self, slot: int) -> None:
+        del self.roots[slot]
+
+    def reset(self) -> None:
+        self.follower.clear()

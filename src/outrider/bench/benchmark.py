@@ -1,0 +1,213 @@
+"""A whole benchmark run: from settings to a report.
+
+Loads the target and everything that is to be measured, opens or resumes the run's directory, measures what is missing,
+and derives the report from what is on disk. What a user could have got wrong is found before anything is measured.
+
+Example: `benchmark(BenchConfig(methods=("none",), categories=("chat",)), Path("runs/try"))`.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+from time import perf_counter
+from typing import Literal
+
+from outrider.audit.verdict import first_difference
+from outrider.bench.bandwidth import memory_bytes_per_s
+from outrider.bench.choice import Choice, choices_of, load_choice
+from outrider.bench.config import BenchConfig
+from outrider.bench.contender import Contender, EngineContender
+from outrider.bench.derive import Machine, derive_rows
+from outrider.bench.external import external_contenders
+from outrider.bench.plan import cells_of
+from outrider.bench.play import Dialogue, Rules, longest_text
+from outrider.bench.provenance import Manifest, collect_manifest, template_hash
+from outrider.bench.runner import BASELINE, Listener, Runner
+from outrider.bench.schema import Report, to_json
+from outrider.bench.store import RunStore, choose_directory
+from outrider.bench.table import markdown
+from outrider.bench.unit import UnitResult
+from outrider.bench.workloads import Conversation, load_category, load_prompts, workload_hash
+from outrider.errors import ConfigError
+from outrider.target import Target
+from outrider.targets import load_target
+
+__all__ = ["Workload", "benchmark", "read_workload"]
+
+RUNS = Path("runs")
+WARM_UP_PROMPT = 48
+STATES: tuple[Literal["cold", "warm"], ...] = ("cold", "warm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """The prompts of a run by category.
+
+    max_len   tokens of the longest conversation, answers included
+    notes     which prompts were left out, and why
+    """
+
+    conversations: Mapping[str, Sequence[Conversation]]
+    max_len: int
+    notes: tuple[str, ...]
+
+
+def benchmark(
+    config: BenchConfig,
+    run_dir: Path | None = None,
+    *,
+    name: str = "bench",
+    resume: bool = True,
+    started: Callable[[Path], None] = lambda directory: None,
+    listen: Listener = lambda progress: None,
+) -> Report:
+    """Measure, or finish measuring, and write the report.
+
+    Args:
+        run_dir: the run's directory; None takes the unfinished run with these settings under `runs/`, or a new one.
+        name: part of a new directory's name.
+        resume: whether an unfinished run may be taken.
+        started: told the directory when the run begins.
+
+    Raises:
+        OutriderError: for settings that cannot be run, and if the directory cannot be written or is another run's.
+    """
+    start = perf_counter()
+    choices = choices_of(config.methods)
+    target = load_target(config.target, dtype=config.dtype, device=config.device)
+    workload = read_workload(config, target)
+    contenders = _contenders(config, choices, target, workload)
+    manifest = _manifest(config, target, workload)
+    directory = run_dir or choose_directory(RUNS, name, manifest, resume)
+    with RunStore(directory, manifest) as store:
+        started(directory)
+        runner = Runner(
+            target=target,
+            contenders=contenders,
+            cells=list(cells_of(config, workload.conversations)),
+            rules_of=lambda cell: _rules(config, workload.max_len, cell.temperature, cell.repeat),
+            verified=lambda temperature: temperature == 0 or config.verification == "coupled",
+            store=store,
+            listen=listen,
+            start_up_s=perf_counter() - start,
+        )
+        runner.run()
+        notes = [config.title, *workload.notes, *(f"{one.label}: {one.settings}" for one in choices if one.settings)]
+        report = _report(target, store, runner.start_up_s, notes)
+        store.finish(to_json(report), markdown(report))
+    return report
+
+
+def read_workload(config: BenchConfig, target: Target) -> Workload:
+    """Read the prompts; one that leaves no room for an answer is left out, with a note.
+
+    Raises:
+        ConfigError: if prompts cannot be read, share an id, or none of a category fits.
+    """
+    read = [one for category in config.categories for one in load_category(category)]
+    read += [one for path in config.prompts for one in load_prompts(path)]
+    if repeated := [key for key, times in Counter((one.category, one.id) for one in read).items() if times > 1]:
+        raise ConfigError(f"the prompts of category '{repeated[0][0]}' use the id '{repeated[0][1]}' twice")
+    limit, kept, notes = target.spec.max_positions, [], []
+    for one in read:
+        num_tokens = len(Dialogue(one).ask(0, target.tokenizer))
+        if num_tokens < limit:
+            kept.append(one)
+        else:
+            notes.append(f"{one.id} was left out: {num_tokens} tokens, and the target reads {limit}")
+    workload = {category: [one for one in kept if one.category == category] for category in _categories(read)}
+    if empty := [category for category, members in workload.items() if not members]:
+        raise ConfigError(f"no prompt of '{empty[0]}' fits into the target's {limit} tokens; leave the category out")
+    rules = _rules(config, limit, 0.0, 0)
+    used = [one for cell in cells_of(config, workload) for group in (*cell.groups, *cell.teaching) for one in group]
+    longest = max(longest_text(one, target.tokenizer, rules) for one in dict.fromkeys(used))
+    return Workload(conversations=workload, max_len=max(2, min(longest, limit)), notes=tuple(notes))
+
+
+def _categories(conversations: Iterable[Conversation]) -> list[str]:
+    return list(dict.fromkeys(one.category for one in conversations))
+
+
+def _rules(config: BenchConfig, max_len: int, temperature: float, repeat: int) -> Rules:
+    return Rules(
+        temperature=temperature,
+        repeat=repeat,
+        seed=config.seed,
+        max_new_tokens=config.max_new_tokens,
+        max_len=max_len,
+        ignore_eos=config.ignore_eos,
+    )
+
+
+def _contenders(config: BenchConfig, choices: Sequence[Choice], target: Target, workload: Workload) -> list[Contender]:
+    """Ours, plain decoding first, and the external ones."""
+    first = next(iter(workload.conversations.values()))[0]
+    warm_up = Dialogue(first).ask(0, target.tokenizer)[: min(WARM_UP_PROMPT, workload.max_len // 2)]
+    contenders: list[Contender] = []
+    for choice in choices:
+        proposer = load_choice(choice, target)
+        for state in STATES if config.warm and proposer.learns else STATES[:1]:
+            contenders.append(
+                EngineContender(
+                    target,
+                    proposer,
+                    choice.label,
+                    state=state,
+                    verification=config.verification,
+                    max_len=workload.max_len,
+                    warm_up=warm_up,
+                    temperatures=config.temperatures,
+                )
+            )
+    return [*contenders, *external_contenders(config, target, warm_up)]
+
+
+def _manifest(config: BenchConfig, target: Target, workload: Workload) -> Manifest:
+    conversations = [one for members in workload.conversations.values() for one in members]
+    return collect_manifest(
+        seed=config.seed,
+        settings=asdict(config),
+        workload_hash=workload_hash(conversations),
+        template_hash=template_hash(target.tokenizer),
+    )
+
+
+def _report(target: Target, store: RunStore, start_up_s: float, notes: Sequence[str]) -> Report:
+    units, spec = list(store.units.values()), target.spec
+    bytes_per_s = memory_bytes_per_s(spec.device)
+    bandwidth = f"memory reads at {bytes_per_s / 1e9:.1f} GB/s here (a streaming sum)"
+    return Report(
+        run=str(store.directory),
+        target=spec.name,
+        dtype=str(spec.dtype).removeprefix("torch."),
+        device=str(spec.device),
+        commit=store.manifest.commit,
+        dirty=store.manifest.dirty,
+        startup_s=start_up_s,
+        notes=tuple(note for note in (*notes, bandwidth, *_equality_notes(units)) if note),
+        rows=tuple(derive_rows(units, Machine(spec.weight_bytes, bytes_per_s))),
+    )
+
+
+def _equality_notes(units: Sequence[UnitResult]) -> list[str]:
+    """How far the texts of external baselines agree with plain decoding's."""
+    plain = {unit.pair_key: unit for unit in units if unit.engine == BASELINE.engine and unit.method == BASELINE.method}
+    shares: dict[str, list[float]] = {}
+    for unit in units:
+        if unit.engine != BASELINE.engine and unit.pair_key in plain:
+            pairs = zip(unit.answers, plain[unit.pair_key].answers, strict=False)
+            shares.setdefault(f"{unit.engine} {unit.method}", []).extend(
+                _equal_share(theirs.tokens, ours.tokens) for theirs, ours in pairs
+            )
+    return [
+        f"{name}: {sum(share == 1 for share in found)} of {len(found)} answers equal our plain decoding's; "
+        f"on average the first {mean(found):.0%} of an answer are equal"
+        for name, found in shares.items()
+    ]
+
+
+def _equal_share(theirs: Sequence[int], ours: Sequence[int]) -> float:
+    position = first_difference(ours, theirs)
+    return 1.0 if position is None else position / max(len(ours), len(theirs))

@@ -1,0 +1,144 @@
+"""What to measure: every choice of a benchmark run, in one record.
+
+A run is methods x categories x batch sizes x temperatures x repeats. A *preset* is a TOML file with the same names, one
+of ours in `recipes/` or your own; what is given beside it wins. The settings are kept in the run's manifest, and a run
+is only ever continued with the settings it was started with.
+
+    methods = ["none", "a_method:num_nodes=8"]
+    batches = [1, 4]
+
+Example: `read_preset("quick")` is the slice that `make bench` measures.
+"""
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import outrider
+from outrider.bench.codec import from_plain
+from outrider.bench.schema import PLAIN
+from outrider.bench.workloads import CATEGORIES
+from outrider.errors import ConfigError, RunError, nearest
+
+__all__ = ["BenchConfig", "configured", "preset_directory", "read_preset"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Settings of a run. Repeated entries count once, and plain decoding always takes part: it is the baseline.
+
+    title                what this run is, in a sentence; printed with its results
+    methods              `name` or `name:setting=value,setting=value`
+    categories           of our own prompts
+    prompts              further prompts: JSONL files or `hub:` data sets, see `outrider.bench.workloads`
+    num_prompts          of each category, from the top; rounded up to fill the last batch
+    max_new_tokens       caps the limit of each answer; None leaves the prompts' own limits
+    warm                 also measure methods that learn after they have read answers to other prompts of the category
+    ignore_eos           write on to the limit; such rows are labelled
+    external             baselines outside our engine, see `outrider.bench.external`; batch 1, temperature 0
+    external_categories  where those take part; empty for everywhere
+    external_prompts     of each category
+    """
+
+    title: str = ""
+    target: str = "smollm2-135m"
+    dtype: str = "bfloat16"
+    device: str | None = None
+    methods: tuple[str, ...] = (PLAIN,)
+    verification: str = "coupled"
+    categories: tuple[str, ...] = CATEGORIES
+    prompts: tuple[str, ...] = ()
+    num_prompts: int = 12
+    max_new_tokens: int | None = None
+    batches: tuple[int, ...] = (1,)
+    temperatures: tuple[float, ...] = (0.0,)
+    repeats: int = 3
+    seed: int = 0
+    warm: bool = False
+    ignore_eos: bool = False
+    external: tuple[str, ...] = ()
+    external_categories: tuple[str, ...] = ()
+    external_prompts: int = 2
+    external_repeats: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("categories", "prompts", "batches", "temperatures", "external", "external_categories"):
+            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
+        object.__setattr__(self, "methods", tuple(dict.fromkeys((PLAIN, *self.methods))))
+        for name, low, high in LIMITS:
+            values = getattr(self, name)
+            for value in values if isinstance(values, tuple) else [values]:
+                if value is not None and not low <= value <= high:
+                    raise ConfigError(f"{name}={value} must be between {low} and {high}")
+        for category in (*self.categories, *(() if self.prompts else self.external_categories)):
+            if category not in CATEGORIES:
+                raise ConfigError(f"unknown category '{category}'{nearest(category, CATEGORIES)}")
+        for name in ("batches", "temperatures"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} is empty; give at least one")
+        if not self.categories and not self.prompts:
+            raise ConfigError("there are no prompts; give categories or a file of prompts")
+
+
+LIMITS = (
+    ("num_prompts", 1, 1_000_000),
+    ("max_new_tokens", 1, 1_000_000),
+    ("batches", 1, 4096),
+    ("temperatures", 0.0, 100.0),
+    ("repeats", 1, 1000),
+    ("seed", 0, 2**62),
+    ("external_prompts", 1, 1_000_000),
+    ("external_repeats", 1, 1000),
+)
+
+
+def configured(preset: Mapping[str, Any], **given: Any) -> BenchConfig:
+    """The preset's settings, with what was given in their place; None means not given.
+
+    Raises:
+        ConfigError: for a setting that is unknown, of the wrong type, or out of range.
+    """
+    known = [field.name for field in dataclasses.fields(BenchConfig)]
+    chosen = dict(preset) | {name: value for name, value in given.items() if value is not None}
+    for name in chosen:
+        if name not in known:
+            raise ConfigError(f"a benchmark has no setting '{name}'{nearest(name, known)}")
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
+    try:
+        return from_plain(BenchConfig, plain)
+    except RunError as error:
+        raise ConfigError(str(error).partition(";")[0].replace("BenchConfig.", "the setting ")) from error
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The settings in `recipes/<name>.toml`, or in a TOML file.
+
+    Raises:
+        ConfigError: if there is no such preset, or it is not TOML.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        known = {file.stem: file for file in sorted(preset_directory().glob("*.toml"))}
+        if name not in known:
+            raise ConfigError(f"unknown preset '{name}'{nearest(name, known)}, or give a .toml file")
+        path = known[name]
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"the preset {path} cannot be read ({error}); give a TOML file") from error
+
+
+def preset_directory() -> Path:
+    """Where our presets lie: beside the package in an installed wheel, at the root of a checkout.
+
+    Raises:
+        ConfigError: if neither is there.
+    """
+    package = Path(outrider.__file__).parent
+    for directory in (package / "recipes", package.parents[1] / "recipes"):
+        if directory.is_dir():
+            return directory
+    raise ConfigError(f"the presets are missing beside {package}; install outrider again or give a .toml file")

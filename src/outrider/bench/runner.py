@@ -1,0 +1,177 @@
+"""The benchmark: contenders side by side on the same prompts, paired, interleaved and repeated.
+
+One unit at a time: a contender answers a group of conversations, and the unit is on disk before the next one starts.
+All contenders answer a group before the next group comes, so that what the machine does meets them alike. When plain
+decoding and a method have both answered, the method's texts are compared with plain decoding's; that is not timed.
+
+A run that was interrupted goes on where it stopped. Nothing is measured twice; only a method that learns reads the
+groups it had already answered again, unmeasured, so that its state is the one it would have had.
+
+Example: 4 methods, 2 categories of 3 prompts, batch 1, temperature 0, 3 repeats are 72 units.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
+from time import perf_counter
+from typing import final
+
+from outrider.audit.replay import DEFAULT_ROWS
+from outrider.audit.verdict import Verdict, judge
+from outrider.bench.contender import Contender, Name
+from outrider.bench.plan import Cell, Group, running_order
+from outrider.bench.play import Dialogue, Rules
+from outrider.bench.schema import PLAIN
+from outrider.bench.store import RunStore
+from outrider.bench.unit import UnitResult
+from outrider.target import Target
+
+__all__ = ["Progress", "Runner"]
+
+BASELINE = Name("outrider", PLAIN)
+EXACT = Verdict(kind="exact")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: units done of all, and what is being measured now."""
+
+    num_done: int
+    num_units: int
+    unit: str
+
+
+Listener = Callable[[Progress], None]
+
+
+@dataclass
+class _Place:
+    """The next group of a cell that a contender is in the right state for."""
+
+    cell: Cell | None = None
+    index: int = 0
+
+
+@final
+@dataclass(kw_only=True)
+class Runner:
+    """Runs the cells of a plan.
+
+    Args:
+        rules_of: the rules for a cell's temperature and repeat.
+        verified: whether texts are compared with plain decoding's at a temperature.
+        listen: called before each unit.
+    """
+
+    target: Target
+    contenders: Sequence[Contender]
+    cells: Sequence[Cell]
+    rules_of: Callable[[Cell], Rules]
+    verified: Callable[[float], bool]
+    store: RunStore
+    listen: Listener = lambda progress: None
+    start_up_s: float = 0.0
+    _places: dict[Name, _Place] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Measure what is missing."""
+        for batch, cells in groupby(self.cells, key=lambda cell: cell.batch):
+            todo = [cell for cell in cells if any(self._missing(cell))]
+            missing = {contender.name for cell in todo for contender, _ in self._missing(cell)}
+            with self._opened([one for one in self.contenders if one.name in missing], batch):
+                for cell in todo:
+                    self._run_cell(cell)
+        for cell in self.cells:
+            for group in cell.groups:
+                self._judge(cell, group)
+
+    @cached_property
+    def num_units(self) -> int:
+        """Of the whole run, finished ones included."""
+        places = [(cell, index) for cell in self.cells for index in range(len(cell.groups))]
+        return sum(contender.takes(*place) for place in places for contender in self.contenders)
+
+    def _missing(self, cell: Cell) -> Iterator[tuple[Contender, Group]]:
+        for index, group in enumerate(cell.groups):
+            for contender in self.contenders:
+                if contender.takes(cell, index) and contender.name.unit(cell, group) not in self.store.units:
+                    yield contender, group
+
+    @contextmanager
+    def _opened(self, contenders: Sequence[Contender], batch: int) -> Iterator[None]:
+        start = perf_counter()
+        try:
+            for contender in contenders:
+                contender.open(batch)
+                self._places[contender.name] = _Place()
+            self.start_up_s += perf_counter() - start
+            yield
+        finally:
+            for contender in contenders:
+                contender.close()
+
+    def _run_cell(self, cell: Cell) -> None:
+        for index, group in enumerate(cell.groups):
+            for contender in running_order(self.contenders, cell.first + index, cell.repeat):
+                name = contender.name.unit(cell, group)
+                if not contender.takes(cell, index) or name in self.store.units:
+                    continue
+                self.listen(Progress(len(self.store.units), self.num_units, name))
+                self._prepare(contender, cell, index)
+                self.store.append(contender.measure(cell, group, self.rules_of(cell)))
+                self._places[contender.name].index = index + 1
+            self._judge(cell, group)
+
+    def _prepare(self, contender: Contender, cell: Cell, index: int) -> None:
+        """Bring a contender into the state in which it meets the cell's group `index`."""
+        place = self._places[contender.name]
+        if (place.cell, place.index) == (cell, index) or (place.cell is cell and not contender.learns):
+            return
+        contender.reset()
+        place.cell, place.index = cell, index
+        if not contender.learns:
+            return
+        taught = cell.teaching if contender.name.state == "warm" else ()
+        for group in (*taught, *cell.groups[:index]):
+            contender.measure(cell, group, self.rules_of(cell))
+
+    def _judge(self, cell: Cell, group: Group) -> None:
+        plain = self.store.units.get(BASELINE.unit(cell, group))
+        if plain is None or not self.verified(cell.temperature):
+            return
+        for contender in self.contenders:
+            unit = self.store.units.get(contender.name.unit(cell, group))
+            if unit is None or unit.engine != plain.engine or unit is plain:
+                continue
+            if any(answer.verdict is None for answer in unit.answers):
+                self.store.judge(unit.unit, self._verdicts(cell, group, plain, unit))
+
+    def _verdicts(self, cell: Cell, group: Group, plain: UnitResult, unit: UnitResult) -> list[Verdict]:
+        """Of every answer of `unit`; where a conversation has left plain decoding's, later turns have other prompts."""
+        want = {(answer.conversation, answer.turn): answer for answer in plain.answers}
+        dialogues = {conversation.id: Dialogue(conversation) for conversation in group}
+        rules, last = self.rules_of(cell), {conversation.id: EXACT for conversation in group}
+        num_rows = sorted({*DEFAULT_ROWS, max((step.num_rows for step in unit.steps), default=2)})
+        verdicts = []
+        for answer in unit.answers:
+            id, dialogue = answer.conversation, dialogues[answer.conversation]
+            if last[id].kind == "exact":
+                reference = want[id, answer.turn]
+                prompt = dialogue.ask(answer.turn, self.target.tokenizer)
+                sampling = rules.sampling(dialogue.conversation, answer.turn)
+                last[id] = judge(
+                    self.target,
+                    prompt,
+                    sampling,
+                    reference.tokens,
+                    answer.tokens,
+                    num_rows=num_rows,
+                    num_slots=cell.batch,
+                )
+                dialogue.answer(reference.tokens, self.target.tokenizer)
+            else:
+                last[id] = Verdict(kind=last[id].kind, position=0, num_skipped=len(answer.tokens))
+            verdicts.append(last[id])
+        return verdicts

@@ -1,0 +1,113 @@
+"""`outrider bench`: measure methods against plain decoding."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from outrider.bench.runner import Progress
+
+__all__ = ["Bench"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measure methods against plain decoding, side by side on the same prompts.
+
+    Options that are not given come from the preset. An interrupted run is resumed by the same command; nothing is
+    measured twice. Tables go to the terminal, one JSON line ends standard output, and all records are kept in the run's
+    directory.
+    """
+
+    preset: str = "quick"
+    """A TOML file, or one of ours in recipes/: quick is a slice of a few minutes, full is everything."""
+    run_dir: Path | None = None
+    """Where records and results go; by default the unfinished run with these settings, or a new one, under runs/."""
+    resume: bool = True
+    """Without --run-dir: go on with an unfinished run of the same settings."""
+    target: str | None = None
+    """A directory, a GGUF file, a hub id, or smollm2-135m."""
+    dtype: str | None = None
+    """Of the weights: bfloat16, float16, float32, float64."""
+    device: str | None = None
+    """cpu, cuda, ...; by default the GPU if there is one."""
+    methods: tuple[str, ...] = ()
+    """For example: none ngram:num_nodes=8,max_n=4. Plain decoding (none) always takes part."""
+    verification: str | None = None
+    """coupled, rejection or block."""
+    categories: tuple[str, ...] = ()
+    """Of our own prompts; see workloads/README.md."""
+    prompts: tuple[str, ...] = ()
+    """Further prompts: JSONL files, or hub:NAME:SPLIT:FIELD."""
+    num_prompts: int | None = None
+    """Prompts of each category, from the top; rounded up to fill the last batch."""
+    max_new_tokens: int | None = None
+    """Caps the length of each answer."""
+    batches: tuple[int, ...] = ()
+    """Batch sizes."""
+    temperatures: tuple[float, ...] = ()
+    """0 is greedy."""
+    repeats: int | None = None
+    """Times that each cell is measured."""
+    seed: int | None = None
+    """Of all sampling."""
+    warm: bool | None = None
+    """Also measure methods that learn after they have read answers to other prompts of the category."""
+    ignore_eos: bool | None = None
+    """Write on to the limit; such rows are labelled."""
+    external: tuple[str, ...] = ()
+    """Baselines outside our engine: transformers, transformers-lookup, transformers-assisted:layers=0,1,2."""
+    external_categories: tuple[str, ...] = ()
+    """Where those take part; by default in all."""
+    external_prompts: int | None = None
+    """Prompts of each category that they answer."""
+    external_repeats: int | None = None
+    """Times that they are measured."""
+
+    def run(self) -> None:
+        from rich.console import Console
+
+        from outrider.bench.benchmark import benchmark
+        from outrider.bench.config import configured, read_preset
+        from outrider.bench.schema import to_json
+        from outrider.bench.table import print_report
+
+        config = configured(read_preset(self.preset), **self._given())
+        directory: list[Path] = []
+        try:
+            with _progress() as listen:
+                name = Path(self.preset).stem
+                report = benchmark(
+                    config, self.run_dir, name=name, resume=self.resume, started=directory.append, listen=listen
+                )
+        except KeyboardInterrupt:
+            place = f"; finished units are in {directory[0]}, and the same command goes on there" if directory else ""
+            raise KeyboardInterrupt(f"interrupted{place}") from None
+        console = Console()
+        print_report(report, console if console.is_terminal else Console(width=WIDTH))
+        print(to_json(report))
+        sys.stdout.flush()
+
+    def _given(self) -> dict[str, object]:
+        """What was said on the command line."""
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in OWN}
+        return {name: value for name, value in given.items() if value is not None and value != ()}
+
+
+OWN = ("preset", "run_dir", "resume")
+WIDTH = 160
+
+
+@contextmanager
+def _progress() -> "Iterator[Callable[[Progress], None]]":
+    """A bar on standard error: units done, the current one, time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("loading", total=None)
+        yield lambda at: bar.update(task, completed=at.num_done, total=at.num_units, description=at.unit)

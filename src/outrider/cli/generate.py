@@ -1,0 +1,129 @@
+"""`outrider generate`: stream an answer, and show which part of it was drafted."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import tyro
+
+if TYPE_CHECKING:
+    from outrider.metrics import PrefillRecord, StepRecord
+    from outrider.text import Piece, Prompt
+
+__all__ = ["Generate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Stream an answer to a prompt; statistics follow on standard error."""
+
+    prompt: tyro.conf.Positional[str]
+    """The prompt; - reads it from standard input."""
+    target: str = "smollm2-135m"
+    """A directory, a GGUF file, a hub id, or smollm2-135m."""
+    method: str = "none"
+    """The method and its settings, for example ngram:num_nodes=8."""
+    max_new_tokens: int = 128
+    """Longest answer in tokens."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_k: int = 0
+    """Keep the k most probable tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the most probable tokens that sum to this probability."""
+    min_p: float = 0.0
+    """Keep tokens with at least this part of the largest probability."""
+    seed: int = 0
+    """Of all sampling: the text is a function of it, whatever the method."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the answer."""
+    system: str | None = None
+    """The system message."""
+    chat: bool = True
+    """Use the target's chat template; --no-chat continues the prompt as it is."""
+    show_drafts: bool = False
+    """Colour the text that was accepted from drafts."""
+    verification: str = "coupled"
+    """coupled, rejection or block."""
+    dtype: str = "bfloat16"
+    """Of the weights."""
+    device: str | None = None
+    """cpu, cuda, ...; by default the GPU if there is one."""
+
+    def run(self) -> None:
+        from outrider.bench.choice import choices_of, load_choice
+        from outrider.engine import Engine
+        from outrider.sampling import Sampling
+        from outrider.targets import load_target
+        from outrider.text import encode
+
+        sampling = Sampling(
+            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p, seed=self.seed
+        )
+        choice = choices_of([self.method])[0]
+        target = load_target(self.target, dtype=self.dtype, device=self.device)
+        proposer = load_choice(choice, target)
+        prompt = encode(target.tokenizer, self._prompt(target.tokenizer))
+        records: list[StepRecord | PrefillRecord] = []
+        engine = Engine(
+            target,
+            proposer,
+            max_len=max(2, min(len(prompt) + max(1, self.max_new_tokens), target.spec.max_positions)),
+            verification=self.verification,
+            record=records.append,
+        )
+        show = _shown if self.show_drafts else _plain
+        events = engine.stream([prompt], max_new_tokens=self.max_new_tokens, sampling=sampling, stop=self.stop)
+        for event in events:
+            sys.stdout.write(show(event.pieces))
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+        print(f"{DIM}{statistics(records)}{PLAIN}" if sys.stderr.isatty() else statistics(records), file=sys.stderr)
+
+    def _prompt(self, tokenizer: object) -> "Prompt":
+        from outrider.errors import RequestError
+
+        text = sys.stdin.read() if self.prompt == "-" else self.prompt
+        if not text:
+            raise RequestError("the prompt is empty; give at least one character")
+        if not self.chat:
+            if self.system is not None:
+                raise RequestError("--system needs the chat template; leave out --no-chat")
+            return _raw(tokenizer, text)
+        if self.system is None:
+            return text
+        return [{"role": "system", "content": self.system}, {"role": "user", "content": text}]
+
+
+DRAFTED, DIM, PLAIN = "\x1b[32m", "\x1b[2m", "\x1b[0m"
+
+
+def _raw(tokenizer: object, text: str) -> "Prompt":
+    from outrider.errors import RequestError
+
+    if tokenizer is None:
+        raise RequestError("this target has no tokenizer, so it cannot read text")
+    return list(tokenizer(text)["input_ids"])  # type: ignore[operator]
+
+
+def _plain(pieces: "Sequence[Piece]") -> str:
+    return "".join(piece.text for piece in pieces)
+
+
+def _shown(pieces: "Sequence[Piece]") -> str:
+    return "".join(f"{DRAFTED}{piece.text}{PLAIN}" if piece.drafted and piece.text else piece.text for piece in pieces)
+
+
+def statistics(records: "Sequence[StepRecord | PrefillRecord]") -> str:
+    """One line: tokens, tokens per target forward, speed."""
+    from outrider.metrics import PrefillRecord, StepRecord, summarize
+
+    steps = [record for record in records if isinstance(record, StepRecord)]
+    prefills = [record for record in records if isinstance(record, PrefillRecord)]
+    found = summarize(steps, prefills)
+    tau = found.tokens_per_target_forward or 0.0
+    return (
+        f"{found.num_emitted_tokens} tokens in {found.num_steps} target forwards (tau {tau:.2f}), "
+        f"{found.num_emitted_tokens / found.decode_s:.1f} tokens/s; prompt read in {found.prefill_s:.2f} s"
+    )

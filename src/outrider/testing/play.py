@@ -1,0 +1,185 @@
+"""Playing a traffic pattern through the engine, with every call to the target watched.
+
+A `Case` is a small traffic pattern: prompts that arrive at different steps, share a few slots, sample differently, stop
+at different limits, and may be cancelled. `play` runs it and gives the `Outcome`; a hook may look at engine and cache
+after every step.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from outrider.batch import Batch, Event
+from outrider.cache import KVCache
+from outrider.draft import Draft
+from outrider.engine import Engine
+from outrider.metrics import PrefillRecord, StepRecord
+from outrider.proposer import Proposer
+from outrider.sampling import Sampling
+from outrider.target import Forward, Target, TargetSession
+
+__all__ = ["Case", "Outcome", "WatchedSession", "draw_case", "play"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A traffic pattern; entry i of each tuple belongs to request i.
+
+    arrivals   the step before which the request is added
+    cancels    the step after which it is cancelled, or None
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    samplings: tuple[Sampling, ...]
+    limits: tuple[int, ...]
+    arrivals: tuple[int, ...]
+    cancels: tuple[int | None, ...]
+    max_batch: int = 2
+    num_nodes: int | None = None
+    verification: str = "coupled"
+    ignore_eos: bool = False
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What a played case gave: tokens and end of every request, and the engine's records."""
+
+    tokens: list[list[int]]
+    finished: list[str | None]
+    steps: list[StepRecord]
+    prefills: list[PrefillRecord]
+    num_forwards: int
+
+
+Hook = Callable[[Engine, "WatchedSession"], None]
+
+
+@final
+class WatchedSession(TargetSession):
+    """Passes everything on, counts the calls, and remembers the last forward."""
+
+    def __init__(self, inner: TargetSession, batch: Batch) -> None:
+        self.inner = inner
+        self.batch = batch
+        self.num_forwards = 0
+        self.num_prefills = 0
+        self.texts: list[list[int]] = []
+        self.draft = Draft.empty(0)
+        self.logits_BMV = torch.zeros(0)
+
+    @property
+    def cache(self) -> KVCache:
+        return self.inner.cache
+
+    def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[Tensor | None]:
+        self.num_prefills += 1
+        return self.inner.prefill(slots, prompts)
+
+    def forward(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Forward:
+        self.num_forwards += 1
+        forward = self.inner.forward(slots, roots, draft)
+        self.draft, self.logits_BMV = draft, forward.logits_BMV
+        self.texts = [list(running.tokens) for running in self.batch.running.values()]
+        return forward
+
+
+def play(target: Target, proposer: Proposer, case: Case, after_step: Hook = lambda engine, watched: None) -> Outcome:
+    """Run a case through the engine; `after_step` may look at everything in between."""
+    steps: list[StepRecord] = []
+    prefills: list[PrefillRecord] = []
+
+    def record(item: StepRecord | PrefillRecord) -> None:
+        if isinstance(item, StepRecord):
+            steps.append(item)
+        else:
+            prefills.append(item)
+
+    engine = Engine(
+        target,
+        proposer,
+        max_batch=case.max_batch,
+        num_nodes=case.num_nodes,
+        verification=case.verification,
+        record=record,
+    )
+    watched = WatchedSession(engine.target, engine.batch)
+    engine.target = watched
+    return _play(engine, watched, case, after_step, steps, prefills)
+
+
+def _play(
+    engine: Engine,
+    watched: WatchedSession,
+    case: Case,
+    after_step: Hook,
+    steps: list[StepRecord],
+    prefills: list[PrefillRecord],
+) -> Outcome:
+    ids: dict[int, int] = {}
+    tokens: list[list[int]] = [[] for _ in case.prompts]
+    finished: list[str | None] = [None] * len(case.prompts)
+    clock = 0
+    while engine.busy or any(arrival >= clock for arrival in case.arrivals):
+        for index, arrival in enumerate(case.arrivals):
+            if arrival == clock:
+                ids[_add(engine, case, index)] = index
+        engine.admit()
+        for event in engine.step() if engine.batch.running else []:
+            _take(event, ids, tokens, finished)
+        after_step(engine, watched)
+        for id, index in ids.items():
+            if case.cancels[index] == clock and engine.cancel(id):
+                finished[index] = "cancelled"
+        clock += 1
+    return Outcome(tokens=tokens, finished=finished, steps=steps, prefills=prefills, num_forwards=watched.num_forwards)
+
+
+def _add(engine: Engine, case: Case, index: int) -> int:
+    return engine.add(
+        case.prompts[index],
+        max_new_tokens=case.limits[index],
+        sampling=case.samplings[index],
+        ignore_eos=case.ignore_eos,
+    )
+
+
+def _take(event: Event, ids: dict[int, int], tokens: list[list[int]], finished: list[str | None]) -> None:
+    tokens[ids[event.request]] += event.tokens
+    finished[ids[event.request]] = event.finished
+
+
+def draw_case(seed: int, vocab_size: int = 31, max_positions: int = 96) -> Case:
+    """A random case: repetitive and random prompts, mixed sampling, limits up to the context, late arrivals."""
+    draw = random.Random(seed)
+    count = draw.randint(1, 4)
+
+    def prompt() -> tuple[int, ...]:
+        phrase = [draw.randrange(vocab_size - 1) for _ in range(draw.randint(1, 6))]
+        text = phrase * draw.randint(1, 5) + [draw.randrange(vocab_size - 1) for _ in range(draw.randint(0, 4))]
+        return tuple(text)
+
+    def sampling() -> Sampling:
+        if draw.random() < 0.4:
+            return Sampling()
+        return Sampling(
+            temperature=draw.choice([0.3, 0.7, 1.0]),
+            top_k=draw.choice([0, 5]),
+            top_p=draw.choice([1.0, 0.9]),
+            min_p=draw.choice([0.0, 0.05]),
+            seed=draw.randrange(2**40),
+        )
+
+    return Case(
+        prompts=tuple(prompt() for _ in range(count)),
+        samplings=tuple(sampling() for _ in range(count)),
+        limits=tuple(draw.choice([1, 2, 5, 12, 24, 10**6 if draw.random() < 0.3 else 30]) for _ in range(count)),
+        arrivals=tuple(draw.randint(0, 6) for _ in range(count)),
+        cancels=tuple(draw.randint(2, 9) if draw.random() < 0.15 else None for _ in range(count)),
+        max_batch=draw.randint(1, 3),
+        num_nodes=draw.choice([None, 1, 3, 7]),
+        ignore_eos=draw.random() < 0.5,
+    )
