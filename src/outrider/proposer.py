@@ -62,7 +62,9 @@ class SessionPlan:
     max_slots      slots of the batch
     max_positions  the longest text in tokens
     noise          the stream a sampling drafter must draw from: the target's own under the coupled rule (equal noise
-                   makes agreement likelier), an independent one under the ratio tests (which need it)
+                   makes agreement likelier), an independent one under the ratio tests (which need it). With
+                   `Stream.DRAFT`, number the draw by the node's depth: the block rule judges every drafted token, so
+                   a later step must not draw the same position with the same noise
     """
 
     max_slots: int

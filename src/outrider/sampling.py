@@ -96,7 +96,9 @@ def distribution(logits_RV: Tensor, sampling: Sampling) -> Tensor:
     return transform(logits_RV, sampling).softmax(-1)
 
 
-def choose(logits_RV: Tensor, positions_R: Tensor, samplings: list[Sampling], stream: Stream = Stream.TARGET) -> Tensor:
+def choose(
+    logits_RV: Tensor, positions_R: Tensor, samplings: list[Sampling], stream: Stream = Stream.TARGET, draw: int = 0
+) -> Tensor:
     """One token of each row's distribution, int64 [R]: `argmax(log p + gumbel(seed, position))`.
 
     Args:
@@ -104,6 +106,7 @@ def choose(logits_RV: Tensor, positions_R: Tensor, samplings: list[Sampling], st
         positions_R: int64, where in its text the chosen token will stand; rows of one request with the same position
             share their noise.
         samplings: the settings of each row's request.
+        draw: numbers independent draws at the same positions.
     """
     tokens_R = logits_RV.argmax(-1)
     for sampling in dict.fromkeys(samplings):
@@ -111,6 +114,6 @@ def choose(logits_RV: Tensor, positions_R: Tensor, samplings: list[Sampling], st
             continue
         rows = [row for row, other in enumerate(samplings) if other == sampling]
         rows_R = torch.tensor(rows, device=logits_RV.device)
-        keys_R2 = position_keys(torch.full_like(rows_R, sampling.seed), positions_R[rows_R], stream)
+        keys_R2 = position_keys(torch.full_like(rows_R, sampling.seed), positions_R[rows_R], stream, draw)
         tokens_R[rows_R] = pick(transform(logits_RV[rows_R], sampling), keys_R2)
     return tokens_R

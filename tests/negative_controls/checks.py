@@ -15,6 +15,7 @@ from outrider.audit.enumerate import (
     Text,
     draw_tree,
     law_error,
+    mean_accepted,
     random_model,
 )
 from outrider.draft import Draft, Tree
@@ -48,7 +49,7 @@ def tree_law() -> None:
 
 def steps_law() -> None:
     """The law of the block rule over two steps, whose decisions must not share numbers."""
-    _exact(random_model(1, 2), draw_tree(random_model(2, 2), (1, 1)), "block", 3, num_steps=2)
+    _exact(random_model(3, 2), draw_tree(random_model(53, 2), (1, 1)), "block", 3, num_steps=2)
 
 
 def impossible_token_law() -> None:
@@ -77,6 +78,20 @@ def request_error() -> float:
         return verify.reject_tree(guess.tree, p_MV, q_MV, position, chance)
 
     return law_error(lambda text: p_V, draw_tree(q, (1, 1)), rule, vocab_size=4, length=3, num_steps=1)
+
+
+def request_acceptance() -> None:
+    """The same code accepts a sampled token as often as p and q overlap."""
+    logits_V, q_V = torch.tensor([0.3, 1.1, -0.4], dtype=torch.float64), random_model(2, 3)(())
+    draft = Draft.of_chains([[0]], probs_BMV=q_V.expand(1, 2, 3))
+    given = verify.Verification(logits_V.expand(1, 2, 3), [0], [Sampling(temperature=1.0)])
+
+    def rule(guess: Guess, p_MV: torch.Tensor, position: int, chance: verify.Chance) -> verify.Accepted:
+        return verify.reject_tree(guess.tree, *verify._distributions(draft, given, 0), position, chance)
+
+    accepted = mean_accepted(lambda text: q_V, draw_tree(lambda text: q_V, (1,)), rule)
+    overlap = torch.minimum(logits_V.softmax(-1), q_V).sum().item()
+    assert abs(accepted - overlap) < EXACT
 
 
 def _exact(model: Model, drafter: Drafter, rule: str, length: int, num_steps: int = 1) -> None:
@@ -136,7 +151,7 @@ def top_p_like_transformers() -> None:
 @cache
 def target(eos: int = VOCAB - 1) -> object:
     """The tiny target, ending texts at `eos`; its weights do not depend on that."""
-    return tiny_target(2, vocab_size=VOCAB, max_positions=64, eos_ids=(eos,))
+    return tiny_target(24, vocab_size=VOCAB, max_positions=64, eos_ids=(eos,))
 
 
 @cache
@@ -179,7 +194,7 @@ SHAPES = {"chain": right_chain, "tree": second_sibling, "lopsided": lopsided}
 
 
 def engine_text(shape: str, max_batch: int = 1) -> None:
-    """C2, C4, C9: the text is plain decoding's, greedy and sampled, and the cache holds all but the root."""
+    """C4, C9: the text is plain decoding's, greedy and sampled, whoever else is in the batch."""
     for sampling in (Sampling(), SAMPLED):
         engine = Engine(target(), Scripted(SHAPES[shape], 4), max_batch=max_batch)
         limits = [LENGTH, LENGTH // 3, LENGTH]
@@ -188,10 +203,17 @@ def engine_text(shape: str, max_batch: int = 1) -> None:
         answers: dict[int, tuple[int, ...]] = {1: (), 2: (), 3: ()}
         for event in engine.run():
             answers[event.request] += event.tokens
-            for running in engine.batch.running.values():
-                assert engine.target.cache.lengths[running.slot] == len(running.tokens) - 1
         for prompt, limit, answer in zip(PROMPTS, limits, answers.values(), strict=True):
             assert answer == truth(prompt, sampling)[:limit]
+
+
+def cache_lengths() -> None:
+    """C2: between steps the cache holds every committed token but the root."""
+    engine = Engine(target(), Scripted(right_chain, 4))
+    engine.add(PROMPTS[0], max_new_tokens=LENGTH, ignore_eos=True)
+    for _ in engine.run():
+        for running in engine.batch.running.values():
+            assert engine.target.cache.lengths[running.slot] == len(running.tokens) - 1
 
 
 def stop_counts() -> None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 from planting import Plant, plant
 
-from outrider import sampling, verify
+from outrider import sampling as transforms
+from outrider import verify
 from outrider.audit import enumerate as enumeration
 from outrider.audit.enumerate import Drafter, law_error, random_model
 from outrider.batch import Batch
@@ -67,7 +68,7 @@ BUGS = [
     ),
     Bug(
         "top-p drops the token that crosses the threshold",
-        plant(sampling, name="_keep_top_p", old="mass_before_RV >= top_p", new="mass_before_RV + probs_RV > top_p"),
+        plant(transforms, name="_keep_top_p", old="mass_before_RV >= top_p", new="mass_before_RV + probs_RV > top_p"),
         checks.top_p_like_transformers,
     ),
     Bug(
@@ -86,9 +87,14 @@ BUGS = [
         checks.request_law,
     ),
     Bug(
-        "q missing for a sampled draft",
+        "q missing for a sampled draft (lossless, but accepts too little)",
         request(old="None if draft.probs_BMV is None else draft.probs_BMV[slot].to(p_MV.dtype)", new="None"),
-        checks.request_law,
+        checks.request_acceptance,
+    ),
+    Bug(
+        "q missing from the residual of a sampled draft",
+        tree_rule(old="_one_hot(p_V, token) if q_V is None else q_V", new="_one_hot(p_V, token)"),
+        partial(checks.chain_law, "rejection"),
     ),
     Bug(
         "the residual is not taken after a rejection",
@@ -129,6 +135,11 @@ BUGS = [
         partial(checks.engine_text, "tree"),
     ),
     Bug(
+        "the cache is cropped one long, seen in its length",
+        committed(new="2 + len(path) for path in paths"),
+        checks.cache_lengths,
+    ),
+    Bug(
         "the accepted path is not gathered",
         plant(KVCache, name="commit", old="        if moved:\n", new="        if False:\n"),
         partial(checks.engine_text, "tree"),
@@ -160,7 +171,7 @@ BUGS = [
     ),
     Bug(
         "tokens emitted past the end of the text",
-        emitted(old="                break\n", new="                pass\n"),
+        emitted(old="break", new="pass"),
         checks.stop_counts,
     ),
     Bug(
@@ -215,9 +226,9 @@ def test_under_the_block_rule_a_drafter_must_not_reuse_noise_that_an_earlier_ste
     assert error < checks.EXACT
 
 
-def test_the_planted_logits_are_sane() -> None:
-    """The transcripts are long, varied, and contain what the checks rely on."""
+def test_the_transcripts_are_varied() -> None:
+    """What the checks on text rely on."""
     for prompt in checks.PROMPTS:
-        for settings in (checks.Sampling(), checks.SAMPLED):
-            assert len(set(checks.truth(prompt, settings))) > 2
+        for sampling in (checks.Sampling(), checks.SAMPLED):
+            assert len(set(checks.truth(prompt, sampling))) > 5
     assert torch.tensor(checks.truth(checks.PROMPTS[1], checks.SAMPLED)).eq(0).any()

@@ -42,6 +42,7 @@ __all__ = [
 MANIFEST_SCHEMA = "outrider.run/1"
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "numba", "llvmlite")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
+CPU_DESCRIPTION = Path("/proc/cpuinfo")
 THREAD_VARIABLES = ("OUTRIDER_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_AFFINITY", "OMP_PROC_BIND")
 
 
@@ -169,10 +170,9 @@ def hardware() -> Hardware:
 
 def _cpu_description() -> dict[str, str]:
     """The first processor's block of /proc/cpuinfo; empty where there is no such file."""
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
+    if not CPU_DESCRIPTION.exists():
         return {}
-    block = path.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+    block = CPU_DESCRIPTION.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
     pairs = (line.partition(":") for line in block.splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
 

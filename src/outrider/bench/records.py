@@ -40,21 +40,16 @@ def record_from_json(line: str) -> Record:
 
 def event_of(record: Record) -> dict[str, Any]:
     """The record as a plain JSON object."""
-    match record:
-        case StepRecord():
-            return {
-                "step": record.step,
-                "rows": record.num_rows,
-                "chain": record.is_chain,
-                "s": _rounded(record.propose_s, record.verify_s, record.accept_s, record.commit_s, record.host_s),
-                "slots": [_slot_of(slot) for slot in record.slots],
-            }
-        case PrefillRecord():
-            return {
-                "prefill": list(record.requests),
-                "tokens": record.num_tokens,
-                "s": _rounded(record.target_s, record.proposer_s),
-            }
+    if isinstance(record, PrefillRecord):
+        seconds = _rounded(record.target_s, record.proposer_s)
+        return {"prefill": list(record.requests), "tokens": record.num_tokens, "s": seconds}
+    return {
+        "step": record.step,
+        "rows": record.num_rows,
+        "chain": record.is_chain,
+        "s": _rounded(record.propose_s, record.verify_s, record.accept_s, record.commit_s, record.host_s),
+        "slots": [_slot_of(slot) for slot in record.slots],
+    }
 
 
 def record_of(event: Any) -> Record:

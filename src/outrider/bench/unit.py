@@ -68,6 +68,7 @@ class Answer:
     finished           why it ended, as in `outrider.batch.FinishReason`; None if unknown
     ttft_s             from submission to its first token; None if unknown
     latency_s          from submission to its last token; None if unknown
+    first_burst        tokens that came with the first one; used where there are no step records
     verdict            against plain decoding's answer; None where nobody compared
     """
 
@@ -80,6 +81,7 @@ class Answer:
     finished: str | None = None
     ttft_s: float | None = None
     latency_s: float | None = None
+    first_burst: int = 1
     verdict: Verdict | None = None
 
 
@@ -128,8 +130,8 @@ class UnitResult:
 
     @cached_property
     def first_bursts(self) -> Mapping[int, int]:
-        """Tokens that came with the first one, by request; 1 each for an external engine."""
-        first = {answer.request: 1 for answer in self.answers}
+        """Tokens that came with the first one, by request."""
+        first = {answer.request: answer.first_burst for answer in self.answers}
         for step in reversed(self.steps):
             first |= {slot.request: slot.num_emitted for slot in step.slots}
         return first
@@ -137,7 +139,11 @@ class UnitResult:
     @property
     def num_decode_tokens(self) -> int:
         """Tokens that `decode_s` paid for: with records all of them; otherwise the first ones came with the prefill."""
-        return self.num_tokens if self.steps else sum(max(0, len(answer.tokens) - 1) for answer in self.answers)
+        return (
+            self.num_tokens
+            if self.steps
+            else sum(max(0, len(answer.tokens) - answer.first_burst) for answer in self.answers)
+        )
 
     @property
     def decode_s(self) -> float | None:

@@ -22,8 +22,8 @@ class Generate:
     """The prompt; - reads it from standard input."""
     target: str = "smollm2-135m"
     """A directory, a GGUF file, a hub id, or smollm2-135m."""
-    method: str = "none"
-    """The method and its settings, for example ngram:num_nodes=8."""
+    method: str | None = None
+    """The method and its settings; by default ngram, for example also suffix, or none."""
     max_new_tokens: int = 128
     """Longest answer in tokens."""
     temperature: float = 0.0
@@ -54,6 +54,7 @@ class Generate:
     def run(self) -> None:
         from outrider.bench.choice import choices_of, load_choice
         from outrider.engine import Engine
+        from outrider.proposers import DEFAULT_METHOD
         from outrider.sampling import Sampling
         from outrider.targets import load_target
         from outrider.text import encode
@@ -61,7 +62,7 @@ class Generate:
         sampling = Sampling(
             temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p, seed=self.seed
         )
-        choice = choices_of([self.method])[0]
+        choice = choices_of([self.method or DEFAULT_METHOD])[0]
         target = load_target(self.target, dtype=self.dtype, device=self.device)
         proposer = load_choice(choice, target)
         prompt = encode(target.tokenizer, self._prompt(target.tokenizer))

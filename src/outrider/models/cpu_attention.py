@@ -45,6 +45,7 @@ __all__ = ["MAX_HEADS", "MAX_HEAD_DIM", "attention"]
 
 MAX_HEADS = 4  # query heads of one task
 MAX_HEAD_DIM = 1024
+UNROLL = 4
 HEAD_BYTES = 4 * MAX_HEAD_DIM
 KEPT_BYTES = 4 * MAX_HEADS * WIDTH * (WIDTH + 1)
 
@@ -81,7 +82,7 @@ def score(
         b = emitter.builder
         size = 2 if half else 4
         at_once = 4 if heads <= 2 else 2
-        whole = emitter.whole(D, WIDTH)
+        whole, wider = emitter.whole(D, WIDTH), emitter.whole(D, UNROLL * WIDTH)
         tail = emitter.at(kept, heads * WIDTH * WIDTH, 4)
 
         def accumulate(bases: list[Value], index: Value, lanes: int, sums: list[list[Value]]) -> None:
@@ -98,10 +99,14 @@ def score(
                 for part in range(at_once):
                     position = emitter.load(emitter.at(emitter.at(listed, b.add(j, first), 4), part, 4), I32)
                     bases.append(emitter.at(keys, b.sext(position, I64), b.mul(D, I64(size))))
-                for lanes, start, stop, step in ((WIDTH, I64(0), whole, WIDTH), (1, whole, D, 1)):
+                for lanes, end in ((WIDTH, whole), (1, D)):
                     zero = splat(emitter, F32(0.0), lanes)
                     sums = [[emitter.variable(zero) for _ in range(at_once)] for _ in range(heads)]
-                    with emitter.loop(start, stop, step) as index:
+                    if lanes == WIDTH:
+                        with emitter.loop(I64(0), wider, UNROLL * WIDTH) as index:
+                            for part in range(UNROLL):
+                                accumulate(bases, b.add(index, I64(part * WIDTH)), lanes, sums)
+                    with emitter.loop(wider if lanes == WIDTH else whole, end, lanes) as index:
                         accumulate(bases, index, lanes, sums)
                     base = emitter.at(kept if lanes == WIDTH else tail, first, lanes * 4)
                     for head in range(heads):
@@ -384,9 +389,11 @@ def attention(block: int) -> None:
     row, heads = a[25], a[26]
     group = H // G
     parts = (group + heads - 1) // heads
-    listed = a[24] + ticket(block, 3) * row * 4 * (1 + MAX_HEADS)
-    scores = listed + row * 4
     task = ticket(block, 2)
+    if task >= R * G * parts:
+        return
+    listed = a[24] + ticket(block, 3) * row * 4 * (1 + MAX_HEADS)  # each thread that has a task has its own scratch
+    scores = listed + row * 4
     while task < R * G * parts:
         part, pair = task % parts, task // parts
         g, r = pair % G, pair // G

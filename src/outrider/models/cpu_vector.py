@@ -32,6 +32,8 @@ WIDE = bool(llvm.get_host_cpu_features().get("avx512f", False))
 WIDTH = 16 if WIDE else 8
 TILE_ROWS = 8 if WIDE else 6  # rows x 2 vectors of accumulators, and what feeds them, fit the registers
 
+X86 = llvm.get_process_triple().split("-")[0] in ("x86_64", "i686", "i386")
+
 F32 = ir.FloatType()
 I16 = ir.IntType(16)
 I32 = ir.IntType(32)
@@ -128,6 +130,12 @@ class Emitter:
         signature = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
         function = cgutils.get_or_insert_function(self.builder.module, signature, "llvm.prefetch.p0")
         self.builder.call(function, [pointer, I32(0), I32(2), I32(1)])
+
+    def pause(self) -> None:
+        """Yield the core's resources for a moment, where the processor has an instruction for it."""
+        if X86:
+            function = ir.FunctionType(ir.VoidType(), [])
+            self.builder.call(cgutils.get_or_insert_function(self.builder.module, function, "llvm.x86.sse2.pause"), [])
 
     def variable(self, initial: Value) -> Value:
         """A slot that LLVM turns into a register; `get` and `set` it."""

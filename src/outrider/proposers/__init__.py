@@ -18,7 +18,7 @@ from outrider.errors import ConfigError, nearest
 from outrider.proposer import Proposer
 from outrider.target import Target
 
-__all__ = ["REGISTRY", "configure", "load_proposer", "proposer_class", "proposer_names"]
+__all__ = ["DEFAULT_METHOD", "REGISTRY", "configure", "load_proposer", "proposer_class", "proposer_names"]
 
 REGISTRY: dict[str, str] = {
     "none": "outrider.proposers.none:NoProposer",
@@ -26,6 +26,9 @@ REGISTRY: dict[str, str] = {
     "suffix": "outrider.proposers.suffix:SuffixProposer",
     "draft_model": "outrider.proposers.draft_model:DraftModelProposer",
 }
+
+DEFAULT_METHOD = "ngram"
+"""What the command line generates with: it needs no weights, and costs next to nothing where it does not help."""
 
 
 def proposer_names() -> list[str]:

@@ -198,7 +198,8 @@ class DraftModelSession(Session):
         feeds = [self.pending[slot] for slot in active]
         while active:
             logits_BV = self._read(active, feeds)
-            for slot, token, logits_V in zip(active, self._choose(active, logits_BV), logits_BV, strict=True):
+            chosen = self._choose(active, logits_BV, depth=len(chains[active[0]]))
+            for slot, token, logits_V in zip(active, chosen, logits_BV, strict=True):
                 if self._needs_probs:
                     probs[slot, len(chains[slot])] = distribution(logits_V[None], self.samplings[slot])[0]
                 chains[slot].append(token)
@@ -217,12 +218,13 @@ class DraftModelSession(Session):
         last_B = torch.tensor([len(feed) - 1 for feed in feeds], device=logits_BMV.device)
         return logits_BMV[torch.arange(len(feeds), device=logits_BMV.device), last_B]
 
-    def _choose(self, slots: Sequence[int], logits_BV: Tensor) -> list[int]:
+    def _choose(self, slots: Sequence[int], logits_BV: Tensor, depth: int) -> list[int]:
         if not self.config.sampled:
             return logits_BV.argmax(-1).tolist()
         positions_B = torch.tensor(self.model.cache.lengths_of(slots), device=logits_BV.device)
         samplings = [self.samplings[slot] for slot in slots]
-        return choose(logits_BV, positions_B, samplings, self.plan.noise).tolist()
+        draw = depth if self.plan.noise is Stream.DRAFT else 0  # no step may reuse what an earlier one was judged by
+        return choose(logits_BV, positions_B, samplings, self.plan.noise, draw).tolist()
 
     @property
     def _needs_probs(self) -> bool:

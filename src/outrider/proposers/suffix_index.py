@@ -15,9 +15,10 @@ Worked example:
 >>> cache = SuffixCache(max_depth=8)
 >>> cache.open("r", [5, 6, 7, 8, 5, 6])
 >>> cache.speculate("r", max_spec_tokens=4, min_token_prob=0.5).tokens.tolist()
-[7, 8, 5, 6]
+[7, 8]
 
-The last two tokens `5 6` occurred twice, once followed by `7 8 5 6`: probability 1/2 each, score 2, match length 2.
+The last two tokens `5 6` occurred twice, once followed by `7 8 5 6`, which has probability 1/2; a match of two tokens
+allows a draft of two (factor 1); the score is 1.
 """
 
 from collections.abc import Hashable, Sequence

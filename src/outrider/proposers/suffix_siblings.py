@@ -4,6 +4,10 @@ Siblings of equal count form a run (see `suffix_nodes`). A node whose count rise
 one whose count falls to c - 1 before the run of c - 1, and a new one before the run of 1: the order is always
 (count, time of the last change), both falling.
 
+Arctic Inference breaks ties by a history of its own (a node joins the front of the next run if it led its old one, else
+the back); with that rule in place of this one, path drafts are equal token for token. Recency is accepted a little more
+often on source code and prose.
+
 Example: children `x:3 y:2 z:2`; counting z gives `z:3 x:3 y:2`, counting y then gives `y:3 z:3 x:3`.
 """
 

@@ -20,7 +20,7 @@ This path is slower than the native decoder: keys and values are copied out of t
 Shapes: B slots, M rows, S cached positions, H key/value heads, D head size, F features, L layers, C slots of the cache.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -84,18 +84,12 @@ class HFTarget(Target):
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
                 output_loading_info=True,
             )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"transformers cannot load {name} from {directory}: {reason[:300]}") from error
-        for problem in ("missing_keys", "mismatched_keys"):
-            if loading[problem]:
-                first = sorted(str(key) for key in loading[problem])[0]
-                raise CheckpointError(
-                    f"{directory} does not hold the weights that its config.json asks for: {len(loading[problem])} "
-                    f"{problem.split('_')[0]}, first {first}; check that config.json belongs to these weights"
-                )
+            raise _unloadable(directory, error) from error
+        _check_complete(directory, loading)
         return cls(model.to(device), name, tokenizer, directory)
 
     def _describe(self) -> TargetSpec:
@@ -224,3 +218,26 @@ def _eos_ids(model: Any) -> tuple[int, ...]:
         ids = None if config is None else config.eos_token_id
         found += [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
     return tuple(dict.fromkeys(found))
+
+
+def _unloadable(directory: Path, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())
+    if "trust_remote_code" in reason:
+        return CheckpointError(
+            f"{directory} needs Python code that comes with it; read that code, then pass trust_remote_code=True"
+        )
+    return CheckpointError(
+        f"transformers cannot load {directory}: {reason[:200]}; check that config.json and the weights are whole"
+    )
+
+
+def _check_complete(directory: Path, loading: Mapping[str, Any]) -> None:
+    """`transformers` fills what it does not find with random numbers; here that is an error."""
+    missing = sorted(loading["missing_keys"])
+    misshapen = sorted(name for name, *_ in loading["mismatched_keys"])
+    for problem, names in (("lack", missing), ("misshape", misshapen)):
+        if names:
+            raise CheckpointError(
+                f"the weights in {directory} {problem} {names[0]} ({len(names)} such in all);"
+                " check that config.json belongs to these weights"
+            )

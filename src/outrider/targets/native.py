@@ -80,7 +80,7 @@ class NativeTarget(Target):
             dtype=self.dtype,
             device=self.decoder.device,
             weight_bytes=self.decoder.num_bytes,
-            exact_rows=self.decoder.device.type == "cpu" and self.dtype != torch.float64,
+            exact_rows=self.decoder.device.type == "cpu" and self.dtype in (torch.bfloat16, torch.float32),
         )
 
     @property

@@ -52,7 +52,7 @@ def write_tiny_model(
         "bos_token_id": vocab["<|im_start|>"],
     }
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    backend = Tokenizer(BPE(vocab={symbol: index for symbol, index in vocab.items()}, merges=[]))
+    backend = Tokenizer(BPE(vocab=vocab, merges=[]))
     backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
     backend.decoder = ByteLevelDecoder()
     tokenizer = PreTrainedTokenizerFast(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -101,6 +101,7 @@ def two_ways(logits: list[float], noise: float) -> Tensor:
     return torch.stack((plain_V, moved_V))
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=8), st.floats(1e-3, 1.0), st.data())
 def test_without_filters_a_tie_is_a_margin_within_the_noise(logits: list[float], noise: float, data: Any) -> None:
     temperature = data.draw(st.sampled_from([0.0, 0.5, 1.0, 2.0]))
@@ -150,6 +151,7 @@ def test_a_token_at_the_edge_of_a_filter_can_be_a_tie(filters: dict[str, Any]) -
     assert (near.is_tie, near.margin) == (True, None)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), max_size=6), st.lists(st.integers(0, 3), max_size=6))
 def test_the_first_difference_is_the_first(want: list[int], got: list[int]) -> None:
     at = first_difference(want, got)

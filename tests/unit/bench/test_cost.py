@@ -1,7 +1,7 @@
 """The price of a step and the speedup it predicts."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outrider.bench.cost import StepCost, plain_forward_s, step_cost
@@ -28,6 +28,7 @@ def test_the_worked_example() -> None:
     assert falls.measured == 1.8
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(seconds, seconds, seconds), min_size=1, max_size=9))
 def test_plain_decoding_costs_one_plain_step(times: list[tuple[float, float, float]]) -> None:
     steps = [step(1, verify_s, propose_s, other_s) for verify_s, propose_s, other_s in times]
@@ -72,6 +73,7 @@ def test_without_something_to_compare_with_there_is_no_price() -> None:
     assert step_cost([step(4, 1.0)], [step(1, 0.0)]) is None
 
 
+@settings(deadline=None)
 @given(seconds, seconds, st.floats(1, 8))
 def test_costs_only_ever_take_away(verify_s: float, propose_s: float, tau: float) -> None:
     cost = step_cost([step(4, 1 + verify_s, propose_s, 0.2)], [step(1, 1.0, 0.0, 0.2)])

@@ -1,7 +1,7 @@
 """The 13-gram check finds copies, whatever their dress, and nothing else."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outrider.bench.overlap import NGRAM, overlap, words_of
@@ -15,12 +15,14 @@ def sentence(first: int, count: int) -> str:
     return " ".join(WORDS[first : first + count])
 
 
+@settings(deadline=None)
 @given(words, words, words)
 def test_a_copied_run_is_found_wherever_it_stands(before: list[str], copied: list[str], after: list[str]) -> None:
     training = " ".join([*before, *copied[:NGRAM], *after])
     assert overlap([" ".join(copied)], [training]).share == 1
 
 
+@settings(deadline=None)
 @given(words)
 def test_case_punctuation_and_spacing_hide_nothing(copied: list[str]) -> None:
     dressed = ",\n ".join(word.upper() for word in copied)

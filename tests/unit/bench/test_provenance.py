@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import outrider
+from outrider.bench import provenance
 from outrider.bench.bandwidth import memory_bytes_per_s
 from outrider.bench.provenance import (
     GitState,
@@ -87,3 +88,12 @@ def test_the_template_hash_sees_the_template() -> None:
 
 def test_memory_is_read_at_a_believable_speed() -> None:
     assert 1e8 < memory_bytes_per_s(num_bytes=2**24, passes=3) < 1e13
+
+
+def test_a_machine_that_says_little_is_described_as_far_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "CPU_DESCRIPTION", Path("/does/not/exist"))
+    monkeypatch.setattr(provenance, "PACKAGES", ("torch", "a-package-that-nobody-installed"))
+    assert hardware().flags == ()
+    assert hardware().cpu
+    versions = collect_manifest(seed=0, settings={}, workload_hash="").versions
+    assert set(versions) == {"python", "outrider", "torch"}

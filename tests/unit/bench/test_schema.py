@@ -5,7 +5,7 @@ import math
 from dataclasses import fields
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outrider.bench.codec import dumps, from_plain, loads
@@ -41,6 +41,7 @@ ROW = {"engine": "outrider", "method": "m", "category": "c", "batch": 1, "temper
 PLAIN = {"schema": SCHEMA, "run": "r", "target": "t", "dtype": "d", "device": "cpu", "commit": "c", "rows": [ROW]}
 
 
+@settings(deadline=None)
 @given(st.lists(rows, max_size=3).map(tuple))
 def test_a_report_survives_the_round_trip(some: tuple[Row, ...]) -> None:
     report = Report(run=None, target="t", dtype="d", device="cpu", commit="c", dirty=True, rows=some)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outrider.bench.statistics import _student_t, paired_speedup, percentiles, total_ratio
@@ -25,6 +25,7 @@ def scaled(times: list[list[float]], factor: float) -> list[list[float]]:
     return [[second * factor for second in row] for row in times]
 
 
+@settings(deadline=None)
 @given(paired_times())
 def test_the_interval_contains_the_point(times: tuple[list[list[float]], list[list[float]]]) -> None:
     interval = paired_speedup(*times, resamples=200)
@@ -37,6 +38,7 @@ def test_the_interval_contains_the_point(times: tuple[list[list[float]], list[li
         assert interval.low <= interval.point <= interval.high
 
 
+@settings(deadline=None)
 @given(paired_times())
 def test_a_method_against_itself_is_exactly_one(times: tuple[list[list[float]], list[list[float]]]) -> None:
     interval = paired_speedup(times[0], times[0], resamples=50)
@@ -45,6 +47,7 @@ def test_a_method_against_itself_is_exactly_one(times: tuple[list[list[float]], 
     assert interval.high in (1, None)
 
 
+@settings(deadline=None)
 @given(paired_times(), st.floats(0.1, 10))
 def test_a_faster_clock_changes_nothing(times: tuple[list[list[float]], list[list[float]]], factor: float) -> None:
     base, own = times
@@ -55,6 +58,7 @@ def test_a_faster_clock_changes_nothing(times: tuple[list[list[float]], list[lis
     assert paired_speedup(base, scaled(own, factor), resamples=1).point == pytest.approx(plain.point / factor, rel=1e-9)
 
 
+@settings(deadline=None)
 @given(paired_times())
 def test_swapping_the_sides_gives_the_reciprocal(times: tuple[list[list[float]], list[list[float]]]) -> None:
     base, own = times
@@ -62,6 +66,7 @@ def test_swapping_the_sides_gives_the_reciprocal(times: tuple[list[list[float]],
     assert there.point * back.point == pytest.approx(1, rel=1e-9)
 
 
+@settings(deadline=None)
 @given(paired_times(), st.permutations(range(8)))
 def test_the_order_of_prompts_does_not_move_the_point(
     times: tuple[list[list[float]], list[list[float]]], order: list[int]
@@ -133,6 +138,7 @@ def test_what_cannot_be_compared_is_refused(base: list[list[float]], own: list[l
         total_ratio(base, own)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50))
 def test_percentiles_are_ordered_and_within_the_values(values: list[float]) -> None:
     found = percentiles(values)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outrider.audit.verdict import Verdict
@@ -81,6 +81,7 @@ units = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(units)
 def test_a_unit_survives_the_round_trip(unit: UnitResult) -> None:
     line = unit.to_json()
@@ -88,6 +89,7 @@ def test_a_unit_survives_the_round_trip(unit: UnitResult) -> None:
     assert UnitResult.from_json(line) == unit
 
 
+@settings(deadline=None)
 @given(steps | prefills)
 def test_a_record_survives_the_round_trip(record: Record) -> None:
     line = record_to_json(record)

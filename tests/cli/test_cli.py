@@ -1,0 +1,246 @@
+"""The command line, end to end on a tiny model: results, help, and every kind of bad input."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from outrider.bench.contender import EngineContender
+from outrider.bench.schema import from_json
+from outrider.bench.unit import UnitResult
+from outrider.cli import main
+from outrider.testing.directory import write_tiny_model
+
+
+def bench(preset: Path, run_dir: Path, *more: str) -> int:
+    return main(["bench", "--preset", str(preset), "--run-dir", str(run_dir), *more])
+
+
+def sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was said on standard error: one line of ours."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("outrider: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_bench_measures_everything_and_ends_with_one_json_line(
+    preset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--batches", "1", "2", "--temperatures", "0", "1", "--external", "transformers", "transformers-lookup")
+    assert bench(preset, tmp_path / "run", *more) == 0
+    out = capsys.readouterr().out
+    report = from_json(out.splitlines()[-1])
+    assert (tmp_path / "run" / "report.json").read_text() == out.splitlines()[-1] + "\n"
+    cells = {(row.engine, row.method, row.category, row.batch, row.temperature) for row in report.rows}
+    ours = {
+        ("outrider", method, category, batch, temperature)
+        for method in ("none", "draft_model")
+        for category in ("alpha", "beta", "all")
+        for batch in (1, 2)
+        for temperature in (0.0, 1.0)
+    }
+    theirs = {
+        ("transformers", method, category, 1, 0.0)
+        for method in ("generate", "lookup")
+        for category in ("alpha", "beta", "all")
+    }
+    assert cells == ours | theirs
+    assert {row.lossless.verdict for row in report.rows if row.engine == "outrider"} == {"exact"}
+    assert all(row.speedup is not None and row.tokens_per_s for row in report.rows)
+    assert any("4 of 4 answers equal" in note for note in report.notes)
+    assert "batch 2, temperature 1" in out
+    assert "draft_model" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_multi_turn_answers_go_into_the_next_prompt(preset: Path, tmp_path: Path) -> None:
+    assert bench(preset, tmp_path / "run") == 0
+    units = [UnitResult.from_json(line) for line in (tmp_path / "run" / "units.jsonl").read_text().splitlines()]
+    first, second = next(unit for unit in units if unit.conversations == ("a1",)).answers
+    assert (first.turn, second.turn) == (0, 1)
+    assert second.num_prompt_tokens >= first.num_prompt_tokens + len("<user\ngo on\nassistant\n")
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_measures_nothing_twice(
+    preset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+    measure = EngineContender.measure
+
+    def stopping(self: EngineContender, cell, group, rules):  # type: ignore[no-untyped-def]
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        measured.append(self.name.unit(cell, group))
+        return measure(self, cell, group, rules)
+
+    monkeypatch.setattr(EngineContender, "measure", stopping)
+    assert bench(preset, tmp_path / "run") == 130
+    assert str(tmp_path / "run") in sentence(capsys)
+    measured.append("the fourth is on")
+    assert bench(preset, tmp_path / "run") == 0
+    units = (tmp_path / "run" / "units.jsonl").read_text().splitlines()
+    names = [json.loads(line)["unit"] for line in units]
+    assert len(names) == len(set(names)) == 6
+    assert sorted(measured) == sorted([*names, "the fourth is on"])
+    capsys.readouterr()
+    assert bench(preset, tmp_path / "run") == 0
+    assert len(measured) == 7
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+
+
+def test_an_unfinished_run_is_found_by_itself(
+    preset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["bench", "--preset", str(preset), "--methods", "none", "--max-new-tokens", "2"]
+    assert main(arguments) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    (run / "report.json").unlink()
+    assert main(arguments) == 0
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [run.name]
+    assert main(arguments) == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_other_settings_do_not_continue_a_run(preset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench(preset, tmp_path / "run", "--methods", "none", "--max-new-tokens", "2") == 0
+    capsys.readouterr()
+    assert bench(preset, tmp_path / "run", "--methods", "none", "--max-new-tokens", "3") == 2
+    assert "max_new_tokens=2, not max_new_tokens=3" in sentence(capsys)
+
+
+BAD_BENCH = [
+    (("--preset", "quik"), "did you mean 'quick'?"),
+    (("--preset", "missing.toml"), "missing.toml cannot be read"),
+    (("--methods", "ngran"), "did you mean 'ngram'?"),
+    (("--methods", "draft_model:num_node=3"), "did you mean 'num_nodes'?"),
+    (("--methods", "draft_model:num_nodes=three"), "must be a whole number"),
+    (("--methods", "draft_model:layers=7"), "layer 7 does not exist"),
+    (("--methods", "none:num_nodes=3"), "has no settings"),
+    (("--categories", "edditing"), "did you mean 'editing'?"),
+    (("--batches", "0"), "batches=0 must be between"),
+    (("--batches", "1000000"), "batches=1000000 must be between"),
+    (("--temperatures", "-1"), "temperatures=-1.0 must be between"),
+    (("--temperatures", "0.001"), "temperature=0.001"),
+    (("--repeats", "0"), "repeats=0 must be between"),
+    (("--max-new-tokens", "0"), "max_new_tokens=0 must be between"),
+    (("--num-prompts", "0"), "num_prompts=0 must be between"),
+    (("--prompts", "missing.jsonl"), "missing.jsonl cannot be read"),
+    (("--external", "transformer"), "did you mean 'transformers'?"),
+    (("--external", "transformers-assisted"), "needs an assistant"),
+    (("--external", "transformers-assisted:layers=9"), "layer 9 does not exist"),
+    (("--dtype", "float63"), "did you mean 'float64'?"),
+    (("--verification", "couple"), "did you mean 'coupled'?"),
+    (("--target", "nowhere"), "nowhere"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), BAD_BENCH, ids=[" ".join(arguments) for arguments, _ in BAD_BENCH])
+def test_bench_refuses_bad_input_in_one_sentence(
+    arguments: tuple[str, ...], said: str, preset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench(preset, tmp_path / "run", *arguments) == 2
+    assert said in sentence(capsys)
+
+
+def generate(tiny_model: Path, *arguments: str) -> int:
+    return main(["generate", "--target", str(tiny_model), "--dtype", "float64", *arguments])
+
+
+def test_generate_streams_the_same_text_with_every_method(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for method in ("none", "draft_model:layers=0"):
+        assert generate(tiny_model, "abc", "--method", method, "--max-new-tokens", "8", "--temperature", "0.7") == 0
+        found = capsys.readouterr()
+        texts.append(found.out)
+        assert "tau" in found.err.splitlines()[-1]
+    assert texts[0] == texts[1]
+    assert texts[0].strip()
+
+
+def test_generate_colours_what_was_drafted(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("abc", "--method", "draft_model:layers=0,1", "--max-new-tokens", "8")
+    assert generate(tiny_model, *arguments) == 0
+    plain = capsys.readouterr().out
+    assert generate(tiny_model, *arguments, "--show-drafts") == 0
+    shown = capsys.readouterr().out
+    assert "\x1b[32m" in shown
+    assert shown.replace("\x1b[32m", "").replace("\x1b[0m", "") == plain
+
+
+def test_generate_reads_standard_input_and_takes_a_system_message(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("abc"))
+        assert generate(tiny_model, *arguments, "--method", "none", "--max-new-tokens", "4") == 0
+        return capsys.readouterr().out
+
+    assert answer("-") == answer("abc")
+    assert len({answer("abc"), answer("abc", "--system", "be brief"), answer("abc", "--no-chat")}) == 3
+
+
+BAD_GENERATE = [
+    (("",), "the prompt is empty"),
+    (("x" * 600,), "context limit"),
+    (("abc", "--max-new-tokens", "0"), "max_new_tokens=0"),
+    (("abc", "--temperature", "-2"), "temperature=-2.0"),
+    (("abc", "--top-p", "0"), "top_p=0.0"),
+    (("abc", "--stop", ""), "stop string is empty"),
+    (("abc", "--method", "sufix"), "did you mean 'suffix'?"),
+    (("abc", "--no-chat", "--system", "x"), "--system needs the chat template"),
+    (("abc", "--dtype", "bfloat61"), "did you mean 'bfloat16'?"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), BAD_GENERATE, ids=[said for _, said in BAD_GENERATE])
+def test_generate_refuses_bad_input_in_one_sentence(
+    arguments: tuple[str, ...], said: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method = () if "--method" in arguments else ("--method", "none")
+    assert generate(tiny_model, *method, *arguments) == 2
+    assert said in sentence(capsys)
+
+
+def test_generate_refuses_weights_that_are_missing_or_cut_off(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert generate(model, "abc", "--method", "none") == 2
+    assert str(tmp_path) in sentence(capsys)
+    weights.unlink()
+    assert generate(model, "abc", "--method", "none") == 2
+    assert str(tmp_path) in sentence(capsys)
+
+
+def test_a_huge_limit_ends_at_the_context(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("abc", "--method", "none", "--no-chat", "--max-new-tokens", "1000000000")
+    assert generate(tiny_model, *arguments) == 0
+    num_tokens = int(capsys.readouterr().err.splitlines()[-1].split()[0])
+    assert 0 < num_tokens <= 512 - 3
+
+
+@pytest.mark.parametrize("arguments", [["benhc"], ["bench", "--repeats", "x"], []])
+def test_unknown_commands_and_values_end_with_status_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err
+
+
+def test_help_does_not_wait_for_pytorch() -> None:
+    script = (
+        "import sys; from outrider.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules and 'numba' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "generate" in done.stdout

@@ -1,0 +1,207 @@
+"""Loading a target from disk: what is wrong is named, with its value and what to do about it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig
+
+import outrider
+from outrider.errors import CheckpointError, ConfigError
+from outrider.targets.native import NativeTarget
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 31,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 96,
+}
+LLAMA = LlamaConfig(**SIZES)
+GPT2 = GPT2Config(vocab_size=31, n_positions=96, n_embd=16, n_layer=2, n_head=4)
+
+
+def save(config: PreTrainedConfig, directory: Path) -> Path:
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    return save(LLAMA, tmp_path / "llama")
+
+
+@pytest.fixture(params=[LLAMA, GPT2], ids=["native", "hf"])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A directory for each of the two back ends."""
+    return save(request.param, tmp_path / "model")
+
+
+def load(directory: Path, **settings: Any) -> outrider.target.Target:
+    return outrider.load_target(str(directory), **({"dtype": "float32", "device": "cpu"} | settings))
+
+
+def edit(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    change(content)
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
+def edit_weights(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    weights = load_file(directory / "model.safetensors")
+    change(weights)
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_whole_directory_loads(llama: Path) -> None:
+    target = load(llama, dtype="bfloat16")
+    assert isinstance(target, NativeTarget)
+    assert target.spec.dtype == torch.bfloat16
+    assert target.spec.directory == str(llama)
+    assert target.tokenizer is None
+
+
+def test_unknown_dtype(llama: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown dtype 'bfloat61'; did you mean 'bfloat16'"):
+        load(llama, dtype="bfloat61")
+
+
+def test_unknown_backend(llama: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown backend 'nativ'; did you mean 'native'"):
+        load(llama, backend="nativ")
+
+
+def test_missing_directory(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"no model directory, .gguf file or hub id '{tmp_path}/nothing'"):
+        load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("backend", ["auto", "native", "hf"])
+def test_directory_without_config(backend: str, llama: Path) -> None:
+    (llama / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load(llama, backend=backend)
+
+
+def test_truncated_weights(either: Path) -> None:
+    file = either / "model.safetensors"
+    size = file.stat().st_size
+    file.write_bytes(file.read_bytes()[:-100])
+    wanted = f"model.safetensors is {size - 100} bytes, expected {size}: it is truncated or damaged; download it again"
+    with pytest.raises(CheckpointError, match=wanted):
+        load(either)
+
+
+def test_weights_cut_inside_the_header(either: Path) -> None:
+    file = either / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(CheckpointError, match="is 60 bytes, too short for its own header; download it again"):
+        load(either)
+
+
+def test_a_missing_tensor_is_named_native(llama: Path) -> None:
+    edit_weights(llama, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
+    wanted = (
+        r"has no tensor model\.layers\.1\.mlp\.up_proj\.weight; did you mean model\.layers\.0\.mlp\.up_proj\.weight"
+    )
+    with pytest.raises(CheckpointError, match=wanted):
+        load(llama)
+
+
+def test_a_missing_tensor_is_named_hf(llama: Path) -> None:
+    edit_weights(llama, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
+    wanted = r"lack model\.layers\.1\.mlp\.up_proj\.weight \(1 such in all\); check that config\.json belongs"
+    with pytest.raises(CheckpointError, match=wanted):
+        load(llama, backend="hf")
+
+
+@pytest.mark.parametrize("backend", ["native", "hf"])
+def test_a_misshapen_tensor_is_refused(backend: str, llama: Path) -> None:
+    def widen(weights: dict[str, Any]) -> None:
+        weights["model.norm.weight"] = torch.ones(17)
+
+    edit_weights(llama, widen)
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight"):
+        load(llama, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["native", "hf"])
+def test_a_missing_head_is_not_taken_as_tied(backend: str, llama: Path) -> None:
+    edit_weights(llama, lambda weights: weights.pop("lm_head.weight"))
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight"):
+        load(llama, backend=backend)
+
+
+def test_a_tied_config_may_hold_a_head_and_does_not_use_it(llama: Path) -> None:
+    edit(llama / "config.json", lambda config: config.update(tie_word_embeddings=True))
+    target = load(llama)
+    assert isinstance(target, NativeTarget)
+    assert torch.equal(target.decoder.head.data, target.decoder.ops.pack(target.decoder.embed_VE).data)
+
+
+def test_more_layers_than_the_config_says(llama: Path) -> None:
+    edit(llama / "config.json", lambda config: config.update(num_hidden_layers=1))
+    wanted = r"holds tensor model\.layers\.1\..*, which this model does not have \(9 such in all\); check that config"
+    with pytest.raises(CheckpointError, match=wanted):
+        load(llama)
+
+
+def test_only_pickled_weights(either: Path) -> None:
+    (either / "model.safetensors").unlink()
+    torch.save({}, either / "pytorch_model.bin")
+    wanted = r"holds only pickled weights \(pytorch_model\.bin\), which are never opened .* convert them to safetensors"
+    with pytest.raises(CheckpointError, match=wanted):
+        load(either)
+
+
+def test_no_weights_at_all(either: Path) -> None:
+    (either / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"holds no model\.safetensors"):
+        load(either)
+
+
+def test_native_refuses_another_architecture(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="has model_type 'gpt2'; the native decoder runs llama, qwen2"):
+        load(save(GPT2, tmp_path), backend="native")
+
+
+def test_an_unknown_architecture_is_named(llama: Path) -> None:
+    edit(llama / "config.json", lambda config: config.update(model_type="nosuch", architectures=["NoSuch"]))
+    with pytest.raises(CheckpointError, match=r"transformers cannot load .* `nosuch`"):
+        load(llama)
+
+
+def test_model_code_is_not_run_unasked(llama: Path) -> None:
+    """A config that points to Python code beside the weights is refused, and the code is not imported."""
+    (llama / "modeling_own.py").write_text("raise SystemExit('imported')\n", encoding="utf-8")
+
+    def point(config: dict[str, Any]) -> None:
+        config["model_type"] = "own"
+        config["auto_map"] = {"AutoConfig": "modeling_own.Own", "AutoModelForCausalLM": "modeling_own.OwnModel"}
+
+    edit(llama / "config.json", point)
+    with pytest.raises(
+        CheckpointError, match="needs Python code that comes with it; read that code, then pass trust_remote_code=True"
+    ):
+        load(llama)
+
+
+def test_a_broken_tokenizer_is_named(llama: Path) -> None:
+    (llama / "tokenizer.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=f"the tokenizer in {llama} cannot be read"):
+        load(llama)
+
+
+def test_loading_does_not_need_the_directory_afterwards(llama: Path) -> None:
+    target = load(llama)
+    shutil.rmtree(llama)
+    engine = outrider.Engine(target, outrider.load_proposer("none", target))
+    assert len(engine.generate([[1, 2, 3]], max_new_tokens=4, ignore_eos=True)[0].tokens) == 4

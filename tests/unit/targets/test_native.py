@@ -1,0 +1,103 @@
+"""The native target as an object: what it says of itself, what it plans, and rows that do not depend on their company.
+
+That its logits are right is shown in `tests/unit/models/test_decoder.py`.
+"""
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from outrider.draft import Draft, Tree
+from outrider.errors import CheckpointError
+from outrider.models.spec import DecoderSpec
+from outrider.targets import prefill
+from outrider.targets.native import NativeTarget
+from outrider.testing import tiny_spec, tiny_target, tiny_weights
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+
+
+def test_spec_comes_from_the_config() -> None:
+    target = tiny_target(3, eos_ids=(7, 30))
+    spec = target.spec
+    assert (spec.name, spec.directory, target.tokenizer) == ("tiny-3", None, None)
+    assert (spec.vocab_size, spec.hidden_size, spec.num_layers, spec.max_positions) == (31, 16, 2, 96)
+    assert spec.eos_ids == (7, 30)
+    assert (spec.dtype, spec.device) == (torch.float64, torch.device("cpu"))
+
+
+def num_weights(spec: DecoderSpec) -> int:
+    return sum(torch.Size(shape).numel() for shape in spec.weight_shapes().values())
+
+
+def test_weight_bytes_count_the_head_also_when_tied() -> None:
+    """The head is packed apart from the embedding, so a tied one takes its memory twice."""
+    loose, tied = tiny_spec(), tiny_spec(tie_word_embeddings=True)
+    norms = (2 * 2 + 1) * 16
+    assert tiny_target(spec=loose).spec.weight_bytes == 8 * (num_weights(loose) - norms)
+    assert tiny_target(spec=tied).spec.weight_bytes == tiny_target(spec=loose).spec.weight_bytes
+
+
+@pytest.mark.parametrize(
+    ("dtype", "exact"), [(torch.float64, False), (torch.float32, True), (torch.bfloat16, True), (torch.float16, False)]
+)
+def test_rows_are_called_exact_on_the_compiled_back_end_only(dtype: torch.dtype, exact: bool) -> None:
+    assert tiny_target(dtype=dtype).spec.exact_rows is exact
+
+
+def test_plan_has_the_sizes_of_the_cache() -> None:
+    plan = tiny_target(dtype=torch.bfloat16).plan(3, 20, 5)
+    assert plan.bytes_per_token == 2 * 2 * 2 * 4 * 2  # keys and values, layers, heads, head size, bytes
+    assert (plan.num_slots, plan.num_positions) == (3, 26)
+    session = tiny_target(dtype=torch.bfloat16).open(plan)
+    assert session.cache.keys_LCHSD.nbytes + session.cache.values_LCHSD.nbytes == plan.num_bytes
+
+
+def test_mlp_biases_are_refused() -> None:
+    spec = tiny_spec(mlp_bias=True)
+    with pytest.raises(CheckpointError, match="mine has biases in its MLP"):
+        NativeTarget.from_weights(spec, tiny_weights(spec, 0), "mine", torch.float64)
+
+
+def test_a_prompt_of_one_token_leaves_the_cache_empty() -> None:
+    target = tiny_target()
+    session = target.open(target.plan(2, 8, 1), taps=(0, 2))
+    (features_TF,) = session.prefill([1], [[]])
+    assert features_TF is not None
+    assert features_TF.shape == (0, 32)
+    assert session.cache.lengths == [0, 0]
+
+
+def test_without_taps_there_are_no_features() -> None:
+    target = tiny_target()
+    session = target.open(target.plan(2, 8, 1))
+    assert session.prefill([0, 1], [[1, 2], []]) == [None, None]
+    assert session.forward([0], [3], Draft.empty(1)).features_BMF is None
+
+
+def logits_after(target: NativeTarget, prompts: dict[int, list[int]], trees: dict[int, Tree], tail: int = 8) -> Tensor:
+    session = target.open(target.plan(4, 64, tail))
+    slots = list(prompts)
+    session.prefill(slots, [prompts[slot][:-1] for slot in slots])
+    draft = Draft.of_trees([trees.get(slot, Tree([], [])) for slot in slots])
+    return session.forward(slots, [prompts[slot][-1] for slot in slots], draft).logits_BMV
+
+
+@DTYPES
+def test_rows_are_the_same_bits_in_any_company(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone or in a batch, with or without a draft, however the prompt was cut into chunks."""
+    draw = random.Random(1)
+    target = tiny_target(dtype=dtype, windows=(None, 6))
+    prompts = {slot: [draw.randrange(31) for _ in range(length)] for slot, length in ((2, 40), (0, 5), (3, 17))}
+    trees = {2: Tree([1, 2, 3, 4], [-1, -1, 1, 0]), 3: Tree.chain([5, 6, 7, 8, 9, 10, 11])}
+    together_BMV = logits_after(target, prompts, trees)
+    monkeypatch.setattr(prefill, "PREFILL_ROWS", 5)
+    for index, (slot, prompt) in enumerate(prompts.items()):
+        alone_BMV = logits_after(target, {slot: prompt}, {})
+        assert torch.equal(together_BMV[index, 0], alone_BMV[0, 0])
+    step_BMV = logits_after(target, {1: [*prompts[2], 2, 3]}, {})  # row 3 of slot 2 is the token 3 under the token 2
+    if dtype == torch.float32:
+        assert torch.equal(together_BMV[0, 3], step_BMV[0, 0])
+    torch.testing.assert_close(together_BMV[0, 3], step_BMV[0, 0], rtol=0, atol=1e-2)
