@@ -32,3 +32,9 @@ def preset(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         encoding="utf-8",
     )
     return path
+
+
+@pytest.fixture(autouse=True)
+def _no_bandwidth_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads half a gigabyte several times, and has tests of its own."""
+    monkeypatch.setattr("outrider.bench.benchmark.memory_bytes_per_s", lambda device: 1e10)

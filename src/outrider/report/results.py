@@ -1,0 +1,104 @@
+"""A run as one table for a page: methods down, batch sizes and temperatures across.
+
+A cell is the speedup over plain decoding in the same run with its 95 % interval; plain decoding's own line has tokens
+per second. Losing cells are printed like winning ones. The last column is the worst verdict of the line: a number whose
+texts nobody compared is called unverified.
+
+    | editing | `lookup` | 1.92 [1.71, 2.10] | exact |
+
+External baselines follow, with how many times faster our plain decoding is.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from outrider.bench.schema import PLAIN, Report, Row
+from outrider.bench.statistics import Interval
+
+__all__ = ["tables"]
+
+VERDICTS = ("exact", "ties", "unverified", "violated")
+"""From the best to the worst."""
+
+
+def tables(report: Report, hardware: str | None = None) -> str:
+    """The run as Markdown: a table, external baselines, and where the numbers come from."""
+    ours = [row for row in report.rows if row.engine == "outrider"]
+    external = [row for row in report.rows if row.engine != "outrider" and row.category != "all"]
+    parts = [_table(ours), _external(external), _origin(report, ours, hardware)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _table(rows: Sequence[Row]) -> str:
+    settings = sorted({(row.batch, row.temperature) for row in rows})
+    head = ["Prompts", "Method", *(f"batch {batch}, T = {temperature:g}" for batch, temperature in settings)]
+    lines = ["| " + " | ".join([*head, "Text"]) + " |", "|---|---|" + "---|" * len(settings) + "---|"]
+    cells: dict[tuple[str, str], dict[tuple[int, float], Row]] = {}
+    for row in rows:
+        cells.setdefault((row.category, _method(row)), {})[row.batch, row.temperature] = row
+    places = {category: place for place, category in enumerate(dict.fromkeys(row.category for row in rows))}
+    places |= {"all": len(places)} if "all" in places else {}
+    for category, method in sorted(cells, key=lambda key: places[key[0]]):
+        line = cells[category, method]
+        figures = [_figure(line[setting]) if setting in line else "-" for setting in settings]
+        lines.append("| " + " | ".join([_cell(category), f"`{_cell(method)}`", *figures, _verdict(line)]) + " |")
+    return "\n".join(lines)
+
+
+def _method(row: Row) -> str:
+    return row.method + (" (warm)" if row.state == "warm" else "") + (" (forced length)" if row.forced_length else "")
+
+
+def _figure(row: Row) -> str:
+    if row.method == PLAIN:
+        return "-" if row.tokens_per_s is None else f"{row.tokens_per_s:.1f} tok/s"
+    return _interval(row.speedup)
+
+
+def _interval(interval: Interval | None) -> str:
+    if interval is None:
+        return "-"
+    return f"{interval.point:.2f}" + ("" if interval.low is None else f" [{interval.low:.2f}, {interval.high:.2f}]")
+
+
+def _verdict(line: Mapping[tuple[int, float], Row]) -> str:
+    found = [row.lossless for row in line.values()]
+    worst = max((lossless.verdict for lossless in found), key=VERDICTS.index)
+    if worst == "ties":
+        return f"exact but for {sum(lossless.ties for lossless in found)} numerical ties"
+    return "**not lossless**" if worst == "violated" else worst
+
+
+def _external(rows: Sequence[Row]) -> str:
+    known = [row for row in rows if row.speedup is not None]
+    if not known:
+        return ""
+    lines = [
+        "| Prompts | External baseline | batch, T | tok/s | our plain decoding is faster by |",
+        "|---|---|---|---|---|",
+    ]
+    for row in known:
+        assert row.speedup is not None, "rows without one were left out"
+        rate = "-" if row.tokens_per_s is None else f"{row.tokens_per_s:.1f}"
+        setting = f"{row.batch}, {row.temperature:g}"
+        name = _cell(f"{row.engine} {row.method}")
+        lines.append(f"| {_cell(row.category)} | {name} | {setting} | {rate} | {_interval(_inverse(row.speedup))} |")
+    return "\n".join(lines)
+
+
+def _inverse(interval: Interval) -> Interval:
+    low, high = interval.low, interval.high
+    return Interval(point=1 / interval.point, low=1 / high if high else None, high=1 / low if low else None)
+
+
+def _origin(report: Report, rows: Sequence[Row], hardware: str | None) -> str:
+    prompts = max((row.num_prompts for row in rows if row.category != "all"), default=0)
+    repeats = max((row.num_repeats for row in rows), default=0)
+    commit = f", commit `{report.commit[:10]}`{' with local changes' if report.dirty else ''}" if report.commit else ""
+    facts = f"{report.target}, {report.dtype}, on {hardware or report.device}{commit}"
+    counts = f"at most {prompts} prompts a category, {repeats} repeats"
+    notes = "".join(f"\n- {_cell(note)}" for note in report.notes)
+    return f"Speedup over plain decoding in the same run, with its 95 % interval. {facts}; {counts}.\n{notes}".rstrip()
+
+
+def _cell(value: str) -> str:
+    return value.replace("|", "\\|").replace("\n", " ")
