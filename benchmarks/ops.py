@@ -42,12 +42,15 @@ def medians(contenders: dict[str, Callable[[], None]], repeats: int) -> dict[str
 
 def measure_shape(ops: Ops, dtype: torch.dtype, name: str, rows: int, repeats: int) -> dict[str, float]:
     """Seconds for one product of the shape, ours and PyTorch's, over weights that are not in cache."""
-    O, F = SHAPES[name]
-    weight = torch.randn(O, F).to(dtype)
+    outputs, F = SHAPES[name]
+    weight = torch.randn(outputs, F).to(dtype)
     copies = max(1, round(CACHE_BYTES / weight.nbytes))
-    ours = [ops.pack_gate_up(*weight.chunk(2)) if name == "gate_up" else ops.pack(weight) for _ in range(copies)]
+    ours = [
+        ops.pack_gate_up(*(weight[: outputs // 2], weight[outputs // 2 :])) if name == "gate_up" else ops.pack(weight)
+        for _ in range(copies)
+    ]
     theirs = [weight.clone() for _ in range(copies)]
-    x, residual, norm = torch.randn(rows, F), torch.zeros(rows, O), torch.ones(F)
+    x, residual, norm = torch.randn(rows, F), torch.zeros(rows, outputs), torch.ones(F)
     x_theirs = x.to(dtype)
     calls: dict[str, Callable[[Packed], object]] = {
         "gate_up": lambda packed: ops.gate_up(x, norm, 1e-5, packed),
@@ -80,25 +83,29 @@ class Layer:
     values_CHSD: Tensor
 
 
+def _random(dtype: torch.dtype, *size: int) -> Tensor:
+    weights = torch.randn(*size) * size[-1] ** -0.5
+    return weights.to(dtype)
+
+
 class Forward:
     """A whole decoder with random weights: 30 layers and the head, over `cached` positions of one slot."""
 
     def __init__(self, ops: Ops, dtype: torch.dtype, cached: int) -> None:
         self.ops, self.cached = ops, cached
-        random = lambda *size: torch.randn(*size).to(dtype) / size[-1] ** 0.5  # noqa: E731
         size = (1, KV_HEADS, cached + 512, HEAD_DIM)
         self.layers = [
             Layer(
-                qkv=ops.pack(random((HEADS + 2 * KV_HEADS) * HEAD_DIM, HIDDEN)),
-                o=ops.pack(random(HIDDEN, HEADS * HEAD_DIM)),
-                gate_up=ops.pack_gate_up(random(INNER, HIDDEN), random(INNER, HIDDEN)),
-                down=ops.pack(random(HIDDEN, INNER)),
-                keys_CHSD=random(*size),
-                values_CHSD=random(*size),
+                qkv=ops.pack(_random(dtype, (HEADS + 2 * KV_HEADS) * HEAD_DIM, HIDDEN)),
+                o=ops.pack(_random(dtype, HIDDEN, HEADS * HEAD_DIM)),
+                gate_up=ops.pack_gate_up(_random(dtype, INNER, HIDDEN), _random(dtype, INNER, HIDDEN)),
+                down=ops.pack(_random(dtype, HIDDEN, INNER)),
+                keys_CHSD=_random(dtype, *size),
+                values_CHSD=_random(dtype, *size),
             )
             for _ in range(LAYERS)
         ]
-        self.head = ops.pack(random(VOCABULARY, HIDDEN))
+        self.head = ops.pack(_random(dtype, VOCABULARY, HIDDEN))
         self.norm = torch.ones(HIDDEN)
         angles = torch.outer(torch.arange(cached + 512), 10000.0 ** -(torch.arange(0, HEAD_DIM, 2) / HEAD_DIM))
         self.rope = Rope(cos_PD=angles.cos(), sin_PD=angles.sin())
@@ -165,10 +172,10 @@ def main() -> None:
         f"{'shape':>8} {'rows':>5} | {'us':>8} {'GB/s':>6} {'GFLOP/s':>8} | torch {'us':>8} {'GB/s':>6} {'GFLOP/s':>8}"
     )
     for name in [] if options.forward_only else options.shapes.split(","):
-        O, F = SHAPES[name]
+        outputs, F = SHAPES[name]
         for rows in map(int, options.rows.split(",")):
             seconds = measure_shape(ops, dtype, name, rows, options.repeats)
-            num_bytes, flops = O * F * dtype.itemsize, 2 * O * F * rows
+            num_bytes, flops = outputs * F * dtype.itemsize, 2 * outputs * F * rows
             cells = [
                 f"{1e6 * s:8.1f} {num_bytes / s / 1e9:6.1f} {flops / s / 1e9:8.1f}"
                 for s in (seconds["ours"], seconds["torch"])

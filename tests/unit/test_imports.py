@@ -24,7 +24,6 @@ STOREYS = {
 """Of each folder; files on the top level are the algorithm, storey 0."""
 MEANT = {
     ("cache.py", "models"),
-    ("report/docs.py", "cli"),
     ("report/blocks.py", "cli"),
     ("__init__.py", "proposers"),
     ("__init__.py", "targets"),

@@ -174,15 +174,15 @@ def full_tile(rows: int, x: int, stride: int, weight: int, ahead: int, features:
 
 
 @inlined
-def finish(sums: int, rows: int, first: int, mode: int, bias: int, out: int, O: int) -> None:
+def finish(sums: int, rows: int, first: int, mode: int, bias: int, out: int, outputs: int) -> None:
     """Write one block's sums to columns `first` and on of `rows` rows of `out`."""
     width = WIDTH if mode == GATED else COLUMNS
-    columns = min(width, O - first)
+    columns = min(width, outputs - first)
     for r in range(rows):
         source = sums + r * COLUMNS * 4
         if mode == GATED:
             gate(source)
-        y, row = f32(source), f32(out + (r * O + first) * 4)
+        y, row = f32(source), f32(out + (r * outputs + first) * 4)
         if bias != 0:
             b = f32(bias + first * 4)
             for c in range(columns):
@@ -218,7 +218,7 @@ def panel(
     mode: int,
     bias: int,
     out: int,
-    O: int,
+    outputs: int,
     sums: int,
 ) -> None:
     """One block of columns for `rows` rows, in tiles of nearly equal height."""
@@ -230,7 +230,7 @@ def panel(
             half_tile(height, x + done * F * 4, F * 4, weight, ahead, F, sums)
         else:
             full_tile(height, x + done * F * 4, F * 4, weight, ahead, F, sums)
-        finish(sums, height, first, mode, bias, out + done * O * 4, O)
+        finish(sums, height, first, mode, bias, out + done * outputs * 4, outputs)
         done += height
 
 
@@ -239,7 +239,7 @@ def linear(block: int) -> None:
     """Arguments as in `ops_cpu.CpuOps._linear`."""
     a = i64(block)
     x, norm, eps, scratch = a[0], a[1], f64(block)[2], a[3]
-    weight, half, bias, F, O = a[4], a[5], a[6], a[7], a[8]
+    weight, half, bias, F, outputs = a[4], a[5], a[6], a[7], a[8]
     out, R, mode = a[9], a[10], a[11]
     num_blocks, chunk, panel_rows = a[12], a[13], a[14]
     if norm != 0:
@@ -263,5 +263,18 @@ def linear(block: int) -> None:
             rows = min(panel_rows, R - r)
             for b in range(first, last):
                 place, ahead = weight + b * block_bytes, block_bytes if b + 1 < last else 0
-                panel(x + r * F * 4, place, ahead, half, F, rows, b * width, mode, bias, out + r * O * 4, O, sums)
+                panel(
+                    x + r * F * 4,
+                    place,
+                    ahead,
+                    half,
+                    F,
+                    rows,
+                    b * width,
+                    mode,
+                    bias,
+                    out + r * outputs * 4,
+                    outputs,
+                    sums,
+                )
         first = ticket(block, 2) * chunk

@@ -22,8 +22,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from outrider.models.cpu_attention import MAX_HEADS, attention
+from outrider.models.cpu_attention import MAX_HEAD_DIM, attention
 from outrider.models.cpu_linear import ADD, ASSIGN, GATED, linear
+from outrider.models.cpu_softmax import MAX_HEADS
 from outrider.models.cpu_threads import launch, num_threads
 from outrider.models.cpu_vector import WIDTH
 from outrider.models.ops import AttentionShape, HeadNorm, Ops, Packed, Placement, Rope
@@ -41,6 +42,9 @@ class CpuOps(Ops):
     def __init__(self, dtype: torch.dtype, threads: int | None = None) -> None:
         self._dtype = dtype
         self._threads = num_threads() if threads is None else threads
+        self._placement: Placement | None = None
+        self._sizes = (0, 0, 0)
+        self._addresses: tuple[int, ...] = ()
 
     @property
     def activation_dtype(self) -> torch.dtype:
@@ -50,10 +54,9 @@ class CpuOps(Ops):
         return self._pack(_whole_blocks(weight_OF.detach(), 2 * WIDTH), weight_OF.shape[0], bias_O)
 
     def pack_gate_up(self, gate_IF: Tensor, up_IF: Tensor) -> Packed:
-        padded = torch.stack(
-            [_whole_blocks(half.detach(), WIDTH).unflatten(0, (-1, WIDTH)) for half in (gate_IF, up_IF)], 1
-        )
-        return self._pack(padded.flatten(0, 2), 2 * gate_IF.shape[0], None)
+        features = gate_IF.shape[1]
+        halves = [_whole_blocks(half.detach(), WIDTH).view(-1, WIDTH, features) for half in (gate_IF, up_IF)]
+        return self._pack(torch.stack(halves, dim=1).flatten(0, 2), 2 * gate_IF.shape[0], None)
 
     def _pack(self, weight_OF: Tensor, out_features: int, bias_O: Tensor | None) -> Packed:
         blocks = weight_OF.to(self._dtype).view(-1, 2, WIDTH, weight_OF.shape[1])
@@ -82,22 +85,23 @@ class CpuOps(Ops):
         self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed, out_RO: Tensor, mode: int
     ) -> None:
         R, F = x_RF.shape
-        _check(x_RF, (R, packed.in_features), torch.float32)
+        assert packed.in_features == F, f"{F} features for a weight of {packed.in_features}"
+        assert len(out_RO) == R, f"{R} rows onto {len(out_RO)}"
         num_blocks = packed.data.shape[0]
         scratch = None if norm_F is None else torch.empty(R, F)
         launch(
             linear.address,
             self._threads,
-            x_RF.data_ptr(),
-            0 if norm_F is None else norm_F.data_ptr(),
+            _floats(x_RF),
+            _floats(norm_F),
             _bits(eps),
             0 if scratch is None else scratch.data_ptr(),
             packed.data.data_ptr(),
             int(self._dtype == torch.bfloat16),
-            0 if packed.bias is None else packed.bias.data_ptr(),
+            _floats(packed.bias),
             F,
             out_RO.shape[1],
-            out_RO.data_ptr(),
+            _floats(out_RO),
             R,
             mode,
             num_blocks,
@@ -117,31 +121,31 @@ class CpuOps(Ops):
     ) -> Tensor:
         B, M = placement.positions_BM.shape
         H, G, D, S = shape.num_heads, shape.num_kv_heads, shape.head_dim, keys_CHSD.shape[2]
-        mask = placement.mask_BMT
+        assert D <= MAX_HEAD_DIM, f"head size {D} exceeds {MAX_HEAD_DIM}"
+        assert qkv_RQ.shape == (B * M, (H + 2 * G) * D), (
+            f"{tuple(qkv_RQ.shape)} for {B * M} rows of {H} + 2 * {G} heads"
+        )
+        assert keys_CHSD.shape == values_CHSD.shape, "keys and values differ in shape"
         out_RO = torch.empty(B * M, H * D)
         row = (placement.limit + 2 * WIDTH) // WIDTH * WIDTH
         scratch = torch.empty(self._threads, 1 + MAX_HEADS, row)
         launch(
             attention.address,
             self._threads,
-            qkv_RQ.data_ptr(),
+            _floats(qkv_RQ),
             out_RO.data_ptr(),
-            rope.cos_PD.data_ptr(),
-            rope.sin_PD.data_ptr(),
-            0 if head_norm is None else head_norm.query_D.data_ptr(),
-            0 if head_norm is None else head_norm.key_D.data_ptr(),
+            _floats(rope.cos_PD),
+            _floats(rope.sin_PD),
+            _floats(None if head_norm is None else head_norm.query_D),
+            _floats(None if head_norm is None else head_norm.key_D),
             _bits(0.0 if head_norm is None else head_norm.eps),
             _bits(shape.scale),
-            keys_CHSD.data_ptr(),
-            values_CHSD.data_ptr(),
-            placement.slots_B.data_ptr(),
-            placement.lengths_B.data_ptr(),
-            placement.positions_BM.data_ptr(),
-            placement.write_BM.data_ptr(),
-            0 if mask is None else mask.data_ptr(),
+            _address(keys_CHSD, keys_CHSD.dtype),
+            _address(values_CHSD, keys_CHSD.dtype),
+            *self._placed(placement, keys_CHSD, rope),
             B,
             M,
-            M if mask is None else mask.shape[2],
+            M if placement.mask_BMT is None else placement.mask_BMT.shape[2],
             H,
             G,
             D,
@@ -153,6 +157,37 @@ class CpuOps(Ops):
             min(MAX_HEADS, H // G) if 4 * self._threads <= B * M * G else 1,
         )
         return out_RO
+
+    def _placed(self, placement: Placement, keys_CHSD: Tensor, rope: Rope) -> tuple[int, ...]:
+        """The addresses of a placement's tensors, checked once for all layers, since kernels trust every index."""
+        sizes = (keys_CHSD.shape[0], keys_CHSD.shape[2], rope.cos_PD.shape[0])
+        if self._placement is not placement or self._sizes != sizes:
+            _check_placement(placement, *sizes)
+            mask = placement.mask_BMT
+            indices = (placement.slots_B, placement.lengths_B, placement.positions_BM, placement.write_BM)
+            addresses = [_address(index, torch.int64) for index in indices]
+            self._addresses = (*addresses, 0 if mask is None else _address(mask, torch.bool))
+            self._placement, self._sizes = placement, sizes
+        return self._addresses
+
+
+def _check_placement(placement: Placement, num_slots: int, capacity: int, num_positions: int) -> None:
+    B, M = placement.positions_BM.shape
+    mask = placement.mask_BMT
+    T = M if mask is None else mask.shape[2]
+    assert mask is None or mask.shape == (B, M, T), f"mask of shape {tuple(mask.shape)} for {B} slots of {M} rows"
+    assert placement.slots_B.shape == placement.lengths_B.shape == (B,), "slots and lengths must be [B]"
+    assert placement.write_BM.shape == (B, M), "write positions must be [B, M]"
+    assert placement.limit <= capacity, f"limit {placement.limit} exceeds the cache's {capacity} positions"
+    bounds = (
+        (placement.slots_B, num_slots),
+        (placement.write_BM, capacity),
+        (placement.positions_BM, num_positions),
+        (placement.lengths_B, placement.limit - T + 1),
+    )
+    for index, stop in bounds:
+        low, high = (int(end) for end in index.aminmax())
+        assert 0 <= low <= high < stop, f"indices {low}..{high} are not within 0..{stop - 1}"
 
 
 def _whole_blocks(weight_OF: Tensor, columns: int) -> Tensor:
@@ -167,5 +202,12 @@ def _bits(number: float) -> int:
     return int(struct.unpack("<q", struct.pack("<d", number))[0])
 
 
-def _check(x: Tensor, size: tuple[int, ...], dtype: torch.dtype) -> None:
-    assert x.shape == size and x.dtype == dtype and x.is_contiguous(), f"{x.shape} {x.dtype}, not {size} {dtype}"
+def _address(x: Tensor, dtype: torch.dtype) -> int:
+    """Where a tensor's numbers are; kernels trust that they are contiguous and of that dtype."""
+    assert x.dtype == dtype, f"{x.dtype}, not {dtype}"
+    assert x.is_contiguous(), f"strides {x.stride()} are not contiguous"
+    return x.data_ptr()
+
+
+def _floats(x: Tensor | None) -> int:
+    return 0 if x is None else _address(x, torch.float32)

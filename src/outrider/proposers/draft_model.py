@@ -32,7 +32,7 @@ from outrider.errors import CheckpointError, ConfigError
 from outrider.noise import Stream
 from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
 from outrider.proposers.trees import Growth
-from outrider.sampling import Sampling, choose, distribution
+from outrider.sampling import Sampling, choose, distribution, largest
 from outrider.target import Target, TargetSession
 from outrider.targets import load_target
 from outrider.targets.native import NativeTarget
@@ -220,7 +220,7 @@ class DraftModelSession(Session):
 
     def _choose(self, slots: Sequence[int], logits_BV: Tensor, depth: int) -> list[int]:
         if not self.config.sampled:
-            return logits_BV.argmax(-1).tolist()
+            return largest(logits_BV).tolist()
         positions_B = torch.tensor(self.model.cache.lengths_of(slots), device=logits_BV.device)
         samplings = [self.samplings[slot] for slot in slots]
         draw = depth if self.plan.noise is Stream.DRAFT else 0  # no step may reuse what an earlier one was judged by

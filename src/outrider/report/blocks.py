@@ -26,6 +26,7 @@ from functools import cache
 from importlib import import_module
 from inspect import cleandoc, getdoc
 from pathlib import Path
+from textwrap import dedent
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 from unittest.mock import patch
 
@@ -193,7 +194,7 @@ def _lines(text: str, nodes: list[ast.stmt]) -> str:
     lines = text.splitlines()
     first = min([node.lineno for node in nodes] + [one.lineno for node in nodes for one in _decorators(node)])
     last = max(node.end_lineno or node.lineno for node in nodes)
-    return "\n".join(lines[first - 1 : last])
+    return dedent("\n".join(lines[first - 1 : last]))
 
 
 def _decorators(node: ast.stmt) -> list[ast.expr]:

@@ -10,7 +10,7 @@ committed run in docs/results, its picture is written too (`outrider.report.char
 Example: `filled("a\\n<!-- generated:methods -->\\nold\\n<!-- /generated -->\\n", {"methods": lambda _: "new"})` puts
 "new" in the place of "old".
 
-Nothing imports this module: it stands above the command line, whose help it prints.
+Nothing imports this module; with `blocks` it stands above the command line, whose help it prints.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def filled(page: str, blocks: Mapping[str, Block]) -> str:
         ConfigError: for a block with an unknown name, or without an end.
     """
     lines: list[str] = []
-    rest = iter(page.splitlines())
+    rest = iter(page.split("\n"))
     for line in rest:
         lines.append(line)
         if opening := OPENING.fullmatch(line):
@@ -48,7 +48,7 @@ def filled(page: str, blocks: Mapping[str, Block]) -> str:
             if CLOSING not in rest:  # consumes the old content
                 raise ConfigError(f"the generated block '{name}' has no end; close it with {CLOSING}")
             lines += ["", blocks[name](argument).strip("\n"), "", CLOSING]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def pages(root: Path) -> list[Path]:

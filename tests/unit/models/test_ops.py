@@ -343,3 +343,30 @@ def test_a_row_that_sees_nothing_gives_zeros(ops: CpuOps) -> None:
     assert torch.equal(out[1], torch.zeros(16, dtype=dtype))
     torch.testing.assert_close(out[0], qkv_RQ[0, 24:].repeat(2))
     assert torch.equal(values[0, 0, TRASH], qkv_RQ[1, 24:])
+
+
+def test_an_index_outside_the_cache_is_refused() -> None:
+    """Kernels trust indices, so that a wrong one must not reach them."""
+    ops = CpuOps(torch.float32)
+    placement = Placement(
+        slots_B=torch.tensor([0]),
+        lengths_B=torch.tensor([3]),
+        positions_BM=torch.tensor([[3]]),
+        write_BM=torch.tensor([[3]]),
+        mask_BMT=None,
+        limit=4,
+    )
+    shape = AttentionShape(num_heads=1, num_kv_heads=1, head_dim=8, scale=1.0)
+    keys, values = torch.zeros(1, 1, CAPACITY, 8), torch.zeros(1, 1, CAPACITY, 8)
+    wrong = {
+        "slots_B": torch.tensor([1]),
+        "lengths_B": torch.tensor([4]),
+        "positions_BM": torch.tensor([[CAPACITY]]),
+        "write_BM": torch.tensor([[CAPACITY]]),
+    }
+    ops.attend(randn(0, 1, 24), shape, rope_tables(8), keys, values, placement)
+    for name, tensor in wrong.items():
+        with pytest.raises(AssertionError, match="not within"):
+            ops.attend(randn(0, 1, 24), shape, rope_tables(8), keys, values, replace(placement, **{name: tensor}))
+    with pytest.raises(AssertionError, match="not contiguous"):
+        ops.project_add(torch.zeros(4, 3).T, ops.pack(torch.eye(4)), torch.zeros(3, 4))
