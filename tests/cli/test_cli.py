@@ -30,6 +30,7 @@ def test_bench_measures_everything_and_ends_with_one_json_line(
     preset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ("--batches", "1", "2", "--temperatures", "0", "1", "--external", "transformers", "transformers-lookup")
+    more += ("transformers-assisted:layers=0",)
     assert bench(preset, tmp_path / "run", *more) == 0
     out = capsys.readouterr().out
     report = from_json(out.splitlines()[-1])
@@ -44,7 +45,7 @@ def test_bench_measures_everything_and_ends_with_one_json_line(
     }
     theirs = {
         ("transformers", method, category, 1, 0.0)
-        for method in ("generate", "lookup")
+        for method in ("generate", "lookup", "assisted")
         for category in ("alpha", "beta", "all")
     }
     assert cells == ours | theirs

@@ -12,7 +12,7 @@ A question may come twice, when a step repeats the coordinates (position, draw) 
 counter-based noise then answers with the same number u, so the enumeration remembers what the first answer said about
 u: a rule that reuses its noise is found to be biased, as it is.
 
-Worked example: p = (0.5, 0.5), and one token drafted from q = (0.8, 0.2). Token 0 is accepted with probability 0.625 and
+Worked example: p = (0.5, 0.5), one token drafted from q = (0.8, 0.2). Token 0 is accepted with probability 0.625 and
 token 1 always, so `emitted_law` sums 0.8 * (0.625 [0] + 0.375 [1]) + 0.2 * [1] and gives (0.5, 0.5).
 
 To prove your own sampling drafter, write a `Drafter`: a function of the text and a chance that draws with
@@ -196,7 +196,7 @@ def fixed_tree(tree: Tree) -> Drafter:
 
 
 def draw_tree(q: Model, widths: Sequence[int]) -> Drafter:
-    """Draws `widths[d]` children of every node of depth d from q, in order, without replacement; (1, 1, 1) is a chain."""
+    """Draws `widths[d]` children of each node of depth d from q, in order, without replacement; (1, 1) is a chain."""
 
     q = cache(q)
 

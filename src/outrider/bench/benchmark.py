@@ -110,20 +110,17 @@ def read_workload(config: BenchConfig, target: Target) -> Workload:
     read += [one for path in config.prompts for one in load_prompts(path)]
     if repeated := [key for key, times in Counter((one.category, one.id) for one in read).items() if times > 1]:
         raise ConfigError(f"the prompts of category '{repeated[0][0]}' use the id '{repeated[0][1]}' twice")
-    limit, kept, notes = target.spec.max_positions, [], []
-    for one in read:
-        num_tokens = len(Dialogue(one).ask(0, target.tokenizer))
-        if num_tokens < limit:
-            kept.append(one)
-        else:
-            notes.append(f"{one.id} was left out: {num_tokens} tokens, and the target reads {limit}")
+    positions = target.spec.max_positions
+    limit = min(positions - 1, config.max_prompt_tokens or positions)
+    kept = [one for one in read if len(Dialogue(one).ask(0, target.tokenizer)) <= limit]
     workload = {category: [one for one in kept if one.category == category] for category in _categories(read)}
     if empty := [category for category, members in workload.items() if not members]:
-        raise ConfigError(f"no prompt of '{empty[0]}' fits into the target's {limit} tokens; leave the category out")
-    rules = _rules(config, limit, 0.0, 0)
+        raise ConfigError(f"no prompt of '{empty[0]}' has at most {limit} tokens; leave the category out")
+    notes = [f"left out: {len(read) - len(kept)} of {len(read)} prompts, of more than {limit} tokens"] * (read != kept)
+    rules = _rules(config, positions, 0.0, 0)
     used = [one for cell in cells_of(config, workload) for group in (*cell.groups, *cell.teaching) for one in group]
     longest = max(longest_text(one, target.tokenizer, rules) for one in dict.fromkeys(used))
-    return Workload(conversations=workload, max_len=max(2, min(longest, limit)), notes=tuple(notes))
+    return Workload(conversations=workload, max_len=max(2, min(longest, positions)), notes=tuple(notes))
 
 
 def _categories(conversations: Iterable[Conversation]) -> list[str]:

@@ -35,6 +35,7 @@ class BenchConfig:
     categories           of our own prompts
     prompts              further prompts: JSONL files or `hub:` data sets, see `outrider.bench.workloads`
     num_prompts          of each category, from the top; rounded up to fill the last batch
+    max_prompt_tokens    leaves out longer prompts; None takes all that leave room for an answer
     max_new_tokens       caps the limit of each answer; None leaves the prompts' own limits
     warm                 also measure methods that learn after they have read answers to other prompts of the category
     ignore_eos           write on to the limit; such rows are labelled
@@ -52,6 +53,7 @@ class BenchConfig:
     categories: tuple[str, ...] = CATEGORIES
     prompts: tuple[str, ...] = ()
     num_prompts: int = 12
+    max_prompt_tokens: int | None = None
     max_new_tokens: int | None = None
     batches: tuple[int, ...] = (1,)
     temperatures: tuple[float, ...] = (0.0,)
@@ -85,6 +87,7 @@ class BenchConfig:
 
 LIMITS = (
     ("num_prompts", 1, 1_000_000),
+    ("max_prompt_tokens", 1, 1_000_000),
     ("max_new_tokens", 1, 1_000_000),
     ("batches", 1, 4096),
     ("temperatures", 0.0, 100.0),

@@ -44,6 +44,8 @@ class Bench:
     """Further prompts: JSONL files, or hub:NAME:SPLIT:FIELD."""
     num_prompts: int | None = None
     """Prompts of each category, from the top; rounded up to fill the last batch."""
+    max_prompt_tokens: int | None = None
+    """Leaves out longer prompts."""
     max_new_tokens: int | None = None
     """Caps the length of each answer."""
     batches: tuple[int, ...] = ()

@@ -8,7 +8,7 @@ The caller publishes a kernel in the pool's state, works on it itself, closes it
 have joined. The state is one word: generation * 2^17 + open * 2^16 + joined. A worker joins by compare-and-swap while
 the kernel is open, so a late one (its core is busy with something else) costs nothing. Idle workers spin for about a
 millisecond, then sleep until the next kernel; a wake-up that is missed costs speed, never the result. OpenMP's barrier
-waits for every thread instead: with other processes on the machine that took a forward from 15 ms to 500 ms.
+waits for every thread instead: with other processes on the machine that made a forward three times as slow.
 
 Worked example: 60 tasks, two threads: both call `ticket` on one counter until it returns 60 or more; each number below
 60 is drawn by exactly one of them. If the worker is away, the caller draws all 60.

@@ -1,0 +1,31 @@
+"""The kernels' thread pool: same results from any number of callers and workers, awake or asleep."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from outrider.models.ops_cpu import CpuOps
+
+
+def test_callers_on_several_threads_do_not_disturb_each_other() -> None:
+    ops = CpuOps(torch.float32, threads=2)
+    packed = ops.pack(torch.randn(300, 200, generator=torch.Generator().manual_seed(0)))
+    inputs = torch.randn(40, 7, 200, generator=torch.Generator().manual_seed(1))
+    expected = [CpuOps(torch.float32, threads=1).norm_project(x, None, 0.0, packed) for x in inputs]
+
+    def project(x: Tensor) -> Tensor:
+        return ops.norm_project(x, torch.ones(200), 0.0, packed) * 0 + ops.norm_project(x, None, 0.0, packed)
+
+    with ThreadPoolExecutor(4) as callers:
+        for _ in range(5):
+            assert all(map(torch.equal, callers.map(project, inputs), expected))
+
+
+def test_workers_that_fell_asleep_wake_up_again() -> None:
+    ops = CpuOps(torch.bfloat16, threads=3)
+    packed, x = ops.pack(torch.eye(64)), torch.arange(128.0).view(2, 64)
+    for _ in range(4):
+        assert torch.equal(ops.norm_project(x, None, 0.0, packed), x)
+        time.sleep(0.02)
