@@ -57,18 +57,9 @@ def score(
     """out[head, j] = q[head] . keys[listed[j]] for j < count, a multiple of WIDTH; out rows are `row` numbers apart."""
 
     def emit(
-        emitter: Emitter,
-        heads: int,
-        half: int,
-        q: Value,
-        keys: Value,
-        listed: Value,
-        count: Value,
-        D: Value,
-        kept: Value,
-        out: Value,
-        row: Value,
-    ) -> None:
+        emitter: Emitter, heads: int, half: int, q: Value, keys: Value, listed: Value, count: Value, D: Value,
+        kept: Value, out: Value, row: Value,
+    ) -> None:  # fmt: skip
         b = emitter.builder
         size = 2 if half else 4
         at_once = 4 if heads <= 2 else 2

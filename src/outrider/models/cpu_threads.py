@@ -179,7 +179,7 @@ def pause(typing: Any) -> Any:
     return lowered(emit, types.void)
 
 
-@cfunc(types.void(types.int64, types.int64, types.int64), cache=True)
+@cfunc(types.void(types.int64, types.int64, types.int64), cache=True)  # type: ignore[untyped-decorator]
 def publish(pool: int, kernel: int, block: int) -> None:
     """Open a kernel to the workers, work on it, close it, and wait for those that joined."""
     job = i64(pool + JOB * 8)
@@ -191,7 +191,7 @@ def publish(pool: int, kernel: int, block: int) -> None:
         pause()
 
 
-@cfunc(types.void(types.int64), cache=True)
+@cfunc(types.void(types.int64), cache=True)  # type: ignore[untyped-decorator]
 def help_out(pool: int) -> None:
     """Join kernels as they are published; return after a while without one."""
     last, spins = -1, 0

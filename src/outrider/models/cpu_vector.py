@@ -116,7 +116,7 @@ class Emitter:
         both = self.load(address, vector(I32, WIDTH))
         low = self.builder.shl(both, splat(self, I32(16), WIDTH))
         high = self.builder.and_(both, splat(self, I32(0xFFFF0000), WIDTH))
-        return tuple(self.builder.bitcast(v, vector(F32, WIDTH)) for v in (low, high))  # type: ignore[return-value]
+        return tuple(self.builder.bitcast(v, vector(F32, WIDTH)) for v in (low, high))
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         kind = a.type

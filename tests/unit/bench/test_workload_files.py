@@ -17,7 +17,7 @@ REQUIRED_KEYS = {"id", "category", "turns", "max_new_tokens"}
 OPTIONAL_KEYS = {"system"}
 MIN_PROMPTS = 12
 # 1,000 to 3,000 tokens, at roughly 0.65 to 0.77 words per token of English.
-LONG_WORDS = range(650, 2301)
+LONG_CHARS = range(3_500, 12_000)  # about 870 to 2,600 tokens: prose has 4.6 characters a token, code and tables 3
 MIN_LONG_PROMPTS = 10
 # UTF-8 read as Latin-1 or Windows-1252 turns accents and quotes into these pairs.
 MOJIBAKE = re.compile("[\u00c2\u00c3][\u0080-\u00bf]|\u00e2\u20ac")
@@ -90,5 +90,5 @@ def test_no_prompt_appears_twice() -> None:
 
 @pytest.mark.parametrize("category", LONG_CATEGORIES)
 def test_most_prompts_of_a_long_category_are_long(category: str) -> None:
-    num_words = [len(" ".join(texts(prompt)).split()) for prompt in load(WORKLOADS / f"{category}.jsonl")]
-    assert sum(count in LONG_WORDS for count in num_words) >= MIN_LONG_PROMPTS, sorted(num_words)
+    num_chars = [len(" ".join(texts(prompt))) for prompt in load(WORKLOADS / f"{category}.jsonl")]
+    assert sum(count in LONG_CHARS for count in num_chars) >= MIN_LONG_PROMPTS, sorted(num_chars)
