@@ -7,10 +7,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: bench bench-full bench-lookup bench-ops test lint check clean
+.PHONY: bench bench-copy bench-full bench-lookup bench-ops test lint check clean
 
 bench: $(READY)
 	$(BIN)/outrider bench --preset quick
+
+bench-copy: $(READY)
+	$(BIN)/outrider bench --preset copy
 
 bench-full: $(READY)
 	$(BIN)/outrider bench --preset full
