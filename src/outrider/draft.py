@@ -161,6 +161,11 @@ class Draft:
             Tree(tokens[:n], parents[:n]) for tokens, parents, n in zip(both[0], both[1], self.num_nodes, strict=True)
         ]
 
+    @cached_property
+    def real_rows(self) -> list[int]:
+        """The rows that are not padding, as indices into B * M."""
+        return [slot * self.num_rows + row for slot, count in enumerate(self.num_nodes) for row in range(count + 1)]
+
     def real_rows_BM(self) -> Tensor:
         """bool: the root and the real nodes, not the padding."""
         device = self.tokens_BN.device

@@ -31,6 +31,7 @@ Shapes: B slots, N nodes, M = N + 1 rows, V vocabulary.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple, final
 
 import torch
@@ -105,18 +106,24 @@ class Verification:
 
 
 def coupled(draft: Draft, given: Verification) -> list[Accepted]:
-    """Descend while the target's own token is a child. One argmax over all rows, one copy to the host."""
-    slots, rows, vocab = given.logits_BMV.shape
-    row_samplings = [sampling for sampling in given.samplings for _ in range(rows)]
-    positions_R = _next_positions_R(draft, given)
-    choices_R = choose(given.logits_BMV.reshape(-1, vocab), positions_R, row_samplings)
-    choices = choices_R.reshape(slots, rows).tolist()
-    return [walk(tree, wanted) for tree, wanted in zip(draft.trees, choices, strict=True)]
+    """Descend while the target's own token is a child. One choice for every real row, one copy to the host."""
+    logits_RV = given.logits_BMV.reshape(-1, given.logits_BMV.shape[-1])
+    counts = [count + 1 for count in draft.num_nodes]
+    if len(draft.real_rows) < logits_RV.shape[0]:
+        logits_RV = logits_RV[draft.real_rows]
+    row_samplings = [sampling for sampling, count in zip(given.samplings, counts, strict=True) for _ in range(count)]
+    choices = choose(logits_RV, _next_positions_R(draft, given), row_samplings).tolist()
+    ends = list(accumulate(counts))
+    wanted = [choices[end - count : end] for end, count in zip(ends, counts, strict=True)]
+    return [walk(tree, tokens) for tree, tokens in zip(draft.trees, wanted, strict=True)]
 
 
 def _next_positions_R(draft: Draft, given: Verification) -> Tensor:
-    depths = [[0, *tree.depths()] + [0] * (draft.num_rows - 1 - len(tree.tokens)) for tree in draft.trees]
-    positions = [length + 1 + depth for length, row in zip(given.lengths, depths, strict=True) for depth in row]
+    positions = [
+        length + 1 + depth
+        for length, tree in zip(given.lengths, draft.trees, strict=True)
+        for depth in [0, *tree.depths()]
+    ]
     return torch.tensor(positions, device=given.logits_BMV.device)
 
 

@@ -79,7 +79,7 @@ class Rope:
 class Placement:
     """Where the rows of one forward stand in the cache; the same object serves all layers.
 
-    slots_B      int64, the cache slot of each batch row; no slot twice
+    slots_B      int64, the cache slot of each batch row; a slot may come again if its rows are written apart
     lengths_B    int64, committed positions of each slot; all of them are visible to every row of the slot
     positions_BM int64, rotary positions, below P
     write_BM     int64, the cache position that receives the row's key and value; padding rows share a trash position
@@ -96,6 +96,19 @@ class Placement:
     write_BM: Tensor
     mask_BMT: Tensor | None
     limit: int
+
+    def only(self, rows_R: Tensor) -> "Placement":
+        """The given rows alone (indices into B * M), each as a batch row of its own. Needs a mask."""
+        assert self.mask_BMT is not None
+        row_slots_R = rows_R // self.positions_BM.shape[1]
+        return Placement(
+            slots_B=self.slots_B[row_slots_R],
+            lengths_B=self.lengths_B[row_slots_R],
+            positions_BM=self.positions_BM.flatten()[rows_R][:, None],
+            write_BM=self.write_BM.flatten()[rows_R][:, None],
+            mask_BMT=self.mask_BMT.flatten(0, 1)[rows_R][:, None],
+            limit=self.limit,
+        )
 
     def within(self, window: int | None) -> "Placement":
         """The same rows for a layer with a sliding window: the mask loses tail rows that lie `window` or more behind.

@@ -128,6 +128,33 @@ class NativeSession(TargetSession):
         roots_B1 = torch.tensor(roots, device=self._cache.device)[:, None]
         tokens_BM = torch.cat([roots_B1, draft.tokens_BN], dim=1)
         placement = self._cache.place_draft(slots, draft)
+        if self._is_ragged(draft):
+            return self._forward_ragged(tokens_BM, placement, draft)
         output = self.decoder(tokens_BM, placement, self._cache, taps=self.taps)
         assert output.logits_BMV is not None
         return Forward(output.logits_BMV, output.features_BMF)
+
+    def _is_ragged(self, draft: Draft) -> bool:
+        """Whether leaving padding out pays: on the CPU, where every row costs and shapes need not be static."""
+        windows = [window for window in self.decoder.spec.windows if window is not None]
+        padded = len(draft.real_rows) < draft.num_slots * draft.num_rows
+        return padded and self._cache.device.type == "cpu" and draft.num_rows <= min(windows, default=draft.num_rows)
+
+    def _forward_ragged(self, tokens_BM: Tensor, placement: Placement, draft: Draft) -> Forward:
+        """The real rows alone; padding rows of the result are zeros."""
+        rows_R = torch.tensor(draft.real_rows, device=self._cache.device)
+        tokens_R1 = tokens_BM.flatten()[rows_R][:, None]
+        output = self.decoder(tokens_R1, placement.only(rows_R), self._cache, taps=self.taps)
+        assert output.logits_BMV is not None
+        shape = (draft.num_slots, draft.num_rows, -1)
+        features = output.features_BMF
+        return Forward(
+            _spread(output.logits_BMV[:, 0], rows_R, tokens_BM.numel()).view(shape),
+            None if features is None else _spread(features[:, 0], rows_R, tokens_BM.numel()).view(shape),
+        )
+
+
+def _spread(some_RX: Tensor, rows_R: Tensor, num_rows: int) -> Tensor:
+    all_RX = some_RX.new_zeros(num_rows, some_RX.shape[1])
+    all_RX[rows_R] = some_RX
+    return all_RX

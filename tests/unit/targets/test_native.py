@@ -4,6 +4,7 @@ That its logits are right is shown in `tests/unit/models/test_decoder.py`.
 """
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from outrider.draft import Draft, Tree
 from outrider.errors import CheckpointError
 from outrider.models.spec import DecoderSpec
 from outrider.targets import prefill
-from outrider.targets.native import NativeTarget
+from outrider.targets.native import NativeSession, NativeTarget
 from outrider.testing import tiny_spec, tiny_target, tiny_weights
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -101,3 +102,32 @@ def test_rows_are_the_same_bits_in_any_company(dtype: torch.dtype, monkeypatch: 
     if dtype == torch.float32:
         assert torch.equal(together_BMV[0, 3], step_BMV[0, 0])
     torch.testing.assert_close(together_BMV[0, 3], step_BMV[0, 0], rtol=0, atol=1e-2)
+
+
+def test_a_ragged_batch_computes_its_real_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tiny_target(3)
+    trees = [Tree.chain([5, 6, 7, 8]), Tree([], []), Tree([1, 2, 3], [-1, -1, 0])]
+    prompts = [[1, 2, 3], [4, 5], [6]]
+
+    def forward() -> tuple[Tensor, list[int]]:
+        session = target.open(target.plan(3, 32, 8), taps=(1,))
+        session.prefill([0, 1, 2], [prompt[:-1] for prompt in prompts])
+        seen: list[int] = []
+        inner = session.decoder
+
+        def watched(tokens_BM: Tensor, *args: Any, **settings: Any) -> Any:
+            seen.append(tokens_BM.numel())
+            return inner(tokens_BM, *args, **settings)
+
+        monkeypatch.setattr(session, "decoder", watched)
+        monkeypatch.setattr(watched, "spec", inner.spec, raising=False)
+        given = session.forward([0, 1, 2], [prompt[-1] for prompt in prompts], Draft.of_trees(trees))
+        assert given.features_BMF is not None
+        real_BM = Draft.of_trees(trees).real_rows_BM()
+        return torch.cat([given.logits_BMV[real_BM], given.features_BMF[real_BM]], dim=-1), seen
+
+    ragged, few = forward()
+    monkeypatch.setattr(NativeSession, "_is_ragged", lambda self, draft: False)
+    padded, many = forward()
+    assert (few, many) == ([5 + 1 + 4], [15])
+    assert torch.allclose(ragged, padded, rtol=0, atol=1e-12)
