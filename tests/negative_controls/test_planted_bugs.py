@@ -180,7 +180,7 @@ BUGS = [
             Draft,
             name="of_trees",
             old='draft.__dict__["trees"] = list(trees)',
-            new="vars(draft).update(num_nodes=(width,) * len(trees), trees=[Tree(*row) for row in zip(tokens, parents)])",
+            new="vars(draft).update(num_nodes=(width,) * len(trees), trees=[*map(Tree, tokens, parents)])",
         ),
         checks.padding_counts,
     ),
