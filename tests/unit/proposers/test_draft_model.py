@@ -1,0 +1,75 @@
+"""A draft model from a checkpoint, and everything that may not fit the target."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from outrider import CheckpointError, ConfigError, Engine, load_proposer, load_target
+from outrider.target import Target
+from outrider.testing import assert_lossless, tiny_target
+from outrider.testing.directory import write_tiny_model
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Target:
+    write_tiny_model(tmp_path / "target", seed=0)
+    return load_target(str(tmp_path / "target"), dtype="float64")
+
+
+@pytest.mark.parametrize("settings", [{}, {"width": 2}, {"sampled": True}], ids=["chain", "tree", "sampled"])
+def test_any_directory_with_the_same_vocabulary_drafts(
+    target: Target, tmp_path: Path, settings: dict[str, object]
+) -> None:
+    write_tiny_model(tmp_path / "draft", seed=1)
+    drafter = load_proposer("draft_model", target, checkpoint=str(tmp_path / "draft"), **settings)
+    assert drafter.num_bytes > 0
+    assert_lossless(target, drafter, [[1, 2, 3], [40]], max_batch=2, max_new_tokens=12, ignore_eos=True)
+
+
+def test_the_target_drafting_for_itself_is_always_right(target: Target, tmp_path: Path) -> None:
+    records = []
+    drafter = load_proposer("draft_model", target, checkpoint=str(tmp_path / "target"), num_nodes=3)
+    Engine(target, drafter, record=records.append).generate([[1, 2, 3]], max_new_tokens=12, ignore_eos=True)
+    assert len(records) == 1 + 3
+
+
+def test_another_vocabulary_size_is_refused(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "draft")
+    with pytest.raises(CheckpointError, match="has 258 tokens but target tiny-0 has 31"):
+        load_proposer("draft_model", tiny_target(), checkpoint=str(tmp_path / "draft"))
+
+
+def test_other_tokens_under_the_same_ids_are_refused(target: Target, tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "draft")
+    file = tmp_path / "draft" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocab = content["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"another vocabulary than .*: token 'a' is \d+ there and \d+ here"):
+        load_proposer("draft_model", target, checkpoint=str(tmp_path / "draft"))
+
+
+def test_a_draft_model_that_reads_fewer_positions_names_the_limit(target: Target, tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "draft", max_positions=64)
+    drafter = load_proposer("draft_model", target, checkpoint=str(tmp_path / "draft"))
+    with pytest.raises(ConfigError, match="reads 64 positions, not 512; set max_len=64"):
+        Engine(target, drafter)
+    Engine(target, drafter, max_len=64)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "needs either checkpoint=PATH or layers"),
+        ({"layers": "0,9"}, "layer 9 does not exist; the target has layers 0 to 1"),
+        ({"layers": "zero"}, "layers=zero is not a list of numbers"),
+        ({"layers": "0", "num_nodes": 0}, "num_nodes=0 must be between 1 and 256"),
+        ({"layers": "0", "width": 99}, "width=99 must be between 1 and 32"),
+        ({"layers": "0", "width": 2, "sampled": True}, "sampled=True drafts chains"),
+    ],
+)
+def test_bad_settings_get_one_sentence(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_proposer("draft_model", tiny_target(), **settings)
