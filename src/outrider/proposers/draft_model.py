@@ -185,11 +185,12 @@ class DraftModelSession(Session):
         return self._chains(slots, depths)
 
     def _catch_up(self, slots: Sequence[int]) -> None:
-        """Read long backlogs, left by steps without a draft, in chunks."""
+        """Read long backlogs, left by steps without a draft, in pieces that fit the cache's tail."""
+        piece = self.model.cache.plan.tail - 1
         for slot in slots:
-            if len(self.pending[slot]) >= self.model.cache.plan.tail:
-                self.model.prefill([slot], [self.pending[slot][:-1]])
-                self.pending[slot] = self.pending[slot][-1:]
+            while len(self.pending[slot]) > piece:
+                self._read([slot], [self.pending[slot][:piece]])
+                self.pending[slot] = self.pending[slot][piece:]
 
     def _chains(self, slots: Sequence[int], depths: dict[int, int]) -> Draft:
         chains: dict[int, list[int]] = {slot: [] for slot in slots}
@@ -249,13 +250,8 @@ class DraftModelSession(Session):
         slots = list(rooms)
         self._read_all_but_root(slots)
         growths = {slot: Growth(self.config.width) for slot in slots}
-        for level in range(min(self.config.num_nodes, max(room.max_depth for room in rooms.values()))):
-            growing = [slot for slot in slots if level < min(rooms[slot])]
-            if not growing or level >= self._levels:
-                break
-            self._add_level(growing, growths)
-        for slot in slots:
-            self.num_read[slot] = 0
+        for level in range(min(self._levels, max(min(room) for room in rooms.values()))):
+            self._add_level([slot for slot in slots if level < min(rooms[slot])], growths)
         return {slot: growths[slot].select(rooms[slot].num_nodes) for slot in slots}
 
     @property

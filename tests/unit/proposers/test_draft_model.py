@@ -5,9 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from outrider import CheckpointError, ConfigError, Engine, load_proposer, load_target
+from outrider import (
+    CheckpointError,
+    Commit,
+    ConfigError,
+    Engine,
+    Room,
+    Sampling,
+    SessionPlan,
+    load_proposer,
+    load_target,
+)
+from outrider.noise import Stream
 from outrider.target import Target
-from outrider.testing import assert_lossless, tiny_target
+from outrider.testing import Oracle, assert_lossless, tiny_target
 from outrider.testing.directory import write_tiny_model
 
 
@@ -32,6 +43,22 @@ def test_the_target_drafting_for_itself_is_always_right(target: Target, tmp_path
     drafter = load_proposer("draft_model", target, checkpoint=str(tmp_path / "target"), num_nodes=3)
     Engine(target, drafter, record=records.append).generate([[1, 2, 3]], max_new_tokens=12, ignore_eos=True)
     assert len(records) == 1 + 3
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_long_backlog_is_read_before_drafting_goes_on(width: int) -> None:
+    target = tiny_target()
+    text = Oracle(target).continuation([1, 2, 3], Sampling(), 30)
+    drafter = load_proposer("draft_model", target, layers="0,1", num_nodes=3, width=width)
+    plan = SessionPlan(max_slots=1, max_positions=64, noise=Stream.TARGET, device=target.spec.device)
+    session = drafter.open(plan)
+    session.admit(0, [1, 2, 3], Sampling(), None)
+    for token in text[:20]:
+        assert session.propose([0], [Room(0, 0)]).num_nodes == (0,)
+        session.observe([Commit(0, [0], [token], 0)], None)
+    draft = session.propose([0], [Room(3, 3)])
+    assert text[20] in draft.trees[0].tokens
+    assert width > 1 or draft.trees[0].tokens == text[20:23]
 
 
 def test_another_vocabulary_size_is_refused(tmp_path: Path) -> None:
