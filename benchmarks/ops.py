@@ -24,6 +24,7 @@ from outrider.models.ops_cpu import CpuOps
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 SHAPES = {"qkv": (960, 576), "o": (576, 576), "gate_up": (3072, 576), "down": (576, 1536), "head": (49152, 576)}
 CACHE_BYTES = 128e6
+HEAD_PARTS = 12
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INNER, VOCABULARY = 30, 9, 3, 64, 576, 1536, 49152
 
 
@@ -89,10 +90,15 @@ def _random(dtype: torch.dtype, *size: int) -> Tensor:
 
 
 class Forward:
-    """A whole decoder with random weights: 30 layers and the head, over `cached` positions of one slot."""
+    """A whole decoder with random weights: 30 layers and the head, over `cached` positions of one slot.
 
-    def __init__(self, ops: Ops, dtype: torch.dtype, cached: int) -> None:
+    A `resident` one does the same arithmetic on the weights of one layer and a twelfth of the head, again and again, so
+    that they stay in the last-level cache: what is left is the time that no memory, however fast, would take away.
+    """
+
+    def __init__(self, ops: Ops, dtype: torch.dtype, cached: int, *, resident: bool) -> None:
         self.ops, self.cached = ops, cached
+        self.heads = HEAD_PARTS if resident else 1
         size = (1, KV_HEADS, cached + 512, HEAD_DIM)
         self.layers = [
             Layer(
@@ -103,9 +109,9 @@ class Forward:
                 keys_CHSD=_random(dtype, *size),
                 values_CHSD=_random(dtype, *size),
             )
-            for _ in range(LAYERS)
-        ]
-        self.head = ops.pack(_random(dtype, VOCABULARY, HIDDEN))
+            for _ in range(1 if resident else LAYERS)
+        ] * (LAYERS if resident else 1)
+        self.head = ops.pack(_random(dtype, VOCABULARY // self.heads, HIDDEN))
         self.norm = torch.ones(HIDDEN)
         angles = torch.outer(torch.arange(cached + 512), 10000.0 ** -(torch.arange(0, HEAD_DIM, 2) / HEAD_DIM))
         self.rope = Rope(cos_PD=angles.cos(), sin_PD=angles.sin())
@@ -134,26 +140,39 @@ class Forward:
             ops.project_add(out, layer.o, x)
             ops.project_add(ops.gate_up(x, norm, 1e-5, layer.gate_up), layer.down, x)
         middle = time.perf_counter()
-        ops.norm_project(x, norm, 1e-5, self.head)
+        for _ in range(self.heads):
+            ops.norm_project(x, norm, 1e-5, self.head)
         end = time.perf_counter()
         self.seconds = {"linear": middle - begin - attention_s, "attention": attention_s, "head": end - middle}
 
 
-def measure_forwards(ops: Ops, dtype: torch.dtype, repeats: int, cached: int) -> dict[int, dict[str, float]]:
-    """Median milliseconds of a whole forward and of its parts, by number of rows."""
-    forward = Forward(ops, dtype, cached)
-    parts: dict[int, list[dict[str, float]]] = {rows: [] for rows in (1, 4, 8, 32, 256)}
+def measure_forwards(ops: Ops, dtype: torch.dtype, repeats: int, cached: int) -> dict[str, dict[int, dict[str, float]]]:
+    """Median milliseconds of a whole forward and of its parts, by where the weights are and the number of rows."""
+    forwards = {
+        "memory": Forward(ops, dtype, cached, resident=False),
+        "cache": Forward(ops, dtype, cached, resident=True),
+    }
+    cells = {(place, rows): list[dict[str, float]]() for place in forwards for rows in (1, 4, 8, 32, 256)}
     for repeat in range(repeats + 1):
-        for rows, samples in parts.items():
+        for (place, rows), samples in cells.items():
             start = time.perf_counter()
-            forward(rows)
+            forwards[place](rows)
             total = time.perf_counter() - start
             if repeat:
-                samples.append({"total": total, **forward.seconds})
-    return {
-        rows: {part: 1e3 * statistics.median(sample[part] for sample in samples) for part in samples[0]}
-        for rows, samples in parts.items()
-    }
+                samples.append({"total": total, **forwards[place].seconds})
+    medians: dict[str, dict[int, dict[str, float]]] = {place: {} for place in forwards}
+    for (place, rows), samples in cells.items():
+        medians[place][rows] = {part: 1e3 * statistics.median(s[part] for s in samples) for part in samples[0]}
+    return medians
+
+
+def print_forwards(forwards: dict[str, dict[int, dict[str, float]]]) -> None:
+    one = forwards["memory"][1]["total"]
+    for place, cells in forwards.items():
+        print(f"forward, weights in {place}")
+        for rows, parts in cells.items():
+            times = "  ".join(f"{part} {ms:6.2f} ms" for part, ms in parts.items())
+            print(f"{rows:8} rows | {times} | {parts['total'] / one:5.2f}x of 1 row from memory")
 
 
 def main() -> None:
@@ -183,8 +202,7 @@ def main() -> None:
             print(f"{name:>8} {rows:5} | {cells[0]} | torch {cells[1]}", flush=True)
             results.append({"shape": name, "rows": rows, **seconds})
     forwards = measure_forwards(ops, dtype, options.repeats, options.cached)
-    for rows, parts in forwards.items():
-        print(f" forward {rows:5} | " + "  ".join(f"{part} {ms:.2f} ms" for part, ms in parts.items()))
+    print_forwards(forwards)
     print(json.dumps({"dtype": options.dtype, "shapes_s": results, "forward_ms": forwards}))
 
 

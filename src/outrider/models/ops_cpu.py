@@ -24,6 +24,7 @@ from torch import Tensor
 
 from outrider.models.cpu_attention import MAX_HEAD_DIM, attention
 from outrider.models.cpu_linear import ADD, ASSIGN, GATED, linear
+from outrider.models.cpu_memory import Arena
 from outrider.models.cpu_softmax import MAX_HEADS
 from outrider.models.cpu_threads import launch, num_threads
 from outrider.models.cpu_vector import WIDTH
@@ -42,6 +43,7 @@ class CpuOps(Ops):
     def __init__(self, dtype: torch.dtype, threads: int | None = None) -> None:
         self._dtype = dtype
         self._threads = num_threads() if threads is None else threads
+        self._arena = Arena()
         self._placement: Placement | None = None
         self._sizes = (0, 0, 0)
         self._addresses: tuple[int, ...] = ()
@@ -61,7 +63,8 @@ class CpuOps(Ops):
     def _pack(self, weight_OF: Tensor, out_features: int, bias_O: Tensor | None) -> Packed:
         blocks = weight_OF.to(self._dtype).view(-1, 2, WIDTH, weight_OF.shape[1])
         order = (0, 3, 2, 1) if self._dtype == torch.bfloat16 else (0, 3, 1, 2)
-        data = blocks.permute(order).contiguous()
+        ordered = blocks.permute(order)
+        data = self._arena.empty(tuple(ordered.shape), self._dtype).copy_(ordered)
         bias = None if bias_O is None else bias_O.detach().to(torch.float32, copy=True)
         num_bytes = data.nbytes + (0 if bias is None else bias.nbytes)
         return Packed(
