@@ -25,7 +25,7 @@ from torch import Tensor
 from outrider.cache import CachePlan, KVCache
 from outrider.draft import Draft
 
-__all__ = ["Forward", "Target", "TargetSession", "TargetSpec"]
+__all__ = ["Forward", "SharedWeights", "Target", "TargetSession", "TargetSpec"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,17 @@ class TargetSpec:
     device: torch.device
     weight_bytes: int
     exact_rows: bool
+
+
+@dataclass(frozen=True, eq=False)
+class SharedWeights:
+    """Input embedding and output head [V, E] in the target's dtype, for drafters that share them or start from them.
+
+    The head reads states after the final norm; where the model ties its embeddings, both are one tensor.
+    """
+
+    embedding_VE: Tensor
+    head_VE: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,3 +109,11 @@ class Target(ABC):
     @abstractmethod
     def open(self, plan: CachePlan, taps: tuple[int, ...] = ()) -> TargetSession:
         """Allocate the cache for a running batch."""
+
+    @abstractmethod
+    def project(self, states_RE: Tensor) -> Tensor:
+        """The output head: raw logits [R, V] of states after the final norm. Drafters that share the head call this."""
+
+    @abstractmethod
+    def shared_weights(self) -> SharedWeights:
+        """The embedding and the output head as plain tensors."""

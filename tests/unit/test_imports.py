@@ -1,4 +1,4 @@
-"""Imports point one way: algorithm <- models, proposers, targets <- testing, audit, bench, report <- cli."""
+"""Imports point one way: algorithm <- models, formats, proposers, targets <- testing, audit, bench, report <- cli."""
 
 import ast
 from pathlib import Path
@@ -11,6 +11,7 @@ SOURCE = Path(outrider.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 STOREYS = {
     "models": 1,
+    "formats": 1,
     "proposers": 1,
     "targets": 1,
     "testing": 2,

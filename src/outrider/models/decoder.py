@@ -15,14 +15,15 @@ Shapes: B slots, M rows of each, R = B * M, E hidden size, V vocabulary, F = tap
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from outrider.cache import KVCache
-from outrider.models.ops import AttentionShape, HeadNorm, Ops, Packed, Placement, Rope
+from outrider.models.block import Block
+from outrider.models.ops import Ops, Placement, Rope
 from outrider.models.rope import rope_tables
 from outrider.models.spec import DecoderSpec
 
@@ -34,20 +35,6 @@ class Output(NamedTuple):
 
     logits_BMV: Tensor | None
     features_BMF: Tensor | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """Packed weights of one layer."""
-
-    input_norm_E: Tensor
-    qkv: Packed
-    head_norm: HeadNorm | None
-    shape: AttentionShape
-    out: Packed
-    post_norm_E: Tensor
-    gate_up: Packed
-    down: Packed
 
 
 @final
@@ -65,7 +52,10 @@ class Decoder:
         self.spec = spec
         self.ops = ops
         self.device = torch.device(device)
-        self.layers = [self._pack_layer(weights, index) for index in range(spec.num_layers)]
+        self.layers = [
+            Block.packed(spec, weights, f"model.layers.{index}.", ops, device, spec.windows[index])
+            for index in range(spec.num_layers)
+        ]
         self.embed_VE = weights["model.embed_tokens.weight"].to(device)
         self.norm_E = self._vector(weights["model.norm.weight"])
         self.head = ops.pack(weights["model.embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight"])
@@ -82,8 +72,7 @@ class Decoder:
     @property
     def num_bytes(self) -> int:
         """Memory of the weights."""
-        packed = [self.head] + [p for layer in self.layers for p in (layer.qkv, layer.out, layer.gate_up, layer.down)]
-        return self.embed_VE.nbytes + sum(p.num_bytes for p in packed)
+        return self.embed_VE.nbytes + self.head.num_bytes + sum(layer.num_bytes for layer in self.layers)
 
     def rope(self, num_positions: int) -> Rope:
         """Rotary tables for at least that many positions, made once and kept."""
@@ -115,12 +104,7 @@ class Decoder:
             if index in taps:
                 states[index] = x_RE.clone()
             qkv_RQ = self.ops.norm_project(x_RE, layer.input_norm_E, eps, layer.qkv)
-            keys_CHSD, values_CHSD = cache.keys_LCHSD[index], cache.values_LCHSD[index]
-            near = placement.within(layer.shape.sliding_window)
-            out_RD = self.ops.attend(qkv_RQ, layer.shape, rope, keys_CHSD, values_CHSD, near, layer.head_norm)
-            self.ops.project_add(out_RD, layer.out, x_RE)
-            inner_RI = self.ops.gate_up(x_RE, layer.post_norm_E, eps, layer.gate_up)
-            self.ops.project_add(inner_RI, layer.down, x_RE)
+            layer.apply(self.ops, x_RE, qkv_RQ, rope, cache.keys_LCHSD[index], cache.values_LCHSD[index], placement)
         if len(self.layers) in taps:
             states[len(self.layers)] = self._final_norm(x_RE)
         logits_RV = self.ops.norm_project(x_RE, self.norm_E, eps, self.head) if want_logits else None
@@ -134,34 +118,6 @@ class Decoder:
         wide_RE = x_RE.to(torch.promote_types(x_RE.dtype, torch.float32))
         scale_R1 = torch.rsqrt(wide_RE.square().mean(-1, keepdim=True) + self.spec.rms_norm_eps)
         return (wide_RE * scale_R1 * self.norm_E).to(x_RE.dtype)
-
-    def _pack_layer(self, weights: Mapping[str, Tensor], index: int) -> Layer:
-        spec, ops = self.spec, self.ops
-        attention, mlp = f"model.layers.{index}.self_attn.", f"model.layers.{index}.mlp."
-        qkv_OE = torch.cat([weights[f"{attention}{part}_proj.weight"] for part in "qkv"])
-        qkv_bias_O = torch.cat([weights[f"{attention}{part}_proj.bias"] for part in "qkv"]) if spec.qkv_bias else None
-        head_norm = None
-        if spec.qk_norm:
-            query_D, key_D = (self._vector(weights[f"{attention}{part}_norm.weight"]) for part in "qk")
-            head_norm = HeadNorm(query_D=query_D, key_D=key_D, eps=spec.rms_norm_eps)
-        return Layer(
-            input_norm_E=self._vector(weights[f"model.layers.{index}.input_layernorm.weight"]),
-            qkv=ops.pack(qkv_OE, qkv_bias_O),
-            head_norm=head_norm,
-            shape=AttentionShape(
-                num_heads=spec.num_heads,
-                num_kv_heads=spec.num_kv_heads,
-                head_dim=spec.head_dim,
-                scale=spec.head_dim**-0.5,
-                sliding_window=spec.windows[index],
-            ),
-            out=ops.pack(
-                weights[f"{attention}o_proj.weight"], weights[f"{attention}o_proj.bias"] if spec.o_bias else None
-            ),
-            post_norm_E=self._vector(weights[f"model.layers.{index}.post_attention_layernorm.weight"]),
-            gate_up=ops.pack_gate_up(weights[f"{mlp}gate_proj.weight"], weights[f"{mlp}up_proj.weight"]),
-            down=ops.pack(weights[f"{mlp}down_proj.weight"]),
-        )
 
     def _vector(self, weight: Tensor) -> Tensor:
         return weight.to(self.device, self.ops.activation_dtype)

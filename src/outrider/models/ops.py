@@ -137,6 +137,10 @@ class Ops(ABC):
         """Lay out a projection once, at load time. The source tensors may be freed afterwards."""
 
     @abstractmethod
+    def unpack(self, packed: Packed) -> Tensor:
+        """The weight [O, F] that was given to `pack`, in the dtype of this back end."""
+
+    @abstractmethod
     def pack_gate_up(self, gate_IF: Tensor, up_IF: Tensor) -> Packed:
         """Lay out the two halves of a gated MLP for `gate_up`; the result has 2 * I output features."""
 

@@ -55,6 +55,10 @@ class CpuOps(Ops):
     def pack(self, weight_OF: Tensor, bias_O: Tensor | None = None) -> Packed:
         return self._pack(_whole_blocks(weight_OF.detach(), 2 * WIDTH), weight_OF.shape[0], bias_O)
 
+    def unpack(self, packed: Packed) -> Tensor:
+        order = (0, 3, 2, 1) if self._dtype == torch.bfloat16 else (0, 2, 3, 1)
+        return packed.data.permute(order).flatten(0, 2)[: packed.out_features].contiguous()
+
     def pack_gate_up(self, gate_IF: Tensor, up_IF: Tensor) -> Packed:
         features = gate_IF.shape[1]
         halves = [_whole_blocks(half.detach(), WIDTH).view(-1, WIDTH, features) for half in (gate_IF, up_IF)]

@@ -39,6 +39,9 @@ class TorchOps(Ops):
         num_bytes = data.nbytes + (0 if bias is None else bias.nbytes)
         return Packed(in_features=data.shape[1], out_features=data.shape[0], num_bytes=num_bytes, data=data, bias=bias)
 
+    def unpack(self, packed: Packed) -> Tensor:
+        return packed.data
+
     def pack_gate_up(self, gate_IF: Tensor, up_IF: Tensor) -> Packed:
         return self.pack(torch.cat([gate_IF, up_IF]))
 

@@ -29,10 +29,10 @@ from torch import Tensor
 
 from outrider.draft import Draft, Tree
 from outrider.errors import CheckpointError, ConfigError
-from outrider.noise import Stream
 from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
+from outrider.proposers.chains import Chains
 from outrider.proposers.trees import Growth
-from outrider.sampling import Sampling, choose, distribution, largest
+from outrider.sampling import Sampling
 from outrider.target import Target, TargetSession
 from outrider.targets import load_target
 from outrider.targets.native import NativeTarget
@@ -114,7 +114,7 @@ class DraftModelProposer(Proposer):
         if known < plan.max_positions:
             raise ConfigError(f"the draft model reads {known} positions, not {plan.max_positions}; set max_len={known}")
         cache = self.model.plan(plan.max_slots, plan.max_positions, tail=self.config.num_nodes * self.config.width + 2)
-        return DraftModelSession(self.model.open(cache), self.config, plan)
+        return DraftModelSession(self.model.open(cache), self.config, plan, self.model.spec.vocab_size)
 
 
 def cut_from(target: Target, layers: str) -> Target:
@@ -162,8 +162,9 @@ def check_vocabulary(target: Target, model: Target) -> None:
 class DraftModelSession(Session):
     """The draft model's cache, and what it has still to read."""
 
-    def __init__(self, model: TargetSession, config: DraftModelConfig, plan: SessionPlan) -> None:
+    def __init__(self, model: TargetSession, config: DraftModelConfig, plan: SessionPlan, vocab_size: int) -> None:
         self.model = model
+        self.vocab_size = vocab_size
         self.config = config
         self.plan = plan
         self.pending: dict[int, list[int]] = {}
@@ -193,23 +194,26 @@ class DraftModelSession(Session):
                 self.pending[slot] = self.pending[slot][piece:]
 
     def _chains(self, slots: Sequence[int], depths: dict[int, int]) -> Draft:
-        chains: dict[int, list[int]] = {slot: [] for slot in slots}
+        chains = Chains(
+            self.plan,
+            slots,
+            self.samplings,
+            sampled=self.config.sampled,
+            vocab_size=self.vocab_size,
+        )
         active = [slot for slot in slots if depths[slot] > 0]
-        probs: dict[tuple[int, int], Tensor] = {}
         feeds = [self.pending[slot] for slot in active]
         while active:
             logits_BV = self._read(active, feeds)
-            chosen = self._choose(active, logits_BV, depth=len(chains[active[0]]))
-            for slot, token, logits_V in zip(active, chosen, logits_BV, strict=True):
-                if self._needs_probs:
-                    probs[slot, len(chains[slot])] = distribution(logits_V[None], self.samplings[slot])[0]
-                chains[slot].append(token)
-            active = [slot for slot in active if len(chains[slot]) < depths[slot]]
-            feeds = [chains[slot][-1:] for slot in active]
-        for slot in slots:
-            self.num_read[slot] = max(0, len(chains[slot]) - 1)
-            self.pending[slot] = [] if chains[slot] else self.pending[slot]
-        return Draft.of_chains([chains[slot] for slot in slots], self.plan.device, self._stack(slots, chains, probs))
+            depth = len(chains.tokens[active[0]])
+            firsts = [length - depth for length in self.model.cache.lengths_of(active)]
+            chosen = chains.grow(active, logits_BV, firsts)
+            feeds = [[token] for slot, token in zip(active, chosen, strict=True) if depth + 1 < depths[slot]]
+            active = [slot for slot in active if depth + 1 < depths[slot]]
+        for slot, chain in chains.tokens.items():
+            self.num_read[slot] = max(0, len(chain) - 1)
+            self.pending[slot] = [] if chain else self.pending[slot]
+        return chains.draft()
 
     def _read(self, slots: Sequence[int], feeds: Sequence[Sequence[int]]) -> Tensor:
         """Read each slot's tokens into the cache for good; logits after the last of them, [B, V]."""
@@ -218,30 +222,6 @@ class DraftModelSession(Session):
         self.model.cache.extend(slots, [len(feed) for feed in feeds])
         last_B = torch.tensor([len(feed) - 1 for feed in feeds], device=logits_BMV.device)
         return logits_BMV[torch.arange(len(feeds), device=logits_BMV.device), last_B]
-
-    def _choose(self, slots: Sequence[int], logits_BV: Tensor, depth: int) -> list[int]:
-        if not self.config.sampled:
-            return largest(logits_BV).tolist()
-        positions_B = torch.tensor(self.model.cache.lengths_of(slots), device=logits_BV.device)
-        samplings = [self.samplings[slot] for slot in slots]
-        draw = depth if self.plan.noise is Stream.DRAFT else 0  # no step may reuse what an earlier one was judged by
-        return choose(logits_BV, positions_B, samplings, self.plan.noise, draw).tolist()
-
-    @property
-    def _needs_probs(self) -> bool:
-        return self.config.sampled and self.plan.noise is Stream.DRAFT
-
-    def _stack(
-        self, slots: Sequence[int], chains: dict[int, list[int]], probs: dict[tuple[int, int], Tensor]
-    ) -> Tensor | None:
-        if not probs:
-            return None
-        sample_V = next(iter(probs.values()))
-        rows = 1 + max(len(chain) for chain in chains.values())
-        probs_BMV = sample_V.new_zeros(len(slots), rows, sample_V.shape[0])
-        for (slot, row), probs_V in probs.items():
-            probs_BMV[slots.index(slot), row] = probs_V
-        return probs_BMV
 
     def _grow(self, rooms: dict[int, Room]) -> dict[int, Tree]:
         """Trees: the root stays unread, and each level reads root and tree anew (rows are cheap, passes are not)."""

@@ -34,7 +34,7 @@ from outrider.draft import Draft
 from outrider.errors import CheckpointError
 from outrider.models.ops import Placement
 from outrider.models.weights import read_weights
-from outrider.target import Forward, Target, TargetSession, TargetSpec
+from outrider.target import Forward, SharedWeights, Target, TargetSession, TargetSpec
 from outrider.targets.layers import LayerMasks
 from outrider.targets.prefill import read_prompts
 from outrider.targets.rehearsal import CacheShape, cache_shape, rehearse
@@ -133,6 +133,15 @@ class HFTarget(Target):
 
     def open(self, plan: CachePlan, taps: tuple[int, ...] = ()) -> "HFSession":
         return HFSession(self.model, self._masks, KVCache(plan, self._spec.device), taps)
+
+    @torch.inference_mode()
+    def project(self, states_RE: Tensor) -> Tensor:
+        logits_RV: Tensor = self.model.get_output_embeddings()(states_RE.to(self.model.dtype))
+        return logits_RV
+
+    def shared_weights(self) -> SharedWeights:
+        embedding_VE: Tensor = self.model.get_input_embeddings().weight.detach()
+        return SharedWeights(embedding_VE, self.model.get_output_embeddings().weight.detach())
 
 
 @final

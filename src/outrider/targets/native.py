@@ -17,7 +17,7 @@ from outrider.models.decoder import Decoder
 from outrider.models.ops import Placement, choose_ops
 from outrider.models.spec import DecoderSpec
 from outrider.models.weights import read_weights
-from outrider.target import Forward, Target, TargetSession, TargetSpec
+from outrider.target import Forward, SharedWeights, Target, TargetSession, TargetSpec
 from outrider.targets.prefill import read_prompts
 
 __all__ = ["NativeSession", "NativeTarget"]
@@ -101,6 +101,16 @@ class NativeTarget(Target):
 
     def open(self, plan: CachePlan, taps: tuple[int, ...] = ()) -> "NativeSession":
         return NativeSession(self.decoder, KVCache(plan, self.decoder.device), taps)
+
+    def project(self, states_RE: Tensor) -> Tensor:
+        ops = self.decoder.ops
+        return ops.norm_project(states_RE.to(ops.activation_dtype).contiguous(), None, 0.0, self.decoder.head)
+
+    def shared_weights(self) -> SharedWeights:
+        embedding_VE = self.decoder.embed_VE
+        tied = self.decoder.spec.tie_word_embeddings
+        head_VE = embedding_VE if tied else self.decoder.ops.unpack(self.decoder.head)
+        return SharedWeights(embedding_VE, head_VE)
 
 
 @final

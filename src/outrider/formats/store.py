@@ -1,0 +1,92 @@
+"""Writing checkpoints, and telling whether one belongs to a target.
+
+A checkpoint is a directory with `config.json` and one safetensors file. Equal content gives equal bytes: tensors are
+stored sorted by name, the config with sorted keys. Files appear whole or not at all.
+
+Every checkpoint written here carries a key `outrider` in its config: which target it was trained for, by name and by a
+fingerprint of the target's embedding (SHA-256 over every 97th row in fp32, so that a bf16 copy of the same weights has
+the same fingerprint when the values are bf16 numbers). Foreign checkpoints have no such key and are checked by shape.
+
+Example: `check_target(config, target, directory)` raises for a head trained on SmolLM2 that is given to Qwen2.5.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from outrider.errors import CheckpointError
+from outrider.target import Target
+
+__all__ = ["WEIGHTS", "check_target", "fingerprint", "provenance", "read_json", "replace_file", "write_checkpoint"]
+
+WEIGHTS = "model.safetensors"
+STRIDE = 97
+
+
+def write_checkpoint(
+    directory: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: str = WEIGHTS
+) -> None:
+    """Write weights and `config.json` into an existing directory; weights first, each file atomically."""
+    ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    part = directory / f".{file}.part"
+    save_file(ordered, part, metadata={"format": "pt"})
+    os.replace(part, directory / file)
+    replace_file(directory / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: if the file is missing or is not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist; a checkpoint directory must hold it") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}); download it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a JSON object; download it again")
+    return content
+
+
+def fingerprint(target: Target) -> str:
+    """What a target's embedding hashes to; equal for equal values, whatever dtype they are held in."""
+    rows = target.shared_weights().embedding_VE[::STRIDE].to("cpu", torch.float32).contiguous()
+    return hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
+
+
+def provenance(target: Target, **facts: Any) -> dict[str, Any]:
+    """The `outrider` key of a config: the target, and whatever else is worth keeping (settings, data, commit)."""
+    return {"target": target.spec.name, "target_fingerprint": fingerprint(target), **facts}
+
+
+def check_target(config: Mapping[str, Any], target: Target, where: Path) -> None:
+    """Refuse a checkpoint that says it was trained for another target.
+
+    Raises:
+        CheckpointError: naming both targets.
+    """
+    known = config.get("outrider")
+    if not isinstance(known, dict) or "target_fingerprint" not in known:
+        return
+    if known["target_fingerprint"] != fingerprint(target):
+        raise CheckpointError(
+            f"{where} was trained for {known.get('target')}, whose embedding differs from that of {target.spec.name}; "
+            "load it with its own target, or train one for this target"
+        )
