@@ -27,6 +27,8 @@ CACHE_BYTES = 128e6
 HEAD_PARTS = 12
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INNER, VOCABULARY = 30, 9, 3, 64, 576, 1536, 49152
 
+WEIGHTS = LAYERS * ((HEADS + 2 * KV_HEADS) * HEAD_DIM * HIDDEN + HIDDEN**2 + 3 * INNER * HIDDEN) + VOCABULARY * HIDDEN
+
 
 def medians(contenders: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
     """Seconds per call of each contender, interleaved."""
@@ -173,6 +175,14 @@ def print_forwards(forwards: dict[str, dict[int, dict[str, float]]]) -> None:
         for rows, parts in cells.items():
             times = "  ".join(f"{part} {ms:6.2f} ms" for part, ms in parts.items())
             print(f"{rows:8} rows | {times} | {parts['total'] / one:5.2f}x of 1 row from memory")
+    first, most = ({rows: c["linear"] + c["head"] for rows, c in forwards["memory"].items()}[rows] for rows in (1, 256))
+    weights = 2 * WEIGHTS / (first / 1e3) / 1e9
+    arithmetic = 2 * 256 * WEIGHTS / (most / 1e3) / 1e9
+    knee = arithmetic / weights
+    print(
+        f"products: {weights:.1f} GB/s of bf16 weights at 1 row, {arithmetic:.0f} GFLOP/s at 256 rows: "
+        f"from {knee:.1f} rows on arithmetic decides, and 8 rows cost at least {max(1.0, 8 / knee):.2f}x"
+    )
 
 
 def main() -> None:

@@ -8,8 +8,12 @@ Every sum y[r, o] = fma(x[r, F-1], w[o, F-1], ... fma(x[r, 0], w[o, 0], 0)) runs
 one register lane, whichever tile it is in. The bits of a row hence depend on that row alone: not on the number of rows,
 the row's index, the tile's shape or the number of threads.
 
+Rows are first laid out tile by tile, [feature][row of the tile], normalised on the way if need be: then the inner loop
+reads both its streams at fixed offsets from two pointers, which made eight rows a third faster than striding from row
+to row.
+
 Worked example: 8 rows are two tiles of 4; the block of weights (18 KB for 576 features in bf16) comes from memory for
-the first tile and from the first-level cache for the second.
+the first tile and from a cache for the second. Each tile fetches its half of the next block meanwhile.
 """
 
 from typing import Any
@@ -36,10 +40,9 @@ from outrider.models.cpu_vector import (
     vector,
 )
 
-__all__ = ["ADD", "ASSIGN", "GATED", "NORM_ROWS", "dot", "linear"]
+__all__ = ["ADD", "ASSIGN", "GATED", "dot", "linear"]
 
 ASSIGN, ADD, GATED = 0, 1, 2  # what becomes of a product
-NORM_ROWS = 8  # rows per ticket of the norm stage
 UNROLL = 4
 COLUMNS = 2 * WIDTH
 TILE_BYTES = 4 * COLUMNS * TILE_ROWS
@@ -73,50 +76,40 @@ def dot(typing: Any, a: Any, b: Any, count: Any) -> Any:
 
 
 @emitted
-def tile(
-    typing: Any, rows: Any, half: Any, x: Any, stride: Any, weight: Any, ahead: Any, features: Any, out: Any
-) -> Any:
-    """out[row, column] = x @ weight for one block of columns; x rows are `stride` bytes apart.
+def tile(typing: Any, rows: Any, half: Any, x: Any, weight: Any, ahead: Any, pace: Any, features: Any, out: Any) -> Any:
+    """out[row, column] = x[:, row] @ weight for one block of columns; x is [features][rows].
 
-    `rows` and `half` are literal. Meanwhile the weights `ahead` bytes further are fetched from memory.
+    `rows` and `half` are literal. Meanwhile the weights from `ahead` bytes on are fetched, `pace` bytes per feature.
     """
 
     def emit(
-        emitter: Emitter,
-        rows: int,
-        half: int,
-        x: Value,
-        stride: Value,
-        weight: Value,
-        ahead: Value,
-        F: Value,
-        out: Value,
+        emitter: Emitter, rows: int, half: int, x: Value, weight: Value, ahead: Value, pace: Value, F: Value, out: Value
     ) -> None:
         step = (2 if half else 4) * COLUMNS
         sums = [[emitter.variable(splat(emitter, F32(0.0), WIDTH)) for _ in range(2)] for _ in range(rows)]
-        x_rows = [emitter.at(x, row, stride) for row in range(rows)]
 
-        def accumulate(index: Value, offset: int) -> None:
-            at_x = emitter.builder.add(emitter.builder.shl(index, I64(2)), I64(offset * 4))
-            pair = emitter.load_pair(emitter.at(emitter.at(weight, index, step), offset, step), half)
-            for x_row, row_sums in zip(x_rows, sums, strict=True):
-                factor = splat(emitter, emitter.load(emitter.builder.add(x_row, at_x), F32), WIDTH)
+        def accumulate(x_here: Value, weight_here: Value, offset: int) -> None:
+            pair = emitter.load_pair(emitter.at(weight_here, offset, step), half)
+            for row, row_sums in enumerate(sums):
+                number = emitter.load(emitter.at(x_here, offset * rows + row, 4), F32)
+                factor = splat(emitter, number, WIDTH)
                 for value, total in zip(pair, row_sums, strict=True):
                     emitter.set(total, emitter.fma(value, factor, emitter.get(total)))
 
         whole = emitter.whole(F, UNROLL)
         with emitter.loop(I64(0), whole, UNROLL) as index:
-            later = emitter.at(emitter.builder.add(weight, ahead), index, step)
+            later = emitter.at(emitter.builder.add(weight, ahead), index, pace)
             for line in range(0, UNROLL * step, 64):
                 emitter.prefetch(emitter.at(later, line, 1))
+            x_here, weight_here = emitter.at(x, index, 4 * rows), emitter.at(weight, index, step)
             for offset in range(UNROLL):
-                accumulate(index, offset)
+                accumulate(x_here, weight_here, offset)
         with emitter.loop(whole, F) as index:
-            accumulate(index, 0)
+            accumulate(emitter.at(x, index, 4 * rows), emitter.at(weight, index, step), 0)
         for position, total in enumerate(total for row_sums in sums for total in row_sums):
             emitter.store(emitter.at(out, position * WIDTH, 4), emitter.get(total))
 
-    return lowered(emit, types.void, rows, half, x, stride, weight, ahead, features, out)
+    return lowered(emit, types.void, rows, half, x, weight, ahead, pace, features, out)
 
 
 @emitted
@@ -134,43 +127,43 @@ def gate(typing: Any, address: Any) -> Any:
 
 
 @inlined
-def half_tile(rows: int, x: int, stride: int, weight: int, ahead: int, features: int, out: int) -> None:
+def half_tile(rows: int, x: int, weight: int, ahead: int, pace: int, features: int, out: int) -> None:
     if rows == 1:
-        tile(1, 1, x, stride, weight, ahead, features, out)
+        tile(1, 1, x, weight, ahead, pace, features, out)
     elif rows == 2:
-        tile(2, 1, x, stride, weight, ahead, features, out)
+        tile(2, 1, x, weight, ahead, pace, features, out)
     elif rows == 3:
-        tile(3, 1, x, stride, weight, ahead, features, out)
+        tile(3, 1, x, weight, ahead, pace, features, out)
     elif rows == 4:
-        tile(4, 1, x, stride, weight, ahead, features, out)
+        tile(4, 1, x, weight, ahead, pace, features, out)
     elif rows == 5:
-        tile(5, 1, x, stride, weight, ahead, features, out)
+        tile(5, 1, x, weight, ahead, pace, features, out)
     elif rows == 6:
-        tile(6, 1, x, stride, weight, ahead, features, out)
+        tile(6, 1, x, weight, ahead, pace, features, out)
     elif rows == 7:
-        tile(7, 1, x, stride, weight, ahead, features, out)
+        tile(7, 1, x, weight, ahead, pace, features, out)
     else:
-        tile(8, 1, x, stride, weight, ahead, features, out)
+        tile(8, 1, x, weight, ahead, pace, features, out)
 
 
 @inlined
-def full_tile(rows: int, x: int, stride: int, weight: int, ahead: int, features: int, out: int) -> None:
+def full_tile(rows: int, x: int, weight: int, ahead: int, pace: int, features: int, out: int) -> None:
     if rows == 1:
-        tile(1, 0, x, stride, weight, ahead, features, out)
+        tile(1, 0, x, weight, ahead, pace, features, out)
     elif rows == 2:
-        tile(2, 0, x, stride, weight, ahead, features, out)
+        tile(2, 0, x, weight, ahead, pace, features, out)
     elif rows == 3:
-        tile(3, 0, x, stride, weight, ahead, features, out)
+        tile(3, 0, x, weight, ahead, pace, features, out)
     elif rows == 4:
-        tile(4, 0, x, stride, weight, ahead, features, out)
+        tile(4, 0, x, weight, ahead, pace, features, out)
     elif rows == 5:
-        tile(5, 0, x, stride, weight, ahead, features, out)
+        tile(5, 0, x, weight, ahead, pace, features, out)
     elif rows == 6:
-        tile(6, 0, x, stride, weight, ahead, features, out)
+        tile(6, 0, x, weight, ahead, pace, features, out)
     elif rows == 7:
-        tile(7, 0, x, stride, weight, ahead, features, out)
+        tile(7, 0, x, weight, ahead, pace, features, out)
     else:
-        tile(8, 0, x, stride, weight, ahead, features, out)
+        tile(8, 0, x, weight, ahead, pace, features, out)
 
 
 @inlined
@@ -196,14 +189,29 @@ def finish(sums: int, rows: int, first: int, mode: int, bias: int, out: int, out
 
 
 @inlined
-def normalise(x: int, norm: int, eps: float, out: int, rows: int, F: int) -> None:
-    """out = x / sqrt(mean(x^2) + eps) * norm, row by row."""
-    weight = f32(norm)
+def num_tiles_of(rows: int) -> int:
+    return (rows + TILE_ROWS - 1) // TILE_ROWS
+
+
+@inlined
+def tile_start(t: int, num_tiles: int, rows: int) -> int:
+    """First row of tile `t`; tiles are of nearly equal height, the higher ones first."""
+    return t * (rows // num_tiles) + min(t, rows % num_tiles)
+
+
+@inlined
+def lay_out(x: int, norm: int, eps: float, out: int, rows: int, F: int) -> None:
+    """out[f, r] = x[r, f], or x / sqrt(mean(x^2) + eps) * norm; for the rows of one tile."""
+    weight, target = f32(norm), f32(out)
     for r in range(rows):
-        source, target = f32(x + r * F * 4), f32(out + r * F * 4)
-        scale = types.float32(1.0 / (dot(x + r * F * 4, x + r * F * 4, F) / F + eps) ** 0.5)
-        for i in range(F):
-            target[i] = source[i] * scale * weight[i]
+        source = f32(x + r * F * 4)
+        if norm != 0:
+            scale = types.float32(1.0 / (dot(x + r * F * 4, x + r * F * 4, F) / F + eps) ** 0.5)
+            for i in range(F):
+                target[i * rows + r] = source[i] * scale * weight[i]
+        else:
+            for i in range(F):
+                target[i * rows + r] = source[i]
 
 
 @inlined
@@ -221,17 +229,17 @@ def panel(
     outputs: int,
     sums: int,
 ) -> None:
-    """One block of columns for `rows` rows, in tiles of nearly equal height."""
-    num_tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
-    done = 0
+    """One block of columns for `rows` rows that are laid out in tiles."""
+    num_tiles = num_tiles_of(rows)
+    pace = COLUMNS * (2 if half == 1 else 4) // num_tiles
     for t in range(num_tiles):
-        height = (rows - done + num_tiles - t - 1) // (num_tiles - t)
+        start = tile_start(t, num_tiles, rows)
+        height = tile_start(t + 1, num_tiles, rows) - start
         if half == 1:
-            half_tile(height, x + done * F * 4, F * 4, weight, ahead, F, sums)
+            half_tile(height, x + start * F * 4, weight, ahead + t * pace * F, pace, F, sums)
         else:
-            full_tile(height, x + done * F * 4, F * 4, weight, ahead, F, sums)
-        finish(sums, height, first, mode, bias, out + done * outputs * 4, outputs)
-        done += height
+            full_tile(height, x + start * F * 4, weight, ahead + t * pace * F, pace, F, sums)
+        finish(sums, height, first, mode, bias, out + start * outputs * 4, outputs)
 
 
 @kernel
@@ -242,16 +250,20 @@ def linear(block: int) -> None:
     weight, half, bias, F, outputs = a[4], a[5], a[6], a[7], a[8]
     out, R, mode = a[9], a[10], a[11]
     num_blocks, chunk, panel_rows = a[12], a[13], a[14]
-    if norm != 0:
-        num_norms = (R + NORM_ROWS - 1) // NORM_ROWS
+    if scratch != 0:
+        full = R // panel_rows * (panel_rows // TILE_ROWS)  # tiles in whole panels
+        done = R // panel_rows * panel_rows
+        num_left = num_tiles_of(R - done)
         n = ticket(block, 0)
-        while n < num_norms:
-            rows = min(NORM_ROWS, R - n * NORM_ROWS)
-            offset = n * NORM_ROWS * F * 4
-            normalise(x + offset, norm, eps, scratch + offset, rows, F)
+        while n < full + num_left:
+            start, height = n * TILE_ROWS, TILE_ROWS
+            if n >= full:
+                start = done + tile_start(n - full, num_left, R - done)
+                height = done + tile_start(n - full + 1, num_left, R - done) - start
+            lay_out(x + start * F * 4, norm, eps, scratch + start * F * 4, height, F)
             finished(block, 1)
             n = ticket(block, 0)
-        wait_for(block, 1, num_norms)
+        wait_for(block, 1, full + num_left)
         x = scratch
     sums = stack(TILE_BYTES)
     width = WIDTH if mode == GATED else COLUMNS

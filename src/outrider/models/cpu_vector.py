@@ -14,6 +14,7 @@ A bf16 number is the upper half of an fp32 number, so widening is a shift: 0x3FC
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -115,8 +116,15 @@ class Emitter:
             return self.load(address, kind), self.load(self.at(address, WIDTH, 4), kind)
         both = self.load(address, vector(I32, WIDTH))
         low = self.builder.shl(both, splat(self, I32(16), WIDTH))
-        high = self.builder.and_(both, splat(self, I32(0xFFFF0000), WIDTH))
+        high = self.builder.and_(both, self.high_halves)
         return tuple(self.builder.bitcast(v, vector(F32, WIDTH)) for v in (low, high))
+
+    @cached_property
+    def high_halves(self) -> Value:
+        """A mask that LLVM cannot see through: it would turn the `and` into a blend, which waits for the FMA units."""
+        with self.builder.goto_entry_block():
+            place = cgutils.alloca_once_value(self.builder, I32(0xFFFF0000))
+            return splat(self, self.builder.load_atomic(place, "monotonic", align=4), WIDTH)
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         kind = a.type

@@ -95,7 +95,7 @@ class CpuOps(Ops):
         assert packed.in_features == F, f"{F} features for a weight of {packed.in_features}"
         assert len(out_RO) == R, f"{R} rows onto {len(out_RO)}"
         num_blocks = packed.data.shape[0]
-        scratch = None if norm_F is None else torch.empty(R, F)
+        scratch = None if norm_F is None and R == 1 else torch.empty(R, F)
         launch(
             linear.address,
             self._threads,
