@@ -28,6 +28,7 @@ MEANT = {
     ("report/blocks.py", "cli"),
     ("__init__.py", "proposers"),
     ("__init__.py", "targets"),
+    ("__main__.py", "cli"),
 }
 
 

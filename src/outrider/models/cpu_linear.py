@@ -40,7 +40,7 @@ from outrider.models.cpu_vector import (
     vector,
 )
 
-__all__ = ["ADD", "ASSIGN", "GATED", "dot", "linear"]
+__all__ = ["ADD", "ASSIGN", "GATED", "collect", "dot", "linear"]
 
 ASSIGN, ADD, GATED = 0, 1, 2  # what becomes of a product
 UNROLL = 4
@@ -290,3 +290,14 @@ def linear(block: int) -> None:
                     sums,
                 )
         first = ticket(block, 2) * chunk
+
+
+@kernel
+def collect(block: int) -> None:
+    """Arguments as in `ops_cpu.CpuOps.collect`."""
+    a = i64(block)
+    x, norm, eps, F, out, columns, R = a[0], a[1], f64(block)[2], a[3], a[4], a[5], a[6]
+    r = ticket(block, 0)
+    while r < R:
+        lay_out(x + r * F * 4, norm, eps, out + r * columns * 4, 1, F)
+        r = ticket(block, 0)

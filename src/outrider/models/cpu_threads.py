@@ -25,14 +25,15 @@ import threading
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from llvmlite import ir
 from numba import cfunc, types
 
 from outrider.errors import ConfigError
-from outrider.models.cpu_vector import I64, Emitter, Value, emitted, i64, lowered
+from outrider.models.cpu_vector import I64, Emitter, Value, emitted, i64, inlined, lowered
 
-__all__ = ["COUNTERS", "finished", "launch", "num_threads", "stack", "ticket", "wait_for"]
+__all__ = ["BLOCK", "COUNTERS", "finished", "launch", "launch_all", "num_threads", "stack", "ticket", "wait_for"]
 
 COUNTERS = 40  # index of the first counter of a block; kernel arguments come before it
 LINE = 8  # 64-bit numbers in a cache line
@@ -64,9 +65,30 @@ def launch(address: int, threads: int, *arguments: int) -> None:
     block = Block()
     _layout(len(arguments)).pack_into(block, 0, *arguments)
     if threads > 1:
-        _pool(threads - 1).run(address, ctypes.addressof(block))
+        kernel = ctypes.c_int64(address)
+        _pool(threads - 1).run(ctypes.addressof(kernel), ctypes.addressof(block), 1)
     else:
         _entry(address)(ctypes.addressof(block))
+
+
+def launch_all(threads: int, kernels_N: np.ndarray, blocks_NB: np.ndarray) -> None:
+    """Run kernels one after the other, without coming back to Python in between.
+
+    Args:
+        kernels_N: int64 addresses.
+        blocks_NB: int64 [N, BLOCK] argument records; their counters are cleared first.
+    """
+    blocks_NB[:, COUNTERS:] = 0
+    kernels, blocks = kernels_N.ctypes.data, blocks_NB.ctypes.data
+    if threads > 1:
+        _pool(threads - 1).run(kernels, blocks, len(kernels_N))
+    else:
+        _run_all()(0, kernels, blocks, len(kernels_N))
+
+
+@cache
+def _run_all() -> Any:
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(publish_all.address)
 
 
 @cache
@@ -90,19 +112,19 @@ class _Pool:
         self._busy = threading.Lock()
         self._wake = threading.Condition()
         self._num_workers = num_workers
-        self._publish = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(publish.address)
         for _ in range(num_workers):
             threading.Thread(target=self._work, daemon=True, name="outrider-kernel").start()
 
-    def run(self, kernel: int, block: int) -> None:
+    def run(self, kernels: int, blocks: int, count: int) -> None:
+        """Work on `count` kernels, whose addresses and blocks lie at these addresses."""
         if not self._busy.acquire(blocking=False):
-            _entry(kernel)(block)
+            _run_all()(0, kernels, blocks, count)
             return
         try:
             if self._awake.value < self._num_workers:
                 with self._wake:
                     self._wake.notify_all()
-            self._publish(self._address, kernel, block)
+            _run_all()(self._address, kernels, blocks, count)
         finally:
             self._busy.release()
 
@@ -179,7 +201,7 @@ def pause(typing: Any) -> Any:
     return lowered(emit, types.void)
 
 
-@cfunc(types.void(types.int64, types.int64, types.int64), cache=True)  # type: ignore[untyped-decorator]
+@inlined
 def publish(pool: int, kernel: int, block: int) -> None:
     """Open a kernel to the workers, work on it, close it, and wait for those that joined."""
     job = i64(pool + JOB * 8)
@@ -189,6 +211,16 @@ def publish(pool: int, kernel: int, block: int) -> None:
     add(pool, STATE, -OPEN)
     while read(pool, STATE) & JOINED != 0:
         pause()
+
+
+@cfunc(types.void(types.int64, types.int64, types.int64, types.int64), cache=True)  # type: ignore[untyped-decorator]
+def publish_all(pool: int, kernels: int, blocks: int, count: int) -> None:
+    """Work on kernels one after the other; with pool 0, alone. Block n follows block n - 1."""
+    for n in range(count):
+        if pool == 0:
+            call(i64(kernels)[n], blocks + n * BLOCK * 8)
+        else:
+            publish(pool, i64(kernels)[n], blocks + n * BLOCK * 8)
 
 
 @cfunc(types.void(types.int64), cache=True)  # type: ignore[untyped-decorator]

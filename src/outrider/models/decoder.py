@@ -23,7 +23,7 @@ from torch import Tensor
 
 from outrider.cache import KVCache
 from outrider.models.block import Block
-from outrider.models.ops import Ops, Placement, Rope
+from outrider.models.ops import Ops, Placement, Programs, Result, Rope
 from outrider.models.rope import rope_tables
 from outrider.models.spec import DecoderSpec
 
@@ -69,6 +69,18 @@ class Decoder:
         cut.spec = replace(self.spec, num_layers=len(cut.layers), windows=windows)
         return cut
 
+    def around(self, spec: DecoderSpec, weights: Mapping[str, Tensor]) -> "Decoder":
+        """Other layers and another final norm between this one's embedding and output head, which stay shared."""
+        other = copy(self)
+        other.spec = spec
+        other.layers = [
+            Block.packed(spec, weights, f"model.layers.{index}.", self.ops, self.device, spec.windows[index])
+            for index in range(spec.num_layers)
+        ]
+        other.norm_E = self._vector(weights["model.norm.weight"])
+        other._rope = None
+        return other
+
     @property
     def num_bytes(self) -> int:
         """Memory of the weights."""
@@ -93,31 +105,45 @@ class Decoder:
         *,
         taps: tuple[int, ...] = (),
         want_logits: bool = True,
+        programs: Programs | None = None,
     ) -> Output:
-        """Read the rows, write their keys and values into `cache`, and give what was asked for."""
-        B, M = tokens_BM.shape
-        rope = self.rope(cache.plan.num_positions)
-        eps = self.spec.rms_norm_eps
-        x_RE = self.embed_VE[tokens_BM.reshape(-1)].to(self.ops.activation_dtype)
-        states: dict[int, Tensor] = {}
-        for index, layer in enumerate(self.layers):
-            if index in taps:
-                states[index] = x_RE.clone()
-            qkv_RQ = self.ops.norm_project(x_RE, layer.input_norm_E, eps, layer.qkv)
-            layer.apply(self.ops, x_RE, qkv_RQ, rope, cache.keys_LCHSD[index], cache.values_LCHSD[index], placement)
-        if len(self.layers) in taps:
-            states[len(self.layers)] = self._final_norm(x_RE)
-        logits_RV = self.ops.norm_project(x_RE, self.norm_E, eps, self.head) if want_logits else None
-        features_RF = torch.cat([states[tap] for tap in taps], dim=-1) if taps else None
-        return Output(
-            None if logits_RV is None else logits_RV.view(B, M, -1),
-            None if features_RF is None else features_RF.view(B, M, -1),
-        )
+        """Read the rows, write their keys and values into `cache`, and give what was asked for.
 
-    def _final_norm(self, x_RE: Tensor) -> Tensor:
-        wide_RE = x_RE.to(torch.promote_types(x_RE.dtype, torch.float32))
-        scale_R1 = torch.rsqrt(wide_RE.square().mean(-1, keepdim=True) + self.spec.rms_norm_eps)
-        return (wide_RE * scale_R1 * self.norm_E).to(x_RE.dtype)
+        Args:
+            programs: of this cache, empty at first; lets a back end repeat forwards of the same shape.
+        """
+        B, M = tokens_BM.shape
+        x_RE = self.embed_VE[tokens_BM.reshape(-1)].to(self.ops.activation_dtype)
+
+        def body(x_RE: Tensor, placement: Placement) -> Result:
+            return self._read(x_RE, placement, cache, taps, want_logits)
+
+        if programs is None or any(window is not None for window in self.spec.windows):
+            result = body(x_RE, placement)
+        else:
+            result = self.ops.replay(programs, (taps, want_logits), body, x_RE, placement)
+        return Output(*(None if rows is None else rows.view(B, M, -1) for rows in result))
+
+    def _read(
+        self, x_RE: Tensor, placement: Placement, cache: KVCache, taps: tuple[int, ...], want_logits: bool
+    ) -> Result:
+        """All layers, by operations alone, so that a back end may record them."""
+        ops, eps = self.ops, self.spec.rms_norm_eps
+        rope = self.rope(cache.plan.num_positions)
+        R, E = x_RE.shape
+        features_RF = x_RE.new_empty(R, len(taps) * E) if taps else None
+
+        def tap(index: int, norm_E: Tensor | None) -> None:
+            for place in (place for place, wanted in enumerate(taps) if wanted == index):
+                assert features_RF is not None
+                ops.collect(x_RE, norm_E, eps, features_RF, place * E)
+
+        for index, layer in enumerate(self.layers):
+            tap(index, None)
+            qkv_RQ = ops.norm_project(x_RE, layer.input_norm_E, eps, layer.qkv)
+            layer.apply(ops, x_RE, qkv_RQ, rope, cache.keys_LCHSD[index], cache.values_LCHSD[index], placement)
+        tap(len(self.layers), self.norm_E)
+        return Result(ops.norm_project(x_RE, self.norm_E, eps, self.head) if want_logits else None, features_RF)
 
     def _vector(self, weight: Tensor) -> Tensor:
         return weight.to(self.device, self.ops.activation_dtype)

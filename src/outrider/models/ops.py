@@ -25,12 +25,25 @@ of the cache.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["AttentionShape", "HeadNorm", "Ops", "Packed", "Placement", "Rope", "choose_ops"]
+__all__ = [
+    "AttentionShape",
+    "Body",
+    "HeadNorm",
+    "Ops",
+    "Packed",
+    "Placement",
+    "Programs",
+    "Result",
+    "Rope",
+    "choose_ops",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +137,18 @@ class Placement:
         return replace(self, mask_BMT=self.mask_BMT & near_BMM)
 
 
+class Result(NamedTuple):
+    """What a replayed body gives: logits [R, V] and features [R, T], each None if it was not asked for."""
+
+    logits_RV: Tensor | None
+    features_RT: Tensor | None
+
+
+Body = Callable[[Tensor, Placement], Result]
+Programs = dict[Hashable, Any]
+"""Recorded bodies of one cache, by key; filled by a back end."""
+
+
 class Ops(ABC):
     """The operations of the native decoder. Activations are contiguous 2-D tensors of `activation_dtype`."""
 
@@ -172,6 +197,18 @@ class Ops(ABC):
         Row r = b * M + m. Keys and values are one layer's cache, contiguous, written in place in the cache's own
         dtype. A row that sees nothing gives zeros. Uninitialised cache memory must hold finite numbers.
         """
+
+    @abstractmethod
+    def collect(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, out_RT: Tensor, column: int) -> None:
+        """Copy `x_RF`, or its RMSNorm, into the columns of `out_RT` from `column` on."""
+
+    def replay(self, programs: Programs, key: Hashable, body: Body, x_RF: Tensor, placement: Placement) -> Result:
+        """`body(x_RF, placement)`, perhaps by repeating what an earlier call with an equal key did on the same shapes.
+
+        The body must consist of operations of this class alone, on tensors that live at least as long as `programs`,
+        and ask nothing of the placement but to hand it on. Here it is simply called.
+        """
+        return body(x_RF, placement)
 
 
 def choose_ops(device: torch.device | str, dtype: torch.dtype) -> Ops:

@@ -16,24 +16,41 @@ Kernels are compiled on first use, for this processor, and kept in numba's cache
 """
 
 import struct
+from collections.abc import Hashable
 from functools import lru_cache
 from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from outrider.models.cpu_attention import MAX_HEAD_DIM, attention
-from outrider.models.cpu_linear import ADD, ASSIGN, GATED, linear
+from outrider.models.cpu_linear import ADD, ASSIGN, GATED, collect, linear
 from outrider.models.cpu_memory import Arena
+from outrider.models.cpu_program import Program, Recorder
 from outrider.models.cpu_softmax import MAX_HEADS
 from outrider.models.cpu_threads import launch, num_threads
 from outrider.models.cpu_vector import WIDTH
-from outrider.models.ops import AttentionShape, HeadNorm, Ops, Packed, Placement, Rope
+from outrider.models.ops import (
+    AttentionShape,
+    Body,
+    HeadNorm,
+    Ops,
+    Packed,
+    Placement,
+    Programs,
+    Result,
+    Rope,
+)
 
 __all__ = ["CpuOps"]
 
 PANEL_BYTES = 192 * 1024  # activations that stay in the second-level cache while a chunk of weights passes
 TICKETS_PER_THREAD = 6
+REPLAYED_ROWS = 32  # up to here a forward is short enough for Python to matter, and its buffers are small
+LINEAR_OUT = 9  # arguments of the kernels that differ from step to step: where a product goes,
+PLACED = 10  # a placement's five addresses and three sizes,
+SCRATCH = 24  # attention's scratch, and then its length per row
 
 
 @final
@@ -47,6 +64,7 @@ class CpuOps(Ops):
         self._placement: Placement | None = None
         self._sizes = (0, 0, 0)
         self._addresses: tuple[int, ...] = ()
+        self._recorder: Recorder | None = None
 
     @property
     def activation_dtype(self) -> torch.dtype:
@@ -76,7 +94,7 @@ class CpuOps(Ops):
         )
 
     def norm_project(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
-        out_RO = torch.empty(x_RF.shape[0], packed.out_features)
+        out_RO = self._empty(x_RF.shape[0], packed.out_features)
         self._linear(x_RF, norm_F, eps, packed, out_RO, ASSIGN)
         return out_RO
 
@@ -84,7 +102,7 @@ class CpuOps(Ops):
         self._linear(x_RF, None, 0.0, packed, residual_RO, ADD)
 
     def gate_up(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
-        out_RI = torch.empty(x_RF.shape[0], packed.out_features // 2)
+        out_RI = self._empty(x_RF.shape[0], packed.out_features // 2)
         self._linear(x_RF, norm_F, eps, packed, out_RI, GATED)
         return out_RI
 
@@ -95,10 +113,10 @@ class CpuOps(Ops):
         assert packed.in_features == F, f"{F} features for a weight of {packed.in_features}"
         assert len(out_RO) == R, f"{R} rows onto {len(out_RO)}"
         num_blocks = packed.data.shape[0]
-        scratch = None if norm_F is None and R == 1 else torch.empty(R, F)
-        launch(
+        scratch = None if norm_F is None and R == 1 else self._empty(1, R, F)
+        self._run(
             linear.address,
-            self._threads,
+            (x_RF, norm_F, scratch, packed.data, packed.bias, out_RO),
             _floats(x_RF),
             _floats(norm_F),
             _bits(eps),
@@ -115,6 +133,66 @@ class CpuOps(Ops):
             max(1, num_blocks // (self._threads * TICKETS_PER_THREAD)),
             max(24, PANEL_BYTES // (4 * F) // 24 * 24),
         )
+
+    def collect(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, out_RT: Tensor, column: int) -> None:
+        R, F = x_RF.shape
+        assert column + F <= out_RT.shape[1], f"columns {column} to {column + F} of {out_RT.shape[1]}"
+        out = _floats(out_RT) + 4 * column
+        tensors = (x_RF, norm_F, out_RT)
+        self._run(collect.address, tensors, _floats(x_RF), _floats(norm_F), _bits(eps), F, out, out_RT.shape[1], R)
+
+    def _run(self, kernel: int, tensors: tuple[Tensor | None, ...], *arguments: int) -> None:
+        """Launch a kernel on these tensors, or record it."""
+        if self._recorder is None:
+            launch(kernel, self._threads, *arguments)
+        else:
+            self._recorder.add(kernel, arguments, tensors)
+
+    def replay(self, programs: Programs, key: Hashable, body: Body, x_RF: Tensor, placement: Placement) -> Result:
+        if x_RF.shape[0] > REPLAYED_ROWS:
+            return body(x_RF, placement)
+        key = (key, *placement.positions_BM.shape)
+        if key not in programs:
+            programs[key] = self._record(body, x_RF, placement)
+        program: Program = programs[key]
+        _check_placement(placement, *program.sizes)
+        return program.run(x_RF, (*_placement_addresses(placement), *_placement_shape(placement)))
+
+    def _record(self, body: Body, x_RF: Tensor, placement: Placement) -> Program:
+        """Record a body on buffers of its own; attention gets room for as many positions as the cache has."""
+        recorder = Recorder()
+        buffer_RF = x_RF.clone()
+        self._recorder = recorder
+        try:
+            result = body(buffer_RF, placement)
+        finally:
+            self._recorder = None
+        kernels_N, blocks_NB = np.array(recorder.kernels, dtype=np.int64), recorder.blocks_NB()
+        placed_N = np.flatnonzero(kernels_N == attention.address)
+        row = (self._sizes[1] + 2 * WIDTH) // WIDTH * WIDTH
+        scratch = torch.empty(self._threads, 1 + MAX_HEADS, row)
+        blocks_NB[placed_N, SCRATCH], blocks_NB[placed_N, SCRATCH + 1] = scratch.data_ptr(), row
+        written_N = np.zeros(0, dtype=np.int64)
+        if result.logits_RV is not None:  # the last product that goes there; buffers are used again and again
+            goal = result.logits_RV.data_ptr()
+            written_N = np.flatnonzero((kernels_N == linear.address) & (blocks_NB[:, LINEAR_OUT] == goal))[-1:]
+        return Program(
+            threads=self._threads,
+            kernels_N=kernels_N,
+            blocks_NB=blocks_NB,
+            x_RF=buffer_RF,
+            result=result,
+            sizes=self._sizes,
+            placed_N=placed_N[:, None],
+            placed=np.arange(PLACED, PLACED + 8),
+            written_N=written_N,
+            logits_column=LINEAR_OUT,
+            kept=(*recorder.kept, scratch),
+        )
+
+    def _empty(self, *shape: int) -> Tensor:
+        """A buffer for a result: new, or while recording the one of the last operation with this shape."""
+        return torch.empty(shape) if self._recorder is None else self._recorder.empty(*shape)
 
     def attend(
         self,
@@ -133,12 +211,12 @@ class CpuOps(Ops):
             f"{tuple(qkv_RQ.shape)} for {B * M} rows of {H} + 2 * {G} heads"
         )
         assert keys_CHSD.shape == values_CHSD.shape, "keys and values differ in shape"
-        out_RO = torch.empty(B * M, H * D)
+        out_RO = self._empty(B * M, H * D)
         row = (placement.limit + 2 * WIDTH) // WIDTH * WIDTH
         scratch = torch.empty(self._threads, 1 + MAX_HEADS, row)
-        launch(
+        self._run(
             attention.address,
-            self._threads,
+            (qkv_RQ, out_RO, rope.cos_PD, rope.sin_PD, keys_CHSD, values_CHSD, scratch),
             _floats(qkv_RQ),
             out_RO.data_ptr(),
             _floats(rope.cos_PD),
@@ -150,9 +228,7 @@ class CpuOps(Ops):
             _address(keys_CHSD, keys_CHSD.dtype),
             _address(values_CHSD, keys_CHSD.dtype),
             *self._placed(placement, keys_CHSD, rope),
-            B,
-            M,
-            M if placement.mask_BMT is None else placement.mask_BMT.shape[2],
+            *_placement_shape(placement),
             H,
             G,
             D,
@@ -170,12 +246,23 @@ class CpuOps(Ops):
         sizes = (keys_CHSD.shape[0], keys_CHSD.shape[2], rope.cos_PD.shape[0])
         if self._placement is not placement or self._sizes != sizes:
             _check_placement(placement, *sizes)
-            mask = placement.mask_BMT
-            indices = (placement.slots_B, placement.lengths_B, placement.positions_BM, placement.write_BM)
-            addresses = [_address(index, torch.int64) for index in indices]
-            self._addresses = (*addresses, 0 if mask is None else _address(mask, torch.bool))
+            self._addresses = _placement_addresses(placement)
             self._placement, self._sizes = placement, sizes
         return self._addresses
+
+
+def _placement_addresses(placement: Placement) -> tuple[int, ...]:
+    """Where a placement's tensors are, in the order in which the attention kernel takes them."""
+    mask = placement.mask_BMT
+    indices = (placement.slots_B, placement.lengths_B, placement.positions_BM, placement.write_BM)
+    addresses = [_address(index, torch.int64) for index in indices]
+    return (*addresses, 0 if mask is None else _address(mask, torch.bool))
+
+
+def _placement_shape(placement: Placement) -> tuple[int, int, int]:
+    """B, M and T."""
+    B, M = placement.positions_BM.shape
+    return B, M, M if placement.mask_BMT is None else placement.mask_BMT.shape[2]
 
 
 def _check_placement(placement: Placement, num_slots: int, capacity: int, num_positions: int) -> None:

@@ -90,6 +90,9 @@ class TorchOps(Ops):
         out_BGNMD = weights @ values_BGSD[:, :, None]
         return out_BGNMD.permute(0, 3, 1, 2, 4).reshape(B * M, H * D)
 
+    def collect(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, out_RT: Tensor, column: int) -> None:
+        out_RT[:, column : column + x_RF.shape[1]] = x_RF if norm_F is None else _rms_norm(x_RF, norm_F, eps)
+
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -14,7 +14,7 @@ from outrider.cache import CachePlan, KVCache
 from outrider.draft import Draft
 from outrider.errors import CheckpointError
 from outrider.models.decoder import Decoder
-from outrider.models.ops import Placement, choose_ops
+from outrider.models.ops import Placement, Programs, choose_ops
 from outrider.models.spec import DecoderSpec
 from outrider.models.weights import read_weights
 from outrider.target import Forward, SharedWeights, Target, TargetSession, TargetSpec
@@ -121,6 +121,7 @@ class NativeSession(TargetSession):
         self.decoder = decoder
         self.taps = taps
         self._cache = cache
+        self._programs: Programs = {}
 
     @property
     def cache(self) -> KVCache:
@@ -140,7 +141,7 @@ class NativeSession(TargetSession):
         placement = self._cache.place_draft(slots, draft)
         if self._is_ragged(draft):
             return self._forward_ragged(tokens_BM, placement, draft)
-        output = self.decoder(tokens_BM, placement, self._cache, taps=self.taps)
+        output = self.decoder(tokens_BM, placement, self._cache, taps=self.taps, programs=self._programs)
         assert output.logits_BMV is not None
         return Forward(output.logits_BMV, output.features_BMF)
 
@@ -154,7 +155,8 @@ class NativeSession(TargetSession):
         """The real rows alone; padding rows of the result are zeros."""
         rows_R = torch.tensor(draft.real_rows, device=self._cache.device)
         tokens_R1 = tokens_BM.flatten()[rows_R][:, None]
-        output = self.decoder(tokens_R1, placement.only(rows_R), self._cache, taps=self.taps)
+        only = placement.only(rows_R)
+        output = self.decoder(tokens_R1, only, self._cache, taps=self.taps, programs=self._programs)
         assert output.logits_BMV is not None
         shape = (draft.num_slots, draft.num_rows, -1)
         features = output.features_BMF
