@@ -61,5 +61,5 @@ def test_a_placement_outside_the_cache_is_refused() -> None:
     opened = session(torch.float32)
     opened.forward([0], [1], Draft.empty(1))
     opened.cache.lengths[0] = 10_000
-    with pytest.raises(AssertionError, match="not within|exceeds"):
+    with pytest.raises(AssertionError, match=r"not within|exceeds"):
         opened.forward([0], [1], Draft.empty(1))
