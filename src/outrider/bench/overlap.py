@@ -16,10 +16,11 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import final
 
 from outrider.errors import ConfigError
 
-__all__ = ["NGRAM", "Overlap", "overlap", "words_of"]
+__all__ = ["NGRAM", "Overlap", "Sought", "overlap", "words_of"]
 
 NGRAM = 13
 SHORTEST = 5
@@ -61,17 +62,12 @@ def overlap(evaluation: Sequence[str], training: Iterable[str], *, length: int =
     Raises:
         ConfigError: if `length` is below 5.
     """
-    if length < SHORTEST:
-        raise ConfigError(f"length={length} must be at least {SHORTEST}; shorter runs are common by chance")
-    sought = _runs_sought(evaluation, length)
+    sought = Sought(evaluation, length=length)
     found: set[int] = set()
     num_training = 0
     for text in training:
         num_training += 1
-        words = words_of(text)
-        for run, owners in sought.items():
-            for words_in_a_row in _runs(words, run) & owners.keys():
-                found.update(owners[words_in_a_row])
+        found |= sought.indices_in(text)
     return Overlap(
         num_texts=len(evaluation),
         num_judged=sum(len(words_of(text)) >= SHORTEST for text in evaluation),
@@ -82,6 +78,28 @@ def overlap(evaluation: Sequence[str], training: Iterable[str], *, length: int =
 
 
 Run = tuple[str, ...]
+
+
+@final
+class Sought:
+    """The runs of words of evaluation texts, ready to be looked for in one training text after another.
+
+    Raises:
+        ConfigError: if `length` is below 5.
+    """
+
+    def __init__(self, evaluation: Sequence[str], *, length: int = NGRAM) -> None:
+        if length < SHORTEST:
+            raise ConfigError(f"length={length} must be at least {SHORTEST}; shorter runs are common by chance")
+        self._sought = _runs_sought(evaluation, length)
+
+    def indices_in(self, text: str) -> set[int]:
+        """Which evaluation texts overlap with this training text."""
+        words, found = words_of(text), set[int]()
+        for run, owners in self._sought.items():
+            for words_in_a_row in _runs(words, run) & owners.keys():
+                found.update(owners[words_in_a_row])
+        return found
 
 
 def _runs_sought(evaluation: Sequence[str], length: int) -> dict[int, dict[Run, list[int]]]:

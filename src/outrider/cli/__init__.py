@@ -23,15 +23,22 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "bench": "outrider.cli.bench:Bench",
+    "export": "outrider.cli.export:ExportCommand",
     "generate": "outrider.cli.generate:Generate",
+    "synthesize": "outrider.cli.synthesize:Synthesize",
+    "train": "outrider.cli.train:Train",
 }
+
+LATE = {"train": "outrider.cli.train:with_methods"}
+"""Of a command with options of its own for every method: builds it. Called only when that command is asked for."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("outrider").setLevel(logging.INFO)
-    command: Any = tyro.cli(_commands(), prog="outrider", description=DESCRIPTION, args=arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command: Any = tyro.cli(_commands(given[:1]), prog="outrider", description=DESCRIPTION, args=given)
     try:
         command.run()
     except OutriderError as error:
@@ -47,12 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 DESCRIPTION = "Speculative decoding of language models: one loop, one verifier, one benchmark for every method."
 
 
-def _commands() -> Any:
+def _commands(asked: Sequence[str]) -> Any:
     found = []
     for name, path in COMMANDS.items():
-        module, _, attribute = path.partition(":")
-        found.append(Annotated[getattr(import_module(module), attribute), tyro.conf.subcommand(name)])
+        command = _named(LATE[name])() if name in LATE and name in asked else _named(path)
+        found.append(Annotated[command, tyro.conf.subcommand(name)])
     return Union[tuple(found)]  # noqa: UP007
+
+
+def _named(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def _say(sentence: str, status: int) -> int:

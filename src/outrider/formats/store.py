@@ -24,7 +24,16 @@ from torch import Tensor
 from outrider.errors import CheckpointError
 from outrider.target import Target
 
-__all__ = ["WEIGHTS", "check_target", "fingerprint", "provenance", "read_json", "replace_file", "write_checkpoint"]
+__all__ = [
+    "WEIGHTS",
+    "check_target",
+    "fingerprint",
+    "fingerprint_of",
+    "provenance",
+    "read_json",
+    "replace_file",
+    "write_checkpoint",
+]
 
 WEIGHTS = "model.safetensors"
 STRIDE = 97
@@ -67,7 +76,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def fingerprint(target: Target) -> str:
     """What a target's embedding hashes to; equal for equal values, whatever dtype they are held in."""
-    rows = target.shared_weights().embedding_VE[::STRIDE].to("cpu", torch.float32).contiguous()
+    return fingerprint_of(target.shared_weights().embedding_VE)
+
+
+def fingerprint_of(embedding_VE: Tensor) -> str:
+    """The same from the embedding alone, where the rest of the target is not loaded."""
+    rows = embedding_VE[::STRIDE].to("cpu", torch.float32).contiguous()
     return hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
 
 

@@ -25,6 +25,10 @@ REGISTRY: dict[str, str] = {
     "ngram": "outrider.proposers.ngram:NgramProposer",
     "suffix": "outrider.proposers.suffix:SuffixProposer",
     "draft_model": "outrider.proposers.draft_model:DraftModelProposer",
+    "eagle3": "outrider.proposers.eagle3:Eagle3Proposer",
+    "pard": "outrider.proposers.pard:PardProposer",
+    "medusa": "outrider.proposers.medusa:MedusaProposer",
+    "mtp": "outrider.proposers.mtp:MtpProposer",
 }
 
 DEFAULT_METHOD = "ngram"

@@ -24,20 +24,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self, final
 
-import torch
 from torch import Tensor
 
 from outrider.draft import Draft, Tree
-from outrider.errors import CheckpointError, ConfigError
+from outrider.errors import ConfigError
+from outrider.formats.hf_draft import load_draft
 from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
+from outrider.proposers.backlog import Backlog, open_model
 from outrider.proposers.chains import Chains
 from outrider.proposers.trees import Growth
 from outrider.sampling import Sampling
-from outrider.target import Target, TargetSession
-from outrider.targets import load_target
+from outrider.target import Target
 from outrider.targets.native import NativeTarget
 
-__all__ = ["DraftModelConfig", "DraftModelProposer"]
+__all__ = ["DraftModelConfig", "DraftModelProposer", "cut_from", "layer_list"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,19 +74,18 @@ class DraftModelProposer(Proposer):
 
     Config = DraftModelConfig
 
-    def __init__(self, model: Target, config: DraftModelConfig) -> None:
+    def __init__(self, model: Target, config: DraftModelConfig, num_bytes: int = 0) -> None:
         self.model = model
         self.config = config
+        self._num_bytes = num_bytes
 
     @classmethod
     def load(cls, target: Target, config: DraftModelConfig) -> Self:
         if config.layers is not None:
             return cls(cut_from(target, config.layers), config)
         assert config.checkpoint is not None
-        spec = target.spec
-        model = load_target(config.checkpoint, dtype=str(spec.dtype).removeprefix("torch."), device=str(spec.device))
-        check_vocabulary(target, model)
-        return cls(model, config)
+        draft = load_draft(config.checkpoint, target)
+        return cls(draft.model, config, draft.num_bytes)
 
     @classmethod
     def example(cls, target: Target, seed: int) -> Self:
@@ -107,14 +106,11 @@ class DraftModelProposer(Proposer):
 
     @property
     def num_bytes(self) -> int:
-        return 0 if self.config.layers is not None else self.model.spec.weight_bytes
+        return self._num_bytes
 
     def open(self, plan: SessionPlan) -> Session:
-        known = self.model.spec.max_positions
-        if known < plan.max_positions:
-            raise ConfigError(f"the draft model reads {known} positions, not {plan.max_positions}; set max_len={known}")
-        cache = self.model.plan(plan.max_slots, plan.max_positions, tail=self.config.num_nodes * self.config.width + 2)
-        return DraftModelSession(self.model.open(cache), self.config, plan, self.model.spec.vocab_size)
+        model = open_model(self.model, plan, tail=self.config.num_nodes * self.config.width + 2)
+        return DraftModelSession(Backlog(model, plan.device), self.config, plan, self.model.spec.vocab_size)
 
 
 def cut_from(target: Target, layers: str) -> Target:
@@ -125,6 +121,16 @@ def cut_from(target: Target, layers: str) -> Target:
     """
     if not isinstance(target, NativeTarget):
         raise ConfigError(f"layers={layers} needs a target on the native decoder; give a checkpoint instead")
+    kept = layer_list(target, layers)
+    return NativeTarget(target.decoder.keep(kept), f"{target.name} layers {layers}", target.dtype, target.tokenizer)
+
+
+def layer_list(target: Target, layers: str) -> list[int]:
+    """The numbers in "0,1,28,29".
+
+    Raises:
+        ConfigError: if it is no such list, or a layer does not exist.
+    """
     try:
         kept = [int(layer) for layer in layers.split(",")]
     except ValueError:
@@ -132,96 +138,48 @@ def cut_from(target: Target, layers: str) -> Target:
     for layer in kept:
         if not 0 <= layer < target.spec.num_layers:
             raise ConfigError(f"layer {layer} does not exist; the target has layers 0 to {target.spec.num_layers - 1}")
-    return NativeTarget(target.decoder.keep(kept), f"{target.name} layers {layers}", target.dtype, target.tokenizer)
-
-
-def check_vocabulary(target: Target, model: Target) -> None:
-    """Refuse a draft model that speaks other tokens.
-
-    Raises:
-        CheckpointError: naming the first difference.
-    """
-    ours, theirs = target.spec, model.spec
-    if ours.vocab_size != theirs.vocab_size:
-        raise CheckpointError(
-            f"draft model {theirs.name} has {theirs.vocab_size} tokens but target {ours.name} has {ours.vocab_size}; "
-            "a draft model must share the target's vocabulary"
-        )
-    if target.tokenizer is None or model.tokenizer is None:
-        return
-    want, got = target.tokenizer.get_vocab(), model.tokenizer.get_vocab()
-    if want != got:
-        token = min(token for token in want.keys() | got.keys() if want.get(token) != got.get(token))
-        raise CheckpointError(
-            f"draft model {theirs.name} has another vocabulary than {ours.name}: token {token!r} is "
-            f"{got.get(token)} there and {want.get(token)} here"
-        )
+    return kept
 
 
 @final
 class DraftModelSession(Session):
     """The draft model's cache, and what it has still to read."""
 
-    def __init__(self, model: TargetSession, config: DraftModelConfig, plan: SessionPlan, vocab_size: int) -> None:
-        self.model = model
+    def __init__(self, backlog: Backlog, config: DraftModelConfig, plan: SessionPlan, vocab_size: int) -> None:
+        self.backlog = backlog
         self.vocab_size = vocab_size
         self.config = config
         self.plan = plan
-        self.pending: dict[int, list[int]] = {}
-        self.samplings: dict[int, Sampling] = {}
         self.num_read: dict[int, int] = {}
 
     def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
-        self.model.prefill([slot], [tokens[:-1]])
-        self.pending[slot] = [tokens[-1]]
-        self.samplings[slot] = sampling
+        self.backlog.admit(slot, tokens, sampling)
         self.num_read[slot] = 0
 
     def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
         depths = {slot: min(room) for slot, room in zip(slots, rooms, strict=True)}
-        self._catch_up([slot for slot in slots if depths[slot] > 0])
+        self.backlog.catch_up([slot for slot in slots if depths[slot] > 0], num_more=1)
         if self.config.width > 1:
             trees = self._grow({slot: room for slot, room in zip(slots, rooms, strict=True) if min(room) > 0})
             return Draft.of_trees([trees.get(slot, Tree([], [])) for slot in slots], self.plan.device)
         return self._chains(slots, depths)
 
-    def _catch_up(self, slots: Sequence[int]) -> None:
-        """Read long backlogs, left by steps without a draft, in pieces that fit the cache's tail."""
-        piece = self.model.cache.plan.tail - 1
-        for slot in slots:
-            while len(self.pending[slot]) > piece:
-                self._read([slot], [self.pending[slot][:piece]])
-                self.pending[slot] = self.pending[slot][piece:]
-
     def _chains(self, slots: Sequence[int], depths: dict[int, int]) -> Draft:
-        chains = Chains(
-            self.plan,
-            slots,
-            self.samplings,
-            sampled=self.config.sampled,
-            vocab_size=self.vocab_size,
-        )
+        sampled, samplings = self.config.sampled, self.backlog.samplings
+        chains = Chains(self.plan, slots, samplings, sampled=sampled, vocab_size=self.vocab_size)
         active = [slot for slot in slots if depths[slot] > 0]
-        feeds = [self.pending[slot] for slot in active]
+        feeds = [self.backlog.pending[slot] for slot in active]
         while active:
-            logits_BV = self._read(active, feeds)
+            logits_BV = self.backlog.read(active, feeds)
             depth = len(chains.tokens[active[0]])
-            firsts = [length - depth for length in self.model.cache.lengths_of(active)]
+            firsts = [position - depth for position in self.backlog.first_positions(active)]
             chosen = chains.grow(active, logits_BV, firsts)
             feeds = [[token] for slot, token in zip(active, chosen, strict=True) if depth + 1 < depths[slot]]
             active = [slot for slot in active if depth + 1 < depths[slot]]
         for slot, chain in chains.tokens.items():
             self.num_read[slot] = max(0, len(chain) - 1)
-            self.pending[slot] = [] if chain else self.pending[slot]
+            self.backlog.pending[slot] = [] if chain else self.backlog.pending[slot]
         return chains.draft()
-
-    def _read(self, slots: Sequence[int], feeds: Sequence[Sequence[int]]) -> Tensor:
-        """Read each slot's tokens into the cache for good; logits after the last of them, [B, V]."""
-        chain = Draft.of_chains([feed[1:] for feed in feeds], self.plan.device)
-        logits_BMV = self.model.forward(slots, [feed[0] for feed in feeds], chain).logits_BMV
-        self.model.cache.extend(slots, [len(feed) for feed in feeds])
-        last_B = torch.tensor([len(feed) - 1 for feed in feeds], device=logits_BMV.device)
-        return logits_BMV[torch.arange(len(feeds), device=logits_BMV.device), last_B]
 
     def _grow(self, rooms: dict[int, Room]) -> dict[int, Tree]:
         """Trees: the root stays unread, and each level reads root and tree anew (rows are cheap, passes are not)."""
@@ -242,8 +200,8 @@ class DraftModelSession(Session):
     def _add_level(self, slots: Sequence[int], growths: dict[int, Growth]) -> None:
         frontiers = [growths[slot].frontier for slot in slots]
         trees = [frontier_tree(growths[slot]) for slot in slots]
-        roots = [self.pending[slot][-1] for slot in slots]
-        logits_BMV = self.model.forward(
+        roots = [self.backlog.pending[slot][-1] for slot in slots]
+        logits_BMV = self.backlog.model.forward(
             slots, roots, Draft.of_trees([tree for tree, _ in trees], self.plan.device)
         ).logits_BMV
         log_probs_BMV = logits_BMV.log_softmax(-1)
@@ -253,29 +211,30 @@ class DraftModelSession(Session):
             growths[slot].add_level(best.indices.tolist(), best.values.tolist())
 
     def _read_all_but_root(self, slots: Sequence[int]) -> None:
-        behind = [slot for slot in slots if len(self.pending[slot]) > 1]
+        pending = self.backlog.pending
+        behind = [slot for slot in slots if len(pending[slot]) > 1]
         if behind:
-            self._read(behind, [self.pending[slot][:-1] for slot in behind])
+            self.backlog.read(behind, [pending[slot][:-1] for slot in behind])
         for slot in behind:
-            self.pending[slot] = self.pending[slot][-1:]
+            pending[slot] = pending[slot][-1:]
 
     def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
         for slot, _, tokens, _ in commits:
             num_kept = min(len(tokens) - 1, self.num_read[slot])
-            self.model.cache.truncate(slot, self.model.cache.lengths[slot] - self.num_read[slot] + num_kept)
-            self.pending[slot] += tokens[num_kept:]
+            self.backlog.take_back(slot, self.num_read[slot] - num_kept)
+            self.backlog.pending[slot] += tokens[num_kept:]
             self.num_read[slot] = 0
 
     def release(self, slot: int) -> None:
-        self.model.cache.reset(slot)
-        del self.pending[slot], self.samplings[slot], self.num_read[slot]
+        self.backlog.release(slot)
+        del self.num_read[slot]
 
     def reset(self) -> None:
         """Nothing is learnt across requests."""
 
     @property
     def num_bytes(self) -> int:
-        return self.model.cache.plan.num_bytes
+        return self.backlog.num_bytes
 
 
 def frontier_tree(growth: Growth) -> tuple[Tree, dict[int, int]]:

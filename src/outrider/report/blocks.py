@@ -94,7 +94,8 @@ def settings(name: str) -> str:
     for field in fields:
         assert field.name in meanings, f"the docstring of {config.__name__} does not explain {field.name}"
         kind = _cell(_annotation(hints[field.name]))
-        lines.append(f"| `{field.name}` | `{kind}` | `{field.default!r}` | {_cell(meanings[field.name])} |")
+        default = "required" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
+        lines.append(f"| `{field.name}` | `{kind}` | {default} | {_cell(meanings[field.name])} |")
     return "\n".join(lines)
 
 

@@ -41,15 +41,15 @@ class Batch(NamedTuple):
     def shifted(self, x_BL: Tensor, by: int, fill: float = 0) -> Tensor:
         """x at position + `by` within the same text; `fill` where that lies outside the text."""
         moved = torch.full_like(x_BL, fill)
-        moved[:, : x_BL.shape[1] - by] = x_BL[:, by:]
+        moved[:, : max(0, x_BL.shape[1] - by)] = x_BL[:, by:]
         shape = self.segments_BL.shape + (1,) * (x_BL.dim() - 2)
         return torch.where(self.within(by).view(shape), moved, torch.full_like(x_BL, fill))
 
     def within(self, by: int) -> Tensor:
         """bool [B, L]: position + `by` exists in the same text."""
         same = torch.zeros_like(self.segments_BL, dtype=torch.bool)
-        length = self.segments_BL.shape[1]
-        same[:, : length - by] = self.segments_BL[:, : length - by] == self.segments_BL[:, by:]
+        kept = max(0, self.segments_BL.shape[1] - by)
+        same[:, :kept] = self.segments_BL[:, :kept] == self.segments_BL[:, by:]
         return same & (self.segments_BL > 0)
 
     def causal_BLL(self) -> Tensor:

@@ -32,7 +32,7 @@ OBJECTIVES: dict[str, str] = {
     "medusa": "outrider.train.objectives.medusa:MedusaObjective",
     "pard": "outrider.train.objectives.pard:PardObjective",
     "mtp": "outrider.train.objectives.mtp:MtpObjective",
-    "draft": "outrider.train.objectives.draft:DraftObjective",
+    "draft": "outrider.train.objectives.draft_model:DraftObjective",
 }
 
 

@@ -1,0 +1,65 @@
+"""`outrider export`: write a trained proposer as a serving engine loads it, and print how to serve it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+__all__ = ["ExportCommand"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportCommand:
+    """Write a checkpoint in the layout of another engine; the command that serves it ends the output."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """A directory written by `outrider train`, or any published head or draft model that Outrider reads."""
+    output: Path
+    """The directory to write; it must not exist, or be empty."""
+    target: str = "smollm2-135m"
+    """The target it was trained for."""
+    to: Literal["vllm", "speculators", "sglang"] = "vllm"
+    """vllm, speculators (vLLM's other layout, for EAGLE-3) or sglang."""
+    num_nodes: int = 4
+    """Tokens that the engine shall draft per step."""
+    dtype: str = "bfloat16"
+    """Of the target's weights while reading."""
+
+    def run(self) -> None:
+        from outrider.errors import ConfigError
+        from outrider.interop.exported import Export, export_checkpoint
+        from outrider.targets import load_target
+
+        if self.num_nodes < 1:
+            raise ConfigError(f"num_nodes={self.num_nodes} must be at least 1")
+        if self.output.is_dir() and any(self.output.iterdir()):
+            raise ConfigError(f"{self.output} is not empty; choose another directory")
+        target = load_target(self.target, dtype=self.dtype, device="cpu")
+        self.output.mkdir(parents=True, exist_ok=True)
+        export = Export(
+            checkpoint=self.checkpoint,
+            target=target,
+            output=self.output.resolve(),
+            engine=self.to,
+            num_nodes=self.num_nodes,
+        )
+        try:
+            exported = export_checkpoint(export)
+        except BaseException:
+            if not any(self.output.iterdir()):
+                self.output.rmdir()
+            raise
+        for note in exported.notes:
+            print(f"note: {note}")
+        print(exported.command(export))
+        print(
+            json.dumps(
+                {"output": str(export.output), "speculative": {k: _plain(v) for k, v in exported.speculative.items()}}
+            )
+        )
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,246 @@
+"""`outrider train METHOD`: train a drafter for a frozen target on texts that the target wrote.
+
+A method's own settings are the fields of its objective's `Config`; they stand beside those of the loop.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+import tyro
+
+if TYPE_CHECKING:
+    from outrider.train.loop import Progress
+
+__all__ = ["Train", "with_methods"]
+
+SECONDS_BETWEEN_LINES = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a drafter: eagle3, medusa, pard, mtp or a draft model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainMethod:
+    """What every method needs besides the settings of the loop and its own."""
+
+    data: tuple[Path, ...] = ()
+    """Directories that outrider synthesize wrote."""
+    target: str = "smollm2-135m"
+    """The target that wrote them: a directory, a GGUF file, a hub id, or smollm2-135m."""
+    dtype: str = "bfloat16"
+    """Of the target's weights: what it will be run with."""
+    heldout_fraction: float | None = None
+    """Part of the prompts to hold out; by default what the data says."""
+    features: Literal["live", "cached"] = "live"
+    """live computes the target's states when they are needed; cached keeps them on disk for further epochs and runs."""
+    feature_dir: Path | None = None
+    """Where cached features lie; by default a folder in the first data directory."""
+    run_dir: Path | None = None
+    """Directory of the run; by default a new one under runs/."""
+    resume: Path | None = None
+    """Go on with this run; all its settings are taken from it."""
+    device: str | None = None
+    """cpu or cuda; by default the GPU if there is one."""
+    threads: int | None = None
+    """CPU threads; by default PyTorch's own number."""
+
+    def run(self) -> None:
+        from outrider.errors import ConfigError
+        from outrider.train.record import read_record
+        from outrider.train.run import accelerator
+
+        if self.resume is None and not self.data:
+            raise ConfigError("there is nothing to train on; give --data DIR, as written by outrider synthesize")
+        if self.resume is not None and self.run_dir is not None:
+            raise ConfigError(f"--resume {self.resume} goes on in that directory; leave out --run-dir")
+        record = None if self.resume is None else read_record(self.resume)
+        command = self if record is None else _resumed(self, record)
+        processes = accelerator(command.device)
+        try:
+            report = _train(command, self.resume, processes)
+        finally:
+            processes.end_training()
+        if processes.is_main_process:
+            print(json.dumps(report))
+            sys.stdout.flush()
+
+
+def with_methods() -> Any:
+    """`Train` with a subcommand for every objective; imports them all."""
+    from outrider.train.config import TrainConfig
+    from outrider.train.objective import OBJECTIVES
+
+    subcommands = []
+    for name in OBJECTIVES:
+        objective = _objective(name)
+        flat = tyro.conf.arg(name="")
+        settings = ("settings", Annotated[objective.Config, flat], field(default_factory=objective.Config))
+        loop = ("loop", Annotated[TrainConfig, flat], field(default_factory=TrainConfig))
+        command = make_dataclass(name, [settings, loop], bases=(TrainMethod,), frozen=True, kw_only=True)
+        command.__doc__ = _first_sentence(objective)
+        subcommands.append(Annotated[command, tyro.conf.subcommand(name, prefix_name=False)])
+    choice: Any = Annotated[Union[tuple(subcommands)], tyro.conf.arg(name="")]  # noqa: UP007
+    command = make_dataclass("Train", [("method", choice)], frozen=True, kw_only=True)
+    command.__doc__ = Train.__doc__
+    command.run = lambda self: self.method.run()  # type: ignore[attr-defined]
+    return command
+
+
+def _train(command: Any, resume: Path | None, processes: Any) -> dict[str, Any]:
+    """Load everything and run; `command` is one of the classes that `with_methods` makes."""
+    from outrider.targets import load_target
+    from outrider.train.run import Setup, train
+    from outrider.train.shards import Dataset
+
+    _set_threads(command.threads)
+    name = type(command).__name__
+    target = load_target(command.target, dtype=command.dtype, device=str(processes.device))
+    setup = Setup(
+        method=name,
+        objective=_objective(name),
+        settings=command.settings,
+        target=target,
+        data=Dataset.open(*command.data, target=target).split(command.heldout_fraction),
+        config=command.loop,
+        features=command.features,
+        data_dir=command.data[0],
+        feature_dir=command.feature_dir,
+        options={field.name: getattr(command, field.name) for field in fields(TrainMethod) if field.name not in OWN},
+    )
+    directory = _shared(resume or command.run_dir or _new_directory(name))
+    with _progress(processes.is_main_process) as (listen, say):
+        return train(setup, directory, processes, resume=resume is not None, listen=listen, say=say)
+
+
+OWN = ("run_dir", "resume")
+
+
+def _objective(name: str) -> Any:
+    from importlib import import_module
+
+    from outrider.train.objective import OBJECTIVES
+
+    module, _, attribute = OBJECTIVES[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def _resumed(command: Any, record: Mapping[str, Any]) -> Any:
+    """The command that started the run.
+
+    Raises:
+        ConfigError: for a setting that was given and differs.
+    """
+    from outrider.errors import ConfigError
+
+    if type(command).__name__ != record["method"]:
+        raise ConfigError(f"that run trains {record['method']}; resume it with outrider train {record['method']}")
+    own = TrainMethod(**{name: getattr(command, name) for name in record["options"]})
+    changes = asdict(_merged(own, record["options"]))
+    parts = {"settings": _merged(command.settings, record["settings"]), "loop": _merged(command.loop, record["train"])}
+    return replace(command, **{name: changes[name] for name in record["options"]}, **parts)
+
+
+def _merged(given: Any, stored: Mapping[str, Any]) -> Any:
+    from outrider.errors import ConfigError
+    from outrider.train.record import plain
+
+    values = {}
+    for one in fields(given):
+        value = getattr(given, one.name)
+        default = one.default_factory() if one.default_factory is not MISSING else one.default
+        if one.name in stored and plain(value) != stored[one.name]:
+            if value != default:
+                raise ConfigError(
+                    f"the run was started with {one.name}={stored[one.name]}, not {value}; leave the option out, "
+                    "or start a new run"
+                )
+            value = _typed(one.name, stored[one.name])
+        values[one.name] = value
+    return type(given)(**values)
+
+
+def _typed(name: str, value: Any) -> Any:
+    """What JSON has no type for: tuples and paths."""
+    if name == "data":
+        return tuple(Path(one) for one in value)
+    if name == "feature_dir" and value is not None:
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _set_threads(threads: int | None) -> None:
+    import torch
+
+    from outrider.errors import ConfigError
+
+    if threads is None:
+        return
+    if threads < 1:
+        raise ConfigError(f"threads={threads} must be at least 1")
+    os.environ["OUTRIDER_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
+
+
+def _new_directory(name: str) -> Path:
+    from datetime import UTC, datetime
+
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"train-{name}-{stamp}"
+
+
+def _shared(directory: Path) -> Path:
+    """The main process's choice, in all processes."""
+    from accelerate.utils import broadcast_object_list
+
+    return Path(broadcast_object_list([str(directory)])[0])
+
+
+def _first_sentence(objective: Any) -> str:
+    text = " ".join((sys.modules[objective.__module__].__doc__ or "").partition("\n\n")[0].split())
+    return text.partition(". ")[0].rstrip(".") + "."
+
+
+@contextmanager
+def _progress(visible: bool) -> "Iterator[tuple[Callable[[Progress], None], Callable[[str], None]]]":
+    """A bar on standard error where that is a terminal, else a line now and then; and a place for sentences."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True, quiet=not visible, highlight=False)
+    columns = (BarColumn(bar_width=16), MofNCompleteColumn(), TextColumn("{task.description}"))
+    last = monotonic()
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def listen(at: "Progress") -> None:
+            nonlocal last
+            bar.update(task, completed=at.step, total=at.num_steps, description=described(at))
+            if not console.is_terminal and (monotonic() - last > SECONDS_BETWEEN_LINES or at.step == at.num_steps):
+                last = monotonic()
+                console.print(f"{at.step}/{at.num_steps} {described(at)}", soft_wrap=True)
+
+        yield listen, lambda sentence: console.print(sentence, soft_wrap=True)
+
+
+def described(at: "Progress") -> str:
+    """One line: loss, speed, time left, and what held-out texts last said."""
+    loss = "-" if at.loss is None else f"{at.loss:.3f}"
+    minutes, seconds = divmod(round(at.seconds_left), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [f"{hours}:{minutes:02}:{seconds:02} left", f"{at.tokens_per_s:,.0f} tokens/s", f"loss {loss}"]
+    if at.held_out is not None:
+        accepted = " ".join(f"{one:.2f}" for one in at.held_out.conditional)
+        parts.append(f"tau {at.held_out.tau:.2f} ({accepted})")
+    if at.decoded is not None:
+        parts.append(f"decoded tau {at.decoded.tau:.2f}")
+    return " · ".join(parts)

@@ -1,0 +1,94 @@
+"""EAGLE-3 heads in the layout of the speculators library: its config, to and from the native one.
+
+    {"speculators_model_type": "eagle3", "draft_vocab_size": 32000, "norm_before_residual": false, ...,
+     "transformer_layer_config": {"model_type": "llama", ...},                  the layer, as a Llama config
+     "speculators_config": {"proposal_methods": [{"speculative_tokens": 5, ...}],
+                            "verifier": {"name_or_path": "Qwen/Qwen2.5-7B-Instruct", ...}}}
+
+The tensors are the native ones with `layers.0.` for `midlayer.`. The library stores an embedding, which may be left out
+where it is the target's.
+
+A missing `norm_before_residual` means true to vLLM and false to the library that writes these files; so it is written
+always, and a file without it is refused.
+
+Example: `native_of(config, file)["hidden_size"]` is the hidden size of `transformer_layer_config`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from outrider.errors import CheckpointError
+
+__all__ = ["is_speculators", "native_of", "speculators_of"]
+
+KIND = "speculators_model_type"
+LAYER_CONFIG = "transformer_layer_config"
+LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
+VERSION = "0.9.0"
+COPIED = ("draft_vocab_size", "norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
+
+
+def is_speculators(config: Mapping[str, Any]) -> bool:
+    """Whether a config is in this layout."""
+    return KIND in config
+
+
+def native_of(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The same head as a native config.
+
+    Raises:
+        CheckpointError: for another kind of head, or where a key that decides the arithmetic is missing.
+    """
+    if config[KIND] != "eagle3":
+        raise CheckpointError(f"{file} has {KIND} {config[KIND]!r}; only 'eagle3' is read here")
+    layer = config.get(LAYER_CONFIG)
+    if not isinstance(layer, dict):
+        raise CheckpointError(f"{file} has no {LAYER_CONFIG}, which must hold the layer's config")
+    if not isinstance(config.get("norm_before_residual"), bool):
+        raise CheckpointError(
+            f"{file} does not say norm_before_residual, which engines read differently; add it as it was trained"
+        )
+    native = {**layer, **{key: config.get(key) for key in COPIED}}
+    for key in ("target_hidden_size", LAYER_IDS):
+        if config.get(key) is not None:
+            native[key] = config[key]
+    return native
+
+
+def speculators_of(
+    native: Mapping[str, Any], verifier: str, architectures: Sequence[str], num_tokens: int
+) -> dict[str, Any]:
+    """A native config in this layout.
+
+    Args:
+        verifier: the target's hub id or directory.
+        architectures: the target's classes, such as ["Qwen2ForCausalLM"].
+        num_tokens: tokens that an engine drafts by default.
+    """
+    outer = {*COPIED, "target_hidden_size", "num_aux_hidden_states", "eagle_config", "outrider", "architectures"}
+    method = {
+        "proposal_type": "greedy",
+        "speculative_tokens": num_tokens,
+        "verifier_accept_k": 1,
+        "accept_tolerance": 0.0,
+    }
+    config: dict[str, Any] = {
+        "architectures": ["Eagle3Speculator"],
+        KIND: "eagle3",
+        "speculators_version": VERSION,
+        "target_hidden_size": native["target_hidden_size"],
+        LAYER_CONFIG: {key: value for key, value in native.items() if key not in outer},
+        "speculators_config": {
+            "algorithm": "eagle3",
+            "default_proposal_method": "greedy",
+            "proposal_methods": [method],
+            "verifier": {"name_or_path": verifier, "architectures": list(architectures)},
+        },
+    }
+    for key in COPIED:
+        config[key] = native.get(key, False)
+    layer_ids = native.get("eagle_config", {}).get(LAYER_IDS)
+    if layer_ids is not None:
+        config[LAYER_IDS] = layer_ids
+    return config | {key: native[key] for key in ("outrider",) if key in native}

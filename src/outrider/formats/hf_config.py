@@ -1,0 +1,88 @@
+"""A decoder's shape as a Hugging Face `config.json`: the way back from `DecoderSpec`.
+
+The keys are those that `transformers`, vLLM and SGLang all read: the older `rope_theta` and `rope_scaling`, which every
+release understands, rather than `rope_parameters`. What is written is read back to the same `DecoderSpec`.
+
+Example: a spec of family "qwen2" gives `{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", ...}`.
+"""
+
+from typing import Any
+
+import torch
+
+from outrider.models.spec import DecoderSpec, RopeSpec
+
+__all__ = ["ARCHITECTURES", "config_of"]
+
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "mistral": "MistralForCausalLM",
+}
+SCALING_KEYS = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+    "yarn": (
+        "factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+    ),
+}
+
+
+def config_of(spec: DecoderSpec, dtype: torch.dtype) -> dict[str, Any]:
+    """The config of a causal language model of this shape, with weights stored in `dtype`."""
+    config: dict[str, Any] = {
+        "architectures": [ARCHITECTURES[spec.family]],
+        "model_type": spec.family,
+        "dtype": str(dtype).removeprefix("torch."),
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.intermediate_size,
+        "num_hidden_layers": spec.num_layers,
+        "num_attention_heads": spec.num_heads,
+        "num_key_value_heads": spec.num_kv_heads,
+        "head_dim": spec.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": spec.rms_norm_eps,
+        "max_position_embeddings": spec.max_position_embeddings,
+        "rope_theta": spec.rope.theta,
+        "rope_scaling": _scaling(spec.rope),
+        "tie_word_embeddings": spec.tie_word_embeddings,
+        "bos_token_id": None,
+        "eos_token_id": list(spec.eos_ids) if len(spec.eos_ids) != 1 else spec.eos_ids[0],
+    }
+    if not spec.eos_ids:
+        config["eos_token_id"] = None
+    if spec.family in ("llama", "qwen3"):
+        config["attention_bias"] = spec.qkv_bias
+    if spec.family == "llama":
+        config["mlp_bias"] = spec.mlp_bias
+    return config | _window(spec)
+
+
+def _scaling(rope: RopeSpec) -> dict[str, Any] | None:
+    if rope.type == "default":
+        return None
+    values = {key: getattr(rope, key) for key in SCALING_KEYS[rope.type]}
+    return {"rope_type": rope.type} | {key: value for key, value in values.items() if value is not None}
+
+
+def _window(spec: DecoderSpec) -> dict[str, Any]:
+    windows = [window for window in spec.windows if window is not None]
+    if spec.family == "llama":
+        return {}
+    if spec.family == "mistral":
+        return {"sliding_window": windows[0] if windows else None}
+    if not windows:
+        return {"use_sliding_window": False, "sliding_window": None, "max_window_layers": spec.num_layers}
+    kinds = ["full_attention" if window is None else "sliding_attention" for window in spec.windows]
+    return {"use_sliding_window": True, "sliding_window": windows[0], "layer_types": kinds}

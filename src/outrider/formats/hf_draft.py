@@ -1,0 +1,276 @@
+"""Draft models on disk: Hugging Face directories, in two storage forms.
+
+*Complete*: every tensor of a causal language model under its usual name, the vocabulary as large as the target's and
+the target's tokenizer beside it. vLLM and `transformers` load it as it is.
+
+*Slim*: a draft model that uses the target's own embedding and output head stores neither. Its config says so,
+
+    "outrider": {"shares": ["embedding", "head"], "target_fingerprint": ...}
+
+and the loader takes both from the target, without a copy where the target is native, and refuses any other target. A
+mask token, which no target has an embedding for, is one more tensor, `model.mask_embedding` [E]; in the complete form
+it is simply the embedding's row of that token. Because the head's row is not the mask's, a complete draft model with a
+mask stores its head apart from its embedding.
+
+Targets of one family round their vocabulary up differently (151 936 rows in Qwen2.5-0.5B, 152 064 in Qwen2.5-7B; the
+tokens are the same). `widened` appends rows to embedding and head, `pad_draft` writes a directory anew that way.
+
+Worked example: for SmolLM2-135M (49 152 tokens, E = 576, bf16) two layers are 14 MB slim and 127 MB complete.
+
+Shapes: V the target's vocabulary, E hidden size.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from outrider.errors import CheckpointError
+from outrider.formats.hf_config import config_of
+from outrider.formats.store import check_target, provenance, read_json, write_checkpoint
+from outrider.models.decoder import Decoder
+from outrider.models.locate import locate
+from outrider.models.ops import choose_ops
+from outrider.models.spec import DecoderSpec
+from outrider.models.weights import Weights, read_weights
+from outrider.target import Target
+from outrider.targets import load_target, load_tokenizer
+from outrider.targets.native import NativeTarget
+
+__all__ = [
+    "EMBEDDING",
+    "HEAD",
+    "MASK",
+    "LoadedDraft",
+    "StoredDraft",
+    "check_vocabulary",
+    "load_draft",
+    "pad_draft",
+    "read_draft",
+    "widened",
+    "write_draft",
+]
+
+EMBEDDING, HEAD, MASK = "model.embed_tokens.weight", "lm_head.weight", "model.mask_embedding"
+SHARES = ["embedding", "head"]
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedDraft:
+    """A draft model ready to run, its raw config, and the memory it holds beyond what it shares with the target."""
+
+    model: Target
+    config: Mapping[str, Any]
+    num_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class StoredDraft:
+    """A draft model as its files have it: raw config, shape, tensors in their stored dtype, and the form.
+
+    A slim one has no embedding and head among its tensors; `mask_id` is the token of its `model.mask_embedding`.
+    """
+
+    directory: Path
+    config: Mapping[str, Any]
+    spec: DecoderSpec
+    tensors: Mapping[str, Tensor]
+    is_slim: bool
+    mask_id: int | None
+
+
+def load_draft(name: str, target: Target) -> LoadedDraft:
+    """Load a draft model of either form for a target: a directory, a GGUF file or a hub id; in the target's dtype.
+
+    Raises:
+        CheckpointError: if it cannot be read, shares weights with another target, or has another vocabulary.
+    """
+    config = read_json(locate(name) / "config.json")
+    if _facts(config).get("shares"):
+        return _surrounded(name, read_draft(name, target), target)
+    spec = target.spec
+    model = load_target(name, dtype=str(spec.dtype).removeprefix("torch."), device=str(spec.device))
+    check_vocabulary(target, model)
+    return LoadedDraft(model, config, model.spec.weight_bytes)
+
+
+def read_draft(name: str, target: Target) -> StoredDraft:
+    """Read a draft model's files, to train it further or to pad it; it may have fewer rows than the target.
+
+    Raises:
+        CheckpointError: naming the tensor, the size or the token that does not fit.
+    """
+    directory = locate(name)
+    config = read_json(directory / "config.json")
+    spec = DecoderSpec.from_config_file(directory)
+    weights = read_weights(directory)
+    if _facts(config).get("shares"):
+        return _read_slim(directory, config, spec, weights, target)
+    weights.check(spec.weight_shapes(), optional=(HEAD,) if spec.tie_word_embeddings else ())
+    tokenizer = load_tokenizer(directory)
+    if tokenizer is not None and target.tokenizer is not None:
+        _check_tokens(name, tokenizer, target)
+    if spec.vocab_size > target.spec.vocab_size:
+        raise CheckpointError(_other_size(name, spec.vocab_size, target))
+    tensors = {key: weights[key] for key in spec.weight_shapes()}
+    return StoredDraft(directory, config, spec, tensors, is_slim=False, mask_id=None)
+
+
+def _read_slim(
+    directory: Path, config: Mapping[str, Any], spec: DecoderSpec, weights: Weights, target: Target
+) -> StoredDraft:
+    facts = _facts(config)
+    if facts["shares"] != SHARES:
+        raise CheckpointError(f"{directory} shares {facts['shares']} with its target; only {SHARES} is known here")
+    check_target(config, target, directory)
+    ours = target.spec
+    sizes = {"vocab_size": ours.vocab_size, "hidden_size": ours.hidden_size}
+    for what, wanted in sizes.items():
+        if getattr(spec, what) != wanted:
+            raise CheckpointError(
+                f"{directory} has {what} {getattr(spec, what)} but {ours.name}, whose embedding and head it shares, "
+                f"has {wanted}; check that config.json belongs to these weights"
+            )
+    shapes = {key: shape for key, shape in spec.weight_shapes().items() if key not in (EMBEDDING, HEAD)}
+    mask_id = facts.get("mask_id")
+    if mask_id is not None:
+        shapes[MASK] = (spec.hidden_size,)
+        if not 0 <= mask_id < spec.vocab_size:
+            raise CheckpointError(f"{directory} has mask_id {mask_id}, outside its {spec.vocab_size} tokens")
+    weights.check(shapes)
+    return StoredDraft(directory, config, spec, {key: weights[key] for key in shapes}, is_slim=True, mask_id=mask_id)
+
+
+def _surrounded(name: str, stored: StoredDraft, target: Target) -> LoadedDraft:
+    """A slim draft model with the target's embedding and head; a mask needs a copy of the embedding."""
+    dtype = target.spec.dtype
+    own = {key: tensor.to(dtype) for key, tensor in stored.tensors.items()}
+    decoder = _surround(replace(stored.spec, tie_word_embeddings=False), own, target)
+    num_bytes = sum(layer.num_bytes for layer in decoder.layers)
+    if stored.mask_id is not None:
+        decoder.embed_VE = decoder.embed_VE.clone()
+        decoder.embed_VE[stored.mask_id] = own[MASK].to(decoder.embed_VE)
+        num_bytes += decoder.embed_VE.nbytes
+    return LoadedDraft(NativeTarget(decoder, name, dtype, target.tokenizer), stored.config, num_bytes)
+
+
+def _surround(spec: DecoderSpec, own: Mapping[str, Tensor], target: Target) -> Decoder:
+    """The draft model's layers between the target's embedding and head; shared in memory with a native target."""
+    if isinstance(target, NativeTarget):
+        return target.decoder.around(spec, own)
+    shared = target.shared_weights()
+    weights = {**own, EMBEDDING: shared.embedding_VE, HEAD: shared.head_VE}
+    return Decoder(spec, weights, choose_ops(target.spec.device, target.spec.dtype), target.spec.device)
+
+
+def check_vocabulary(target: Target, model: Target) -> None:
+    """Refuse a draft model that speaks other tokens.
+
+    Raises:
+        CheckpointError: naming the first difference.
+    """
+    if target.tokenizer is not None and model.tokenizer is not None:
+        _check_tokens(model.spec.name, model.tokenizer, target)
+    if target.spec.vocab_size != model.spec.vocab_size:
+        raise CheckpointError(_other_size(model.spec.name, model.spec.vocab_size, target))
+
+
+def _other_size(name: str, vocab_size: int, target: Target) -> str:
+    remedy = (
+        "pad it to the target's with outrider.formats.hf_draft.pad_draft(source, directory, target)"
+        if vocab_size < target.spec.vocab_size
+        else "a draft model must share the target's vocabulary"
+    )
+    ours = target.spec
+    return f"draft model {name} has {vocab_size} tokens but target {ours.name} has {ours.vocab_size}; {remedy}"
+
+
+def _check_tokens(name: str, tokenizer: Any, target: Target) -> None:
+    want, got = target.tokenizer.get_vocab(), tokenizer.get_vocab()
+    if want != got:
+        token = min(token for token in want.keys() | got.keys() if want.get(token) != got.get(token))
+        raise CheckpointError(
+            f"draft model {name} has another vocabulary than {target.spec.name}: token {token!r} is "
+            f"{got.get(token)} there and {want.get(token)} here"
+        )
+
+
+def write_draft(
+    directory: Path,
+    spec: DecoderSpec,
+    tensors: Mapping[str, Tensor],
+    target: Target,
+    dtype: torch.dtype,
+    facts: Mapping[str, Any],
+    extra: Mapping[str, Any],
+) -> None:
+    """Write a draft model into an existing directory.
+
+    Args:
+        tensors: under their Hugging Face names; without embedding and head the form is slim, else complete. With
+            `model.mask_embedding` among them, `facts` names the `mask_id`.
+        facts: what the `outrider` key of the config keeps besides the target.
+        extra: further keys of the config.
+    """
+    is_slim = EMBEDDING not in tensors
+    own = provenance(target, **facts) | ({"shares": SHARES} if is_slim else {})
+    config = config_of(spec, dtype) | dict(extra) | {"outrider": own}
+    write_checkpoint(directory, {name: tensor.to(dtype) for name, tensor in tensors.items()}, config)
+    if not is_slim:
+        _copy_tokenizer(target, directory)
+
+
+def pad_draft(source: str, directory: Path, target: Target) -> None:
+    """Write a complete draft model anew with as many vocabulary rows as the target has, into an existing directory.
+
+    Raises:
+        CheckpointError: if it is slim, or has more rows than the target.
+    """
+    stored = read_draft(source, target)
+    if stored.is_slim:
+        raise CheckpointError(f"{source} shares its target's embedding, which has every row already; use it as it is")
+    config = dict(stored.config) | {"vocab_size": target.spec.vocab_size}
+    write_checkpoint(directory, widened(stored.tensors, target.spec.vocab_size), config)
+    _copy_tokenizer(target, directory)
+
+
+def widened(tensors: Mapping[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
+    """The same tensors with embedding and head padded to `vocab_size` rows, each new row the mean of the old ones.
+
+    No text holds the new tokens; the mean is finite, ordinary, and never the most probable.
+    """
+    wide = dict(tensors)
+    for name in (EMBEDDING, HEAD):
+        if name in wide and len(wide[name]) < vocab_size:
+            rows_VE = wide[name]
+            mean_E = rows_VE.to(torch.float32).mean(0).to(rows_VE.dtype)
+            wide[name] = torch.cat([rows_VE, mean_E.expand(vocab_size - len(rows_VE), -1)])
+    return wide
+
+
+def _facts(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    known = config.get("outrider")
+    return known if isinstance(known, dict) else {}
+
+
+def _copy_tokenizer(target: Target, directory: Path) -> None:
+    if target.spec.directory is None:
+        return
+    for name in TOKENIZER_FILES:
+        file = Path(target.spec.directory) / name
+        if file.is_file() and file.parent.resolve() != directory.resolve():
+            shutil.copyfile(file, directory / name)

@@ -1,0 +1,60 @@
+"""EAGLE-3 heads for vLLM, in either of its layouts, and for SGLang."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from outrider.errors import ConfigError
+from outrider.formats.eagle3 import read_eagle3, write_native, write_speculators
+from outrider.formats.eagle3_speculators import is_speculators
+from outrider.formats.store import read_json
+from outrider.interop.exported import Export, Exported, served_name
+
+__all__ = ["reads", "write"]
+
+
+def reads(config: Mapping[str, Any]) -> bool:
+    names = config.get("architectures") or []
+    return is_speculators(config) or any("Eagle3" in name for name in names) or "draft_vocab_size" in config
+
+
+def write(export: Export) -> Exported:
+    checkpoint = read_eagle3(export.checkpoint, export.target)
+    if export.engine == "speculators":
+        architectures = read_json(_config_file(export)).get("architectures") or []
+        write_speculators(
+            export.output,
+            checkpoint,
+            torch.bfloat16,
+            verifier=served_name(export.target),
+            architectures=architectures,
+            num_tokens=export.num_nodes,
+        )
+        return Exported(speculative=_vllm(export))
+    if export.engine == "sglang" and checkpoint.spec.norm_before_residual:
+        raise ConfigError("SGLang ignores norm_before_residual=true, so this head would draft wrongly there; use vLLM")
+    write_native(export.output, checkpoint, torch.bfloat16)
+    if export.engine == "vllm":
+        return Exported(speculative=_vllm(export))
+    flags = {
+        "speculative-algorithm": "EAGLE3",
+        "speculative-draft-model-path": export.output,
+        "speculative-num-steps": export.num_nodes,
+        "speculative-eagle-topk": 1,
+        "speculative-num-draft-tokens": export.num_nodes + 1,
+    }
+    notes = ("SGLang counts layer ids from the state after a layer",) if checkpoint.spec.layer_ids else ()
+    return Exported(speculative=flags, notes=notes)
+
+
+def _config_file(export: Export) -> Path:
+    directory = export.target.spec.directory
+    if directory is None:
+        raise ConfigError("the speculators layout names the target's class; load the target from a directory")
+    return Path(directory) / "config.json"
+
+
+def _vllm(export: Export) -> dict[str, Any]:
+    return {"method": "eagle3", "model": str(export.output), "num_speculative_tokens": export.num_nodes}

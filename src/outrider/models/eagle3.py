@@ -1,0 +1,208 @@
+"""The EAGLE-3 head (Li et al., arXiv 2503.01840): one decoder layer that reads a token and a feature side by side.
+
+The target's states before a low, a middle and a high layer are fused into one, g. Slot t reads g of position t and the
+embedding e of the token after it, and predicts the token after that one:
+
+    g = fc [h_low ; h_mid ; h_high]                   of committed text; while drafting, the head's own last output
+    a = [norm(e) ; norm(g)]                           twice the hidden size, which only q, k and v read
+    x = g + attention(a);   x = x + mlp(norm(x))      the residual stream starts at g
+    logits = lm_head(norm(x))                         x itself, before the norm, is the next g
+
+The output head has columns for the most frequent tokens only; `d2t` holds how far each column's token id lies from the
+column's number. Slot t sits at rotary position t.
+
+Variants that checkpoints declare: `norm_before_residual` starts the residual at norm(g); `fc_norm` normalises each of
+the fused states and `norm_before_fc` their concatenation; `norm_output` hands on norm(x) in place of x.
+
+Worked example: with columns for 3 tokens and d2t = [0, 4, 4], column 1 stands for token 5 and column 2 for token 6.
+
+Shapes: R rows, E hidden size of the head, F = taps * the target's hidden size, V vocabulary, K columns, A taps.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import rms_norm
+
+from outrider.cache import CachePlan, KVCache
+from outrider.models.block import Block
+from outrider.models.ops import Placement, Rope, choose_ops
+from outrider.models.recurrent import RecurrentHead
+from outrider.models.rope import rope_tables
+from outrider.models.spec import DecoderSpec
+
+__all__ = ["LAYER", "Eagle3Head", "Eagle3Spec", "default_layer_ids"]
+
+LAYER = "midlayer."
+NUM_TAPS = 3
+
+
+def default_layer_ids(num_layers: int) -> tuple[int, ...]:
+    """The published choice, the states before layers 2, n // 2 and n - 3; kept within a target of few layers.
+
+    >>> default_layer_ids(28), default_layer_ids(2)
+    ((2, 14, 25), (0, 1, 1))
+    """
+    return tuple(sorted(min(max(layer, 0), num_layers - 1) for layer in (2, num_layers // 2, num_layers - 3)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eagle3Spec:
+    """What a head's config says.
+
+    layer               its one decoder layer: sizes, rotary positions; `vocab_size` is the target's
+    draft_vocab_size    K
+    target_hidden_size  the width of each fused state
+    layer_ids           the taps; None for the default, which depends on the target's depth
+    """
+
+    layer: DecoderSpec
+    draft_vocab_size: int
+    target_hidden_size: int
+    layer_ids: tuple[int, ...] | None = None
+    norm_before_residual: bool = False
+    norm_before_fc: bool = False
+    fc_norm: bool = False
+    norm_output: bool = False
+
+    @property
+    def num_taps(self) -> int:
+        return NUM_TAPS if self.layer_ids is None else len(self.layer_ids)
+
+    @property
+    def features(self) -> int:
+        """F."""
+        return self.num_taps * self.target_hidden_size
+
+    def taps(self, num_layers: int) -> tuple[int, ...]:
+        """The taps on a target of that depth."""
+        return default_layer_ids(num_layers) if self.layer_ids is None else self.layer_ids
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every trained tensor under its published name, with its shape."""
+        layer, width = self.layer, self.layer.hidden_size
+        plain = {name.removeprefix("model.layers.0."): shape for name, shape in layer.weight_shapes().items()}
+        shapes: dict[str, tuple[int, ...]] = {
+            LAYER + name: (shape[0], 2 * width)
+            if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))
+            else shape
+            for name, shape in plain.items()
+            if name.startswith(("self_attn.", "mlp.", "input_layernorm.", "post_attention_layernorm."))
+        }
+        shapes |= {f"{LAYER}hidden_norm.weight": (width,), "fc.weight": (width, self.features), "norm.weight": (width,)}
+        if self.fc_norm:
+            shapes |= {f"fc_norm.{tap}.weight": (self.target_hidden_size,) for tap in range(self.num_taps)}
+        if self.norm_before_fc:
+            shapes["input_norm.weight"] = (self.features,)
+        return shapes | {"lm_head.weight": (self.draft_vocab_size, width)}
+
+
+@final
+class Eagle3Head(RecurrentHead):
+    """Packed weights of one head.
+
+    Args:
+        weights: the tensors of `spec.shapes()`; in their own dtype.
+        embedding_VE: of the input tokens, the checkpoint's own or the target's.
+        owns_embedding: whether it counts as memory of the head.
+        ids_K: target ids of the columns, None if column k is token k.
+        taps: the target's hidden states to fuse.
+        dtype: of the packed weights.
+    """
+
+    def __init__(
+        self,
+        spec: Eagle3Spec,
+        weights: Mapping[str, Tensor],
+        *,
+        embedding_VE: Tensor,
+        owns_embedding: bool,
+        ids_K: Tensor | None,
+        taps: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.spec, self.dtype, self.device = spec, dtype, device
+        self.ops = ops = choose_ops(device, dtype)
+        cast = {name: weights[name].to(device, dtype) for name in spec.shapes()}
+        self.block = Block.packed(spec.layer, cast, LAYER, ops, device)
+        self.fc = ops.pack(cast["fc.weight"])
+        self.lm_head = ops.pack(cast["lm_head.weight"])
+        self.embedding_VE = embedding_VE.to(device)
+        self.owns_embedding = owns_embedding
+        self._taps = taps
+        self._ids_K = None if ids_K is None else ids_K.to(device)
+        wide = {name: weight.to(ops.activation_dtype) for name, weight in cast.items() if weight.dim() == 1}
+        self.norm_E = wide["norm.weight"]
+        self.norms_2E = torch.stack([self.block.input_norm_E, wide[f"{LAYER}hidden_norm.weight"]])
+        self.input_norm_F = wide.get("input_norm.weight")
+        self.fc_norms_AE = (
+            torch.stack([wide[f"fc_norm.{tap}.weight"] for tap in range(spec.num_taps)]) if spec.fc_norm else None
+        )
+        self._rope: Rope | None = None
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return self._taps
+
+    @property
+    def ids_K(self) -> Tensor | None:
+        return self._ids_K
+
+    @property
+    def num_bytes(self) -> int:
+        own = self.embedding_VE.nbytes if self.owns_embedding else 0
+        return self.block.num_bytes + self.fc.num_bytes + self.lm_head.num_bytes + own
+
+    def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
+        return CachePlan(
+            num_layers=1,
+            num_slots=num_slots,
+            num_kv_heads=self.spec.layer.num_kv_heads,
+            head_dim=self.spec.layer.head_dim,
+            capacity=capacity,
+            tail=tail,
+            dtype=self.dtype,
+        )
+
+    @torch.inference_mode()
+    def fuse(self, features_RF: Tensor) -> Tensor:
+        features_RF = features_RF.to(self.device, self.ops.activation_dtype).contiguous()
+        if self.fc_norms_AE is not None:
+            features_RAE = features_RF.view(-1, *self.fc_norms_AE.shape)
+            features_RF = (self._normalised(features_RAE) * self.fc_norms_AE).flatten(1)
+        return self.ops.norm_project(features_RF, self.input_norm_F, self.block.eps, self.fc)
+
+    @torch.inference_mode()
+    def read(self, states_RE: Tensor, tokens_R: Tensor, placement: Placement, cache: KVCache) -> Tensor:
+        embedded_RE = self.embedding_VE[tokens_R].to(states_RE.dtype)
+        pair_R2E = self._normalised(torch.stack((embedded_RE, states_RE), dim=1)) * self.norms_2E
+        qkv_RQ = self.ops.norm_project(pair_R2E.flatten(1), None, 0.0, self.block.qkv)
+        x_RE = pair_R2E[:, 1].contiguous() if self.spec.norm_before_residual else states_RE.clone()
+        rope = self._tables(cache.plan.num_positions)
+        self.block.apply(self.ops, x_RE, qkv_RQ, rope, cache.keys_LCHSD[0], cache.values_LCHSD[0], placement)
+        return self._normalised(x_RE) * self.norm_E if self.spec.norm_output else x_RE
+
+    @torch.inference_mode()
+    def predict(self, states_RE: Tensor) -> Tensor:
+        norm_E = None if self.spec.norm_output else self.norm_E
+        return self.ops.norm_project(states_RE.contiguous(), norm_E, self.block.eps, self.lm_head)
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        return rms_norm(x, x.shape[-1:], eps=self.block.eps)
+
+    def _tables(self, num_positions: int) -> Rope:
+        """Rotary tables, made once; positions past a dynamic scaling's limit are never reached by text."""
+        layer = self.spec.layer
+        if layer.rope.type == "dynamic":
+            num_positions = min(num_positions, layer.max_position_embeddings)
+        if self._rope is None or self._rope.cos_PD.shape[0] < num_positions:
+            tables = rope_tables(layer, num_positions, self.device)
+            wide = torch.float64 if self.ops.activation_dtype == torch.float64 else torch.float32
+            half = layer.head_dim // 2
+            cos_PD, sin_PD = (table[:, :half].to(wide).contiguous() for table in tables)
+            self._rope = Rope(cos_PD=cos_PD, sin_PD=sin_PD)
+        return self._rope

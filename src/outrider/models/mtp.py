@@ -1,0 +1,130 @@
+"""Multi-token prediction modules: one decoder layer that reads the target's last state and the next token.
+
+DeepSeek-V3 (arXiv 2412.19437, section 2.2) appends small modules to a model, each of which predicts one token further.
+A module is a projection of two normalised vectors, one ordinary layer, and a norm; embedding and output head are the
+target's. In the layout that MiMo published (hidden state first) slot t computes
+
+    x   = W_in [ norm_hidden(h_t) ; norm_token(embed(x_{t+1})) ]
+    x  += W_o attend(norm(x));   x += W_down (silu(W_gate norm(x)) * W_up norm(x))
+    y_t = norm_final(x)          logits of x_{t+2} = W_head y_t
+
+and y_t is also the state that the next reading takes: of the same module, applied again one slot on (a
+`RecurrentHead`), or of the next module at the same slot (`proposers/mtp_modules.py`).
+
+Which h_t? MiMo and vLLM hand over the residual stream before the final norm. The target gives states after it, and no
+more is needed: norm_hidden does not see the length of its input, so h_t / w, with w the weight of the target's final
+norm, stands for the stream. With `state_norm_E` None the module reads the state after the norm as it is.
+
+The embedding at slot 0 counts as zero, as in vLLM; training does the same.
+
+Worked example: text x0 x1 x2, root x2. Slot 0 reads (h0, zero), slot 1 reads (h1, x2) and predicts x3.
+
+Shapes: R rows, E hidden size, V vocabulary, B slots, M rows of a slot, P rotary positions, D head size.
+"""
+
+from collections.abc import Mapping
+from typing import final
+
+import torch
+from torch import Tensor
+
+from outrider.cache import CachePlan, KVCache
+from outrider.models.block import Block
+from outrider.models.ops import Placement, Rope, choose_ops
+from outrider.models.recurrent import RecurrentHead
+from outrider.models.rope import rope_tables
+from outrider.models.spec import DecoderSpec
+from outrider.target import Target
+
+__all__ = ["MtpModule"]
+
+
+@final
+class MtpModule(RecurrentHead):
+    """One module, packed for the target's device in the target's dtype.
+
+    Args:
+        spec: sizes, rotary scaling and biases of the layer; its `num_layers` is the target's.
+        weights: the module's tensors under `prefix` ("model.mtp_layers.0.").
+        embedding_VE: the target's; rows are read in their own dtype.
+        state_norm_E: weight of the target's final norm if the module was trained on states before it.
+    """
+
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        weights: Mapping[str, Tensor],
+        prefix: str,
+        target: Target,
+        embedding_VE: Tensor,
+        state_norm_E: Tensor | None = None,
+    ) -> None:
+        device = target.spec.device
+        self.spec = spec
+        self.target = target
+        self.embedding_VE = embedding_VE
+        self.ops = choose_ops(device, target.spec.dtype)
+        dtype = self.ops.activation_dtype
+        self.block = Block.packed(spec, weights, prefix, self.ops, device)
+        self.input = self.ops.pack(weights[f"{prefix}input_proj.weight"])
+        self.hidden_norm_E, self.token_norm_E, self.final_norm_E = (
+            weights[f"{prefix}{name}_layernorm.weight"].to(device, dtype) for name in ("hidden", "token", "final")
+        )
+        self.state_norm_E = None if state_norm_E is None else state_norm_E.to(device, dtype)
+        self._rope: Rope | None = None
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return (self.target.spec.num_layers,)
+
+    @property
+    def ids_K(self) -> Tensor | None:
+        return None
+
+    @property
+    def num_bytes(self) -> int:
+        return self.block.num_bytes + self.input.num_bytes
+
+    def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
+        return CachePlan(
+            num_layers=1,
+            num_slots=num_slots,
+            num_kv_heads=self.spec.num_kv_heads,
+            head_dim=self.spec.head_dim,
+            capacity=capacity,
+            tail=tail,
+            dtype=self.target.spec.dtype,
+        )
+
+    def fuse(self, features_RF: Tensor) -> Tensor:
+        states_RE = features_RF.to(self.ops.activation_dtype)
+        return states_RE if self.state_norm_E is None else states_RE / self.state_norm_E
+
+    @torch.inference_mode()
+    def read(self, states_RE: Tensor, tokens_R: Tensor, placement: Placement, cache: KVCache) -> Tensor:
+        ops, eps = self.ops, self.spec.rms_norm_eps
+        embeds_RE = self.embedding_VE[tokens_R].to(ops.activation_dtype)
+        embeds_RE = embeds_RE * (placement.positions_BM.reshape(-1, 1) > 0)
+        pair_RF = torch.cat([self._norm(states_RE, self.hidden_norm_E), self._norm(embeds_RE, self.token_norm_E)], -1)
+        x_RE = ops.norm_project(pair_RF, None, eps, self.input)
+        qkv_RQ = ops.norm_project(x_RE, self.block.input_norm_E, eps, self.block.qkv)
+        rope = self._tables(cache.plan.num_positions)
+        self.block.apply(ops, x_RE, qkv_RQ, rope, cache.keys_LCHSD[0], cache.values_LCHSD[0], placement)
+        return self._norm(x_RE, self.final_norm_E)
+
+    def predict(self, states_RE: Tensor) -> Tensor:
+        return self.target.project(states_RE)
+
+    def _norm(self, x_RE: Tensor, weight_E: Tensor) -> Tensor:
+        wide_RE = x_RE.to(torch.promote_types(x_RE.dtype, torch.float32))
+        scale_R1 = torch.rsqrt(wide_RE.square().mean(-1, keepdim=True) + self.spec.rms_norm_eps)
+        return (wide_RE * scale_R1 * weight_E).to(x_RE.dtype)
+
+    def _tables(self, num_positions: int) -> Rope:
+        if self._rope is None or self._rope.cos_PD.shape[0] < num_positions:
+            half = self.spec.head_dim // 2
+            wide = torch.promote_types(self.ops.activation_dtype, torch.float32)
+            tables = rope_tables(self.spec, num_positions, self.target.spec.device)
+            cos_PD, sin_PD = (table[:, :half].to(wide).contiguous() for table in tables)
+            self._rope = Rope(cos_PD=cos_PD, sin_PD=sin_PD)
+        return self._rope

@@ -1,0 +1,182 @@
+"""EAGLE-3 (Li et al., arXiv 2503.01840): a one-layer head drafts from the target's own states.
+
+The head (`outrider.models.eagle3`) knows what the target thought: it reads three of its hidden states at every
+committed position. One head pass costs about as much as one target layer and its small output head, so a chain of five
+or a tree of some dozens of nodes is cheap. Trees grow by the head's own probabilities (EAGLE-2, arXiv 2406.16858): each
+level expands the `width` best nodes into `width` tokens each, and the `num_nodes` most probable of all are kept.
+
+    target 28 layers    taps 2, 14, 25    chain of 5: one read of the accepted pairs, then four reads of one row
+
+`RecurrentSession` holds the state of a running batch, and explains what is read when. A head is trained by
+`outrider.train.objectives.eagle3` or comes from any published checkpoint in safetensors.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor
+
+from outrider.errors import ConfigError
+from outrider.formats.eagle3 import Eagle3Checkpoint, read_eagle3
+from outrider.models.eagle3 import Eagle3Head, Eagle3Spec, default_layer_ids
+from outrider.models.locate import locate
+from outrider.models.spec import DecoderSpec, RopeSpec
+from outrider.proposer import Proposer, Session, SessionPlan
+from outrider.proposers.recurrent import RecurrentSession
+from outrider.proposers.recurrent_tree import parse_paths
+from outrider.target import Target
+
+__all__ = ["Eagle3Config", "Eagle3Proposer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eagle3Config:
+    """Settings of an EAGLE-3 head.
+
+    checkpoint   directory or hub id of the head, in the native or the speculators layout
+    num_nodes    drafted tokens per step
+    width        1 drafts a chain; above 1, the branching of a dynamic tree
+    depth        the most levels of a draft; None for num_nodes (chains) or 6 (trees)
+    tree         a fixed tree instead: nodes as ranks from the root, such as "0 1 0.0 0.1 0.0.0"
+    sampled      draw the drafts instead of taking the most probable token (chains only)
+    """
+
+    checkpoint: str
+    num_nodes: int = 5
+    width: int = 1
+    depth: int | None = None
+    tree: str | None = None
+    sampled: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, high in (("num_nodes", self.num_nodes, 256), ("width", self.width, 32)):
+            if not 1 <= value <= high:
+                raise ConfigError(f"{name}={value} must be between 1 and {high}")
+        if self.depth is not None and not 1 <= self.depth <= 64:
+            raise ConfigError(f"depth={self.depth} must be between 1 and 64, or None")
+        if self.tree is not None and self.width > 1:
+            raise ConfigError(f"tree fixes the shape of a draft; leave width={self.width} out")
+        if self.sampled and (self.width > 1 or self.tree is not None):
+            raise ConfigError("sampled=True drafts chains; leave width and tree out")
+        if self.tree is not None:
+            parse_paths(self.tree)
+
+    @property
+    def levels(self) -> int:
+        """The most levels of a draft."""
+        if self.depth is not None:
+            return self.depth
+        return self.num_nodes if self.width == 1 else 6
+
+
+@final
+class Eagle3Proposer(Proposer):
+    """A head, packed for the target's device, and how it drafts."""
+
+    Config = Eagle3Config
+
+    def __init__(self, head: Eagle3Head, config: Eagle3Config) -> None:
+        self.head = head
+        self.config = config
+
+    @classmethod
+    def load(cls, target: Target, config: Eagle3Config) -> Self:
+        return cls(head_of(read_eagle3(locate(config.checkpoint), target), target), config)
+
+    @classmethod
+    def example(cls, target: Target, seed: int) -> Self:
+        shapes: tuple[dict[str, Any], ...] = (
+            {"width": 1},
+            {"width": 1 + seed % 4, "depth": 1 + seed % 5},
+            {"tree": "0 1 0.0 0.2 0.0.0 0.2.1"},
+        )
+        shape = shapes[seed % 3]
+        sampled = seed % 6 == 0
+        config = Eagle3Config(checkpoint="", num_nodes=2 + seed % 7, sampled=sampled, **shape)
+        return cls(head_of(random_checkpoint(target, seed), target), config)
+
+    @property
+    def max_nodes(self) -> int:
+        return self.config.num_nodes
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return self.head.taps
+
+    @property
+    def learns(self) -> bool:
+        return False
+
+    @property
+    def num_bytes(self) -> int:
+        return self.head.num_bytes
+
+    def open(self, plan: SessionPlan) -> Session:
+        config = self.config
+        return RecurrentSession(
+            self.head,
+            plan,
+            vocab_size=self.head.spec.layer.vocab_size,
+            num_nodes=config.num_nodes,
+            depth=config.levels,
+            width=config.width,
+            paths=None if config.tree is None else parse_paths(config.tree),
+            sampled=config.sampled,
+        )
+
+
+def head_of(checkpoint: Eagle3Checkpoint, target: Target) -> Eagle3Head:
+    """Pack a head for a target's device and dtype; what the checkpoint does not hold is the target's."""
+    spec, tensors = checkpoint.spec, dict(checkpoint.tensors)
+    own = tensors.get("embed_tokens.weight")
+    if "lm_head.weight" not in tensors:
+        tensors["lm_head.weight"] = target.shared_weights().head_VE
+    is_whole = torch.equal(checkpoint.ids_K, torch.arange(spec.layer.vocab_size))
+    return Eagle3Head(
+        spec,
+        tensors,
+        embedding_VE=target.shared_weights().embedding_VE if own is None else own.to(target.spec.dtype),
+        owns_embedding=own is not None,
+        ids_K=None if is_whole else checkpoint.ids_K,
+        taps=spec.taps(target.spec.num_layers),
+        dtype=target.spec.dtype,
+        device=target.spec.device,
+    )
+
+
+def random_checkpoint(target: Target, seed: int) -> Eagle3Checkpoint:
+    """A head of random weights that fits the target, its variant and vocabulary drawn from `seed`."""
+    found, generator = target.spec, torch.Generator().manual_seed(seed)
+    layer = DecoderSpec(
+        family="qwen3" if seed % 5 == 1 else "llama",
+        vocab_size=found.vocab_size,
+        hidden_size=found.hidden_size,
+        intermediate_size=2 * found.hidden_size,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1 + seed % 2,
+        head_dim=8,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=found.max_positions,
+        rope=RopeSpec(original_max_position_embeddings=found.max_positions),
+        qk_norm=seed % 5 == 1,
+        windows=(None,),
+    )
+    count = found.vocab_size if seed % 4 == 3 else max(1, found.vocab_size * 2 // 3)
+    spec = Eagle3Spec(
+        layer=layer,
+        draft_vocab_size=count,
+        target_hidden_size=found.hidden_size,
+        layer_ids=None if seed % 2 else default_layer_ids(found.num_layers)[:2],
+        norm_before_residual=seed % 3 == 1,
+        norm_before_fc=seed % 4 == 2,
+        fc_norm=seed % 4 == 1,
+        norm_output=seed % 3 == 2,
+    )
+    tensors: dict[str, Tensor] = {}
+    for name, shape in spec.shapes().items():
+        noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+        tensors[name] = 1 + 0.1 * noise if len(shape) == 1 else 0.5 * noise
+    ids_K = torch.randperm(found.vocab_size, generator=generator)[:count].sort().values
+    return Eagle3Checkpoint(spec=spec, tensors=tensors, ids_K=ids_K, provenance={})

@@ -1,0 +1,246 @@
+"""Heads beside the output head guess the next tokens all at once (Medusa-1, arXiv 2401.10774).
+
+Head d reads the target's last state and guesses the d-th token after the root, without knowing what the others guess;
+`outrider.models.medusa` has the network. Drafting costs no pass through anything deep: one small product per head and
+an output projection. In exchange the guesses of one path do not know of each other, so the draft is best a tree of
+several ranks per head, whose shape was fixed beforehand from measured accuracies (`medusa_tree.py`).
+
+    state of x_n-1      the target writes the root x_n from it
+                        head 1 ranks guesses for x_n+1, head 2 for x_n+2; paths combine them: (0), (0, 0), (1), (1, 0)
+
+With `width=1` the draft is the chain of best guesses, or one guess drawn from each head: their joint probability is the
+product of the heads' own, so that ratio tests are given true probabilities. In contrast to the paper the root is always
+the target's own token, and acceptance is whatever lossless rule the engine verifies with.
+
+Worked example: `load_proposer("medusa", target, checkpoint="run/final", num_nodes=16)` drafts 16 nodes a step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from outrider.draft import Draft, Tree
+from outrider.errors import ConfigError
+from outrider.formats.medusa import MedusaCheckpoint, read_medusa
+from outrider.models.locate import locate
+from outrider.models.medusa import TOKEN_MAP, MedusaHeads, MedusaShape, Output
+from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
+from outrider.proposers.chains import Chains
+from outrider.proposers.medusa_tree import Accuracies, RankTree, default_accuracies, grown_paths
+from outrider.proposers.recurrent_tree import Paths, parse_paths
+from outrider.sampling import Sampling, largest
+from outrider.target import Target
+
+__all__ = ["MedusaConfig", "MedusaProposer"]
+
+OUTPUTS: tuple[Output, ...] = ("own", "one", "target")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MedusaConfig:
+    """Settings of Medusa heads.
+
+    checkpoint   directory or hub id of the heads, in the authors' or in vLLM's layout, as safetensors
+    num_nodes    most nodes per step
+    width        how many ranks of each head a tree may use; 1 drafts a chain
+    tree         a tree instead of the measured one: nodes as ranks from the root, such as "0 1 0.0 0.1 0.0.0"
+    sampled      draw the drafts instead of taking the most probable token (chains only)
+    """
+
+    checkpoint: str
+    num_nodes: int = 16
+    width: int = 10
+    tree: str | None = None
+    sampled: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_nodes <= 256:
+            raise ConfigError(f"num_nodes={self.num_nodes} must be between 1 and 256")
+        if not 1 <= self.width <= 32:
+            raise ConfigError(f"width={self.width} must be between 1 and 32")
+        if self.sampled and (self.width > 1 or self.tree is not None):
+            raise ConfigError("sampled=True drafts chains; set width=1 and no tree")
+        if self.tree is not None:
+            parse_paths(self.tree)
+
+    def paths(self, num_heads: int, accuracies: Accuracies = (), tree: Paths = ()) -> Paths:
+        """The shape of the drafts: the user's, else the one that was measured, else the built-in one.
+
+        Raises:
+            ConfigError: if the user's tree is deeper than there are heads.
+        """
+        if self.tree is not None:
+            paths = parse_paths(self.tree)
+            for path in paths:
+                if len(path) > num_heads:
+                    raise ConfigError(
+                        f"tree has path {'.'.join(map(str, path))}, but there are only {num_heads} heads; cut it there"
+                    )
+            return paths
+        if self.width == 1:
+            return tuple((0,) * depth for depth in range(1, num_heads + 1))
+        if tree and not accuracies:
+            return tuple(path for path in tree if max(path) < self.width)
+        shares = accuracies or default_accuracies(num_heads, self.width)
+        return grown_paths([row[: self.width] for row in shares], self.num_nodes)
+
+
+@final
+class MedusaProposer(Proposer):
+    """Packed heads, and how they draft."""
+
+    Config = MedusaConfig
+
+    def __init__(self, heads: MedusaHeads, paths: Paths, config: MedusaConfig, target: Target) -> None:
+        self.heads = heads
+        self.tree = RankTree(paths, heads.shape.num_columns)
+        self.config = config
+        self.tap = target.spec.num_layers
+
+    @classmethod
+    def load(cls, target: Target, config: MedusaConfig) -> Self:
+        return cls.of(read_medusa(locate(config.checkpoint), target), config, target)
+
+    @classmethod
+    def of(cls, checkpoint: MedusaCheckpoint, config: MedusaConfig, target: Target) -> Self:
+        """Pack heads that were read or made."""
+        heads = MedusaHeads(checkpoint.shape, checkpoint.tensors, target)
+        paths = config.paths(checkpoint.shape.num_heads, checkpoint.accuracies, checkpoint.tree)
+        return cls(heads, paths, config, target)
+
+    @classmethod
+    def example(cls, target: Target, seed: int) -> Self:
+        settings = ({"width": 1}, {"width": 2 + seed % 9}, {"tree": "0 1 2 0.0 0.2 1.1"}, {"width": 1, "sampled": True})
+        shape = settings[seed % 4]
+        config = MedusaConfig(checkpoint="", num_nodes=2 + seed % 7, **shape)
+        return cls.of(random_checkpoint(target, seed), config, target)
+
+    @property
+    def max_nodes(self) -> int:
+        return min(self.config.num_nodes, len(self.tree.paths))
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return (self.tap,)
+
+    @property
+    def learns(self) -> bool:
+        return False
+
+    @property
+    def num_bytes(self) -> int:
+        return self.heads.num_bytes
+
+    def open(self, plan: SessionPlan) -> Session:
+        return MedusaSession(self.heads, self.tree, self.config, plan)
+
+
+def random_checkpoint(target: Target, seed: int) -> MedusaCheckpoint:
+    """Random heads, in every variant as the seed goes on."""
+    spec = target.spec
+    vocab_size = spec.vocab_size
+    shape = MedusaShape(
+        num_heads=2 + seed % 3,
+        num_layers=1 + seed // 2 % 2,
+        hidden_size=spec.hidden_size,
+        vocab_size=vocab_size,
+        num_columns=vocab_size if seed % 2 == 0 else max(3, vocab_size // 2),
+        bias=seed % 3 != 1,
+        output=OUTPUTS[seed % 3],
+    )
+    draw = torch.Generator().manual_seed(seed)
+    tensors = {
+        name: torch.randn(size, generator=draw, dtype=spec.dtype) for name, size in shape.tensor_shapes().items()
+    }
+    if shape.is_reduced:
+        tensors[TOKEN_MAP] = torch.randperm(vocab_size, generator=draw)[: shape.num_columns].sort().values
+    return MedusaCheckpoint(shape=shape, layout="vllm", tensors=tensors, accuracies=(), tree=())
+
+
+@final
+class MedusaSession(Session):
+    """The target's last state of every slot, and how long its text is."""
+
+    def __init__(self, heads: MedusaHeads, tree: RankTree, config: MedusaConfig, plan: SessionPlan) -> None:
+        self.heads = heads
+        self.tree = tree
+        self.config = config
+        self.plan = plan
+        self.states: dict[int, Tensor] = {}
+        self.lengths: dict[int, int] = {}
+        self.samplings: dict[int, Sampling] = {}
+
+    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+        assert features_TF is not None, "the heads read the target's last state"
+        if len(features_TF):
+            self.states[slot] = features_TF[-1].clone()
+        self.lengths[slot] = len(tokens)
+        self.samplings[slot] = sampling
+
+    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
+        """A slot whose text is a single token has no state yet, and drafts nothing."""
+        known = {
+            slot: Room(min(room.num_nodes, self.config.num_nodes), room.max_depth)
+            for slot, room in zip(slots, rooms, strict=True)
+            if slot in self.states
+        }
+        if self.config.sampled:
+            return self._chains(slots, known)
+        trees = self._trees(known) if known else {}
+        return Draft.of_trees([trees.get(slot, Tree([], [])) for slot in slots], self.plan.device)
+
+    def _predict(self, rooms: dict[int, Room]) -> list[Tensor]:
+        """Logits of every head that some room needs, for the slots that need it, in order."""
+        depths = [len(self.tree.cut(room).widths) for room in rooms.values()]
+        return self.heads.predict(torch.stack([self.states[slot] for slot in rooms]), depths)
+
+    def _trees(self, rooms: dict[int, Room]) -> dict[int, Tree]:
+        cuts = {slot: self.tree.cut(room) for slot, room in rooms.items()}
+        ranked: dict[int, list[list[int]]] = {slot: [] for slot in rooms}
+        for head, logits_RK in enumerate(self._predict(rooms)):
+            needing = [slot for slot, cut in cuts.items() if len(cut.widths) > head]
+            ids_RW = self._ranked(logits_RK, max(cuts[slot].widths[head] for slot in needing))
+            for slot, ids_W in zip(needing, ids_RW.tolist(), strict=True):
+                ranked[slot].append(ids_W)
+        return {slot: cut.filled(ranked[slot]) for slot, cut in cuts.items()}
+
+    def _ranked(self, logits_RK: Tensor, width: int) -> Tensor:
+        """Target ids of the `width` best tokens of each row, best first."""
+        columns_RW = largest(logits_RK)[:, None] if width == 1 else logits_RK.topk(width, dim=-1).indices
+        return columns_RW if self.heads.ids_K is None else self.heads.ids_K[columns_RW]
+
+    def _chains(self, slots: Sequence[int], rooms: dict[int, Room]) -> Draft:
+        shape = self.heads.shape
+        chains = Chains(
+            self.plan,
+            slots,
+            self.samplings,
+            sampled=True,
+            vocab_size=shape.vocab_size,
+            ids_K=self.heads.ids_K,
+        )
+        depths = {slot: len(self.tree.cut(room).widths) for slot, room in rooms.items()}
+        for head, logits_RK in enumerate(self._predict(rooms) if rooms else ()):
+            growing = [slot for slot, depth in depths.items() if depth > head]
+            chains.grow(growing, logits_RK, [self.lengths[slot] for slot in growing])
+        return chains.draft()
+
+    def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
+        assert features_BMF is not None, "the heads read the target's last state"
+        for slot, rows, tokens, place in commits:
+            self.states[slot] = features_BMF[place, rows[-1]].clone()
+            self.lengths[slot] += len(tokens)
+
+    def release(self, slot: int) -> None:
+        self.states.pop(slot, None)
+        del self.lengths[slot], self.samplings[slot]
+
+    def reset(self) -> None:
+        """Nothing is learnt across requests."""
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(state_F.nbytes for state_F in self.states.values())

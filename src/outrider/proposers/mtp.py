@@ -1,0 +1,178 @@
+"""Multi-token prediction (DeepSeek-V3, arXiv 2412.19437; FastMTP trains one module to be applied again).
+
+Small modules, trained for the target, read its last hidden state and the token after it and predict one token further;
+`outrider.models.mtp` has the network. With one module the draft grows by applying it to its own output (FastMTP; also
+what vLLM does), as a chain or as a tree. With several, module k drafts token k (`mtp_modules.py`), as a chain.
+
+    state of x_n-1, root x_n        -> draft 1        one module: its output and draft 1 one slot on  -> draft 2
+                                                      several: module 1 at the same slot, and draft 1 -> draft 2
+
+Worked example: `load_proposer("mtp", target, checkpoint="run/final")` drafts as many tokens as it was trained for.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, final
+
+import torch
+
+from outrider.errors import ConfigError
+from outrider.formats.mtp import (
+    FINAL_NORM,
+    MtpCheckpoint,
+    State,
+    block_spec,
+    final_norm_E,
+    module_prefix,
+    module_shapes,
+    read_mtp,
+)
+from outrider.models.locate import locate
+from outrider.models.mtp import MtpModule
+from outrider.proposer import Proposer, Session, SessionPlan
+from outrider.proposers.mtp_modules import MtpModulesSession
+from outrider.proposers.recurrent import RecurrentSession
+from outrider.target import Target
+
+__all__ = ["MtpConfig", "MtpProposer"]
+
+DEFAULT_DEPTH = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class MtpConfig:
+    """Settings of multi-token prediction.
+
+    checkpoint   directory or hub id of the modules; a target's own directory, if they lie among its layers
+    num_nodes    drafted tokens per step; by default as many as the modules were trained for (3 where that is unknown)
+    width        1 drafts a chain; above 1, the branching of a tree (one module only)
+    depth        most levels of a tree; by default as many as the module was trained for
+    sampled      draw the drafts instead of taking the most probable token (chains only)
+    """
+
+    checkpoint: str
+    num_nodes: int | None = None
+    width: int = 1
+    depth: int | None = None
+    sampled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_nodes is not None and not 1 <= self.num_nodes <= 256:
+            raise ConfigError(f"num_nodes={self.num_nodes} must be between 1 and 256")
+        if not 1 <= self.width <= 32:
+            raise ConfigError(f"width={self.width} must be between 1 and 32")
+        if self.depth is not None and not 1 <= self.depth <= 64:
+            raise ConfigError(f"depth={self.depth} must be between 1 and 64")
+        if self.depth is not None and self.width == 1:
+            raise ConfigError(f"depth={self.depth} bounds a tree; a chain is as deep as num_nodes")
+        if self.sampled and self.width > 1:
+            raise ConfigError("sampled=True drafts chains; set width=1")
+
+
+@final
+class MtpProposer(Proposer):
+    """The modules of one checkpoint, on the target's device."""
+
+    Config = MtpConfig
+
+    def __init__(self, target: Target, checkpoint: MtpCheckpoint, config: MtpConfig) -> None:
+        """Pack the modules.
+
+        Raises:
+            ConfigError: if the settings ask for what several modules cannot do.
+        """
+        several = checkpoint.num_modules > 1
+        trained = checkpoint.num_modules if several else _trained_depths(checkpoint)
+        self.config = config
+        self.vocab_size = target.spec.vocab_size
+        self.num_nodes = trained if config.num_nodes is None else config.num_nodes
+        self.depth = trained if config.depth is None else config.depth
+        if several and config.width > 1:
+            raise ConfigError(f"width={config.width}: {checkpoint.num_modules} modules draft chains; set width=1")
+        if several and self.num_nodes > trained:
+            raise ConfigError(
+                f"num_nodes={self.num_nodes} exceeds the {trained} modules of {config.checkpoint}, which draft one "
+                f"token each; set num_nodes={trained} or less"
+            )
+        embedding_VE = target.shared_weights().embedding_VE
+        self.modules = [
+            MtpModule(
+                checkpoint.spec,
+                checkpoint.tensors,
+                module_prefix(index),
+                target,
+                embedding_VE,
+                checkpoint.state_norm_E,
+            )
+            for index in range(checkpoint.num_modules)
+        ]
+
+    @classmethod
+    def load(cls, target: Target, config: MtpConfig) -> Self:
+        return cls(target, read_mtp(Path(locate(config.checkpoint)), target), config)
+
+    @classmethod
+    def example(cls, target: Target, seed: int) -> Self:
+        num_modules = 1 + seed % 3
+        width = 1 + (seed // 3) % 2 * 2 if num_modules == 1 else 1
+        config = MtpConfig(
+            checkpoint="example",
+            num_nodes=2 + seed % 4 if num_modules == 1 else num_modules,
+            width=width,
+            depth=2 if width > 1 else None,
+            sampled=seed % 2 == 1 and width == 1,
+        )
+        return cls(target, random_checkpoint(target, num_modules, "normed" if seed % 2 else "residual", seed), config)
+
+    @property
+    def max_nodes(self) -> int:
+        return self.num_nodes
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return self.modules[0].taps
+
+    @property
+    def learns(self) -> bool:
+        return False
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(module.num_bytes for module in self.modules)
+
+    def open(self, plan: SessionPlan) -> Session:
+        if len(self.modules) > 1:
+            return MtpModulesSession(
+                self.modules,
+                plan,
+                vocab_size=self.vocab_size,
+                num_nodes=self.num_nodes,
+                sampled=self.config.sampled,
+            )
+        return RecurrentSession(
+            self.modules[0],
+            plan,
+            vocab_size=self.vocab_size,
+            num_nodes=self.num_nodes,
+            depth=self.num_nodes if self.config.width == 1 else self.depth,
+            width=self.config.width,
+            sampled=self.config.sampled,
+        )
+
+
+def random_checkpoint(target: Target, num_modules: int, state: State, seed: int) -> MtpCheckpoint:
+    """Modules with random weights of the right shapes, in the target's dtype."""
+    spec = block_spec(target)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, shape in module_shapes(spec, num_modules).items():
+        noise = torch.randn(shape, generator=generator).to(target.spec.dtype)
+        tensors[name] = 1 + 0.1 * noise if "norm" in name else noise * shape[-1] ** -0.5
+    if state == "residual":
+        tensors[FINAL_NORM] = final_norm_E(target)
+    return MtpCheckpoint(spec=spec, num_modules=num_modules, state=state, tensors=tensors, provenance={})
+
+
+def _trained_depths(checkpoint: MtpCheckpoint) -> int:
+    known = checkpoint.provenance.get("num_depths")
+    return known if isinstance(known, int) and 1 <= known <= 64 else DEFAULT_DEPTH

@@ -1,0 +1,183 @@
+"""PARD: a draft model that writes all its tokens in one pass (arXiv 2504.18583).
+
+A draft model spends one pass per token. PARD trains it to look ahead: behind the root stand K - 1 mask tokens, and each
+predicts what comes one place further, having seen the text and the masks before it but none of the drafted tokens.
+
+    committed ... x y r                    y, r pending: not yet read
+    one pass over  y r [m] [m] [m]         K = 4; logits at r, m, m, m give drafts 1, 2, 3, 4
+    cache          ... x y r               the masks are not kept
+    accepted d1 d2, bonus b                pending [d1, d2, b]
+
+The drafts are independent of each other given the text, so a sampled chain's distribution is the product of its
+columns', and acceptance position by position stays exact. The mask token is never drafted.
+
+A checkpoint is a plain draft model whose config names the mask, `"pard_token": 151665`; ours may also be slim
+(`formats/hf_draft.py`).
+
+Shapes: B slots, M rows of each, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor
+
+from outrider.draft import Draft
+from outrider.errors import CheckpointError, ConfigError
+from outrider.formats.hf_draft import load_draft
+from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
+from outrider.proposers.backlog import Backlog, open_model
+from outrider.proposers.chains import Chains
+from outrider.proposers.draft_model import cut_from
+from outrider.sampling import Sampling
+from outrider.target import Target
+
+__all__ = ["PardConfig", "PardProposer", "mask_of", "names_mask"]
+
+MASK_KEYS = ("mask_token_id", "pard_token", "ptd_token_id")
+"""Where a config may name the mask token; the order in which vLLM looks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PardConfig:
+    """Settings of PARD.
+
+    checkpoint   directory or hub id of the draft model; it must share the target's vocabulary
+    num_nodes    drafted tokens per step, K; one pass reads K - 1 masks
+    sampled      draw the drafts instead of taking the most probable token
+    """
+
+    checkpoint: str
+    num_nodes: int = 8
+    sampled: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_nodes <= 64:
+            raise ConfigError(f"num_nodes={self.num_nodes} must be between 1 and 64")
+
+
+@final
+class PardProposer(Proposer):
+    """A draft model with a mask token."""
+
+    Config = PardConfig
+
+    def __init__(self, model: Target, mask_id: int, config: PardConfig, num_bytes: int) -> None:
+        self.model = model
+        self.mask_id = mask_id
+        self.config = config
+        self._num_bytes = num_bytes
+
+    @classmethod
+    def load(cls, target: Target, config: PardConfig) -> Self:
+        draft = load_draft(config.checkpoint, target)
+        mask_id = mask_of(draft.config, config.checkpoint, target.spec.vocab_size)
+        return cls(draft.model, mask_id, config, draft.num_bytes)
+
+    @classmethod
+    def example(cls, target: Target, seed: int) -> Self:
+        config = PardConfig(checkpoint="", num_nodes=1 + seed % 5, sampled=seed % 2 == 1)
+        return cls(cut_from(target, "0"), (7 * seed + 3) % target.spec.vocab_size, config, 0)
+
+    @property
+    def max_nodes(self) -> int:
+        return self.config.num_nodes
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def learns(self) -> bool:
+        return False
+
+    @property
+    def num_bytes(self) -> int:
+        return self._num_bytes
+
+    def open(self, plan: SessionPlan) -> Session:
+        model = open_model(self.model, plan, tail=2 * self.config.num_nodes + 2)
+        return PardSession(Backlog(model, plan.device), self, plan)
+
+
+def names_mask(config: Mapping[str, Any]) -> bool:
+    """Whether a config names a mask token."""
+    return any(config.get(key) is not None for key in MASK_KEYS)
+
+
+def mask_of(config: Mapping[str, Any], where: str | Path, vocab_size: int) -> int:
+    """The mask token that a config names.
+
+    Raises:
+        CheckpointError: if it names none, several, or one outside the vocabulary.
+    """
+    named = next((config[key] for key in MASK_KEYS if config.get(key) is not None), None)
+    if named is None:
+        raise CheckpointError(
+            f"{where} names no mask token (pard_token) in its config.json; it is a plain draft model, so run it as one"
+        )
+    masks = set(named) if isinstance(named, list) else {named}
+    if len(masks) != 1:
+        raise CheckpointError(f"{where} names {len(masks)} mask tokens; only one for all places is run here")
+    mask = masks.pop()
+    if not isinstance(mask, int) or not 0 <= mask < vocab_size:
+        raise CheckpointError(f"{where} names mask token {mask!r}, which is not one of its {vocab_size} tokens")
+    return mask
+
+
+@final
+class PardSession(Session):
+    """The draft model's cache, which only ever holds committed tokens, and what it has still to read."""
+
+    def __init__(self, backlog: Backlog, proposer: PardProposer, plan: SessionPlan) -> None:
+        self.backlog = backlog
+        self.mask_id = proposer.mask_id
+        self.config = proposer.config
+        self.vocab_size = proposer.model.spec.vocab_size
+        self.plan = plan
+
+    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+        self.backlog.admit(slot, tokens, sampling)
+
+    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
+        depths = {slot: min(*room, self.config.num_nodes) for slot, room in zip(slots, rooms, strict=True)}
+        sampled, samplings = self.config.sampled, self.backlog.samplings
+        chains = Chains(self.plan, slots, samplings, sampled=sampled, vocab_size=self.vocab_size)
+        active = [slot for slot in slots if depths[slot] > 0]
+        if active:
+            logits = self._look_ahead(active, depths)
+            for depth in range(max(depths.values())):
+                growing = [slot for slot in active if depth < depths[slot]]
+                firsts = self.backlog.first_positions(growing)
+                chains.grow(growing, torch.stack([logits[slot][depth] for slot in growing]), firsts)
+        return chains.draft()
+
+    def _look_ahead(self, slots: Sequence[int], depths: dict[int, int]) -> dict[int, Tensor]:
+        """The one pass: logits [depth, V] of each slot, at the root and at its masks. What was pending is read."""
+        self.backlog.catch_up(slots, num_more=self.config.num_nodes - 1)
+        feeds = [self.backlog.pending[slot] for slot in slots]
+        masks = [[self.mask_id] * (depths[slot] - 1) for slot in slots]
+        logits_BMV = self.backlog.read_with(slots, feeds, masks)
+        logits: dict[int, Tensor] = {}
+        for slot, feed, logits_MV in zip(slots, feeds, logits_BMV, strict=True):
+            logits[slot] = logits_MV[len(feed) - 1 : len(feed) - 1 + depths[slot]].clone()
+            logits[slot][:, self.mask_id] = -torch.inf
+            self.backlog.pending[slot] = []
+        return logits
+
+    def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
+        for slot, _, tokens, _ in commits:
+            self.backlog.pending[slot] += tokens
+
+    def release(self, slot: int) -> None:
+        self.backlog.release(slot)
+
+    def reset(self) -> None:
+        """Nothing is learnt across requests."""
+
+    @property
+    def num_bytes(self) -> int:
+        return self.backlog.num_bytes

@@ -1,0 +1,221 @@
+"""The session of every drafter that carries a state from token to token: EAGLE-3, MTP, and their like.
+
+A head (`outrider.models.recurrent`) reads pairs of a state and the token after it. For committed text the state is the
+target's; while drafting it is the head's own last output, which drifts from what the target would have said. So nothing
+that was read while drafting is kept: drafted entries lie behind the committed length of the head's cache, where the
+next read overwrites them, and accepted positions are read again with the target's features.
+
+    text x0 x1 x2 r     committed pairs (f0,x1) (f1,x2) (f2,r)       cache length 3, rotary positions 0 1 2
+    draft               (h,a) at position 3, (h',b) at 4             drafted a b c: the last one is never read
+    accepted a, bonus y                                              backlog (f3,a) (f4,y), read by the next proposal
+
+`observe` only appends to each slot's backlog; `propose` reads what all slots lack in one call, however many pairs each
+of them has, and then drafts: a chain (`chains.py`), or a tree (`recurrent_tree.py`). A slot that has not one pair, a
+request whose prompt is a single token, gets no draft in its first step.
+
+Shapes: B slots, R rows of a read, T tail positions, E hidden size of the head, F features, K output columns.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from outrider.cache import KVCache
+from outrider.draft import Draft, Tree
+from outrider.models.ops import Placement
+from outrider.models.recurrent import RecurrentHead
+from outrider.proposer import Commit, Room, Session, SessionPlan
+from outrider.proposers.chains import Chains
+from outrider.proposers.recurrent_tree import Paths, draft_trees, num_tree_rows
+from outrider.sampling import Sampling
+
+__all__ = ["Backlog", "RecurrentSession"]
+
+SHORT = 32
+"""Backlogs up to this many pairs share one read; longer ones (prompts) are read slot by slot."""
+PIECE = 256
+"""Rows of one read of a long backlog."""
+
+
+@final
+@dataclass(eq=False)
+class Backlog:
+    """The pairs of one slot that the head has not read: features, in parts, and the tokens that follow them."""
+
+    features: list[Tensor] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+    def add(self, features_TF: Tensor, tokens: Sequence[int]) -> None:
+        assert len(features_TF) == len(tokens), f"{len(features_TF)} features for {len(tokens)} tokens"
+        if tokens:
+            self.features.append(features_TF)
+            self.tokens += tokens
+
+    def take(self, count: int) -> "Backlog":
+        """Remove the first `count` pairs and give them."""
+        if count >= len(self.tokens):
+            taken = Backlog(self.features, self.tokens)
+            self.features, self.tokens = [], []
+            return taken
+        features_TF = torch.cat(self.features)
+        taken = Backlog([features_TF[:count]], self.tokens[:count])
+        self.features, self.tokens = [features_TF[count:]], self.tokens[count:]
+        return taken
+
+
+@final
+class RecurrentSession(Session):
+    """A recurrent head's cache, and what it has still to read.
+
+    Args:
+        head: the weights; its `fuse` takes features in any dtype.
+        plan: what the proposer was opened for.
+        vocab_size: the target's.
+        num_nodes: the most nodes of a draft.
+        depth: the most levels of a draft; the smaller of both bounds a chain.
+        width: 1 drafts a chain; above 1 a dynamic tree, where each level expands the `width` best nodes of the level
+            before into `width` tokens each and the `num_nodes` best of all are kept.
+        paths: instead of `width`, the fixed shape of a tree: ranks from the root, such as (0,), (1,), (0, 0).
+        sampled: draw chains with each request's sampling settings instead of taking the most probable token.
+    """
+
+    def __init__(
+        self,
+        head: RecurrentHead,
+        plan: SessionPlan,
+        *,
+        vocab_size: int,
+        num_nodes: int,
+        depth: int,
+        width: int = 1,
+        paths: Paths | None = None,
+        sampled: bool = False,
+    ) -> None:
+        assert not sampled or (width == 1 and paths is None), "sampled drafts are chains"
+        self.head = head
+        self.plan = plan
+        self.vocab_size = vocab_size
+        self.num_nodes, self.depth, self.width, self.paths, self.sampled = num_nodes, depth, width, paths, sampled
+        tail = max(SHORT, num_nodes, num_tree_rows(width, depth, paths))
+        self.cache = KVCache(head.plan(plan.max_slots, plan.max_positions, tail), plan.device)
+        self.backlogs: dict[int, Backlog] = {}
+        self.samplings: dict[int, Sampling] = {}
+        self.states: dict[int, Tensor] = {}
+
+    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+        assert features_TF is not None, "the target was opened without taps"
+        self.backlogs[slot] = Backlog()
+        self.backlogs[slot].add(features_TF, list(tokens[1:]))
+        self.samplings[slot] = sampling
+
+    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
+        within = [Room(min(room.num_nodes, self.num_nodes), min(room.max_depth, self.depth)) for room in rooms]
+        growing = {slot: room for slot, room in zip(slots, within, strict=True) if min(room) > 0}
+        self._catch_up(list(growing))
+        growing = {slot: room for slot, room in growing.items() if slot in self.states}
+        if self.width == 1 and self.paths is None:
+            return self._chains(slots, {slot: min(room) for slot, room in growing.items()})
+        trees = draft_trees(self.head, self.cache, self.states, growing, self.width, self.paths)
+        return Draft.of_trees([trees.get(slot, Tree([], [])) for slot in slots], self.plan.device)
+
+    def _catch_up(self, slots: Sequence[int]) -> None:
+        """Read what these slots lack, and keep the state behind each slot's last pair."""
+        for slot in slots:
+            while len(self.backlogs[slot].tokens) > SHORT:
+                self._read({slot: self.backlogs[slot].take(PIECE)})
+        behind = {slot: self.backlogs[slot].take(SHORT) for slot in slots if self.backlogs[slot].tokens}
+        if behind:
+            self._read(behind)
+
+    def _read(self, pairs: dict[int, Backlog]) -> None:
+        slots, counts = list(pairs), [len(some.tokens) for some in pairs.values()]
+        features = [part for some in pairs.values() for part in some.features]
+        states_RE = self.head.fuse(features[0] if len(features) == 1 else torch.cat(features))
+        tokens_R = torch.tensor([token for some in pairs.values() for token in some.tokens], device=self.plan.device)
+        out_RE = self.head.read(states_RE, tokens_R, place_ragged(self.cache, slots, counts), self.cache)
+        self.cache.extend(slots, counts)
+        end = 0
+        for slot, count in zip(slots, counts, strict=True):
+            end += count
+            self.states[slot] = out_RE[end - 1]
+
+    def _chains(self, slots: Sequence[int], depths: dict[int, int]) -> Draft:
+        chains = Chains(
+            self.plan,
+            slots,
+            self.samplings,
+            sampled=self.sampled,
+            vocab_size=self.vocab_size,
+            ids_K=self.head.ids_K,
+        )
+        active, level = list(depths), 0
+        states_BE = torch.stack([self.states[slot] for slot in active]) if active else None
+        while states_BE is not None:
+            firsts = [length + 1 for length in self.cache.lengths_of(active)]
+            chosen = chains.grow(active, self.head.predict(states_BE), firsts)
+            level += 1
+            going = [place for place, slot in enumerate(active) if level < depths[slot]]
+            if not going:
+                break
+            if len(going) < len(active):
+                active, chosen = [active[place] for place in going], [chosen[place] for place in going]
+                states_BE = states_BE[going]
+            tokens_B = torch.tensor(chosen, device=self.plan.device)
+            states_BE = self.head.read(states_BE, tokens_B, place_next(self.cache, active, level - 1), self.cache)
+        return chains.draft()
+
+    def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
+        assert features_BMF is not None, "the target was opened without taps"
+        for slot, rows, tokens, place in commits:
+            self.backlogs[slot].add(features_BMF[place, rows[: len(tokens)]], tokens)
+
+    def release(self, slot: int) -> None:
+        self.cache.reset(slot)
+        del self.backlogs[slot], self.samplings[slot]
+        self.states.pop(slot, None)
+
+    def reset(self) -> None:
+        """Nothing is learnt across requests."""
+
+    @property
+    def num_bytes(self) -> int:
+        return self.cache.plan.num_bytes
+
+
+def place_ragged(cache: KVCache, slots: Sequence[int], counts: Sequence[int]) -> Placement:
+    """The next `counts[b]` positions of each slot, without padding: [B, M] where all counts are equal, else [R, 1]."""
+    lengths, device = cache.lengths_of(slots), cache.device
+    positions = [list(range(length, length + count)) for length, count in zip(lengths, counts, strict=True)]
+    mask_BMT = None
+    if len(set(counts)) > 1:
+        mask_TT = torch.ones(max(counts), max(counts), dtype=torch.bool, device=device).tril()
+        mask_BMT = mask_TT[[row for count in counts for row in range(count)]][:, None]
+        slots = [slot for slot, count in zip(slots, counts, strict=True) for _ in range(count)]
+        lengths = [length for length, count in zip(lengths, counts, strict=True) for _ in range(count)]
+        positions = [[position] for some in positions for position in some]
+    positions_BM = torch.tensor(positions, device=device)
+    return Placement(
+        slots_B=torch.tensor(slots, device=device),
+        lengths_B=torch.tensor(lengths, device=device),
+        positions_BM=positions_BM,
+        write_BM=positions_BM,
+        mask_BMT=mask_BMT,
+        limit=max(lengths) + max(counts),
+    )
+
+
+def place_next(cache: KVCache, slots: Sequence[int], num_drafted: int) -> Placement:
+    """One row of each slot, behind its committed pairs and the `num_drafted` entries of its chain, all of them seen."""
+    lengths = [length + num_drafted for length in cache.lengths_of(slots)]
+    lengths_B = torch.tensor(lengths, device=cache.device)
+    return Placement(
+        slots_B=torch.tensor(slots, device=cache.device),
+        lengths_B=lengths_B,
+        positions_BM=lengths_B[:, None],
+        write_BM=lengths_B[:, None],
+        mask_BMT=None,
+        limit=max(lengths) + 1,
+    )

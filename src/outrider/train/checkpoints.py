@@ -1,0 +1,159 @@
+"""Checkpoints of a training run: what is needed to go on, written so that a crash costs only the work since the last.
+
+    checkpoints/step-000200/model.safetensors        trained weights, fp32
+                            optimizer.safetensors    AdamW's moments and step of every weight
+                            state.json               step, tokens, best tau; size and SHA-256 of the two files
+
+A checkpoint is made in a directory of another name, synced, and renamed. It is *good* if `state.json` can be read and
+both files are what it says. `newest` takes the last good one and passes over the others. There is no state of random
+generators to keep: every draw of a run is a function of the seed and the place where it is made (`schedule.generator`).
+
+Example: `newest(run / "checkpoints")` after a crash while step 400 was being written gives step 200.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from outrider.errors import RunError
+from outrider.train.files import replace_directory, write_tensors, write_text, writing
+
+__all__ = ["Progressed", "load_checkpoint", "newest", "save_checkpoint"]
+
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+SCHEMA = "outrider.train/1"
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+FILES = (MODEL, OPTIMIZER)
+BLOCK = 2**24
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progressed:
+    """How far a run is.
+
+    step        optimiser steps taken
+    num_tokens  tokens read, padding not counted
+    seconds     spent so far, over all sittings
+    best_tau    the best predicted tau on held-out texts so far, the one in best/
+    """
+
+    step: int = 0
+    num_tokens: int = 0
+    seconds: float = 0.0
+    best_tau: float = 0.0
+
+
+def save_checkpoint(root: Path, module: nn.Module, optimizer: AdamW, progressed: Progressed, keep: int) -> Path:
+    """Write a checkpoint, then delete all but the newest `keep`.
+
+    Raises:
+        RunError: if the disk is full; earlier checkpoints are untouched.
+    """
+    path = root / f"step-{progressed.step:06d}"
+    part = root / f".{path.name}.part"
+    try:
+        with writing(part):
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+        write_tensors(part / MODEL, _weights(module))
+        write_tensors(part / OPTIMIZER, _moments(module, optimizer))
+        files = {name: {"bytes": (part / name).stat().st_size, "sha256": _hash(part / name)} for name in FILES}
+        write_text(part / STATE, json.dumps({"schema": SCHEMA, **asdict(progressed), "files": files}, indent=2) + "\n")
+        replace_directory(part, path)
+    except RunError:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    for old in _all(root)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def newest(root: Path) -> Path | None:
+    """The last good checkpoint, or None."""
+    for path in _all(root):
+        fault = _fault(path)
+        if fault is None:
+            return path
+        log.warning("%s is passed over: %s", path, fault)
+    return None
+
+
+def load_checkpoint(path: Path, module: nn.Module, optimizer: AdamW) -> Progressed:
+    """Put weights and moments back.
+
+    Raises:
+        RunError: if it does not fit the network.
+    """
+    stored, wanted = load_file(path / MODEL), _weights(module)
+    for name in sorted(stored.keys() | wanted.keys()):
+        if name not in stored or name not in wanted or stored[name].shape != wanted[name].shape:
+            raise RunError(f"{path} is of another network: '{name}' differs; resume with the settings of the run")
+        wanted[name].data.copy_(stored[name])
+    _restore(module, optimizer, load_file(path / OPTIMIZER))
+    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    return Progressed(**{name: state[name] for name in Progressed.__dataclass_fields__})
+
+
+def _all(root: Path) -> list[Path]:
+    """The newest first."""
+    return sorted(root.glob("step-*"), key=lambda path: (len(path.name), path.name), reverse=True)
+
+
+def _fault(path: Path) -> str | None:
+    """Why a checkpoint is not good."""
+    try:
+        state: Any = json.loads((path / STATE).read_text(encoding="utf-8"))
+        if state["schema"] != SCHEMA:
+            return f"it is of version {state['schema']}, not {SCHEMA}"
+        for name in FILES:
+            known = state["files"][name]
+            if (path / name).stat().st_size != known["bytes"] or _hash(path / name) != known["sha256"]:
+                return f"{name} is damaged"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{STATE} or a file it names cannot be read ({error})"
+    return None
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; one that has two names is taken once."""
+    parameters = dict(module.named_parameters())
+    names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    return parameters | {name: tensor for name, tensor in module.state_dict().items() if name not in names}
+
+
+def _moments(module: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
+    return {
+        f"{name}.{moment}": optimizer.state[parameter][moment]
+        for name, parameter in module.named_parameters()
+        if parameter in optimizer.state
+        for moment in MOMENTS
+    }
+
+
+def _restore(module: nn.Module, optimizer: AdamW, tensors: Mapping[str, Tensor]) -> None:
+    for name, parameter in module.named_parameters():
+        if f"{name}.step" not in tensors:
+            continue
+        step, *moments = (tensors[f"{name}.{moment}"] for moment in MOMENTS)
+        placed = [moment.to(parameter.device) for moment in moments]
+        optimizer.state[parameter] = dict(zip(MOMENTS, [step.to(torch.float32), *placed], strict=True))
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,81 @@
+"""The settings of the training loop; the objective's own are in its file.
+
+Example: `TrainConfig(learning_rate=1e-4, epochs=4, rows=8, row_length=2048)` steps after 8 x 2048 tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from outrider.errors import ConfigError
+
+__all__ = ["Precision", "TrainConfig"]
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train, whatever the method."""
+
+    learning_rate: float = 1e-4
+    """The peak, reached after the warm-up; from there a cosine falls to 0."""
+    epochs: int = 1
+    """Times that every text is read."""
+    max_tokens: int | None = None
+    """Stop after about this many tokens, however many epochs that is; replaces --epochs."""
+    row_length: int = 2048
+    """Tokens of a packed row; longer texts are cut to it."""
+    rows: int = 4
+    """Rows of one forward and backward pass."""
+    accumulation: int = 1
+    """Passes per optimiser step, on each process."""
+    warmup_ratio: float = 0.04
+    """Part of all steps in which the learning rate rises."""
+    weight_decay: float = 0.0
+    """Of matrices; vectors such as norm weights are never decayed."""
+    beta1: float = 0.9
+    """Of AdamW: how slowly its mean of gradients moves."""
+    beta2: float = 0.95
+    """Of AdamW: how slowly its mean of squared gradients moves."""
+    max_grad_norm: float = 1.0
+    """Longer gradients are scaled down to this length."""
+    precision: Precision = "auto"
+    """Of the matrix products; weights and optimiser are always fp32. auto is bf16 on a GPU and fp32 on the CPU."""
+    seed: int = 0
+    """Of the first weights, the order of the texts, and all that an objective draws."""
+    eval_every: int = 200
+    """Steps between evaluations on held-out texts; one also follows the last step."""
+    eval_texts: int = 256
+    """Held-out texts that are looked at."""
+    real_tau_every: int = 1000
+    """Steps between decoding with the engine; also after the last step. 0 never decodes."""
+    real_tau_prompts: int = 16
+    """Held-out prompts that are decoded."""
+    real_tau_tokens: int = 128
+    """Longest answer to each."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    checkpoint_minutes: float = 15.0
+    """Also write one when this many minutes have passed."""
+    keep: int = 2
+    """Checkpoints to keep."""
+    save_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the weights in best/ and final/."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "row_length", "rows", "accumulation", "eval_every", "eval_texts", "keep"):
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("checkpoint_every", "real_tau_prompts", "real_tau_tokens"):
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("weight_decay", "real_tau_every"):
+            self._check(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("learning_rate", "max_grad_norm", "checkpoint_minutes"):
+            self._check(name, getattr(self, name) > 0, "above 0")
+        self._check("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1")
+        self._check("warmup_ratio", 0 <= self.warmup_ratio <= 1, "between 0 and 1")
+        for name in ("beta1", "beta2"):
+            self._check(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
+
+    def _check(self, name: str, fits: bool, wanted: str) -> None:
+        if not fits:
+            raise ConfigError(f"{name}={getattr(self, name)} must be {wanted}")

@@ -1,0 +1,138 @@
+"""The target's features of training texts: read when they are needed, or once for all epochs and kept on disk.
+
+A `FeatureReader` runs texts through `TargetSession.prefill`, the very path that reads prompts when the trained proposer
+runs, so that training sees the numbers that decoding will show. `Live` reads each text when its turn comes;
+`Stored` takes it from a `FeatureStore` (`feature_store.py`), which the same reader has filled. Both give the same bits
+where a row's bits do not depend on its neighbours (`TargetSpec.exact_rows`: the CPU in bf16 and fp32); on a GPU they
+may differ by rounding.
+
+    bytes on disk = tokens x taps x hidden size x 2 (bf16) or 4 (fp32)
+
+Worked example: 20 million tokens, three taps of 3584 in bf16 take 20e6 x 3 x 3584 x 2 = 430 GB; one tap takes 143 GB.
+
+Shapes: T tokens of one text, F = taps * hidden size.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from outrider.errors import ConfigError
+from outrider.target import Target, TargetSession
+from outrider.train.batch import Example
+from outrider.train.feature_store import FeatureStore
+from outrider.train.texts import Texts
+
+__all__ = ["FeatureReader", "Live", "Source", "Stored", "feature_dtype"]
+
+SLOTS = 8
+
+
+def feature_dtype(target: Target) -> torch.dtype:
+    """What features are kept in: bf16 for a target in 16 bits, else fp32."""
+    return torch.bfloat16 if target.spec.dtype.itemsize == 2 else torch.float32
+
+
+@final
+class FeatureReader:
+    """Reads tapped states of texts, several at once.
+
+    Args:
+        taps: see `outrider.target`; side by side in this order.
+        max_tokens: the longest text that will be read.
+        dtype: of the result; by default `feature_dtype(target)`.
+
+    Raises:
+        ConfigError: if texts of that length do not fit the target.
+    """
+
+    def __init__(
+        self, target: Target, taps: tuple[int, ...], max_tokens: int, dtype: torch.dtype | None = None
+    ) -> None:
+        limit = target.spec.max_positions
+        if max_tokens > limit:
+            raise ConfigError(
+                f"a row_length of {max_tokens} is longer than what {target.spec.name} reads; set it to {limit} or less"
+            )
+        self.target = target
+        self.taps = taps
+        self.dtype = dtype or feature_dtype(target)
+        self.max_tokens = max_tokens
+        self._session: TargetSession | None = None
+
+    @property
+    def width(self) -> int:
+        """F."""
+        return len(self.taps) * self.target.spec.hidden_size
+
+    def read(self, texts: Sequence[Tensor]) -> list[Tensor]:
+        """Features [T, F] of each text, on the target's device."""
+        session = self._open()
+        found: list[Tensor] = []
+        for at in range(0, len(texts), SLOTS):
+            some = [text_T.tolist() for text_T in texts[at : at + SLOTS]]
+            slots = list(range(len(some)))
+            for features_TF in session.prefill(slots, some):
+                assert features_TF is not None, "a reader without taps has nothing to read"
+                found.append(features_TF.to(self.dtype))
+            for slot in slots:
+                session.cache.reset(slot)
+        return found
+
+    def _open(self) -> TargetSession:
+        """The cache is allocated by the first text: a run on stored features may never need it."""
+        if self._session is None:
+            self._session = self.target.open(self.target.plan(SLOTS, self.max_tokens, tail=1), self.taps)
+        return self._session
+
+
+class Source(ABC):
+    """Texts with the features that an objective asked for, cut to the length of a row."""
+
+    @abstractmethod
+    def examples(self, indices: Sequence[int]) -> list[Example]:
+        """These texts, in this order."""
+
+
+@final
+class Live(Source):
+    """Features are computed when they are asked for; without taps there are none."""
+
+    def __init__(self, texts: Texts, reader: FeatureReader) -> None:
+        self.texts = texts
+        self.reader = reader
+
+    def examples(self, indices: Sequence[int]) -> list[Example]:
+        found = [cut(self.texts.example(index), self.reader.max_tokens) for index in indices]
+        if not self.reader.taps:
+            return found
+        features = self.reader.read([example.tokens_T for example in found])
+        return [
+            Example(example.tokens_T, example.learn_T, features_TF)
+            for example, features_TF in zip(found, features, strict=True)
+        ]
+
+
+@final
+class Stored(Source):
+    """Features come from disk."""
+
+    def __init__(self, texts: Texts, store: FeatureStore, max_tokens: int) -> None:
+        self.texts = texts
+        self.store = store
+        self.max_tokens = max_tokens
+
+    def examples(self, indices: Sequence[int]) -> list[Example]:
+        return [self._example(index) for index in indices]
+
+    def _example(self, index: int) -> Example:
+        example = cut(self.texts.example(index), self.max_tokens)
+        return Example(example.tokens_T, example.learn_T, self.store.features(index, len(example.tokens_T)))
+
+
+def cut(example: Example, length: int) -> Example:
+    """The first `length` tokens."""
+    return Example(example.tokens_T[:length], example.learn_T[:length])

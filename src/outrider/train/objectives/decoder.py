@@ -1,0 +1,205 @@
+"""The trainable decoder of draft models: Llama, Qwen2, Qwen3 and Mistral in plain torch modules.
+
+The parameters carry their Hugging Face names, so that `state_dict` is a checkpoint, and the arithmetic is that of the
+native decoder (`outrider.models.decoder`), with two freedoms that training needs: any attention mask, and any
+positions.
+
+    x  = embed(token)
+    x += W_o attend(W_qkv norm(x), mask)
+    x += W_down (silu(W_gate norm(x)) * W_up norm(x))            for every layer
+    state = norm(x);  logits = W_head state
+
+Embedding and head are the network's own, or the target's: then they are frozen, are no parameters, and only the row of
+a mask token, if there is one, is learnt beside them (`model.mask_embedding`).
+
+Worked example: `DraftNetwork(spec, None)` for a tied spec has exactly the parameters `spec.weight_shapes()`.
+
+Shapes: B rows of the batch, L positions, H heads, D head size, E hidden size, V vocabulary.
+"""
+
+from dataclasses import replace
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, scaled_dot_product_attention, silu
+
+from outrider.formats.hf_draft import EMBEDDING, HEAD, MASK
+from outrider.models.rope import rope_tables
+from outrider.models.spec import DecoderSpec
+from outrider.train.objective import Teacher
+
+__all__ = ["DraftNetwork"]
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of norms and rotations."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+@final
+class Norm(nn.Module):
+    """RMSNorm, computed in fp32 or wider."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x_wide = x.to(wide(x.dtype))
+        scaled: Tensor = x_wide * torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + self.eps) * self.weight
+        return scaled.to(x.dtype)
+
+
+@final
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.shape = (-1, spec.head_dim)
+        self.num_repeats = spec.num_heads // spec.num_kv_heads
+        width, bias = spec.hidden_size, spec.qkv_bias
+        self.q_proj = nn.Linear(width, spec.num_heads * spec.head_dim, bias=bias)
+        self.k_proj = nn.Linear(width, spec.num_kv_heads * spec.head_dim, bias=bias)
+        self.v_proj = nn.Linear(width, spec.num_kv_heads * spec.head_dim, bias=bias)
+        self.o_proj = nn.Linear(spec.num_heads * spec.head_dim, width, bias=spec.o_bias)
+        if spec.qk_norm:
+            self.q_norm, self.k_norm = (Norm(spec.head_dim, spec.rms_norm_eps) for _ in range(2))
+        self.has_head_norm = spec.qk_norm
+
+    def forward(self, x_BLE: Tensor, cos_BLD: Tensor, sin_BLD: Tensor, mask_BLL: Tensor) -> Tensor:
+        q, k, v = (part(x_BLE).unflatten(-1, self.shape) for part in (self.q_proj, self.k_proj, self.v_proj))
+        if self.has_head_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = (_rotate(part, cos_BLD, sin_BLD).to(v.dtype) for part in (q, k))
+        k, v = (part.repeat_interleave(self.num_repeats, dim=2) for part in (k, v))  # every fast kernel takes these
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        out = scaled_dot_product_attention(q, k, v, mask_BLL[:, None])
+        result: Tensor = self.o_proj(out.transpose(1, 2).flatten(-2))
+        return result
+
+
+def _rotate(x_BLHD: Tensor, cos_BLD: Tensor, sin_BLD: Tensor) -> Tensor:
+    left, right = x_BLHD.to(cos_BLD.dtype).chunk(2, dim=-1)
+    return x_BLHD * cos_BLD[:, :, None] + torch.cat([-right, left], dim=-1) * sin_BLD[:, :, None]
+
+
+@final
+class Mlp(nn.Module):
+    """The gated feed-forward part."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(spec.hidden_size, spec.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(spec.hidden_size, spec.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(spec.intermediate_size, spec.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+@final
+class Layer(nn.Module):
+    """One decoder layer; with a window, a row sees no key that many positions or more behind it."""
+
+    def __init__(self, spec: DecoderSpec, window: int | None) -> None:
+        super().__init__()
+        self.window = window
+        self.input_layernorm = Norm(spec.hidden_size, spec.rms_norm_eps)
+        self.self_attn = Attention(spec)
+        self.post_attention_layernorm = Norm(spec.hidden_size, spec.rms_norm_eps)
+        self.mlp = Mlp(spec)
+
+    def forward(self, x_BLE: Tensor, cos_BLD: Tensor, sin_BLD: Tensor, mask_BLL: Tensor, ages_BLL: Tensor) -> Tensor:
+        if self.window is not None:
+            mask_BLL = mask_BLL & (ages_BLL < self.window)
+        x_BLE = x_BLE + self.self_attn(self.input_layernorm(x_BLE), cos_BLD, sin_BLD, mask_BLL)
+        out: Tensor = x_BLE + self.mlp(self.post_attention_layernorm(x_BLE))
+        return out
+
+
+@final
+class Trunk(nn.Module):
+    """What is under `model.` in a checkpoint."""
+
+    def __init__(self, spec: DecoderSpec, *, own_embedding: bool, own_mask: bool) -> None:
+        super().__init__()
+        if own_embedding:
+            self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        if own_mask:
+            self.mask_embedding = nn.Parameter(torch.zeros(spec.hidden_size))
+        self.layers = nn.ModuleList(Layer(spec, window) for window in spec.windows)
+        self.norm = Norm(spec.hidden_size, spec.rms_norm_eps)
+
+
+@final
+class DraftNetwork(nn.Module):
+    """The decoder.
+
+    Args:
+        shared: the target whose embedding and head are used; None for its own.
+        mask_id: the token that stands for an unknown one, or None.
+    """
+
+    def __init__(self, spec: DecoderSpec, shared: Teacher | None, mask_id: int | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.shared = shared
+        self.mask_id = mask_id
+        self.model = Trunk(spec, own_embedding=shared is None, own_mask=shared is not None and mask_id is not None)
+        if shared is None and not spec.tie_word_embeddings:
+            self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+
+    @property
+    def head_VE(self) -> Tensor:
+        """The output head."""
+        if self.shared is not None:
+            return self.shared.head_VE
+        return self.model.embed_tokens.weight if self.spec.tie_word_embeddings else self.lm_head.weight
+
+    def forward(self, tokens_BL: Tensor, positions_BL: Tensor, mask_BLL: Tensor) -> Tensor:
+        """States after the final norm [B, L, E]. `mask_BLL` is True where a row sees a column; no row is empty."""
+        x_BLE = self._embed(tokens_BL)
+        cos_BLD, sin_BLD = self._angles(positions_BL, wide(self.model.norm.weight.dtype))
+        ages_BLL = positions_BL[:, :, None] - positions_BL[:, None, :]
+        for layer in self.model.layers:
+            x_BLE = layer(x_BLE, cos_BLD, sin_BLD, mask_BLL, ages_BLL)
+        states_BLE: Tensor = self.model.norm(x_BLE)
+        return states_BLE
+
+    def _embed(self, tokens_BL: Tensor) -> Tensor:
+        if self.shared is None:
+            embedded: Tensor = self.model.embed_tokens(tokens_BL)
+            return embedded
+        x_BLE = embedding(tokens_BL, self.shared.embedding_VE)
+        if self.mask_id is None:
+            return x_BLE
+        return torch.where((tokens_BL == self.mask_id)[..., None], self.model.mask_embedding, x_BLE)
+
+    def _angles(self, positions_BL: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        tables = rope_tables(self.spec, int(positions_BL.max()) + 1, positions_BL.device)
+        return tables.cos_PD.to(dtype)[positions_BL], tables.sin_PD.to(dtype)[positions_BL]
+
+    def tensors(self, *, complete: bool) -> dict[str, Tensor]:
+        """What a checkpoint holds, under Hugging Face names; `complete` adds what is shared, the mask in its row."""
+        own = dict(self.state_dict())
+        if self.shared is None or not complete:
+            return own
+        own[EMBEDDING] = self.shared.embedding_VE
+        if self.mask_id is not None:
+            own[EMBEDDING] = own[EMBEDDING].clone()
+            own[EMBEDDING][self.mask_id] = own.pop(MASK)
+        if not self.complete_spec.tie_word_embeddings:
+            own[HEAD] = self.shared.head_VE
+        return own
+
+    @property
+    def complete_spec(self) -> DecoderSpec:
+        """The spec of the complete form: with a shared embedding and a mask, the head is stored apart."""
+        if self.shared is None:
+            return self.spec
+        tied = self.shared.head_VE is self.shared.embedding_VE and self.mask_id is None
+        return replace(self.spec, tie_word_embeddings=tied)

@@ -1,0 +1,254 @@
+"""Training an EAGLE-3 head by training-time test (arXiv 2503.01840).
+
+The network (`eagle3_network.py`) is unrolled for `num_depths` steps on the target's own text, feeding on its own
+outputs. Depth k predicts the k-th token after the root; the loss is
+
+    sum_k decay^{k-1} mean_t loss(q_{t,k}, p_{t+k})        decay 0.8, loss the cross-entropy to all of p
+
+where p_s is the target's distribution after position s, from its final state, at the tokens that have a column in the
+head. With "kl", slots whose most probable token has no column are left out. Only tokens that the target wrote are
+learnt, and a text's slots are averaged before texts are summed.
+
+Columns go to the tokens that the target wrote most often, to its special tokens and its end-of-text tokens first. The
+output head starts as the target's rows of these tokens.
+
+Worked example: text x0 x1 x2 x3 x4, answer x2..x4. Slot 1 has root x2, reads g1 and x2, and learns x3 at depth 1; at
+depth 2 it reads its own output and x3, and learns x4.
+
+Shapes: B rows, L positions, E hidden size, V vocabulary, K columns or depths, R rows that are scored, P positions with
+a known target distribution.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple, Self, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from outrider.errors import ConfigError
+from outrider.formats.eagle3 import Eagle3Checkpoint, write_native
+from outrider.formats.store import provenance
+from outrider.models.eagle3 import Eagle3Spec
+from outrider.train.batch import Batch
+from outrider.train.losses import LOSSES, Loss, loss_R, overlap_R
+from outrider.train.objective import Corpus, Objective, Outcome, Teacher
+from outrider.train.objectives.eagle3_network import Eagle3Network
+from outrider.train.objectives.eagle3_start import begin, choose_columns, head_spec
+from outrider.train.objectives.scoring import mean_by_text
+
+__all__ = ["Eagle3Objective", "Eagle3ObjectiveConfig"]
+
+CHUNK = 1024
+"""Positions whose logits exist at a time, in a batch with more than `SMALL` of them."""
+SMALL = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eagle3ObjectiveConfig:
+    """Settings of EAGLE-3 training."""
+
+    draft_vocab: int = 32_000
+    """Tokens that the head can draft; all of them if the target has no more."""
+    num_depths: int = 7
+    """Steps of the rollout: drafts deeper than this were never trained."""
+    decay: float = 0.8
+    """Weight of each depth relative to the one before."""
+    loss: Loss = "kl"
+    """kl learns the target's whole distribution, ce its text, tv and log_alpha the acceptance of sampled drafts."""
+    intermediate_size: int | None = None
+    """Width of the head's MLP; by default the target's."""
+    layer_ids: str | None = None
+    """The target's layers whose input states are fused, such as "2,14,25"; by default 2, n // 2 and n - 3."""
+    start_head: bool = True
+    """Start the output head from the target's."""
+    start_layer: int | None = None
+    """Start the layer from this layer of the target (-1 is the last); by default from random numbers."""
+    norm_before_residual: bool = False
+    """Start the residual stream at the normalised state; SGLang ignores it, so leave it off."""
+    norm_before_fc: bool = False
+    """Normalise the concatenated states before they are fused."""
+    fc_norm: bool = False
+    """Normalise each state before they are fused."""
+    norm_output: bool = False
+    """Feed the head its own normalised output."""
+
+    def __post_init__(self) -> None:
+        if self.draft_vocab < 1:
+            raise ConfigError(f"draft_vocab={self.draft_vocab} must be at least 1")
+        if not 1 <= self.num_depths <= 32:
+            raise ConfigError(f"num_depths={self.num_depths} must be between 1 and 32")
+        if not 0 < self.decay <= 1:
+            raise ConfigError(f"decay={self.decay} must be above 0 and at most 1")
+        if self.loss not in LOSSES:
+            raise ConfigError(f"loss={self.loss!r} must be one of {', '.join(LOSSES)}")
+
+
+class Scores(NamedTuple):
+    """Per row: loss with gradient, the column that the head would draft, and its overlap with the target."""
+
+    loss_R: Tensor
+    column_R: Tensor
+    overlap_R: Tensor
+
+
+class TargetTable(NamedTuple):
+    """The target's distribution after every position that precedes a learnt token.
+
+    place_BL   which row of the table a position has; 0 where none is needed
+    log_p_PK   log-probabilities of the tokens that have a column, not renormalised
+    within_P   whether the most probable of all tokens has one
+    """
+
+    place_BL: Tensor
+    log_p_PK: Tensor
+    within_P: Tensor
+
+
+@final
+class Eagle3Objective(Objective):
+    """One network, and the frozen target it learns from."""
+
+    Config = Eagle3ObjectiveConfig
+    method = "eagle3"
+
+    def __init__(self, teacher: Teacher, config: Eagle3ObjectiveConfig, network: Eagle3Network, ids_K: Tensor) -> None:
+        device = teacher.embedding_VE.device
+        self.teacher = teacher
+        self.config = config
+        self.network = network
+        self.ids_K = ids_K.to(device)
+        self.column_V = torch.full((network.spec.layer.vocab_size,), -1, device=device)
+        self.column_V[self.ids_K] = torch.arange(len(ids_K), device=device)
+
+    @classmethod
+    def create(cls, teacher: Teacher, config: Eagle3ObjectiveConfig, corpus: Corpus, seed: int) -> Self:
+        target = teacher.target
+        ids_K = choose_columns(target, corpus, config.draft_vocab)
+        spec = head_spec(
+            target,
+            draft_vocab_size=len(ids_K),
+            intermediate_size=config.intermediate_size,
+            layer_ids=config.layer_ids,
+            norm_before_residual=config.norm_before_residual,
+            norm_before_fc=config.norm_before_fc,
+            fc_norm=config.fc_norm,
+            norm_output=config.norm_output,
+        )
+        network = Eagle3Network(spec)
+        begin(network, teacher, ids_K, seed=seed, start_head=config.start_head, start_layer=config.start_layer)
+        return cls(teacher, config, network.to(teacher.embedding_VE.device), ids_K)
+
+    @property
+    def module(self) -> nn.Module:
+        return self.network
+
+    @property
+    def spec(self) -> Eagle3Spec:
+        return self.network.spec
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        num_layers = self.teacher.target.spec.num_layers
+        return (*self.spec.taps(num_layers), num_layers)
+
+    @property
+    def num_depths(self) -> int:
+        return self.config.num_depths
+
+    def states(self, batch: Batch) -> Iterator[Tensor]:
+        """The head's output states [B, L, E] at each depth; `network.predict` gives their logits."""
+        features_BLF = self._features(batch)[..., : self.spec.features]
+        return self.network.steps(batch, features_BLF, self.teacher.embedding_VE, self.num_depths)
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Outcome:
+        table, texts_BL, learnt = self._table(batch), text_numbers(batch), learnt_rows(batch, self.num_depths)
+        shape = (self.num_depths, batch.tokens_BL.numel())
+        agreed_KR = torch.zeros(shape, dtype=torch.bool, device=batch.tokens_BL.device)
+        overlap_KR = torch.zeros(shape, device=batch.tokens_BL.device)
+        loss = self._features(batch).new_zeros(())
+        for depth, (out_BLE, rows_BL) in enumerate(zip(self.states(batch), learnt, strict=True)):
+            tokens_R = batch.shifted(batch.tokens_BL, depth + 2)[rows_BL]
+            place_R = batch.shifted(table.place_BL, depth + 1)[rows_BL]
+            scores = self._score(out_BLE[rows_BL], tokens_R, place_R, table)
+            kept_R = self._kept(tokens_R, table.within_P[place_R])
+            loss = (
+                loss + self.config.decay**depth * mean_by_text(scores.loss_R[kept_R], texts_BL[rows_BL][kept_R]).total
+            )
+            flat_R = rows_BL.flatten()
+            agreed_KR[depth, flat_R] = self.ids_K[scores.column_R] == tokens_R
+            overlap_KR[depth, flat_R] = scores.overlap_R.to(overlap_KR.dtype)
+        anchors_BL = batch.shifted(batch.learn_BL, 1)  # the target wrote the root
+        valid_KR = torch.stack([(rows_BL & anchors_BL).flatten() for rows_BL in learnt])
+        num_texts = int(torch.unique(texts_BL[learnt[0]]).numel())
+        return Outcome(loss, num_texts, agreed_KR & valid_KR, valid_KR, overlap_KR * valid_KR)
+
+    def _score(self, states_RE: Tensor, tokens_R: Tensor, place_R: Tensor, table: TargetTable) -> Scores:
+        """Large batches in chunks whose logits are made again in the backward pass: one chunk's exist at a time."""
+        everything = (states_RE, self.column_V[tokens_R], place_R)
+        if len(tokens_R) * len(self.ids_K) <= SMALL:
+            return self._score_chunk(*everything, table.log_p_PK)
+        parts: list[Scores] = []
+        for start in range(0, len(tokens_R), CHUNK):
+            some = (x_R[start : start + CHUNK] for x_R in everything)
+            scores = checkpoint(self._score_chunk, *some, table.log_p_PK, use_reentrant=False, preserve_rng_state=False)
+            parts.append(scores)
+        return Scores(*(torch.cat(list(some)) for some in zip(*parts, strict=True)))
+
+    def _score_chunk(self, states_RE: Tensor, columns_R: Tensor, place_R: Tensor, log_p_PK: Tensor) -> Scores:
+        logits_RK = self.network.predict(states_RE)
+        logits_RK = logits_RK.to(torch.promote_types(logits_RK.dtype, torch.float32))
+        teacher_RK = log_p_PK[place_R]
+        with torch.no_grad():
+            column_R, overlaps_R = logits_RK.argmax(-1), overlap_R(logits_RK, teacher_RK)
+        return Scores(loss_R(self.config.loss, logits_RK, columns_R, teacher_RK), column_R, overlaps_R)
+
+    def _kept(self, tokens_R: Tensor, within_R: Tensor) -> Tensor:
+        """Rows that are learnt from; a head without a column for what comes next can only learn to be wrong."""
+        match self.config.loss:
+            case "kl":
+                return within_R
+            case "ce":
+                return self.column_V[tokens_R] >= 0
+        return torch.ones_like(within_R)
+
+    @torch.no_grad()
+    def _table(self, batch: Batch) -> TargetTable:
+        final_BLE = self._features(batch)[..., self.spec.features :]
+        needed_BL = batch.shifted(batch.learn_BL, 1)
+        place_BL = (needed_BL.flatten().cumsum(0) - 1).clamp(min=0).view_as(needed_BL)
+        is_whole = len(self.ids_K) == len(self.column_V)
+        log_p: list[Tensor] = [final_BLE.new_zeros(0, len(self.ids_K))]
+        within: list[Tensor] = [needed_BL.new_zeros(0)]
+        for states_RE in torch.split(final_BLE[needed_BL], CHUNK):
+            log_p_RV = self.teacher.log_probs(states_RE)
+            log_p.append(log_p_RV if is_whole else log_p_RV[:, self.ids_K])
+            within.append(self.column_V[log_p_RV.argmax(-1)] >= 0)
+        return TargetTable(place_BL, torch.cat(log_p), torch.cat(within))
+
+    def _features(self, batch: Batch) -> Tensor:
+        assert batch.features_BLF is not None, "the batch was made without features"
+        return batch.features_BLF.to(self.network.norm.weight.dtype)
+
+    def save(self, directory: Path, dtype: torch.dtype) -> None:
+        tensors = {name: tensor.detach() for name, tensor in self.network.state_dict().items()}
+        about = provenance(self.teacher.target, training=asdict(self.config))
+        saved = Eagle3Checkpoint(spec=self.spec, tensors=tensors, ids_K=self.ids_K.cpu(), provenance=about)
+        write_native(directory, saved, dtype)
+
+
+def learnt_rows(batch: Batch, num_depths: int) -> list[Tensor]:
+    """bool [B, L] for each depth: the target wrote all tokens after slot t's root, up to the predicted one."""
+    rows_BL, found = torch.ones_like(batch.learn_BL), []
+    for depth in range(num_depths):
+        rows_BL = rows_BL & batch.shifted(batch.learn_BL, depth + 2)
+        found.append(rows_BL)
+    return found
+
+
+def text_numbers(batch: Batch) -> Tensor:
+    """int64 [B, L]: a number for each text of the batch, equal within it."""
+    rows_B1 = torch.arange(len(batch.segments_BL), device=batch.segments_BL.device)[:, None]
+    return rows_B1 * (batch.segments_BL.shape[1] + 1) + batch.segments_BL

@@ -1,0 +1,222 @@
+"""Training multi-token prediction modules for a target that has none.
+
+The modules of `mtp_network.py` read the target's last state and the tokens that follow, with the target's embedding and
+output head frozen. Depth k predicts the k-th token after the root; the loss is
+
+    sum_k w_k mean_t loss(head(y_{t,k}), x_{t+1+k})         w_k = beta^{k-1} / sum_j beta^{j-1},   beta = 0.6
+
+with the text's own tokens throughout. One module is applied again and again, as at run time (FastMTP trains three
+applications that way); several modules are DeepSeek-V3's (arXiv 2412.19437, section 2.2). Nothing but tokens that the
+target wrote is predicted.
+
+Training starts from the target's last layer and final norm where its files are at hand, with the hidden half of
+`input_proj` as identity and the token half as zero: at first the module sees the state alone.
+
+Worked example: text x0 x1 x2 x3 x4, answer x2..x4, three depths. Slot 1 has root x2, reads h1 and x2 and learns x3 at
+depth 1, x4 at depth 2. Slot 0, root x1, learns x2, x3 and x4, but x1 is the prompt's, so it is no anchor for tau.
+
+Shapes: B rows, L positions, E hidden size, V vocabulary, K depths, R rows that are scored, or all B * L anchors.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, final
+
+import torch
+from torch import Tensor, nn
+
+from outrider.errors import ConfigError
+from outrider.formats.mtp import (
+    FINAL_NORM,
+    MtpCheckpoint,
+    State,
+    block_spec,
+    final_norm_E,
+    module_prefix,
+    write_mtp,
+)
+from outrider.formats.store import provenance
+from outrider.models.spec import DecoderSpec
+from outrider.models.weights import Weights, read_weights
+from outrider.target import Target
+from outrider.train.batch import Batch
+from outrider.train.losses import Loss
+from outrider.train.objective import Corpus, Objective, Outcome, Teacher
+from outrider.train.objectives.mtp_network import MtpInputs, MtpNetwork
+from outrider.train.objectives.scoring import mean_by_text, score
+
+__all__ = ["MtpObjective", "MtpObjectiveConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MtpObjectiveConfig:
+    """Settings of multi-token prediction training."""
+
+    num_modules: int = 1
+    """1 trains one module to be applied again; more are one module for each depth."""
+    num_depths: int = 3
+    """Tokens predicted after each root; with several modules, their number."""
+    beta: float = 0.6
+    """Weight of each depth relative to the one before."""
+    loss: Loss = "ce"
+    """ce learns the target's text; kl, tv and log_alpha its whole distribution."""
+    state: State = "residual"
+    """The target's state that is read: residual, before its final norm (as MiMo and vLLM have it), or normed, after."""
+    start_from_target: bool = True
+    """Start from the target's last layer and final norm where its files are at hand and shapes allow."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_modules <= 16:
+            raise ConfigError(f"num_modules={self.num_modules} must be between 1 and 16")
+        if not 1 <= self.num_depths <= 16:
+            raise ConfigError(f"num_depths={self.num_depths} must be between 1 and 16")
+        if self.num_modules > 1 and self.num_depths != self.num_modules:
+            raise ConfigError(
+                f"num_depths={self.num_depths} does not fit num_modules={self.num_modules}; several modules predict "
+                f"one token each, so set num_depths={self.num_modules}"
+            )
+        if not 0 < self.beta <= 1:
+            raise ConfigError(f"beta={self.beta} must be above 0 and at most 1")
+
+
+@final
+class MtpObjective(Objective):
+    """One network, and the frozen target it learns from."""
+
+    Config = MtpObjectiveConfig
+    method = "mtp"
+
+    def __init__(
+        self, teacher: Teacher, config: MtpObjectiveConfig, network: MtpNetwork, norm_E: Tensor | None
+    ) -> None:
+        self.teacher = teacher
+        self.config = config
+        self.network = network
+        self.norm_E = norm_E
+
+    @classmethod
+    def create(cls, teacher: Teacher, config: MtpObjectiveConfig, corpus: Corpus, seed: int) -> Self:
+        target = teacher.target
+        spec = block_spec(target)
+        network = MtpNetwork(spec, config.num_modules)
+        fresh(network, torch.Generator().manual_seed(seed))
+        if config.start_from_target and target.spec.directory is not None:
+            copy_from(read_weights(target.spec.directory), target, network)
+        norm_E = final_norm_E(target).to(teacher.embedding_VE) if config.state == "residual" else None
+        return cls(teacher, config, network.to(teacher.embedding_VE), norm_E)
+
+    @property
+    def module(self) -> nn.Module:
+        return self.network
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return (self.teacher.target.spec.num_layers,)
+
+    @property
+    def num_depths(self) -> int:
+        return self.config.num_depths
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Outcome:
+        features_BLE = self._features(batch)
+        outs = self.network(self.inputs(batch))
+        shape = (self.num_depths, batch.tokens_BL.numel())
+        agreed_KR = torch.zeros(shape, dtype=torch.bool, device=batch.tokens_BL.device)
+        overlap_KR = torch.zeros(shape, device=batch.tokens_BL.device)
+        texts_BL = text_numbers(batch)
+        learnt_KBL = learnt(batch, self.num_depths)
+        num_texts = torch.unique(texts_BL[learnt_KBL[0]]).numel()
+        loss = features_BLE.new_zeros(())
+        for depth, (out_BLE, rows_BL) in enumerate(zip(outs, learnt_KBL, strict=True)):
+            if not bool(rows_BL.any()):
+                continue
+            states_RE = batch.shifted(features_BLE, depth + 1)[rows_BL]
+            tokens_R = batch.shifted(batch.tokens_BL, depth + 2)[rows_BL]
+            scores = score(self.config.loss, out_BLE[rows_BL], self.teacher.head_VE, tokens_R, self.teacher, states_RE)
+            assert scores.overlap_R is not None
+            weight = self.config.beta**depth / sum(self.config.beta**j for j in range(self.num_depths))
+            loss = loss + weight * mean_by_text(scores.loss_R, texts_BL[rows_BL]).total
+            agreed_KR[depth, rows_BL.flatten()] = scores.guess_R == tokens_R
+            overlap_KR[depth, rows_BL.flatten()] = scores.overlap_R.to(overlap_KR.dtype)
+        anchors_BL = batch.shifted(batch.learn_BL, 1)
+        valid_KR = torch.stack([(rows_BL & anchors_BL).flatten() for rows_BL in learnt_KBL])
+        return Outcome(loss, num_texts, agreed_KR & valid_KR, valid_KR, overlap_KR * valid_KR)
+
+    def inputs(self, batch: Batch) -> MtpInputs:
+        """What the network reads of a batch."""
+        features_BLE = self._features(batch)
+        embeds = [
+            self.teacher.embedding_VE[batch.shifted(batch.tokens_BL, depth + 1)] for depth in range(self.num_depths)
+        ]
+        states_BLE = features_BLE if self.norm_E is None else features_BLE / self.norm_E
+        return MtpInputs(states_BLE, embeds, batch.positions_BL, batch.causal_BLL())
+
+    def _features(self, batch: Batch) -> Tensor:
+        assert batch.features_BLF is not None, "the batch was collated without features"
+        return batch.features_BLF.to(self.teacher.embedding_VE.dtype)
+
+    def save(self, directory: Path, dtype: torch.dtype) -> None:
+        config = self.config
+        tensors = {f"model.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        if self.norm_E is not None:
+            tensors[FINAL_NORM] = self.norm_E
+        facts = provenance(
+            self.teacher.target, state=config.state, num_depths=config.num_depths, beta=config.beta, loss=config.loss
+        )
+        written = MtpCheckpoint(
+            spec=self.network.spec,
+            num_modules=config.num_modules,
+            state=config.state,
+            tensors=tensors,
+            provenance=facts,
+        )
+        write_mtp(directory, written, dtype)
+
+
+def learnt(batch: Batch, num_depths: int) -> list[Tensor]:
+    """bool [B, L] for each depth: the target wrote all tokens after slot t's root, up to the predicted one."""
+    rows_BL, found = torch.ones_like(batch.learn_BL), []
+    for depth in range(num_depths):
+        rows_BL = rows_BL & batch.shifted(batch.learn_BL, depth + 2)
+        found.append(rows_BL)
+    return found
+
+
+def text_numbers(batch: Batch) -> Tensor:
+    """int64 [B, L]: a number for each text of the batch, equal within it."""
+    rows_B1 = torch.arange(len(batch.segments_BL), device=batch.segments_BL.device)[:, None]
+    return rows_B1 * (batch.segments_BL.shape[1] + 1) + batch.segments_BL
+
+
+def fresh(network: MtpNetwork, generator: torch.Generator) -> None:
+    """Norms one, biases zero, matrices normal with variance 1 / inputs."""
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.dim() == 2:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[1] ** -0.5)
+            else:
+                parameter.fill_(1.0 if "norm" in name else 0.0)
+
+
+def copy_from(weights: Weights, target: Target, network: MtpNetwork) -> None:
+    """Start every module from the target's last layer and final norm, as far as names and shapes agree.
+
+    An attention whose queries and keys are normalised (Qwen3) computes something else and is left fresh.
+    """
+    spec: DecoderSpec = network.spec
+    last = f"model.layers.{target.spec.num_layers - 1}."
+    normed = f"{last}self_attn.q_norm.weight" in weights
+    own = network.state_dict()
+    with torch.no_grad():
+        for index in range(len(network.mtp_layers)):
+            prefix = module_prefix(index).removeprefix("model.")
+            for name, parameter in own.items():
+                part = name.removeprefix(prefix)
+                source = FINAL_NORM if part == "final_layernorm.weight" else last + part
+                if not name.startswith(prefix) or source not in weights or weights.shape(source) != parameter.shape:
+                    continue
+                if not (normed and part.startswith("self_attn.")):
+                    parameter.copy_(weights[source])
+            input_EF = own[f"{prefix}input_proj.weight"]
+            input_EF.zero_()
+            input_EF[:, : spec.hidden_size].fill_diagonal_(1.0)

@@ -1,0 +1,77 @@
+"""What a run says while it goes on: `log.jsonl`, one line per event, and the same numbers for TensorBoard.
+
+    {"kind": "step", "step": 12, "loss": 2.31, "learning_rate": 0.0001, ...}
+    {"kind": "held_out", "step": 200, "tau": 2.4, "conditional": [0.71, 0.66], ...}
+    {"kind": "decoded", "step": 1000, "tau": 2.2, ...}
+
+When a run is resumed, lines behind the checkpoint are cut off: those steps are taken again, and each step has one line.
+
+Example: `RunLog(directory, from_step=200)` keeps the lines of steps 1 to 200.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+from outrider.errors import ConfigError
+from outrider.train.files import write_text, writing
+
+__all__ = ["RunLog", "curve"]
+
+LOG = "log.jsonl"
+CURVE_POINTS = 32
+
+
+@final
+class RunLog:
+    """The log of one run; only the main process has one.
+
+    Raises:
+        ConfigError: if TensorBoard is not installed.
+    """
+
+    def __init__(self, directory: Path, from_step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ConfigError("training writes TensorBoard files; pip install outrider[train]") from error
+        self.path = directory / LOG
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            kept = [line for line in _lines(self.path) if line["step"] <= from_step]
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+            self._file = self.path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=from_step + 1)
+
+    def write(self, kind: str, step: int, figures: Mapping[str, Any]) -> None:
+        """Log figures: numbers, lists of numbers by depth, or None."""
+        with writing(self.path):
+            self._file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
+            self._file.flush()
+            for name, value in figures.items():
+                by_depth = enumerate(value, start=1) if isinstance(value, (list, tuple)) else [(None, value)]
+                for depth, number in by_depth:
+                    if number is not None:
+                        tag = f"{kind}/{name}" if depth is None else f"{kind}/{name}_{depth}"
+                        self._board.add_scalar(tag, number, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def curve(directory: Path, points: int = CURVE_POINTS) -> list[tuple[int, float]]:
+    """At most `points` (step, loss) pairs of a run's log, evenly spaced, the last one included."""
+    losses = [(line["step"], line["loss"]) for line in _lines(directory / LOG) if line["kind"] == "step"]
+    known: Sequence[tuple[int, float]] = [(step, loss) for step, loss in losses if loss is not None]
+    stride = max(1, -(-len(known) // points))
+    return sorted(known[::-1][::stride])
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Whole lines; what a crash left of the last one is dropped."""
+    if not path.exists():
+        return []
+    data = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in data[: data.rfind("\n") + 1].splitlines()]

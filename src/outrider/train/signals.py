@@ -1,0 +1,48 @@
+"""Finishing the step before obeying Ctrl-C.
+
+Inside `stopping()` the first SIGINT or SIGTERM only asks to stop; the loop then finishes its step, writes a checkpoint
+and leaves. A second one ends the program at once. Elsewhere than in the main thread signals are not touched.
+
+Example: `with stopping() as stop: ...` and, after each step, `if stop.asked: break`.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+__all__ = ["Stop", "stopping"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass
+class Stop:
+    """Whether somebody asked to stop."""
+
+    asked: bool = False
+
+
+@contextmanager
+def stopping() -> Iterator[Stop]:
+    """Turn the first signal into a wish."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {one: signal.getsignal(one) for one in SIGNALS}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt("stopped at once; resume from the last checkpoint")
+        stop.asked = True
+
+    for one in SIGNALS:
+        signal.signal(one, ask)
+    try:
+        yield stop
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)

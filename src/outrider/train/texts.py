@@ -1,0 +1,91 @@
+"""Where the loop's texts come from: anything with a length that gives an `Example` by number.
+
+`shards.py` reads such texts from disk; a list in memory is `ListedTexts`.
+
+Example: `ListedTexts([Example(tokens_T, learn_T)]).num_tokens(0)` is the length of the first text.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, final
+
+import torch
+from torch import Tensor
+
+from outrider.errors import ConfigError
+from outrider.train.batch import Example
+from outrider.train.objective import Corpus
+
+__all__ = ["Data", "ListedTexts", "Texts", "count"]
+
+
+class Texts(Protocol):
+    """Numbered texts without features."""
+
+    @property
+    def identity(self) -> str:
+        """A hash: equal for equal texts in the same order. The feature cache and resuming rely on it."""
+
+    def __len__(self) -> int: ...
+
+    def example(self, index: int) -> Example:
+        """Text `index`, complete, its features None."""
+
+    def num_tokens(self, index: int) -> int:
+        """Its length, known without reading it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What is trained on, and what is held out and only measured on. No prompt is in both."""
+
+    train: Texts
+    held_out: Texts
+
+
+@final
+@dataclass(frozen=True)
+class ListedTexts:
+    """Texts in memory."""
+
+    examples: Sequence[Example]
+    identity: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        digest = hashlib.sha256()
+        for example in self.examples:
+            for tensor in (example.tokens_T.to(torch.int64), example.learn_T.to(torch.int64)):
+                digest.update(tensor.numpy().tobytes())
+        object.__setattr__(self, "identity", digest.hexdigest()[:16])
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def example(self, index: int) -> Example:
+        return self.examples[index]
+
+    def num_tokens(self, index: int) -> int:
+        return len(self.examples[index].tokens_T)
+
+
+def count(texts: Texts, vocab_size: int) -> Corpus:
+    """How often the target wrote each token; reads all texts once.
+
+    Raises:
+        ConfigError: if there is nothing to learn, or a token is outside the target's vocabulary.
+    """
+    counts_V = torch.zeros(vocab_size, dtype=torch.int64)
+    for index in range(len(texts)):
+        example = texts.example(index)
+        learnt: Tensor = example.tokens_T[example.learn_T].long()
+        if len(example.tokens_T) and int(example.tokens_T.max()) >= vocab_size:
+            raise ConfigError(
+                f"a text holds token {int(example.tokens_T.max())} but the target knows {vocab_size}; "
+                "synthesize the data with this target"
+            )
+        counts_V += torch.bincount(learnt, minlength=vocab_size)
+    num_tokens = int(counts_V.sum())
+    if num_tokens == 0:
+        raise ConfigError("the data holds no token that the target wrote; synthesize more answers")
+    return Corpus(counts_V=counts_V, num_tokens=num_tokens)

@@ -1,0 +1,40 @@
+"""Material for the tests of synthesis: a target's tokenizer, and authors that write words."""
+
+import random
+from pathlib import Path
+
+from outrider.targets import load_target
+from outrider.testing.author import ScriptedAuthor
+from outrider.testing.directory import write_tiny_model
+from outrider.train.author import Job, Written
+from outrider.train.identity import Identity
+
+WORDS = [
+    a + b + c for a in ("ba", "ko", "tri", "mel", "su") for b in ("ra", "ni", "lo", "ve") for c in ("n", "s", "ka")
+]
+
+
+def tiny_identity(directory: Path) -> Identity:
+    return Identity.of(load_target(str(write_tiny_model(directory)), dtype="float64"))
+
+
+def words(seed: object, count: int) -> str:
+    chance = random.Random(str(seed))
+    return " ".join(chance.choice(WORDS) for _ in range(count))
+
+
+def word_author(identity: Identity) -> ScriptedAuthor:
+    """Writes 12 words of its own for each seed, and ends them."""
+
+    def script(job: Job) -> Written:
+        tokens = identity.tokenizer(" " + words(job.sampling.seed, 12), add_special_tokens=False)["input_ids"]
+        if len(tokens) >= job.max_new_tokens:
+            return Written(tuple(tokens[: job.max_new_tokens]), "length")
+        return Written((*tokens, identity.eos_ids[0]), "end")
+
+    return ScriptedAuthor(script)
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    """The shards and their lists, byte for byte."""
+    return {path.name: path.read_bytes() for path in sorted(directory.glob("shard-*"))}
