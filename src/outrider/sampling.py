@@ -25,6 +25,9 @@ from outrider.noise import Stream, pick, position_keys
 __all__ = ["Sampling", "choose", "distribution", "largest", "transform"]
 
 
+NUCLEUS = 256  # ranks that mostly hold what top_p keeps
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How one request samples.
@@ -84,12 +87,32 @@ def transform(logits_RV: Tensor, sampling: Sampling) -> Tensor:
 
 
 def _keep_top_p(logits_RV: Tensor, top_p: float) -> Tensor:
-    sorted_RV, order_RV = logits_RV.sort(dim=-1, descending=True, stable=True)
-    probs_RV = sorted_RV.softmax(-1)
-    mass_before_RV = probs_RV.cumsum(-1) - probs_RV
-    cut_RV = mass_before_RV >= top_p
-    cut_RV[:, 0] = False
-    return logits_RV.masked_fill(torch.zeros_like(cut_RV).scatter_(-1, order_RV, cut_RV), -torch.inf)
+    """Sorting a vocabulary takes as long as a forward of a small model: look among the most probable tokens first."""
+    probs_RV = logits_RV.softmax(-1)
+    if logits_RV.shape[-1] <= NUCLEUS:
+        return logits_RV.masked_fill(_cut(logits_RV, probs_RV, top_p), -torch.inf)
+    kept_RV = torch.full_like(logits_RV, -torch.inf)
+    tokens_RN = logits_RV.topk(NUCLEUS, dim=-1).indices.sort(dim=-1).values
+    some_RN = logits_RV.gather(-1, tokens_RN)
+    cut_RN = _cut(some_RN, probs_RV.gather(-1, tokens_RN), top_p)
+    kept_RV.scatter_(-1, tokens_RN, some_RN.masked_fill(cut_RN, -torch.inf))
+    # not settled where nothing is cut, or where a kept token ties with tokens that were not looked at
+    least_kept_R = some_RN.masked_fill(cut_RN, torch.inf).amin(-1)
+    rows_R = (~cut_RN.any(-1) | (least_kept_R <= some_RN.amin(-1))).nonzero()[:, 0]
+    if len(rows_R) > 0:
+        all_RV = logits_RV[rows_R]
+        kept_RV[rows_R] = all_RV.masked_fill(_cut(all_RV, probs_RV[rows_R], top_p), -torch.inf)
+    return kept_RV
+
+
+def _cut(logits_RN: Tensor, probs_RN: Tensor, top_p: float) -> Tensor:
+    """bool [R, N]: tokens before which, in falling order, there is a mass of `top_p` already; ties by place."""
+    order_RN = logits_RN.sort(dim=-1, descending=True, stable=True).indices
+    sorted_RN = probs_RN.gather(-1, order_RN)
+    mass_before_RN = sorted_RN.cumsum(-1) - sorted_RN
+    cut_RN = mass_before_RN >= top_p
+    cut_RN[:, 0] = False
+    return torch.zeros_like(cut_RN).scatter_(-1, order_RN, cut_RN)
 
 
 def distribution(logits_RV: Tensor, sampling: Sampling) -> Tensor:

@@ -68,7 +68,7 @@ BUGS = [
     ),
     Bug(
         "top-p drops the token that crosses the threshold",
-        plant(transforms, name="_keep_top_p", old="mass_before_RV >= top_p", new="mass_before_RV + probs_RV > top_p"),
+        plant(transforms, name="_cut", old="mass_before_RN >= top_p", new="mass_before_RN + sorted_RN > top_p"),
         checks.top_p_like_transformers,
     ),
     Bug(

@@ -216,7 +216,7 @@ def test_no_draft_crosses_another_turn() -> None:
 
 
 @pytest.mark.parametrize("loss", ["ce", "kl"])
-def test_every_depth_learns_its_own_token(loss: str) -> None:
+def test_every_depth_has_its_own_label(loss: str) -> None:
     """Slot by slot: depth k of slot t is judged by token t + 1 + k, and by the target's state at t + k."""
     target = tiny_target(2)
     objective = shaken(objective_of(target, loss=loss, beta=1.0))

@@ -120,3 +120,19 @@ def test_filters_says_whether_tokens_are_cut() -> None:
     assert not Sampling(temperature=1.0).filters
     for cut in ({"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}):
         assert Sampling(temperature=1.0, **cut).filters
+
+
+def test_top_p_does_not_depend_on_how_many_ranks_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flat, peaked and tied rows: a few ranks first, or all of them at once."""
+    generator = torch.Generator().manual_seed(0)
+    flat_RV = 0.01 * torch.randn(4, 500, generator=generator)
+    peaked_RV = 5.0 * torch.randn(4, 500, generator=generator)
+    tied_RV = torch.randint(0, 4, (4, 500), generator=generator).float()
+    logits_RV = torch.cat([flat_RV, peaked_RV, tied_RV])
+    for top_p in (0.1, 0.5, 0.9, 0.999):
+        sampling = Sampling(temperature=1.0, top_p=top_p)
+        monkeypatch.setattr("outrider.sampling.NUCLEUS", 500)
+        want_RV = transform(logits_RV, sampling)
+        for num_ranks in (1, 8, 64):
+            monkeypatch.setattr("outrider.sampling.NUCLEUS", num_ranks)
+            assert torch.equal(transform(logits_RV, sampling), want_RV)
