@@ -1,5 +1,6 @@
 # make bench   environment, embedded target, and a representative slice of the benchmark
 # make test    environment and the whole test suite
+# make small-run   from nothing to a measured EAGLE-3 head: data, training, benchmark
 # make check   lint, types and tests: the gate, at home and in CI
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: bench bench-copy bench-full bench-lookup bench-ops test lint check clean
+.PHONY: bench bench-copy small-run bench-full bench-lookup bench-ops test lint check clean
 
 bench: $(READY)
 	$(BIN)/outrider bench --preset quick
@@ -17,6 +18,13 @@ bench-copy: $(READY)
 
 bench-full: $(READY)
 	$(BIN)/outrider bench --preset full
+
+small-run: $(READY)
+	$(BIN)/outrider synthesize --output runs/small/data --num-prompts 400 --max-new-tokens 160 --temperatures 0 0.7 --shard-size 100 --max-batch 32
+	test -d runs/small/eagle3/final || $(BIN)/outrider train eagle3 $$(test -f runs/small/eagle3/config.json && echo --resume || echo \
+		--data runs/small/data --features cached --draft-vocab 8192 --num-depths 3 --start-layer -1 --epochs 6 --learning-rate 5e-4 \
+		--row-length 512 --rows 2 --eval-every 100 --real-tau-every 0 --save-dtype bfloat16 --run-dir) runs/small/eagle3
+	$(BIN)/outrider bench --preset small-run
 
 bench-lookup: $(READY)
 	$(BIN)/python benchmarks/lookup.py
