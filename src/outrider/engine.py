@@ -86,6 +86,7 @@ class Engine:
         self.memory = MemoryPlan.of(target, proposer, max_batch, max_len, num_nodes)
         check_fits(self.memory, spec.device)
         self.verifier = verifier(verification)
+        self.hosting = target.hosting
         self.target = target.open(self.memory.cache, proposer.taps)
         self.session = proposer.open(
             SessionPlan(
@@ -185,8 +186,10 @@ class Engine:
     def run(self) -> Iterator[Event]:
         """Work until no request is left. Requests may be added and cancelled between events."""
         while self.busy:
-            self.admit()
-            yield from self.step()
+            with self.hosting():
+                self.admit()
+                events = self.step()
+            yield from events
 
     def stream(
         self,

@@ -16,6 +16,7 @@ Shapes: B slots of the call, M rows, V vocabulary, F = taps * hidden_size, T pro
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +110,10 @@ class Target(ABC):
     @abstractmethod
     def open(self, plan: CachePlan, taps: tuple[int, ...] = ()) -> TargetSession:
         """Allocate the cache for a running batch."""
+
+    @abstractmethod
+    def hosting(self) -> AbstractContextManager[None]:
+        """What the engine holds while it works: kernels with threads of their own keep PyTorch's from spinning here."""
 
     @abstractmethod
     def project(self, states_RE: Tensor) -> Tensor:

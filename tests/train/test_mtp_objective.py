@@ -121,7 +121,7 @@ def scored(objective: MtpObjective, target: Target, text: list[int], root: int) 
     return [out_BLE[0, root - 1] @ objective.teacher.head_VE.T for out_BLE in outs]
 
 
-@pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-9), (torch.float32, 2e-5)])
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
 @pytest.mark.parametrize(("num_modules", "num_depths", "state"), SHAPES)
 def test_run_time_predicts_what_training_scores(
     num_modules: int,
@@ -167,7 +167,7 @@ def test_run_time_predicts_what_training_scores(
                 want = scored(objective, target, texts[slot][: roots[slot] + 1] + tree.tokens, roots[slot])
                 for level in range(depth):
                     row = slot if len(logits[level]) == 2 else 0
-                    torch.testing.assert_close(logits[level][row], want[level], rtol=0, atol=atol)
+                    torch.testing.assert_close(logits[level][row], want[level], rtol=atol, atol=atol)
                     num_compared += 1
             commits, rows_BMF = [], torch.zeros(2, 4, features[0].shape[1], dtype=dtype)
             for slot, text in enumerate(texts):

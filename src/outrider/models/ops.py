@@ -26,6 +26,7 @@ of the cache.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -201,6 +202,10 @@ class Ops(ABC):
     @abstractmethod
     def collect(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, out_RT: Tensor, column: int) -> None:
         """Copy `x_RF`, or its RMSNorm, into the columns of `out_RT` from `column` on."""
+
+    def hosting(self) -> AbstractContextManager[None]:
+        """What a caller holds during many calls in a row; see `Target.hosting`. Here nothing."""
+        return nullcontext()
 
     def replay(self, programs: Programs, key: Hashable, body: Body, x_RF: Tensor, placement: Placement) -> Result:
         """`body(x_RF, placement)`, perhaps by repeating what an earlier call with an equal key did on the same shapes.

@@ -17,6 +17,7 @@ Kernels are compiled on first use, for this processor, and kept in numba's cache
 
 import struct
 from collections.abc import Hashable
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import final
 
@@ -29,7 +30,7 @@ from outrider.models.cpu_linear import ADD, ASSIGN, GATED, collect, linear
 from outrider.models.cpu_memory import Arena
 from outrider.models.cpu_program import Program, Recorder
 from outrider.models.cpu_softmax import MAX_HEADS
-from outrider.models.cpu_threads import launch, num_threads
+from outrider.models.cpu_threads import launch, lone_torch_thread, num_threads
 from outrider.models.cpu_vector import WIDTH
 from outrider.models.ops import (
     AttentionShape,
@@ -147,6 +148,9 @@ class CpuOps(Ops):
             launch(kernel, self._threads, *arguments)
         else:
             self._recorder.add(kernel, arguments, tensors)
+
+    def hosting(self) -> AbstractContextManager[None]:
+        return lone_torch_thread()
 
     def replay(self, programs: Programs, key: Hashable, body: Body, x_RF: Tensor, placement: Placement) -> Result:
         if x_RF.shape[0] > REPLAYED_ROWS:

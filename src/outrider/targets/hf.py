@@ -21,6 +21,7 @@ Shapes: B slots, M rows, S cached positions, H key/value heads, D head size, F f
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, final
 
@@ -133,6 +134,9 @@ class HFTarget(Target):
 
     def open(self, plan: CachePlan, taps: tuple[int, ...] = ()) -> "HFSession":
         return HFSession(self.model, self._masks, KVCache(plan, self._spec.device), taps)
+
+    def hosting(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     @torch.inference_mode()
     def project(self, states_RE: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Weights are read once and packed for the device; every engine that opens the tar
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, final
 
@@ -101,6 +102,9 @@ class NativeTarget(Target):
 
     def open(self, plan: CachePlan, taps: tuple[int, ...] = ()) -> "NativeSession":
         return NativeSession(self.decoder, KVCache(plan, self.decoder.device), taps)
+
+    def hosting(self) -> AbstractContextManager[None]:
+        return self.decoder.ops.hosting()
 
     def project(self, states_RE: Tensor) -> Tensor:
         ops = self.decoder.ops

@@ -6,7 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from outrider.engine import Engine
 from outrider.models.ops_cpu import CpuOps
+from outrider.proposers.none import NoProposer
+from outrider.testing.tiny import tiny_target
 
 
 def test_callers_on_several_threads_do_not_disturb_each_other() -> None:
@@ -29,3 +32,17 @@ def test_workers_that_fell_asleep_wake_up_again() -> None:
     for _ in range(4):
         assert torch.equal(ops.norm_project(x, None, 0.0, packed), x)
         time.sleep(0.02)
+
+
+def test_pytorch_works_alone_while_the_engine_does_and_gets_its_threads_back() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        seen: list[int] = []
+        target = tiny_target(dtype=torch.float32)
+        engine = Engine(target, NoProposer(), record=lambda record: seen.append(torch.get_num_threads()))
+        for _ in engine.stream([[1, 2, 3]], max_new_tokens=3, ignore_eos=True):
+            seen.append(torch.get_num_threads())
+        assert seen == [1, 1, 2, 1, 2, 1, 2]
+    finally:
+        torch.set_num_threads(before)
