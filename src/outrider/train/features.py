@@ -75,7 +75,9 @@ class FeatureReader:
         for at in range(0, len(texts), SLOTS):
             some = [text_T.tolist() for text_T in texts[at : at + SLOTS]]
             slots = list(range(len(some)))
-            for features_TF in session.prefill(slots, some):
+            with self.target.hosting():
+                read = session.prefill(slots, some)
+            for features_TF in read:
                 assert features_TF is not None, "a reader without taps has nothing to read"
                 found.append(features_TF.to(self.dtype))
             for slot in slots:
