@@ -33,7 +33,7 @@ bench-ops: $(READY)
 	$(BIN)/python benchmarks/ops.py
 
 test: $(READY)
-	$(BIN)/python -m pytest --cov=src/outrider --cov-branch --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
 
 lint: $(READY)
 	$(BIN)/ruff format --check src tests benchmarks examples

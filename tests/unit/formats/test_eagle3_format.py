@@ -198,7 +198,7 @@ class Published(Target):  # type: ignore[misc]
     def spec(self) -> Any:
         return self._spec
 
-    tokenizer = plan = open = project = shared_weights = None  # type: ignore[assignment]
+    tokenizer = plan = open = project = hosting = shared_weights = None  # type: ignore[assignment]
 
 
 def sparse_file(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
