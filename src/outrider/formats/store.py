@@ -46,6 +46,7 @@ def write_checkpoint(
     ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     part = directory / f".{file}.part"
     save_file(ordered, part, metadata={"format": "pt"})
+    part.chmod(0o644)  # safetensors makes private files, and an engine may run as another user
     os.replace(part, directory / file)
     replace_file(directory / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
 
