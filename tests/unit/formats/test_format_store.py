@@ -1,0 +1,36 @@
+"""Writing checkpoints: equal bytes, readable files, nothing half written; and whose they are."""
+
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+
+from outrider.errors import CheckpointError
+from outrider.formats.store import check_target, fingerprint, provenance, write_checkpoint
+from outrider.testing import tiny_target
+
+
+def test_equal_content_gives_equal_bytes_that_others_can_read(tmp_path: Path) -> None:
+    first, second = torch.arange(6.0).view(2, 3), torch.ones(4)
+    for name, tensors in (("a", {"x": first, "y": second}), ("b", {"y": second, "x": first})):
+        (tmp_path / name).mkdir()
+        write_checkpoint(tmp_path / name, tensors, {"k": 1, "a": [2]})
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == ["config.json", "model.safetensors"]
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert stat.S_IMODE((tmp_path / "a" / "model.safetensors").stat().st_mode) == 0o644
+
+
+def test_a_fingerprint_does_not_depend_on_the_dtype_that_holds_equal_values() -> None:
+    assert fingerprint(tiny_target(dtype=torch.bfloat16)) != fingerprint(tiny_target(1, dtype=torch.bfloat16))
+    assert fingerprint(tiny_target(dtype=torch.bfloat16)) == fingerprint(tiny_target(dtype=torch.bfloat16))
+
+
+def test_another_targets_checkpoint_is_refused() -> None:
+    mine, other = tiny_target(0), tiny_target(1)
+    check_target({"outrider": provenance(mine)}, mine, Path("head"))
+    check_target({}, other, Path("head"))
+    with pytest.raises(CheckpointError, match=r"head was trained for tiny-0, .* that of tiny-1"):
+        check_target({"outrider": provenance(mine)}, other, Path("head"))
