@@ -52,6 +52,22 @@ class Batch(NamedTuple):
         same[:, :kept] = self.segments_BL[:, :kept] == self.segments_BL[:, by:]
         return same & (self.segments_BL > 0)
 
+    def learnt_after(self, num_depths: int) -> list[Tensor]:
+        """bool [B, L] for each depth: the target wrote all tokens after slot t's root, up to the predicted one.
+
+        Slot t reads the state at position t and the root behind it; at depth 1 it predicts position t + 2.
+        """
+        rows_BL, found = torch.ones_like(self.learn_BL), []
+        for depth in range(num_depths):
+            rows_BL = rows_BL & self.shifted(self.learn_BL, depth + 2)
+            found.append(rows_BL)
+        return found
+
+    def text_numbers(self) -> Tensor:
+        """int64 [B, L]: a number for each text of the batch, equal within it."""
+        rows_B1 = torch.arange(len(self.segments_BL), device=self.segments_BL.device)[:, None]
+        return rows_B1 * (self.segments_BL.shape[1] + 1) + self.segments_BL
+
     def causal_BLL(self) -> Tensor:
         """bool [B, L, L]: row l sees column s of its own text, s <= l. Padding sees itself, so no row is empty."""
         same = self.segments_BL[:, :, None] == self.segments_BL[:, None, :]

@@ -164,7 +164,7 @@ class Eagle3Objective(Objective):
         return self.network.steps(batch, features_BLF, self.teacher.embedding_VE, self.num_depths)
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Outcome:
-        table, texts_BL, learnt = self._table(batch), text_numbers(batch), learnt_rows(batch, self.num_depths)
+        table, texts_BL, learnt = self._table(batch), batch.text_numbers(), batch.learnt_after(self.num_depths)
         shape = (self.num_depths, batch.tokens_BL.numel())
         agreed_KR = torch.zeros(shape, dtype=torch.bool, device=batch.tokens_BL.device)
         overlap_KR = torch.zeros(shape, device=batch.tokens_BL.device)
@@ -237,18 +237,3 @@ class Eagle3Objective(Objective):
         about = provenance(self.teacher.target, training=asdict(self.config))
         saved = Eagle3Checkpoint(spec=self.spec, tensors=tensors, ids_K=self.ids_K.cpu(), provenance=about)
         write_native(directory, saved, dtype)
-
-
-def learnt_rows(batch: Batch, num_depths: int) -> list[Tensor]:
-    """bool [B, L] for each depth: the target wrote all tokens after slot t's root, up to the predicted one."""
-    rows_BL, found = torch.ones_like(batch.learn_BL), []
-    for depth in range(num_depths):
-        rows_BL = rows_BL & batch.shifted(batch.learn_BL, depth + 2)
-        found.append(rows_BL)
-    return found
-
-
-def text_numbers(batch: Batch) -> Tensor:
-    """int64 [B, L]: a number for each text of the batch, equal within it."""
-    rows_B1 = torch.arange(len(batch.segments_BL), device=batch.segments_BL.device)[:, None]
-    return rows_B1 * (batch.segments_BL.shape[1] + 1) + batch.segments_BL

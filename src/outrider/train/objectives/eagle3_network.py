@@ -22,13 +22,14 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, silu
+from torch.nn.functional import linear, rms_norm
 from torch.utils.checkpoint import checkpoint
 
 from outrider.models.eagle3 import Eagle3Spec
 from outrider.models.rope import rope_tables
 from outrider.models.spec import DecoderSpec
 from outrider.train.batch import Batch
+from outrider.train.objectives.decoder import Mlp
 
 __all__ = ["Eagle3Network", "Rollout", "attend", "plain"]
 
@@ -131,18 +132,6 @@ def _rotate(x_BHLD: Tensor, cos_BLD: Tensor, sin_BLD: Tensor) -> Tensor:
     left, right = x_BHLD.to(cos_BLD.dtype).chunk(2, dim=-1)
     cos, sin = cos_BLD[:, None], sin_BLD[:, None]
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x_BHLD.dtype)
-
-
-class Mlp(nn.Module):
-    def __init__(self, spec: DecoderSpec) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(spec.hidden_size, spec.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(spec.hidden_size, spec.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(spec.intermediate_size, spec.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
-        return out
 
 
 class Midlayer(nn.Module):

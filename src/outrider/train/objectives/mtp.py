@@ -123,8 +123,8 @@ class MtpObjective(Objective):
         shape = (self.num_depths, batch.tokens_BL.numel())
         agreed_KR = torch.zeros(shape, dtype=torch.bool, device=batch.tokens_BL.device)
         overlap_KR = torch.zeros(shape, device=batch.tokens_BL.device)
-        texts_BL = text_numbers(batch)
-        learnt_KBL = learnt(batch, self.num_depths)
+        texts_BL = batch.text_numbers()
+        learnt_KBL = batch.learnt_after(self.num_depths)
         num_texts = torch.unique(texts_BL[learnt_KBL[0]]).numel()
         loss = features_BLE.new_zeros(())
         for depth, (out_BLE, rows_BL) in enumerate(zip(outs, learnt_KBL, strict=True)):
@@ -171,21 +171,6 @@ class MtpObjective(Objective):
             provenance=facts,
         )
         write_mtp(directory, written, dtype)
-
-
-def learnt(batch: Batch, num_depths: int) -> list[Tensor]:
-    """bool [B, L] for each depth: the target wrote all tokens after slot t's root, up to the predicted one."""
-    rows_BL, found = torch.ones_like(batch.learn_BL), []
-    for depth in range(num_depths):
-        rows_BL = rows_BL & batch.shifted(batch.learn_BL, depth + 2)
-        found.append(rows_BL)
-    return found
-
-
-def text_numbers(batch: Batch) -> Tensor:
-    """int64 [B, L]: a number for each text of the batch, equal within it."""
-    rows_B1 = torch.arange(len(batch.segments_BL), device=batch.segments_BL.device)[:, None]
-    return rows_B1 * (batch.segments_BL.shape[1] + 1) + batch.segments_BL
 
 
 def fresh(network: MtpNetwork, generator: torch.Generator) -> None:

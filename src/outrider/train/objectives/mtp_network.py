@@ -23,11 +23,11 @@ from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
 from outrider.models.rope import rope_tables
 from outrider.models.spec import DecoderSpec
+from outrider.train.objectives.decoder import Mlp
 
 __all__ = ["MtpInputs", "MtpNetwork", "attend_anchors"]
 
@@ -98,20 +98,6 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(spec.hidden_size, keys)
         self.v_proj = nn.Linear(spec.hidden_size, keys)
         self.o_proj = nn.Linear(queries, spec.hidden_size, bias=False)
-
-
-class Mlp(nn.Module):
-    """The gated MLP of a Qwen2 layer."""
-
-    def __init__(self, spec: DecoderSpec) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(spec.hidden_size, spec.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(spec.hidden_size, spec.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(spec.intermediate_size, spec.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
-        return out
 
 
 @final
