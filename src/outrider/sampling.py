@@ -20,12 +20,10 @@ import torch
 from torch import Tensor
 
 from outrider.errors import ConfigError
-from outrider.noise import Stream, pick, position_keys
+from outrider.noise import Stream, pick, position_key, position_keys
+from outrider.nucleus import nucleus
 
 __all__ = ["Sampling", "choose", "distribution", "largest", "transform"]
-
-
-NUCLEUS = 256  # ranks that mostly hold what top_p keeps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,32 +85,20 @@ def transform(logits_RV: Tensor, sampling: Sampling) -> Tensor:
 
 
 def _keep_top_p(logits_RV: Tensor, top_p: float) -> Tensor:
-    """Sorting a vocabulary takes as long as a forward of a small model: look among the most probable tokens first."""
     probs_RV = logits_RV.softmax(-1)
-    if logits_RV.shape[-1] <= NUCLEUS:
-        return logits_RV.masked_fill(_cut(logits_RV, probs_RV, top_p), -torch.inf)
-    kept_RV = torch.full_like(logits_RV, -torch.inf)
-    tokens_RN = logits_RV.topk(NUCLEUS, dim=-1).indices.sort(dim=-1).values
-    some_RN = logits_RV.gather(-1, tokens_RN)
-    cut_RN = _cut(some_RN, probs_RV.gather(-1, tokens_RN), top_p)
-    kept_RV.scatter_(-1, tokens_RN, some_RN.masked_fill(cut_RN, -torch.inf))
-    # not settled where nothing is cut, or where a kept token ties with tokens that were not looked at
-    least_kept_R = some_RN.masked_fill(cut_RN, torch.inf).amin(-1)
-    rows_R = (~cut_RN.any(-1) | (least_kept_R <= some_RN.amin(-1))).nonzero()[:, 0]
-    if len(rows_R) > 0:
-        all_RV = logits_RV[rows_R]
-        kept_RV[rows_R] = all_RV.masked_fill(_cut(all_RV, probs_RV[rows_R], top_p), -torch.inf)
-    return kept_RV
+    if logits_RV.device.type == "cpu":
+        return torch.from_numpy(nucleus(logits_RV.numpy(), probs_RV.numpy(), top_p))
+    return logits_RV.masked_fill(_cut(logits_RV, probs_RV, top_p), -torch.inf)
 
 
-def _cut(logits_RN: Tensor, probs_RN: Tensor, top_p: float) -> Tensor:
-    """bool [R, N]: tokens before which, in falling order, there is a mass of `top_p` already; ties by place."""
-    order_RN = logits_RN.sort(dim=-1, descending=True, stable=True).indices
-    sorted_RN = probs_RN.gather(-1, order_RN)
-    mass_before_RN = sorted_RN.cumsum(-1) - sorted_RN
-    cut_RN = mass_before_RN >= top_p
-    cut_RN[:, 0] = False
-    return torch.zeros_like(cut_RN).scatter_(-1, order_RN, cut_RN)
+def _cut(logits_RV: Tensor, probs_RV: Tensor, top_p: float) -> Tensor:
+    """bool [R, V]: tokens before which, in falling order, there is a mass of `top_p` already; ties by id."""
+    order_RV = logits_RV.sort(dim=-1, descending=True, stable=True).indices
+    sorted_RV = probs_RV.gather(-1, order_RV)
+    mass_before_RV = sorted_RV.cumsum(-1) - sorted_RV
+    cut_RV = mass_before_RV >= top_p
+    cut_RV[:, 0] = False
+    return torch.zeros_like(cut_RV).scatter_(-1, order_RV, cut_RV)
 
 
 def distribution(logits_RV: Tensor, sampling: Sampling) -> Tensor:
@@ -139,14 +125,23 @@ def choose(
         samplings: the settings of each row's request.
         draw: numbers independent draws at the same positions.
     """
+    if len(set(samplings)) == 1:
+        return _chosen(logits_RV, positions_R, samplings[0], stream, draw)
     tokens_R = torch.empty_like(positions_R)
     for sampling in dict.fromkeys(samplings):
-        rows = [row for row, other in enumerate(samplings) if other == sampling]
-        rows_R = torch.tensor(rows, device=logits_RV.device)
-        some_RV = logits_RV if len(rows) == len(samplings) else logits_RV[rows_R]
-        if sampling.greedy:
-            tokens_R[rows_R] = largest(some_RV)
-            continue
-        keys_R2 = position_keys(torch.full_like(rows_R, sampling.seed), positions_R[rows_R], stream, draw)
-        tokens_R[rows_R] = pick(transform(some_RV, sampling), keys_R2)
+        rows_R = torch.tensor([row for row, other in enumerate(samplings) if other == sampling], device=tokens_R.device)
+        tokens_R[rows_R] = _chosen(logits_RV[rows_R], positions_R[rows_R], sampling, stream, draw)
     return tokens_R
+
+
+def _chosen(logits_RV: Tensor, positions_R: Tensor, sampling: Sampling, stream: Stream, draw: int) -> Tensor:
+    if sampling.greedy:
+        return largest(logits_RV)
+    return pick(transform(logits_RV, sampling), _keys(sampling.seed, positions_R, stream, draw))
+
+
+def _keys(seed: int, positions_R: Tensor, stream: Stream, draw: int) -> Tensor:
+    """On the host, numbers are faster than tensors of a few numbers."""
+    if positions_R.device.type == "cpu":
+        return torch.tensor([position_key(seed, position, stream, draw) for position in positions_R.tolist()])
+    return position_keys(torch.full_like(positions_R, seed), positions_R, stream, draw)

@@ -29,7 +29,7 @@ Shapes: B slots, N nodes, M = N + 1 rows, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple, final
@@ -106,7 +106,27 @@ class Verification:
 
 
 def coupled(draft: Draft, given: Verification) -> list[Accepted]:
-    """Descend while the target's own token is a child. One choice for every real row, one copy to the host."""
+    """Descend while the target's own token is a child. A row is looked at only when the walk gets there."""
+    if given.logits_BMV.device.type == "cpu":
+        return [walk(tree, _OwnTokens(given, slot, tree)) for slot, tree in enumerate(draft.trees)]
+    return _coupled_at_once(draft, given)
+
+
+class _OwnTokens:
+    """The target's own token after a row of one slot."""
+
+    def __init__(self, given: Verification, slot: int, tree: Tree) -> None:
+        self._logits_MV = given.logits_BMV[slot]
+        self._sampling = given.samplings[slot]
+        self._positions = [given.lengths[slot] + 1 + depth for depth in [0, *tree.depths()]]
+
+    def __call__(self, row: int) -> int:
+        position_1 = torch.tensor([self._positions[row]])
+        return int(choose(self._logits_MV[row : row + 1], position_1, [self._sampling]))
+
+
+def _coupled_at_once(draft: Draft, given: Verification) -> list[Accepted]:
+    """One choice for every real row, one copy to the host."""
     logits_RV = given.logits_BMV.reshape(-1, given.logits_BMV.shape[-1])
     counts = [count + 1 for count in draft.num_nodes]
     if len(draft.real_rows) < logits_RV.shape[0]:
@@ -115,7 +135,7 @@ def coupled(draft: Draft, given: Verification) -> list[Accepted]:
     choices = choose(logits_RV, _next_positions_R(draft, given), row_samplings).tolist()
     ends = list(accumulate(counts))
     wanted = [choices[end - count : end] for end, count in zip(ends, counts, strict=True)]
-    return [walk(tree, tokens) for tree, tokens in zip(draft.trees, wanted, strict=True)]
+    return [walk(tree, tokens.__getitem__) for tree, tokens in zip(draft.trees, wanted, strict=True)]
 
 
 def _next_positions_R(draft: Draft, given: Verification) -> Tensor:
@@ -127,15 +147,16 @@ def _next_positions_R(draft: Draft, given: Verification) -> Tensor:
     return torch.tensor(positions, device=given.logits_BMV.device)
 
 
-def walk(tree: Tree, wanted: Sequence[int]) -> Accepted:
-    """Descend while `wanted[row]`, the target's own token after that row, is a child of it."""
+def walk(tree: Tree, own: Callable[[int], int]) -> Accepted:
+    """Descend while `own(row)`, the target's own token after that row, is a child of it."""
     by_token = {(parent + 1, token): node + 1 for node, (token, parent) in enumerate(zip(*tree, strict=True))}
     path: list[int] = []
-    row = 0
-    while (row, wanted[row]) in by_token:
-        row = by_token[row, wanted[row]]
+    row, token = 0, own(0)
+    while (row, token) in by_token:
+        row = by_token[row, token]
         path.append(row)
-    return Accepted(path, [tree.tokens[row - 1] for row in path], wanted[row])
+        token = own(row)
+    return Accepted(path, [tree.tokens[row - 1] for row in path], token)
 
 
 def rejection(draft: Draft, given: Verification) -> list[Accepted]:

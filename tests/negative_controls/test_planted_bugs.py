@@ -8,6 +8,7 @@ from functools import partial
 from typing import NamedTuple
 
 import checks
+import numpy as np
 import pytest
 import torch
 from planting import Plant, plant
@@ -42,6 +43,15 @@ def coupled_by_argmax(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(verify, "choose", lambda logits_RV, *rest: logits_RV.argmax(-1))
 
 
+def top_p_without_the_crossing_token(patch: pytest.MonkeyPatch) -> None:
+    def cut(logits_RV: np.ndarray, probs_RV: np.ndarray, top_p: float) -> np.ndarray:
+        falling_RV = -np.sort(-probs_RV, axis=1)
+        least_R1 = (falling_RV * (np.cumsum(falling_RV, axis=1) <= top_p)).max(axis=1, keepdims=True)
+        return np.where((probs_RV >= least_R1) & (least_R1 > 0), logits_RV, -np.inf)
+
+    patch.setattr(transforms, "nucleus", cut)
+
+
 BUGS = [
     Bug(
         "rejection: argmax instead of a sample as the bonus",
@@ -68,7 +78,7 @@ BUGS = [
     ),
     Bug(
         "top-p drops the token that crosses the threshold",
-        plant(transforms, name="_cut", old="mass_before_RN >= top_p", new="mass_before_RN + sorted_RN > top_p"),
+        top_p_without_the_crossing_token,
         checks.top_p_like_transformers,
     ),
     Bug(
@@ -192,10 +202,10 @@ BUGS = [
     Bug(
         "a row's noise depends on its place in the batch",
         plant(
-            verify,
-            name="_next_positions_R",
-            old="length + 1 + depth",
-            new="length + 1 + depth + given.lengths.index(length)",
+            verify._OwnTokens,
+            name="__init__",
+            old="given.lengths[slot] + 1 + depth",
+            new="given.lengths[slot] + 1 + depth + slot",
         ),
         partial(checks.engine_text, "lopsided", max_batch=3),
     ),

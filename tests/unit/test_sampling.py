@@ -1,5 +1,6 @@
 """The transforms equal those of Hugging Face's `generate`, and greedy is the limit that it should be."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +16,8 @@ from transformers.generation.logits_process import (
 
 from outrider.errors import ConfigError
 from outrider.noise import Stream, pick, position_keys
-from outrider.sampling import Sampling, choose, distribution, transform
+from outrider.nucleus import nucleus
+from outrider.sampling import Sampling, _cut, choose, distribution, transform
 
 
 def reference(logits_RV: Tensor, sampling: Sampling) -> Tensor:
@@ -122,17 +124,21 @@ def test_filters_says_whether_tokens_are_cut() -> None:
         assert Sampling(temperature=1.0, **cut).filters
 
 
-def test_top_p_does_not_depend_on_how_many_ranks_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flat, peaked and tied rows: a few ranks first, or all of them at once."""
+def test_the_nucleus_is_the_one_that_sorting_finds() -> None:
+    """Flat, peaked and tied rows, and one token that has it all."""
     generator = torch.Generator().manual_seed(0)
     flat_RV = 0.01 * torch.randn(4, 500, generator=generator)
     peaked_RV = 5.0 * torch.randn(4, 500, generator=generator)
     tied_RV = torch.randint(0, 4, (4, 500), generator=generator).float()
-    logits_RV = torch.cat([flat_RV, peaked_RV, tied_RV])
-    for top_p in (0.1, 0.5, 0.9, 0.999):
-        sampling = Sampling(temperature=1.0, top_p=top_p)
-        monkeypatch.setattr("outrider.sampling.NUCLEUS", 500)
-        want_RV = transform(logits_RV, sampling)
-        for num_ranks in (1, 8, 64):
-            monkeypatch.setattr("outrider.sampling.NUCLEUS", num_ranks)
-            assert torch.equal(transform(logits_RV, sampling), want_RV)
+    certain_RV = torch.zeros(1, 500).index_fill_(1, torch.tensor([7]), 1000.0)
+    for logits_RV in (flat_RV, peaked_RV, tied_RV, certain_RV, torch.cat([flat_RV, tied_RV]).double()):
+        for top_p in (1e-9, 0.1, 0.5, 0.9, 0.999, 1 - 1e-9):
+            cut_RV = _cut(logits_RV, logits_RV.double().softmax(-1), top_p)
+            want_RV = logits_RV.masked_fill(cut_RV, -torch.inf)
+            got_RV = torch.from_numpy(nucleus(logits_RV.numpy(), logits_RV.double().softmax(-1).numpy(), top_p))
+            assert torch.equal(got_RV, want_RV)
+
+
+def test_rounding_that_loses_mass_cuts_nothing() -> None:
+    logits_RV = np.log(np.array([[0.5, 0.3, 0.2]]))
+    assert np.array_equal(nucleus(logits_RV, 0.9 * np.exp(logits_RV), 0.95), logits_RV)

@@ -20,7 +20,7 @@ from outrider.audit.enumerate import (
 from outrider.draft import Draft, Tree
 from outrider.engine import Engine
 from outrider.errors import ConfigError
-from outrider.noise import Stream, pick, position_keys
+from outrider.noise import Key, Stream, pick, position_key, position_keys
 from outrider.proposers import load_proposer
 from outrider.sampling import Sampling, choose, distribution
 from outrider.testing import tiny_target
@@ -290,12 +290,12 @@ def test_a_sampling_drafter_never_asks_twice_for_the_same_noise(name: str, monke
     """The block rule judges every drafted token; the next step must draw anew, from a stream that nobody else reads."""
     asked: list[tuple[int, int]] = []
 
-    def recorded(seeds_R: torch.Tensor, positions_R: torch.Tensor, stream: Stream, draw: int) -> torch.Tensor:
+    def recorded(seed: int, position: int, stream: Stream, draw: int) -> Key:
         assert stream == Stream.DRAFT
-        asked.extend((position, draw) for position in positions_R.tolist())
-        return position_keys(seeds_R, positions_R, stream, draw)
+        asked.append((position, draw))
+        return position_key(seed, position, stream, draw)
 
-    monkeypatch.setattr("outrider.sampling.position_keys", recorded)
+    monkeypatch.setattr("outrider.sampling.position_key", recorded)
     target = tiny_target(1)
     proposer = load_proposer("draft_model", target, layers="0", num_nodes=3, sampled=True)
     engine = Engine(target, proposer, verification=name)

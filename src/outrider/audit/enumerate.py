@@ -26,7 +26,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import product
-from typing import Generic, NamedTuple, TypeVar, final, overload
+from typing import Generic, NamedTuple, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -135,32 +135,10 @@ def branches(procedure: Callable[[EnumeratingChance], T]) -> list[Branch[T]]:
     return found
 
 
-@final
-class _OwnTokens(Sequence[int]):
-    """The target's own token after each row, drawn when it is first looked at (rows on one path differ in position)."""
-
-    def __init__(self, tree: Tree, p_MV: Tensor, position: int, chance: Chance) -> None:
-        self._positions = [position, *(position + depth for depth in tree.depths())]
-        self._p_MV, self._chance = p_MV, chance
-        self._drawn: dict[int, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._positions)
-
-    @overload
-    def __getitem__(self, row: int) -> int: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[int]: ...
-    def __getitem__(self, row: int | slice) -> int | list[int]:
-        if isinstance(row, slice):
-            return [self[index] for index in range(*row.indices(len(self)))]
-        if row not in self._drawn:
-            self._drawn[row] = self._chance.pick(self._p_MV[row], self._positions[row])
-        return self._drawn[row]
-
-
 def _coupled(guess: Guess, p_MV: Tensor, position: int, chance: Chance) -> Accepted:
-    return walk(guess.tree, _OwnTokens(guess.tree, p_MV, position, chance))
+    """Rows of one path differ in position, and none is looked at twice, so each is drawn when the walk gets there."""
+    positions = [position, *(position + depth for depth in guess.tree.depths())]
+    return walk(guess.tree, lambda row: chance.pick(p_MV[row], positions[row]))
 
 
 def _rejection(guess: Guess, p_MV: Tensor, position: int, chance: Chance) -> Accepted:
