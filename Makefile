@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: bench bench-copy small-run bench-full bench-lookup bench-ops test lint check clean
+.PHONY: bench bench-copy bench-batch bench-memory small-run bench-full bench-lookup bench-ops test lint check clean
 
 bench: $(READY)
 	$(BIN)/outrider bench --preset quick
@@ -25,6 +25,12 @@ small-run: $(READY)
 		--data runs/small/data --features cached --draft-vocab 8192 --num-depths 3 --start-layer -1 --epochs 3 --learning-rate 5e-4 \
 		--row-length 512 --rows 2 --eval-every 100 --real-tau-every 0 --save-dtype bfloat16 --run-dir) runs/small/eagle3
 	$(BIN)/outrider bench --preset small-run
+
+bench-batch: $(READY)
+	$(BIN)/outrider bench --preset batch
+
+bench-memory: $(READY)
+	$(BIN)/python benchmarks/memory.py
 
 bench-lookup: $(READY)
 	$(BIN)/python benchmarks/lookup.py

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, final
 
+from outrider.budget import Ask
 from outrider.draft import Draft
 from outrider.metrics import SlotStep
 from outrider.proposer import Commit
@@ -90,10 +91,17 @@ class Batch:
         return [running.request.sampling for running in self.running.values()]
 
     @property
-    def remaining(self) -> list[int]:
-        """How many tokens each request may still emit."""
+    def asks(self) -> list[Ask]:
+        """What each slot brings to the budget."""
         return [
-            min(running.request.max_new_tokens - running.num_emitted, self.max_positions - len(running.tokens))
+            Ask(
+                request=running.request.id,
+                num_remaining=min(
+                    running.request.max_new_tokens - running.num_emitted, self.max_positions - len(running.tokens)
+                ),
+                context_length=len(running.tokens),
+                greedy=running.request.sampling.greedy,
+            )
             for running in self.running.values()
         ]
 

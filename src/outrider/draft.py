@@ -43,6 +43,11 @@ class Tree(NamedTuple):
             below[parent + 1].append(node + 1)
         return below
 
+    def keep(self, nodes: Sequence[int]) -> "Tree":
+        """The tree of some of its nodes: indices, rising, none without its parent."""
+        places = {-1: -1} | {node: place for place, node in enumerate(nodes)}
+        return Tree([self.tokens[node] for node in nodes], [places[self.parents[node]] for node in nodes])
+
     def depths(self) -> list[int]:
         """Depth of every node; children of the root have depth 1."""
         depths: list[int] = []
@@ -94,49 +99,68 @@ def merge(trees: Sequence[Tree], max_nodes: int) -> Tree:
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """The drafts of a batch, padded to a rectangle.
+    """The drafts of a batch. They are made on the host, as trees, or on the device, as tensors; the other view is made
+    when it is asked for.
 
-    tokens_BN    int64, node tokens; padding nodes hold 0
-    parents_BN   int64, parent node or -1; padding nodes hold -1
     num_nodes    real nodes of each slot, on the host
+    num_rows     M: the root and the nodes of the longest draft, or more where a device wants one width
     is_chain     every slot's nodes form a single path
+    device       of the tensors
     probs_BMV    for sampled drafts: row m holds the distribution from which the children of row m were drawn, without
                  replacement and in node order, after the same temperature and filters; None when the draft was a
                  deterministic function of the context
     """
 
-    tokens_BN: Tensor
-    parents_BN: Tensor
     num_nodes: tuple[int, ...]
+    num_rows: int
     is_chain: bool
+    device: torch.device
     probs_BMV: Tensor | None = None
 
     @classmethod
     def empty(cls, batch: int, device: torch.device | str = "cpu") -> "Draft":
         """No guesses: a step with this draft is plain autoregressive decoding."""
-        none_BN = torch.zeros(batch, 0, dtype=torch.int64, device=device)
-        return cls(none_BN, none_BN, (0,) * batch, is_chain=True)
+        return cls.of_trees([Tree([], [])] * batch, device)
 
     @classmethod
     def of_trees(
         cls, trees: Sequence[Tree], device: torch.device | str = "cpu", probs_BMV: Tensor | None = None
     ) -> "Draft":
-        """Pad the trees of all slots to one rectangle."""
         num_nodes = tuple(len(tree.tokens) for tree in trees)
-        width = max(num_nodes, default=0)
-        tokens = [tree.tokens + [0] * (width - n) for tree, n in zip(trees, num_nodes, strict=True)]
-        parents = [tree.parents + [-1] * (width - n) for tree, n in zip(trees, num_nodes, strict=True)]
         is_chain = all(parent == node - 1 for tree in trees for node, parent in enumerate(tree.parents))
-        shape = (len(trees), width)
-        draft = cls(
-            torch.tensor(tokens, dtype=torch.int64, device=device).reshape(shape),
-            torch.tensor(parents, dtype=torch.int64, device=device).reshape(shape),
-            num_nodes,
-            is_chain,
-            probs_BMV,
-        )
+        draft = cls(num_nodes, 1 + max(num_nodes, default=0), is_chain, torch.device(device), probs_BMV)
         draft.__dict__["trees"] = list(trees)
         return draft
+
+    @classmethod
+    def of_tensors(
+        cls,
+        tokens_BN: Tensor,
+        parents_BN: Tensor,
+        num_nodes: Sequence[int],
+        *,
+        is_chain: bool,
+        probs_BMV: Tensor | None = None,
+    ) -> "Draft":
+        """A draft made on the device; `is_chain` may be False for chains. Padding as in the properties of that name."""
+        draft = cls(tuple(num_nodes), 1 + tokens_BN.shape[1], is_chain, tokens_BN.device, probs_BMV)
+        draft.__dict__.update(tokens_BN=tokens_BN, parents_BN=parents_BN)
+        return draft
+
+    @cached_property
+    def tokens_BN(self) -> Tensor:
+        """int64, node tokens, padded to a rectangle with 0."""
+        return self._padded([tree.tokens for tree in self.trees], 0)
+
+    @cached_property
+    def parents_BN(self) -> Tensor:
+        """int64, parent node or -1, padded to a rectangle with -1."""
+        return self._padded([tree.parents for tree in self.trees], -1)
+
+    def _padded(self, rows: Sequence[list[int]], filler: int) -> Tensor:
+        width = self.num_rows - 1
+        full = [row + [filler] * (width - len(row)) for row in rows]
+        return torch.tensor(full, dtype=torch.int64, device=self.device).reshape(len(rows), width)
 
     @classmethod
     def of_chains(
@@ -144,14 +168,51 @@ class Draft:
     ) -> "Draft":
         return cls.of_trees([Tree.chain(chain) for chain in chains], device, probs_BMV)
 
-    @property
-    def num_slots(self) -> int:
-        return self.tokens_BN.shape[0]
+    @classmethod
+    def on_device(cls, tokens_BN: Tensor, num_nodes: Sequence[int]) -> "Draft":
+        """Chains whose tokens the host need not know before they are verified; `num_nodes` of each slot are real."""
+        slots, width = tokens_BN.shape
+        parents_BN = torch.arange(-1, width - 1, device=tokens_BN.device).expand(slots, width)
+        draft = cls.of_tensors(tokens_BN, parents_BN, num_nodes, is_chain=True)
+        if min(num_nodes, default=width) == width:
+            return draft
+        real_BN = draft.real_rows_BM()[:, 1:]
+        return cls.of_tensors(tokens_BN * real_BN, parents_BN.where(real_BN, -1), num_nodes, is_chain=True)
+
+    def tell_tokens(self, tokens: Sequence[Sequence[int]]) -> None:
+        """Let the host know a chain's tokens [B, N], which it got together with the verdict; saves `trees` a copy."""
+        assert self.is_chain
+        self.__dict__["trees"] = [Tree.chain(row[:count]) for row, count in zip(tokens, self.num_nodes, strict=True)]
+
+    def keep(self, kept: Sequence[Sequence[int]]) -> "Draft":
+        """The draft without the other nodes: `kept[b]` are node indices of slot b, rising, none without its parent.
+
+        >>> Draft.of_trees([Tree([5, 6, 7], [-1, -1, 1])]).keep([[1, 2]]).trees
+        [Tree(tokens=[6, 7], parents=[-1, 0])]
+        """
+        if all(len(nodes) == count for nodes, count in zip(kept, self.num_nodes, strict=True)):
+            return self
+        trees = [tree.keep(nodes) for tree, nodes in zip(self.trees, kept, strict=True)]
+        num_rows = 1 + max(map(len, kept), default=0)
+        return Draft.of_trees(trees, self.device, None if self.probs_BMV is None else self._rows_kept(kept, num_rows))
+
+    def _rows_kept(self, kept: Sequence[Sequence[int]], num_rows: int) -> Tensor:
+        """The probabilities of the rows that stay, [B, M, V]; zeros behind them."""
+        assert self.probs_BMV is not None
+        probs_BMV = self.probs_BMV.new_zeros(self.num_slots, num_rows, self.probs_BMV.shape[2])
+        for slot, nodes in enumerate(kept):
+            rows = [0, *(node + 1 for node in nodes)]
+            probs_BMV[slot, : len(rows)] = self.probs_BMV[slot, rows]
+        return probs_BMV
 
     @property
-    def num_rows(self) -> int:
-        """M: the root and the nodes of the longest draft."""
-        return self.tokens_BN.shape[1] + 1
+    def num_slots(self) -> int:
+        return len(self.num_nodes)
+
+    @property
+    def on_host(self) -> bool:
+        """Whether the host knows the tokens, so that `trees` copies nothing."""
+        return "trees" in self.__dict__
 
     @cached_property
     def trees(self) -> list[Tree]:
@@ -168,7 +229,7 @@ class Draft:
 
     def real_rows_BM(self) -> Tensor:
         """bool: the root and the real nodes, not the padding."""
-        device = self.tokens_BN.device
+        device = self.device
         num_nodes_B = torch.tensor(self.num_nodes, dtype=torch.int64, device=device)
         return torch.arange(self.num_rows, device=device) <= num_nodes_B[:, None]
 
@@ -184,7 +245,7 @@ class Draft:
 
     def _closure_BMM(self) -> Tensor:
         slots, rows = self.num_slots, self.num_rows
-        step_BMM = torch.eye(rows, device=self.tokens_BN.device).repeat(slots, 1, 1)
+        step_BMM = torch.eye(rows, device=self.device).repeat(slots, 1, 1)
         step_BMM[:, 1:].scatter_(2, (self.parents_BN + 1)[:, :, None], 1.0)
         for _ in range((rows - 1).bit_length()):
             step_BMM = torch.bmm(step_BMM, step_BMM).clamp_(max=1.0)

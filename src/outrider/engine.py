@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
+from outrider.adaptive import BudgetChoice, budget_named
 from outrider.batch import Batch, Event, FinishReason, Request
-from outrider.budget import Budget, FixedBudget
+from outrider.budget import Budget
 from outrider.clock import Clock
 from outrider.errors import RequestError
 from outrider.memory import MemoryPlan, check_fits
@@ -61,11 +62,13 @@ class Engine:
         max_len: the longest text in tokens, prompt included; at most (and by default) the target's own limit.
         num_nodes: nodes that each slot may draft per step; by default what the proposer asks for.
         verification: "coupled", "rejection" or "block"; see `outrider.verify`.
+        budget: "fixed" drafts `num_nodes` in every step; "auto" at most that many, as many as pay, which may be none
+            (`outrider.adaptive`); or a budget of your own.
         record: called with every step and prefill record.
 
     Raises:
         CapacityError: if cache and weights do not fit in memory; the message says what would.
-        ConfigError: for an unknown verification or a limit out of range.
+        ConfigError: for an unknown verification or budget, or a limit out of range.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Engine:
         max_len: int | None = None,
         num_nodes: int | None = None,
         verification: str = "coupled",
+        budget: BudgetChoice | Budget = "fixed",
         record: Recorder = lambda record: None,
     ) -> None:
         spec = target.spec
@@ -96,7 +100,7 @@ class Engine:
                 device=spec.device,
             )
         )
-        self.budget: Budget = FixedBudget(self.memory.num_nodes)
+        self.budget = budget if isinstance(budget, Budget) else budget_named(budget, target, self.memory.num_nodes)
         self.batch = Batch(max_batch, self.memory.cache.capacity, spec.eos_ids)
         self.waiting: deque[Request] = deque()
         self.num_requests = 0
@@ -106,7 +110,8 @@ class Engine:
         """Give every running request at least one token."""
         clock, batch = Clock(self.spec.device), self.batch
         slots, samplings = batch.slots, batch.samplings
-        draft = self.session.propose(slots, self.budget.rooms(batch.remaining))  # may be wrong, never unsafe
+        rooms = self.budget.rooms(batch.asks)
+        draft = self.budget.cut(self.session.propose(slots, rooms))  # may be wrong, never unsafe
         clock.lap("propose")
         forward = self.target.forward(slots, batch.roots, draft)  # the only target call in the loop
         clock.lap("verify")
@@ -118,8 +123,10 @@ class Engine:
         clock.lap("commit")
         steps, events = batch.advance(draft, accepted)  # emit, and stop where a text ends
         clock.lap("host")
-        self.session.observe(batch.commits(accepted, events), forward.features_BMF)
+        commits = batch.commits(accepted, events)
+        self.session.observe(commits, forward.features_BMF)
         clock.lap("propose")
+        self.budget.observe(commits, clock.seconds())
         self._release([event.request for event in events if event.finished])
         clock.lap("host")
         self.num_steps += 1
@@ -265,10 +272,11 @@ class Engine:
         return found
 
     def reset(self) -> None:
-        """Drop all requests, and what the proposer learnt from earlier ones."""
+        """Drop all requests, and what the proposer and the budget learnt from earlier ones."""
         self.waiting.clear()
         self._release([running.request.id for running in self.batch.running.values()])
         self.session.reset()
+        self.budget.reset()
 
     def _release(self, requests: Sequence[int]) -> None:
         for slot in [slot for slot, running in self.batch.running.items() if running.request.id in requests]:

@@ -113,6 +113,9 @@ class Proposer(ABC):
     Config: ClassVar[type[Any]]
     """A frozen, keyword-only dataclass: the settings a user may give by name."""
 
+    scripted: ClassVar[bool] = False
+    """Whether it is told what the target will say: an instrument, whose results are marked, and not a method."""
+
     @classmethod
     @abstractmethod
     def load(cls, target: Target, config: Any) -> Self:

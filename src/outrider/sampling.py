@@ -23,7 +23,7 @@ from outrider.errors import ConfigError
 from outrider.noise import Stream, pick, position_key, position_keys
 from outrider.nucleus import nucleus
 
-__all__ = ["Sampling", "choose", "distribution", "largest", "transform"]
+__all__ = ["Sampling", "choose", "choose_one", "distribution", "largest", "transform"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +132,13 @@ def choose(
         rows_R = torch.tensor([row for row, other in enumerate(samplings) if other == sampling], device=tokens_R.device)
         tokens_R[rows_R] = _chosen(logits_RV[rows_R], positions_R[rows_R], sampling, stream, draw)
     return tokens_R
+
+
+def choose_one(logits_V: Tensor, position: int, sampling: Sampling) -> int:
+    """`choose` for a single row, with the target's noise. It runs behind every target forward, so it is short."""
+    if sampling.greedy:
+        return int(largest(logits_V[None]))
+    return int(_chosen(logits_V[None], torch.tensor([position]), sampling, Stream.TARGET, 0))
 
 
 def _chosen(logits_RV: Tensor, positions_R: Tensor, sampling: Sampling, stream: Stream, draw: int) -> Tensor:

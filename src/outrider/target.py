@@ -89,6 +89,13 @@ class TargetSession(ABC):
     def forward(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Forward:
         """Read the root and the draft of each slot. Nothing is committed."""
 
+    @abstractmethod
+    def states(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Tensor:
+        """As `forward`, without the output head: states after the final norm [B, M, E], which `Target.project` takes.
+
+        For draft models, which need logits of a few rows and tokens only.
+        """
+
 
 class Target(ABC):
     """Weights and tokenizer of one model."""

@@ -40,7 +40,7 @@ from torch import Tensor
 from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError, nearest
 from outrider.noise import Stream, pick, position_key
-from outrider.sampling import Sampling, choose, distribution
+from outrider.sampling import Sampling, choose, choose_one, distribution
 
 __all__ = [
     "VERIFIERS",
@@ -50,6 +50,7 @@ __all__ = [
     "Verification",
     "block",
     "coupled",
+    "coupled_chains",
     "rejection",
     "verifier",
     "walk",
@@ -121,12 +122,13 @@ class _OwnTokens:
         self._positions = [given.lengths[slot] + 1 + depth for depth in [0, *tree.depths()]]
 
     def __call__(self, row: int) -> int:
-        position_1 = torch.tensor([self._positions[row]])
-        return int(choose(self._logits_MV[row : row + 1], position_1, [self._sampling]))
+        return choose_one(self._logits_MV[row], self._positions[row], self._sampling)
 
 
 def _coupled_at_once(draft: Draft, given: Verification) -> list[Accepted]:
     """One choice for every real row, one copy to the host."""
+    if draft.is_chain:
+        return coupled_chains(draft, given)
     logits_RV = given.logits_BMV.reshape(-1, given.logits_BMV.shape[-1])
     counts = [count + 1 for count in draft.num_nodes]
     if len(draft.real_rows) < logits_RV.shape[0]:
@@ -136,6 +138,30 @@ def _coupled_at_once(draft: Draft, given: Verification) -> list[Accepted]:
     ends = list(accumulate(counts))
     wanted = [choices[end - count : end] for end, count in zip(ends, counts, strict=True)]
     return [walk(tree, tokens.__getitem__) for tree, tokens in zip(draft.trees, wanted, strict=True)]
+
+
+def coupled_chains(draft: Draft, given: Verification) -> list[Accepted]:
+    """`coupled` for chains, on the device: one copy brings choices, drafted tokens and accepted counts to the host.
+
+    What the target would have written is the choices themselves, up to and with the first that the draft missed.
+    """
+    B, M, V = given.logits_BMV.shape
+    if all(sampling.greedy for sampling in given.samplings):
+        choices_BM = given.logits_BMV.argmax(-1)
+    else:
+        firsts_B1 = torch.tensor(given.lengths, device=given.logits_BMV.device)[:, None] + 1
+        positions_BM = firsts_B1 + torch.arange(M, device=firsts_B1.device)
+        row_samplings = [sampling for sampling in given.samplings for _ in range(M)]
+        choices_BM = choose(given.logits_BMV.reshape(-1, V), positions_BM.flatten(), row_samplings).view(B, M)
+    right_BN = choices_BM[:, :-1] == draft.tokens_BN
+    if min(draft.num_nodes) < M - 1:
+        right_BN &= draft.real_rows_BM()[:, 1:]
+    counts_B1 = right_BN.long().cumprod(1).sum(1, keepdim=True)
+    verdicts = torch.cat([choices_BM, draft.tokens_BN, counts_B1], dim=1).tolist()
+    draft.tell_tokens([verdict[M:-1] for verdict in verdicts])
+    return [
+        Accepted(list(range(1, verdict[-1] + 1)), verdict[: verdict[-1]], verdict[verdict[-1]]) for verdict in verdicts
+    ]
 
 
 def _next_positions_R(draft: Draft, given: Verification) -> Tensor:

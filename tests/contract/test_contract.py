@@ -52,14 +52,14 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def scripted(name: str, target: Target, seed: int) -> Proposer:
-    if name == "oracle":
+    if name == "all_right":
         return Oracle(target).proposer()
     if name == "adversary":
         return Adversary(target).proposer()
     return RandomTrees(target, seed=seed).proposer()
 
 
-SCRIPTED = ("oracle", "adversary", "random_trees")
+SCRIPTED = ("all_right", "adversary", "random_trees")
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -34,13 +34,13 @@ class Bug(NamedTuple):
 tree_rule = partial(plant, verify, enumeration, name="reject_tree")
 block_rule = partial(plant, verify, enumeration, name="judge_block")
 request = partial(plant, verify, name="_distributions")
-placed = partial(plant, KVCache, name="place_draft")
+placed = partial(plant, KVCache, name="place_real_rows")
 committed = partial(plant, KVCache, name="commit", old="1 + len(path) for path in paths")
 emitted = partial(plant, Batch, name="_emit")
 
 
 def coupled_by_argmax(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(verify, "choose", lambda logits_RV, *rest: logits_RV.argmax(-1))
+    patch.setattr(verify, "choose_one", lambda logits_V, *rest: int(logits_V.argmax()))
 
 
 def top_p_without_the_crossing_token(patch: pytest.MonkeyPatch) -> None:
@@ -156,17 +156,22 @@ BUGS = [
     ),
     Bug(
         "RoPE one off for drafted nodes",
-        placed(old="draft.depths_BM(visible_BMM)", new="draft.depths_BM(visible_BMM) + (rows_M > 0)"),
+        placed(
+            old="positions_BM=positions_BM,",
+            new="positions_BM=positions_BM + torch.arange(draft.num_rows).clamp(max=1),",
+        ),
         partial(checks.engine_text, "chain"),
     ),
     Bug(
         "siblings at different positions",
-        placed(old="draft.depths_BM(visible_BMM)", new="rows_M"),
+        placed(old="np.array(depths)", new="rows_R"),
         partial(checks.engine_text, "tree"),
     ),
     Bug(
         "siblings see each other",
-        placed(old="mask_BMT=visible_BMM", new="mask_BMT=torch.ones_like(visible_BMM).tril()"),
+        placed(
+            old="mask_RT.reshape(*shape, draft.num_rows)", new="np.tril(mask_RT.reshape(*shape, draft.num_rows) | True)"
+        ),
         partial(checks.engine_text, "tree"),
     ),
     Bug(
@@ -190,13 +195,16 @@ BUGS = [
             Draft,
             name="of_trees",
             old='draft.__dict__["trees"] = list(trees)',
-            new="vars(draft).update(num_nodes=(width,) * len(trees), trees=[*map(Tree, tokens, parents)])",
+            new="(N := draft.num_rows - 1), vars(draft).update(num_nodes=(N,) * len(trees), trees=["
+            "Tree((t + [0] * N)[:N], (p + [-1] * N)[:N]) for t, p in trees])",
         ),
         checks.padding_counts,
     ),
     Bug(
         "a row reads its neighbour's slot once another request has finished",
-        placed(old="slots_B=torch.tensor(slots, device=self.device)", new="slots_B=torch.arange(len(slots))"),
+        placed(
+            old="slots_B=torch.from_numpy(np.array(slots, dtype=np.int64)),", new="slots_B=torch.arange(len(slots)),"
+        ),
         partial(checks.engine_text, "chain", max_batch=3),
     ),
     Bug(

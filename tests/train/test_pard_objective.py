@@ -136,13 +136,13 @@ def test_training_scores_what_drafting_predicts(
     (tmp_path / "draft").mkdir()
     objective.save(tmp_path / "draft", dtype)
     seen: list[torch.Tensor] = []
-    read = Backlog.read_with
+    read = Backlog.states
 
     def watched(self: Backlog, slots: list[int], feeds: list[list[int]], others: list[list[int]]) -> torch.Tensor:
         seen.append(read(self, slots, feeds, others))
         return seen[-1]
 
-    monkeypatch.setattr(Backlog, "read_with", watched)
+    monkeypatch.setattr(Backlog, "states", watched)
     proposer = load_proposer("pard", target, checkpoint=str(tmp_path / "draft"), num_nodes=4)
     plan = SessionPlan(max_slots=1, max_positions=64, noise=Stream.TARGET, device=target.spec.device)
     session = proposer.open(plan)
@@ -152,7 +152,7 @@ def test_training_scores_what_drafting_predicts(
     for step in (1, 3, 5, 2, 1, 4):
         draft = session.propose([0], [Room(4, 4)])
         for depth in range(4):
-            ours_V, theirs_V = trained[root, depth], seen[-1][0, -4 + depth]
+            ours_V, theirs_V = trained[root, depth], proposer.model.project(seen[-1][0, [-4 + depth]])[0]
             assert (ours_V - theirs_V).abs().max() < near * ours_V.abs().max().clamp(min=1)
             others_V = ours_V.detach().clone()
             others_V[objective.mask_id] = -torch.inf

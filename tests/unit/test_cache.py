@@ -108,6 +108,28 @@ def test_a_draft_is_placed_behind_the_length_and_its_padding_in_the_trash(batch:
         assert not placement.mask_BMT[slot, :, count + 1 :].any()
 
 
+@settings(max_examples=60, deadline=None)
+@given(batch=st.lists(trees(), min_size=1, max_size=3), length=st.integers(0, 30))
+def test_rows_placed_without_padding_are_those_placed_with_it(batch: list[Tree], length: int) -> None:
+    cache = KVCache(PLAN)
+    slots = [2, 0, 1][: len(batch)]
+    cache.lengths = [length + slot for slot in range(3)]
+    draft = Draft.of_trees(batch)
+    want = cache.place_draft(slots, draft).only(torch.tensor(draft.real_rows))
+    got = cache.place_real_rows(slots, draft)
+    assert want.mask_BMT is not None
+    assert got.limit == want.limit
+    rows_per_entry = got.positions_BM.shape[1]
+    assert got.slots_B.repeat_interleave(rows_per_entry).tolist() == want.slots_B.tolist()
+    assert got.lengths_B.repeat_interleave(rows_per_entry).tolist() == want.lengths_B.tolist()
+    assert got.positions_BM.flatten().tolist() == want.positions_BM.flatten().tolist()
+    assert got.write_BM.flatten().tolist() == want.write_BM.flatten().tolist()
+    width = draft.num_rows
+    causal_MT = torch.ones(width, width, dtype=torch.bool).tril()
+    mask_BMT = causal_MT.repeat(len(slots), 1, 1) if got.mask_BMT is None else got.mask_BMT
+    assert torch.equal(mask_BMT.reshape(-1, width), want.mask_BMT[:, 0])
+
+
 def test_siblings_share_a_position_and_do_not_see_each_other() -> None:
     cache = KVCache(PLAN)
     cache.lengths[1] = 5

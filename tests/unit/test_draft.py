@@ -72,7 +72,7 @@ def test_a_batch_is_padded_and_gives_its_trees_back(batch: list[Tree]) -> None:
     assert draft.num_rows == 1 + max(len(tree.tokens) for tree in batch)
     assert draft.num_nodes == tuple(len(tree.tokens) for tree in batch)
     assert draft.is_chain == all(tree == Tree.chain(tree.tokens) for tree in batch)
-    on_device = Draft(draft.tokens_BN, draft.parents_BN, draft.num_nodes, draft.is_chain)
+    on_device = Draft.of_tensors(draft.tokens_BN, draft.parents_BN, draft.num_nodes, is_chain=draft.is_chain)
     assert on_device.trees == draft.trees == batch
     for slot, tree in enumerate(batch):
         count = len(tree.tokens)
@@ -85,7 +85,7 @@ def test_a_batch_is_padded_and_gives_its_trees_back(batch: list[Tree]) -> None:
 @given(st.lists(chains, min_size=1, max_size=3))
 def test_the_short_way_for_chains_equals_the_closure(batch: list[Tree]) -> None:
     draft = Draft.of_trees(batch)
-    as_trees = Draft(draft.tokens_BN, draft.parents_BN, draft.num_nodes, is_chain=False)
+    as_trees = Draft.of_tensors(draft.tokens_BN, draft.parents_BN, draft.num_nodes, is_chain=False)
     assert torch.equal(draft.visible_BMM(), as_trees.visible_BMM())
 
 

@@ -25,6 +25,7 @@ STOREYS = {
 """Of each folder; files on the top level are the algorithm, storey 0."""
 MEANT = {
     ("cache.py", "models"),
+    ("identity.py", "models"),
     ("report/blocks.py", "cli"),
     ("__init__.py", "proposers"),
     ("__init__.py", "targets"),

@@ -9,11 +9,13 @@ Example: `benchmark(BenchConfig(methods=("none",), categories=("chat",)), Path("
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product, zip_longest
 from pathlib import Path
 from statistics import mean
 from time import perf_counter
 from typing import Literal
 
+from outrider.adaptive import BudgetChoice
 from outrider.audit.verdict import first_difference
 from outrider.bench.bandwidth import memory_bytes_per_s
 from outrider.bench.choice import Choice, choices_of, load_choice
@@ -37,7 +39,9 @@ from outrider.targets import load_target
 __all__ = ["Workload", "benchmark", "read_workload"]
 
 RUNS = Path("runs")
+POOL = "mixed"
 WARM_UP_PROMPT = 48
+FIXED: tuple[BudgetChoice, ...] = ("fixed",)
 STATES: tuple[Literal["cold", "warm"], ...] = ("cold", "warm")
 
 
@@ -114,6 +118,8 @@ def read_workload(config: BenchConfig, target: Target) -> Workload:
     limit = min(positions - 1, config.max_prompt_tokens or positions)
     kept = [one for one in read if len(Dialogue(one).ask(0, target.tokenizer)) <= limit]
     workload = {category: [one for one in kept if one.category == category] for category in _categories(read)}
+    if config.pooled:
+        workload = {POOL: _in_turn(list(workload.values()))}
     if empty := [category for category, members in workload.items() if not members]:
         raise ConfigError(f"no prompt of '{empty[0]}' has at most {limit} tokens; leave the category out")
     notes = [f"left out: {len(read) - len(kept)} of {len(read)} prompts, of more than {limit} tokens"] * (read != kept)
@@ -121,6 +127,12 @@ def read_workload(config: BenchConfig, target: Target) -> Workload:
     used = [one for cell in cells_of(config, workload) for group in (*cell.groups, *cell.teaching) for one in group]
     longest = max(longest_text(one, target.tokenizer, rules) for one in dict.fromkeys(used))
     return Workload(conversations=workload, max_len=max(2, min(longest, positions)), notes=tuple(notes))
+
+
+def _in_turn(categories: Sequence[Sequence[Conversation]]) -> list[Conversation]:
+    """The first of each, the second of each, ...; an id that two categories use is taken once."""
+    rounds = zip_longest(*categories)
+    return list({one.id: one for members in rounds for one in members if one is not None}.values())
 
 
 def _categories(conversations: Iterable[Conversation]) -> list[str]:
@@ -145,13 +157,16 @@ def _contenders(config: BenchConfig, choices: Sequence[Choice], target: Target, 
     contenders: list[Contender] = []
     for choice in choices:
         proposer = load_choice(choice, target)
-        for state in STATES if config.warm and proposer.learns else STATES[:1]:
+        budgets = config.budgets if proposer.max_nodes else FIXED
+        states = STATES if config.warm and proposer.learns else STATES[:1]
+        for budget, state in product(budgets, states):
             contenders.append(
                 EngineContender(
                     target,
                     proposer,
-                    choice.label,
+                    choice.label if budget == "fixed" else f"{choice.label} {budget}",
                     state=state,
+                    budget=budget,
                     verification=config.verification,
                     max_len=workload.max_len,
                     warm_up=warm_up,

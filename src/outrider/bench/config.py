@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import outrider
+from outrider.adaptive import BudgetChoice
 from outrider.bench.codec import from_plain
 from outrider.bench.schema import PLAIN
 from outrider.bench.workloads import CATEGORIES
@@ -32,9 +33,13 @@ class BenchConfig:
 
     title                what this run is, in a sentence; printed with its results
     methods              `name` or `name:setting=value,setting=value`
+    budgets              each method is measured under each; plain decoding once
     categories           of our own prompts
     prompts              further prompts: JSONL files or `hub:` data sets, see `outrider.bench.workloads`
     num_prompts          of each category, from the top; rounded up to fill the last batch
+    queue                conversations that wait behind each full batch for a slot to fall free, in batches: 0.5 puts
+                         48 conversations before 32 slots
+    pooled               all categories are one, "mixed", taken in turn: work for batches larger than a category
     max_prompt_tokens    leaves out longer prompts; None takes all that leave room for an answer
     max_new_tokens       caps the limit of each answer; None leaves the prompts' own limits
     warm                 also measure methods that learn after they have read answers to other prompts of the category
@@ -49,10 +54,13 @@ class BenchConfig:
     dtype: str = "bfloat16"
     device: str | None = None
     methods: tuple[str, ...] = (PLAIN,)
+    budgets: tuple[BudgetChoice, ...] = ("fixed",)
     verification: str = "coupled"
     categories: tuple[str, ...] = CATEGORIES
     prompts: tuple[str, ...] = ()
     num_prompts: int = 12
+    queue: float = 0.0
+    pooled: bool = False
     max_prompt_tokens: int | None = None
     max_new_tokens: int | None = None
     batches: tuple[int, ...] = (1,)
@@ -67,7 +75,7 @@ class BenchConfig:
     external_repeats: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("categories", "prompts", "batches", "temperatures", "external", "external_categories"):
+        for name in ("budgets", "categories", "prompts", "batches", "temperatures", "external", "external_categories"):
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         object.__setattr__(self, "methods", tuple(dict.fromkeys((PLAIN, *self.methods))))
         for name, low, high in LIMITS:
@@ -78,7 +86,7 @@ class BenchConfig:
         for category in (*self.categories, *(() if self.prompts else self.external_categories)):
             if category not in CATEGORIES:
                 raise ConfigError(f"unknown category '{category}'{nearest(category, CATEGORIES)}")
-        for name in ("batches", "temperatures"):
+        for name in ("budgets", "batches", "temperatures"):
             if not getattr(self, name):
                 raise ConfigError(f"{name} is empty; give at least one")
         if not self.categories and not self.prompts:
@@ -87,6 +95,7 @@ class BenchConfig:
 
 LIMITS = (
     ("num_prompts", 1, 1_000_000),
+    ("queue", 0.0, 1000.0),
     ("max_prompt_tokens", 1, 1_000_000),
     ("max_new_tokens", 1, 1_000_000),
     ("batches", 1, 4096),

@@ -8,15 +8,18 @@ import gc
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from time import perf_counter
 from typing import Literal, NamedTuple, final
 
+from outrider.adaptive import BudgetChoice
+from outrider.bench.footprint import session_bytes_per_token
 from outrider.bench.plan import Cell, Group
 from outrider.bench.play import Rules, play
 from outrider.bench.unit import Answer, UnitResult, unit_id
 from outrider.engine import Engine
 from outrider.metrics import PrefillRecord, StepRecord
-from outrider.proposer import Proposer
+from outrider.proposer import Proposer, Session
 from outrider.sampling import Sampling
 from outrider.target import Target
 
@@ -82,10 +85,15 @@ class Contender(ABC):
 
 @dataclass
 class _Tape:
+    """What a unit recorded, and the most memory that the session held at the end of a step."""
+
     steps: list[StepRecord] = field(default_factory=list)
     prefills: list[PrefillRecord] = field(default_factory=list)
+    session: Session | None = None
+    most_bytes: int = 0
 
     def __call__(self, record: StepRecord | PrefillRecord) -> None:
+        self.most_bytes = max(self.most_bytes, 0 if self.session is None else self.session.num_bytes)
         match record:
             case StepRecord():
                 self.steps.append(record)
@@ -99,6 +107,7 @@ class EngineContender(Contender):
 
     Args:
         label: what the method is called in this run.
+        budget: as `Engine` takes it.
         warm_up: token ids to warm up with.
     """
 
@@ -109,6 +118,7 @@ class EngineContender(Contender):
         label: str,
         *,
         state: Literal["cold", "warm"],
+        budget: BudgetChoice = "fixed",
         verification: str,
         max_len: int,
         warm_up: Sequence[int],
@@ -116,6 +126,7 @@ class EngineContender(Contender):
     ) -> None:
         self.target = target
         self.proposer = proposer
+        self.budget = budget
         self.verification = verification
         self.max_len = max_len
         self.warm_up = list(warm_up)
@@ -130,7 +141,11 @@ class EngineContender(Contender):
 
     @property
     def learns(self) -> bool:
-        return self.proposer.learns
+        return self.proposer.learns or self.budget != "fixed"
+
+    @cached_property
+    def _bytes_per_token(self) -> int:
+        return round(session_bytes_per_token(self.target, self.proposer))
 
     @property
     def engine(self) -> Engine:
@@ -147,6 +162,7 @@ class EngineContender(Contender):
             max_batch=batch,
             max_len=self.max_len,
             verification=self.verification,
+            budget=self.budget,
             record=self._tape,
         )
         for temperature in self.temperatures:
@@ -156,17 +172,20 @@ class EngineContender(Contender):
                 sampling=Sampling(temperature=temperature),
                 ignore_eos=True,
             )
+        self._tape.session = self._engine.session
         self.reset()
 
     def close(self) -> None:
-        self._engine = None
+        self._engine = self._tape.session = None
         gc.collect()
 
     def reset(self) -> None:
         self.engine.reset()
 
     def measure(self, cell: Cell, group: Group, rules: Rules) -> UnitResult:
-        self._tape.steps, self._tape.prefills = [], []
+        if self.proposer.scripted:
+            play(self.engine, group, rules)  # what it must know beforehand is part of no measurement
+        self._tape.steps, self._tape.prefills, self._tape.most_bytes = [], [], 0
         gc.collect()
         start = perf_counter()
         answers = play(self.engine, group, rules)
@@ -188,8 +207,11 @@ class EngineContender(Contender):
             wall_s=wall_s,
             state=self.name.state,
             forced_length=rules.ignore_eos,
+            scripted=self.proposer.scripted,
             memory_bytes={
                 "proposer_weights": self.proposer.num_bytes,
-                "proposer_cache": self.engine.session.num_bytes,
+                "proposer_cache": self._tape.most_bytes,
+                "proposer_cache_per_token": self._bytes_per_token,
+                "target_cache_per_token": self.engine.memory.cache.bytes_per_token,
             },
         )

@@ -82,6 +82,7 @@ def derive_row(
         temperature=first.temperature,
         state=first.state,
         forced_length=first.forced_length,
+        scripted=first.scripted,
         num_prompts=len({(unit.category, id) for unit in units for id in unit.conversations}),
         num_repeats=len({unit.repeat for unit in units}),
         num_tokens=sum(unit.num_tokens for unit in units),

@@ -3,7 +3,7 @@
     for each batch size            engines of one batch size are open at a time
       for each repeat              so that a run that is cut short has measured every cell
         for each temperature and category    a *cell*: methods that learn forget before it
-          for each group of prompts          as many conversations as the batch has slots
+          for each group of prompts          as many conversations as the batch has slots, and those that queue
             for each contender               A B C, then C B A: drift falls on all alike
 
 Neighbouring groups, and repeats of one group, run in opposite orders.
@@ -14,6 +14,7 @@ group of three, and the third conversation takes the first free slot.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import TypeVar
 
 from outrider.bench.config import BenchConfig
@@ -49,23 +50,24 @@ def cells_of(config: BenchConfig, workload: Mapping[str, Sequence[Conversation]]
             first = 0
             for temperature in config.temperatures:
                 for category, conversations in workload.items():
-                    count = _rounded_up(config.num_prompts, batch)
-                    groups = groups_of(conversations[:count], batch)
+                    size = batch + ceil(config.queue * batch)
+                    count = _rounded_up(config.num_prompts, size)
+                    groups = groups_of(conversations[:count], size)
                     yield Cell(
                         batch=batch,
                         repeat=repeat,
                         temperature=temperature,
                         category=category,
                         groups=groups,
-                        teaching=groups_of(conversations[count : 2 * count], batch),
+                        teaching=groups_of(conversations[count : 2 * count], size),
                         first=first,
                     )
                     first += len(groups)
 
 
-def groups_of(conversations: Sequence[Conversation], batch: int) -> tuple[Group, ...]:
-    """Groups of `batch` conversations; what is left over joins the last one."""
-    starts = list(range(0, len(conversations) - batch + 1, batch)) or [0]
+def groups_of(conversations: Sequence[Conversation], size: int) -> tuple[Group, ...]:
+    """Groups of `size` conversations; what is left over joins the last one."""
+    starts = list(range(0, len(conversations) - size + 1, size)) or [0]
     ends = [*starts[1:], len(conversations)]
     return tuple(tuple(conversations[start:end]) for start, end in zip(starts, ends, strict=True) if start < end)
 

@@ -68,6 +68,8 @@ class Row:
 
     state            "cold" when a proposer that learns was reset before each repeat, "warm" when it was not
     forced_length    end-of-text tokens were ignored
+    scripted         the method was told what the target will say, to be right as often as asked: not a real method
+    memory_bytes     by part; see `outrider.bench.unit.UnitResult`
     bandwidth_share  of plain decoding: weight bytes read per second over the machine's measured bandwidth
     """
 
@@ -80,6 +82,7 @@ class Row:
     num_repeats: int = 1
     state: Literal["cold", "warm"] = "cold"
     forced_length: bool = False
+    scripted: bool = False
     num_tokens: int | None = None
     tokens_per_s: float | None = None
     tokens_per_s_end_to_end: float | None = None
@@ -108,6 +111,12 @@ class Row:
     bandwidth_share: float | None = None
     memory_bytes: Mapping[str, int] | None = None
     lossless: Lossless = field(default_factory=Lossless)
+
+    @property
+    def label(self) -> str:
+        """The method with what a reader must know about the row."""
+        notes = {"warm": self.state == "warm", "forced length": self.forced_length, "scripted": self.scripted}
+        return self.method + "".join(f" ({note})" for note, holds in notes.items() if holds)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -129,10 +129,9 @@ def _by_category(rows: Sequence[Row]) -> list[Row]:
 
 def _line(row: Row) -> tuple[str, ...]:
     baseline = row.method == PLAIN
-    name = row.method + (" (warm)" if row.state == "warm" else "") + (" (forced length)" if row.forced_length else "")
     return (
         row.category,
-        name,
+        row.label,
         _number(row.tokens_per_s, ".1f"),
         _number(row.tau, ".2f"),
         " ".join(f"{share:.2f}" for share in (row.acceptance_per_pos or ())[:3]) or "-",

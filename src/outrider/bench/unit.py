@@ -100,7 +100,9 @@ class UnitResult:
     wall_s         the whole unit: prefill, decoding, tokenising; loading and warm-up excluded
     state          "cold" if a proposer that learns was reset before, "warm" if not
     forced_length  end-of-text tokens were ignored
-    memory_bytes   "proposer_weights", "proposer_cache", "graph_pools", where known
+    scripted       acceptance by a script: the method was told what the target will say
+    memory_bytes   "proposer_weights"; "proposer_cache", the most that its session held; "proposer_cache_per_token" and
+                   "target_cache_per_token", by how much they grow with the text; "graph_pools"; where known
     """
 
     unit: str
@@ -117,6 +119,7 @@ class UnitResult:
     wall_s: float
     state: Literal["cold", "warm"] = "cold"
     forced_length: bool = False
+    scripted: bool = False
     memory_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property

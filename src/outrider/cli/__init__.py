@@ -25,6 +25,8 @@ COMMANDS = {
     "bench": "outrider.cli.bench:Bench",
     "export": "outrider.cli.export:ExportCommand",
     "generate": "outrider.cli.generate:Generate",
+    "plan": "outrider.cli.plan:Plan",
+    "profile": "outrider.cli.profile:ProfileCommand",
     "synthesize": "outrider.cli.synthesize:Synthesize",
     "train": "outrider.cli.train:Train",
 }

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from outrider.bench.runner import Progress
@@ -36,6 +36,8 @@ class Bench:
     """cpu, cuda, ...; by default the GPU if there is one."""
     methods: tuple[str, ...] = ()
     """For example: none ngram:num_nodes=8,max_n=4. Plain decoding (none) always takes part."""
+    budget: tuple[Literal["fixed", "auto"], ...] = ()
+    """fixed drafts as much as the method is set to, auto as much as pays here; each method runs under each."""
     verification: str | None = None
     """coupled, rejection or block."""
     categories: tuple[str, ...] = ()
@@ -96,6 +98,7 @@ class Bench:
     def _given(self) -> dict[str, object]:
         """What was said on the command line."""
         given = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in OWN}
+        given["budgets"] = given.pop("budget")
         return {name: value for name, value in given.items() if value is not None and value != ()}
 
 

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -44,6 +44,8 @@ class Generate:
     """Use the target's chat template; --no-chat continues the prompt as it is."""
     show_drafts: bool = False
     """Colour the text that was accepted from drafts."""
+    budget: Literal["fixed", "auto"] = "fixed"
+    """fixed drafts as much as the method is set to; auto as much as pays here, which may be nothing."""
     verification: str = "coupled"
     """coupled, rejection or block."""
     dtype: str = "bfloat16"
@@ -72,6 +74,7 @@ class Generate:
             proposer,
             max_len=max(2, min(len(prompt) + max(1, self.max_new_tokens), target.spec.max_positions)),
             verification=self.verification,
+            budget=self.budget,
             record=records.append,
         )
         show = _shown if self.show_drafts else _plain

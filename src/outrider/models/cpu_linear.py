@@ -31,16 +31,18 @@ from outrider.models.cpu_vector import (
     emitted,
     f32,
     f64,
+    i32,
     i64,
     inlined,
     kernel,
     lane_sum,
     lowered,
     splat,
+    u16,
     vector,
 )
 
-__all__ = ["ADD", "ASSIGN", "GATED", "collect", "dot", "linear"]
+__all__ = ["ADD", "ASSIGN", "GATED", "collect", "dot", "embed", "linear"]
 
 ASSIGN, ADD, GATED = 0, 1, 2  # what becomes of a product
 UNROLL = 4
@@ -300,4 +302,22 @@ def collect(block: int) -> None:
     r = ticket(block, 0)
     while r < R:
         lay_out(x + r * F * 4, norm, eps, out + r * columns * 4, 1, F)
+        r = ticket(block, 0)
+
+
+@kernel
+def embed(block: int) -> None:
+    """Arguments as in `ops_cpu.CpuOps.embed`."""
+    a = i64(block)
+    table, half, F, tokens, out, R = a[0], a[1], a[2], i64(a[3]), a[4], a[5]
+    r = ticket(block, 0)
+    while r < R:
+        if half == 1:  # a bf16 number is the upper half of an fp32 number
+            source, words = u16(table + tokens[r] * F * 2), i32(out + r * F * 4)
+            for i in range(F):
+                words[i] = types.int32(source[i]) << 16
+        else:
+            numbers, target = f32(table + tokens[r] * F * 4), f32(out + r * F * 4)
+            for i in range(F):
+                target[i] = numbers[i]
         r = ticket(block, 0)

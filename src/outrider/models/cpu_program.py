@@ -14,16 +14,24 @@ share one buffer, so a recorded body must use a result before it asks for the ne
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from outrider.models.cpu_threads import BLOCK, launch_all
-from outrider.models.ops import Result
+from outrider.models.ops import Placement, Result
 
 __all__ = ["Program", "Recorder"]
+
+
+class Followed(NamedTuple):
+    """An argument that is a number of the call's placement."""
+
+    record: int
+    column: int
+    number: int
 
 
 @final
@@ -31,6 +39,9 @@ class Recorder:
     """The kernels that would have run, with their arguments, and the tensors they point into."""
 
     def __init__(self) -> None:
+        self.followed: list[Followed] = []
+        self.moved: list[Placement] = []
+        self.num_ahead = 0
         self.kernels: list[int] = []
         self.arguments: list[tuple[int, ...]] = []
         self.kept: list[Tensor | None] = []
@@ -47,6 +58,15 @@ class Recorder:
         self.arguments.append(arguments)
         self.kept.extend(tensors)
 
+    def follow(self, column: int, count: int) -> None:
+        """The last kernel takes the first `count` numbers of a call's placement from argument `column` on."""
+        last = len(self.kernels) - 1
+        self.followed += [Followed(last, column + number, number) for number in range(count)]
+
+    def knows(self, placement: Placement) -> bool:
+        """Whether the placement is one that the body made itself."""
+        return any(placement is moved for moved in self.moved)
+
     def blocks_NB(self) -> np.ndarray:
         """One argument record per kernel."""
         blocks_NB = np.zeros((len(self.kernels), BLOCK), dtype=np.int64)
@@ -59,10 +79,11 @@ class Recorder:
 class Program:
     """A recorded forward.
 
-    x_RF       the buffer its first kernel reads
-    sizes      slots, positions and rotary positions of the cache, which bound a placement's indices
-    placed_N   which records carry the placement, in the argument columns `placed`
-    written_N  which records write the logits, in the argument column `logits_column`
+    x_RF        the buffer its first kernel reads
+    sizes       slots, positions and rotary positions of the cache, which bound a placement's indices
+    num_ahead   how far behind its placement it writes
+    followed    which arguments carry which number of the placement: a row each of records, columns and numbers
+    written_N   which records write the logits, in the argument column `logits_column`
     """
 
     threads: int
@@ -70,9 +91,9 @@ class Program:
     blocks_NB: np.ndarray
     x_RF: Tensor
     result: Result
-    placed_N: np.ndarray
-    placed: np.ndarray
+    followed: np.ndarray
     sizes: tuple[int, int, int]
+    num_ahead: int
     written_N: np.ndarray
     logits_column: int
     kept: tuple[Tensor | None, ...]
@@ -80,7 +101,8 @@ class Program:
     def run(self, x_RF: Tensor, placement: tuple[int, ...]) -> Result:
         """Repeat it on another input and placement (its addresses and sizes). Results are the caller's own."""
         self.x_RF.copy_(x_RF)
-        self.blocks_NB[self.placed_N, self.placed] = placement
+        records, columns, numbers = self.followed
+        self.blocks_NB[records, columns] = np.array(placement)[numbers]
         logits_RV = None if self.result.logits_RV is None else torch.empty_like(self.result.logits_RV)
         if logits_RV is not None:
             self.blocks_NB[self.written_N, self.logits_column] = logits_RV.data_ptr()

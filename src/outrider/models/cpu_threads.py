@@ -55,7 +55,7 @@ BLOCK = COUNTERS + 6 * LINE
 STATE, JOB, AWAKE = 0, 2 * LINE, 4 * LINE  # the words of a pool; a job is the addresses of a kernel and its block
 POOL = 6 * LINE
 JOINED, OPEN = 2**16 - 1, 2**16
-SPINS = 20_000  # each about 50 ns
+SPINS = 100_000  # each about 50 ns
 
 Block = ctypes.c_int64 * BLOCK
 

@@ -24,7 +24,21 @@ from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["TILE_ROWS", "WIDTH", "Emitter", "emitted", "f32", "f64", "i32", "i64", "inlined", "kernel", "lowered", "u8"]
+__all__ = [
+    "TILE_ROWS",
+    "WIDTH",
+    "Emitter",
+    "emitted",
+    "f32",
+    "f64",
+    "i32",
+    "i64",
+    "inlined",
+    "kernel",
+    "lowered",
+    "u8",
+    "u16",
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Value = Any  # an LLVM value

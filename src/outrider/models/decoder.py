@@ -58,7 +58,7 @@ class Decoder:
         ]
         self.embed_VE = weights["model.embed_tokens.weight"].to(device)
         self.norm_E = self._vector(weights["model.norm.weight"])
-        self.head = ops.pack(weights["model.embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight"])
+        self.head = ops.pack(self.embed_VE if spec.tie_word_embeddings else weights["lm_head.weight"])
         self._rope: Rope | None = None
 
     def keep(self, layers: Sequence[int]) -> "Decoder":
@@ -113,7 +113,7 @@ class Decoder:
             programs: of this cache, empty at first; lets a back end repeat forwards of the same shape.
         """
         B, M = tokens_BM.shape
-        x_RE = self.embed_VE[tokens_BM.reshape(-1)].to(self.ops.activation_dtype)
+        x_RE = self.ops.embed(self.embed_VE, tokens_BM.view(-1))
 
         def body(x_RE: Tensor, placement: Placement) -> Result:
             return self._read(x_RE, placement, cache, taps, want_logits)

@@ -29,8 +29,8 @@ from torch.nn.functional import rms_norm
 
 from outrider.cache import CachePlan, KVCache
 from outrider.models.block import Block
-from outrider.models.ops import Placement, Rope, choose_ops
-from outrider.models.recurrent import RecurrentHead
+from outrider.models.ops import Placement, Programs, Result, Rope, choose_ops
+from outrider.models.recurrent import Reading, RecurrentHead, below, chain_body, run
 from outrider.models.rope import rope_tables
 from outrider.models.spec import DecoderSpec
 
@@ -137,7 +137,7 @@ class Eagle3Head(RecurrentHead):
         self._ids_K = None if ids_K is None else ids_K.to(device)
         wide = {name: weight.to(ops.activation_dtype) for name, weight in cast.items() if weight.dim() == 1}
         self.norm_E = wide["norm.weight"]
-        self.norms_2E = torch.stack([self.block.input_norm_E, wide[f"{LAYER}hidden_norm.weight"]])
+        self.hidden_norm_E = wide[f"{LAYER}hidden_norm.weight"]
         self.input_norm_F = wide.get("input_norm.weight")
         self.fc_norms_AE = (
             torch.stack([wide[f"fc_norm.{tap}.weight"] for tap in range(spec.num_taps)]) if spec.fc_norm else None
@@ -173,26 +173,69 @@ class Eagle3Head(RecurrentHead):
         features_RF = features_RF.to(self.device, self.ops.activation_dtype).contiguous()
         if self.fc_norms_AE is not None:
             features_RAE = features_RF.view(-1, *self.fc_norms_AE.shape)
-            features_RF = (self._normalised(features_RAE) * self.fc_norms_AE).flatten(1)
+            normalised_RAE = rms_norm(features_RAE, features_RAE.shape[-1:], eps=self.block.eps)
+            features_RF = (normalised_RAE * self.fc_norms_AE).flatten(1)
         return self.ops.norm_project(features_RF, self.input_norm_F, self.block.eps, self.fc)
 
     @torch.inference_mode()
-    def read(self, states_RE: Tensor, tokens_R: Tensor, placement: Placement, cache: KVCache) -> Tensor:
-        embedded_RE = self.embedding_VE[tokens_R].to(states_RE.dtype)
-        pair_R2E = self._normalised(torch.stack((embedded_RE, states_RE), dim=1)) * self.norms_2E
-        qkv_RQ = self.ops.norm_project(pair_R2E.flatten(1), None, 0.0, self.block.qkv)
-        x_RE = pair_R2E[:, 1].contiguous() if self.spec.norm_before_residual else states_RE.clone()
+    def read(
+        self,
+        states_RE: Tensor,
+        tokens_R: Tensor,
+        placement: Placement,
+        cache: KVCache,
+        *,
+        num_predicted: int = 0,
+        programs: Programs | None = None,
+    ) -> Reading:
+        def body(both_RE: Tensor, placement: Placement) -> Result:
+            return self._read(both_RE, placement, cache, num_predicted)
+
+        both_RE = below(self.embedding_VE[tokens_R], states_RE, self.ops.activation_dtype)
+        return run(self.ops, programs, num_predicted, body, both_RE, placement)
+
+    @property
+    def chains(self) -> bool:
+        return True
+
+    @torch.inference_mode()
+    def chain(
+        self,
+        states_BE: Tensor,
+        tokens_B: Tensor,
+        placement: Placement,
+        cache: KVCache,
+        drafted_LB: Tensor,
+        programs: Programs,
+    ) -> None:
+        def read(both_RE: Tensor, placement: Placement) -> Result:
+            return self._read(both_RE, placement, cache, len(both_RE) // 2)
+
+        both_RE = below(self.embedding_VE[tokens_B], states_BE, self.ops.activation_dtype)
+        body = chain_body(self.ops, read, self.ids_K, self.embedding_VE, drafted_LB)
+        self.ops.replay(programs, ("chain", len(drafted_LB)), body, both_RE, placement)
+
+    def _read(self, both_RE: Tensor, placement: Placement, cache: KVCache, num_predicted: int) -> Result:
+        """The layer and the last rows' logits, by operations alone, so that a back end may record them."""
+        ops, eps, (rows, E) = self.ops, self.block.eps, both_RE.shape
+        embedded_RE, states_RE = both_RE[: rows // 2], both_RE[rows // 2 :]
+        pair_RF, x_RE = both_RE.new_empty(rows // 2, 2 * E), torch.empty_like(states_RE)
+        ops.collect(embedded_RE, self.block.input_norm_E, eps, pair_RF, 0)
+        ops.collect(states_RE, self.hidden_norm_E, eps, pair_RF, E)
+        ops.collect(states_RE, self.hidden_norm_E if self.spec.norm_before_residual else None, eps, x_RE, 0)
+        qkv_RQ = ops.norm_project(pair_RF, None, 0.0, self.block.qkv)
         rope = self._tables(cache.plan.num_positions)
-        self.block.apply(self.ops, x_RE, qkv_RQ, rope, cache.keys_LCHSD[0], cache.values_LCHSD[0], placement)
-        return self._normalised(x_RE) * self.norm_E if self.spec.norm_output else x_RE
+        self.block.apply(ops, x_RE, qkv_RQ, rope, cache.keys_LCHSD[0], cache.values_LCHSD[0], placement)
+        out_RE = x_RE
+        if self.spec.norm_output:
+            out_RE = torch.empty_like(x_RE)
+            ops.collect(x_RE, self.norm_E, eps, out_RE, 0)
+        return Result(self.predict(out_RE[rows // 2 - num_predicted :]) if num_predicted else None, out_RE)
 
     @torch.inference_mode()
     def predict(self, states_RE: Tensor) -> Tensor:
         norm_E = None if self.spec.norm_output else self.norm_E
         return self.ops.norm_project(states_RE.contiguous(), norm_E, self.block.eps, self.lm_head)
-
-    def _normalised(self, x: Tensor) -> Tensor:
-        return rms_norm(x, x.shape[-1:], eps=self.block.eps)
 
     def _tables(self, num_positions: int) -> Rope:
         """Rotary tables, made once; positions past a dynamic scaling's limit are never reached by text."""

@@ -85,19 +85,20 @@ class MedusaHeads:
         self.shape = shape
         self.ops: Ops = choose_ops(target.spec.device, target.spec.dtype)
         self.ids_K: Tensor | None = weights[TOKEN_MAP].to(target.spec.device) if shape.is_reduced else None
-        self._layers = [
-            [self._pack_layer(weights, head, layer) for layer in range(shape.num_layers)]
-            for head in range(shape.num_heads)
-        ]
+        heads = range(shape.num_heads)
+        self._first = self._pack(weights, heads, 0)  # all heads read the same state: one product
+        self._deeper = [[self._pack(weights, [head], layer) for head in heads] for layer in range(1, shape.num_layers)]
         self._outputs = [self.ops.pack(weights[name]) for name in shape.tensor_shapes() if name.startswith("lm_head")]
         if shape.output == "target" and self.ids_K is not None:
             head_VE = target.shared_weights().head_VE
             self._outputs = [self.ops.pack(head_VE[self.ids_K.to(head_VE.device)])]
         self._project: Callable[[Tensor], Tensor] = self._own_output(0) if self._outputs else target.project
 
-    def _pack_layer(self, weights: Mapping[str, Tensor], head: int, layer: int) -> Packed:
-        bias = weights[layer_name(head, layer, "bias")] if self.shape.bias else None
-        return self.ops.pack(weights[layer_name(head, layer, "weight")], bias)
+    def _pack(self, weights: Mapping[str, Tensor], heads: Sequence[int], layer: int) -> Packed:
+        """One layer of some heads, side by side."""
+        weight_OE = torch.cat([weights[layer_name(head, layer, "weight")] for head in heads])
+        biases = [weights[layer_name(head, layer, "bias")] for head in heads] if self.shape.bias else []
+        return self.ops.pack(weight_OE, torch.cat(biases) if biases else None)
 
     def _own_output(self, head: int) -> Callable[[Tensor], Tensor]:
         return lambda states_RE: self.ops.norm_project(states_RE, None, 0.0, self._outputs[head])
@@ -105,7 +106,7 @@ class MedusaHeads:
     @property
     def num_bytes(self) -> int:
         """Memory of the weights that are not the target's."""
-        packed = [layer for layers in self._layers for layer in layers] + self._outputs
+        packed = [self._first, *(layer for layers in self._deeper for layer in layers), *self._outputs]
         return sum(part.num_bytes for part in packed)
 
     @torch.inference_mode()
@@ -116,16 +117,22 @@ class MedusaHeads:
             One tensor [R, K] per head that is needed at all: its rows are the slots with that depth, in order. A shared
             output projection reads its weights once for all heads.
         """
-        states_BE = states_BE.to(self.ops.activation_dtype)
         rows = [[slot for slot, depth in enumerate(depths) if depth > head] for head in range(max(depths, default=0))]
-        inner = [self._inner(head, states_BE[some]) for head, some in enumerate(rows)]
+        if not rows:
+            return []
+        inner_HBE = self._inner(states_BE.to(self.ops.activation_dtype).contiguous())
+        whole = len(states_BE)
+        inner = [inner_HBE[head] if len(some) == whole else inner_HBE[head, some] for head, some in enumerate(rows)]
         if self.shape.output == "own":
             return [self._own_output(head)(states_RE) for head, states_RE in enumerate(inner)]
-        return list(torch.split(self._project(torch.cat(inner)), [len(some) for some in rows])) if inner else []
+        return list(torch.split(self._project(torch.cat(inner)), [len(some) for some in rows]))
 
-    def _inner(self, head: int, states_RE: Tensor) -> Tensor:
-        """The residual layers of one head."""
-        states_RE = states_RE.contiguous()
-        for layer in self._layers[head]:
-            states_RE = states_RE + silu(self.ops.norm_project(states_RE, None, 0.0, layer))
-        return states_RE
+    def _inner(self, states_BE: Tensor) -> Tensor:
+        """The residual layers of all heads, [H, B, E]."""
+        B, E = states_BE.shape
+        added_BHE = silu(self.ops.norm_project(states_BE, None, 0.0, self._first)).view(B, -1, E)
+        inner_HBE = (states_BE[:, None] + added_BHE).transpose(0, 1).contiguous()
+        for layers in self._deeper:
+            for head, layer in enumerate(layers):
+                inner_HBE[head] += silu(self.ops.norm_project(inner_HBE[head], None, 0.0, layer))
+        return inner_HBE

@@ -30,8 +30,9 @@ from torch import Tensor
 
 from outrider.cache import CachePlan, KVCache
 from outrider.models.block import Block
-from outrider.models.ops import Placement, Rope, choose_ops
-from outrider.models.recurrent import RecurrentHead
+from outrider.models.ops import Placement, Programs, Result, Rope
+from outrider.models.output_head import OutputHead
+from outrider.models.recurrent import Reading, RecurrentHead, below, chain_body, run
 from outrider.models.rope import rope_tables
 from outrider.models.spec import DecoderSpec
 from outrider.target import Target
@@ -47,6 +48,7 @@ class MtpModule(RecurrentHead):
         spec: sizes, rotary scaling and biases of the layer; its `num_layers` is the target's.
         weights: the module's tensors under `prefix` ("model.mtp_layers.0.").
         embedding_VE: the target's; rows are read in their own dtype.
+        output: the target's output head, or some of its rows.
         state_norm_E: weight of the target's final norm if the module was trained on states before it.
     """
 
@@ -57,13 +59,15 @@ class MtpModule(RecurrentHead):
         prefix: str,
         target: Target,
         embedding_VE: Tensor,
+        output: OutputHead,
         state_norm_E: Tensor | None = None,
     ) -> None:
         device = target.spec.device
         self.spec = spec
         self.target = target
         self.embedding_VE = embedding_VE
-        self.ops = choose_ops(device, target.spec.dtype)
+        self.output = output
+        self.ops = output.ops
         dtype = self.ops.activation_dtype
         self.block = Block.packed(spec, weights, prefix, self.ops, device)
         self.input = self.ops.pack(weights[f"{prefix}input_proj.weight"])
@@ -79,10 +83,11 @@ class MtpModule(RecurrentHead):
 
     @property
     def ids_K(self) -> Tensor | None:
-        return None
+        return self.output.ids_K
 
     @property
     def num_bytes(self) -> int:
+        """The output head is counted by whoever made it: several modules share one."""
         return self.block.num_bytes + self.input.num_bytes
 
     def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
@@ -101,24 +106,64 @@ class MtpModule(RecurrentHead):
         return states_RE if self.state_norm_E is None else states_RE / self.state_norm_E
 
     @torch.inference_mode()
-    def read(self, states_RE: Tensor, tokens_R: Tensor, placement: Placement, cache: KVCache) -> Tensor:
-        ops, eps = self.ops, self.spec.rms_norm_eps
-        embeds_RE = self.embedding_VE[tokens_R].to(ops.activation_dtype)
-        embeds_RE = embeds_RE * (placement.positions_BM.reshape(-1, 1) > 0)
-        pair_RF = torch.cat([self._norm(states_RE, self.hidden_norm_E), self._norm(embeds_RE, self.token_norm_E)], -1)
-        x_RE = ops.norm_project(pair_RF, None, eps, self.input)
+    def read(
+        self,
+        states_RE: Tensor,
+        tokens_R: Tensor,
+        placement: Placement,
+        cache: KVCache,
+        *,
+        num_predicted: int = 0,
+        programs: Programs | None = None,
+    ) -> Reading:
+        def body(both_RE: Tensor, placement: Placement) -> Result:
+            return self._read(both_RE, placement, cache, num_own)
+
+        num_own = num_predicted if self.output.packed is not None else 0  # the target's projection is not ours
+        both_RE = below(self.embedding_VE[tokens_R], states_RE, self.ops.activation_dtype)
+        both_RE[: len(tokens_R)] *= placement.positions_BM.reshape(-1, 1) > 0
+        states_RE, logits_NK = run(self.ops, programs, num_own, body, both_RE, placement)
+        if num_predicted > num_own:
+            logits_NK = self.predict(states_RE[len(states_RE) - num_predicted :])
+        return Reading(states_RE, logits_NK)
+
+    @property
+    def chains(self) -> bool:
+        return self.output.packed is not None
+
+    @torch.inference_mode()
+    def chain(
+        self,
+        states_BE: Tensor,
+        tokens_B: Tensor,
+        placement: Placement,
+        cache: KVCache,
+        drafted_LB: Tensor,
+        programs: Programs,
+    ) -> None:
+        def read(both_RE: Tensor, placement: Placement) -> Result:
+            return self._read(both_RE, placement, cache, len(both_RE) // 2)
+
+        both_RE = below(self.embedding_VE[tokens_B], states_BE, self.ops.activation_dtype)
+        body = chain_body(self.ops, read, self.ids_K, self.embedding_VE, drafted_LB)
+        self.ops.replay(programs, ("chain", len(drafted_LB)), body, both_RE, placement)
+
+    def _read(self, both_RE: Tensor, placement: Placement, cache: KVCache, num_predicted: int) -> Result:
+        """The layer and the last rows' logits, by operations alone, so that a back end may record them."""
+        ops, eps, (rows, E) = self.ops, self.spec.rms_norm_eps, both_RE.shape
+        embedded_RE, states_RE = both_RE[: rows // 2], both_RE[rows // 2 :]
+        pair_RF, x_RE, out_RE = both_RE.new_empty(rows // 2, 2 * E), *(torch.empty_like(states_RE) for _ in range(2))
+        ops.collect(states_RE, self.hidden_norm_E, eps, pair_RF, 0)
+        ops.collect(embedded_RE, self.token_norm_E, eps, pair_RF, E)
+        ops.collect(ops.norm_project(pair_RF, None, eps, self.input), None, eps, x_RE, 0)
         qkv_RQ = ops.norm_project(x_RE, self.block.input_norm_E, eps, self.block.qkv)
         rope = self._tables(cache.plan.num_positions)
         self.block.apply(ops, x_RE, qkv_RQ, rope, cache.keys_LCHSD[0], cache.values_LCHSD[0], placement)
-        return self._norm(x_RE, self.final_norm_E)
+        ops.collect(x_RE, self.final_norm_E, eps, out_RE, 0)
+        return Result(self.output(out_RE[rows // 2 - num_predicted :]) if num_predicted else None, out_RE)
 
     def predict(self, states_RE: Tensor) -> Tensor:
-        return self.target.project(states_RE)
-
-    def _norm(self, x_RE: Tensor, weight_E: Tensor) -> Tensor:
-        wide_RE = x_RE.to(torch.promote_types(x_RE.dtype, torch.float32))
-        scale_R1 = torch.rsqrt(wide_RE.square().mean(-1, keepdim=True) + self.spec.rms_norm_eps)
-        return (wide_RE * scale_R1 * weight_E).to(x_RE.dtype)
+        return self.output(states_RE)
 
     def _tables(self, num_positions: int) -> Rope:
         if self._rope is None or self._rope.cos_PD.shape[0] < num_positions:

@@ -171,6 +171,10 @@ class Ops(ABC):
         """Lay out the two halves of a gated MLP for `gate_up`; the result has 2 * I output features."""
 
     @abstractmethod
+    def embed(self, table_VF: Tensor, tokens_R: Tensor) -> Tensor:
+        """Rows of an embedding table as activations: a new tensor [R, F]."""
+
+    @abstractmethod
     def norm_project(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
         """RMSNorm (left out where `norm_F` is None), then the projection with its bias: a new tensor [R, O]."""
 
@@ -203,6 +207,39 @@ class Ops(ABC):
     def collect(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, out_RT: Tensor, column: int) -> None:
         """Copy `x_RF`, or its RMSNorm, into the columns of `out_RT` from `column` on."""
 
+    @property
+    def static_shapes(self) -> bool:
+        """Whether forwards are recorded for fixed shapes: padding then costs little, and a new shape a recording."""
+        return False
+
+    def next_tokens(
+        self, logits_RK: Tensor, ids_K: Tensor | None, embedding_VE: Tensor, tokens_R: Tensor, out_RE: Tensor
+    ) -> None:
+        """Choose the most probable token of each row, for a body that reads what it chose.
+
+        Args:
+            ids_K: the tokens of the columns; None if column k is token k.
+            embedding_VE: contiguous, in any dtype.
+            tokens_R: takes the tokens, int64.
+            out_RE: takes their embeddings, in the activation dtype.
+        """
+        best_R = logits_RK.argmax(-1)
+        tokens_R.copy_(best_R if ids_K is None else ids_K[best_R])
+        out_RE.copy_(embedding_VE[tokens_R])
+
+    def shifted(self, placement: Placement, by: int) -> Placement:
+        """A placement of one row per slot, moved on: the row that stands `by` positions later and sees all before it.
+
+        What is written there earlier in the body counts as committed. `placement.limit` must leave room for it.
+        """
+        assert placement.mask_BMT is None, "only chains move on"
+        return replace(
+            placement,
+            lengths_B=placement.lengths_B + by,
+            positions_BM=placement.positions_BM + by,
+            write_BM=placement.write_BM + by,
+        )
+
     def hosting(self) -> AbstractContextManager[None]:
         """What a caller holds during many calls in a row; see `Target.hosting`. Here nothing."""
         return nullcontext()
@@ -210,8 +247,13 @@ class Ops(ABC):
     def replay(self, programs: Programs, key: Hashable, body: Body, x_RF: Tensor, placement: Placement) -> Result:
         """`body(x_RF, placement)`, perhaps by repeating what an earlier call with an equal key did on the same shapes.
 
-        The body must consist of operations of this class alone, on tensors that live at least as long as `programs`,
-        and ask nothing of the placement but to hand it on. Here it is simply called.
+        The body must consist of operations of this class alone, on `x_RF`, on tensors that it makes and on tensors that
+        live at least as long as `programs`. It asks nothing of the placement but to hand it on. Here it is simply
+        called.
+
+        Args:
+            key: with the placement's shape [B, M] it must fix what the body does, and how many rows `x_RF` has. These
+                need not be B * M: a body of two inputs gets them one below the other, and takes them apart itself.
         """
         return body(x_RF, placement)
 
@@ -223,6 +265,10 @@ def choose_ops(device: torch.device | str, dtype: torch.dtype) -> Ops:
         from outrider.models.ops_cpu import CpuOps
 
         return CpuOps(dtype)
+    if device.type == "cuda":
+        from outrider.models.ops_gpu import gpu_ops
+
+        return gpu_ops(device, dtype)
     from outrider.models.ops_torch import TorchOps
 
     return TorchOps(dtype, device)

@@ -18,6 +18,7 @@ Kernels are compiled on first use, for this processor, and kept in numba's cache
 import struct
 from collections.abc import Hashable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import lru_cache
 from typing import final
 
@@ -26,8 +27,10 @@ import torch
 from torch import Tensor
 
 from outrider.models.cpu_attention import MAX_HEAD_DIM, attention
-from outrider.models.cpu_linear import ADD, ASSIGN, GATED, collect, linear
+from outrider.models.cpu_draft import next_tokens, shift
+from outrider.models.cpu_linear import ADD, ASSIGN, GATED, collect, embed, linear
 from outrider.models.cpu_memory import Arena
+from outrider.models.cpu_placement import address, check_placement, placement_addresses, placement_shape
 from outrider.models.cpu_program import Program, Recorder
 from outrider.models.cpu_softmax import MAX_HEADS
 from outrider.models.cpu_threads import launch, lone_torch_thread, num_threads
@@ -94,6 +97,16 @@ class CpuOps(Ops):
             in_features=weight_OF.shape[1], out_features=out_features, num_bytes=num_bytes, data=data, bias=bias
         )
 
+    def embed(self, table_VF: Tensor, tokens_R: Tensor) -> Tensor:
+        tokens = tokens_R.numpy()
+        R, (V, F) = len(tokens), table_VF.shape
+        assert R == 0 or 0 <= tokens.min() <= tokens.max() < V, f"tokens are not within 0..{V - 1}"
+        out_RF = torch.empty(R, F)
+        half = int(table_VF.dtype == torch.bfloat16)
+        table = address(table_VF, torch.bfloat16 if half else torch.float32)
+        launch(embed.address, 1, table, half, F, address(tokens_R, torch.int64), out_RF.data_ptr(), R)
+        return out_RF
+
     def norm_project(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
         out_RO = self._empty(x_RF.shape[0], packed.out_features)
         self._linear(x_RF, norm_F, eps, packed, out_RO, ASSIGN)
@@ -153,14 +166,14 @@ class CpuOps(Ops):
         return lone_torch_thread()
 
     def replay(self, programs: Programs, key: Hashable, body: Body, x_RF: Tensor, placement: Placement) -> Result:
-        if x_RF.shape[0] > REPLAYED_ROWS:
+        if placement.positions_BM.numel() > REPLAYED_ROWS:
             return body(x_RF, placement)
         key = (key, *placement.positions_BM.shape)
         if key not in programs:
             programs[key] = self._record(body, x_RF, placement)
         program: Program = programs[key]
-        _check_placement(placement, *program.sizes)
-        return program.run(x_RF, (*_placement_addresses(placement), *_placement_shape(placement)))
+        check_placement(placement, *program.sizes, program.num_ahead)
+        return program.run(x_RF, (*placement_addresses(placement), *placement_shape(placement)))
 
     def _record(self, body: Body, x_RF: Tensor, placement: Placement) -> Program:
         """Record a body on buffers of its own; attention gets room for as many positions as the cache has."""
@@ -172,10 +185,10 @@ class CpuOps(Ops):
         finally:
             self._recorder = None
         kernels_N, blocks_NB = np.array(recorder.kernels, dtype=np.int64), recorder.blocks_NB()
-        placed_N = np.flatnonzero(kernels_N == attention.address)
+        attends_N = np.flatnonzero(kernels_N == attention.address)
         row = (self._sizes[1] + 2 * WIDTH) // WIDTH * WIDTH
         scratch = torch.empty(self._threads, 1 + MAX_HEADS, row)
-        blocks_NB[placed_N, SCRATCH], blocks_NB[placed_N, SCRATCH + 1] = scratch.data_ptr(), row
+        blocks_NB[attends_N, SCRATCH], blocks_NB[attends_N, SCRATCH + 1] = scratch.data_ptr(), row
         written_N = np.zeros(0, dtype=np.int64)
         if result.logits_RV is not None:  # the last product that goes there; buffers are used again and again
             goal = result.logits_RV.data_ptr()
@@ -187,8 +200,8 @@ class CpuOps(Ops):
             x_RF=buffer_RF,
             result=result,
             sizes=self._sizes,
-            placed_N=placed_N[:, None],
-            placed=np.arange(PLACED, PLACED + 8),
+            num_ahead=recorder.num_ahead,
+            followed=np.array(recorder.followed, dtype=np.int64).T,
             written_N=written_N,
             logits_column=LINEAR_OUT,
             kept=(*recorder.kept, scratch),
@@ -229,10 +242,10 @@ class CpuOps(Ops):
             _floats(None if head_norm is None else head_norm.key_D),
             _bits(0.0 if head_norm is None else head_norm.eps),
             _bits(shape.scale),
-            _address(keys_CHSD, keys_CHSD.dtype),
-            _address(values_CHSD, keys_CHSD.dtype),
+            address(keys_CHSD, keys_CHSD.dtype),
+            address(values_CHSD, keys_CHSD.dtype),
             *self._placed(placement, keys_CHSD, rope),
-            *_placement_shape(placement),
+            *placement_shape(placement),
             H,
             G,
             D,
@@ -243,49 +256,62 @@ class CpuOps(Ops):
             row,
             min(MAX_HEADS, H // G) if 4 * self._threads <= B * M * G else 1,
         )
+        if self._recorder is not None and not self._recorder.knows(placement):
+            self._recorder.follow(PLACED, 8)
         return out_RO
+
+    def next_tokens(
+        self, logits_RK: Tensor, ids_K: Tensor | None, embedding_VE: Tensor, tokens_R: Tensor, out_RE: Tensor
+    ) -> None:
+        (R, K), E = logits_RK.shape, embedding_VE.shape[1]
+        assert out_RE.shape == (R, E), f"embeddings of {E} numbers for {tuple(out_RE.shape)}"
+        assert tokens_R.shape == (R,), f"{R} rows for {tuple(tokens_R.shape)} tokens"
+        assert ids_K is None or ids_K.shape == (K,), "one id per column"
+        half = embedding_VE.dtype == torch.bfloat16
+        self._run(
+            next_tokens.address,
+            (logits_RK, ids_K, embedding_VE, tokens_R, out_RE),
+            _floats(logits_RK),
+            K,
+            0 if ids_K is None else address(ids_K, torch.int64),
+            address(embedding_VE, torch.bfloat16 if half else torch.float32),
+            int(half),
+            E,
+            address(tokens_R, torch.int64),
+            _floats(out_RE),
+            R,
+        )
+
+    def shifted(self, placement: Placement, by: int) -> Placement:
+        B, M = placement.positions_BM.shape
+        assert M == 1, f"{M} rows of a slot do not move on as one"
+        assert placement.mask_BMT is None, "only chains move on"
+        moved_4B = torch.empty(4, B, dtype=torch.int64)
+        addresses = placement_addresses(placement)[:4]
+        self._run(shift.address, (moved_4B,), *addresses, B, by, address(moved_4B, torch.int64))
+        slots_B, lengths_B, positions_B, write_B = moved_4B
+        moved = replace(
+            placement,
+            slots_B=slots_B,
+            lengths_B=lengths_B,
+            positions_BM=positions_B[:, None],
+            write_BM=write_B[:, None],
+        )
+        if self._recorder is not None:
+            self._recorder.follow(0, 4)
+            self._recorder.moved.append(moved)
+            self._recorder.num_ahead = max(by, self._recorder.num_ahead)
+        return moved
 
     def _placed(self, placement: Placement, keys_CHSD: Tensor, rope: Rope) -> tuple[int, ...]:
         """The addresses of a placement's tensors, checked once for all layers, since kernels trust every index."""
         sizes = (keys_CHSD.shape[0], keys_CHSD.shape[2], rope.cos_PD.shape[0])
         if self._placement is not placement or self._sizes != sizes:
-            _check_placement(placement, *sizes)
-            self._addresses = _placement_addresses(placement)
+            if self._recorder is None or not self._recorder.knows(placement):  # what it made is not computed yet
+                check_placement(placement, *sizes)
+            self._addresses = placement_addresses(placement)
             self._placement, self._sizes = placement, sizes
         return self._addresses
-
-
-def _placement_addresses(placement: Placement) -> tuple[int, ...]:
-    """Where a placement's tensors are, in the order in which the attention kernel takes them."""
-    mask = placement.mask_BMT
-    indices = (placement.slots_B, placement.lengths_B, placement.positions_BM, placement.write_BM)
-    addresses = [_address(index, torch.int64) for index in indices]
-    return (*addresses, 0 if mask is None else _address(mask, torch.bool))
-
-
-def _placement_shape(placement: Placement) -> tuple[int, int, int]:
-    """B, M and T."""
-    B, M = placement.positions_BM.shape
-    return B, M, M if placement.mask_BMT is None else placement.mask_BMT.shape[2]
-
-
-def _check_placement(placement: Placement, num_slots: int, capacity: int, num_positions: int) -> None:
-    B, M = placement.positions_BM.shape
-    mask = placement.mask_BMT
-    T = M if mask is None else mask.shape[2]
-    assert mask is None or mask.shape == (B, M, T), f"mask of shape {tuple(mask.shape)} for {B} slots of {M} rows"
-    assert placement.slots_B.shape == placement.lengths_B.shape == (B,), "slots and lengths must be [B]"
-    assert placement.write_BM.shape == (B, M), "write positions must be [B, M]"
-    assert placement.limit <= capacity, f"limit {placement.limit} exceeds the cache's {capacity} positions"
-    bounds = (
-        (placement.slots_B, num_slots),
-        (placement.write_BM, capacity),
-        (placement.positions_BM, num_positions),
-        (placement.lengths_B, placement.limit - T + 1),
-    )
-    for index, stop in bounds:
-        low, high = (int(end) for end in index.aminmax())
-        assert 0 <= low <= high < stop, f"indices {low}..{high} are not within 0..{stop - 1}"
 
 
 def _whole_blocks(weight_OF: Tensor, columns: int) -> Tensor:
@@ -300,12 +326,5 @@ def _bits(number: float) -> int:
     return int(struct.unpack("<q", struct.pack("<d", number))[0])
 
 
-def _address(x: Tensor, dtype: torch.dtype) -> int:
-    """Where a tensor's numbers are; kernels trust that they are contiguous and of that dtype."""
-    assert x.dtype == dtype, f"{x.dtype}, not {dtype}"
-    assert x.is_contiguous(), f"strides {x.stride()} are not contiguous"
-    return x.data_ptr()
-
-
 def _floats(x: Tensor | None) -> int:
-    return 0 if x is None else _address(x, torch.float32)
+    return 0 if x is None else address(x, torch.float32)

@@ -2,7 +2,14 @@
 
 Norms, rotations and softmax run in fp32 (in fp64 when that is the dtype), products in the dtype of the weights. No
 operation waits for the device, and shapes depend on the placement's host-side numbers only, so that a forward can be
-captured in a CUDA graph. Legend in `ops.py`.
+recorded and repeated (`replay.py`).
+
+Attention is written out, which is the reference, or left to PyTorch's fused kernel (`fused=True`, the way on a GPU).
+There the query heads that share a key head become rows of one head, so no key or value is repeated:
+
+    q [B, H, M, D] -> [B, G, (H / G) * M, D],   keys [B, G, S, D],   one mask for prefix and tail
+
+Legend in `ops.py`.
 
 >>> ops = TorchOps(torch.float64)
 >>> eye = ops.pack(torch.eye(2, dtype=torch.float64))
@@ -10,24 +17,41 @@ captured in a CUDA graph. Legend in `ops.py`.
 [[3.0, 4.0]]
 """
 
+from collections.abc import Hashable
 from typing import final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
-from outrider.models.ops import AttentionShape, HeadNorm, Ops, Packed, Placement, Rope
+from outrider.models.graphs import Graphs
+from outrider.models.ops import AttentionShape, Body, HeadNorm, Ops, Packed, Placement, Programs, Result, Rope
+from outrider.models.replay import Replayer
 
-__all__ = ["TorchOps", "visible_BMS"]
+__all__ = ["TorchOps", "attend_fused", "visible_BMS"]
 
 
 @final
 class TorchOps(Ops):
-    """Weights and activations of `dtype` on `device`."""
+    """Weights and activations of `dtype` on `device`.
 
-    def __init__(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+    Args:
+        fused: whether attention is PyTorch's fused kernel instead of the reference.
+        graphs: where forwards are recorded; without it every call runs anew.
+    """
+
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        *,
+        fused: bool = False,
+        graphs: Graphs | None = None,
+    ) -> None:
         self._dtype = dtype
         self._device = torch.device(device)
+        self._fused = fused
+        self._replayer = None if graphs is None else Replayer(graphs, limited=True)
 
     @property
     def activation_dtype(self) -> torch.dtype:
@@ -44,6 +68,9 @@ class TorchOps(Ops):
 
     def pack_gate_up(self, gate_IF: Tensor, up_IF: Tensor) -> Packed:
         return self.pack(torch.cat([gate_IF, up_IF]))
+
+    def embed(self, table_VF: Tensor, tokens_R: Tensor) -> Tensor:
+        return table_VF[tokens_R].to(self.activation_dtype)
 
     def norm_project(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
         x_RF = x_RF if norm_F is None else _rms_norm(x_RF, norm_F, eps)
@@ -80,11 +107,13 @@ class TorchOps(Ops):
         keys_CHSD[rows_B1, :, placement.write_BM] = k_BMGD.to(keys_CHSD.dtype)
         values_CHSD[rows_B1, :, placement.write_BM] = v_BMGD.to(values_CHSD.dtype)
 
+        if self._fused:
+            return attend_fused(q_BMHD, shape, keys_CHSD, values_CHSD, placement)
         keys_BGSD = keys_CHSD[placement.slots_B, :, : placement.limit].to(self._dtype)
         values_BGSD = values_CHSD[placement.slots_B, :, : placement.limit].to(self._dtype)
         q_BGNMD = q_BMHD.view(B, M, G, H // G, D).permute(0, 2, 3, 1, 4)
         scores = (q_BGNMD @ keys_BGSD[:, :, None].transpose(-1, -2)) * shape.scale
-        hidden = ~visible_BMS(placement, shape.sliding_window)[:, None, None]
+        hidden = ~visible_BMS(placement, shape.sliding_window, keys_BGSD.shape[2])[:, None, None]
         weights = scores.to(_wide(self._dtype)).masked_fill(hidden, -torch.inf).softmax(-1)
         weights = weights.masked_fill(hidden, 0.0).to(self._dtype)
         out_BGNMD = weights @ values_BGSD[:, :, None]
@@ -92,6 +121,40 @@ class TorchOps(Ops):
 
     def collect(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, out_RT: Tensor, column: int) -> None:
         out_RT[:, column : column + x_RF.shape[1]] = x_RF if norm_F is None else _rms_norm(x_RF, norm_F, eps)
+
+    @property
+    def static_shapes(self) -> bool:
+        return self._replayer is not None
+
+    def replay(self, programs: Programs, key: Hashable, body: Body, x_RF: Tensor, placement: Placement) -> Result:
+        if self._replayer is None:
+            return body(x_RF, placement)
+        return self._replayer(programs, key, body, x_RF, placement)
+
+
+def attend_fused(
+    q_BMHD: Tensor, shape: AttentionShape, keys_CHSD: Tensor, values_CHSD: Tensor, placement: Placement
+) -> Tensor:
+    """Attention of rotated queries over the cache by PyTorch's fused kernel: a new tensor [R, H * D]."""
+    B, M, H, D = q_BMHD.shape
+    G = shape.num_kv_heads
+    keys_BGSD, values_BGSD = (
+        _cached(cached_CHSD, placement).to(q_BMHD.dtype) for cached_CHSD in (keys_CHSD, values_CHSD)
+    )
+    seen_BMS = visible_BMS(placement, shape.sliding_window, keys_BGSD.shape[2])
+    q_BGYD = q_BMHD.view(B, M, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(B, G, -1, D)
+    seen_B1YS = seen_BMS[:, None].expand(-1, H // G, -1, -1).reshape(B, 1, q_BGYD.shape[2], -1)
+    out_BGYD = scaled_dot_product_attention(q_BGYD, keys_BGSD, values_BGSD, attn_mask=seen_B1YS, scale=shape.scale)
+    out_BGYD = out_BGYD.masked_fill(~seen_B1YS.any(-1, keepdim=True), 0.0)  # kernels differ on rows that see nothing
+    return out_BGYD.view(B, G, H // G, M, D).permute(0, 3, 1, 2, 4).reshape(B * M, H * D)
+
+
+def _cached(cached_CHSD: Tensor, placement: Placement) -> Tensor:
+    """The slots' positions up to the limit; without a copy where the cache has one slot."""
+    near_CHSD = cached_CHSD[:, :, : placement.limit]
+    if len(near_CHSD) == 1:
+        return near_CHSD.expand(len(placement.slots_B), -1, -1, -1)
+    return near_CHSD[placement.slots_B]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -110,12 +173,12 @@ def _rotate(x_BMHD: Tensor, rope: Rope, positions_BM: Tensor) -> Tensor:
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x_BMHD.dtype)
 
 
-def visible_BMS(placement: Placement, window: int | None) -> Tensor:
-    """bool [B, M, limit]: what each row sees of the slot's cached positions."""
+def visible_BMS(placement: Placement, window: int | None, num_positions: int) -> Tensor:
+    """bool [B, M, S]: what each row sees of the slot's first `num_positions` cached positions."""
     positions_BM1 = placement.positions_BM[:, :, None]
     M = positions_BM1.shape[1]
     device = positions_BM1.device
-    s_S = torch.arange(placement.limit, device=device)
+    s_S = torch.arange(num_positions, device=device)
     m_M1 = torch.arange(M, device=device)[:, None]
     tail_B1S = (s_S - placement.lengths_B[:, None])[:, None]
     prefix_BMS = (tail_B1S < 0).expand(-1, M, -1)

@@ -9,7 +9,7 @@ Example:
 
     weights = read_weights(directory)
     weights.check(spec.weight_shapes())                         # names and shapes, without reading any tensor
-    q_proj = weights["model.layers.0.self_attn.q_proj.weight"]  # read now, from a memory map
+    q_proj = weights["model.layers.0.self_attn.q_proj.weight"]  # read now
 """
 
 import difflib
@@ -43,11 +43,13 @@ class StoredTensor:
 
 @final
 class Weights(Mapping[str, Tensor]):
-    """A checkpoint's tensors by name. Looking one up reads it, in its stored dtype, to CPU memory."""
+    """A checkpoint's tensors by name. Looking one up reads it, in its stored dtype, to CPU memory.
+
+    The tensor is the caller's own: nothing is kept, so that loading a model needs its weights and one tensor more.
+    """
 
     def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
         self.stored = stored
-        self._files: dict[Path, Any] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         """Raises `CheckpointError` for a name that is not there and for a dtype that is not read."""
@@ -57,7 +59,8 @@ class Weights(Mapping[str, Tensor]):
                 f"tensor {name} in {tensor.file} is stored as {tensor.dtype}, which is not read;"
                 " use a bf16, fp16 or fp32 checkpoint"
             )
-        loaded: Tensor = self._open(tensor.file).get_tensor(name)
+        with _opened(tensor.file) as file:  # pages of the map count as resident until it is closed
+            loaded: Tensor = file.get_tensor(name).clone()
         return loaded
 
     def __iter__(self) -> Iterator[str]:
@@ -106,14 +109,6 @@ class Weights(Mapping[str, Tensor]):
                 f"tensor {name} in {found.file} has shape {found.shape}, expected {tuple(shape)};"
                 " check that config.json belongs to these weights"
             )
-
-    def _open(self, file: Path) -> Any:
-        if file not in self._files:
-            try:
-                self._files[file] = safe_open(file, framework="pt", device="cpu")
-            except SafetensorError as error:
-                raise CheckpointError(f"{file} is not a valid safetensors file ({error}); download it again") from error
-        return self._files[file]
 
 
 def read_weights(directory: str | Path) -> Weights:
@@ -170,6 +165,13 @@ def _only_file(directory: Path) -> Path:
             " code; convert them to safetensors in a sandbox you trust, or use a safetensors revision"
         )
     raise CheckpointError(f"{directory} holds no {SINGLE} and no {INDEX}; pickled weights are never used")
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is not a valid safetensors file ({error}); download it again") from error
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:

@@ -6,7 +6,8 @@ One file per method and one line here. A package of your own adds a method throu
     [project.entry-points."outrider.proposers"]
     my_method = "my_package.my_module:MyProposer"
 
-Settings are the fields of the class's `Config`; an unknown one is an error that names the nearest known one.
+Settings are the fields of the class's `Config`; an unknown one is an error that names the nearest known one. A
+`Config` may name one field that a value without a name fills on a command line: `field(metadata={"bare": True})`.
 """
 
 import dataclasses
@@ -18,7 +19,15 @@ from outrider.errors import ConfigError, nearest
 from outrider.proposer import Proposer
 from outrider.target import Target
 
-__all__ = ["DEFAULT_METHOD", "REGISTRY", "configure", "load_proposer", "proposer_class", "proposer_names"]
+__all__ = [
+    "DEFAULT_METHOD",
+    "REGISTRY",
+    "bare_setting",
+    "configure",
+    "load_proposer",
+    "proposer_class",
+    "proposer_names",
+]
 
 REGISTRY: dict[str, str] = {
     "none": "outrider.proposers.none:NoProposer",
@@ -29,6 +38,7 @@ REGISTRY: dict[str, str] = {
     "pard": "outrider.proposers.pard:PardProposer",
     "medusa": "outrider.proposers.medusa:MedusaProposer",
     "mtp": "outrider.proposers.mtp:MtpProposer",
+    "oracle": "outrider.proposers.oracle:OracleProposer",
 }
 
 DEFAULT_METHOD = "ngram"
@@ -55,6 +65,16 @@ def proposer_class(name: str) -> type[Proposer]:
     if not (isinstance(found, type) and issubclass(found, Proposer)):
         raise ConfigError(f"method '{name}' points to {paths[name]}, which is not an outrider Proposer class")
     return found
+
+
+def bare_setting(name: str) -> str | None:
+    """The setting that a value without a name fills, or None: `method:0.8` is then `method:setting=0.8`.
+
+    Raises:
+        ConfigError: if there is no such method.
+    """
+    fields = dataclasses.fields(proposer_class(name).Config)
+    return next((field.name for field in fields if field.metadata.get("bare")), None)
 
 
 def configure(name: str, settings: dict[str, Any]) -> Any:

@@ -8,22 +8,30 @@ Steps without a draft let the backlog grow. It is then read in pieces that fit t
 
 Worked example: tail 8, 20 tokens pending, 3 of the tail's rows needed for more: pieces of 5, 5, 5, and the last 5 stay.
 
-Shapes: B slots of the call, M rows of each, V vocabulary.
+Shapes: B slots of the call, M rows of each, R rows of all, E hidden size, K columns of the output head.
 """
 
 from collections.abc import Sequence
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from outrider.draft import Draft
 from outrider.errors import ConfigError
+from outrider.models.output_head import OutputHead
 from outrider.proposer import SessionPlan
 from outrider.sampling import Sampling
 from outrider.target import Target, TargetSession
 
-__all__ = ["Backlog", "open_model"]
+__all__ = ["Backlog", "Row", "open_model"]
+
+
+class Row(NamedTuple):
+    """A row of a call: the place of its slot in the call, and its number there."""
+
+    place: int
+    row: int
 
 
 def open_model(model: Target, plan: SessionPlan, tail: int) -> TargetSession:
@@ -42,8 +50,9 @@ def open_model(model: Target, plan: SessionPlan, tail: int) -> TargetSession:
 class Backlog:
     """A draft model's cache, what it has not read, and each slot's sampling settings."""
 
-    def __init__(self, model: TargetSession, device: torch.device) -> None:
+    def __init__(self, model: TargetSession, output: OutputHead, device: torch.device) -> None:
         self.model = model
+        self.output = output
         self.device = device
         self.pending: dict[int, list[int]] = {}
         self.samplings: dict[int, Sampling] = {}
@@ -63,24 +72,30 @@ class Backlog:
         piece = self.model.cache.plan.tail - num_more
         for slot in slots:
             while len(self.pending[slot]) > piece:
-                self.read([slot], [self.pending[slot][:piece]])
+                self.states([slot], [self.pending[slot][:piece]], [[]])
                 self.pending[slot] = self.pending[slot][piece:]
 
     def read(self, slots: Sequence[int], feeds: Sequence[Sequence[int]]) -> Tensor:
-        """Read each slot's tokens into the cache for good; logits after the last of them, [B, V]."""
-        logits_BMV = self.read_with(slots, feeds, [[] for _ in slots])
-        last_B = torch.tensor([len(feed) - 1 for feed in feeds], device=logits_BMV.device)
-        return logits_BMV[torch.arange(len(feeds), device=logits_BMV.device), last_B]
+        """Read each slot's tokens into the cache for good; logits after the last of them, [B, K]."""
+        states_BME = self.states(slots, feeds, [[] for _ in slots])
+        return self.logits(states_BME, [Row(place, len(feed) - 1) for place, feed in enumerate(feeds)])
 
-    def read_with(
-        self, slots: Sequence[int], feeds: Sequence[Sequence[int]], others: Sequence[Sequence[int]]
-    ) -> Tensor:
-        """Read each slot's tokens for good and `others` behind them for this once; logits at all rows, [B, M, V]."""
+    def states(self, slots: Sequence[int], feeds: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) -> Tensor:
+        """Read each slot's tokens for good and `others` behind them for this once; states at all rows, [B, M, E]."""
         rows = [[*feed, *other] for feed, other in zip(feeds, others, strict=True)]
         chain = Draft.of_chains([row[1:] for row in rows], self.device)
-        logits_BMV = self.model.forward(slots, [row[0] for row in rows], chain).logits_BMV
+        states_BME = self.model.states(slots, [row[0] for row in rows], chain)
         self.model.cache.extend(slots, [len(feed) for feed in feeds])
-        return logits_BMV
+        return states_BME
+
+    def logits(self, states_BME: Tensor, rows: Sequence[Row]) -> Tensor:
+        """Logits [R, K] of the given rows alone; the others never meet the output head."""
+        M = states_BME.shape[1]
+        flat = [row.place * M + row.row for row in rows]
+        states_RE = states_BME.flatten(0, 1)
+        if flat != list(range(len(states_RE))):
+            states_RE = states_RE[torch.tensor(flat, device=states_RE.device)]
+        return self.output(states_RE)
 
     def take_back(self, slot: int, count: int) -> None:
         """Forget the last `count` tokens that were read."""

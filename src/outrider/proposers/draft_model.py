@@ -24,15 +24,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self, final
 
+import torch
 from torch import Tensor
 
 from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError
 from outrider.formats.hf_draft import load_draft
+from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
+from outrider.models.locate import locate
+from outrider.models.output_head import OutputHead
 from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
-from outrider.proposers.backlog import Backlog, open_model
+from outrider.proposers.backlog import Backlog, Row, open_model
 from outrider.proposers.chains import Chains
-from outrider.proposers.trees import Growth
+from outrider.proposers.trees import Growth, ranked
 from outrider.sampling import Sampling
 from outrider.target import Target
 from outrider.targets.native import NativeTarget
@@ -49,6 +53,8 @@ class DraftModelConfig:
     num_nodes    drafted tokens per step
     width        1 drafts a chain; above 1, the branching of a tree
     sampled      draw the drafts instead of taking the most probable token (chains only)
+    draft_vocab  draft only that many of the most frequent tokens, 0 for all; by default 8192 where training left a
+                 ranking beside the checkpoint, else all
     """
 
     checkpoint: str | None = None
@@ -56,8 +62,10 @@ class DraftModelConfig:
     num_nodes: int = 4
     width: int = 1
     sampled: bool = False
+    draft_vocab: int | None = None
 
     def __post_init__(self) -> None:
+        check_draft_vocab(self.draft_vocab)
         if not 1 <= self.num_nodes <= 256:
             raise ConfigError(f"num_nodes={self.num_nodes} must be between 1 and 256")
         if not 1 <= self.width <= 32:
@@ -66,6 +74,8 @@ class DraftModelConfig:
             raise ConfigError("sampled=True drafts chains; set width=1")
         if (self.checkpoint is None) == (self.layers is None):
             raise ConfigError("a draft model needs either checkpoint=PATH or layers=0,1,2 (of the target)")
+        if self.draft_vocab and self.layers is not None:
+            raise ConfigError(f"draft_vocab={self.draft_vocab} needs a checkpoint with a ranking; leave it out")
 
 
 @final
@@ -74,10 +84,14 @@ class DraftModelProposer(Proposer):
 
     Config = DraftModelConfig
 
-    def __init__(self, model: Target, config: DraftModelConfig, num_bytes: int = 0) -> None:
+    def __init__(
+        self, model: Target, config: DraftModelConfig, num_bytes: int = 0, ids_K: Tensor | None = None
+    ) -> None:
+        """`ids_K` are the tokens that are drafted, None for all."""
         self.model = model
         self.config = config
-        self._num_bytes = num_bytes
+        self.output = OutputHead(model, ids_K)
+        self._num_bytes = num_bytes + self.output.num_bytes
 
     @classmethod
     def load(cls, target: Target, config: DraftModelConfig) -> Self:
@@ -85,12 +99,14 @@ class DraftModelProposer(Proposer):
             return cls(cut_from(target, config.layers), config)
         assert config.checkpoint is not None
         draft = load_draft(config.checkpoint, target)
-        return cls(draft.model, config, draft.num_bytes)
+        ids_K = drafted_ids(locate(config.checkpoint), target, config.draft_vocab)
+        return cls(draft.model, config, draft.num_bytes, ids_K)
 
     @classmethod
     def example(cls, target: Target, seed: int) -> Self:
         config = DraftModelConfig(layers="0", num_nodes=2 + seed % 4, width=1 + seed % 3, sampled=seed % 3 == 0)
-        return cls(cut_from(target, "0"), config)
+        ids_K = torch.arange(seed % 2, target.spec.vocab_size, 2) if seed % 4 == 1 else None
+        return cls(cut_from(target, "0"), config, 0, ids_K)
 
     @property
     def max_nodes(self) -> int:
@@ -110,7 +126,8 @@ class DraftModelProposer(Proposer):
 
     def open(self, plan: SessionPlan) -> Session:
         model = open_model(self.model, plan, tail=self.config.num_nodes * self.config.width + 2)
-        return DraftModelSession(Backlog(model, plan.device), self.config, plan, self.model.spec.vocab_size)
+        backlog = Backlog(model, self.output, plan.device)
+        return DraftModelSession(backlog, self.config, plan, self.model.spec.vocab_size)
 
 
 def cut_from(target: Target, layers: str) -> Target:
@@ -165,17 +182,23 @@ class DraftModelSession(Session):
         return self._chains(slots, depths)
 
     def _chains(self, slots: Sequence[int], depths: dict[int, int]) -> Draft:
-        sampled, samplings = self.config.sampled, self.backlog.samplings
-        chains = Chains(self.plan, slots, samplings, sampled=sampled, vocab_size=self.vocab_size)
-        active = [slot for slot in slots if depths[slot] > 0]
+        chains = Chains(
+            self.plan,
+            slots,
+            self.backlog.samplings,
+            sampled=self.config.sampled,
+            vocab_size=self.vocab_size,
+            ids_K=self.backlog.output.ids_K,
+        )
+        active, depth = [slot for slot in slots if depths[slot] > 0], 0
         feeds = [self.backlog.pending[slot] for slot in active]
         while active:
-            logits_BV = self.backlog.read(active, feeds)
-            depth = len(chains.tokens[active[0]])
+            logits_BK = self.backlog.read(active, feeds)
             firsts = [position - depth for position in self.backlog.first_positions(active)]
-            chosen = chains.grow(active, logits_BV, firsts)
-            feeds = [[token] for slot, token in zip(active, chosen, strict=True) if depth + 1 < depths[slot]]
-            active = [slot for slot in active if depth + 1 < depths[slot]]
+            chosen = chains.grow(active, logits_BK, firsts).tolist()
+            depth += 1
+            feeds = [[token] for slot, token in zip(active, chosen, strict=True) if depth < depths[slot]]
+            active = [slot for slot in active if depth < depths[slot]]
         for slot, chain in chains.tokens.items():
             self.num_read[slot] = max(0, len(chain) - 1)
             self.backlog.pending[slot] = [] if chain else self.backlog.pending[slot]
@@ -201,20 +224,23 @@ class DraftModelSession(Session):
         frontiers = [growths[slot].frontier for slot in slots]
         trees = [frontier_tree(growths[slot]) for slot in slots]
         roots = [self.backlog.pending[slot][-1] for slot in slots]
-        logits_BMV = self.backlog.model.forward(
-            slots, roots, Draft.of_trees([tree for tree, _ in trees], self.plan.device)
-        ).logits_BMV
-        log_probs_BMV = logits_BMV.log_softmax(-1)
-        for index, (slot, frontier) in enumerate(zip(slots, frontiers, strict=True)):
-            rows = [trees[index][1][node] for node in frontier]
-            best = log_probs_BMV[index, rows].topk(min(self.config.width, log_probs_BMV.shape[-1]), dim=-1)
-            growths[slot].add_level(best.indices.tolist(), best.values.tolist())
+        draft = Draft.of_trees([tree for tree, _ in trees], self.plan.device)
+        states_BME = self.backlog.model.states(slots, roots, draft)
+        rows = [Row(place, trees[place][1][node]) for place, some in enumerate(frontiers) for node in some]
+        best = ranked(self.backlog.logits(states_BME, rows).log_softmax(-1), self.config.width)
+        ids_K, start = self.backlog.output.ids_K, 0
+        tokens = (best.columns_RW if ids_K is None else ids_K[best.columns_RW]).tolist()
+        gains = best.values_RW.tolist()
+        for slot, frontier in zip(slots, frontiers, strict=True):
+            end = start + len(frontier)
+            growths[slot].add_level(tokens[start:end], gains[start:end])
+            start = end
 
     def _read_all_but_root(self, slots: Sequence[int]) -> None:
         pending = self.backlog.pending
         behind = [slot for slot in slots if len(pending[slot]) > 1]
         if behind:
-            self.backlog.read(behind, [pending[slot][:-1] for slot in behind])
+            self.backlog.states(behind, [pending[slot][:-1] for slot in behind], [[] for _ in behind])
         for slot in behind:
             pending[slot] = pending[slot][-1:]
 

@@ -16,7 +16,7 @@ Worked example: `load_proposer("medusa", target, checkpoint="run/final", num_nod
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self, final
 
 import torch
@@ -25,13 +25,15 @@ from torch import Tensor
 from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError
 from outrider.formats.medusa import MedusaCheckpoint, read_medusa
+from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
 from outrider.models.locate import locate
 from outrider.models.medusa import TOKEN_MAP, MedusaHeads, MedusaShape, Output
 from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
 from outrider.proposers.chains import Chains
 from outrider.proposers.medusa_tree import Accuracies, RankTree, default_accuracies, grown_paths
 from outrider.proposers.recurrent_tree import Paths, parse_paths
-from outrider.sampling import Sampling, largest
+from outrider.proposers.trees import ranked
+from outrider.sampling import Sampling
 from outrider.target import Target
 
 __all__ = ["MedusaConfig", "MedusaProposer"]
@@ -48,6 +50,8 @@ class MedusaConfig:
     width        how many ranks of each head a tree may use; 1 drafts a chain
     tree         a tree instead of the measured one: nodes as ranks from the root, such as "0 1 0.0 0.1 0.0.0"
     sampled      draw the drafts instead of taking the most probable token (chains only)
+    draft_vocab  draft only that many of the most frequent tokens, 0 for all that the heads know; by default 8192 where
+                 the heads know all and training left a ranking beside the checkpoint, else all they know
     """
 
     checkpoint: str
@@ -55,8 +59,10 @@ class MedusaConfig:
     width: int = 10
     tree: str | None = None
     sampled: bool = False
+    draft_vocab: int | None = None
 
     def __post_init__(self) -> None:
+        check_draft_vocab(self.draft_vocab)
         if not 1 <= self.num_nodes <= 256:
             raise ConfigError(f"num_nodes={self.num_nodes} must be between 1 and 256")
         if not 1 <= self.width <= 32:
@@ -102,7 +108,11 @@ class MedusaProposer(Proposer):
 
     @classmethod
     def load(cls, target: Target, config: MedusaConfig) -> Self:
-        return cls.of(read_medusa(locate(config.checkpoint), target), config, target)
+        directory = locate(config.checkpoint)
+        checkpoint = read_medusa(directory, target)
+        if checkpoint.shape.is_reduced and config.draft_vocab is None:
+            return cls.of(checkpoint, config, target)
+        return cls.of(reduced(checkpoint, drafted_ids(directory, target, config.draft_vocab)), config, target)
 
     @classmethod
     def of(cls, checkpoint: MedusaCheckpoint, config: MedusaConfig, target: Target) -> Self:
@@ -136,6 +146,18 @@ class MedusaProposer(Proposer):
 
     def open(self, plan: SessionPlan) -> Session:
         return MedusaSession(self.heads, self.tree, self.config, plan)
+
+
+def reduced(checkpoint: MedusaCheckpoint, ids_K: Tensor | None) -> MedusaCheckpoint:
+    """The same heads with columns for these tokens only, as far as they had one; None keeps all."""
+    if ids_K is None:
+        return checkpoint
+    tensors, shape = dict(checkpoint.tensors), checkpoint.shape
+    known_C = tensors.get(TOKEN_MAP, torch.arange(shape.vocab_size))
+    kept_C = torch.isin(known_C, ids_K)
+    tensors |= {name: tensors[name][kept_C] for name in tensors if name.startswith("lm_head")}
+    tensors[TOKEN_MAP] = known_C[kept_C]
+    return replace(checkpoint, shape=replace(shape, num_columns=int(kept_C.sum())), tensors=tensors)
 
 
 def random_checkpoint(target: Target, seed: int) -> MedusaCheckpoint:
@@ -209,7 +231,7 @@ class MedusaSession(Session):
 
     def _ranked(self, logits_RK: Tensor, width: int) -> Tensor:
         """Target ids of the `width` best tokens of each row, best first."""
-        columns_RW = largest(logits_RK)[:, None] if width == 1 else logits_RK.topk(width, dim=-1).indices
+        columns_RW = ranked(logits_RK, width).columns_RW
         return columns_RW if self.heads.ids_K is None else self.heads.ids_K[columns_RW]
 
     def _chains(self, slots: Sequence[int], rooms: dict[int, Room]) -> Draft:

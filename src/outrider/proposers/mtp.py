@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Self, final
 
 import torch
+from torch import Tensor
 
 from outrider.errors import ConfigError
 from outrider.formats.mtp import (
@@ -27,8 +28,10 @@ from outrider.formats.mtp import (
     module_shapes,
     read_mtp,
 )
+from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
 from outrider.models.locate import locate
 from outrider.models.mtp import MtpModule
+from outrider.models.output_head import OutputHead
 from outrider.proposer import Proposer, Session, SessionPlan
 from outrider.proposers.mtp_modules import MtpModulesSession
 from outrider.proposers.recurrent import RecurrentSession
@@ -48,6 +51,8 @@ class MtpConfig:
     width        1 drafts a chain; above 1, the branching of a tree (one module only)
     depth        most levels of a tree; by default as many as the module was trained for
     sampled      draw the drafts instead of taking the most probable token (chains only)
+    draft_vocab  draft only that many of the most frequent tokens, 0 for all; by default 8192 where training left a
+                 ranking beside the checkpoint, else all
     """
 
     checkpoint: str
@@ -55,8 +60,10 @@ class MtpConfig:
     width: int = 1
     depth: int | None = None
     sampled: bool = False
+    draft_vocab: int | None = None
 
     def __post_init__(self) -> None:
+        check_draft_vocab(self.draft_vocab)
         if self.num_nodes is not None and not 1 <= self.num_nodes <= 256:
             raise ConfigError(f"num_nodes={self.num_nodes} must be between 1 and 256")
         if not 1 <= self.width <= 32:
@@ -75,8 +82,10 @@ class MtpProposer(Proposer):
 
     Config = MtpConfig
 
-    def __init__(self, target: Target, checkpoint: MtpCheckpoint, config: MtpConfig) -> None:
-        """Pack the modules.
+    def __init__(
+        self, target: Target, checkpoint: MtpCheckpoint, config: MtpConfig, ids_K: Tensor | None = None
+    ) -> None:
+        """Pack the modules. `ids_K` are the tokens that are drafted, None for all.
 
         Raises:
             ConfigError: if the settings ask for what several modules cannot do.
@@ -95,6 +104,7 @@ class MtpProposer(Proposer):
                 f"token each; set num_nodes={trained} or less"
             )
         embedding_VE = target.shared_weights().embedding_VE
+        self.output = OutputHead(target, ids_K)
         self.modules = [
             MtpModule(
                 checkpoint.spec,
@@ -102,6 +112,7 @@ class MtpProposer(Proposer):
                 module_prefix(index),
                 target,
                 embedding_VE,
+                self.output,
                 checkpoint.state_norm_E,
             )
             for index in range(checkpoint.num_modules)
@@ -109,7 +120,8 @@ class MtpProposer(Proposer):
 
     @classmethod
     def load(cls, target: Target, config: MtpConfig) -> Self:
-        return cls(target, read_mtp(Path(locate(config.checkpoint)), target), config)
+        directory = Path(locate(config.checkpoint))
+        return cls(target, read_mtp(directory, target), config, drafted_ids(directory, target, config.draft_vocab))
 
     @classmethod
     def example(cls, target: Target, seed: int) -> Self:
@@ -122,7 +134,9 @@ class MtpProposer(Proposer):
             depth=2 if width > 1 else None,
             sampled=seed % 2 == 1 and width == 1,
         )
-        return cls(target, random_checkpoint(target, num_modules, "normed" if seed % 2 else "residual", seed), config)
+        checkpoint = random_checkpoint(target, num_modules, "normed" if seed % 2 else "residual", seed)
+        ids_K = torch.arange(seed % 2, target.spec.vocab_size, 2) if seed % 5 < 2 else None
+        return cls(target, checkpoint, config, ids_K)
 
     @property
     def max_nodes(self) -> int:
@@ -138,7 +152,7 @@ class MtpProposer(Proposer):
 
     @property
     def num_bytes(self) -> int:
-        return sum(module.num_bytes for module in self.modules)
+        return self.output.num_bytes + sum(module.num_bytes for module in self.modules)
 
     def open(self, plan: SessionPlan) -> Session:
         if len(self.modules) > 1:

@@ -26,10 +26,11 @@ from torch import Tensor
 
 from outrider.cache import KVCache
 from outrider.draft import Draft
+from outrider.models.ops import Programs
 from outrider.models.recurrent import RecurrentHead
 from outrider.proposer import Commit, Room, Session, SessionPlan
 from outrider.proposers.chains import Chains
-from outrider.proposers.recurrent import place_ragged
+from outrider.proposers.recurrent import place_ragged, rows_of
 from outrider.sampling import Sampling
 
 __all__ = ["MtpModulesSession"]
@@ -90,6 +91,7 @@ class MtpModulesSession(Session):
         self.caches = [
             KVCache(module.plan(plan.max_slots, plan.max_positions, tail), plan.device) for module in self.modules
         ]
+        self.programs: list[Programs] = [{} for _ in self.modules]
         self.texts: dict[int, Text] = {}
 
     def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
@@ -108,7 +110,7 @@ class MtpModulesSession(Session):
             {slot: self.texts[slot].sampling for slot in slots},
             sampled=self.sampled,
             vocab_size=self.vocab_size,
-            ids_K=None,
+            ids_K=self.modules[0].ids_K,
         )
         guessed: dict[int, Tensor] = {}
         for module, cache in enumerate(self.caches):
@@ -116,7 +118,7 @@ class MtpModulesSession(Session):
             if not active:
                 break
             self._catch_up(active, module)
-            out = self._read(module, active, chains, guessed)
+            out = self._read(module, active, chains.tokens, guessed)
             last_BE = torch.stack([out[slot][-1] for slot in active])
             chains.grow(active, self.modules[module].predict(last_BE), [self.texts[slot].root + 1 for slot in active])
             guessed = self._keep(module, cache, active, out)
@@ -138,16 +140,19 @@ class MtpModulesSession(Session):
                 if module + 1 < len(self.modules):
                     text.add(module + 1, out_RE)
 
-    def _read(self, module: int, slots: Sequence[int], chains: Chains, guessed: dict[int, Tensor]) -> dict[int, Tensor]:
+    def _read(
+        self, module: int, slots: Sequence[int], drafted: dict[int, list[int]], guessed: dict[int, Tensor]
+    ) -> dict[int, Tensor]:
         """Run a module over all slots it has not read, up to the one before the root; its outputs by slot."""
         states, tokens, counts = [], [], []
         for slot in slots:
             text = self.texts[slot]
             parts = text.inputs[module] + ([guessed[slot]] if slot in guessed else [])
-            states.append(torch.cat(parts))
-            known = [*text.tokens, *chains.tokens[slot]]
-            tokens += known[self.caches[module].lengths[slot] + 1 + module : text.root + 1 + module]
-            counts.append(text.root - self.caches[module].lengths[slot])
+            states.append(parts[0] if len(parts) == 1 else torch.cat(parts))
+            length, start = self.caches[module].lengths[slot], self.caches[module].lengths[slot] + 1 + module
+            tokens += text.tokens[start : text.root + 1 + module]
+            tokens += drafted[slot][max(0, start - text.root - 1) : module]
+            counts.append(text.root - length)
         assert [len(some) for some in states] == counts, "a module lost count of its slots"
         out_RE = self._call(module, slots, states, tokens)
         return dict(zip(slots, torch.split(out_RE, counts), strict=True))
@@ -156,7 +161,9 @@ class MtpModulesSession(Session):
         cache = self.caches[module]
         placement = place_ragged(cache, slots, [len(some) for some in states])
         tokens_R = torch.tensor(tokens, device=self.plan.device)
-        return self.modules[module].read(torch.cat(list(states)), tokens_R, placement, cache)
+        programs = self.programs[module]
+        states_RE = states[0] if len(states) == 1 else torch.cat(list(states))
+        return self.modules[module].read(states_RE, tokens_R, placement, cache, programs=programs).states_RE
 
     def _keep(self, module: int, cache: KVCache, slots: Sequence[int], out: dict[int, Tensor]) -> dict[int, Tensor]:
         """Commit the rows that read no guess, and hand them on; the outputs at guessed slots are given back."""
@@ -175,7 +182,7 @@ class MtpModulesSession(Session):
         assert features_BMF is not None, "the target was opened without taps"
         for slot, rows, tokens, place in commits:
             self.texts[slot].tokens += tokens
-            self.texts[slot].add(0, self.modules[0].fuse(features_BMF[place, rows[: len(tokens)]]))
+            self.texts[slot].add(0, self.modules[0].fuse(rows_of(features_BMF[place], rows[: len(tokens)])))
 
     def release(self, slot: int) -> None:
         del self.texts[slot]

@@ -14,7 +14,7 @@ columns', and acceptance position by position stays exact. The mask token is nev
 A checkpoint is a plain draft model whose config names the mask, `"pard_token": 151665`; ours may also be slim
 (`formats/hf_draft.py`).
 
-Shapes: B slots, M rows of each, V vocabulary.
+Shapes: B slots, M rows of each, R rows that are drafted from, E hidden size, K columns of the output head.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,8 +28,11 @@ from torch import Tensor
 from outrider.draft import Draft
 from outrider.errors import CheckpointError, ConfigError
 from outrider.formats.hf_draft import load_draft
+from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
+from outrider.models.locate import locate
+from outrider.models.output_head import OutputHead
 from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
-from outrider.proposers.backlog import Backlog, open_model
+from outrider.proposers.backlog import Backlog, Row, open_model
 from outrider.proposers.chains import Chains
 from outrider.proposers.draft_model import cut_from
 from outrider.sampling import Sampling
@@ -48,13 +51,17 @@ class PardConfig:
     checkpoint   directory or hub id of the draft model; it must share the target's vocabulary
     num_nodes    drafted tokens per step, K; one pass reads K - 1 masks
     sampled      draw the drafts instead of taking the most probable token
+    draft_vocab  draft only that many of the most frequent tokens, 0 for all; by default 8192 where training left a
+                 ranking beside the checkpoint, else all
     """
 
     checkpoint: str
     num_nodes: int = 8
     sampled: bool = False
+    draft_vocab: int | None = None
 
     def __post_init__(self) -> None:
+        check_draft_vocab(self.draft_vocab)
         if not 1 <= self.num_nodes <= 64:
             raise ConfigError(f"num_nodes={self.num_nodes} must be between 1 and 64")
 
@@ -65,22 +72,29 @@ class PardProposer(Proposer):
 
     Config = PardConfig
 
-    def __init__(self, model: Target, mask_id: int, config: PardConfig, num_bytes: int) -> None:
+    def __init__(
+        self, model: Target, mask_id: int, config: PardConfig, num_bytes: int, ids_K: Tensor | None = None
+    ) -> None:
+        """`ids_K` are the tokens that are drafted, None for all."""
         self.model = model
         self.mask_id = mask_id
         self.config = config
-        self._num_bytes = num_bytes
+        self.output = OutputHead(model, None if ids_K is None else ids_K[ids_K != mask_id])
+        self._num_bytes = num_bytes + self.output.num_bytes
 
     @classmethod
     def load(cls, target: Target, config: PardConfig) -> Self:
         draft = load_draft(config.checkpoint, target)
         mask_id = mask_of(draft.config, config.checkpoint, target.spec.vocab_size)
-        return cls(draft.model, mask_id, config, draft.num_bytes)
+        ids_K = drafted_ids(locate(config.checkpoint), target, config.draft_vocab)
+        return cls(draft.model, mask_id, config, draft.num_bytes, ids_K)
 
     @classmethod
     def example(cls, target: Target, seed: int) -> Self:
         config = PardConfig(checkpoint="", num_nodes=1 + seed % 5, sampled=seed % 2 == 1)
-        return cls(cut_from(target, "0"), (7 * seed + 3) % target.spec.vocab_size, config, 0)
+        vocab_size = target.spec.vocab_size
+        ids_K = torch.arange(seed % 2, vocab_size, 2) if seed % 3 == 2 else None
+        return cls(cut_from(target, "0"), (7 * seed + 3) % vocab_size, config, 0, ids_K)
 
     @property
     def max_nodes(self) -> int:
@@ -100,7 +114,7 @@ class PardProposer(Proposer):
 
     def open(self, plan: SessionPlan) -> Session:
         model = open_model(self.model, plan, tail=2 * self.config.num_nodes + 2)
-        return PardSession(Backlog(model, plan.device), self, plan)
+        return PardSession(Backlog(model, self.output, plan.device), self, plan)
 
 
 def names_mask(config: Mapping[str, Any]) -> bool:
@@ -144,29 +158,36 @@ class PardSession(Session):
 
     def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
         depths = {slot: min(*room, self.config.num_nodes) for slot, room in zip(slots, rooms, strict=True)}
-        sampled, samplings = self.config.sampled, self.backlog.samplings
-        chains = Chains(self.plan, slots, samplings, sampled=sampled, vocab_size=self.vocab_size)
-        active = [slot for slot in slots if depths[slot] > 0]
+        chains = Chains(
+            self.plan,
+            slots,
+            self.backlog.samplings,
+            sampled=self.config.sampled,
+            vocab_size=self.vocab_size,
+            ids_K=self.backlog.output.ids_K,
+        )
+        active = {slot: depths[slot] for slot in slots if depths[slot] > 0}
         if active:
-            logits = self._look_ahead(active, depths)
-            for depth in range(max(depths.values())):
-                growing = [slot for slot in active if depth < depths[slot]]
-                firsts = self.backlog.first_positions(growing)
-                chains.grow(growing, torch.stack([logits[slot][depth] for slot in growing]), firsts)
+            levels = [[slot for slot in active if level < active[slot]] for level in range(max(active.values()))]
+            logits_RK = self._look_ahead(active, levels)
+            for growing, logits_BK in zip(levels, torch.split(logits_RK, list(map(len, levels))), strict=True):
+                chains.grow(growing, logits_BK, self.backlog.first_positions(growing))
         return chains.draft()
 
-    def _look_ahead(self, slots: Sequence[int], depths: dict[int, int]) -> dict[int, Tensor]:
-        """The one pass: logits [depth, V] of each slot, at the root and at its masks. What was pending is read."""
+    def _look_ahead(self, depths: dict[int, int], levels: Sequence[Sequence[int]]) -> Tensor:
+        """The one pass: logits at the roots and at the masks, level by level. What was pending is read."""
+        slots, pending = list(depths), self.backlog.pending
         self.backlog.catch_up(slots, num_more=self.config.num_nodes - 1)
-        feeds = [self.backlog.pending[slot] for slot in slots]
-        masks = [[self.mask_id] * (depths[slot] - 1) for slot in slots]
-        logits_BMV = self.backlog.read_with(slots, feeds, masks)
-        logits: dict[int, Tensor] = {}
-        for slot, feed, logits_MV in zip(slots, feeds, logits_BMV, strict=True):
-            logits[slot] = logits_MV[len(feed) - 1 : len(feed) - 1 + depths[slot]].clone()
-            logits[slot][:, self.mask_id] = -torch.inf
-            self.backlog.pending[slot] = []
-        return logits
+        feeds = [pending[slot] for slot in slots]
+        states_BME = self.backlog.states(slots, feeds, [[self.mask_id] * (depths[slot] - 1) for slot in slots])
+        roots = {slot: Row(place, len(feed) - 1) for place, (slot, feed) in enumerate(zip(slots, feeds, strict=True))}
+        rows = [Row(roots[slot].place, roots[slot].row + level) for level, some in enumerate(levels) for slot in some]
+        logits_RK = self.backlog.logits(states_BME, rows)
+        if self.backlog.output.ids_K is None:  # fewer columns hold no mask
+            logits_RK[:, self.mask_id] = -torch.inf
+        for slot in slots:
+            pending[slot] = []
+        return logits_RK
 
     def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
         for slot, _, tokens, _ in commits:

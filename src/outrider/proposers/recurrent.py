@@ -25,10 +25,12 @@ from torch import Tensor
 
 from outrider.cache import KVCache
 from outrider.draft import Draft, Tree
-from outrider.models.ops import Placement
-from outrider.models.recurrent import RecurrentHead
+from outrider.models.graphs import Graphs, default_graphs
+from outrider.models.ops import Placement, Programs
+from outrider.models.recurrent import Reading, RecurrentHead
 from outrider.proposer import Commit, Room, Session, SessionPlan
 from outrider.proposers.chains import Chains
+from outrider.proposers.recurrent_loop import ChainLoop, Pairs
 from outrider.proposers.recurrent_tree import Paths, draft_trees, num_tree_rows
 from outrider.sampling import Sampling
 
@@ -80,6 +82,7 @@ class RecurrentSession(Session):
             before into `width` tokens each and the `num_nodes` best of all are kept.
         paths: instead of `width`, the fixed shape of a tree: ranks from the root, such as (0,), (1,), (0, 0).
         sampled: draw chains with each request's sampling settings instead of taking the most probable token.
+        graphs: where greedy chains are drafted from recordings (`recurrent_loop.py`); by default on a GPU.
     """
 
     def __init__(
@@ -93,14 +96,21 @@ class RecurrentSession(Session):
         width: int = 1,
         paths: Paths | None = None,
         sampled: bool = False,
+        graphs: Graphs | None = None,
     ) -> None:
         assert not sampled or (width == 1 and paths is None), "sampled drafts are chains"
         self.head = head
         self.plan = plan
         self.vocab_size = vocab_size
         self.num_nodes, self.depth, self.width, self.paths, self.sampled = num_nodes, depth, width, paths, sampled
-        tail = max(SHORT, num_nodes, num_tree_rows(width, depth, paths))
+        tail = max(SHORT, 2 * num_nodes + 1, num_tree_rows(width, depth, paths))
         self.cache = KVCache(head.plan(plan.max_slots, plan.max_positions, tail), plan.device)
+        self.programs: Programs = {}
+        self.drafted: dict[tuple[int, int], Tensor] = {}
+        graphs = graphs or default_graphs(plan.device)
+        is_greedy_chain = width == 1 and paths is None and not sampled
+        loop = None if graphs is None else ChainLoop(head, self.cache, graphs, min(num_nodes, depth))
+        self.loop = loop if is_greedy_chain else None
         self.backlogs: dict[int, Backlog] = {}
         self.samplings: dict[int, Sampling] = {}
         self.states: dict[int, Tensor] = {}
@@ -113,36 +123,68 @@ class RecurrentSession(Session):
 
     def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
         within = [Room(min(room.num_nodes, self.num_nodes), min(room.max_depth, self.depth)) for room in rooms]
+        if self.loop is not None:
+            return self._recorded_chains(self.loop, slots, [min(room) for room in within])
         growing = {slot: room for slot, room in zip(slots, within, strict=True) if min(room) > 0}
-        self._catch_up(list(growing))
+        logits_BK = self._catch_up(list(growing))
         growing = {slot: room for slot, room in growing.items() if slot in self.states}
+        if not growing:
+            return Draft.empty(len(slots), self.plan.device)
+        states_BE = torch.stack([self.states[slot] for slot in growing])
+        start = Reading(states_BE, self.head.predict(states_BE) if logits_BK is None else logits_BK)
         if self.width == 1 and self.paths is None:
-            return self._chains(slots, {slot: min(room) for slot, room in growing.items()})
-        trees = draft_trees(self.head, self.cache, self.states, growing, self.width, self.paths)
+            return self._chains(slots, {slot: min(room) for slot, room in growing.items()}, start)
+        trees = draft_trees(self.head, self.cache, start, growing, self.width, self.paths, self.programs)
         return Draft.of_trees([trees.get(slot, Tree([], [])) for slot in slots], self.plan.device)
 
-    def _catch_up(self, slots: Sequence[int]) -> None:
-        """Read what these slots lack, and keep the state behind each slot's last pair."""
+    def _recorded_chains(self, loop: ChainLoop, slots: Sequence[int], depths: Sequence[int]) -> Draft:
+        """Chains by the loop, for every slot that has a pair; their tokens stay on the device."""
+        backlogs = {slot: self.backlogs[slot] for slot in slots if self.backlogs[slot].tokens}
+        counts = [depth if slot in backlogs else 0 for slot, depth in zip(slots, depths, strict=True)]
+        if max(counts) == 0:
+            return Draft.empty(len(slots), self.plan.device)
+        for slot, backlog in backlogs.items():
+            while len(backlog.tokens) > loop.num_pairs:
+                self._read({slot: backlog.take(min(PIECE, len(backlog.tokens) - 1))}, num_predicted=0)
+        taken = [(slot, backlog.take(loop.num_pairs)) for slot, backlog in backlogs.items()]
+        tokens_BN = loop.draft([Pairs(slot, some.features, some.tokens) for slot, some in taken])
+        if len(taken) < len(slots):
+            places = torch.tensor([list(slots).index(slot) for slot, _ in taken], device=self.plan.device)
+            tokens_BN = tokens_BN.new_zeros(len(slots), loop.num_nodes).index_copy(0, places, tokens_BN)
+        return Draft.on_device(tokens_BN[:, : max(counts)], counts)
+
+    def _catch_up(self, slots: Sequence[int]) -> Tensor | None:
+        """Read what these slots lack, and keep the state behind each slot's last pair; logits if it is one slot."""
         for slot in slots:
             while len(self.backlogs[slot].tokens) > SHORT:
-                self._read({slot: self.backlogs[slot].take(PIECE)})
+                self._read({slot: self.backlogs[slot].take(PIECE)}, num_predicted=0)
         behind = {slot: self.backlogs[slot].take(SHORT) for slot in slots if self.backlogs[slot].tokens}
-        if behind:
-            self._read(behind)
+        return self._read(behind, num_predicted=1 if len(slots) == 1 else 0) if behind else None
 
-    def _read(self, pairs: dict[int, Backlog]) -> None:
+    def _read(self, pairs: dict[int, Backlog], num_predicted: int) -> Tensor | None:
+        """Read pairs for good; logits of the last rows, if any are wanted."""
         slots, counts = list(pairs), [len(some.tokens) for some in pairs.values()]
         features = [part for some in pairs.values() for part in some.features]
         states_RE = self.head.fuse(features[0] if len(features) == 1 else torch.cat(features))
         tokens_R = torch.tensor([token for some in pairs.values() for token in some.tokens], device=self.plan.device)
-        out_RE = self.head.read(states_RE, tokens_R, place_ragged(self.cache, slots, counts), self.cache)
+        placement = place_ragged(self.cache, slots, counts)
+        out_RE, logits_NK = self.head.read(
+            states_RE,
+            tokens_R,
+            placement,
+            self.cache,
+            num_predicted=num_predicted,
+            programs=self.programs if self.loop is None else None,
+        )
         self.cache.extend(slots, counts)
         end = 0
         for slot, count in zip(slots, counts, strict=True):
             end += count
             self.states[slot] = out_RE[end - 1]
+        return logits_NK
 
-    def _chains(self, slots: Sequence[int], depths: dict[int, int]) -> Draft:
+    def _chains(self, slots: Sequence[int], depths: dict[int, int], start: Reading) -> Draft:
+        """Grow chains from the states and logits behind the roots of the slots of `depths`."""
         chains = Chains(
             self.plan,
             slots,
@@ -151,26 +193,49 @@ class RecurrentSession(Session):
             vocab_size=self.vocab_size,
             ids_K=self.head.ids_K,
         )
-        active, level = list(depths), 0
-        states_BE = torch.stack([self.states[slot] for slot in active]) if active else None
-        while states_BE is not None:
+        active, (states_BE, logits_BK) = list(depths), start
+        for level in range(1, 1 + max(depths.values())):
+            assert logits_BK is not None, "every row of a chain is predicted from"
             firsts = [length + 1 for length in self.cache.lengths_of(active)]
-            chosen = chains.grow(active, self.head.predict(states_BE), firsts)
-            level += 1
+            tokens_B = chains.grow(active, logits_BK, firsts)
             going = [place for place, slot in enumerate(active) if level < depths[slot]]
             if not going:
                 break
             if len(going) < len(active):
-                active, chosen = [active[place] for place in going], [chosen[place] for place in going]
-                states_BE = states_BE[going]
-            tokens_B = torch.tensor(chosen, device=self.plan.device)
-            states_BE = self.head.read(states_BE, tokens_B, place_next(self.cache, active, level - 1), self.cache)
+                active, states_BE, tokens_B = [active[place] for place in going], states_BE[going], tokens_B[going]
+            if self.head.chains and not self.sampled:
+                self._chain_on(chains, states_BE, tokens_B, {slot: depths[slot] - 1 for slot in active})
+                break
+            states_BE, logits_BK = self.head.read(
+                states_BE,
+                tokens_B,
+                place_next(self.cache, active, level - 1),
+                self.cache,
+                num_predicted=len(active),
+                programs=self.programs,
+            )
         return chains.draft()
+
+    def _chain_on(self, chains: Chains, states_BE: Tensor, tokens_B: Tensor, depths: dict[int, int]) -> None:
+        """Grow chains by the given depths in one go. A slot with less room than others is read on, and then cut."""
+        active, num_levels = list(depths), max(depths.values())
+        drafted_LB = self.drafted.setdefault(
+            (num_levels, len(active)),
+            torch.empty(num_levels, len(active), dtype=torch.int64, device=self.plan.device),
+        )
+        placement = place_next(self.cache, active, 0, num_ahead=num_levels - 1)
+        self.head.chain(states_BE, tokens_B, placement, self.cache, drafted_LB, self.programs)
+        for level, level_B in enumerate(drafted_LB):
+            going = [place for place, slot in enumerate(active) if level < depths[slot]]
+            if len(going) == len(active):
+                chains.take(active, level_B)
+            else:
+                chains.take([active[place] for place in going], level_B[going])
 
     def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
         assert features_BMF is not None, "the target was opened without taps"
         for slot, rows, tokens, place in commits:
-            self.backlogs[slot].add(features_BMF[place, rows[: len(tokens)]], tokens)
+            self.backlogs[slot].add(rows_of(features_BMF[place], rows[: len(tokens)]), tokens)
 
     def release(self, slot: int) -> None:
         self.cache.reset(slot)
@@ -183,6 +248,13 @@ class RecurrentSession(Session):
     @property
     def num_bytes(self) -> int:
         return self.cache.plan.num_bytes
+
+
+def rows_of(features_MF: Tensor, rows: Sequence[int]) -> Tensor:
+    """The given rows; of a chain, whose rows follow each other, without a copy."""
+    if all(row == place for place, row in enumerate(rows)):
+        return features_MF[: len(rows)]
+    return features_MF[torch.tensor(rows, device=features_MF.device)]
 
 
 def place_ragged(cache: KVCache, slots: Sequence[int], counts: Sequence[int]) -> Placement:
@@ -207,8 +279,11 @@ def place_ragged(cache: KVCache, slots: Sequence[int], counts: Sequence[int]) ->
     )
 
 
-def place_next(cache: KVCache, slots: Sequence[int], num_drafted: int) -> Placement:
-    """One row of each slot, behind its committed pairs and the `num_drafted` entries of its chain, all of them seen."""
+def place_next(cache: KVCache, slots: Sequence[int], num_drafted: int, num_ahead: int = 0) -> Placement:
+    """One row of each slot, behind its committed pairs and the `num_drafted` entries of its chain, all of them seen.
+
+    With `num_ahead`, that many rows may follow (`Ops.shifted`).
+    """
     lengths = [length + num_drafted for length in cache.lengths_of(slots)]
     lengths_B = torch.tensor(lengths, device=cache.device)
     return Placement(
@@ -217,5 +292,5 @@ def place_next(cache: KVCache, slots: Sequence[int], num_drafted: int) -> Placem
         positions_BM=lengths_B[:, None],
         write_BM=lengths_B[:, None],
         mask_BMT=None,
-        limit=max(lengths) + 1,
+        limit=max(lengths) + 1 + num_ahead,
     )

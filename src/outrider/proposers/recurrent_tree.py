@@ -23,10 +23,10 @@ from torch import Tensor
 from outrider.cache import KVCache
 from outrider.draft import Tree
 from outrider.errors import ConfigError
-from outrider.models.ops import Placement
-from outrider.models.recurrent import RecurrentHead
+from outrider.models.ops import Placement, Programs
+from outrider.models.recurrent import Reading, RecurrentHead
 from outrider.proposer import Room
-from outrider.proposers.trees import Growth
+from outrider.proposers.trees import Growth, ranked
 
 __all__ = ["Paths", "RankedGrowth", "draft_trees", "num_tree_rows", "parse_paths"]
 
@@ -99,11 +99,11 @@ class _Sapling:
     rows    of every node of the last read: its row in `out_WE`
     """
 
-    def __init__(self, slot: int, room: Room, growth: Growth | RankedGrowth, state_E: Tensor) -> None:
+    def __init__(self, slot: int, room: Room, growth: Growth | RankedGrowth, state_1E: Tensor) -> None:
         self.slot = slot
         self.room = room
         self.growth = growth
-        self.out_WE = state_E[None]
+        self.out_WE = state_1E
         self.rows: dict[int, int] = {-1: 0}
         self.seen: dict[int, list[int]] = {-1: []}
 
@@ -128,31 +128,41 @@ def num_tree_rows(width: int, depth: int, paths: Paths | None) -> int:
 def draft_trees(
     head: RecurrentHead,
     cache: KVCache,
-    states: Mapping[int, Tensor],
+    start: Reading,
     rooms: Mapping[int, Room],
     width: int,
     paths: Paths | None,
+    programs: Programs,
 ) -> dict[int, Tree]:
     """Grow one tree in each slot of `rooms`.
 
     Args:
-        states: the head's output state [E] behind each slot's last committed pair.
+        start: the head's state and logits behind the last committed pair, a row for each slot.
+        programs: of the cache; see `RecurrentHead.read`.
     """
     saplings = [
-        _Sapling(slot, room, Growth(width) if paths is None else RankedGrowth(paths), states[slot])
-        for slot, room in rooms.items()
+        _Sapling(slot, room, Growth(width) if paths is None else RankedGrowth(paths), state_1E)
+        for (slot, room), state_1E in zip(rooms.items(), torch.split(start.states_RE, 1), strict=True)
     ]
-    active, level, num_tail = saplings, 0, 0
+    assert start.logits_NK is not None, "every tree has a root to grow from"
+    _expand(head, saplings, start.logits_NK)
+    active, level, num_tail = saplings, 1, 0
     while active := [one for one in active if level < min(one.room) and one.growth.frontier]:
-        if level > 0:
-            num_tail = _read_frontiers(head, cache, active, level, num_tail)
-        _expand(head, active)
+        _expand(head, active, _read_frontiers(head, cache, active, level, num_tail, programs))
+        num_tail += len(active[0].rows)
         level += 1
     return {one.slot: one.growth.select(one.room.num_nodes) for one in saplings}
 
 
-def _read_frontiers(head: RecurrentHead, cache: KVCache, active: Sequence[_Sapling], level: int, num_tail: int) -> int:
-    """Read the frontier of every slot in one call; how many tail positions are taken now."""
+def _read_frontiers(
+    head: RecurrentHead,
+    cache: KVCache,
+    active: Sequence[_Sapling],
+    level: int,
+    num_tail: int,
+    programs: Programs,
+) -> Tensor:
+    """Read the frontier of every slot in one call, behind `num_tail` tail positions; logits of all its nodes."""
     num_new = len(active[0].growth.frontier)
     inputs_RE = torch.cat([one.inputs() for one in active])
     mask_BWT = np.zeros((len(active), num_new, num_tail + num_new), dtype=np.bool_)
@@ -171,20 +181,20 @@ def _read_frontiers(head: RecurrentHead, cache: KVCache, active: Sequence[_Sapli
         mask_BMT=torch.from_numpy(mask_BWT).to(cache.device),
         limit=max(lengths) + num_tail + num_new,
     )
-    out_RE = head.read(inputs_RE, torch.tensor(tokens, device=cache.device), placement, cache)
+    tokens_R = torch.tensor(tokens, device=cache.device)
+    out_RE, logits_RK = head.read(inputs_RE, tokens_R, placement, cache, num_predicted=len(tokens), programs=programs)
+    assert logits_RK is not None, "logits were asked for"
     for one, out_WE in zip(active, torch.split(out_RE, num_new), strict=True):
         one.out_WE = out_WE
-    return num_tail + num_new
+    return logits_RK
 
 
-def _expand(head: RecurrentHead, active: Sequence[_Sapling]) -> None:
+def _expand(head: RecurrentHead, active: Sequence[_Sapling], logits_RK: Tensor) -> None:
     """Add the most probable children of every frontier node."""
-    logits_RK = head.predict(torch.cat([one.out_WE for one in active]))
-    best = logits_RK.topk(min(active[0].growth.width, logits_RK.shape[1]), dim=-1)
-    ids_RW = best.indices if head.ids_K is None else head.ids_K[best.indices]
+    best = ranked(logits_RK.log_softmax(-1), active[0].growth.width)
+    ids_RW = best.columns_RW if head.ids_K is None else head.ids_K[best.columns_RW]
     # rounding must not lift a child above its parent
-    gains_RW = (best.values - logits_RK.logsumexp(-1, keepdim=True)).clamp_(max=0.0)
-    tokens, gains, start = ids_RW.tolist(), gains_RW.tolist(), 0
+    tokens, gains, start = ids_RW.tolist(), best.values_RW.clamp(max=0.0).tolist(), 0
     for one in active:
         end = start + len(one.growth.frontier)
         one.growth.add_level(tokens[start:end], gains[start:end])

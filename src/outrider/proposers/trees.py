@@ -11,11 +11,44 @@ e.
 """
 
 from collections.abc import Sequence
-from typing import final
+from typing import NamedTuple, final
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from outrider.draft import Tree
 
-__all__ = ["Growth"]
+__all__ = ["Growth", "Ranked", "ranked"]
+
+FEW = 12
+"""Up to here, taking the largest number that often beats sorting on the CPU: 10 us against 50 us for 4 of 8,192."""
+
+
+class Ranked(NamedTuple):
+    """The largest numbers of each row, largest first, and their columns."""
+
+    values_RW: Tensor
+    columns_RW: Tensor
+
+
+def ranked(x_RK: Tensor, width: int) -> Ranked:
+    """The `width` largest numbers of each row, or all of fewer; on the CPU, ties go to the lowest column.
+
+    >>> ranked(torch.tensor([[3.0, 9.0, 5.0]]), 2).columns_RW.tolist()
+    [[1, 2]]
+    """
+    width = min(width, x_RK.shape[1])
+    if x_RK.device.type != "cpu" or x_RK.dtype not in (torch.float32, torch.float64) or width > FEW:
+        best = x_RK.topk(width, dim=-1)
+        return Ranked(best.values, best.indices)
+    left_RK, rows_R = x_RK.numpy().copy(), np.arange(len(x_RK))
+    values_RW, columns_RW = np.empty((len(x_RK), width), left_RK.dtype), np.empty((len(x_RK), width), np.int64)
+    for rank in range(width):
+        columns_RW[:, rank] = left_RK.argmax(-1)
+        values_RW[:, rank] = left_RK[rows_R, columns_RW[:, rank]]
+        left_RK[rows_R, columns_RW[:, rank]] = -np.inf
+    return Ranked(torch.from_numpy(values_RW), torch.from_numpy(columns_RW))
 
 
 @final

@@ -3,8 +3,10 @@
     methods:FOLDER     table of the registered methods, linked to their pages in FOLDER
     settings:NAME      table of a method's settings
     cli                help of every command
+    output:A|B|..    what `outrider A B ..` prints, run in the checkout; without its line of JSON
     source:FILE#NAME   a function, class or method of a Python file
     results:NAME       tables of the run committed as docs/results/NAME.json
+    batches:NAME       its speedups by batch size, and up to which batch each method pays
 
 Settings come from the fields of a method's `Config`, their meaning from its docstring, which has a line for each:
 
@@ -38,6 +40,7 @@ from outrider.engine import Engine
 from outrider.errors import ConfigError, nearest
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.proposers import REGISTRY, proposer_class
+from outrider.report.batches import batch_chart, batch_table, has_batches
 from outrider.report.chart import chart, described
 from outrider.report.results import tables
 from outrider.testing import tiny_target
@@ -56,8 +59,10 @@ def blocks_of(root: Path) -> Mapping[str, Callable[[str], str]]:
         "methods": methods,
         "settings": settings,
         "cli": lambda _: commands(),
+        "output": lambda words: output(root, words.split("|")),
         "source": lambda place: source(root, place),
         "results": lambda name: results(root, name),
+        "batches": lambda name: batches(root, name),
     }
 
 
@@ -67,8 +72,15 @@ def method_pages(root: Path) -> list[Path]:
 
 
 def pictures(root: Path) -> dict[Path, str]:
-    """The picture of every committed run."""
-    return {path.with_suffix(".svg"): chart(_report(path), hardware=_hardware(path)) for path in _committed_runs(root)}
+    """The picture of every committed run, and NAME.batches.svg of those with several batch sizes."""
+    runs = {path: _report(path) for path in _committed_runs(root)}
+    bars = {path.with_suffix(".svg"): chart(report, hardware=_hardware(path)) for path, report in runs.items()}
+    lines = {
+        path.with_suffix(".batches.svg"): batch_chart(report, hardware=_hardware(path))
+        for path, report in runs.items()
+        if has_batches(report)
+    }
+    return bars | lines
 
 
 def methods(folder: str) -> str:
@@ -119,6 +131,21 @@ def commands() -> str:
     return "\n\n".join(f"## `outrider {name}`\n\n```text\n{_help(name)}\n```" for name in COMMANDS)
 
 
+def output(root: Path, words: list[str]) -> str:
+    """A command as a user types it, and what it prints; its output must depend on the checkout alone.
+
+    Raises:
+        ConfigError: if the command fails.
+    """
+    printed = io.StringIO()
+    plain = patch.dict(os.environ, {"COLUMNS": str(COLUMNS), "NO_COLOR": "1"})
+    with contextlib.chdir(root), plain, contextlib.redirect_stdout(printed):
+        if command_line(words):
+            raise ConfigError(f"a page shows the output of outrider {' '.join(words)}, which fails; mend the page")
+    lines = [line.rstrip() for line in printed.getvalue().splitlines() if not line.startswith("{")]
+    return "\n".join(["```text", f"$ outrider {' '.join(words)}", *lines, "```"])
+
+
 def source(root: Path, place: str) -> str:
     """The text of a definition: `file.py#function`, `file.py#Class.method`, or `file.py#` for the imports on top.
 
@@ -146,6 +173,14 @@ def results(root: Path, name: str) -> str:
     if not path.exists():
         return f"No run has been committed as `docs/results/{name}.json` yet."
     return tables(_report(path), _hardware(path))
+
+
+def batches(root: Path, name: str) -> str:
+    """The batch sizes of a committed run, or a sentence that there is none."""
+    path = root / "docs" / "results" / f"{name}.json"
+    if not path.exists():
+        return f"No run has been committed as `docs/results/{name}.json` yet."
+    return batch_table(_report(path))
 
 
 class _Seen(NamedTuple):

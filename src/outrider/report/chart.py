@@ -1,6 +1,7 @@
 """The picture of a run: speedup over plain decoding, one bar per category and method.
 
     python -m outrider.report.chart report.json out.svg [--batch 1] [--temperature 0] [--manifest manifest.json]
+    python -m outrider.report.chart report.json out.svg --over-batches      lines over batch sizes (`report/batches.py`)
 
 A bar's length is the speedup, from 0: `length = speedup * unit`. The line at 1 is plain decoding, so a bar that ends
 before it lost. The whisker is the 95 % interval, and the colour says what it allows to claim: faster (all of it above
@@ -23,6 +24,7 @@ from outrider.bench.provenance import Hardware, manifest_from_json
 from outrider.bench.schema import PLAIN, Report, Row, from_json
 from outrider.bench.statistics import Interval
 from outrider.errors import OutriderError, RunError
+from outrider.report.batches import batch_chart
 from outrider.report.svg import element, escaped, text_width, wrapped
 
 __all__ = ["chart", "described", "main", "speedups"]
@@ -132,6 +134,7 @@ def _bar(row: Row) -> Bar:
     notes = {
         "warm": row.state == "warm",
         "forced length": row.forced_length,
+        "scripted": row.scripted,
         "unverified": row.lossless.verdict == "unverified",
         "NOT LOSSLESS": row.lossless.verdict == "violated",
     }
@@ -237,6 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--temperature", type=float)
+    parser.add_argument("--over-batches", action="store_true", help="speedup against batch size, one line per method")
     parser.add_argument("--manifest", type=Path, help="by default manifest.json beside the report")
     given = parser.parse_args(arguments)
     beside = given.report.with_name("manifest.json")
@@ -244,7 +248,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         machine = described(manifest_from_json(_read(manifest)).hardware) if manifest else None
         report = from_json(_read(given.report))
-        drawn = chart(report, batch=given.batch, temperature=given.temperature, hardware=machine)
+        if given.over_batches:
+            drawn = batch_chart(report, temperature=given.temperature, hardware=machine)
+        else:
+            drawn = chart(report, batch=given.batch, temperature=given.temperature, hardware=machine)
     except OutriderError as error:
         print(f"outrider: {error}", file=sys.stderr)
         return 2

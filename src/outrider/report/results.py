@@ -34,7 +34,7 @@ def _table(rows: Sequence[Row]) -> str:
     lines = ["| " + " | ".join([*head, "Text"]) + " |", "|---|---|" + "---|" * len(settings) + "---|"]
     cells: dict[tuple[str, str], dict[tuple[int, float], Row]] = {}
     for row in rows:
-        cells.setdefault((row.category, _method(row)), {})[row.batch, row.temperature] = row
+        cells.setdefault((row.category, row.label), {})[row.batch, row.temperature] = row
     places = {category: place for place, category in enumerate(dict.fromkeys(row.category for row in rows))}
     places |= {"all": len(places)} if "all" in places else {}
     for category, method in sorted(cells, key=lambda key: places[key[0]]):
@@ -42,10 +42,6 @@ def _table(rows: Sequence[Row]) -> str:
         figures = [_figure(line[setting]) if setting in line else "-" for setting in settings]
         lines.append("| " + " | ".join([_cell(category), f"`{_cell(method)}`", *figures, _verdict(line)]) + " |")
     return "\n".join(lines)
-
-
-def _method(row: Row) -> str:
-    return row.method + (" (warm)" if row.state == "warm" else "") + (" (forced length)" if row.forced_length else "")
 
 
 def _figure(row: Row) -> str:

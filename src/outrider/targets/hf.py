@@ -176,6 +176,13 @@ class HFSession(TargetSession):
         output = self._run(self.model, tokens_BM, self._cache.place_draft(slots, draft))
         return Forward(output.logits, self._features(output))
 
+    def states(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Tensor:
+        roots_B1 = torch.tensor(roots, device=self._cache.device)[:, None]
+        tokens_BM = torch.cat([roots_B1, draft.tokens_BN], dim=1)
+        output = self._run(self.model.base_model, tokens_BM, self._cache.place_draft(slots, draft))
+        states_BME: Tensor = output.last_hidden_state
+        return states_BME
+
     @torch.inference_mode()
     def _run(self, module: Any, tokens_BM: Tensor, placement: Placement) -> Any:
         return module(

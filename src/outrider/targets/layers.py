@@ -62,7 +62,7 @@ class LayerMasks:
 
 
 def _additive_B1MS(placement: Placement, window: int | None, dtype: torch.dtype) -> Tensor:
-    seen_BMS = visible_BMS(placement.within(window), window)
+    seen_BMS = visible_BMS(placement.within(window), window, placement.limit)
     hidden_BMS = torch.zeros(seen_BMS.shape, dtype=dtype, device=seen_BMS.device)
     return hidden_BMS.masked_fill_(~seen_BMS, torch.finfo(dtype).min)[:, None]
 

@@ -3,7 +3,7 @@
 Weights are read once and packed for the device; every engine that opens the target shares them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, final
@@ -14,14 +14,33 @@ from torch import Tensor
 from outrider.cache import CachePlan, KVCache
 from outrider.draft import Draft
 from outrider.errors import CheckpointError
-from outrider.models.decoder import Decoder
-from outrider.models.ops import Placement, Programs, choose_ops
+from outrider.models.decoder import Decoder, Output
+from outrider.models.ops import Ops, Placement, Programs, choose_ops
 from outrider.models.spec import DecoderSpec
 from outrider.models.weights import read_weights
 from outrider.target import Forward, SharedWeights, Target, TargetSession, TargetSpec
 from outrider.targets.prefill import read_prompts
+from outrider.targets.static import Placed, place_chains
 
 __all__ = ["NativeSession", "NativeTarget"]
+
+
+@final
+class _Cast(Mapping[str, Tensor]):
+    """Weights in another dtype, cast where they are looked up: casting all at once would hold a second copy."""
+
+    def __init__(self, weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        self._weights = weights
+        self._dtype = dtype
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._weights[name].to(self._dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
 
 
 @final
@@ -60,12 +79,13 @@ class NativeTarget(Target):
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         tokenizer: Any = None,
+        ops: Ops | None = None,
     ) -> "NativeTarget":
-        """Use tensors in memory, under their Hugging Face names."""
+        """Use tensors in memory, under their Hugging Face names; `ops` is by default the device's fastest back end."""
         if spec.mlp_bias:
             raise CheckpointError(f"{name} has biases in its MLP (mlp_bias), which needs the hf target: pass native=no")
-        cast = {key: weights[key].to(dtype) for key in spec.weight_shapes()}
-        return cls(Decoder(spec, cast, choose_ops(device, dtype), device), name, dtype, tokenizer)
+        decoder = Decoder(spec, _Cast(weights, dtype), ops or choose_ops(device, dtype), device)
+        return cls(decoder, name, dtype, tokenizer)
 
     @property
     def spec(self) -> TargetSpec:
@@ -140,37 +160,55 @@ class NativeSession(TargetSession):
         return self.decoder(tokens_BM, placement, self._cache, taps=self.taps, want_logits=False).features_BMF
 
     def forward(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Forward:
-        roots_B1 = torch.tensor(roots, device=self._cache.device)[:, None]
-        tokens_BM = torch.cat([roots_B1, draft.tokens_BN], dim=1)
-        placement = self._cache.place_draft(slots, draft)
-        if self._is_ragged(draft):
-            return self._forward_ragged(tokens_BM, placement, draft)
-        output = self.decoder(tokens_BM, placement, self._cache, taps=self.taps, programs=self._programs)
+        output = self._read(slots, roots, draft, self.taps, want_logits=True)
         assert output.logits_BMV is not None
         return Forward(output.logits_BMV, output.features_BMF)
 
-    def _is_ragged(self, draft: Draft) -> bool:
-        """Whether leaving padding out pays: on the CPU, where every row costs and shapes need not be static."""
-        windows = [window for window in self.decoder.spec.windows if window is not None]
-        padded = len(draft.real_rows) < draft.num_slots * draft.num_rows
-        return padded and self._cache.device.type == "cpu" and draft.num_rows <= min(windows, default=draft.num_rows)
+    def states(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Tensor:
+        output = self._read(slots, roots, draft, (self.decoder.spec.num_layers,), want_logits=False)
+        assert output.features_BMF is not None
+        return output.features_BMF
 
-    def _forward_ragged(self, tokens_BM: Tensor, placement: Placement, draft: Draft) -> Forward:
-        """The real rows alone; padding rows of the result are zeros."""
-        rows_R = torch.tensor(draft.real_rows, device=self._cache.device)
-        tokens_R1 = tokens_BM.flatten()[rows_R][:, None]
-        only = placement.only(rows_R)
-        output = self.decoder(tokens_R1, only, self._cache, taps=self.taps, programs=self._programs)
-        assert output.logits_BMV is not None
-        shape = (draft.num_slots, draft.num_rows, -1)
-        features = output.features_BMF
-        return Forward(
-            _spread(output.logits_BMV[:, 0], rows_R, tokens_BM.numel()).view(shape),
-            None if features is None else _spread(features[:, 0], rows_R, tokens_BM.numel()).view(shape),
+    def _read(
+        self, slots: Sequence[int], roots: Sequence[int], draft: Draft, taps: tuple[int, ...], want_logits: bool
+    ) -> Output:
+        if self._leaves_out_padding(draft):
+            return self._read_real_rows(slots, roots, draft, taps, want_logits)
+        roots_B1, placement = self._place(slots, roots, draft)
+        tokens_BM = torch.cat([roots_B1, draft.tokens_BN], dim=1)
+        return self.decoder(
+            tokens_BM, placement, self._cache, taps=taps, want_logits=want_logits, programs=self._programs
         )
 
+    def _place(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Placed:
+        if self.decoder.ops.static_shapes and draft.is_chain:
+            return place_chains(self._cache, slots, roots, draft)
+        roots_B1 = torch.tensor(roots, device=self._cache.device)[:, None]
+        return Placed(roots_B1, self._cache.place_draft(slots, draft))
 
-def _spread(some_RX: Tensor, rows_R: Tensor, num_rows: int) -> Tensor:
-    all_RX = some_RX.new_zeros(num_rows, some_RX.shape[1])
+    def _leaves_out_padding(self, draft: Draft) -> bool:
+        """On the CPU every row costs and shapes need not be static. Windows need the positions of all tail rows."""
+        within = all(window is None or draft.num_rows <= window for window in self.decoder.spec.windows)
+        on_cpu = self._cache.device.type == "cpu" and not self.decoder.ops.static_shapes
+        return on_cpu and draft.on_host and within
+
+    def _read_real_rows(
+        self, slots: Sequence[int], roots: Sequence[int], draft: Draft, taps: tuple[int, ...], want_logits: bool
+    ) -> Output:
+        placement = self._cache.place_real_rows(slots, draft)
+        tokens = [token for root, tree in zip(roots, draft.trees, strict=True) for token in (root, *tree.tokens)]
+        tokens_BM = torch.tensor(tokens).view(placement.positions_BM.shape)
+        output = self.decoder(
+            tokens_BM, placement, self._cache, taps=taps, want_logits=want_logits, programs=self._programs
+        )
+        if tokens_BM.shape == (draft.num_slots, draft.num_rows):
+            return output
+        rows_R = torch.tensor(draft.real_rows)
+        return Output(*(None if some is None else _spread(some[:, 0], rows_R, draft) for some in output))
+
+
+def _spread(some_RX: Tensor, rows_R: Tensor, draft: Draft) -> Tensor:
+    """The real rows in their places, [B, M, X]; padding rows are zeros."""
+    all_RX = some_RX.new_zeros(draft.num_slots * draft.num_rows, some_RX.shape[1])
     all_RX[rows_R] = some_RX
-    return all_RX
+    return all_RX.view(draft.num_slots, draft.num_rows, -1)

@@ -10,15 +10,21 @@ A third-party method runs the same checks as ours:
 
 from outrider.testing.contract import assert_lossless, check_contract
 from outrider.testing.play import Case, draw_case
+from outrider.testing.restless import Metronome, Restless
 from outrider.testing.scripted import Adversary, Oracle, RandomTrees, Scripted
+from outrider.testing.simulation import Simulation, TableCosts
 from outrider.testing.tiny import tiny_spec, tiny_target, tiny_weights
 
 __all__ = [
     "Adversary",
     "Case",
+    "Metronome",
     "Oracle",
     "RandomTrees",
+    "Restless",
     "Scripted",
+    "Simulation",
+    "TableCosts",
     "assert_lossless",
     "check_contract",
     "draw_case",

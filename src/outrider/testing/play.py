@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from outrider.batch import Batch, Event
+from outrider.budget import Budget, FixedBudget
 from outrider.cache import KVCache
 from outrider.draft import Draft
 from outrider.engine import Engine
@@ -31,6 +32,7 @@ class Case:
 
     arrivals   the step before which the request is added
     cancels    the step after which it is cancelled, or None
+    budget     makes one for at most so many nodes per slot
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -41,6 +43,7 @@ class Case:
     max_batch: int = 2
     num_nodes: int | None = None
     verification: str = "coupled"
+    budget: Callable[[int], Budget] = FixedBudget
     ignore_eos: bool = False
 
 
@@ -86,6 +89,9 @@ class WatchedSession(TargetSession):
         self.texts = [list(running.tokens) for running in self.batch.running.values()]
         return forward
 
+    def states(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Tensor:
+        return self.inner.states(slots, roots, draft)
+
 
 def play(target: Target, proposer: Proposer, case: Case, after_step: Hook = lambda engine, watched: None) -> Outcome:
     """Run a case through the engine; `after_step` may look at everything in between."""
@@ -104,6 +110,7 @@ def play(target: Target, proposer: Proposer, case: Case, after_step: Hook = lamb
         max_batch=case.max_batch,
         num_nodes=case.num_nodes,
         verification=case.verification,
+        budget=case.budget(proposer.max_nodes if case.num_nodes is None else case.num_nodes),
         record=record,
     )
     watched = WatchedSession(engine.target, engine.batch)
@@ -152,7 +159,9 @@ def _take(event: Event, ids: dict[int, int], tokens: list[list[int]], finished: 
     finished[ids[event.request]] = event.finished
 
 
-def draw_case(seed: int, vocab_size: int = 31, max_positions: int = 96) -> Case:
+def draw_case(
+    seed: int, vocab_size: int = 31, max_positions: int = 96, budget: Callable[[int], Budget] = FixedBudget
+) -> Case:
     """A random case: repetitive and random prompts, mixed sampling, limits up to the context, late arrivals."""
     draw = random.Random(seed)
     count = draw.randint(1, 4)
@@ -181,5 +190,6 @@ def draw_case(seed: int, vocab_size: int = 31, max_positions: int = 96) -> Case:
         cancels=tuple(draw.randint(2, 9) if draw.random() < 0.15 else None for _ in range(count)),
         max_batch=draw.randint(1, 3),
         num_nodes=draw.choice([None, 1, 3, 7]),
+        budget=budget,
         ignore_eos=draw.random() < 0.5,
     )

@@ -16,9 +16,8 @@ from typing import Self, final
 from torch import Tensor
 
 from outrider.draft import Draft, Tree
-from outrider.engine import Engine
 from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
-from outrider.proposers.none import NoProposer
+from outrider.proposers.oracle_transcripts import Transcripts
 from outrider.sampling import Sampling
 from outrider.target import Target
 
@@ -119,18 +118,11 @@ class Oracle:
     def __init__(self, target: Target, depth: int = 4) -> None:
         self.target = target
         self.depth = depth
-        self._transcripts: dict[Sampling, list[list[int]]] = {}
 
     def continuation(self, tokens: Sequence[int], sampling: Sampling, length: int) -> list[int]:
         """The target's own next tokens, end-of-text tokens ignored."""
-        tokens = list(tokens)
-        for transcript in self._transcripts.setdefault(sampling, []):
-            if transcript[: len(tokens)] == tokens:
-                return transcript[len(tokens) : len(tokens) + length]
-        engine = Engine(self.target, NoProposer())
-        answer = engine.generate([tokens], sampling=sampling, ignore_eos=True, max_new_tokens=10**9)[0]
-        self._transcripts[sampling].append(tokens + list(answer.tokens))
-        return list(answer.tokens[:length])
+        all_of_it = self.target.spec.max_positions
+        return Transcripts.of(self.target).continuation(self.target, tokens, sampling, all_of_it)[:length]
 
     def script(self, tokens: Sequence[int], sampling: Sampling, room: Room) -> Tree:
         return Tree.chain(self.continuation(tokens, sampling, min(room.num_nodes, room.max_depth, self.depth)))

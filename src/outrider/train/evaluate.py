@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from outrider.engine import Engine
+from outrider.formats.token_ranking import write_ranking
 from outrider.metrics import PrefillRecord, StepRecord, expected_tau, summarize
 from outrider.proposers import load_proposer
 from outrider.target import Target
@@ -145,11 +146,15 @@ def prompts_of(texts: Texts, limit: int, max_tokens: int) -> list[list[int]]:
 
 
 def decode(
-    objective: Objective, target: Target, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    objective: Objective,
+    target: Target,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    ranking_N: Tensor | None = None,
 ) -> RealTau | None:
     """Save what is trained, load it as a proposer, and answer prompts greedily; None without prompts.
 
-    Weights are saved in the target's dtype, or in fp32 for a target in fp64.
+    Weights are saved in the target's dtype, or in fp32 for a target in fp64; the tokens' ranking lies beside them.
 
     Raises:
         OutriderError: if what was saved does not load; the objective and its proposer disagree.
@@ -160,6 +165,8 @@ def decode(
     dtype = torch.float32 if spec.dtype == torch.float64 else spec.dtype
     with tempfile.TemporaryDirectory(prefix="outrider-") as directory:
         objective.save(Path(directory), dtype)
+        if ranking_N is not None:
+            write_ranking(Path(directory), ranking_N, target)
         proposer = load_proposer(objective.method, target, checkpoint=directory)
         records: list[StepRecord | PrefillRecord] = []
         longest = max(len(prompt) for prompt in prompts) + max_new_tokens

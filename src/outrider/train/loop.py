@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from outrider.errors import RunError
+from outrider.formats.token_ranking import write_ranking
 from outrider.target import Target
 from outrider.train.batch import Batch, collate
 from outrider.train.checkpoints import Progressed, load_checkpoint, newest, save_checkpoint
@@ -53,6 +54,7 @@ class Task:
     schedule      of the training texts
     micros        packed rows of the held-out texts
     prompts       of held-out texts, for decoding; empty if that is not wanted
+    ranking_N     the tokens that the target wrote, most frequent first; None if that is not known
     """
 
     objective: Objective
@@ -62,6 +64,7 @@ class Task:
     schedule: Schedule
     micros: tuple[Micro, ...]
     prompts: list[list[int]]
+    ranking_N: Tensor | None = None
 
 
 class Progress(NamedTuple):
@@ -256,7 +259,8 @@ class Trainer:
     def _decode(self) -> RealTau | None:
         self.task.objective.module.eval()
         with torch.no_grad():
-            return decode(self.task.objective, self.task.target, self.task.prompts, self.config.real_tau_tokens)
+            task, limit = self.task, self.config.real_tau_tokens
+            return decode(task.objective, task.target, task.prompts, limit, task.ranking_N)
 
     def _keep_best(self, found: HeldOut) -> None:
         if found.tau > self.progressed.best_tau:
@@ -271,6 +275,8 @@ class Trainer:
             for stale in part.iterdir():
                 stale.unlink()
             self.task.objective.save(part, getattr(torch, self.config.save_dtype))
+            if self.task.ranking_N is not None:
+                write_ranking(part, self.task.ranking_N, self.task.target)
         replace_directory(part, self.directory / name)
 
     def _tell(self, epoch: int, loss: float | None, rate: float) -> None:

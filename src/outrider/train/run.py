@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from outrider.bench.provenance import collect_manifest, template_hash
 from outrider.errors import ConfigError, RunError
 from outrider.formats.store import fingerprint
+from outrider.formats.token_ranking import rank_tokens
 from outrider.target import Target
 from outrider.train.batch import fill_rows
 from outrider.train.config import TrainConfig
@@ -167,6 +168,7 @@ def _task(setup: Setup, processes: Any, say: Say) -> Task:
         schedule=schedule,
         micros=_micros([data.held_out.num_tokens(index) for index in range(shown)], config),
         prompts=prompts_of(data.held_out, limit, max(1, room)),
+        ranking_N=rank_tokens(setup.target, corpus.counts_V),
     )
 
 

@@ -38,6 +38,12 @@ def test_prompts_fill_the_last_batch_and_teaching_prompts_are_others() -> None:
         assert not measured & taught
 
 
+def test_a_queue_is_longer_than_the_batch() -> None:
+    config = BenchConfig(num_prompts=6, batches=(1, 2, 4), repeats=1, queue=0.5)
+    sizes = [[len(group) for group in cell.groups] for cell in cells_of(config, {"c": conversations(12)})]
+    assert sizes == [[2, 2, 2], [3, 3], [6]]
+
+
 def test_running_order_alternates_over_groups_and_repeats() -> None:
     assert running_order("abc", 0, 0) == running_order("abc", 1, 1) == ["a", "b", "c"]
     assert running_order("abc", 1, 0) == running_order("abc", 0, 1) == ["c", "b", "a"]

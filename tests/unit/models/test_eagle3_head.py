@@ -80,7 +80,7 @@ def test_committed_and_drafted_rows_equal_the_dense_formulas(seed: int) -> None:
     cache = KVCache(head.plan(3, 20, 8))
 
     states_TE = head.fuse(features_TF)
-    out_TE = head.read(states_TE, torch.tensor(tokens[:5]), place_ragged(cache, [1], [5]), cache)
+    out_TE = head.read(states_TE, torch.tensor(tokens[:5]), place_ragged(cache, [1], [5]), cache).states_RE
     cache.extend([1], [5])
     fused_TE = dense.fuse(features_TF)
     for row in range(5):
@@ -89,7 +89,9 @@ def test_committed_and_drafted_rows_equal_the_dense_formulas(seed: int) -> None:
     state_1E, want_E = out_TE[-1:], want_E
     for step in range(3):
         want_E = dense.read(want_E, tokens[5 + step])
-        state_1E = head.read(state_1E, torch.tensor(tokens[5 + step : 6 + step]), place_next(cache, [1], step), cache)
+        state_1E = head.read(
+            state_1E, torch.tensor(tokens[5 + step : 6 + step]), place_next(cache, [1], step), cache
+        ).states_RE
         assert (state_1E[0] - want_E).abs().max() < 1e-10
         assert (head.predict(state_1E)[0] - dense.predict(want_E)).abs().max() < 1e-9
 

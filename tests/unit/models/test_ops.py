@@ -370,3 +370,14 @@ def test_an_index_outside_the_cache_is_refused() -> None:
             ops.attend(randn(0, 1, 24), shape, rope_tables(8), keys, values, replace(placement, **{name: tensor}))
     with pytest.raises(AssertionError, match="not contiguous"):
         ops.project_add(torch.zeros(4, 3).T, ops.pack(torch.eye(4)), torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_embedded_tokens_are_rows_of_the_table(dtype: torch.dtype) -> None:
+    table_VF = torch.randn(50, 37).to(dtype)
+    tokens_R = torch.tensor([3, 49, 0, 3])
+    for ops in (CpuOps(dtype), TorchOps(dtype)):
+        assert torch.equal(ops.embed(table_VF, tokens_R), table_VF[tokens_R].to(ops.activation_dtype))
+    for wrong in (-1, 50):
+        with pytest.raises(AssertionError, match=r"not within 0\.\.49"):
+            CpuOps(dtype).embed(table_VF, torch.tensor([3, wrong]))

@@ -1,6 +1,7 @@
 """The session of recurrent drafters: what is read, when, and that drafts are those of a brute-force drafter."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from outrider import Commit, ConfigError, Room, Sampling, SessionPlan
 from outrider.cache import KVCache
 from outrider.draft import Tree
 from outrider.models.eagle3 import Eagle3Head
+from outrider.models.ops import Programs
+from outrider.models.recurrent import Reading
 from outrider.noise import Stream, position_keys
 from outrider.noise import pick as pick_token
 from outrider.proposers import recurrent
@@ -59,10 +62,10 @@ class Text:
         head, cache, count = self.head, KVCache(self.head.plan(1, 80, 1)), self.length - 1
         placement = place_ragged(cache, [0], [count])
         tokens_R = torch.tensor(self.tokens[1 : self.length])
-        out_RE = head.read(head.fuse(self.features_TF[:count]), tokens_R, placement, cache)[-1:]
+        out_RE = head.read(head.fuse(self.features_TF[:count]), tokens_R, placement, cache).states_RE[-1:]
         cache.extend([0], [count])
         for step, token in enumerate(path):
-            out_RE = head.read(out_RE, torch.tensor([token]), place_next(cache, [0], step), cache)
+            out_RE = head.read(out_RE, torch.tensor([token]), place_next(cache, [0], step), cache).states_RE
         log_q_K = head.predict(out_RE)[0].log_softmax(-1)
         if head.ids_K is None:
             return log_q_K
@@ -182,29 +185,36 @@ def test_all_slots_catch_up_in_one_read_and_each_level_is_one_read() -> None:
     head, generator = head_from(0), torch.Generator().manual_seed(0)
     reads: list[int] = []
     predicted: list[int] = []
+    chained: list[tuple[int, int]] = []
     read, predict = head.read, head.predict
 
     class Counting:
         def __getattr__(self, name: str) -> object:
             return getattr(head, name)
 
-        def read(self, *arguments: Tensor) -> Tensor:
+        def read(self, *arguments: Tensor, num_predicted: int, programs: Programs) -> Reading:
             reads.append(len(arguments[1]))
-            return read(*arguments)  # type: ignore[arg-type]
+            if num_predicted:
+                predicted.append(num_predicted)
+            return read(*arguments, num_predicted=num_predicted, programs=programs)  # type: ignore[arg-type]
 
         def predict(self, states_RE: Tensor) -> Tensor:
             predicted.append(len(states_RE))
             return predict(states_RE)
 
-    for width, want_reads, want_predicted in ((1, [12, 3, 3], [3, 3, 3]), (2, [12, 6, 6], [3, 6, 6])):
+        def chain(self, states_BE: Tensor, *arguments: Any) -> None:
+            chained.append((len(states_BE), len(arguments[3])))
+            head.chain(states_BE, *arguments)
+
+    for width, want in ((1, ([12], [3], [(3, 2)])), (2, ([12, 6, 6], [3, 6, 6], []))):
         session = session_of(Counting(), width=width, num_nodes=3, depth=3)  # type: ignore[arg-type]
         for slot, length in enumerate((3, 5, 7)):
             text = Text(head, generator, length)
             session.admit(slot, text.tokens[:length], Sampling(), text.features_TF[: length - 1])
-        reads.clear()
-        predicted.clear()
+        for some in (reads, predicted, chained):
+            some.clear()
         session.propose([0, 1, 2], [Room(3, 3)] * 3)
-        assert (reads, predicted) == (want_reads, want_predicted)
+        assert (reads, predicted, chained) == want
 
 
 def test_an_unverified_proposal_can_be_made_again() -> None:

@@ -80,3 +80,29 @@ def test_a_committed_run_is_shown_and_drawn(report: Report, tmp_path: Path) -> N
     ((path, drawn),) = pictures(tmp_path).items()
     assert path.name == "quick.svg"
     assert drawn.startswith("<svg ")
+
+
+def test_a_command_is_shown_with_what_it_prints() -> None:
+    words = [
+        "plan",
+        "--hardware",
+        "l4",
+        "--model",
+        "qwen2.5-7b",
+        "--acceptance",
+        "0.5",
+        "--nodes",
+        "1",
+        "--batches",
+        "1",
+    ]
+    shown = blocks_of(Path())["output"]("|".join([*words, "--methods", "mtp"])).splitlines()
+    assert shown[:2] == ["```text", f"$ outrider {' '.join(words)} --methods mtp"]
+    assert shown[-1] == "```"
+    assert any(line.startswith("mtp pays up to batch") for line in shown)
+    assert not any(line.startswith("{") or line.endswith(" ") for line in shown)
+
+
+def test_a_command_that_fails_is_not_shown() -> None:
+    with pytest.raises(ConfigError, match="the output of outrider plan --hardware l5, which fails"):
+        blocks_of(Path())["output"]("plan|--hardware|l5")

@@ -121,13 +121,14 @@ def test_a_ragged_batch_computes_its_real_rows_only(monkeypatch: pytest.MonkeyPa
 
         monkeypatch.setattr(session, "decoder", watched)
         monkeypatch.setattr(watched, "spec", inner.spec, raising=False)
+        monkeypatch.setattr(watched, "ops", inner.ops, raising=False)
         given = session.forward([0, 1, 2], [prompt[-1] for prompt in prompts], Draft.of_trees(trees))
         assert given.features_BMF is not None
         real_BM = Draft.of_trees(trees).real_rows_BM()
         return torch.cat([given.logits_BMV[real_BM], given.features_BMF[real_BM]], dim=-1), seen
 
     ragged, few = forward()
-    monkeypatch.setattr(NativeSession, "_is_ragged", lambda self, draft: False)
+    monkeypatch.setattr(NativeSession, "_leaves_out_padding", lambda self, draft: False)
     padded, many = forward()
     assert (few, many) == ([5 + 1 + 4], [15])
     assert torch.allclose(ragged, padded, rtol=0, atol=1e-12)

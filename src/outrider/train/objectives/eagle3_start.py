@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from outrider.errors import CheckpointError, ConfigError
+from outrider.formats.token_ranking import special_ids
 from outrider.models.eagle3 import LAYER, Eagle3Spec
 from outrider.models.spec import DecoderSpec
 from outrider.models.weights import read_weights
@@ -39,13 +40,11 @@ def choose_columns(target: Target, corpus: Corpus, num_columns: int) -> Tensor:
     vocab_size = target.spec.vocab_size
     if num_columns >= vocab_size:
         return torch.arange(vocab_size)
-    special = {token for token in target.spec.eos_ids if token < vocab_size}
-    if target.tokenizer is not None:
-        special |= {token for token in target.tokenizer.all_special_ids if token < vocab_size}
+    special = special_ids(target)
     if num_columns < len(special):
         raise ConfigError(f"draft_vocab={num_columns} is less than the {len(special)} special tokens; raise it")
     weight_V = corpus.counts_V.to("cpu", torch.float64, copy=True)
-    weight_V[sorted(special)] = torch.inf
+    weight_V[special] = torch.inf
     best_K = weight_V.sort(descending=True, stable=True).indices[:num_columns]
     return best_K.sort().values
 

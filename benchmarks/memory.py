@@ -1,0 +1,169 @@
+"""Measure what a run holds in memory, against its plan, and whether that stays flat.
+
+    python benchmarks/memory.py [--methods none ngram ...] [--batch 4] [--max-len 1024] [--tokens 64] [--steps 10000]
+
+Every figure comes from a process of its own (Linux). What is counted:
+
+    baseline   resident memory once Python, PyTorch, transformers, numba and the compiled kernels are in: all modules
+               imported, and a tiny model decoded with `none` in the same weights' dtype; nothing of the target yet
+    planned    `MemoryPlan`: weights of target and proposer and the cache of `batch` slots of `max_len` positions; the
+               part of the cache that no request reaches is never touched, so not all of it becomes resident
+    peak       the largest resident memory from then on, less the baseline: locating and loading the target (all copies
+               that loading makes), opening the engine, reading prompts until every slot is as long as it may get
+    session    the most that the method's session held, by its own account (`Session.num_bytes`)
+    per token  how many bytes the session's memory grows by for each token of text (`bench.footprint`)
+
+Then the same methods run `steps` steps of continuous traffic on a tiny target: resident memory, live tensors and the
+session's own account are sampled, and the largest growth after the first tenth is printed. The last line is JSON.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from outrider.bench.choice import choices_of, load_choice
+from outrider.bench.footprint import session_bytes_per_token
+from outrider.engine import Engine
+from outrider.metrics import PrefillRecord, StepRecord
+from outrider.proposers import REGISTRY, load_proposer, proposer_class
+from outrider.targets import DTYPES, load_target
+from outrider.testing import tiny_target
+from outrider.testing.traffic import drive
+
+METHODS = ("none", "ngram", "suffix", "draft_model:layers=0,1,2,8,9,10,11,20,21,24,28,29,num_nodes=2")
+MB, NUM_SAMPLES = 1e6, 40
+
+
+def resident(name: str) -> int:
+    """A line of this process's status, in bytes: VmRSS or VmHWM."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def settle() -> int:
+    """Give back what is free, forget the peak so far, and say what is resident."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    return resident("VmRSS")
+
+
+def peak(options: argparse.Namespace) -> dict[str, Any]:
+    """One run of one method on the real target."""
+    dtype = DTYPES[options.dtype]
+    tiny = tiny_target(dtype=dtype)
+    Engine(tiny, load_proposer("none", tiny), max_batch=2).generate([[1, 2, 3], [4]], max_new_tokens=8)
+    del tiny
+    baseline = settle()
+    target = load_target(options.target, dtype=options.dtype, device="cpu")
+    loaded_peak, loaded = resident("VmHWM") - baseline, settle() - baseline
+    proposer = load_choice(choices_of([options.method])[0], target)
+    sessions: list[int] = [0]
+
+    def record(item: StepRecord | PrefillRecord) -> None:
+        sessions.append(engine.session.num_bytes)
+
+    engine = Engine(target, proposer, max_batch=options.batch, max_len=options.max_len, record=record)
+    prompts = [text_of(number, options.max_len - options.tokens) for number in range(2 * options.batch)]
+    engine.generate(prompts, max_new_tokens=options.tokens, ignore_eos=True)
+    most = max(loaded_peak, resident("VmHWM") - baseline)
+    plan = engine.memory
+    weights = plan.target_weight_bytes + plan.proposer_weight_bytes
+    return {
+        "method": options.method,
+        "baseline_bytes": baseline,
+        "weight_bytes": weights,
+        "cache_bytes": plan.cache.num_bytes,
+        "load_peak_bytes": loaded_peak,
+        "loaded_bytes": loaded,
+        "peak_bytes": most,
+        "peak_over_plan": most / (weights + plan.cache.num_bytes),
+        "session_bytes": max(sessions),
+        "target_bytes_per_token": plan.cache.bytes_per_token,
+        "session_bytes_per_token": session_bytes_per_token(target, proposer),
+    }
+
+
+def text_of(number: int, length: int) -> list[int]:
+    """Token ids without meaning, different for every request."""
+    draw = torch.Generator().manual_seed(number)
+    return [int(token) for token in torch.randint(100, 40_000, (length,), generator=draw)]
+
+
+def flatness(options: argparse.Namespace) -> dict[str, Any]:
+    """Many steps of one method's example on a tiny target."""
+    target = tiny_target(dtype=torch.float32)
+    name = options.method.partition(":")[0]
+    engine = Engine(target, proposer_class(name).example(target, 1), max_batch=4)
+    every = max(1, options.steps // NUM_SAMPLES)
+    samples: list[tuple[int, int, int]] = []
+    for _ in range(NUM_SAMPLES):
+        drive(engine, every)
+        gc.collect()
+        tensors = sum(isinstance(one, torch.Tensor) for one in gc.get_objects())
+        samples.append((resident("VmRSS"), tensors, engine.session.num_bytes))
+    first = samples[NUM_SAMPLES // 10]
+    growth = [max(sample[place] for sample in samples[NUM_SAMPLES // 10 :]) - first[place] for place in range(3)]
+    return {
+        "method": name,
+        "steps": every * NUM_SAMPLES,
+        "resident_growth_bytes": growth[0],
+        "tensor_growth": growth[1],
+        "session_growth_bytes": growth[2],
+        "last_resident_growth_bytes": samples[-1][0] - first[0],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--target", default="smollm2-135m")
+    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--max-len", type=int, default=1024)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--part", choices=("peak", "flatness"), help=argparse.SUPPRESS)
+    parser.add_argument("--method", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        print(json.dumps(peak(options) if options.part == "peak" else flatness(options)))
+        return
+    peaks = [run("peak", method, options) for method in options.methods]
+    for row in peaks:
+        print(
+            f"{row['method'][:24]:24} baseline {row['baseline_bytes'] / MB:6.0f} MB   weights "
+            f"{row['weight_bytes'] / MB:6.1f}   cache {row['cache_bytes'] / MB:6.1f}   loading "
+            f"{row['load_peak_bytes'] / MB:6.1f}   peak {row['peak_bytes'] / MB:6.1f} "
+            f"= {row['peak_over_plan']:.2f} x plan   session {row['session_bytes'] / MB:6.2f} "
+            f"({row['session_bytes_per_token']:.0f} B a token; target {row['target_bytes_per_token']})"
+        )
+    names = list(dict.fromkeys([method.partition(":")[0] for method in options.methods] + list(REGISTRY)))
+    flat = [run("flatness", name, options) for name in names] if options.steps else []
+    for row in flat:
+        print(
+            f"{row['method']:12} {row['steps']} steps: largest growth {row['resident_growth_bytes'] / MB:6.2f} MB "
+            f"resident, {row['tensor_growth']} tensors, {row['session_growth_bytes']} B in the session"
+        )
+    print(json.dumps({"peaks": peaks, "flatness": flat}))
+
+
+def run(part: str, method: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The figures of a fresh process."""
+    given = {name: value for name, value in vars(options).items() if name not in ("methods", "part", "method")}
+    flags = [flag for name, value in given.items() for flag in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, __file__, "--part", part, "--method", method, *flags]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+if __name__ == "__main__":
+    main()

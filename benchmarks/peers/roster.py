@@ -1,0 +1,144 @@
+"""Who takes part: each peer, its environment, its worker, its methods and how many requests it takes at once.
+
+A peer is a long-lived process in an environment of its own that answers JSON lines (`workers/serve.py`). An engine
+whose speculation is fixed when it starts has one process per method; the others switch between methods.
+
+A method's settings are the peer's defaults, but for two: the number of drafted tokens of a model (`DRAFT_TOKENS`), and
+a second n-gram row for peers whose default matches long n-grams only. Example: `llama.cpp` as it comes looks for 12
+equal tokens before it drafts 48; `ngram-short` lowers that to 3 and 10.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+READY, FAILED = "ready", "failed.txt"
+DRAFT_TOKENS = 4
+PLAIN = "plain"
+WORKERS = Path(__file__).parent / "workers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One row of the table.
+
+    settings      given to the worker as they stand
+    max_requests  how many requests the peer decodes at once with this method
+    """
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    max_requests: int = 1
+
+    @property
+    def shown(self) -> str:
+        """The settings as text."""
+        return ", ".join(f"{key}={value}" for key, value in self.settings.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """An engine to measure.
+
+    home           its folder under `.peers/`; None runs in the package's own environment
+    own_processes  whether every method needs a process
+    """
+
+    name: str
+    worker: str
+    methods: tuple[Method, ...]
+    home: str | None
+    own_processes: bool = False
+    environ: dict[str, str] = field(default_factory=dict)
+
+    def groups(self) -> list[tuple[Method, ...]]:
+        """The methods of each process."""
+        return [(method,) for method in self.methods] if self.own_processes else [self.methods]
+
+
+def executable(home: Path) -> Path:
+    """The interpreter of an environment."""
+    return home / "env" / "bin" / "python"
+
+
+def outrider(methods: list[str]) -> Peer:
+    """Ours: plain decoding and the given methods, written as for `outrider bench`."""
+    rows = [Method(name=PLAIN, max_requests=64)]
+    rows += [Method(name=text.partition(":")[0], settings={"method": text}, max_requests=64) for text in methods]
+    return Peer(name="outrider", worker="outrider_worker.py", methods=tuple(rows), home=None)
+
+
+def others() -> list[Peer]:
+    """The peers as they come."""
+    ngram = {"method": "ngram", "num_speculative_tokens": 10, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+    suffix = {"method": "suffix", "suffix_decoding_max_cached_requests": 0}
+    draft = {"method": "draft_model", "num_speculative_tokens": DRAFT_TOKENS}
+    model = {"draft": True, "num_draft_tokens": DRAFT_TOKENS}
+    short = {"spec-type": "ngram-simple", "spec-ngram-simple-size-n": 3, "spec-ngram-simple-size-m": 10}
+    return [
+        Peer(
+            name="transformers",
+            worker="transformers_worker.py",
+            home="transformers",
+            methods=(
+                Method(name=PLAIN, max_requests=64),
+                Method(name="lookup", settings={"prompt_lookup_num_tokens": 10}),
+                Method(name="assisted", settings={"draft": True}),
+            ),
+        ),
+        Peer(
+            name="vllm",
+            worker="vllm_worker.py",
+            home="vllm",
+            own_processes=True,
+            environ={
+                "VLLM_CPU_KVCACHE_SPACE": "1",
+                "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+                "VLLM_NO_USAGE_STATS": "1",
+                "VLLM_LOGGING_LEVEL": "WARNING",
+            },
+            methods=(
+                Method(name=PLAIN, max_requests=64),
+                Method(name="ngram", settings=ngram, max_requests=64),
+                Method(name="suffix", settings=suffix, max_requests=64),
+                Method(name="draft", settings=draft, max_requests=64),
+            ),
+        ),
+        Peer(
+            name="llama.cpp",
+            worker="llama_worker.py",
+            home="llama.cpp",
+            own_processes=True,
+            methods=(
+                Method(name=PLAIN, max_requests=64),
+                Method(name="ngram-simple", settings={"spec-type": "ngram-simple"}, max_requests=64),
+                Method(name="ngram-short", settings=short, max_requests=64),
+                Method(name="ngram-cache", settings={"spec-type": "ngram-cache"}, max_requests=64),
+                Method(
+                    name="draft",
+                    settings={"spec-type": "draft-simple", "spec-draft-n-max": DRAFT_TOKENS},
+                    max_requests=64,
+                ),
+            ),
+        ),
+        Peer(
+            name="economize",
+            worker="economize_worker.py",
+            home="economize",
+            methods=(
+                Method(name=PLAIN, max_requests=64),
+                Method(name="lookup", settings={"cycle_length": 11}, max_requests=64),
+                Method(name="draft_model", settings=model, max_requests=64),
+            ),
+        ),
+        Peer(
+            name="flashspec",
+            worker="flashspec_worker.py",
+            home="flashspec",
+            methods=(
+                Method(name="ngram", settings={"strategy": "bandit", "gamma": 10}),
+                Method(name="composite", settings={"strategy": "auto", "draft": True}),
+            ),
+        ),
+    ]

@@ -1,0 +1,241 @@
+"""From what was asked to the plan: costs, acceptance, settings, and what a reader must know about them.
+
+Costs are measured (`CostFile`) or a data sheet's (`RooflineCosts`); acceptance is given as numbers or taken from a run,
+where numbers for one method win. Notes say where a figure lies outside of what was measured: acceptance deeper than
+known, batches larger than measured.
+
+Example: `planned(Wish(hardware="h100", model="qwen2.5-7b", acceptance=("0.8",), methods=("a_method",)))`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from outrider.bench.planning.acceptance_profile import AcceptanceProfile
+from outrider.bench.planning.ask import acceptances_of, parse_nodes
+from outrider.bench.planning.check import CostTables, check_run
+from outrider.bench.planning.drafters import read_drafters, sized
+from outrider.bench.planning.models import model_spec
+from outrider.bench.planning.outlook import MethodOutlook, Outlook, Question, choices_of, outlook_of
+from outrider.bench.planning.predict import LARGEST_BATCH, Method
+from outrider.bench.planning.presets import preset_file, read_record, read_toml
+from outrider.bench.planning.roofline import Hardware, RooflineCosts, RooflineDraftCosts
+from outrider.bench.planning.run import (
+    Evidence,
+    acceptance_of,
+    chosen_rows,
+    label_of,
+    mean_context,
+    read_run,
+)
+from outrider.bench.schema import PLAIN
+from outrider.costs import CostFile
+from outrider.errors import ConfigError, nearest
+
+__all__ = ["Wish", "checked", "planned"]
+
+DEFAULT_CONTEXT: Final = 512.0
+BEYOND: Final = 4
+"""How many times the largest measured batch the crossover is looked for; there the table is a straight line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What was asked; the fields are the options of `outrider plan`, which explains them.
+
+    Raises:
+        ConfigError: for a number out of range, or costs that are given twice or not at all.
+    """
+
+    costs: Path | None = None
+    hardware: str | None = None
+    model: str = "smollm2-135m"
+    bytes_per_weight: float = 2.0
+    drafters: str = "published"
+    acceptance: tuple[str, ...] = ()
+    evidence: Path | None = None
+    category: str = "all"
+    methods: tuple[str, ...] = ()
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    nodes: tuple[str, ...] = ("0..8",)
+    context: float | None = None
+    temperature: float = 0.0
+    tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.costs is None) == (self.hardware is None):
+            raise ConfigError("give either --costs FILE, from outrider profile, or --hardware NAME")
+        if not self.batches:
+            raise ConfigError("batches is empty; give at least one")
+        for batch in self.batches:
+            if not 1 <= batch <= LARGEST_BATCH:
+                raise ConfigError(f"batches={batch} must be between 1 and {LARGEST_BATCH}")
+        for name, low, high in (
+            ("bytes_per_weight", 0.1, 8.0),
+            ("context", 1.0, 1e7),
+            ("temperature", 0.0, 100.0),
+            ("tokens", 1, 100_000),
+        ):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ConfigError(f"{name}={value:g} must be between {low:g} and {high:g}")
+
+
+def planned(wish: Wish) -> Outlook:
+    """The plan.
+
+    Raises:
+        ConfigError, CheckpointError, RunError: for anything asked that does not exist or does not fit.
+    """
+    evidence = None if wish.evidence is None else read_run(wish.evidence)
+    context = _context(wish, evidence)
+    measured = _measured(wish, evidence)
+    sources = _sources(wish, context)
+    methods = _methods(wish, measured, sources)
+    question = Question(
+        batches=tuple(sorted(set(wish.batches))),
+        nodes=parse_nodes(wish.nodes),
+        context=context,
+        temperature=wish.temperature,
+        num_tokens=wish.tokens,
+        largest_batch=max(sources.largest_batch, *wish.batches),
+    )
+    outlooks = outlook_of(question, methods, sources.tables)
+    return Outlook(
+        target=sources.target,
+        costs=sources.name,
+        context=context,
+        temperature=wish.temperature,
+        num_tokens=wish.tokens,
+        largest_batch=question.largest_batch,
+        notes=(*sources.notes, *_notes(question, outlooks, sources)),
+        methods=outlooks,
+        best=choices_of(outlooks),
+    )
+
+
+def checked(wish: Wish, path: Path) -> Outlook:
+    """A finished run held against the costs.
+
+    Raises:
+        ConfigError, CheckpointError, RunError: as `planned`.
+    """
+    evidence = read_run(path)
+    context = _context(wish, evidence)
+    sources = _sources(wish, context, of_run=True)
+    differs = evidence.report.target != sources.target
+    note = f"the run's target is {evidence.report.target}, the costs are those of {sources.target}"
+    return Outlook(
+        target=sources.target,
+        costs=sources.name,
+        context=context,
+        temperature=wish.temperature,
+        notes=(*sources.notes, *((note,) if differs else ())),
+        check=check_run(evidence, sources.tables, context, evidence.report.run or str(path)),
+    )
+
+
+class _Sources(NamedTuple):
+    """Where costs come from.
+
+    largest_batch   how far they can be trusted, or the memory goes
+    limit           what the reader must know where a plan goes beyond `known_batch`
+    """
+
+    name: str
+    target: str
+    tables: CostTables
+    labels: tuple[str, ...]
+    known_batch: int
+    largest_batch: int
+    limit: str
+    notes: tuple[str, ...] = ()
+
+
+def _sources(wish: Wish, context: float, *, of_run: bool = False) -> _Sources:
+    return _from_file(wish.costs) if wish.costs is not None else _from_sheet(wish, context, of_run)
+
+
+def _from_file(path: Path) -> _Sources:
+    file = CostFile.read(path)
+    who = file.identity
+    known = int(max(file.target.forward.axes["slots"]))
+    return _Sources(
+        name=f"{path} ({who.cpu}, {who.device}, {who.num_threads} threads, {who.dtype})",
+        target=who.target,
+        tables=CostTables(target=file.target, drafts=file.drafts),
+        labels=tuple(label for label in file.drafts if label != PLAIN),
+        known_batch=known,
+        largest_batch=BEYOND * known,
+        limit=f"costs were measured up to batch {known}; beyond, they go on in a straight line",
+    )
+
+
+def _from_sheet(wish: Wish, context: float, of_run: bool) -> _Sources:
+    """With `of_run`, a draft model counts only where it was named: nothing says that the run's was ours."""
+    assert wish.hardware is not None
+    file = preset_file("hardware", wish.hardware, "hardware")
+    hardware = read_record(Hardware, read_toml(file), str(file))
+    target = RooflineCosts(hardware=hardware, spec=model_spec(wish.model), bytes_per_weight=wish.bytes_per_weight)
+    fits = target.largest_batch(context)
+    if fits < 1:
+        raise ConfigError(f"{wish.model} does not fit into the memory of {hardware.name}; give a larger --hardware")
+    known = read_drafters(wish.drafters)
+    own = {name: size for name, size in known.items() if not (of_run and size.is_foreign)}
+    sizes = own | {text: sized(text, known) for text in wish.methods}
+    drafts = {label: RooflineDraftCosts(target=target, sizes=size, context=context) for label, size in sizes.items()}
+    return _Sources(
+        name=hardware.name,
+        target=wish.model,
+        tables=CostTables(target=target, drafts=drafts),
+        labels=tuple(known),
+        known_batch=fits,
+        largest_batch=min(fits, LARGEST_BATCH),
+        limit=f"at a context of {context:.0f}, memory ends at batch {fits}",
+        notes=(f"a roofline, not a measurement. {hardware.source}",),
+    )
+
+
+def _context(wish: Wish, evidence: Evidence | None) -> float:
+    if wish.context is not None:
+        return wish.context
+    return mean_context(evidence.units if evidence is not None else (), DEFAULT_CONTEXT)
+
+
+def _measured(wish: Wish, evidence: Evidence | None) -> dict[str, AcceptanceProfile]:
+    if evidence is None:
+        return {}
+    rows = chosen_rows(evidence.report, wish.category, wish.temperature)
+    return {label_of(row): acceptance_of(row) for row in rows}
+
+
+def _methods(wish: Wish, measured: Mapping[str, AcceptanceProfile], sources: _Sources) -> dict[str, Method]:
+    """Those that were asked for, or all of which both costs and acceptance are known."""
+    if not measured and not wish.acceptance:
+        raise ConfigError("nothing is known of acceptance; give --acceptance 0.8,0.6 or --run RUN_DIR")
+    asked = list(wish.methods) or list(measured) or list(sources.labels)
+    for label in asked:
+        if measured and not wish.acceptance and label not in measured:
+            raise ConfigError(f"the run has no method '{label}'{nearest(label, measured)}")
+    acceptances = dict(measured)
+    if wish.acceptance:
+        acceptances |= acceptances_of(wish.acceptance, asked, measured)
+    found = {label: sources.tables.of(label) for label in asked}
+    missing = [label for label, drafts in found.items() if drafts is None]
+    if missing and (wish.methods or len(missing) == len(asked)):
+        raise ConfigError(f"{sources.name} has no costs of '{missing[0]}'{nearest(missing[0], sources.labels)}")
+    return {label: Method(acceptances[label], drafts) for label, drafts in found.items() if drafts is not None}
+
+
+def _notes(question: Question, outlooks: tuple[MethodOutlook, ...], sources: _Sources) -> list[str]:
+    notes = []
+    for outlook in outlooks:
+        deepest = max(one.depth for batch in outlook.batches for one in batch.nodes)
+        if deepest > outlook.known_depth:
+            notes.append(
+                f"{outlook.method}: acceptance is known to depth {outlook.known_depth}; deeper guesses repeat the last"
+            )
+    if max(question.batches) > sources.known_batch:
+        notes.append(sources.limit)
+    return notes

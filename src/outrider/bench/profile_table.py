@@ -1,0 +1,145 @@
+"""A profile as tables for a terminal.
+
+    forward     ms, and in brackets how many one-row forwards of the same batch that is: what verifying costs
+    bandwidth   the bytes that one row per slot must read (weights, and the cache of every slot) per second, as a share
+                of what a plain streaming read of memory reaches
+    context     ms of a forward, over the committed tokens of every slot
+    drafts      ms per step, and in brackets the draft cost ratio c: in plain forwards of the same batch
+    around it   judging the rows and the rest of a step, ms
+
+Example: `21.3 (1.42)` in the column "8" is a forward of eight rows per slot that takes as long as 1.42 of one row.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from outrider.costs import CostFile, MeasuredDraftCosts
+
+__all__ = ["bandwidth_share", "print_profile"]
+
+
+class Titled(NamedTuple):
+    """A table under a title that does not wrap."""
+
+    title: str
+    body: Table
+
+
+def print_profile(file: CostFile, console: Console) -> None:
+    """All tables."""
+    identity = file.identity
+    threads = f", {identity.num_threads} threads" if identity.num_threads else ""
+    machine = identity.cpu if identity.device == "cpu" else identity.device
+    console.print(Text(f"{identity.target}, {identity.dtype}, on {machine}{threads}", style="bold"))
+    for table in (_forwards(file), _bandwidth(file), _contexts(file), *_drafts(file), _around(file)):
+        console.print(Text(f"\n{table.title}", style="bold"))
+        console.print(table.body)
+
+
+def bandwidth_share(file: CostFile, batch: int, context: float) -> float | None:
+    """Bytes read by a forward of one row per slot, per second, over the measured bandwidth; None if that is unknown."""
+    bytes_per_s = file.facts.get("memory_bytes_per_s")
+    if not isinstance(bytes_per_s, (int, float)) or bytes_per_s <= 0:
+        return None
+    num_bytes = file.identity.weight_bytes + batch * context * file.identity.bytes_per_token
+    return num_bytes / file.target.forward_s(batch, batch, context) / bytes_per_s
+
+
+def _forwards(file: CostFile) -> Titled:
+    slots, rows, contexts = _axes(file)
+    context = _middle(contexts)
+    table = _table(f"forward at context {context}: ms (in one-row forwards), by rows per slot", "batch", rows)
+    for batch in slots:
+        one = file.target.forward_s(batch, batch, context)
+        table.body.add_row(
+            str(batch), *[_ratio(file.target.forward_s(batch, batch * count, context), one) for count in rows]
+        )
+    return table
+
+
+def _bandwidth(file: CostFile) -> Titled:
+    slots, _, contexts = _axes(file)
+    context = _middle(contexts)
+    reached = file.facts.get("memory_bytes_per_s")
+    known = f"{reached / 1e9:.1f} GB/s" if isinstance(reached, (int, float)) else "unknown"
+    table = _table(f"one row per slot at context {context}; memory is read at {known}", "batch", ["ms", "share"])
+    for batch in slots:
+        share = bandwidth_share(file, batch, context)
+        seconds = file.target.forward_s(batch, batch, context)
+        table.body.add_row(str(batch), _ms(seconds), "-" if share is None else f"{100 * share:.0f} %")
+    return table
+
+
+def _contexts(file: CostFile) -> Titled:
+    slots, rows, contexts = _axes(file)
+    table = _table("forward by context, ms", "batch, rows per slot", contexts)
+    for batch in slots:
+        for count in dict.fromkeys((rows[0], rows[-1])):
+            cells = [_ms(file.target.forward_s(batch, batch * count, context)) for context in contexts]
+            table.body.add_row(f"{batch}, {count}", *cells)
+    return table
+
+
+def _drafts(file: CostFile) -> list[Titled]:
+    _, _, contexts = _axes(file)
+    return [_draft(file, label, costs, _middle(contexts)) for label, costs in file.drafts.items()]
+
+
+def _draft(file: CostFile, label: str, costs: MeasuredDraftCosts, context: float) -> Titled:
+    slots, nodes = (tuple(map(int, points)) for points in costs.propose.axes.values())
+    table = _table(f"{label}: ms a step (in plain forwards), by nodes per slot", "batch", nodes)
+    for batch in slots:
+        plain = file.target.forward_s(batch, batch, context)
+        seconds = [costs.propose_s(batch, batch * count, count) for count in nodes]
+        table.body.add_row(str(batch), *[_ratio(each, plain) for each in seconds])
+    return table
+
+
+def _around(file: CostFile) -> Titled:
+    slots, rows, _ = _axes(file)
+    few, many = rows[0], rows[-1]
+    heads = [f"accept {count}, {kind}" for count in dict.fromkeys((few, many)) for kind in ("greedy", "sampled")]
+    table = _table("judging rows per slot, and the rest of a step, ms", "batch", [*heads, "rest"])
+    for batch in slots:
+        cells = [
+            _ms(file.target.accept_s(batch, batch * count, greedy))
+            for count in dict.fromkeys((few, many))
+            for greedy in (True, False)
+        ]
+        table.body.add_row(str(batch), *cells, _ms(file.target.rest_s(batch)))
+    return table
+
+
+def _axes(file: CostFile) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(map(int, points)) for points in file.target.forward.axes.values())
+
+
+def _middle(points: Sequence[int]) -> int:
+    return points[(len(points) - 1) // 2]
+
+
+def _table(title: str, first: str, heads: Sequence[object]) -> Titled:
+    body = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    body.add_column(first, no_wrap=True)
+    for head in heads:
+        body.add_column(str(head), justify="right", no_wrap=True)
+    return Titled(title, body)
+
+
+def _ratio(seconds: float, one: float) -> str:
+    return f"{_ms(seconds)} ({seconds / one:.2f})" if one else _ms(seconds)
+
+
+def _ms(seconds: float) -> str:
+    """Three digits or so.
+
+    >>> _ms(0.0123), _ms(0.000123), _ms(1.234)
+    ('12.3', '0.12', '1234')
+    """
+    value = seconds * 1000
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"

@@ -1,0 +1,75 @@
+"""`outrider plan`: predict speedups from costs and acceptance, and check predictions against a run."""
+
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+if TYPE_CHECKING:
+    from outrider.bench.planning.outlook import Outlook
+
+__all__ = ["Plan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Predict the speedup of methods by batch size and number of nodes, before anything runs.
+
+    Costs come from `outrider profile` (--costs) or from a data sheet (--hardware and --model), acceptance from numbers
+    (--acceptance) or from a finished run (--run). Tables go to the terminal; one JSON line ends standard output. With
+    --check, a finished run is predicted row by row instead, and compared with what was measured.
+    """
+
+    costs: Path | None = None
+    """A file that `outrider profile` wrote."""
+    hardware: str | None = None
+    """A machine from recipes/hardware/ (h100, h200, a100, l4, cpu-2core), or a TOML file."""
+    model: str = "smollm2-135m"
+    """With --hardware: the target, by sizes alone: a directory, a config.json, a hub id, smollm2-135m, qwen2.5-7b."""
+    bytes_per_weight: float = 2.0
+    """With --hardware: 2 is bf16, 0.5 is 4 bits."""
+    drafters: str = "published"
+    """With --hardware: sizes of the drafters, from recipes/drafters/ or a TOML file."""
+    acceptance: tuple[str, ...] = ()
+    """0.8 or 0.8,0.6,0.5 by depth; ranks 0.7/0.1,0.6/0.1; coverage 0.8@0.4; of one method eagle3=0.8,0.6."""
+    evidence: Annotated[Path | None, tyro.conf.arg(name="run")] = None
+    """A finished `outrider bench` run: acceptance, coverage and context as measured there."""
+    category: str = "all"
+    """Of that run."""
+    check: Path | None = None
+    """A finished run, or its report.json, to hold predictions against."""
+    methods: tuple[str, ...] = ()
+    """By default all that have costs and acceptance. With --hardware, draft_model:model=NAME names a draft model."""
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    """Batch sizes."""
+    nodes: tuple[str, ...] = ("0..8",)
+    """Numbers of nodes to choose from."""
+    context: float | None = None
+    """Committed tokens per slot; by default the run's own, or 512."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    tokens: int | None = None
+    """Length of each answer; without it, the loss at an answer's end is left out."""
+
+    def run(self) -> None:
+        from rich.console import Console
+
+        from outrider.bench.codec import dumps
+        from outrider.bench.planning.tables import print_outlook
+
+        outlook = self._outlook()
+        console = Console()
+        print_outlook(outlook, console if console.is_terminal else Console(width=WIDTH))
+        print(dumps(outlook))
+        sys.stdout.flush()
+
+    def _outlook(self) -> "Outlook":
+        from outrider.bench.planning.planner import Wish, checked, planned
+
+        wish = Wish(**{field.name: getattr(self, field.name) for field in fields(self) if field.name != "check"})
+        return planned(wish) if self.check is None else checked(wish, self.check)
+
+
+WIDTH = 180

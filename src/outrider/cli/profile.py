@@ -1,0 +1,94 @@
+"""`outrider profile`: measure what steps cost on this machine."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from outrider.bench.profile import GroupProgress
+
+__all__ = ["ProfileCommand"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileCommand:
+    """Measure what forwards and drafts cost on this machine, and keep it for budgets and plans.
+
+    An interrupted profile is resumed by the same command. Tables go to the terminal, one JSON line ends standard
+    output, and the numbers are kept where engines look for them, or in --output.
+    """
+
+    target: str = "smollm2-135m"
+    """A directory, a GGUF file, a hub id, or smollm2-135m."""
+    dtype: str = "bfloat16"
+    """Of the weights: bfloat16, float16, float32, float64."""
+    device: str | None = None
+    """cpu, cuda, ...; by default the GPU if there is one."""
+    methods: tuple[str, ...] = ()
+    """Also what these methods' drafts cost: ngram eagle3:checkpoint=DIR."""
+    batches: tuple[int, ...] = ()
+    """Batch sizes; by default 1 2 4 8."""
+    rows: tuple[int, ...] = ()
+    """Rows of each slot: the root and the nodes; by default up to 32."""
+    contexts: tuple[int, ...] = ()
+    """Committed tokens of each slot; by default up to 2048."""
+    repeats: int | None = None
+    """Timings of each point, of which the median counts; by default 9."""
+    output: Path | None = None
+    """The file; by default one in the user's cache, by machine, target's shape, dtype and threads."""
+    quick: bool = False
+    """Fewer points and 3 repeats, where none are given."""
+
+    def run(self) -> None:
+        from rich.console import Console
+
+        from outrider.bench.profile import ProfileConfig, profile
+        from outrider.bench.profile_table import print_profile
+
+        config = ProfileConfig(
+            target=self.target,
+            dtype=self.dtype,
+            device=self.device,
+            methods=self.methods,
+            batches=self.batches,
+            rows=self.rows,
+            contexts=self.contexts,
+            repeats=self.repeats,
+            output=self.output,
+            quick=self.quick,
+        )
+        unfinished: list[Path] = []
+        try:
+            with _progress() as listen:
+                found = profile(config, listen, unfinished.append)
+        except KeyboardInterrupt:
+            place = f"; finished points are in {unfinished[0]}, and the same command goes on" if unfinished else ""
+            raise KeyboardInterrupt(f"interrupted{place}") from None
+        console = Console()
+        print_profile(found.file, console if console.is_terminal else Console(width=WIDTH))
+        print(json.dumps({**found.file.to_plain(), "output": str(found.path)}, allow_nan=False))
+        sys.stdout.flush()
+
+
+WIDTH = 160
+
+
+@contextmanager
+def _progress() -> "Iterator[Callable[[GroupProgress], None]]":
+    """A bar on standard error: groups done, the current one."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("loading", total=None)
+        yield lambda at: bar.update(
+            task,
+            completed=at.num_done + at.part,
+            total=at.num_groups,
+            description=f"{at.group} ({at.num_done} of {at.num_groups} groups done)",
+        )

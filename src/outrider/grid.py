@@ -1,0 +1,155 @@
+"""A table of measured numbers on a grid, read between and beyond its points.
+
+Between points it is piecewise linear in every coordinate (multilinear), so it gives back exactly what was measured at a
+point. Measurements are noisy while costs grow with the work: the values are raised to their running maximum along every
+axis first, and a larger call never costs less. Before an axis' first point the value stays what it is there; beyond the
+last point it goes on with the last cell's slope,
+
+    f(x) = f(x cut to the grid) + sum over axes of (excess along that axis) * (slope at the others' cut coordinates)
+
+where slopes too are running maxima over the other axes. All terms grow in every coordinate, and so does f.
+
+Worked example: values 1, 3, 2 at 1, 2, 4. They count as 1, 3, 3; at 1.5 the value is 2, at 0 it is 1, and at 8 it is 3.
+"""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Self, final
+
+import numpy as np
+
+from outrider.errors import RunError
+
+__all__ = ["Grid"]
+
+
+@final
+class Grid:
+    """Non-negative seconds (or any other cost) on the product of named axes.
+
+    Args:
+        axes: of each name its points, strictly rising.
+        seconds: nested in the order of the axes; kept as given in `measured`, read as running maxima.
+    """
+
+    def __init__(self, axes: Mapping[str, tuple[float, ...]], seconds: Any) -> None:
+        self.axes = {name: tuple(points) for name, points in axes.items()}
+        self.measured = np.asarray(seconds, dtype=np.float64)
+        assert self.measured.shape == tuple(map(len, self.axes.values())), "one value for every point of the grid"
+        assert all(low < high for points in self.axes.values() for low, high in pairwise(points)), "points must rise"
+        rising = _running_maximum(self.measured)
+        self._points = tuple(self.axes.values())
+        self._values: tuple[float, ...] = tuple(rising.ravel().tolist())
+        self._strides = tuple(stride // rising.itemsize for stride in np.ascontiguousarray(rising).strides)
+        self._rising = rising
+
+    def __call__(self, *point: float) -> float:
+        """The value at one coordinate per axis."""
+        value = self._at(0, 0, [_place(points, at) for points, at in zip(self._points, point, strict=True)])
+        for axis, points in enumerate(self._points):
+            if point[axis] > points[-1]:
+                value += self._excess(axis, point)
+        return value
+
+    def _at(self, axis: int, offset: int, places: "list[tuple[int, float]]") -> float:
+        if axis == len(places):
+            return self._values[offset]
+        index, part = places[axis]
+        stride = self._strides[axis]
+        low = self._at(axis + 1, offset + index * stride, places)
+        if not part:
+            return low
+        return low + part * (self._at(axis + 1, offset + (index + 1) * stride, places) - low)
+
+    def _excess(self, axis: int, point: tuple[float, ...]) -> float:
+        """What lies behind the last point of an axis adds; the slope is asked on the grid."""
+        slope = self._slopes[axis]
+        if slope is None:
+            return 0.0
+        others = [min(at, points[-1]) for at, points in zip(point, self._points, strict=True)]
+        del others[axis]
+        return (point[axis] - self._points[axis][-1]) * slope(*others)
+
+    @cached_property
+    def _slopes(self) -> tuple["Grid | None", ...]:
+        """Of each axis the last cell's slope, over the other axes; None where there is but one point."""
+        found: list[Grid | None] = []
+        for axis, (name, points) in enumerate(self.axes.items()):
+            if len(points) < 2:
+                found.append(None)
+                continue
+            rise = self._rising.take(-1, axis) - self._rising.take(-2, axis)
+            others = {other: theirs for other, theirs in self.axes.items() if other != name}
+            found.append(Grid(others, rise / (points[-1] - points[-2])))
+        return tuple(found)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Grid) and self.axes == other.axes and np.array_equal(self.measured, other.measured)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """One grid of several that share all axes but the first, whose points differ."""
+        name = next(iter(parts[0].axes))
+        parts = sorted(parts, key=lambda part: part.axes[name])
+        points = tuple(point for part in parts for point in part.axes[name])
+        return cls({**parts[0].axes, name: points}, np.concatenate([part.measured for part in parts]))
+
+    @classmethod
+    def median(cls, grids: Sequence[Self]) -> Self:
+        """The median of several grids of the same points, point by point."""
+        assert all(grid.axes == grids[0].axes for grid in grids), "the same points"
+        return cls(grids[0].axes, np.median([grid.measured for grid in grids], axis=0))
+
+    def to_plain(self) -> dict[str, Any]:
+        """Axes by name, and `seconds`, nested in their order."""
+        return {**{name: list(points) for name, points in self.axes.items()}, "seconds": self.measured.tolist()}
+
+    @classmethod
+    def from_plain(cls, names: Sequence[str], value: Any, where: str) -> Self:
+        """
+        Raises:
+            RunError: if an axis is missing or does not rise, or the values do not fit the axes; names `where`.
+        """
+        if not isinstance(value, dict):
+            raise RunError(f"{where} is not a table")
+        axes = {}
+        for name in names:
+            points = _numbers(value.get(name))
+            if points is None or points.ndim != 1 or not points.size or not bool((np.diff(points) > 0).all()):
+                raise RunError(f"{where} has no rising list '{name}'")
+            axes[name] = tuple(int(point) if point == int(point) else point for point in points.tolist())
+        seconds = _numbers(value.get("seconds"))
+        if seconds is None or seconds.shape != tuple(map(len, axes.values())) or not bool((seconds >= 0).all()):
+            raise RunError(f"{where} has no number of seconds for every point of its axes")
+        return cls(axes, seconds)
+
+
+def _place(points: tuple[float, ...], at: float) -> tuple[int, float]:
+    """The point at or before `at`, and how far it is to the next, from 0 to 1; coordinates are cut to the axis."""
+    if at <= points[0]:
+        return 0, 0.0
+    if at >= points[-1]:
+        return len(points) - 1, 0.0
+    index = bisect_right(points, at) - 1
+    return index, (at - points[index]) / (points[index + 1] - points[index])
+
+
+def _numbers(value: Any) -> "np.ndarray[Any, np.dtype[np.float64]] | None":
+    """An array of finite numbers, or None."""
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    return array if bool(np.isfinite(array).all()) else None
+
+
+def _running_maximum(
+    values: "np.ndarray[Any, np.dtype[np.float64]]",
+) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    for axis in range(values.ndim):
+        values = np.maximum.accumulate(values, axis=axis)
+    return np.ascontiguousarray(values)

@@ -1,0 +1,82 @@
+"""What proposing costs, learnt from the steps themselves.
+
+One number per shape (slots, nodes of the slot that drafts most), the median of the last steps of that shape: a machine
+has pauses, and a mean would believe them. Of fewer than `SURE` steps the least is taken, for the first ones may pay for
+compilation. Between measured numbers of nodes the cost is linear; beyond the largest it goes on like the last two, and
+with one alone it stays the same, which is checked as soon as it is tried. It never counts as more than proportional to
+a smaller draft, so that one unlucky step cannot keep a shape from being tried again.
+
+Worked example: one node took 2 ms and four took 5 ms. Three nodes: 4 ms; eight: 9 ms.
+"""
+
+from bisect import bisect_right
+from collections import deque
+from statistics import median
+from typing import Final, final
+
+from outrider.costs import DraftCosts
+
+__all__ = ["LearntDraftCosts"]
+
+RECENT: Final = 15
+SURE: Final = 5
+
+
+@final
+class LearntDraftCosts(DraftCosts):
+    """Medians of what was seen, by slots and nodes."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, dict[int, deque[float]]] = {}
+        self._typical: dict[int, dict[int, float]] = {}
+
+    def add(self, num_slots: int, num_nodes: int, seconds: float) -> None:
+        """One step; `num_nodes` of the slot that drafted most, 0 for one without a draft."""
+        seen = self._seen.setdefault(num_slots, {}).setdefault(num_nodes, deque(maxlen=RECENT))
+        seen.append(seconds)
+        self._typical.setdefault(num_slots, {})[num_nodes] = min(seen) if len(seen) < SURE else median(seen)
+
+    def num_seen(self, num_nodes: int) -> int:
+        """Steps with that many nodes, over all numbers of slots, of those that are remembered."""
+        return sum(len(by_nodes.get(num_nodes, ())) for by_nodes in self._seen.values())
+
+    @property
+    def most_nodes(self) -> int:
+        """Of all steps seen."""
+        return max((num_nodes for by_nodes in self._seen.values() for num_nodes in by_nodes), default=0)
+
+    def propose_s(self, num_slots: int, num_nodes: float, depth: int) -> float:
+        return self.extra_s(num_slots, depth) + self.idle_s(num_slots)
+
+    def idle_s(self, num_slots: int) -> float:
+        """Of a step without a draft; 0 while unknown."""
+        known = self._nearest(num_slots, drafting=False)
+        return known[0] if known else 0.0
+
+    def extra_s(self, num_slots: int, num_nodes: int) -> float:
+        """What a step pays for drafting up to `num_nodes` per slot, over one without; 0 while unknown."""
+        known = self._nearest(num_slots, drafting=True) if num_nodes > 0 else {}
+        if not known:
+            return 0.0
+        return max(0.0, _read(sorted(known.items()), num_nodes) - self.idle_s(num_slots))
+
+    def _nearest(self, num_slots: int, drafting: bool) -> dict[int, float]:
+        """What is known for the nearest number of slots that has any."""
+        for slots in sorted(self._typical, key=lambda other: (abs(other - num_slots), other)):
+            known = {nodes: seconds for nodes, seconds in self._typical[slots].items() if (nodes > 0) == drafting}
+            if known:
+                return known
+        return {}
+
+
+def _read(points: list[tuple[int, float]], at: int) -> float:
+    """Piecewise linear through `points`, sorted, no more than proportional to any of them."""
+    place = bisect_right([nodes for nodes, _ in points], at)
+    if place == 0:
+        return points[0][1]
+    if place < len(points) or len(points) > 1:
+        (low, below), (high, above) = points[min(place, len(points) - 1) - 1 : min(place, len(points) - 1) + 1]
+        value = max(below + (above - below) * (at - low) / (high - low), 0.0)
+    else:
+        value = points[0][1]
+    return min([value, *(seconds * at / nodes for nodes, seconds in points[:place])])

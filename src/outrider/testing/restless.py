@@ -1,0 +1,63 @@
+"""Budgets whose every step is different: the fake of the budget seam.
+
+    Restless   rooms and cuts of random size, often empty, from a seed
+    Metronome  any budget, told that every step took as long as a list says
+
+A budget may answer anything and the text stays the same, so the contract holds with these too.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import final
+
+from outrider.budget import Ask, Budget
+from outrider.draft import Draft
+from outrider.proposer import Commit, Room
+
+__all__ = ["Metronome", "Restless"]
+
+
+@final
+class Restless(Budget):
+    """Draws the size of every room, and how many nodes of every draft are kept: the first ones."""
+
+    def __init__(self, num_nodes: int, seed: int = 0) -> None:
+        self.num_nodes = num_nodes
+        self.draw = random.Random(seed)
+
+    def rooms(self, asks: Sequence[Ask]) -> list[Room]:
+        return [Room(self._size(self.num_nodes), self.draw.randint(0, ask.num_remaining - 1)) for ask in asks]
+
+    def cut(self, draft: Draft) -> Draft:
+        return draft.keep([range(self._size(count)) for count in draft.num_nodes])
+
+    def observe(self, commits: Sequence[Commit], seconds: Mapping[str, float]) -> None:
+        """Nothing to learn."""
+
+    def reset(self) -> None:
+        """Nothing to forget."""
+
+    def _size(self, most: int) -> int:
+        return self.draw.choice([0, self.draw.randint(0, most), most])
+
+
+@final
+class Metronome(Budget):
+    """Passes everything on but the seconds: proposing takes those of `propose_s`, in turn, from the beginning on."""
+
+    def __init__(self, inner: Budget, propose_s: Sequence[float]) -> None:
+        self.inner = inner
+        self.propose_s = cycle(propose_s)
+
+    def rooms(self, asks: Sequence[Ask]) -> list[Room]:
+        return self.inner.rooms(asks)
+
+    def cut(self, draft: Draft) -> Draft:
+        return self.inner.cut(draft)
+
+    def observe(self, commits: Sequence[Commit], seconds: Mapping[str, float]) -> None:
+        self.inner.observe(commits, {**seconds, "propose_s": next(self.propose_s)})
+
+    def reset(self) -> None:
+        self.inner.reset()

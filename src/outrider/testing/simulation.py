@@ -1,0 +1,222 @@
+"""A budget on a simulated machine: no model, simulated time, the same every time.
+
+The costs of a forward are a table, those of the proposer a share of a plain step, and a *process* says how likely the
+next drafted token is right. Text is a row of ones; a drafted 1 is right and a 0 wrong. So a budget meets exactly what
+it meets in an engine (asks, drafts, commits, seconds), and its time can be compared with that of any other.
+
+Worked example: with `constant(0.8)` and drafts that cost 1 % of a step, `run(FixedBudget(4))` emits 3.4 tokens a step
+on average, and `run(FixedBudget(0))` one.
+"""
+
+import random
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from outrider.budget import Ask, Budget
+from outrider.costs import TargetCosts
+from outrider.draft import Draft
+from outrider.proposer import Commit, Room
+
+__all__ = ["Simulated", "Simulation", "TableCosts", "bursts", "constant", "contrary", "drifting", "mixed"]
+
+HICCUP = 29
+
+Process = Callable[["Moment"], float]
+"""The chance that the next drafted token is right, if those before it were; negative where nothing is drafted."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a draft is made.
+
+    slot, request   whose it is; requests are numbered from 0
+    position        tokens emitted before the drafted one, in this request
+    num_steps       steps of the whole run before this one
+    num_verified    nodes of the request that were verified in the last step
+    """
+
+    slot: int
+    request: int
+    position: int
+    num_steps: int
+    num_verified: int
+
+
+def constant(chance: float) -> Process:
+    """The same chance everywhere."""
+    return lambda moment: chance
+
+
+def mixed(low: float, high: float) -> Process:
+    """Every other request is easy."""
+    return lambda moment: high if moment.request % 2 else low
+
+
+def bursts(length: int = 40, gap: int = 80, chance: float = 0.97, elsewhere: float = 0.05) -> Process:
+    """Copied passages of about `length` tokens with about `gap` tokens between them."""
+
+    def process(moment: Moment) -> float:
+        period = length + gap
+        phase = (moment.position + 37 * moment.slot + 11 * moment.request) % period
+        return chance if phase < length else elsewhere
+
+    return process
+
+
+def drifting(low: float = 0.05, high: float = 0.9, period: int = 400) -> Process:
+    """From hard to easy and back, in straight lines, by steps."""
+
+    def process(moment: Moment) -> float:
+        phase = moment.num_steps % period / period
+        return low + (high - low) * (1 - abs(2 * phase - 1))
+
+    return process
+
+
+def contrary(moment: Moment) -> float:
+    """Right as long as nobody looks: wrong after a step that verified something."""
+    return 0.0 if moment.num_verified else 0.95
+
+
+@final
+@dataclass(frozen=True)
+class TableCosts(TargetCosts):
+    """Seconds by rows of all slots together, piecewise linear, and on like the last piece; nothing else costs time."""
+
+    forward: Mapping[int, float]
+
+    def forward_s(self, num_slots: int, num_rows: float, context: float) -> float:
+        points = sorted(self.forward.items())
+        place = min(max(bisect_right([rows for rows, _ in points], num_rows), 1), len(points) - 1)
+        (low, below), (high, above) = points[place - 1], points[place]
+        return below + (above - below) * (num_rows - low) / (high - low)
+
+    def accept_s(self, num_slots: int, num_rows: float, greedy: bool) -> float:
+        return 0.0
+
+    def rest_s(self, num_slots: int) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulated:
+    """What a run took, in simulated seconds."""
+
+    seconds: float
+    num_tokens: int
+    num_steps: int
+    num_verified: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.num_tokens / self.seconds
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """Requests in slots, a proposer, and a machine.
+
+    process        see `Process`
+    costs          of the target
+    draft_s        of one node; each further one of a slot costs `further` of that
+    num_nodes      the most that the proposer drafts
+    length         tokens of each request; when one ends, its slot takes the next
+    num_tokens     of the whole run
+    hiccup_s       how much longer proposing takes in every 29th step, drafting or not
+    """
+
+    process: Process
+    costs: TargetCosts
+    draft_s: float
+    further: float = 0.25
+    num_slots: int = 1
+    num_nodes: int = 8
+    length: int = 160
+    num_tokens: int = 480
+    hiccup_s: float = 0.01
+    seed: int = 0
+
+    def run(self, budget: Budget) -> Simulated:
+        """Play with this budget."""
+        return _Run(self, budget).play()
+
+
+@dataclass
+class _Slot:
+    index: int
+    request: int = 0
+    position: int = 0
+    num_verified: int = 0
+
+
+@final
+class _Run:
+    """One run; `Engine.step`, on simulated parts."""
+
+    def __init__(self, simulation: Simulation, budget: Budget) -> None:
+        self.simulation = simulation
+        self.budget = budget
+        self.slots = [_Slot(index) for index in range(simulation.num_slots)]
+        self.draw = random.Random(simulation.seed)
+        self.num_steps = 0
+
+    def play(self) -> Simulated:
+        seconds = num_tokens = num_verified = 0.0
+        while num_tokens < self.simulation.num_tokens:
+            draft, step_s = self._draft()
+            commits = self._verify(draft)
+            step_s |= {"verify_s": self._verify_s(draft)}
+            self.budget.observe(commits, step_s)
+            self._advance(draft, commits)
+            self.num_steps += 1
+            seconds += sum(step_s.values())
+            num_tokens += sum(len(commit.tokens) for commit in commits)
+            num_verified += sum(draft.num_nodes)
+        return Simulated(
+            seconds=seconds, num_tokens=int(num_tokens), num_steps=self.num_steps, num_verified=int(num_verified)
+        )
+
+    def _draft(self) -> tuple[Draft, dict[str, float]]:
+        rooms = self.budget.rooms([self._ask(slot) for slot in self.slots])
+        chains = [self._chain(slot, room) for slot, room in zip(self.slots, rooms, strict=True)]
+        most = max(len(chain) for chain in chains)
+        seconds = self.simulation.draft_s * (1 + self.simulation.further * (most - 1)) if most else 0.0
+        hiccup_s = self.simulation.hiccup_s if self.num_steps % HICCUP == 0 else 0.0
+        return self.budget.cut(Draft.of_chains(chains)), {"propose_s": seconds + hiccup_s}
+
+    def _ask(self, slot: _Slot) -> Ask:
+        number = slot.index + slot.request * self.simulation.num_slots
+        return Ask(number, self.simulation.length - slot.position, 100 + slot.position, greedy=True)
+
+    def _chain(self, slot: _Slot, room: Room) -> list[int]:
+        chain: list[int] = []
+        for ahead in range(min(room.num_nodes, room.max_depth, self.simulation.num_nodes)):
+            moment = Moment(slot.index, slot.request, slot.position + ahead, self.num_steps, slot.num_verified)
+            chance = self.simulation.process(moment)
+            if chance < 0:
+                break
+            chain.append(int(self.draw.random() < chance))
+        return chain
+
+    def _verify(self, draft: Draft) -> list[Commit]:
+        commits = []
+        for place, (slot, tree) in enumerate(zip(self.slots, draft.trees, strict=True)):
+            right = [*tree.tokens, 0].index(0)
+            commits.append(Commit(slot.index, list(range(right + 1)), [1] * (right + 1), place))
+        return commits
+
+    def _verify_s(self, draft: Draft) -> float:
+        slots, rows = len(self.slots), len(draft.real_rows)
+        context = sum(100 + slot.position for slot in self.slots) / slots
+        costs = self.simulation.costs
+        return costs.forward_s(slots, rows, context) + costs.accept_s(slots, rows, True) + costs.rest_s(slots)
+
+    def _advance(self, draft: Draft, commits: Sequence[Commit]) -> None:
+        for slot, num_nodes, commit in zip(self.slots, draft.num_nodes, commits, strict=True):
+            slot.num_verified = num_nodes
+            slot.position += len(commit.tokens)
+            if slot.position >= self.simulation.length:
+                slot.request, slot.position = slot.request + 1, 0

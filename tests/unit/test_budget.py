@@ -1,0 +1,103 @@
+"""What a budget may decide: rooms within what can be used, and cuts that leave the law alone."""
+
+import pytest
+import torch
+
+from outrider.audit.enumerate import Drafter, EnumeratingChance, Guess, Text, draw_tree, law_error, random_model
+from outrider.budget import Ask, FixedBudget
+from outrider.draft import Draft, Tree
+from outrider.engine import Engine
+from outrider.errors import ConfigError
+from outrider.proposer import Room
+from outrider.proposers.none import NoProposer
+from outrider.testing import tiny_target
+
+TARGET, DRAFT = random_model(1, 3), random_model(2, 3)
+
+
+def ask(num_remaining: int = 100, request: int = 1) -> Ask:
+    return Ask(request, num_remaining, 50, greedy=True)
+
+
+def test_a_fixed_budget_leaves_the_last_token_to_the_step() -> None:
+    rooms = FixedBudget(4).rooms([ask(1), ask(2), ask(9)])
+    assert rooms == [Room(0, 0), Room(4, 1), Room(4, 8)]
+
+
+def test_a_draft_keeps_what_it_is_told_and_no_more() -> None:
+    draft = Draft.of_trees([Tree([5, 6, 7, 8], [-1, -1, 1, 2]), Tree([9], [-1])])
+    kept = draft.keep([[1, 2], []])
+    assert kept.trees == [Tree([6, 7], [-1, 0]), Tree([], [])]
+    assert kept.num_nodes == (2, 0)
+    assert kept.is_chain
+    assert draft.keep([range(4), [0]]) is draft
+
+
+def test_the_rows_of_probabilities_go_with_their_nodes() -> None:
+    probs_BMV = torch.arange(2 * 4 * 3).reshape(2, 4, 3).double()
+    draft = Draft.of_trees([Tree([0, 1, 2], [-1, 0, 1]), Tree([1], [-1])], probs_BMV=probs_BMV)
+    kept = draft.keep([range(2), []])
+    assert kept.probs_BMV is not None
+    assert kept.probs_BMV.shape == (2, 3, 3)
+    assert torch.equal(kept.probs_BMV[0], probs_BMV[0, :3])
+    assert torch.equal(kept.probs_BMV[1, 0], probs_BMV[1, 0])
+
+
+def cut(drafter: Drafter, size: int) -> Drafter:
+    """Always to `size` nodes, more after some texts: known before the draft is drawn."""
+
+    def draft(text: Text, chance: EnumeratingChance) -> Guess:
+        guess = drafter(text, chance)
+        kept = min(len(guess.tree.tokens), size + sum(text) % 2)
+        assert guess.q_MV is not None
+        return Guess(guess.tree.keep(range(kept)), guess.q_MV[: kept + 1])
+
+    return draft
+
+
+def cut_by_token(drafter: Drafter) -> Drafter:
+    """To nothing, if the draft begins with token 0."""
+
+    def draft(text: Text, chance: EnumeratingChance) -> Guess:
+        guess = drafter(text, chance)
+        assert guess.q_MV is not None
+        return Guess(Tree([], []), guess.q_MV[:1]) if guess.tree.tokens[0] == 0 else guess
+
+    return draft
+
+
+@pytest.mark.parametrize("rule", ["coupled", "rejection", "block"])
+@pytest.mark.parametrize("size", [0, 1])
+def test_a_cut_decided_beforehand_keeps_the_law(rule: str, size: int) -> None:
+    drafter = cut(draw_tree(DRAFT, (1, 1)), size)
+    assert law_error(TARGET, drafter, rule, vocab_size=3, length=3, num_steps=2) < 1e-12
+
+
+@pytest.mark.parametrize("rule", ["rejection", "block"])
+def test_a_cut_that_looks_at_sampled_tokens_does_not(rule: str) -> None:
+    """The negative control: why a budget leaves such drafts whole."""
+    drafter = cut_by_token(draw_tree(DRAFT, (1, 1)))
+    assert law_error(TARGET, drafter, rule, vocab_size=3, length=2, num_steps=1) > 1e-2
+
+
+def test_the_coupled_rule_does_not_mind() -> None:
+    drafter = cut_by_token(draw_tree(DRAFT, (1, 1)))
+    assert law_error(TARGET, drafter, "coupled", vocab_size=3, length=3, num_steps=2) < 1e-12
+
+
+@pytest.mark.parametrize("rule", ["coupled", "rejection", "block"])
+def test_a_draft_that_follows_from_the_text_may_be_cut_by_its_tokens(rule: str) -> None:
+    def draft(text: Text, chance: EnumeratingChance) -> Guess:
+        chain = [sum(text) % 3, len(text) % 3]
+        return Guess(Tree.chain(chain[: 0 if chain[0] == 0 else 2]), None)
+
+    assert law_error(TARGET, draft, rule, vocab_size=3, length=3, num_steps=2) < 1e-12
+
+
+def test_an_unknown_budget_is_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown budget 'atuo'; did you mean 'auto'"):
+        Engine(tiny_target(), NoProposer(), budget="atuo")  # type: ignore[arg-type]
+
+
+def test_plain_decoding_needs_no_costs() -> None:
+    assert Engine(tiny_target(), NoProposer(), budget="auto").budget == FixedBudget(0)
