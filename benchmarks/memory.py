@@ -23,6 +23,7 @@ import gc
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -105,15 +106,16 @@ def flatness(options: argparse.Namespace) -> dict[str, Any]:
     every = max(1, options.steps // NUM_SAMPLES)
     samples: list[tuple[int, int, int]] = []
     for _ in range(NUM_SAMPLES):
-        drive(engine, every)
+        drive(engine, every, forget=False)
         gc.collect()
-        tensors = sum(isinstance(one, torch.Tensor) for one in gc.get_objects())
+        kinds = Counter(map(type, gc.get_objects()))
+        tensors = sum(count for kind, count in kinds.items() if issubclass(kind, torch.Tensor))
         samples.append((resident("VmRSS"), tensors, engine.session.num_bytes))
     first = samples[NUM_SAMPLES // 10]
     growth = [max(sample[place] for sample in samples[NUM_SAMPLES // 10 :]) - first[place] for place in range(3)]
     return {
         "method": name,
-        "steps": every * NUM_SAMPLES,
+        "steps": engine.num_steps,
         "resident_growth_bytes": growth[0],
         "tensor_growth": growth[1],
         "session_growth_bytes": growth[2],

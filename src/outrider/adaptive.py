@@ -122,6 +122,7 @@ class _Step:
 
     def __post_init__(self) -> None:
         self.slots = len(self.asks)
+        self.requests = [ask.request for ask in self.asks]
         self.context = sum(ask.context_length for ask in self.asks) // (CONTEXT * max(1, self.slots))
         self.greedy = all(ask.greedy for ask in self.asks)
 
@@ -146,18 +147,22 @@ class AdaptiveBudget(Budget):
         self.wait = 0.0
         self._num_idle = 0
         self._may_cut = True
+        self._measuring = True
         self._widest: tuple[int, ...] = ()
         self._step = _Step(())
         self._known_s: dict[tuple[int, int, bool], dict[int, float]] = {}
 
     def rooms(self, asks: Sequence[Ask]) -> list[Room]:
-        self._step = step = _Step(asks)
+        before, self._step = self._step, _Step(asks)
+        step = self._step
         self.acceptance.admit(ask.request for ask in asks)
         if self._measuring:
             first = self.proposing.num_seen(0) >= NUM_PLAIN
             counts = [int(first)] * len(asks)
         elif self._cheap:
             counts = [self.num_nodes] * len(asks)
+        elif not self.drafts and self.wait >= 1 and step.requests == before.requests:
+            counts = [0] * len(asks)  # nothing was learnt since the last choice
         else:
             counts = [len(nodes) for nodes in self._chosen([self._expected_shape(ask) for ask in asks])]
         rooms = [
@@ -175,7 +180,7 @@ class AdaptiveBudget(Budget):
             self.acceptance.drafted(ask.request, tree)
             if len(tree.parents) >= len(self._widest):
                 self._widest = tuple(tree.parents)
-        if step.most_nodes and self._may_cut and not self._measuring and self._cheap:
+        if self._may_cut and not self._measuring and any(draft.num_nodes) and self._cheap:
             draft = draft.keep(self._chosen([shape_of(tuple(tree.parents)) for tree in draft.trees], spent=True))
         step.num_nodes = sum(draft.num_nodes)
         return draft
@@ -186,6 +191,9 @@ class AdaptiveBudget(Budget):
             self.acceptance.emitted(ask.request, commit.tokens)
         if step.most_nodes == 0 or self._num_idle < BACKLOG:
             self.proposing.add(len(step.asks), step.most_nodes, seconds["propose_s"])
+        if self._measuring:
+            seen = self.proposing.num_seen
+            self._measuring = seen(0) < NUM_PLAIN or seen(1) < NUM_FIRST
         self._num_idle = 0 if step.most_nodes else self._num_idle + 1
         self._settle(sum(len(commit.tokens) for commit in commits), seconds["propose_s"])
 
@@ -205,10 +213,6 @@ class AdaptiveBudget(Budget):
             elif step.num_nodes:
                 self.account += won
         self.account = min(self.account, config.most)
-
-    @property
-    def _measuring(self) -> bool:
-        return self.proposing.num_seen(0) < NUM_PLAIN or self.proposing.num_seen(1) < NUM_FIRST
 
     @property
     def _cheap(self) -> bool:

@@ -20,6 +20,8 @@ __all__ = ["LearntDraftCosts"]
 
 RECENT: Final = 15
 SURE: Final = 5
+EVERY: Final = 4
+"""Once there are enough, the median is taken anew in every fourth step."""
 
 
 @final
@@ -29,12 +31,17 @@ class LearntDraftCosts(DraftCosts):
     def __init__(self) -> None:
         self._seen: dict[int, dict[int, deque[float]]] = {}
         self._typical: dict[int, dict[int, float]] = {}
+        self._num_added = 0
+        self._answers: dict[tuple[int, int], float] = {}
 
     def add(self, num_slots: int, num_nodes: int, seconds: float) -> None:
         """One step; `num_nodes` of the slot that drafted most, 0 for one without a draft."""
         seen = self._seen.setdefault(num_slots, {}).setdefault(num_nodes, deque(maxlen=RECENT))
         seen.append(seconds)
-        self._typical.setdefault(num_slots, {})[num_nodes] = min(seen) if len(seen) < SURE else median(seen)
+        self._num_added += 1
+        if len(seen) < RECENT or self._num_added % EVERY == 0:
+            self._typical.setdefault(num_slots, {})[num_nodes] = min(seen) if len(seen) < SURE else median(seen)
+            self._answers.clear()
 
     def num_seen(self, num_nodes: int) -> int:
         """Steps with that many nodes, over all numbers of slots, of those that are remembered."""
@@ -50,15 +57,19 @@ class LearntDraftCosts(DraftCosts):
 
     def idle_s(self, num_slots: int) -> float:
         """Of a step without a draft; 0 while unknown."""
-        known = self._nearest(num_slots, drafting=False)
-        return known[0] if known else 0.0
+        return self._answer(num_slots, 0)
 
     def extra_s(self, num_slots: int, num_nodes: int) -> float:
         """What a step pays for drafting up to `num_nodes` per slot, over one without; 0 while unknown."""
-        known = self._nearest(num_slots, drafting=True) if num_nodes > 0 else {}
-        if not known:
-            return 0.0
-        return max(0.0, _read(sorted(known.items()), num_nodes) - self.idle_s(num_slots))
+        return max(0.0, self._answer(num_slots, num_nodes) - self._answer(num_slots, 0)) if num_nodes else 0.0
+
+    def _answer(self, num_slots: int, num_nodes: int) -> float:
+        """Read from what is known for the nearest number of slots; kept until something new is known."""
+        key = (num_slots, num_nodes)
+        if key not in self._answers:
+            known = sorted(self._nearest(num_slots, drafting=num_nodes > 0).items())
+            self._answers[key] = _read(known, num_nodes) if known else 0.0
+        return self._answers[key]
 
     def _nearest(self, num_slots: int, drafting: bool) -> dict[int, float]:
         """What is known for the nearest number of slots that has any."""
@@ -72,7 +83,7 @@ class LearntDraftCosts(DraftCosts):
 def _read(points: list[tuple[int, float]], at: int) -> float:
     """Piecewise linear through `points`, sorted, no more than proportional to any of them."""
     place = bisect_right([nodes for nodes, _ in points], at)
-    if place == 0:
+    if place == 0 or at == 0:
         return points[0][1]
     if place < len(points) or len(points) > 1:
         (low, below), (high, above) = points[min(place, len(points) - 1) - 1 : min(place, len(points) - 1) + 1]

@@ -7,6 +7,7 @@ import torch
 from transformers.generation.logits_process import TopPLogitsWarper
 
 from outrider import verify
+from outrider.adaptive import AdaptiveBudget
 from outrider.audit.enumerate import (
     Drafter,
     EnumeratingChance,
@@ -18,14 +19,15 @@ from outrider.audit.enumerate import (
     mean_accepted,
     random_model,
 )
+from outrider.budget import Ask
 from outrider.draft import Draft, Tree
 from outrider.engine import Engine
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.noise import Stream, pick, position_keys
-from outrider.proposer import Room
+from outrider.proposer import Commit, Room
 from outrider.proposers.none import NoProposer
 from outrider.sampling import Sampling, transform
-from outrider.testing import Scripted, tiny_target
+from outrider.testing import Scripted, TableCosts, tiny_target
 
 EXACT = 1e-12
 VOCAB = 11
@@ -236,3 +238,13 @@ def padding_counts() -> None:
     assert sum(slot.num_accepted for slot in slots if slot.request == 1) > 0
     assert sum(slot.num_accepted for slot in slots if slot.request == 2) == 0
     assert sum(slot.num_emitted for slot in slots if slot.request == 2) == LENGTH
+
+
+def sampled_drafts_stay_whole() -> None:
+    """A budget that would rather verify nothing: a draft with probabilities comes back as it was drawn."""
+    budget = AdaptiveBudget(TableCosts({1: 1.0, 2: 9.0}), 4)
+    for _ in range(8):
+        rooms = budget.rooms([Ask(1, 100, 50, greedy=False)])
+        draft = Draft.of_chains([[0] * min(rooms[0])], probs_BMV=torch.full((1, 5, 2), 0.5))
+        assert budget.cut(draft) is draft
+        budget.observe([Commit(0, [0], [1], 0)], {"propose_s": 0.0})

@@ -15,6 +15,7 @@ from planting import Plant, plant
 
 from outrider import sampling as transforms
 from outrider import verify
+from outrider.adaptive import AdaptiveBudget
 from outrider.audit import enumerate as enumeration
 from outrider.audit.enumerate import Drafter, law_error, random_model
 from outrider.batch import Batch
@@ -105,6 +106,11 @@ BUGS = [
         "q missing from the residual of a sampled draft",
         tree_rule(old="_one_hot(p_V, token) if q_V is None else q_V", new="_one_hot(p_V, token)"),
         partial(checks.chain_law, "rejection"),
+    ),
+    Bug(
+        "a budget cuts sampled drafts, and so chooses among the draws",
+        plant(AdaptiveBudget, name="cut", old="self._may_cut = False", new="pass"),
+        checks.sampled_drafts_stay_whole,
     ),
     Bug(
         "the residual is not taken after a rejection",

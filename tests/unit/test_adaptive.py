@@ -1,4 +1,4 @@
-"""The adaptive budget on a simulated machine: hardly ever slower than plain, and near the best fixed number."""
+"""The adaptive budget on a simulated machine: hardly slower than plain decoding, and near the best fixed number."""
 
 import pytest
 import torch

@@ -2,7 +2,7 @@
 
 import pytest
 
-from outrider.proposing import RECENT, SURE, LearntDraftCosts
+from outrider.proposing import EVERY, RECENT, SURE, LearntDraftCosts
 
 
 def learnt(*seen: tuple[int, int, float]) -> LearntDraftCosts:
@@ -43,7 +43,7 @@ def test_a_pause_of_the_machine_does_not_count() -> None:
 
 def test_old_steps_are_forgotten() -> None:
     costs = learnt((1, 1, 0.002))
-    for _ in range(RECENT):
+    for _ in range(RECENT + EVERY):
         costs.add(1, 1, 0.004)
     assert costs.extra_s(1, 1) == pytest.approx(0.004)
 

@@ -73,7 +73,7 @@ class Curve:
 
 
 def curves_of(report: Report) -> list[Curve]:
-    """Every method of ours, plain decoding included, that was measured at several batches, in the order of the report."""
+    """Every method of ours, plain decoding included, that was measured at several batches."""
     rows = [row for row in report.rows if row.engine == "outrider" and (row.speedup or row.method == PLAIN)]
     whole = _over_all_prompts(rows)
     keys = dict.fromkeys((row.label, row.temperature) for row in whole)

@@ -11,7 +11,7 @@ level expands the `width` best nodes into `width` tokens each, and the `num_node
 `outrider.train.objectives.eagle3` or comes from any published checkpoint in safetensors.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, final
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from outrider.errors import ConfigError
 from outrider.formats.eagle3 import Eagle3Checkpoint, read_eagle3
+from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
 from outrider.models.eagle3 import Eagle3Head, Eagle3Spec, default_layer_ids
 from outrider.models.locate import locate
 from outrider.models.spec import DecoderSpec, RopeSpec
@@ -40,6 +41,8 @@ class Eagle3Config:
     depth        the most levels of a draft; None for num_nodes (chains) or 6 (trees)
     tree         a fixed tree instead: nodes as ranks from the root, such as "0 1 0.0 0.1 0.0.0"
     sampled      draw the drafts instead of taking the most probable token (chains only)
+    draft_vocab  draft only that many of the most frequent tokens, by the ranking that training left beside the
+                 checkpoint, as far as the head has columns for them; None or 0 for all of its columns
     """
 
     checkpoint: str
@@ -48,8 +51,10 @@ class Eagle3Config:
     depth: int | None = None
     tree: str | None = None
     sampled: bool = False
+    draft_vocab: int | None = None
 
     def __post_init__(self) -> None:
+        check_draft_vocab(self.draft_vocab)
         for name, value, high in (("num_nodes", self.num_nodes, 256), ("width", self.width, 32)):
             if not 1 <= value <= high:
                 raise ConfigError(f"{name}={value} must be between 1 and {high}")
@@ -82,7 +87,10 @@ class Eagle3Proposer(Proposer):
 
     @classmethod
     def load(cls, target: Target, config: Eagle3Config) -> Self:
-        return cls(head_of(read_eagle3(locate(config.checkpoint), target), target), config)
+        directory = locate(config.checkpoint)
+        checkpoint = read_eagle3(directory, target)
+        ids_K = drafted_ids(directory, target, config.draft_vocab or 0)
+        return cls(head_of(checkpoint, target, ids_K), config)
 
     @classmethod
     def example(cls, target: Target, seed: int) -> Self:
@@ -126,19 +134,27 @@ class Eagle3Proposer(Proposer):
         )
 
 
-def head_of(checkpoint: Eagle3Checkpoint, target: Target) -> Eagle3Head:
-    """Pack a head for a target's device and dtype; what the checkpoint does not hold is the target's."""
-    spec, tensors = checkpoint.spec, dict(checkpoint.tensors)
+def head_of(checkpoint: Eagle3Checkpoint, target: Target, drafted_K: Tensor | None = None) -> Eagle3Head:
+    """Pack a head for a target's device and dtype; what the checkpoint does not hold is the target's.
+
+    With `drafted_K`, only the columns of these tokens are kept.
+    """
+    spec, tensors, ids_K = checkpoint.spec, dict(checkpoint.tensors), checkpoint.ids_K
     own = tensors.get("embed_tokens.weight")
     if "lm_head.weight" not in tensors:
         tensors["lm_head.weight"] = target.shared_weights().head_VE
-    is_whole = torch.equal(checkpoint.ids_K, torch.arange(spec.layer.vocab_size))
+    if drafted_K is not None:
+        kept_K = torch.isin(ids_K, drafted_K)
+        head_KE, ids_K = tensors["lm_head.weight"], ids_K[kept_K]
+        tensors["lm_head.weight"] = head_KE[kept_K.to(head_KE.device)]
+        spec = replace(spec, draft_vocab_size=len(ids_K))
+    is_whole = torch.equal(ids_K, torch.arange(spec.layer.vocab_size))
     return Eagle3Head(
         spec,
         tensors,
         embedding_VE=target.shared_weights().embedding_VE if own is None else own.to(target.spec.dtype),
         owns_embedding=own is not None,
-        ids_K=None if is_whole else checkpoint.ids_K,
+        ids_K=None if is_whole else ids_K,
         taps=spec.taps(target.spec.num_layers),
         dtype=target.spec.dtype,
         device=target.spec.device,

@@ -1,6 +1,6 @@
-"""Scripted acceptance: drafts that are right as often as you say, to time what a trained head would be worth.
+"""Scripted acceptance, not a real method: drafts that are right as often as you say, to time what such a head is worth.
 
-Not a method to decode with: it is told what the target will say, by a plain decode of the request when it is admitted
+Nothing to decode with: it is told what the target will say, by a plain decode of the request when it is admitted
 (`oracle_transcripts.py`). Its drafts are then right or wrong by a script. Node j of a chain is right with probability
 a_j if the nodes before it are, so a step gives
 
@@ -50,7 +50,7 @@ class OracleConfig:
     acceptance: tuple[float, ...] = field(default=(0.8,), metadata={"bare": True})
     num_nodes: int = 4
     siblings: int = 0
-    num_known: int = 256
+    num_known: int = 128
     seed: int = 0
 
     def __post_init__(self) -> None:

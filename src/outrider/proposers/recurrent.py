@@ -219,10 +219,10 @@ class RecurrentSession(Session):
     def _chain_on(self, chains: Chains, states_BE: Tensor, tokens_B: Tensor, depths: dict[int, int]) -> None:
         """Grow chains by the given depths in one go. A slot with less room than others is read on, and then cut."""
         active, num_levels = list(depths), max(depths.values())
-        drafted_LB = self.drafted.setdefault(
-            (num_levels, len(active)),
-            torch.empty(num_levels, len(active), dtype=torch.int64, device=self.plan.device),
-        )
+        shape = num_levels, len(active)
+        if shape not in self.drafted:  # where the recording of this shape writes
+            self.drafted[shape] = torch.empty(shape, dtype=torch.int64, device=self.plan.device)
+        drafted_LB = self.drafted[shape]
         placement = place_next(self.cache, active, 0, num_ahead=num_levels - 1)
         self.head.chain(states_BE, tokens_B, placement, self.cache, drafted_LB, self.programs)
         for level, level_B in enumerate(drafted_LB):

@@ -82,7 +82,7 @@ def batch_table(report: Report) -> str:
     if not curves:
         return "This run has one batch size."
     batches = sorted({batch for curve in curves for batch in curve.batches})
-    head = ["Method", "T", "pays up to batch", *(f"batch {batch}" for batch in batches)]
+    head = ["Method", "T", "loses from batch", *(f"batch {batch}" for batch in batches)]
     lines = [f"| {' | '.join(head)} |", "|---|---|---|" + "---|" * len(batches)]
     for curve in curves:
         rows = {row.batch: row for row in curve.rows}

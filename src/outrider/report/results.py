@@ -6,7 +6,7 @@ texts nobody compared is called unverified.
 
     | editing | `lookup` | 1.92 [1.71, 2.10] | exact |
 
-External baselines follow, with how many times faster our plain decoding is.
+External baselines follow, with how many times faster our plain decoding is, and what each method held in memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,10 @@ VERDICTS = ("exact", "ties", "unverified", "violated")
 
 
 def tables(report: Report, hardware: str | None = None) -> str:
-    """The run as Markdown: a table, external baselines, and where the numbers come from."""
+    """The run as Markdown: a table, external baselines, memory, and where the numbers come from."""
     ours = [row for row in report.rows if row.engine == "outrider"]
     external = [row for row in report.rows if row.engine != "outrider" and row.category != "all"]
-    parts = [_table(ours), _external(external), _origin(report, ours, hardware)]
+    parts = [_table(ours), _external(external), _memory(ours), _origin(report, ours, hardware)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -79,6 +79,22 @@ def _external(rows: Sequence[Row]) -> str:
         name = _cell(f"{row.engine} {row.method}")
         lines.append(f"| {_cell(row.category)} | {name} | {setting} | {rate} | {_interval(_inverse(row.speedup))} |")
     return "\n".join(lines)
+
+
+def _memory(rows: Sequence[Row]) -> str:
+    """One line per method: the largest figures of its rows. Empty for runs that did not ask for bytes per token."""
+    sizes: dict[str, dict[str, int]] = {}
+    for row in rows:
+        largest = sizes.setdefault(row.label, {})
+        largest |= {name: max(size, largest.get(name, 0)) for name, size in (row.memory_bytes or {}).items()}
+    lines = [
+        f"| `{_cell(method)}` | {size['proposer_weights'] / 1e6:.1f} MB | {size['proposer_cache'] / 1e6:.2f} MB | "
+        f"{size['proposer_cache_per_token']} B | {size['target_cache_per_token']} B |"
+        for method, size in sizes.items()
+        if "proposer_cache_per_token" in size
+    ]
+    head = "| Method | own weights | most held by its session | per token of text | target's cache per token |"
+    return "\n".join([head, "|---|---|---|---|---|", *lines]) if lines else ""
 
 
 def _inverse(interval: Interval) -> Interval:

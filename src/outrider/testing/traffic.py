@@ -1,30 +1,42 @@
-"""Continuous traffic: requests of different lengths that never run out, for what must hold after many steps.
+"""Continuous traffic: requests of different lengths in an endless queue, for what must hold after many steps.
 
-The queue is always longer than the batch, so that a slot that falls free is taken at once. Prompts and limits are a
-function of the request's number and repeat after `period` requests: memory that still grows after the first period is
-kept by mistake, or by a method that learns.
+Traffic comes in rounds. A round queues the same `NUM_REQUESTS` requests at once, more than the batch has slots, and
+ends when all are answered: a slot that falls free is taken at the next step. As every round is the same, memory that
+grows after the first one is kept by mistake, or by a method that learns and was not made to forget.
 
-Example: `drive(engine, 200)` makes 200 steps; `drive(engine, 800)` goes on with the same traffic.
+Example: `drive(engine, 200)` makes whole rounds until there were 200 steps; `drive(engine, 800)` goes on likewise.
 """
 
 import random
+from typing import Final
 
 from outrider.engine import Engine
 from outrider.sampling import Sampling
 
-__all__ = ["drive"]
+__all__ = ["NUM_REQUESTS", "drive"]
 
+NUM_REQUESTS: Final = 24
 PHRASE, REPEATS, LIMITS = 4, 3, (1, 3, 8, 17, 30)
 
 
-def drive(engine: Engine, num_steps: int, period: int = 24) -> None:
-    """Make `num_steps` steps, with requests waiting all the time; every other request samples."""
-    for _ in range(num_steps):
-        while len(engine.waiting) <= engine.batch.num_slots:
-            _add(engine, engine.num_requests % period)
-        with engine.hosting():
-            engine.admit()
-            engine.step()
+def drive(engine: Engine, num_steps: int, *, forget: bool = True) -> int:
+    """Make at least `num_steps` steps of traffic; every other request samples.
+
+    Args:
+        forget: reset the engine after each round, so that what it learnt does not count.
+
+    Returns:
+        The most bytes that the proposer's session held after any step.
+    """
+    end, most = engine.num_steps + num_steps, 0
+    while engine.num_steps < end:
+        for number in range(NUM_REQUESTS):
+            _add(engine, number)
+        for _ in engine.run():
+            most = max(most, engine.session.num_bytes)
+        if forget:
+            engine.reset()
+    return most
 
 
 def _add(engine: Engine, number: int) -> None:
