@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: bench bench-copy bench-batch bench-memory small-run bench-full bench-lookup bench-ops test lint check clean
+.PHONY: bench bench-copy bench-batch bench-memory small-run bench-full bench-lookup bench-ops peers test lint check clean
 
 bench: $(READY)
 	$(BIN)/outrider bench --preset quick
@@ -37,6 +37,10 @@ bench-lookup: $(READY)
 
 bench-ops: $(READY)
 	$(BIN)/python benchmarks/ops.py
+
+peers: $(READY)
+	$(BIN)/python benchmarks/peers/build.py
+	$(BIN)/python benchmarks/peers/run.py
 
 test: $(READY)
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered

@@ -5,7 +5,8 @@
 Every figure comes from a process of its own (Linux). What is counted:
 
     baseline   resident memory once Python, PyTorch, transformers, numba and the compiled kernels are in: all modules
-               imported, and a tiny model decoded with `none` in the same weights' dtype; nothing of the target yet
+               imported, a tiny model decoded with `none` in the same weights' dtype, and the target's tokenizer
+               (named apart); no weights of the target yet
     planned    `MemoryPlan`: weights of target and proposer and the cache of `batch` slots of `max_len` positions; the
                part of the cache that no request reaches is never touched, so not all of it becomes resident
     peak       the largest resident memory from then on, less the baseline: locating and loading the target (all copies
@@ -33,8 +34,9 @@ from outrider.bench.choice import choices_of, load_choice
 from outrider.bench.footprint import session_bytes_per_token
 from outrider.engine import Engine
 from outrider.metrics import PrefillRecord, StepRecord
+from outrider.models.locate import locate
 from outrider.proposers import REGISTRY, load_proposer, proposer_class
-from outrider.targets import DTYPES, load_target
+from outrider.targets import DTYPES, load_target, load_tokenizer
 from outrider.testing import tiny_target
 from outrider.testing.traffic import drive
 
@@ -62,7 +64,10 @@ def peak(options: argparse.Namespace) -> dict[str, Any]:
     tiny = tiny_target(dtype=dtype)
     Engine(tiny, load_proposer("none", tiny), max_batch=2).generate([[1, 2, 3], [4]], max_new_tokens=8)
     del tiny
+    libraries = settle()
+    tokenizer = load_tokenizer(locate(options.target))
     baseline = settle()
+    del tokenizer
     target = load_target(options.target, dtype=options.dtype, device="cpu")
     loaded_peak, loaded = resident("VmHWM") - baseline, settle() - baseline
     proposer = load_choice(choices_of([options.method])[0], target)
@@ -80,6 +85,7 @@ def peak(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "method": options.method,
         "baseline_bytes": baseline,
+        "tokenizer_bytes": baseline - libraries,
         "weight_bytes": weights,
         "cache_bytes": plan.cache.num_bytes,
         "load_peak_bytes": loaded_peak,
@@ -138,21 +144,26 @@ def main() -> None:
     if options.part:
         print(json.dumps(peak(options) if options.part == "peak" else flatness(options)))
         return
-    peaks = [run("peak", method, options) for method in options.methods]
-    for row in peaks:
+    peaks, flat = [], []
+    for method in options.methods:
+        row = run("peak", method, options)
+        peaks.append(row)
         print(
-            f"{row['method'][:24]:24} baseline {row['baseline_bytes'] / MB:6.0f} MB   weights "
+            f"{row['method'][:24]:24} baseline {row['baseline_bytes'] / MB:6.0f} MB (tokenizer {row['tokenizer_bytes'] / MB:.0f})   weights "
             f"{row['weight_bytes'] / MB:6.1f}   cache {row['cache_bytes'] / MB:6.1f}   loading "
             f"{row['load_peak_bytes'] / MB:6.1f}   peak {row['peak_bytes'] / MB:6.1f} "
             f"= {row['peak_over_plan']:.2f} x plan   session {row['session_bytes'] / MB:6.2f} "
-            f"({row['session_bytes_per_token']:.0f} B a token; target {row['target_bytes_per_token']})"
+            f"({row['session_bytes_per_token']:.0f} B a token; target {row['target_bytes_per_token']})",
+            flush=True,
         )
     names = list(dict.fromkeys([method.partition(":")[0] for method in options.methods] + list(REGISTRY)))
-    flat = [run("flatness", name, options) for name in names] if options.steps else []
-    for row in flat:
+    for name in names if options.steps else []:
+        row = run("flatness", name, options)
+        flat.append(row)
         print(
             f"{row['method']:12} {row['steps']} steps: largest growth {row['resident_growth_bytes'] / MB:6.2f} MB "
-            f"resident, {row['tensor_growth']} tensors, {row['session_growth_bytes']} B in the session"
+            f"resident, {row['tensor_growth']} tensors, {row['session_growth_bytes']} B in the session",
+            flush=True,
         )
     print(json.dumps({"peaks": peaks, "flatness": flat}))
 

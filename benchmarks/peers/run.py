@@ -30,7 +30,7 @@ from weights import prepare
 import outrider as outrider_package
 from outrider.bench.play import Dialogue
 from outrider.bench.provenance import hardware
-from outrider.bench.workloads import load_category, workload_hash
+from outrider.bench.workloads import Conversation, load_category, workload_hash
 from outrider.errors import ConfigError, OutriderError, nearest
 
 
@@ -65,8 +65,7 @@ def chosen(options: Options) -> list[Peer]:
 def compare(options: Options) -> list[str]:
     """The whole run: its page and its last line."""
     target = outrider_package.load_target(options.target)
-    conversations = {name: load_category(name)[: _needed(options, name)] for name in options.categories}
-    prompts = {one.id: Dialogue(one).ask(0, target.tokenizer) for group in conversations.values() for one in group}
+    conversations, prompts = shortest_prompts(options, target.tokenizer)
     max_len = -(-(max(map(len, prompts.values())) + options.max_new_tokens + 64) // 256) * 256
     eos = sorted(target.spec.eos_ids)
     del target
@@ -124,10 +123,17 @@ def take_turns(
             print("the time is up; the same command goes on from here", file=sys.stderr, flush=True)
 
 
-def _needed(options: Options, category: str) -> int:
-    """Prompts of a category that any round takes."""
+def shortest_prompts(options: Options, tokenizer: Any) -> tuple[dict[str, list[Conversation]], dict[str, list[int]]]:
+    """The shortest prompts of each category, as many as any round takes; and the token ids of each."""
     share = -(-max(options.requests) // len(options.categories))
-    return max(options.prompts, share if max(options.requests) > 1 else 1)
+    needed = max(options.prompts, share if max(options.requests) > 1 else 1)
+    chosen, prompts = {}, {}
+    for name in options.categories:
+        group = load_category(name)
+        ids = {one.id: Dialogue(one).ask(0, tokenizer) for one in group}
+        chosen[name] = sorted(group, key=lambda one: (len(ids[one.id]), one.id))[:needed]
+        prompts |= {one.id: ids[one.id] for one in chosen[name]}
+    return chosen, prompts
 
 
 def machine() -> str:
@@ -165,7 +171,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--peers", nargs="*", default=[], help="who takes part; everybody by default")
     parser.add_argument("--draft", help="a trained draft model for all; by default the target's first layers")
     parser.add_argument("--categories", nargs="+", default=["chat", "editing", "reasoning"])
-    parser.add_argument("--prompts", type=int, default=2, help="of each category, for one request at a time")
+    parser.add_argument("--prompts", type=int, default=2, help="of each category, the shortest ones")
     parser.add_argument("--requests", nargs="+", type=int, default=[1, 4], help="how many at once")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--max-new-tokens", type=int, default=64)
