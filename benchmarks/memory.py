@@ -150,7 +150,8 @@ def main() -> None:
         peaks.append(row)
         print(
             f"{row['method'][:24]:24} baseline {row['baseline_bytes'] / MB:6.0f} MB (tokenizer "
-            f"{row['tokenizer_bytes'] / MB:.0f})   weights {row['weight_bytes'] / MB:6.1f}   cache {row['cache_bytes'] / MB:6.1f}   loading "
+            f"{row['tokenizer_bytes'] / MB:.0f})   weights {row['weight_bytes'] / MB:6.1f}   "
+            f"cache {row['cache_bytes'] / MB:6.1f}   loading "
             f"{row['load_peak_bytes'] / MB:6.1f}   peak {row['peak_bytes'] / MB:6.1f} "
             f"= {row['peak_over_plan']:.2f} x plan   session {row['session_bytes'] / MB:6.2f} "
             f"({row['session_bytes_per_token']:.0f} B a token; target {row['target_bytes_per_token']})",
