@@ -11,7 +11,8 @@ Every figure comes from a process of its own (Linux). What is counted:
                part of the cache that no request reaches is never touched, so not all of it becomes resident
     peak       the largest resident memory from then on, less the baseline: locating and loading the target (all copies
                that loading makes), opening the engine, reading prompts until every slot is as long as it may get
-    session    the most that the method's session held, by its own account (`Session.num_bytes`)
+    session    the most that the method's session held, by its own account (`Session.num_bytes`); a draft model's or
+               a head's cache is in it, so the peak is compared with planned + session
     per token  how many bytes the session's memory grows by for each token of text (`bench.footprint`)
 
 Then the same methods run `steps` steps of continuous traffic on a tiny target: resident memory, live tensors and the
@@ -91,7 +92,7 @@ def peak(options: argparse.Namespace) -> dict[str, Any]:
         "load_peak_bytes": loaded_peak,
         "loaded_bytes": loaded,
         "peak_bytes": most,
-        "peak_over_plan": most / (weights + plan.cache.num_bytes),
+        "peak_over_plan": most / (weights + plan.cache.num_bytes + max(sessions)),
         "session_bytes": max(sessions),
         "target_bytes_per_token": plan.cache.bytes_per_token,
         "session_bytes_per_token": session_bytes_per_token(target, proposer),

@@ -104,7 +104,7 @@ def test_what_is_scored_is_what_is_served(
             wanted_K = trained[head][root - 1]
             assert (served[head][0] - wanted_K).abs().max() < near * wanted_K.abs().max().clamp(min=1)
             column = int(trained[head][root - 1].argmax())
-            assert tokens[head] == (column if objective.ids_K is None else int(objective.ids_K[column]))
+            assert tokens[head] == (column if objective.columns.ids_K is None else int(objective.columns.ids_K[column]))
 
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
@@ -188,8 +188,8 @@ def by_hand(objective: MedusaObjective, examples: list[Example]) -> tuple[Tensor
     for one in examples:
         assert one.features_TF is not None
         tokens, learn = one.tokens_T.tolist(), one.learn_T.tolist()
-        log_p_TK = objective.teacher.log_probs(one.features_TF, objective.ids_K)
-        ids = list(range(log_p_TK.shape[1])) if objective.ids_K is None else objective.ids_K.tolist()
+        log_p_TK = objective.teacher.log_probs(one.features_TF, objective.columns.ids_K)
+        ids = list(range(log_p_TK.shape[1])) if objective.columns.ids_K is None else objective.columns.ids_K.tolist()
         for head in range(config.num_heads):
             logits_TK = objective.network(head, one.features_TF, objective.head_KE)
             losses = []
@@ -264,7 +264,7 @@ def test_every_head_begins_as_the_output_head(variant: dict[str, Any]) -> None:
     logits_TV = target.project(features_TE)
     for head in range(objective.num_depths):
         got_TK = objective.network(head, features_TE, objective.head_KE)
-        want_TK = logits_TV if objective.ids_K is None else logits_TV[:, objective.ids_K]
+        want_TK = logits_TV if objective.columns.ids_K is None else logits_TV[:, objective.columns.ids_K]
         assert (got_TK - want_TK).abs().max() < 1e-6  # the network is made in fp32
 
 
@@ -311,8 +311,8 @@ def test_the_reduced_vocabulary_is_what_the_target_writes_most() -> None:
     counts_V[[4, 9, 30]] = torch.tensor([5, 1, 7])
     corpus = Corpus(counts_V=counts_V, num_tokens=13)
     made = MedusaObjective.create(teacher, MedusaObjectiveConfig(draft_vocab=4), corpus, 0)
-    assert made.ids_K is not None
-    assert made.ids_K.tolist() == [0, 4, 9, 30]
+    assert made.columns.ids_K is not None
+    assert made.columns.ids_K.tolist() == [0, 4, 9, 30]
     with pytest.raises(ConfigError, match="draft_vocab=32 exceeds the target's 31 tokens"):
         MedusaObjective.create(teacher, MedusaObjectiveConfig(draft_vocab=32), corpus, 0)
 

@@ -8,6 +8,7 @@ from outrider.train.batch import Example, collate
 from outrider.train.objective import Teacher
 from outrider.train.objectives import scoring
 from outrider.train.objectives.chained import chained_KBL
+from outrider.train.objectives.columns import Columns
 
 
 @pytest.mark.parametrize("with_features", [False, True])
@@ -19,10 +20,15 @@ def test_many_chunks_give_what_one_gives(with_features: bool, monkeypatch: pytes
     found = []
     for chunk in (1024, 4):
         monkeypatch.setattr(scoring, "CHUNK", chunk)
+        monkeypatch.setattr(scoring, "SMALL", chunk)
         states_RE = torch.linspace(-1, 1, 160).view(10, 16).requires_grad_()
         kind = "kl" if with_features else "ce"
-        scores = scoring.score(kind, states_RE, teacher.head_VE, tokens_R, teacher, features_RF)
+        scorer = scoring.Scorer(kind, teacher, Columns(None, 31, "cpu"))
+        scores = scorer.score(states_RE, teacher.head_VE, tokens_R, features_RF)
         scores.loss_R.sum().backward()
+        assert scores.overlap_R is None
+        with torch.no_grad():
+            scores = scorer.score(states_RE, teacher.head_VE, tokens_R, features_RF)
         assert (scores.overlap_R is None) != with_features
         overlap_R = torch.zeros(10) if scores.overlap_R is None else scores.overlap_R
         assert states_RE.grad is not None
@@ -41,8 +47,9 @@ def test_a_text_weighs_as_much_as_another() -> None:
 def test_a_batch_without_learnt_tokens_costs_nothing() -> None:
     teacher = Teacher.of(tiny_target(), "cpu")
     states_RE = torch.zeros(0, 16, requires_grad=True)
-    scores = scoring.score("ce", states_RE, teacher.head_VE, torch.zeros(0, dtype=torch.int64), teacher, None)
-    means = scoring.mean_by_text(scores.loss_R, torch.zeros(0, dtype=torch.int64))
+    scorer = scoring.Scorer("ce", teacher, Columns(None, 31, "cpu"))
+    scores = scorer.score(states_RE, teacher.head_VE, torch.zeros(0, dtype=torch.int64), None)
+    means = scores.mean_by_text(torch.zeros(0, dtype=torch.int64))
     means.total.backward()
     assert means == (0.0, 0)
 
@@ -53,3 +60,18 @@ def test_the_worked_example_of_chains() -> None:
     assert chained[0, 0].nonzero().flatten().tolist() == [1, 2, 4]
     assert chained[1, 0].nonzero().flatten().tolist() == [1]
     assert not chained[2:].any()
+
+
+def test_a_reduced_vocabulary_is_all_that_is_guessed_and_learnt() -> None:
+    teacher, some = Teacher.of(tiny_target(), "cpu"), torch.tensor([2, 5, 7])
+    torch.manual_seed(0)
+    states_RE, tokens_R = torch.randn(20, 16), torch.arange(20) % 9
+    scores = scoring.Scorer("kl", teacher, Columns(some, 31, "cpu")).score(
+        states_RE, teacher.head_VE, tokens_R, states_RE
+    )
+    assert set(scores.guess_R.tolist()) <= {2, 5, 7}
+    assert scores.learnt_R.tolist() == [token in (2, 5, 7) for token in tokens_R.tolist()]
+    log_q_RK = (states_RE @ teacher.head_VE[some].T).log_softmax(
+        -1
+    )  # the drafter is the target: cross-entropy to itself
+    torch.testing.assert_close(scores.loss_R, -(log_q_RK.exp() * log_q_RK).sum(-1))

@@ -57,11 +57,19 @@ class Teacher:
         tied = shared.head_VE is shared.embedding_VE
         return cls(target, embedding_VE, embedding_VE if tied else shared.head_VE.to(device, torch.float32))
 
-    def log_probs(self, states_RE: Tensor, columns_K: Tensor | None = None) -> Tensor:
-        """log p of states after the final norm: [R, V], or at the given columns [R, K], normalised over all V."""
+    def log_probs(self, states_RE: Tensor, columns_K: Tensor | None = None, *, among_columns: bool = False) -> Tensor:
+        """log p of states after the final norm: [R, V], or at the given columns [R, K].
+
+        Args:
+            among_columns: normalise over the columns instead of the whole vocabulary, for the cost of the columns.
+        """
         with torch.no_grad():
-            log_p_RV = (states_RE.to(self.head_VE.dtype) @ self.head_VE.T).float().log_softmax(-1)
-            return log_p_RV if columns_K is None else log_p_RV[:, columns_K]
+            states_RE = states_RE.to(self.head_VE.dtype)
+            if columns_K is None:
+                return (states_RE @ self.head_VE.T).float().log_softmax(-1)
+            if among_columns:
+                return (states_RE @ self.head_VE[columns_K].T).float().log_softmax(-1)
+            return (states_RE @ self.head_VE.T).float().log_softmax(-1)[:, columns_K]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

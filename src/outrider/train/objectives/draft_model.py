@@ -31,8 +31,9 @@ from outrider.train.batch import Batch
 from outrider.train.losses import LOSSES, Loss
 from outrider.train.objective import Corpus, Objective, Outcome, Teacher
 from outrider.train.objectives.chained import chained_KBL
+from outrider.train.objectives.columns import Columns
 from outrider.train.objectives.decoder import DraftNetwork
-from outrider.train.objectives.scoring import mean_by_text, score
+from outrider.train.objectives.scoring import Scorer
 from outrider.train.objectives.start import StartConfig, begin
 
 __all__ = ["DraftObjective", "DraftObjectiveConfig"]
@@ -62,14 +63,16 @@ class DraftObjective(Objective):
     Config = DraftObjectiveConfig
     method: ClassVar[str] = "draft_model"
 
-    def __init__(self, network: DraftNetwork, teacher: Teacher, config: DraftObjectiveConfig) -> None:
+    def __init__(self, network: DraftNetwork, teacher: Teacher, config: DraftObjectiveConfig, columns: Columns) -> None:
         self.network = network
         self.teacher = teacher
         self.config = config
+        self.scorer = Scorer(config.loss, teacher, columns)
 
     @classmethod
     def create(cls, teacher: Teacher, config: DraftObjectiveConfig, corpus: Corpus, seed: int) -> Self:
-        return cls(begin(teacher, config, None, seed), teacher, config)
+        columns = Columns.most_frequent(teacher, corpus, config.draft_vocab)
+        return cls(begin(teacher, config, None, seed), teacher, config, columns)
 
     @property
     def module(self) -> nn.Module:
@@ -92,11 +95,10 @@ class DraftObjective(Objective):
             features_NF = batch.features_BLF[scored_BL]
         states_BLE: Tensor = self.network(batch.tokens_BL, batch.positions_BL, batch.causal_BLL())
         tokens_N = batch.shifted(batch.tokens_BL, 1)[scored_BL]
-        head_VE = self.network.head_VE
-        scores = score(self.config.loss, states_BLE[scored_BL], head_VE, tokens_N, self.teacher, features_NF)
+        scores = self.scorer.score(states_BLE[scored_BL], self.network.head_VE, tokens_N, features_NF)
         row_N = scored_BL.nonzero(as_tuple=True)[0]
         texts_N = row_N * (int(batch.segments_BL.max()) + 1) + batch.segments_BL[scored_BL]
-        mean = mean_by_text(scores.loss_R, texts_N)
+        mean = scores.mean_by_text(texts_N)
         overlap_R = scores.overlap_R
         return Outcome(
             mean.total,

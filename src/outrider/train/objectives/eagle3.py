@@ -6,7 +6,7 @@ outputs. Depth k predicts the k-th token after the root; the loss is
     sum_k decay^{k-1} mean_t loss(q_{t,k}, p_{t+k})        decay 0.8, loss the cross-entropy to all of p
 
 where p_s is the target's distribution after position s, from its final state, at the tokens that have a column in the
-head. With "kl", slots whose most probable token has no column are left out. Only tokens that the target wrote are
+head. With "kl" and "ce", slots whose token has no column are left out. Only tokens that the target wrote are
 learnt, and a text's slots are averaged before texts are summed.
 
 Columns go to the tokens that the target wrote most often, to its special tokens and its end-of-text tokens first. The
@@ -35,15 +35,12 @@ from outrider.models.eagle3 import Eagle3Spec
 from outrider.train.batch import Batch
 from outrider.train.losses import LOSSES, Loss, loss_R, overlap_R
 from outrider.train.objective import Corpus, Objective, Outcome, Teacher
+from outrider.train.objectives.columns import Columns, choose_columns
 from outrider.train.objectives.eagle3_network import Eagle3Network
-from outrider.train.objectives.eagle3_start import begin, choose_columns, head_spec
-from outrider.train.objectives.scoring import mean_by_text
+from outrider.train.objectives.eagle3_start import begin, head_spec
+from outrider.train.objectives.scoring import CHUNK, SMALL, mean_by_text
 
 __all__ = ["Eagle3Objective", "Eagle3ObjectiveConfig"]
-
-CHUNK = 1024
-"""Positions whose logits exist at a time, in a batch with more than `SMALL` of them."""
-SMALL = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,24 +84,23 @@ class Eagle3ObjectiveConfig:
 
 
 class Scores(NamedTuple):
-    """Per row: loss with gradient, the column that the head would draft, and its overlap with the target."""
+    """Per row: loss with gradient, the column that the head would draft, and its overlap with the target, which is
+    computed without gradients only."""
 
     loss_R: Tensor
     column_R: Tensor
-    overlap_R: Tensor
+    overlap_R: Tensor | None
 
 
 class TargetTable(NamedTuple):
     """The target's distribution after every position that precedes a learnt token.
 
     place_BL   which row of the table a position has; 0 where none is needed
-    log_p_PK   log-probabilities of the tokens that have a column, not renormalised
-    within_P   whether the most probable of all tokens has one
+    log_p_PK   log-probabilities of the tokens that have a column (`Columns.teach`), None where none is needed
     """
 
     place_BL: Tensor
-    log_p_PK: Tensor
-    within_P: Tensor
+    log_p_PK: Tensor | None
 
 
 @final
@@ -115,13 +111,11 @@ class Eagle3Objective(Objective):
     method = "eagle3"
 
     def __init__(self, teacher: Teacher, config: Eagle3ObjectiveConfig, network: Eagle3Network, ids_K: Tensor) -> None:
-        device = teacher.embedding_VE.device
         self.teacher = teacher
         self.config = config
         self.network = network
-        self.ids_K = ids_K.to(device)
-        self.column_V = torch.full((network.spec.layer.vocab_size,), -1, device=device)
-        self.column_V[self.ids_K] = torch.arange(len(ids_K), device=device)
+        self.ids_K = ids_K
+        self.columns = Columns(ids_K, network.spec.layer.vocab_size, teacher.embedding_VE.device)
 
     @classmethod
     def create(cls, teacher: Teacher, config: Eagle3ObjectiveConfig, corpus: Corpus, seed: int) -> Self:
@@ -173,21 +167,23 @@ class Eagle3Objective(Objective):
             tokens_R = batch.shifted(batch.tokens_BL, depth + 2)[rows_BL]
             place_R = batch.shifted(table.place_BL, depth + 1)[rows_BL]
             scores = self._score(out_BLE[rows_BL], tokens_R, place_R, table)
-            kept_R = self._kept(tokens_R, table.within_P[place_R])
+            kept_R = self.columns.learnable(self.config.loss, tokens_R)
             loss = (
                 loss + self.config.decay**depth * mean_by_text(scores.loss_R[kept_R], texts_BL[rows_BL][kept_R]).total
             )
             flat_R = rows_BL.flatten()
-            agreed_KR[depth, flat_R] = self.ids_K[scores.column_R] == tokens_R
-            overlap_KR[depth, flat_R] = scores.overlap_R.to(overlap_KR.dtype)
+            agreed_KR[depth, flat_R] = self.columns.tokens(scores.column_R) == tokens_R
+            if scores.overlap_R is not None:
+                overlap_KR[depth, flat_R] = scores.overlap_R.to(overlap_KR.dtype)
         anchors_BL = batch.shifted(batch.learn_BL, 1)  # the target wrote the root
         valid_KR = torch.stack([(rows_BL & anchors_BL).flatten() for rows_BL in learnt])
         num_texts = int(torch.unique(texts_BL[learnt[0]]).numel())
-        return Outcome(loss, num_texts, agreed_KR & valid_KR, valid_KR, overlap_KR * valid_KR)
+        overlap = None if torch.is_grad_enabled() else overlap_KR * valid_KR
+        return Outcome(loss, num_texts, agreed_KR & valid_KR, valid_KR, overlap)
 
     def _score(self, states_RE: Tensor, tokens_R: Tensor, place_R: Tensor, table: TargetTable) -> Scores:
         """Large batches in chunks whose logits are made again in the backward pass: one chunk's exist at a time."""
-        everything = (states_RE, self.column_V[tokens_R], place_R)
+        everything = (states_RE, self.columns.of(tokens_R), place_R)
         if len(tokens_R) * len(self.ids_K) <= SMALL:
             return self._score_chunk(*everything, table.log_p_PK)
         parts: list[Scores] = []
@@ -195,38 +191,29 @@ class Eagle3Objective(Objective):
             some = (x_R[start : start + CHUNK] for x_R in everything)
             scores = checkpoint(self._score_chunk, *some, table.log_p_PK, use_reentrant=False, preserve_rng_state=False)
             parts.append(scores)
-        return Scores(*(torch.cat(list(some)) for some in zip(*parts, strict=True)))
+        overlaps = [part.overlap_R for part in parts if part.overlap_R is not None]
+        return Scores(
+            torch.cat([part.loss_R for part in parts]),
+            torch.cat([part.column_R for part in parts]),
+            torch.cat(overlaps) if overlaps else None,
+        )
 
-    def _score_chunk(self, states_RE: Tensor, columns_R: Tensor, place_R: Tensor, log_p_PK: Tensor) -> Scores:
+    def _score_chunk(self, states_RE: Tensor, columns_R: Tensor, place_R: Tensor, log_p_PK: Tensor | None) -> Scores:
         logits_RK = self.network.predict(states_RE)
         logits_RK = logits_RK.to(torch.promote_types(logits_RK.dtype, torch.float32))
-        teacher_RK = log_p_PK[place_R]
-        with torch.no_grad():
-            column_R, overlaps_R = logits_RK.argmax(-1), overlap_R(logits_RK, teacher_RK)
+        teacher_RK = None if log_p_PK is None else log_p_PK[place_R]
+        column_R = logits_RK.detach().argmax(-1)
+        overlaps_R = None if teacher_RK is None or torch.is_grad_enabled() else overlap_R(logits_RK, teacher_RK)
         return Scores(loss_R(self.config.loss, logits_RK, columns_R, teacher_RK), column_R, overlaps_R)
 
-    def _kept(self, tokens_R: Tensor, within_R: Tensor) -> Tensor:
-        """Rows that are learnt from; a head without a column for what comes next can only learn to be wrong."""
-        match self.config.loss:
-            case "kl":
-                return within_R
-            case "ce":
-                return self.column_V[tokens_R] >= 0
-        return torch.ones_like(within_R)
-
-    @torch.no_grad()
     def _table(self, batch: Batch) -> TargetTable:
         final_BLE = self._features(batch)[..., self.spec.features :]
         needed_BL = batch.shifted(batch.learn_BL, 1)
         place_BL = (needed_BL.flatten().cumsum(0) - 1).clamp(min=0).view_as(needed_BL)
-        is_whole = len(self.ids_K) == len(self.column_V)
-        log_p: list[Tensor] = [final_BLE.new_zeros(0, len(self.ids_K))]
-        within: list[Tensor] = [needed_BL.new_zeros(0)]
-        for states_RE in torch.split(final_BLE[needed_BL], CHUNK):
-            log_p_RV = self.teacher.log_probs(states_RE)
-            log_p.append(log_p_RV if is_whole else log_p_RV[:, self.ids_K])
-            within.append(self.column_V[log_p_RV.argmax(-1)] >= 0)
-        return TargetTable(place_BL, torch.cat(log_p), torch.cat(within))
+        states = torch.split(final_BLE[needed_BL], CHUNK)
+        log_p = [self.columns.teach(self.config.loss, self.teacher, states_RE) for states_RE in states]
+        known = [log_p_PK for log_p_PK in log_p if log_p_PK is not None]
+        return TargetTable(place_BL, torch.cat(known) if known else None)
 
     def _features(self, batch: Batch) -> Tensor:
         assert batch.features_BLF is not None, "the batch was made without features"

@@ -17,36 +17,17 @@ import torch
 from torch import Tensor
 
 from outrider.errors import CheckpointError, ConfigError
-from outrider.formats.token_ranking import special_ids
 from outrider.models.eagle3 import LAYER, Eagle3Spec
 from outrider.models.spec import DecoderSpec
 from outrider.models.weights import read_weights
 from outrider.target import Target
 from outrider.targets.native import NativeTarget
-from outrider.train.objective import Corpus, Teacher
+from outrider.train.objective import Teacher
 from outrider.train.objectives.eagle3_network import Eagle3Network, plain
 
-__all__ = ["begin", "choose_columns", "head_spec"]
+__all__ = ["begin", "head_spec"]
 
 BESIDE_TOKEN = ("q_proj.weight", "k_proj.weight", "v_proj.weight")
-
-
-def choose_columns(target: Target, corpus: Corpus, num_columns: int) -> Tensor:
-    """The tokens that get a column, int64 [K], ascending; equal counts go to the lower id.
-
-    Raises:
-        ConfigError: if there is not even room for the special tokens.
-    """
-    vocab_size = target.spec.vocab_size
-    if num_columns >= vocab_size:
-        return torch.arange(vocab_size)
-    special = special_ids(target)
-    if num_columns < len(special):
-        raise ConfigError(f"draft_vocab={num_columns} is less than the {len(special)} special tokens; raise it")
-    weight_V = corpus.counts_V.to("cpu", torch.float64, copy=True)
-    weight_V[special] = torch.inf
-    best_K = weight_V.sort(descending=True, stable=True).indices[:num_columns]
-    return best_K.sort().values
 
 
 def head_spec(

@@ -37,6 +37,7 @@ from outrider.proposers.medusa_tree import grown_paths
 from outrider.train.batch import Batch
 from outrider.train.losses import LOSSES, Loss, loss_R, overlap_R
 from outrider.train.objective import Corpus, Objective, Outcome, Teacher
+from outrider.train.objectives.columns import Columns
 from outrider.train.objectives.medusa_network import MedusaNetwork
 from outrider.train.objectives.scoring import mean_by_text
 
@@ -99,11 +100,11 @@ class _Places(NamedTuple):
 
 
 class _Scores(NamedTuple):
-    """At each place: loss, best guess (a target id), rank of the right token and sum of min(p, q), if computed."""
+    """At each place: loss and best guess (a target id); without gradients also rank of the right token and overlap."""
 
     loss_P: Tensor
     guess_P: Tensor
-    rank_P: Tensor
+    rank_P: Tensor | None
     overlap_P: Tensor | None
 
 
@@ -119,8 +120,8 @@ class MedusaObjective(Objective):
         spec, device = teacher.target.spec, teacher.head_VE.device
         self.teacher = teacher
         self.config = config
-        self.ids_K = None if ids_K is None else ids_K.to(device)
-        self.head_KE = teacher.head_VE if self.ids_K is None else teacher.head_VE[self.ids_K]
+        self.columns = Columns(ids_K, spec.vocab_size, device)
+        self.head_KE = self.columns.rows(teacher.head_VE)
         self.shape = MedusaShape(
             num_heads=config.num_heads,
             num_layers=config.num_layers,
@@ -131,10 +132,6 @@ class MedusaObjective(Objective):
             output="own" if config.output == "own" else "target",
         )
         self.network = MedusaNetwork(self.shape, self.head_KE).to(device)
-        self.columns_V = torch.full((spec.vocab_size,), -1, device=device)
-        self.columns_V[slice(None) if self.ids_K is None else self.ids_K] = torch.arange(
-            self.shape.num_columns, device=device
-        )
         self.max_logits = LOGITS
         self.rank_counts_HN = torch.zeros(config.num_heads, NUM_RANKS, dtype=torch.int64)
         self.num_ranked_H = torch.zeros(config.num_heads, dtype=torch.int64)
@@ -143,13 +140,7 @@ class MedusaObjective(Objective):
     @classmethod
     def create(cls, teacher: Teacher, config: MedusaObjectiveConfig, corpus: Corpus, seed: int) -> Self:
         """Nothing is drawn: every seed gives the same heads."""
-        vocab_size, num_kept = teacher.target.spec.vocab_size, config.draft_vocab
-        if num_kept > vocab_size:
-            raise ConfigError(f"draft_vocab={num_kept} exceeds the target's {vocab_size} tokens; leave it out")
-        if num_kept in (0, vocab_size):
-            return cls(teacher, config, None)
-        ranked_V = corpus.counts_V.to("cpu").argsort(descending=True, stable=True)
-        return cls(teacher, config, ranked_V[:num_kept].sort().values)
+        return cls(teacher, config, Columns.most_frequent(teacher, corpus, config.draft_vocab).ids_K)
 
     @property
     def module(self) -> nn.Module:
@@ -175,14 +166,14 @@ class MedusaObjective(Objective):
         agreed, valid, overlap = [], [], []
         for head, place in enumerate(places):
             scores = self._score(head, place, features_BLE, recompute)
-            learnt_P = self._learnt(place.tokens_P)
+            learnt_P = self.columns.learnable(self.config.loss, place.tokens_P)
             means = mean_by_text(scores.loss_P[learnt_P], texts_BL[place.where][learnt_P])
             total = total + self.config.decay ** (head + 1) * means.total
             agreed.append(_at(anchors_BL, place, scores.guess_P == place.tokens_P))
             valid.append(_at(anchors_BL, place, torch.ones_like(learnt_P)))
             if scores.overlap_P is not None:
                 overlap.append(_at(anchors_BL, place, scores.overlap_P))
-            if not torch.is_grad_enabled():
+            if scores.rank_P is not None:
                 self._count(head, scores.rank_P[anchors_BL[place.where]])
         self._counts_are_old = self._counts_are_old or torch.is_grad_enabled()
         num_texts = int((torch.bincount(texts_BL[places[0].where]) > 0).sum())
@@ -200,10 +191,6 @@ class MedusaObjective(Objective):
             places.append(_Places(rows_P, positions_P, batch.tokens_BL[rows_P, positions_P + head + 2]))
         return places
 
-    def _learnt(self, tokens_P: Tensor) -> Tensor:
-        """bool: the loss is defined. A token outside the reduced vocabulary cannot be learnt as a label."""
-        return (self.columns_V[tokens_P] >= 0) | (self.config.loss != "ce")
-
     def _score(self, head: int, place: _Places, features_BLE: Tensor, recompute: bool) -> _Scores:
         """Score one head, at most `max_logits` logits at a time."""
         chunk = max(1, self.max_logits // self.shape.num_columns)
@@ -215,11 +202,12 @@ class MedusaObjective(Objective):
                 parts.append(checkpoint(*arguments, use_reentrant=False, preserve_rng_state=False))
             else:
                 parts.append(self._score_chunk(head, some, features_BLE))
+        ranks = [part.rank_P for part in parts if part.rank_P is not None]
         overlaps = [part.overlap_P for part in parts if part.overlap_P is not None]
         return _Scores(
             torch.cat([part.loss_P for part in parts]),
             torch.cat([part.guess_P for part in parts]),
-            torch.cat([part.rank_P for part in parts]),
+            torch.cat(ranks) if ranks else None,
             torch.cat(overlaps) if overlaps else None,
         )
 
@@ -227,18 +215,17 @@ class MedusaObjective(Objective):
         dtype = next(self.network.parameters()).dtype
         logits_PK = self.network(head, features_BLE[place.where].to(dtype), self.head_KE)
         logits_PK = logits_PK.to(torch.promote_types(logits_PK.dtype, torch.float32))
-        columns_P = self.columns_V[place.tokens_P]
-        teacher_PK = None
-        if self.config.loss != "ce" or not torch.is_grad_enabled():
-            written_PE = features_BLE[place.rows_P, place.positions_P + head + 1]
-            teacher_PK = self.teacher.log_probs(written_PE, self.ids_K)
+        columns_P = self.columns.of(place.tokens_P)
+        written_PE = features_BLE[place.rows_P, place.positions_P + head + 1]
+        teacher_PK = self.columns.teach(self.config.loss, self.teacher, written_PE)
         losses_P = loss_R(self.config.loss, logits_PK, columns_P, teacher_PK)
-        with torch.no_grad():
-            best_P = logits_PK.argmax(-1)
-            right_P1 = logits_PK.gather(1, columns_P.clamp(min=0)[:, None])
-            ranks_P = torch.where(columns_P >= 0, (logits_PK > right_P1).sum(-1), NUM_RANKS)
-            overlaps_P = None if teacher_PK is None else overlap_R(logits_PK, teacher_PK)
-        return _Scores(losses_P, best_P if self.ids_K is None else self.ids_K[best_P], ranks_P, overlaps_P)
+        guess_P = self.columns.tokens(logits_PK.detach().argmax(-1))
+        if torch.is_grad_enabled():
+            return _Scores(losses_P, guess_P, None, None)
+        right_P1 = logits_PK.gather(1, columns_P.clamp(min=0)[:, None])
+        ranks_P = torch.where(columns_P >= 0, (logits_PK > right_P1).sum(-1), NUM_RANKS)
+        assert teacher_PK is not None
+        return _Scores(losses_P, guess_P, ranks_P, overlap_R(logits_PK, teacher_PK))
 
     def _count(self, head: int, ranks_P: Tensor) -> None:
         """Add to the counts of this evaluation; what was counted before the last training step is dropped."""
@@ -257,11 +244,12 @@ class MedusaObjective(Objective):
     def save(self, directory: Path, dtype: torch.dtype) -> None:
         tensors = {name: tensor.to(dtype) for name, tensor in self.network.state_dict().items()}
         shape = self.shape
-        if self.ids_K is not None:
-            tensors[TOKEN_MAP] = self.ids_K
+        ids_K = self.columns.ids_K
+        if ids_K is not None:
+            tensors[TOKEN_MAP] = ids_K
         if shape.output == "target" and self.config.layout == "vllm":
             head_VE = self.teacher.target.shared_weights().head_VE.cpu()
-            tensors[LM_HEAD] = head_VE if self.ids_K is None else head_VE[self.ids_K.cpu()]
+            tensors[LM_HEAD] = head_VE if ids_K is None else head_VE[ids_K.cpu()]
             shape = replace(shape, output="one")
         measured: dict[str, Any] = {}
         if bool(self.num_ranked_H.any()):

@@ -42,8 +42,9 @@ from outrider.target import Target
 from outrider.train.batch import Batch
 from outrider.train.losses import Loss
 from outrider.train.objective import Corpus, Objective, Outcome, Teacher
+from outrider.train.objectives.columns import Columns
 from outrider.train.objectives.mtp_network import MtpInputs, MtpNetwork
-from outrider.train.objectives.scoring import mean_by_text, score
+from outrider.train.objectives.scoring import Scorer
 
 __all__ = ["MtpObjective", "MtpObjectiveConfig"]
 
@@ -60,6 +61,8 @@ class MtpObjectiveConfig:
     """Weight of each depth relative to the one before."""
     loss: Loss = "ce"
     """ce learns the target's text; kl, tv and log_alpha its whole distribution."""
+    draft_vocab: int = 0
+    """Learn only this many tokens, those the target writes most often; 0 for all. Any number can be drafted from."""
     state: State = "residual"
     """The target's state that is read: residual, before its final norm (as MiMo and vLLM have it), or normed, after."""
     start_from_target: bool = True
@@ -75,6 +78,8 @@ class MtpObjectiveConfig:
                 f"num_depths={self.num_depths} does not fit num_modules={self.num_modules}; several modules predict "
                 f"one token each, so set num_depths={self.num_modules}"
             )
+        if self.draft_vocab < 0:
+            raise ConfigError(f"draft_vocab={self.draft_vocab} must be 0 (all tokens) or positive")
         if not 0 < self.beta <= 1:
             raise ConfigError(f"beta={self.beta} must be above 0 and at most 1")
 
@@ -87,9 +92,15 @@ class MtpObjective(Objective):
     method = "mtp"
 
     def __init__(
-        self, teacher: Teacher, config: MtpObjectiveConfig, network: MtpNetwork, norm_E: Tensor | None
+        self,
+        teacher: Teacher,
+        config: MtpObjectiveConfig,
+        network: MtpNetwork,
+        norm_E: Tensor | None,
+        columns: Columns,
     ) -> None:
         self.teacher = teacher
+        self.scorer = Scorer(config.loss, teacher, columns)
         self.config = config
         self.network = network
         self.norm_E = norm_E
@@ -103,7 +114,8 @@ class MtpObjective(Objective):
         if config.start_from_target and target.spec.directory is not None:
             copy_from(read_weights(target.spec.directory), target, network)
         norm_E = final_norm_E(target).to(teacher.embedding_VE) if config.state == "residual" else None
-        return cls(teacher, config, network.to(teacher.embedding_VE), norm_E)
+        columns = Columns.most_frequent(teacher, corpus, config.draft_vocab)
+        return cls(teacher, config, network.to(teacher.embedding_VE), norm_E, columns)
 
     @property
     def module(self) -> nn.Module:
@@ -132,15 +144,16 @@ class MtpObjective(Objective):
                 continue
             states_RE = batch.shifted(features_BLE, depth + 1)[rows_BL]
             tokens_R = batch.shifted(batch.tokens_BL, depth + 2)[rows_BL]
-            scores = score(self.config.loss, out_BLE[rows_BL], self.teacher.head_VE, tokens_R, self.teacher, states_RE)
-            assert scores.overlap_R is not None
+            scores = self.scorer.score(out_BLE[rows_BL], self.teacher.head_VE, tokens_R, states_RE)
             weight = self.config.beta**depth / sum(self.config.beta**j for j in range(self.num_depths))
-            loss = loss + weight * mean_by_text(scores.loss_R, texts_BL[rows_BL]).total
+            loss = loss + weight * scores.mean_by_text(texts_BL[rows_BL]).total
             agreed_KR[depth, rows_BL.flatten()] = scores.guess_R == tokens_R
-            overlap_KR[depth, rows_BL.flatten()] = scores.overlap_R.to(overlap_KR.dtype)
+            if scores.overlap_R is not None:
+                overlap_KR[depth, rows_BL.flatten()] = scores.overlap_R.to(overlap_KR.dtype)
         anchors_BL = batch.shifted(batch.learn_BL, 1)
         valid_KR = torch.stack([(rows_BL & anchors_BL).flatten() for rows_BL in learnt_KBL])
-        return Outcome(loss, num_texts, agreed_KR & valid_KR, valid_KR, overlap_KR * valid_KR)
+        overlap = None if torch.is_grad_enabled() else overlap_KR * valid_KR
+        return Outcome(loss, num_texts, agreed_KR & valid_KR, valid_KR, overlap)
 
     def inputs(self, batch: Batch) -> MtpInputs:
         """What the network reads of a batch."""

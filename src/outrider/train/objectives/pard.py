@@ -32,9 +32,10 @@ from outrider.target import Target
 from outrider.train.batch import Batch
 from outrider.train.losses import LOSSES, Loss
 from outrider.train.objective import Corpus, Objective, Outcome, Teacher
+from outrider.train.objectives.columns import Columns
 from outrider.train.objectives.decoder import DraftNetwork
 from outrider.train.objectives.pard_layout import Layout, lay_out
-from outrider.train.objectives.scoring import mean_by_text, score
+from outrider.train.objectives.scoring import Scorer
 from outrider.train.objectives.start import StartConfig, begin
 
 __all__ = ["PardObjective", "PardObjectiveConfig", "choose_mask"]
@@ -74,8 +75,11 @@ class PardObjective(Objective):
     Config = PardObjectiveConfig
     method: ClassVar[str] = "pard"
 
-    def __init__(self, network: DraftNetwork, teacher: Teacher, config: PardObjectiveConfig, mask_id: int) -> None:
+    def __init__(
+        self, network: DraftNetwork, teacher: Teacher, config: PardObjectiveConfig, mask_id: int, columns: Columns
+    ) -> None:
         self.network = network
+        self.scorer = Scorer(config.loss, teacher, columns)
         self.teacher = teacher
         self.config = config
         self.mask_id = mask_id
@@ -91,7 +95,8 @@ class PardObjective(Objective):
             raise ConfigError(f"mask_id={mask_id} is not one of the target's {teacher.target.spec.vocab_size} tokens")
         if corpus.counts_V[mask_id] > 0:
             raise ConfigError(f"mask_id={mask_id} occurs in the target's texts; choose a token that never does")
-        return cls(begin(teacher, config, mask_id, seed), teacher, config, mask_id)
+        columns = Columns.most_frequent(teacher, corpus, config.draft_vocab)
+        return cls(begin(teacher, config, mask_id, seed), teacher, config, mask_id, columns)
 
     @property
     def module(self) -> nn.Module:
@@ -114,9 +119,9 @@ class PardObjective(Objective):
             features_NF = batch.features_BLF[rows.row_N, rows.anchor_N + rows.block_N]
         tokens_N = batch.tokens_BL[rows.row_N, rows.anchor_N + rows.block_N + 1]
         states_NE = self.states(batch, layout)[rows.row_N, rows.place_N]
-        scores = score(self.config.loss, states_NE, self.network.head_VE, tokens_N, self.teacher, features_NF)
+        scores = self.scorer.score(states_NE, self.network.head_VE, tokens_N, features_NF)
         segments_N = batch.segments_BL[rows.row_N, rows.anchor_N]
-        mean = mean_by_text(scores.loss_R, rows.row_N * (int(batch.segments_BL.max()) + 1) + segments_N)
+        mean = scores.mean_by_text(rows.row_N * (int(batch.segments_BL.max()) + 1) + segments_N)
         return Outcome(
             mean.total,
             mean.num_texts,

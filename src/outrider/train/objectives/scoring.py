@@ -1,12 +1,11 @@
 """Loss and guesses at many positions, a slice of the vocabulary's worth of memory at a time.
 
-Logits are the largest tensor of a draft model's training: 3 400 positions by 152 064 tokens are 2 GB. They are made
-for `CHUNK` positions at a time and, if there is more than one such chunk, again in the backward pass, so that only one
-chunk of them exists.
+Logits are the largest tensor of a draft model's training: 3 400 positions by 152 064 tokens are 2 GB. More than `SMALL`
+of them are made for `CHUNK` positions at a time, and again in the backward pass, so that only one chunk of them exists.
 
 Worked example: per-position losses 1, 3 of one text and 5 of another sum to mean(1, 3) + 5 = 7 over 2 texts.
 
-Shapes: R positions, E hidden size, V vocabulary, F features of the target's final state.
+Shapes: R positions, E hidden size, V vocabulary, K columns, F features of the target's final state.
 """
 
 from typing import NamedTuple
@@ -17,18 +16,27 @@ from torch.utils.checkpoint import checkpoint
 
 from outrider.train.losses import Loss, loss_R, overlap_R
 from outrider.train.objective import Teacher
+from outrider.train.objectives.columns import Columns
 
-__all__ = ["Scores", "TextMeans", "mean_by_text", "score"]
+__all__ = ["Scorer", "Scores", "TextMeans", "mean_by_text"]
 
 CHUNK = 1024
+SMALL = 1 << 25
+"""Logits that may exist at a time."""
 
 
 class Scores(NamedTuple):
-    """Per position: loss with gradient, most probable token, and sum of min(p, q) if the target's states are given."""
+    """Per position: loss with gradient, most probable token, whether the loss teaches something there, and the overlap
+    sum of min(p, q), which is computed without gradients only."""
 
     loss_R: Tensor
     guess_R: Tensor
+    learnt_R: Tensor
     overlap_R: Tensor | None
+
+    def mean_by_text(self, texts_R: Tensor) -> "TextMeans":
+        """The loss where it teaches something, by text."""
+        return mean_by_text(self.loss_R[self.learnt_R], texts_R[self.learnt_R])
 
 
 class TextMeans(NamedTuple):
@@ -38,42 +46,48 @@ class TextMeans(NamedTuple):
     num_texts: int
 
 
-def score(
-    kind: Loss, states_RE: Tensor, head_VE: Tensor, tokens_R: Tensor, teacher: Teacher, features_RF: Tensor | None
-) -> Scores:
-    """Score the drafter's final states.
+class Scorer(NamedTuple):
+    """What positions are scored by: a loss, the target, and the tokens that can be drafted."""
 
-    Args:
-        tokens_R: the token to be predicted.
-        features_RF: the target's state after its final norm, from which it wrote that token; None without.
-    """
-    parts: list[Scores] = []
-    for start in range(0, max(1, len(tokens_R)), CHUNK):
-        where = slice(start, start + CHUNK)
-        features = None if features_RF is None else features_RF[where]
-        arguments = (kind, states_RE[where], head_VE, tokens_R[where], teacher, features)
-        if len(tokens_R) <= CHUNK:
-            return _score(*arguments)
-        part: Scores = checkpoint(_score, *arguments, use_reentrant=False, preserve_rng_state=False)
-        parts.append(part)
-    overlaps = [part.overlap_R for part in parts if part.overlap_R is not None]
-    return Scores(
-        torch.cat([part.loss_R for part in parts]),
-        torch.cat([part.guess_R for part in parts]),
-        torch.cat(overlaps) if overlaps else None,
-    )
+    kind: Loss
+    teacher: Teacher
+    columns: Columns
 
+    def score(self, states_RE: Tensor, head_VE: Tensor, tokens_R: Tensor, features_RF: Tensor | None) -> Scores:
+        """Score the drafter's final states.
 
-def _score(
-    kind: Loss, states_RE: Tensor, head_VE: Tensor, tokens_R: Tensor, teacher: Teacher, features_RF: Tensor | None
-) -> Scores:
-    logits_RV = states_RE @ head_VE.T
-    logits_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
-    log_p_RV = None if features_RF is None else teacher.log_probs(features_RF)
-    losses_R = loss_R(kind, logits_RV, tokens_R, log_p_RV)
-    with torch.no_grad():
-        overlaps_R = None if log_p_RV is None else overlap_R(logits_RV, log_p_RV)
-        return Scores(losses_R, logits_RV.argmax(-1), overlaps_R)
+        Args:
+            head_VE: the drafter's output head, all rows of it.
+            tokens_R: the token to be predicted.
+            features_RF: the target's state after its final norm, from which it wrote that token; None without.
+        """
+        if len(tokens_R) * self.columns.num_columns <= SMALL:
+            return self._score(states_RE, head_VE, tokens_R, features_RF)
+        parts: list[Scores] = []
+        for start in range(0, len(tokens_R), CHUNK):
+            where = slice(start, start + CHUNK)
+            features = None if features_RF is None else features_RF[where]
+            arguments = (states_RE[where], head_VE, tokens_R[where], features)
+            part: Scores = checkpoint(self._score, *arguments, use_reentrant=False, preserve_rng_state=False)
+            parts.append(part)
+        overlaps = [part.overlap_R for part in parts if part.overlap_R is not None]
+        return Scores(
+            torch.cat([part.loss_R for part in parts]),
+            torch.cat([part.guess_R for part in parts]),
+            torch.cat([part.learnt_R for part in parts]),
+            torch.cat(overlaps) if overlaps else None,
+        )
+
+    def _score(self, states_RE: Tensor, head_VE: Tensor, tokens_R: Tensor, features_RF: Tensor | None) -> Scores:
+        columns = self.columns
+        logits_RK = states_RE @ columns.rows(head_VE).T
+        logits_RK = logits_RK.to(torch.promote_types(logits_RK.dtype, torch.float32))
+        teacher_RK = None if features_RF is None else columns.teach(self.kind, self.teacher, features_RF)
+        losses_R = loss_R(self.kind, logits_RK, columns.of(tokens_R), teacher_RK)
+        with torch.no_grad():
+            guess_R = columns.tokens(logits_RK.argmax(-1))
+        overlaps_R = None if teacher_RK is None or torch.is_grad_enabled() else overlap_R(logits_RK, teacher_RK)
+        return Scores(losses_R, guess_R, columns.learnable(self.kind, tokens_R), overlaps_R)
 
 
 def mean_by_text(losses_R: Tensor, texts_R: Tensor) -> TextMeans:

@@ -50,12 +50,16 @@ class StartConfig:
     """Use the target's embedding and head, frozen and not stored; by default unless a checkpoint brings its own."""
     complete: bool = False
     """Store what is shared too, so that other engines can load the model."""
+    draft_vocab: int = 0
+    """Learn only this many tokens, those the target writes most often; 0 for all. Any number can be drafted from."""
 
     def __post_init__(self) -> None:
         if self.checkpoint is not None and self.layers is not None:
             raise ConfigError("give checkpoint or layers, not both; either is a whole draft model to begin with")
         if self.hidden_size is not None and (self.checkpoint is not None or self.layers is not None):
             raise ConfigError(f"hidden_size={self.hidden_size} is for fresh layers; leave out checkpoint and layers")
+        if self.draft_vocab < 0:
+            raise ConfigError(f"draft_vocab={self.draft_vocab} must be 0 (all tokens) or positive")
         if self.num_layers < 1:
             raise ConfigError(f"num_layers={self.num_layers} must be at least 1")
 
