@@ -71,7 +71,5 @@ def test_a_reduced_vocabulary_is_all_that_is_guessed_and_learnt() -> None:
     )
     assert set(scores.guess_R.tolist()) <= {2, 5, 7}
     assert scores.learnt_R.tolist() == [token in (2, 5, 7) for token in tokens_R.tolist()]
-    log_q_RK = (states_RE @ teacher.head_VE[some].T).log_softmax(
-        -1
-    )  # the drafter is the target: cross-entropy to itself
+    log_q_RK = (states_RE @ teacher.head_VE[some].T).log_softmax(-1)  # the drafter is the target
     torch.testing.assert_close(scores.loss_R, -(log_q_RK.exp() * log_q_RK).sum(-1))
