@@ -76,7 +76,9 @@ def test_every_method_trains_and_what_it_wrote_runs(
     for name in ("best", "final"):
         if (tmp_path / "run" / name).exists():
             load_proposer(_objective(method).method, target, checkpoint=str(tmp_path / "run" / name))
-    assert (tmp_path / "run" / "final").exists()
+    card = (tmp_path / "run" / "final" / "README.md").read_text()
+    assert f"--method {_objective(method).method}:checkpoint=DIRECTORY" in card
+    assert f"**{report['held_out']['tau']:.3f}**" in card
 
 
 def test_it_says_what_it_will_do(

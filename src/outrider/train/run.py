@@ -5,7 +5,7 @@
                    checkpoints/     to resume from (`checkpoints.py`)
                    best/            the weights with the best predicted tau on held-out texts, ready to be loaded
                    final/           the weights after the last step
-                   summary.json     the figures of the finished run
+                   summary.json     the figures of the finished run; from them, the model cards (`card.py`) in both
 
 Example: `train(Setup(...), Path("runs/try"), accelerator())` trains, and
 `load_proposer(method, target, checkpoint="runs/try/final")` runs what was trained.
@@ -28,6 +28,7 @@ from outrider.formats.store import fingerprint
 from outrider.formats.token_ranking import rank_tokens
 from outrider.target import Target
 from outrider.train.batch import fill_rows
+from outrider.train.card import write_card
 from outrider.train.config import TrainConfig
 from outrider.train.estimate import Estimate, num_parameters
 from outrider.train.evaluate import prompts_of
@@ -128,6 +129,9 @@ def train(
         report = _report(setup, directory, trainer)
         if processes.is_main_process:
             write_text(directory / "summary.json", json.dumps(report) + "\n")
+            for name in ("best", "final"):
+                if (directory / name).is_dir():
+                    write_card(directory, name)
         return report
 
 
@@ -240,7 +244,14 @@ def _report(setup: Setup, directory: Path, trainer: Trainer) -> dict[str, Any]:
     return {
         "schema": "outrider.train/1",
         "method": setup.method,
+        "proposer": setup.objective.method,
         "target": setup.target.spec.name,
+        "data": {
+            "texts": len(setup.data.train),
+            "tokens": sum(setup.data.train.num_tokens(index) for index in range(len(setup.data.train))),
+            "learnt_tokens": count(setup.data.train, setup.target.spec.vocab_size).num_tokens,
+            "held_out_texts": len(setup.data.held_out),
+        },
         "run": str(directory),
         "checkpoint": str(directory / "final"),
         "steps": done.step,

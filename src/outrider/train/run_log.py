@@ -17,7 +17,7 @@ from typing import Any, final
 from outrider.errors import ConfigError
 from outrider.train.files import write_text, writing
 
-__all__ = ["RunLog", "curve"]
+__all__ = ["RunLog", "curve", "evaluations"]
 
 LOG = "log.jsonl"
 CURVE_POINTS = 32
@@ -67,6 +67,16 @@ def curve(directory: Path, points: int = CURVE_POINTS) -> list[tuple[int, float]
     known: Sequence[tuple[int, float]] = [(step, loss) for step, loss in losses if loss is not None]
     stride = max(1, -(-len(known) // points))
     return sorted(known[::-1][::stride])
+
+
+def evaluations(directory: Path) -> list[dict[str, Any]]:
+    """The `held_out` lines of a run's log, each with the `tokens` that had been read by then."""
+    found, tokens = [], 0
+    for line in _lines(directory / LOG):
+        tokens = line["tokens"] if line["kind"] == "step" else tokens
+        if line["kind"] == "held_out":
+            found.append({**line, "tokens": tokens})
+    return found
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
