@@ -137,6 +137,41 @@ class KVCache:
             limit=max(self.lengths[slot] for slot in slots) + width,
         )
 
+    def place_tokens(
+        self, slots: Sequence[int], counts: Sequence[int], behind: Sequence[int] | None = None, num_ahead: int = 0
+    ) -> Placement:
+        """The next `counts[b]` positions of each slot, without padding: [B, M] where all counts are equal, else [R, 1].
+
+        Args:
+            behind: positions of each slot that were written behind its length, and are seen.
+            num_ahead: rows that may follow; see `Ops.shifted`.
+        """
+        starts = self.lengths_of(slots)
+        if behind is not None:
+            starts = [start + more for start, more in zip(starts, behind, strict=True)]
+        starts_B, width, mask_BMT = np.array(starts, dtype=np.int64), max(counts), None
+        slots_B = np.array(slots, dtype=np.int64)
+        positions_BM = starts_B[:, None] + np.arange(width)
+        if len(set(counts)) > 1:
+            places_R = np.repeat(np.arange(len(counts)), counts)
+            rows_R = np.concatenate([np.arange(count) for count in counts])
+            slots_B, starts_B = slots_B[places_R], starts_B[places_R]
+            positions_BM = (starts_B + rows_R)[:, None]
+            mask_BMT = self._of(np.tri(width, dtype=bool)[rows_R][:, None])
+        at_BM = self._of(positions_BM)
+        return Placement(
+            slots_B=self._of(slots_B),
+            lengths_B=self._of(starts_B),
+            positions_BM=at_BM,
+            write_BM=at_BM,
+            mask_BMT=mask_BMT,
+            limit=max(starts) + width + num_ahead,
+        )
+
+    def _of(self, numbers: np.ndarray) -> Tensor:
+        some = torch.from_numpy(numbers)
+        return some if self.device.type == "cpu" else some.to(self.device)
+
     def extend(self, slots: Sequence[int], counts: Sequence[int]) -> None:
         """Keep the first `counts[b]` rows that were written behind each slot's length."""
         for slot, count in zip(slots, counts, strict=True):

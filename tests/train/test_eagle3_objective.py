@@ -163,7 +163,7 @@ def serve(target: Target, proposer: object, committed: list[int], accepted: int)
 def test_serving_a_head_in_fp32_agrees_to_single_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Step by step, so that every logit can be seen; recorded reads have the same bits."""
     monkeypatch.setattr(CpuOps, "replay", Ops.replay)
-    monkeypatch.setattr(Eagle3Head, "chains", False)
+    monkeypatch.setattr(Eagle3Head, "link", lambda self, cache: None)
     target = tiny_target(vocab_size=VOCAB, dtype=torch.float32)
     objective = objective_on(target, dtype=torch.float32)
     objective.save(tmp_path, torch.float32)

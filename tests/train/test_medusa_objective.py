@@ -202,7 +202,7 @@ def by_hand(objective: MedusaObjective, examples: list[Example]) -> tuple[Tensor
                     agreed[head].append(asked and ids[int(logits_TK[t].argmax())] == tokens[place])
                     q_K, p_K = logits_TK[t : t + 1], log_p_TK[place - 1 : place] if asked else log_p_TK[:1]
                     overlap[head].append(overlap_R(q_K, p_K).item() if asked else 0.0)
-                if asked and (config.loss != "ce" or tokens[place] in ids):
+                if asked and (config.loss not in ("ce", "kl") or tokens[place] in ids):
                     column = torch.tensor([ids.index(tokens[place]) if tokens[place] in ids else 0])
                     losses.append(loss_R(config.loss, logits_TK[t : t + 1], column, log_p_TK[place - 1 : place])[0])
             if losses:

@@ -48,11 +48,11 @@ def next_tokens(block: int) -> None:
 
 @kernel
 def shift(block: int) -> None:
-    """Arguments as in `ops_cpu.CpuOps.shifted`: slots stay, lengths, positions and write positions move on."""
+    """Arguments as in `ops_cpu.CpuOps.shifted`: slots stay, each slot's last length, position and place move on."""
     a = i64(block)
-    B, by, out = a[4], a[5], i64(a[6])
+    B, by, out, M = a[4], a[5], i64(a[6]), a[7]
     if ticket(block, 0) == 0:
         for field in range(4):
             source = i64(a[field])
             for b in range(B):
-                out[field * B + b] = source[b] + (by if field > 0 else 0)
+                out[field * B + b] = source[b * M + M - 1] + by if field > 0 else source[b]

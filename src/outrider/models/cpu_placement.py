@@ -4,12 +4,18 @@ Kernels trust their indices, so a wrong one would read or write outside. The che
 every forward. Legend in `ops.py`.
 """
 
+import ctypes
+from functools import cache
+from typing import Any
+
 import torch
+from numba import cfunc, types
 from torch import Tensor
 
+from outrider.models.cpu_vector import i64
 from outrider.models.ops import Placement
 
-__all__ = ["address", "check_placement", "placement_addresses", "placement_shape"]
+__all__ = ["address", "checked_addresses", "placement_addresses", "placement_shape"]
 
 
 def placement_addresses(placement: Placement) -> tuple[int, ...]:
@@ -26,9 +32,10 @@ def placement_shape(placement: Placement) -> tuple[int, int, int]:
     return B, M, M if placement.mask_BMT is None else placement.mask_BMT.shape[2]
 
 
-def check_placement(
+def checked_addresses(
     placement: Placement, num_slots: int, capacity: int, num_positions: int, num_ahead: int = 0
-) -> None:
+) -> tuple[int, ...]:
+    """`placement_addresses`, once the shapes fit each other and every index lies within the cache."""
     B, M = placement.positions_BM.shape
     mask = placement.mask_BMT
     T = M if mask is None else mask.shape[2]
@@ -36,16 +43,31 @@ def check_placement(
     assert placement.slots_B.shape == placement.lengths_B.shape == (B,), "slots and lengths must be [B]"
     assert placement.write_BM.shape == (B, M), "write positions must be [B, M]"
     assert placement.limit <= capacity, f"limit {placement.limit} exceeds the cache's {capacity} positions"
-    bounds = (
-        (placement.slots_B, num_slots),
-        (placement.write_BM, capacity - num_ahead),
-        (placement.positions_BM, num_positions - num_ahead),
-        (placement.lengths_B, placement.limit - T + 1 - num_ahead),
-    )
-    for index, stop in bounds:
-        indices = index.numpy()
-        low, high = indices.min(), indices.max()
-        assert 0 <= low <= high < stop, f"indices {low}..{high} are not within 0..{stop - 1}"
+    addresses = placement_addresses(placement)
+    counts = (B, B, B * M, B * M)
+    stops = (num_slots, placement.limit - T + 1 - num_ahead, num_positions - num_ahead, capacity - num_ahead)
+    for start, count, stop in zip(addresses, counts, stops, strict=False):
+        assert _within()(start, count, stop), f"indices {_numbers(start, count)} are not within 0..{stop - 1}"
+    return addresses
+
+
+@cfunc(types.int64(types.int64, types.int64, types.int64), cache=True)  # type: ignore[untyped-decorator]
+def within(start: int, count: int, stop: int) -> int:
+    """1 if all of the numbers that lie there are from 0 to `stop` - 1, else 0."""
+    numbers = i64(start)
+    for n in range(count):
+        if numbers[n] < 0 or numbers[n] >= stop:
+            return 0
+    return 1
+
+
+@cache
+def _within() -> Any:
+    return ctypes.CFUNCTYPE(*[ctypes.c_int64] * 4)(within.address)
+
+
+def _numbers(start: int, count: int) -> list[int]:
+    return list((ctypes.c_int64 * count).from_address(start))
 
 
 def address(x: Tensor, dtype: torch.dtype) -> int:

@@ -58,10 +58,9 @@ class Recorder:
         self.arguments.append(arguments)
         self.kept.extend(tensors)
 
-    def follow(self, column: int, count: int) -> None:
-        """The last kernel takes the first `count` numbers of a call's placement from argument `column` on."""
-        last = len(self.kernels) - 1
-        self.followed += [Followed(last, column + number, number) for number in range(count)]
+    def follow(self, column: int, number: int) -> None:
+        """Argument `column` of the last kernel is this number of a call's placement."""
+        self.followed.append(Followed(len(self.kernels) - 1, column, number))
 
     def knows(self, placement: Placement) -> bool:
         """Whether the placement is one that the body made itself."""

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from outrider.cache import KVCache
 from outrider.models.block import Block
-from outrider.models.ops import Ops, Placement, Programs, Result, Rope
+from outrider.models.chain import Link
+from outrider.models.ops import Ops, Packed, Placement, Programs, Result, Rope
 from outrider.models.rope import rope_tables
 from outrider.models.spec import DecoderSpec
 
@@ -144,6 +145,28 @@ class Decoder:
             layer.apply(ops, x_RE, qkv_RQ, rope, cache.keys_LCHSD[index], cache.values_LCHSD[index], placement)
         tap(len(self.layers), self.norm_E)
         return Result(ops.norm_project(x_RE, self.norm_E, eps, self.head) if want_logits else None, features_RF)
+
+    def link(self, cache: KVCache, head: Packed, ids_K: Tensor | None) -> Link | None:
+        """One read of a greedy chain with this output head or another; None with sliding windows or on a GPU.
+
+        A GPU's recordings have fixed shapes, and rows under a sliding window need a mask of their own.
+        """
+        ops, spec = self.ops, self.spec
+        if self.device.type == "cuda" or any(window is not None for window in spec.windows):
+            return None
+
+        def read(x_RE: Tensor, placement: Placement) -> Tensor:
+            self._read(x_RE, placement, cache, (), want_logits=False)
+            return x_RE
+
+        return Link(
+            ops=ops,
+            read=read,
+            predict=lambda states_NE: ops.norm_project(states_NE, self.norm_E, spec.rms_norm_eps, head),
+            ids_K=ids_K,
+            embedding_VE=self.embed_VE,
+            reads_states=False,
+        )
 
     def _vector(self, weight: Tensor) -> Tensor:
         return weight.to(self.device, self.ops.activation_dtype)

@@ -29,8 +29,9 @@ from torch.nn.functional import rms_norm
 
 from outrider.cache import CachePlan, KVCache
 from outrider.models.block import Block
+from outrider.models.chain import Link
 from outrider.models.ops import Placement, Programs, Result, Rope, choose_ops
-from outrider.models.recurrent import Reading, RecurrentHead, below, chain_body, run
+from outrider.models.recurrent import Reading, RecurrentHead, below, run
 from outrider.models.rope import rope_tables
 from outrider.models.spec import DecoderSpec
 
@@ -189,34 +190,27 @@ class Eagle3Head(RecurrentHead):
         programs: Programs | None = None,
     ) -> Reading:
         def body(both_RE: Tensor, placement: Placement) -> Result:
-            return self._read(both_RE, placement, cache, num_predicted)
+            out_RE = self._layer(both_RE, placement, cache)
+            return Result(self.predict(out_RE[len(out_RE) - num_predicted :]) if num_predicted else None, out_RE)
 
-        both_RE = below(self.embedding_VE[tokens_R], states_RE, self.ops.activation_dtype)
+        both_RE = self.inputs(states_RE, tokens_R, placement)
         return run(self.ops, programs, num_predicted, body, both_RE, placement)
 
-    @property
-    def chains(self) -> bool:
-        return True
+    def inputs(self, states_RE: Tensor, tokens_R: Tensor, placement: Placement) -> Tensor:
+        return below(self.embedding_VE[tokens_R], states_RE, self.ops.activation_dtype)
 
-    @torch.inference_mode()
-    def chain(
-        self,
-        states_BE: Tensor,
-        tokens_B: Tensor,
-        placement: Placement,
-        cache: KVCache,
-        drafted_LB: Tensor,
-        programs: Programs,
-    ) -> None:
-        def read(both_RE: Tensor, placement: Placement) -> Result:
-            return self._read(both_RE, placement, cache, len(both_RE) // 2)
+    def link(self, cache: KVCache) -> Link:
+        return Link(
+            ops=self.ops,
+            read=lambda both_RE, placement: self._layer(both_RE, placement, cache),
+            predict=self.predict,
+            ids_K=self.ids_K,
+            embedding_VE=self.embedding_VE,
+            reads_states=True,
+        )
 
-        both_RE = below(self.embedding_VE[tokens_B], states_BE, self.ops.activation_dtype)
-        body = chain_body(self.ops, read, self.ids_K, self.embedding_VE, drafted_LB)
-        self.ops.replay(programs, ("chain", len(drafted_LB)), body, both_RE, placement)
-
-    def _read(self, both_RE: Tensor, placement: Placement, cache: KVCache, num_predicted: int) -> Result:
-        """The layer and the last rows' logits, by operations alone, so that a back end may record them."""
+    def _layer(self, both_RE: Tensor, placement: Placement, cache: KVCache) -> Tensor:
+        """The layer's states, by operations alone, so that a back end may record them."""
         ops, eps, (rows, E) = self.ops, self.block.eps, both_RE.shape
         embedded_RE, states_RE = both_RE[: rows // 2], both_RE[rows // 2 :]
         pair_RF, x_RE = both_RE.new_empty(rows // 2, 2 * E), torch.empty_like(states_RE)
@@ -230,7 +224,7 @@ class Eagle3Head(RecurrentHead):
         if self.spec.norm_output:
             out_RE = torch.empty_like(x_RE)
             ops.collect(x_RE, self.norm_E, eps, out_RE, 0)
-        return Result(self.predict(out_RE[rows // 2 - num_predicted :]) if num_predicted else None, out_RE)
+        return out_RE
 
     @torch.inference_mode()
     def predict(self, states_RE: Tensor) -> Tensor:

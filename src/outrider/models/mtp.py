@@ -30,9 +30,10 @@ from torch import Tensor
 
 from outrider.cache import CachePlan, KVCache
 from outrider.models.block import Block
+from outrider.models.chain import Link
 from outrider.models.ops import Placement, Programs, Result, Rope
 from outrider.models.output_head import OutputHead
-from outrider.models.recurrent import Reading, RecurrentHead, below, chain_body, run
+from outrider.models.recurrent import Reading, RecurrentHead, below, run
 from outrider.models.rope import rope_tables
 from outrider.models.spec import DecoderSpec
 from outrider.target import Target
@@ -117,39 +118,35 @@ class MtpModule(RecurrentHead):
         programs: Programs | None = None,
     ) -> Reading:
         def body(both_RE: Tensor, placement: Placement) -> Result:
-            return self._read(both_RE, placement, cache, num_own)
+            out_RE = self._layer(both_RE, placement, cache)
+            return Result(self.predict(out_RE[len(out_RE) - num_own :]) if num_own else None, out_RE)
 
         num_own = num_predicted if self.output.packed is not None else 0  # the target's projection is not ours
-        both_RE = below(self.embedding_VE[tokens_R], states_RE, self.ops.activation_dtype)
-        both_RE[: len(tokens_R)] *= placement.positions_BM.reshape(-1, 1) > 0
+        both_RE = self.inputs(states_RE, tokens_R, placement)
         states_RE, logits_NK = run(self.ops, programs, num_own, body, both_RE, placement)
         if num_predicted > num_own:
             logits_NK = self.predict(states_RE[len(states_RE) - num_predicted :])
         return Reading(states_RE, logits_NK)
 
-    @property
-    def chains(self) -> bool:
-        return self.output.packed is not None
+    def inputs(self, states_RE: Tensor, tokens_R: Tensor, placement: Placement) -> Tensor:
+        both_RE = below(self.embedding_VE[tokens_R], states_RE, self.ops.activation_dtype)
+        both_RE[: len(tokens_R)] *= placement.positions_BM.reshape(-1, 1) > 0
+        return both_RE
 
-    @torch.inference_mode()
-    def chain(
-        self,
-        states_BE: Tensor,
-        tokens_B: Tensor,
-        placement: Placement,
-        cache: KVCache,
-        drafted_LB: Tensor,
-        programs: Programs,
-    ) -> None:
-        def read(both_RE: Tensor, placement: Placement) -> Result:
-            return self._read(both_RE, placement, cache, len(both_RE) // 2)
+    def link(self, cache: KVCache) -> Link | None:
+        if self.output.packed is None:
+            return None
+        return Link(
+            ops=self.ops,
+            read=lambda both_RE, placement: self._layer(both_RE, placement, cache),
+            predict=self.output,
+            ids_K=self.ids_K,
+            embedding_VE=self.embedding_VE,
+            reads_states=True,
+        )
 
-        both_RE = below(self.embedding_VE[tokens_B], states_BE, self.ops.activation_dtype)
-        body = chain_body(self.ops, read, self.ids_K, self.embedding_VE, drafted_LB)
-        self.ops.replay(programs, ("chain", len(drafted_LB)), body, both_RE, placement)
-
-    def _read(self, both_RE: Tensor, placement: Placement, cache: KVCache, num_predicted: int) -> Result:
-        """The layer and the last rows' logits, by operations alone, so that a back end may record them."""
+    def _layer(self, both_RE: Tensor, placement: Placement, cache: KVCache) -> Tensor:
+        """The module's states, by operations alone, so that a back end may record them."""
         ops, eps, (rows, E) = self.ops, self.spec.rms_norm_eps, both_RE.shape
         embedded_RE, states_RE = both_RE[: rows // 2], both_RE[rows // 2 :]
         pair_RF, x_RE, out_RE = both_RE.new_empty(rows // 2, 2 * E), *(torch.empty_like(states_RE) for _ in range(2))
@@ -160,7 +157,7 @@ class MtpModule(RecurrentHead):
         rope = self._tables(cache.plan.num_positions)
         self.block.apply(ops, x_RE, qkv_RQ, rope, cache.keys_LCHSD[0], cache.values_LCHSD[0], placement)
         ops.collect(x_RE, self.final_norm_E, eps, out_RE, 0)
-        return Result(self.output(out_RE[rows // 2 - num_predicted :]) if num_predicted else None, out_RE)
+        return out_RE
 
     def predict(self, states_RE: Tensor) -> Tensor:
         return self.output(states_RE)

@@ -172,7 +172,7 @@ class Ops(ABC):
 
     @abstractmethod
     def embed(self, table_VF: Tensor, tokens_R: Tensor) -> Tensor:
-        """Rows of an embedding table as activations: a new tensor [R, F]."""
+        """Rows of an embedding table, or of activations, as activations: a new tensor [R, F]."""
 
     @abstractmethod
     def norm_project(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
@@ -228,16 +228,17 @@ class Ops(ABC):
         out_RE.copy_(embedding_VE[tokens_R])
 
     def shifted(self, placement: Placement, by: int) -> Placement:
-        """A placement of one row per slot, moved on: the row that stands `by` positions later and sees all before it.
+        """One row for each slot of a chain, `by` positions behind its last one, that sees all before it.
 
-        What is written there earlier in the body counts as committed. `placement.limit` must leave room for it.
+        What is written there earlier in the body counts as committed. `placement.limit` must leave room for it. Rows
+        must be written where they stand: at position n of a slot of which n positions are known.
         """
         assert placement.mask_BMT is None, "only chains move on"
         return replace(
             placement,
-            lengths_B=placement.lengths_B + by,
-            positions_BM=placement.positions_BM + by,
-            write_BM=placement.write_BM + by,
+            lengths_B=placement.write_BM[:, -1] + by,
+            positions_BM=placement.positions_BM[:, -1:] + by,
+            write_BM=placement.write_BM[:, -1:] + by,
         )
 
     def hosting(self) -> AbstractContextManager[None]:

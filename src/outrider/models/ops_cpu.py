@@ -30,7 +30,7 @@ from outrider.models.cpu_attention import MAX_HEAD_DIM, attention
 from outrider.models.cpu_draft import next_tokens, shift
 from outrider.models.cpu_linear import ADD, ASSIGN, GATED, collect, embed, linear
 from outrider.models.cpu_memory import Arena
-from outrider.models.cpu_placement import address, check_placement, placement_addresses, placement_shape
+from outrider.models.cpu_placement import address, checked_addresses, placement_addresses, placement_shape
 from outrider.models.cpu_program import Program, Recorder
 from outrider.models.cpu_softmax import MAX_HEADS
 from outrider.models.cpu_threads import launch, lone_torch_thread, num_threads
@@ -104,7 +104,11 @@ class CpuOps(Ops):
         out_RF = torch.empty(R, F)
         half = int(table_VF.dtype == torch.bfloat16)
         table = address(table_VF, torch.bfloat16 if half else torch.float32)
-        launch(embed.address, 1, table, half, F, address(tokens_R, torch.int64), out_RF.data_ptr(), R)
+        arguments = (table, half, F, address(tokens_R, torch.int64), out_RF.data_ptr(), R)
+        if self._recorder is None:
+            launch(embed.address, 1, *arguments)
+        else:
+            self._recorder.add(embed.address, arguments, (table_VF, tokens_R, out_RF))
         return out_RF
 
     def norm_project(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
@@ -172,8 +176,8 @@ class CpuOps(Ops):
         if key not in programs:
             programs[key] = self._record(body, x_RF, placement)
         program: Program = programs[key]
-        check_placement(placement, *program.sizes, program.num_ahead)
-        return program.run(x_RF, (*placement_addresses(placement), *placement_shape(placement)))
+        addresses = checked_addresses(placement, *program.sizes, program.num_ahead)
+        return program.run(x_RF, (*addresses, *placement_shape(placement)))
 
     def _record(self, body: Body, x_RF: Tensor, placement: Placement) -> Program:
         """Record a body on buffers of its own; attention gets room for as many positions as the cache has."""
@@ -230,7 +234,7 @@ class CpuOps(Ops):
         assert keys_CHSD.shape == values_CHSD.shape, "keys and values differ in shape"
         out_RO = self._empty(B * M, H * D)
         row = (placement.limit + 2 * WIDTH) // WIDTH * WIDTH
-        scratch = torch.empty(self._threads, 1 + MAX_HEADS, row)
+        scratch = torch.empty(self._threads, 1 + MAX_HEADS, row) if self._recorder is None else None
         self._run(
             attention.address,
             (qkv_RQ, out_RO, rope.cos_PD, rope.sin_PD, keys_CHSD, values_CHSD, scratch),
@@ -252,12 +256,13 @@ class CpuOps(Ops):
             S,
             int(keys_CHSD.dtype == torch.bfloat16),
             shape.sliding_window or 0,
-            scratch.data_ptr(),
+            0 if scratch is None else scratch.data_ptr(),  # a program has one for all layers
             row,
             min(MAX_HEADS, H // G) if 4 * self._threads <= B * M * G else 1,
         )
         if self._recorder is not None and not self._recorder.knows(placement):
-            self._recorder.follow(PLACED, 8)
+            for number in range(8):
+                self._recorder.follow(PLACED + number, number)
         return out_RO
 
     def next_tokens(
@@ -284,11 +289,10 @@ class CpuOps(Ops):
 
     def shifted(self, placement: Placement, by: int) -> Placement:
         B, M = placement.positions_BM.shape
-        assert M == 1, f"{M} rows of a slot do not move on as one"
         assert placement.mask_BMT is None, "only chains move on"
         moved_4B = torch.empty(4, B, dtype=torch.int64)
-        addresses = placement_addresses(placement)[:4]
-        self._run(shift.address, (moved_4B,), *addresses, B, by, address(moved_4B, torch.int64))
+        slots, _, positions, write, _ = placement_addresses(placement)
+        self._run(shift.address, (moved_4B,), slots, write, positions, write, B, by, address(moved_4B, torch.int64), M)
         slots_B, lengths_B, positions_B, write_B = moved_4B
         moved = replace(
             placement,
@@ -298,7 +302,8 @@ class CpuOps(Ops):
             write_BM=write_B[:, None],
         )
         if self._recorder is not None:
-            self._recorder.follow(0, 4)
+            for column, number in enumerate((0, 3, 2, 3)):
+                self._recorder.follow(column, number)
             self._recorder.moved.append(moved)
             self._recorder.num_ahead = max(by, self._recorder.num_ahead)
         return moved
@@ -307,9 +312,8 @@ class CpuOps(Ops):
         """The addresses of a placement's tensors, checked once for all layers, since kernels trust every index."""
         sizes = (keys_CHSD.shape[0], keys_CHSD.shape[2], rope.cos_PD.shape[0])
         if self._placement is not placement or self._sizes != sizes:
-            if self._recorder is None or not self._recorder.knows(placement):  # what it made is not computed yet
-                check_placement(placement, *sizes)
-            self._addresses = placement_addresses(placement)
+            is_known = self._recorder is not None and self._recorder.knows(placement)  # not computed yet
+            self._addresses = placement_addresses(placement) if is_known else checked_addresses(placement, *sizes)
             self._placement, self._sizes = placement, sizes
         return self._addresses
 

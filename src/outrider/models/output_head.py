@@ -17,29 +17,33 @@ from torch import Tensor
 
 from outrider.models.ops import Packed, choose_ops
 from outrider.target import Target
+from outrider.targets.native import NativeTarget
 
 __all__ = ["OutputHead"]
 
 
 @final
 class OutputHead:
-    """Calls with states after the final norm give logits; `ids_K` says which tokens the columns stand for."""
+    """Calls with states after the final norm give logits; `ids_K` says which tokens the columns stand for.
+
+    `packed` are its weights for `ops`, those of the model itself if it is native; None if only the model can project.
+    """
 
     def __init__(self, model: Target, ids_K: Tensor | None = None) -> None:
         """Pack the rows `ids_K` of a model's output head, or share the model's own."""
         self.model = model
-        self.ops = choose_ops(model.spec.device, model.spec.dtype)
-        self.ids_K: Tensor | None = None
-        self.packed: Packed | None = None
+        native = model.decoder if isinstance(model, NativeTarget) else None
+        self.ops = choose_ops(model.spec.device, model.spec.dtype) if native is None else native.ops
+        self.ids_K = None if ids_K is None else ids_K.to(model.spec.device)
+        self.packed: Packed | None = None if native is None else native.head
         if ids_K is not None:
             head_VE = model.shared_weights().head_VE
-            self.ids_K = ids_K.to(model.spec.device)
             self.packed = self.ops.pack(head_VE[ids_K.to(head_VE.device)])
 
     @property
     def num_bytes(self) -> int:
         """Memory beyond the model's own."""
-        return 0 if self.packed is None else self.packed.num_bytes
+        return 0 if self.packed is None or self.ids_K is None else self.packed.num_bytes
 
     def __call__(self, states_RE: Tensor) -> Tensor:
         """Logits [R, K], or [R, V] with the whole head."""

@@ -11,22 +11,22 @@ dropped and the accepted positions are read again with the target's features.
 
 A draft is a handful of reads of a few rows each, so what surrounds them counts. A read is therefore one body of
 operations over two inputs, token embeddings and states, laid one below the other: a back end may record it and repeat
-it (`Ops.replay`). A greedy chain is one body as a whole: between two reads stand `Ops.next_tokens` and `Ops.shifted`.
+it (`Ops.replay`). Greedy chains are recorded as a whole (`chain.py`).
 
 Shapes: R rows, E hidden size of the head, F features, K columns of its output head, M rows of a slot, B slots.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from outrider.cache import CachePlan, KVCache
+from outrider.models.chain import Link
 from outrider.models.ops import Body, Ops, Placement, Programs, Result
 
-__all__ = ["Reading", "RecurrentHead", "below", "chain_body", "run"]
+__all__ = ["Reading", "RecurrentHead", "below", "run"]
 
 
 class Reading(NamedTuple):
@@ -82,27 +82,13 @@ class RecurrentHead(ABC):
             programs: of this cache, empty at first; lets a back end repeat reads of the same shape.
         """
 
-    @property
     @abstractmethod
-    def chains(self) -> bool:
-        """Whether `chain` works: reading and predicting are operations of one back end."""
+    def inputs(self, states_RE: Tensor, tokens_R: Tensor, placement: Placement) -> Tensor:
+        """What a read takes: embeddings of the tokens above the states, [2R, E]."""
 
     @abstractmethod
-    def chain(
-        self,
-        states_BE: Tensor,
-        tokens_B: Tensor,
-        placement: Placement,
-        cache: KVCache,
-        drafted_LB: Tensor,
-        programs: Programs,
-    ) -> None:
-        """Read the tokens, choose the most probable next ones, read those, and so on: L reads in one go.
-
-        Args:
-            placement: of the first read, one row of each slot; its limit leaves room for L of them.
-            drafted_LB: takes the chosen tokens, int64; a part of one tensor that lives as long as `programs`.
-        """
+    def link(self, cache: KVCache) -> Link | None:
+        """A read as operations of one back end, for greedy chains; None if predicting is none."""
 
     @abstractmethod
     def predict(self, states_RE: Tensor) -> Tensor:
@@ -116,28 +102,6 @@ def below(upper_RE: Tensor, lower_RE: Tensor, dtype: torch.dtype) -> Tensor:
     both_RE[:R] = upper_RE
     both_RE[R:] = lower_RE
     return both_RE
-
-
-def chain_body(
-    ops: Ops,
-    read: Callable[[Tensor, Placement], Result],
-    ids_K: Tensor | None,
-    embedding_VE: Tensor,
-    drafted_LB: Tensor,
-) -> Body:
-    """The body of a whole chain; `read` gives logits of all rows."""
-
-    def body(both_RE: Tensor, placement: Placement) -> Result:
-        for level, tokens_B in enumerate(drafted_LB):
-            logits_BK, states_BE = read(both_RE, ops.shifted(placement, level) if level else placement)
-            assert logits_BK is not None
-            assert states_BE is not None
-            both_RE, B = torch.empty_like(both_RE), len(states_BE)
-            ops.next_tokens(logits_BK, ids_K, embedding_VE, tokens_B, both_RE[:B])
-            ops.collect(states_BE, None, 0.0, both_RE[B:], 0)
-        return Result(None, None)
-
-    return body
 
 
 def run(

@@ -19,10 +19,12 @@ from torch import Tensor
 
 from outrider.draft import Draft
 from outrider.errors import ConfigError
+from outrider.models.chain import GreedyChain
 from outrider.models.output_head import OutputHead
 from outrider.proposer import SessionPlan
 from outrider.sampling import Sampling
 from outrider.target import Target, TargetSession
+from outrider.targets.native import NativeSession
 
 __all__ = ["Backlog", "Row", "open_model"]
 
@@ -96,6 +98,18 @@ class Backlog:
         if flat != list(range(len(states_RE))):
             states_RE = states_RE[torch.tensor(flat, device=states_RE.device)]
         return self.output(states_RE)
+
+    def chain(self, num_levels: int) -> GreedyChain | None:
+        """Greedy chains drafted without Python between two tokens, where the model's back end can."""
+        if not isinstance(self.model, NativeSession) or self.output.packed is None:
+            return None
+        link = self.model.decoder.link(self.model.cache, self.output.packed, self.output.ids_K)
+        return None if link is None else GreedyChain(link, self.model.cache, num_levels)
+
+    def embedded(self, chain: GreedyChain, feeds: Sequence[Sequence[int]]) -> Tensor:
+        """The inputs [R, E] of a chain's first read."""
+        tokens_R = torch.tensor([token for feed in feeds for token in feed], device=self.device)
+        return chain.link.ops.embed(chain.link.embedding_VE, tokens_R)
 
     def take_back(self, slot: int, count: int) -> None:
         """Forget the last `count` tokens that were read."""

@@ -31,6 +31,7 @@ from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError
 from outrider.formats.hf_draft import load_draft
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
+from outrider.models.chain import GreedyChain
 from outrider.models.locate import locate
 from outrider.models.output_head import OutputHead
 from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
@@ -104,7 +105,7 @@ class DraftModelProposer(Proposer):
 
     @classmethod
     def example(cls, target: Target, seed: int) -> Self:
-        config = DraftModelConfig(layers="0", num_nodes=2 + seed % 4, width=1 + seed % 3, sampled=seed % 3 == 0)
+        config = DraftModelConfig(layers="0", num_nodes=2 + seed % 4, width=1 + seed % 3, sampled=seed % 6 == 0)
         ids_K = torch.arange(seed % 2, target.spec.vocab_size, 2) if seed % 4 == 1 else None
         return cls(cut_from(target, "0"), config, 0, ids_K)
 
@@ -168,18 +169,40 @@ class DraftModelSession(Session):
         self.config = config
         self.plan = plan
         self.num_read: dict[int, int] = {}
+        is_greedy_chain = config.width == 1 and not config.sampled
+        self.chain = backlog.chain(config.num_nodes) if is_greedy_chain else None
 
     def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
         self.backlog.admit(slot, tokens, sampling)
         self.num_read[slot] = 0
 
     def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
-        depths = {slot: min(room) for slot, room in zip(slots, rooms, strict=True)}
+        depths = {slot: min(*room, self.config.num_nodes) for slot, room in zip(slots, rooms, strict=True)}
         self.backlog.catch_up([slot for slot in slots if depths[slot] > 0], num_more=1)
         if self.config.width > 1:
             trees = self._grow({slot: room for slot, room in zip(slots, rooms, strict=True) if min(room) > 0})
             return Draft.of_trees([trees.get(slot, Tree([], [])) for slot in slots], self.plan.device)
+        if self.chain is not None:
+            return self._chains_in_one_go(self.chain, slots, depths)
         return self._chains(slots, depths)
+
+    def _chains_in_one_go(self, chain: GreedyChain, slots: Sequence[int], depths: dict[int, int]) -> Draft:
+        """As `_chains`, for greedy ones. A slot with less room than others is read on, and then cut."""
+        active = [slot for slot in slots if depths[slot] > 0]
+        if not active:
+            return Draft.empty(len(slots), self.plan.device)
+        feeds = [self.backlog.pending[slot] for slot in active]
+        counts = [len(feed) for feed in feeds]
+        num_levels = max(depths.values())
+        placement = chain.cache.place_tokens(active, counts, num_ahead=num_levels)
+        x_RE = self.backlog.embedded(chain, feeds)
+        drafted = chain.draft(x_RE, placement, active, counts, num_levels).tokens_LN.T.tolist()
+        self.num_read |= {slot: depths[slot] - 1 for slot in active}
+        self.backlog.pending |= {slot: [] for slot in active}
+        num_more = [count + self.num_read[slot] for slot, count in zip(active, counts, strict=True)]
+        chain.cache.extend(active, num_more)
+        tokens = dict(zip(active, drafted, strict=True))
+        return Draft.of_chains([tokens.get(slot, [])[: depths[slot]] for slot in slots], self.plan.device)
 
     def _chains(self, slots: Sequence[int], depths: dict[int, int]) -> Draft:
         chains = Chains(

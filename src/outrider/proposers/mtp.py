@@ -37,7 +37,7 @@ from outrider.proposers.mtp_modules import MtpModulesSession
 from outrider.proposers.recurrent import RecurrentSession
 from outrider.target import Target
 
-__all__ = ["MtpConfig", "MtpProposer"]
+__all__ = ["MtpConfig", "MtpProposer", "trained_depths"]
 
 DEFAULT_DEPTH = 3
 
@@ -91,7 +91,7 @@ class MtpProposer(Proposer):
             ConfigError: if the settings ask for what several modules cannot do.
         """
         several = checkpoint.num_modules > 1
-        trained = checkpoint.num_modules if several else _trained_depths(checkpoint)
+        trained = checkpoint.num_modules if several else trained_depths(checkpoint)
         self.config = config
         self.vocab_size = target.spec.vocab_size
         self.num_nodes = trained if config.num_nodes is None else config.num_nodes
@@ -187,6 +187,7 @@ def random_checkpoint(target: Target, num_modules: int, state: State, seed: int)
     return MtpCheckpoint(spec=spec, num_modules=num_modules, state=state, tensors=tensors, provenance={})
 
 
-def _trained_depths(checkpoint: MtpCheckpoint) -> int:
+def trained_depths(checkpoint: MtpCheckpoint) -> int:
+    """How many tokens ahead the modules were trained for, or the usual number where that is unknown."""
     known = checkpoint.provenance.get("num_depths")
     return known if isinstance(known, int) and 1 <= known <= 64 else DEFAULT_DEPTH

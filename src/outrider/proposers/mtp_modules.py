@@ -30,7 +30,7 @@ from outrider.models.ops import Programs
 from outrider.models.recurrent import RecurrentHead
 from outrider.proposer import Commit, Room, Session, SessionPlan
 from outrider.proposers.chains import Chains
-from outrider.proposers.recurrent import place_ragged, rows_of
+from outrider.proposers.recurrent import rows_of
 from outrider.sampling import Sampling
 
 __all__ = ["MtpModulesSession"]
@@ -159,7 +159,7 @@ class MtpModulesSession(Session):
 
     def _call(self, module: int, slots: Sequence[int], states: Sequence[Tensor], tokens: Sequence[int]) -> Tensor:
         cache = self.caches[module]
-        placement = place_ragged(cache, slots, [len(some) for some in states])
+        placement = cache.place_tokens(slots, [len(some) for some in states])
         tokens_R = torch.tensor(tokens, device=self.plan.device)
         programs = self.programs[module]
         states_RE = states[0] if len(states) == 1 else torch.cat(list(states))

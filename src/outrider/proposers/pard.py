@@ -19,6 +19,7 @@ Shapes: B slots, M rows of each, R rows that are drafted from, E hidden size, K 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -29,6 +30,7 @@ from outrider.draft import Draft
 from outrider.errors import CheckpointError, ConfigError
 from outrider.formats.hf_draft import load_draft
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
+from outrider.models.chain import GreedyChain
 from outrider.models.locate import locate
 from outrider.models.output_head import OutputHead
 from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
@@ -152,12 +154,35 @@ class PardSession(Session):
         self.config = proposer.config
         self.vocab_size = proposer.model.spec.vocab_size
         self.plan = plan
+        can_choose = not self.config.sampled and backlog.output.ids_K is not None  # fewer columns hold no mask
+        self.chain = backlog.chain(1) if can_choose else None
 
     def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
         self.backlog.admit(slot, tokens, sampling)
 
     def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
         depths = {slot: min(*room, self.config.num_nodes) for slot, room in zip(slots, rooms, strict=True)}
+        active = {slot: depths[slot] for slot in slots if depths[slot] > 0}
+        self.backlog.catch_up(list(active), num_more=self.config.num_nodes - 1)
+        if self.chain is None or not active:
+            return self._chains(slots, active)
+        tokens = self._choose(self.chain, active)
+        return Draft.of_chains([tokens.get(slot, []) for slot in slots], self.plan.device)
+
+    def _choose(self, chain: GreedyChain, depths: dict[int, int]) -> dict[int, list[int]]:
+        """The one pass as one program: the most probable tokens at the roots and at the masks."""
+        feeds = [self.backlog.pending[slot] for slot in depths]
+        masked = [feed + [self.mask_id] * (depth - 1) for feed, depth in zip(feeds, depths.values(), strict=True)]
+        counts, ends = list(map(len, masked)), list(accumulate(map(len, masked)))
+        rows = [row for end, depth in zip(ends, depths.values(), strict=True) for row in range(end - depth, end)]
+        placement = chain.cache.place_tokens(list(depths), counts)
+        drafted = chain.choose(self.backlog.embedded(chain, masked), placement, rows).tokens_LN[0].tolist()
+        chain.cache.extend(list(depths), list(map(len, feeds)))
+        self.backlog.pending |= {slot: [] for slot in depths}
+        starts = accumulate(depths.values(), initial=0)
+        return {slot: drafted[start : start + depths[slot]] for slot, start in zip(depths, starts, strict=False)}
+
+    def _chains(self, slots: Sequence[int], depths: dict[int, int]) -> Draft:
         chains = Chains(
             self.plan,
             slots,
@@ -166,10 +191,9 @@ class PardSession(Session):
             vocab_size=self.vocab_size,
             ids_K=self.backlog.output.ids_K,
         )
-        active = {slot: depths[slot] for slot in slots if depths[slot] > 0}
-        if active:
-            levels = [[slot for slot in active if level < active[slot]] for level in range(max(active.values()))]
-            logits_RK = self._look_ahead(active, levels)
+        if depths:
+            levels = [[slot for slot in depths if level < depths[slot]] for level in range(max(depths.values()))]
+            logits_RK = self._look_ahead(depths, levels)
             for growing, logits_BK in zip(levels, torch.split(logits_RK, list(map(len, levels))), strict=True):
                 chains.grow(growing, logits_BK, self.backlog.first_positions(growing))
         return chains.draft()
@@ -177,7 +201,6 @@ class PardSession(Session):
     def _look_ahead(self, depths: dict[int, int], levels: Sequence[Sequence[int]]) -> Tensor:
         """The one pass: logits at the roots and at the masks, level by level. What was pending is read."""
         slots, pending = list(depths), self.backlog.pending
-        self.backlog.catch_up(slots, num_more=self.config.num_nodes - 1)
         feeds = [pending[slot] for slot in slots]
         states_BME = self.backlog.states(slots, feeds, [[self.mask_id] * (depths[slot] - 1) for slot in slots])
         roots = {slot: Row(place, len(feed) - 1) for place, (slot, feed) in enumerate(zip(slots, feeds, strict=True))}

@@ -18,13 +18,14 @@ Shapes: B slots, R rows of a read, T tail positions, E hidden size of the head, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from outrider.cache import KVCache
 from outrider.draft import Draft, Tree
+from outrider.models.chain import GreedyChain
 from outrider.models.graphs import Graphs, default_graphs
 from outrider.models.ops import Placement, Programs
 from outrider.models.recurrent import Reading, RecurrentHead
@@ -68,6 +69,15 @@ class Backlog:
         return taken
 
 
+class _Inputs(NamedTuple):
+    """What a read of some slots' pairs takes, and how many pairs each of them has."""
+
+    counts: list[int]
+    states_RE: Tensor
+    tokens_R: Tensor
+    placement: Placement
+
+
 @final
 class RecurrentSession(Session):
     """A recurrent head's cache, and what it has still to read.
@@ -106,11 +116,12 @@ class RecurrentSession(Session):
         tail = max(SHORT, 2 * num_nodes + 1, num_tree_rows(width, depth, paths))
         self.cache = KVCache(head.plan(plan.max_slots, plan.max_positions, tail), plan.device)
         self.programs: Programs = {}
-        self.drafted: dict[tuple[int, int], Tensor] = {}
         graphs = graphs or default_graphs(plan.device)
         is_greedy_chain = width == 1 and paths is None and not sampled
         loop = None if graphs is None else ChainLoop(head, self.cache, graphs, min(num_nodes, depth))
         self.loop = loop if is_greedy_chain else None
+        link = head.link(self.cache) if is_greedy_chain and plan.device.type == "cpu" else None
+        self.chain = None if link is None else GreedyChain(link, self.cache, min(num_nodes, depth))
         self.backlogs: dict[int, Backlog] = {}
         self.samplings: dict[int, Sampling] = {}
         self.states: dict[int, Tensor] = {}
@@ -126,6 +137,9 @@ class RecurrentSession(Session):
         if self.loop is not None:
             return self._recorded_chains(self.loop, slots, [min(room) for room in within])
         growing = {slot: room for slot, room in zip(slots, within, strict=True) if min(room) > 0}
+        again = [slot for slot in growing if slot in self.states and not self.backlogs[slot].tokens]
+        if self.chain is not None and not again:
+            return self._chains_in_one_go(self.chain, slots, {slot: min(room) for slot, room in growing.items()})
         logits_BK = self._catch_up(list(growing))
         growing = {slot: room for slot, room in growing.items() if slot in self.states}
         if not growing:
@@ -153,6 +167,25 @@ class RecurrentSession(Session):
             tokens_BN = tokens_BN.new_zeros(len(slots), loop.num_nodes).index_copy(0, places, tokens_BN)
         return Draft.on_device(tokens_BN[:, : max(counts)], counts)
 
+    def _chains_in_one_go(self, chain: GreedyChain, slots: Sequence[int], depths: dict[int, int]) -> Draft:
+        """As `_catch_up` and `_chains`, for greedy ones. A slot with less room than others is read on, and then cut."""
+        active = [slot for slot in depths if self.backlogs[slot].tokens]
+        if not active:
+            return Draft.empty(len(slots), self.plan.device)
+        for slot in active:
+            while len(self.backlogs[slot].tokens) > SHORT:
+                self._read({slot: self.backlogs[slot].take(min(PIECE, len(self.backlogs[slot].tokens) - 1))}, 0)
+        num_levels = max(depths[slot] for slot in active)
+        counts, states_RE, tokens_R, placement = self._inputs(
+            {slot: self.backlogs[slot].take(SHORT) for slot in active}, num_ahead=num_levels
+        )
+        both_RE = self.head.inputs(states_RE, tokens_R, placement)
+        choice = chain.draft(both_RE, placement, active, counts, num_levels)
+        self.cache.extend(active, counts)
+        self.states |= zip(active, choice.next_RE[len(active) :], strict=True)
+        tokens = dict(zip(active, choice.tokens_LN.T.tolist(), strict=True))
+        return Draft.of_chains([tokens.get(slot, [])[: depths.get(slot, 0)] for slot in slots], self.plan.device)
+
     def _catch_up(self, slots: Sequence[int]) -> Tensor | None:
         """Read what these slots lack, and keep the state behind each slot's last pair; logits if it is one slot."""
         for slot in slots:
@@ -161,13 +194,19 @@ class RecurrentSession(Session):
         behind = {slot: self.backlogs[slot].take(SHORT) for slot in slots if self.backlogs[slot].tokens}
         return self._read(behind, num_predicted=1 if len(slots) == 1 else 0) if behind else None
 
+    def _inputs(self, pairs: dict[int, Backlog], num_ahead: int = 0) -> _Inputs:
+        counts = [len(some.tokens) for some in pairs.values()]
+        features = [part for some in pairs.values() for part in some.features]
+        return _Inputs(
+            counts,
+            self.head.fuse(features[0] if len(features) == 1 else torch.cat(features)),
+            torch.tensor([token for some in pairs.values() for token in some.tokens], device=self.plan.device),
+            self.cache.place_tokens(list(pairs), counts, num_ahead=num_ahead),
+        )
+
     def _read(self, pairs: dict[int, Backlog], num_predicted: int) -> Tensor | None:
         """Read pairs for good; logits of the last rows, if any are wanted."""
-        slots, counts = list(pairs), [len(some.tokens) for some in pairs.values()]
-        features = [part for some in pairs.values() for part in some.features]
-        states_RE = self.head.fuse(features[0] if len(features) == 1 else torch.cat(features))
-        tokens_R = torch.tensor([token for some in pairs.values() for token in some.tokens], device=self.plan.device)
-        placement = place_ragged(self.cache, slots, counts)
+        slots, (counts, states_RE, tokens_R, placement) = list(pairs), self._inputs(pairs)
         out_RE, logits_NK = self.head.read(
             states_RE,
             tokens_R,
@@ -203,34 +242,15 @@ class RecurrentSession(Session):
                 break
             if len(going) < len(active):
                 active, states_BE, tokens_B = [active[place] for place in going], states_BE[going], tokens_B[going]
-            if self.head.chains and not self.sampled:
-                self._chain_on(chains, states_BE, tokens_B, {slot: depths[slot] - 1 for slot in active})
-                break
             states_BE, logits_BK = self.head.read(
                 states_BE,
                 tokens_B,
-                place_next(self.cache, active, level - 1),
+                self.cache.place_tokens(active, [1] * len(active), [level - 1] * len(active)),
                 self.cache,
                 num_predicted=len(active),
                 programs=self.programs,
             )
         return chains.draft()
-
-    def _chain_on(self, chains: Chains, states_BE: Tensor, tokens_B: Tensor, depths: dict[int, int]) -> None:
-        """Grow chains by the given depths in one go. A slot with less room than others is read on, and then cut."""
-        active, num_levels = list(depths), max(depths.values())
-        shape = num_levels, len(active)
-        if shape not in self.drafted:  # where the recording of this shape writes
-            self.drafted[shape] = torch.empty(shape, dtype=torch.int64, device=self.plan.device)
-        drafted_LB = self.drafted[shape]
-        placement = place_next(self.cache, active, 0, num_ahead=num_levels - 1)
-        self.head.chain(states_BE, tokens_B, placement, self.cache, drafted_LB, self.programs)
-        for level, level_B in enumerate(drafted_LB):
-            going = [place for place, slot in enumerate(active) if level < depths[slot]]
-            if len(going) == len(active):
-                chains.take(active, level_B)
-            else:
-                chains.take([active[place] for place in going], level_B[going])
 
     def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
         assert features_BMF is not None, "the target was opened without taps"
@@ -255,42 +275,3 @@ def rows_of(features_MF: Tensor, rows: Sequence[int]) -> Tensor:
     if all(row == place for place, row in enumerate(rows)):
         return features_MF[: len(rows)]
     return features_MF[torch.tensor(rows, device=features_MF.device)]
-
-
-def place_ragged(cache: KVCache, slots: Sequence[int], counts: Sequence[int]) -> Placement:
-    """The next `counts[b]` positions of each slot, without padding: [B, M] where all counts are equal, else [R, 1]."""
-    lengths, device = cache.lengths_of(slots), cache.device
-    positions = [list(range(length, length + count)) for length, count in zip(lengths, counts, strict=True)]
-    mask_BMT = None
-    if len(set(counts)) > 1:
-        mask_TT = torch.ones(max(counts), max(counts), dtype=torch.bool, device=device).tril()
-        mask_BMT = mask_TT[[row for count in counts for row in range(count)]][:, None]
-        slots = [slot for slot, count in zip(slots, counts, strict=True) for _ in range(count)]
-        lengths = [length for length, count in zip(lengths, counts, strict=True) for _ in range(count)]
-        positions = [[position] for some in positions for position in some]
-    positions_BM = torch.tensor(positions, device=device)
-    return Placement(
-        slots_B=torch.tensor(slots, device=device),
-        lengths_B=torch.tensor(lengths, device=device),
-        positions_BM=positions_BM,
-        write_BM=positions_BM,
-        mask_BMT=mask_BMT,
-        limit=max(lengths) + max(counts),
-    )
-
-
-def place_next(cache: KVCache, slots: Sequence[int], num_drafted: int, num_ahead: int = 0) -> Placement:
-    """One row of each slot, behind its committed pairs and the `num_drafted` entries of its chain, all of them seen.
-
-    With `num_ahead`, that many rows may follow (`Ops.shifted`).
-    """
-    lengths = [length + num_drafted for length in cache.lengths_of(slots)]
-    lengths_B = torch.tensor(lengths, device=cache.device)
-    return Placement(
-        slots_B=torch.tensor(slots, device=cache.device),
-        lengths_B=lengths_B,
-        positions_BM=lengths_B[:, None],
-        write_BM=lengths_B[:, None],
-        mask_BMT=None,
-        limit=max(lengths) + 1 + num_ahead,
-    )

@@ -1,19 +1,37 @@
 """Drafting from recorded kernels gives the tokens of drafting kernel by kernel, and records each shape once."""
 
+import random
+
 import pytest
 import torch
+from torch import Tensor
 
-from outrider import Engine
+from outrider import Commit, Engine, Proposer, Room, Sampling, SessionPlan
 from outrider.draft import Draft
+from outrider.models import chain, cpu_program
+from outrider.models.decoder import Decoder
 from outrider.models.eagle3 import Eagle3Head
 from outrider.models.mtp import MtpModule
 from outrider.models.ops import Ops
 from outrider.models.ops_cpu import CpuOps
+from outrider.noise import Stream
+from outrider.proposer import Session
 from outrider.proposers import proposer_class
+from outrider.proposers.draft_model import DraftModelConfig, DraftModelProposer, cut_from
+from outrider.proposers.pard import PardConfig, PardProposer
+from outrider.target import Target
 from outrider.testing import tiny_target
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [9], [4, 4], [8, 1, 2, 8, 1, 2]]
-PLAIN = {Eagle3Head: False, MtpModule: False}
+IDS_K = torch.arange(1, 31, 3)
+SLOTS = 3
+
+
+def by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on, nothing is recorded and no chain is drafted in one go."""
+    monkeypatch.setattr(CpuOps, "replay", Ops.replay)
+    for reader in (Eagle3Head, MtpModule, Decoder):
+        monkeypatch.setattr(reader, "link", lambda *arguments: None)
 
 
 def trees_of(engine: Engine) -> list[object]:
@@ -31,27 +49,105 @@ def trees_of(engine: Engine) -> list[object]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("name", "seed"), [("eagle3", 1), ("eagle3", 3), ("eagle3", 6), ("mtp", 1), ("mtp", 2)])
+@pytest.mark.parametrize(
+    ("name", "seed"), [("eagle3", 1), ("eagle3", 3), ("eagle3", 6), ("mtp", 1), ("mtp", 2), ("draft_model", 9)]
+)
 def test_recorded_drafts_are_the_same(
     name: str, seed: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tiny_target(2, dtype=dtype, max_positions=64)
     proposer = proposer_class(name).example(target, seed)
     recorded = trees_of(Engine(target, proposer, max_batch=2))
-    monkeypatch.setattr(CpuOps, "replay", Ops.replay)
-    for head, value in PLAIN.items():
-        monkeypatch.setattr(head, "chains", value)
+    by_steps(monkeypatch)
     assert recorded == trees_of(Engine(target, proposer, max_batch=2))
     assert any(tree.tokens for trees in recorded for tree in trees)
 
 
-def test_each_shape_is_recorded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tiny_target(2, dtype=torch.float32, max_positions=64)
-    proposer = proposer_class("eagle3").example(target, 3)
-    engine = Engine(target, proposer, max_batch=2)
-    trees_of(engine)
-    known = dict(engine.session.programs)
-    assert known
-    trees_of(engine)
-    assert {key: program for key, program in engine.session.programs.items() if key in known} == known
-    assert all(engine.session.programs[key] is program for key, program in known.items())
+def proposer_of(name: str, target: Target, ids_K: Tensor | None) -> Proposer:
+    """A greedy chain of up to five tokens."""
+    if name == "draft_model":
+        return DraftModelProposer(cut_from(target, "0,1"), DraftModelConfig(layers="0,1", num_nodes=5), 0, ids_K=ids_K)
+    if name == "pard":
+        return PardProposer(cut_from(target, "0,1"), 2, PardConfig(checkpoint="", num_nodes=5), 0, ids_K)
+    seeds = {"eagle3": (3, 4), "mtp": (18, 6)}[name]
+    return proposer_class(name).example(target, seeds[ids_K is not None])
+
+
+def opened(proposer: Proposer) -> Session:
+    plan = SessionPlan(max_slots=SLOTS, max_positions=160, noise=Stream.TARGET, device=torch.device("cpu"))
+    return proposer.open(plan)
+
+
+def features_of(generator: torch.Generator, width: int, *shape: int) -> Tensor | None:
+    return torch.randn(*shape, width, generator=generator) if width else None
+
+
+def history(proposer: Proposer, target: Target, seed: int) -> list[list[int]]:
+    """The drafts of slots with texts of 1 to 60 tokens, ragged rooms, and drafts accepted in part."""
+    draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    session, width, chains = opened(proposer), len(proposer.taps) * target.spec.hidden_size, []
+    for slot, length in enumerate((1, draw.randint(2, 9), 60)):
+        tokens = [draw.randrange(30) for _ in range(length)]
+        session.admit(slot, tokens, Sampling(), features_of(generator, width, length - 1))
+    for step in range(12):
+        slots = sorted(draw.sample(range(SLOTS), draw.randint(1, SLOTS)))
+        most = 0 if step in (3, 4) else 5  # a backlog grows
+        draft = session.propose(slots, [Room(draw.randint(0, most), draw.randint(most // 2, most)) for _ in slots])
+        commits = []
+        for place, (slot, tree) in enumerate(zip(slots, draft.trees, strict=True)):
+            chains.append(tree.tokens)
+            count = draw.randint(0, len(tree.tokens))
+            tokens = [*tree.tokens[:count], draw.randrange(30)]
+            commits.append(Commit(slot, list(range(count + 1)), tokens, place))
+        session.observe(commits, features_of(generator, width, len(slots), draft.num_rows))
+    return chains
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("ids_K", [None, IDS_K], ids=["all tokens", "some tokens"])
+@pytest.mark.parametrize("name", ["draft_model", "pard", "eagle3", "mtp"])
+def test_any_history_gives_the_chains_of_drafting_step_by_step(
+    name: str, ids_K: Tensor | None, dtype: torch.dtype, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chain, "PIECE", (2, 16)[seed])
+    target = tiny_target(seed, dtype=dtype, max_positions=160)
+    proposer = proposer_of(name, target, ids_K)
+    in_one_go = history(proposer, target, seed)
+    by_steps(monkeypatch)
+    assert in_one_go == history(proposer, target, seed)
+    assert max(map(len, in_one_go)) >= 4
+
+
+@pytest.mark.parametrize("name", ["draft_model", "pard", "eagle3", "mtp"])
+def test_a_short_proposal_is_one_program_and_each_shape_is_recorded_once(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tiny_target(2, dtype=torch.float32, max_positions=160)
+    proposer = proposer_of(name, target, IDS_K)
+    session, width = opened(proposer), len(proposer.taps) * target.spec.hidden_size
+    session.admit(0, [2, 3], Sampling(), torch.zeros(1, width) if width else None)
+    launch_all, launches, recorded = cpu_program.launch_all, [], []
+    record = CpuOps._record
+    monkeypatch.setattr(cpu_program, "launch_all", lambda *given: launches.append(launch_all(*given)))
+    monkeypatch.setattr(CpuOps, "_record", lambda *given: recorded.append(record(*given)) or recorded[-1])
+    for room in (1, 3, 4, 3, 4, 1):
+        assert len(session.propose([0], [Room(room, room)]).trees[0].tokens) == room
+        session.observe([Commit(0, [0], [5], 0)], torch.zeros(1, 1 + room, width) if width else None)
+    assert len(launches) == 6
+    assert len(recorded) == 3
+
+
+def test_slots_with_unequal_backlogs_share_a_read_and_a_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two programs: there are few of each, and many pairs of a number of rows and a number of levels."""
+    proposer = proposer_of("draft_model", tiny_target(2, dtype=torch.float32, max_positions=160), IDS_K)
+    session = opened(proposer)
+    for slot in range(3):
+        session.admit(slot, [2, 3], Sampling(), None)
+    session.observe([Commit(1, [0], [5], 1)], None)
+    launch_all, launches = cpu_program.launch_all, []
+    monkeypatch.setattr(cpu_program, "launch_all", lambda *given: launches.append(launch_all(*given)))
+    draft = session.propose([0, 1, 2], [Room(4, 4), Room(2, 4), Room(5, 1)])
+    assert draft.num_nodes == (4, 2, 1)
+    assert len(launches) == 2
+    assert session.backlog.model.cache.lengths == [5, 4, 2]

@@ -1,7 +1,7 @@
 """The session of recurrent drafters: what is read, when, and that drafts are those of a brute-force drafter."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,14 +12,15 @@ from torch import Tensor
 from outrider import Commit, ConfigError, Room, Sampling, SessionPlan
 from outrider.cache import KVCache
 from outrider.draft import Tree
+from outrider.models.chain import Link
 from outrider.models.eagle3 import Eagle3Head
-from outrider.models.ops import Programs
+from outrider.models.ops import Placement, Programs
 from outrider.models.recurrent import Reading
 from outrider.noise import Stream, position_keys
 from outrider.noise import pick as pick_token
 from outrider.proposers import recurrent
 from outrider.proposers.eagle3 import head_of, random_checkpoint
-from outrider.proposers.recurrent import Backlog, RecurrentSession, place_next, place_ragged
+from outrider.proposers.recurrent import Backlog, RecurrentSession
 from outrider.proposers.recurrent_tree import Paths, RankedGrowth, parse_paths
 from outrider.testing import tiny_target
 
@@ -60,12 +61,12 @@ class Text:
     def compute(self, path: Sequence[int]) -> Tensor:
         """All is read anew, as one chain."""
         head, cache, count = self.head, KVCache(self.head.plan(1, 80, 1)), self.length - 1
-        placement = place_ragged(cache, [0], [count])
+        placement = cache.place_tokens([0], [count])
         tokens_R = torch.tensor(self.tokens[1 : self.length])
         out_RE = head.read(head.fuse(self.features_TF[:count]), tokens_R, placement, cache).states_RE[-1:]
         cache.extend([0], [count])
         for step, token in enumerate(path):
-            out_RE = head.read(out_RE, torch.tensor([token]), place_next(cache, [0], step), cache).states_RE
+            out_RE = head.read(out_RE, torch.tensor([token]), cache.place_tokens([0], [1], [step]), cache).states_RE
         log_q_K = head.predict(out_RE)[0].log_softmax(-1)
         if head.ids_K is None:
             return log_q_K
@@ -185,8 +186,8 @@ def test_all_slots_catch_up_in_one_read_and_each_level_is_one_read() -> None:
     head, generator = head_from(0), torch.Generator().manual_seed(0)
     reads: list[int] = []
     predicted: list[int] = []
-    chained: list[tuple[int, int]] = []
-    read, predict = head.read, head.predict
+    chained: list[int] = []
+    read, predict, link = head.read, head.predict, head.link
 
     class Counting:
         def __getattr__(self, name: str) -> object:
@@ -202,11 +203,16 @@ def test_all_slots_catch_up_in_one_read_and_each_level_is_one_read() -> None:
             predicted.append(len(states_RE))
             return predict(states_RE)
 
-        def chain(self, states_BE: Tensor, *arguments: Any) -> None:
-            chained.append((len(states_BE), len(arguments[3])))
-            head.chain(states_BE, *arguments)
+        def link(self, cache: KVCache) -> Link:
+            known = link(cache)
 
-    for width, want in ((1, ([12], [3], [(3, 2)])), (2, ([12, 6, 6], [3, 6, 6], []))):
+            def watched(both_RE: Tensor, placement: Placement) -> Tensor:
+                chained.append(placement.positions_BM.numel())
+                return known.read(both_RE, placement)
+
+            return replace(known, read=watched)
+
+    for width, want in ((1, ([], [], [12, 3, 3])), (2, ([12, 6, 6], [3, 6, 6], []))):
         session = session_of(Counting(), width=width, num_nodes=3, depth=3)  # type: ignore[arg-type]
         for slot, length in enumerate((3, 5, 7)):
             text = Text(head, generator, length)
