@@ -155,6 +155,8 @@ class Acceptance:
     def __init__(self) -> None:
         self._all: _Tallies = {}
         self._after: tuple[_Tallies, ...] = tuple({} for _ in range(len(STREAKS) + 1))
+        self._known: tuple[dict[int, float], ...] = tuple({} for _ in self._after)
+        """Chances by streak and place, of all requests; until something new is counted."""
         self._requests: dict[int, _Request] = {}
 
     def admit(self, requests: Iterable[int]) -> None:
@@ -170,7 +172,9 @@ class Acceptance:
     def emitted(self, request: int, tokens: Sequence[int]) -> None:
         """What the request then emitted: it judges this step's draft, and earlier ones that were right so far."""
         state = self._requests[request]
-        newest = state.pending[-1] if state.pending else None
+        if not state.pending:
+            return
+        newest = state.pending[-1]
         for token in tokens:
             for pending in state.pending:
                 if not pending.open:
@@ -179,22 +183,25 @@ class Acceptance:
                 self._count(state, judged)
                 if pending is newest:
                     state.num_streak = state.num_streak + 1 if pending.row > 0 else 0
-        if newest is None or not newest.tokens:
+        if not newest.tokens:
             state.num_streak = 0
         state.pending = [pending for pending in state.pending if pending.open]
 
-    def chances(self, request: int, shape: Shape) -> list[float]:
-        """m of every node of a draft of this shape, if it were verified now."""
+    def chances(self, request: int, shape: Shape, least: float = 0.0) -> list[float]:
+        """m of every node of a draft of this shape, if it were verified now; 0 below one less likely than `least`."""
         state = self._requests[request]
-        after = self._after[bisect_right(STREAKS, state.num_streak)]
-        known: dict[int, float] = {}
+        streak = bisect_right(STREAKS, state.num_streak)
+        known, tallies = self._known[streak], state.tallies
         found: list[float] = []
         for place, parent in zip(shape.places, shape.parents, strict=True):
+            above = 1.0 if parent < 0 else found[parent]
+            if above < least:
+                found.append(0.0)
+                continue
             chance = known.get(place)
             if chance is None:
-                chance = _shrunk(state.tallies, place, _shrunk(after, place, self._mean(place)))
-                known[place] = chance
-            found.append(chance if parent < 0 else chance * found[parent])
+                chance = known[place] = _shrunk(self._after[streak], place, self._mean(place))
+            found.append(above * _shrunk(tallies, place, chance))
         return found
 
     def reset(self) -> None:
@@ -203,6 +210,7 @@ class Acceptance:
         for tallies in (self._all, *self._after):
             for tally in tallies.values():
                 tally.fade(KEPT)
+        self._forget()
 
     def _mean(self, place: int) -> float:
         """Of all drafts; where there were few, shrunk to the place above, or to half of the sibling before."""
@@ -215,7 +223,12 @@ class Acceptance:
         before = FIRST if depth == 1 else self._mean(place_of(depth - 1, 0))
         return _shrunk(self._all, place, before)
 
+    def _forget(self) -> None:
+        for known in self._known:
+            known.clear()
+
     def _count(self, state: _Request, judged: Iterable[_Judged]) -> None:
+        self._forget()
         for place, streak, right in judged:
             self._all.setdefault(place, _Tally()).add(right, MEMORY)
             self._after[streak].setdefault(place, _Tally()).add(right, MEMORY)

@@ -1,45 +1,51 @@
-"""Draft as much as pays, which may be nothing.
+"""Draft as much as pays, which may be nothing, and let nobody pay for it.
 
 Each step asks: of all nodes that could be verified, which make the most tokens per second? With B slots, the chances
 m of `acceptance.py` and the costs of this machine, verifying a set K of nodes gives
 
-    rate(K) = (B + sum of m over K) / (propose(K) + forward(B, B + |K|) + accept(B, B + |K|) + rest(B))
+    rate(K) = (B + M) / (propose(K) + forward(B, B + |K|) + accept(B, B + M) + rest(B)),   M = sum of m over K
 
-The best set of a given size is the one with the largest m, and it is closed under parents, since m(node) <= m(parent).
-So the nodes of all slots are ranked once and the best size is found by walking down the ranking. Drafting starts where
-the best rate beats plain decoding by `enter` and stops where it falls below `leave`.
+`choosing.py` finds the set. Drafting starts where its rate beats plain decoding by `enter` and stops where it falls
+below `leave`.
 
-**Cheap proposers** (a lookup: below `cheap` of a plain step) always draft as much as they can; the choice is made
-afterwards, by cutting. What was cut is judged in hindsight, so nothing is verified just to learn.
+**Whose time counts.** While requests wait for a slot, throughput: one that ends early makes room, and all that run
+have one account. While none waits, every request's own time: rows for a slot that copies make each step longer for all,
+and a group that started together ends with its slowest. Then every request has an account of its own (`accounts.py`),
+in plain steps ahead of plain decoding. A set is taken only if every request expects to win by it, or to give no more
+than a tenth (`giving`) of what it has won before, and if every request could bear that nothing of it is right. So a
+request of n tokens ends after n + credit + (interest + probing) * n plain steps at the latest, to which come the drafts
+of `NUM_FIRST` steps that measure the proposer of a new engine, and one probe.
 
-**Other proposers** are asked for exactly what pays. While that is nothing, a *probe* drafts now and then. It may cost
-`probing` of the time: after a probe that lost x plain steps, the next one waits x / probing steps; a probe that won is
-repeated at once. What proposing costs is learnt on the way (`proposing.py`).
-
-**Do no harm.** Estimates lag behind, so there is an account, in plain steps: drafting adds what it wins and takes what
-it loses, every step adds `interest`, and a step may risk no more than what is there. Over n steps drafting that does
-not pay can lose no more than account + (interest + probing) * n steps, whatever the texts do.
+**Probes.** While drafting is off, nothing is drafted and nothing is ranked, but for a *probe* now and then. One that
+cost x plain steps in vain is followed by x / probing plain steps, so all of them cost at most a share `probing` of the
+time; one that pays is followed by the next at once. New requests are looked at in their first step. *Cheap* proposers
+(lookups) are probed for all they can draft, and while drafting is on, so is every step. Others are asked for exactly
+what pays, and probed for what comes nearest. A probe is cut to what pays now that it is drafted, and judged in
+hindsight, so nothing is verified just to learn. What proposing costs is learnt on the way (`proposing.py`).
 
 The decisions are a function of the costs given, the seconds observed and the texts. A sampled draft under a ratio test
 is never cut (see `budget.py`).
 
 Worked example: one slot, plain step 15 ms, one more row 0.3 ms, drafting 0.1 ms; m = 0.2, 0.04. One node: 1.2 tokens
 in 15.4 ms, 1.17 times plain decoding; two nodes: 1.24 in 15.7 ms, 1.18 times. With a drafter of 4 ms per node: 1.2 in
-19.3 ms, 0.93 times, so it stays off, and a probe that lost 0.29 steps is followed by 41 plain ones.
+19.3 ms, 0.93 times, so it stays off. A probe costs 4 ms, 0.27 plain steps, and the next one comes after 38.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, final, get_args
+from dataclasses import dataclass, field
+from typing import Literal, final, get_args
 
 from outrider.acceptance import Acceptance, Shape, shape_of
+from outrider.accounts import TOGETHER, Accounts, Payer
 from outrider.budget import Ask, Budget, FixedBudget
 from outrider.calibrate import costs_for
+from outrider.choosing import Choice, Node, Terms, choose
 from outrider.costs import TargetCosts
 from outrider.draft import Draft
 from outrider.errors import ConfigError, nearest
 from outrider.proposer import Commit, Room
 from outrider.proposing import LearntDraftCosts
+from outrider.step_cost import StepCost
 from outrider.target import Target
 
 __all__ = ["AdaptiveBudget", "AdaptiveConfig", "BudgetChoice", "budget_named"]
@@ -66,20 +72,22 @@ class AdaptiveConfig:
 
     enter      rate over plain decoding at which drafting starts
     leave      rate over plain decoding below which it stops
-    cheap      a proposer that costs no more than this share drafts always
-    probing    share of the time that probes may lose
-    interest   what each step adds to the account
-    account    plain steps on the account at the start
-    most       plain steps that the account can hold
+    cheap      a proposer that costs no more than this share drafts all it can, and is cut
+    probing    share of the time that probes in vain may cost
+    interest   what each step adds to an account, beside `probing`
+    credit     plain steps by which an account may be overdrawn
+    most       plain steps that an account can hold
+    giving     share of its account that a request may be expected to give in a step
     """
 
     enter: float = 1.03
     leave: float = 1.0
-    cheap: float = 0.02
+    cheap: float = 0.06
     probing: float = 0.007
     interest: float = 0.005
-    account: float = 4.0
+    credit: float = 1.0
     most: float = 12.0
+    giving: float = 0.1
 
 
 NUM_PLAIN, NUM_FIRST = 2, 2
@@ -87,44 +95,33 @@ NUM_PLAIN, NUM_FIRST = 2, 2
 LEAST_CHANCE = 0.01
 """Nodes less likely than this are not considered."""
 MAX_WAIT = 512
+NOT_NOW = 16
+"""Steps after which a probe that nobody could afford is considered again."""
 CONTEXT = 128
 """Contexts are told apart in steps of this many tokens."""
 BACKLOG = 4
 """After this many steps without a draft, a proposer has more to catch up with than it usually has."""
+NOTHING = Room(0, 0)
 
 
-class _Choice(NamedTuple):
-    """Nodes to verify.
-
-    kept      of each slot, rising
-    gain      its rate over that of verifying nothing
-    risk      plain steps that it loses if nothing is accepted
-    """
-
-    kept: list[list[int]]
-    gain: float
-    risk: float
-
-
-@dataclass
+@dataclass(slots=True)
 class _Step:
     """The step in hand.
 
+    payers       the requests, or all together
+    cheap        the proposer drafts all it can
+    probe        it drafts before it is decided what to verify
     most_nodes   of the largest room
     num_nodes    verified, of all slots
-    probe        it drafts in order to learn
     """
 
-    asks: Sequence[Ask]
+    asks: Sequence[Ask] = ()
+    requests: list[int] = field(default_factory=list)
+    payers: Sequence[Payer] = ()
+    cheap: bool = False
+    probe: bool = False
     most_nodes: int = 0
     num_nodes: int = 0
-    probe: bool = False
-
-    def __post_init__(self) -> None:
-        self.slots = len(self.asks)
-        self.requests = [ask.request for ask in self.asks]
-        self.context = sum(ask.context_length for ask in self.asks) // (CONTEXT * max(1, self.slots))
-        self.greedy = all(ask.greedy for ask in self.asks)
 
 
 @final
@@ -139,86 +136,151 @@ class AdaptiveBudget(Budget):
     def __init__(self, costs: TargetCosts, num_nodes: int, config: AdaptiveConfig | None = None) -> None:
         self.costs = costs
         self.num_nodes = num_nodes
-        self.config = config or AdaptiveConfig()
+        self.config = config = config or AdaptiveConfig()
         self.acceptance = Acceptance()
         self.proposing = LearntDraftCosts()
+        self.accounts = Accounts(income=config.interest + config.probing, credit=config.credit, most=config.most)
         self.drafts = False
-        self.account = self.config.account
         self.wait = 0.0
         self._num_idle = 0
         self._may_cut = True
         self._measuring = True
+        self._news = True
         self._widest: tuple[int, ...] = ()
-        self._step = _Step(())
-        self._known_s: dict[tuple[int, int, bool], dict[int, float]] = {}
+        self._step = _Step()
+        self._kinds: dict[tuple[int, int, bool], StepCost] = {}
+        self._cost = StepCost(costs, 1, CONTEXT, greedy=True)
 
-    def rooms(self, asks: Sequence[Ask]) -> list[Room]:
-        before, self._step = self._step, _Step(asks)
-        step = self._step
-        self.acceptance.admit(ask.request for ask in asks)
-        if self._measuring:
-            first = self.proposing.num_seen(0) >= NUM_PLAIN
-            counts = [int(first)] * len(asks)
-        elif self._cheap:
-            counts = [self.num_nodes] * len(asks)
-        elif not self.drafts and self.wait >= 1 and step.requests == before.requests:
-            counts = [0] * len(asks)  # nothing was learnt since the last choice
-        else:
-            counts = [len(nodes) for nodes in self._chosen([self._expected_shape(ask) for ask in asks])]
+    def rooms(self, asks: Sequence[Ask], num_waiting: int = 0) -> list[Room]:
+        step = self._begun(asks, num_waiting)
+        if not (self.drafts or self.wait < 1 or self._news or self._measuring):
+            return [NOTHING] * len(asks)
+        self._news = False
+        self._cost = self._cost_of(asks)
         rooms = [
-            Room(count if ask.num_remaining > 1 else 0, ask.num_remaining - 1)
-            for ask, count in zip(asks, counts, strict=True)
+            Room(count, ask.num_remaining - 1) if ask.num_remaining > 1 else NOTHING
+            for ask, count in zip(asks, self._counts(), strict=True)
         ]
         step.most_nodes = max((room.num_nodes for room in rooms), default=0)
         return rooms
 
     def cut(self, draft: Draft) -> Draft:
         step = self._step
+        if not step.most_nodes:
+            return draft
         if draft.probs_BMV is not None:
             self._may_cut = False
         for ask, tree in zip(step.asks, draft.trees, strict=True):
             self.acceptance.drafted(ask.request, tree)
             if len(tree.parents) >= len(self._widest):
                 self._widest = tuple(tree.parents)
-        if self._may_cut and not self._measuring and any(draft.num_nodes) and self._cheap:
-            draft = draft.keep(self._chosen([shape_of(tuple(tree.parents)) for tree in draft.trees], spent=True))
+        if step.probe and self._may_cut:
+            draft = draft.keep(self._worth_verifying(draft))
         step.num_nodes = sum(draft.num_nodes)
         return draft
 
     def observe(self, commits: Sequence[Commit], seconds: Mapping[str, float]) -> None:
-        step = self._step
-        for ask, commit in zip(step.asks, commits, strict=True):
-            self.acceptance.emitted(ask.request, commit.tokens)
-        if step.most_nodes == 0 or self._num_idle < BACKLOG:
-            self.proposing.add(len(step.asks), step.most_nodes, seconds["propose_s"])
+        step, propose_s = self._step, seconds["propose_s"]
+        for request, commit in zip(step.requests, commits, strict=True):
+            self.acceptance.emitted(request, commit.tokens)
+        if not step.most_nodes or self._num_idle < BACKLOG:
+            self.proposing.add(len(step.requests), step.most_nodes, propose_s)
+        self.wait = max(0.0, self.wait - 1)
+        self.accounts.pass_step()
+        if step.most_nodes:
+            self._book(commits, propose_s)
+            self._news = not step.cheap
+        self._num_idle = 0 if step.most_nodes else self._num_idle + 1
         if self._measuring:
             seen = self.proposing.num_seen
             self._measuring = seen(0) < NUM_PLAIN or seen(1) < NUM_FIRST
-        self._num_idle = 0 if step.most_nodes else self._num_idle + 1
-        self._settle(sum(len(commit.tokens) for commit in commits), seconds["propose_s"])
 
     def reset(self) -> None:
         self.acceptance.reset()
+        self.accounts.reset()
+        self._step = _Step()
 
-    def _settle(self, num_tokens: int, propose_s: float) -> None:
-        """Book what the step won or lost, in plain steps."""
-        step, config = self._step, self.config
-        self.wait = max(0.0, self.wait - 1)
-        self.account += config.interest
-        if step.most_nodes:
-            plain_s, spent_s = self._target_s(0), self._target_s(step.num_nodes) + propose_s
-            won = num_tokens / len(step.asks) - spent_s / (plain_s + self.proposing.idle_s(len(step.asks)))
-            if step.probe:
-                self.wait = min(MAX_WAIT, max(0.0, -won) / config.probing)
-            elif step.num_nodes:
-                self.account += won
-        self.account = min(self.account, config.most)
+    def _begun(self, asks: Sequence[Ask], num_waiting: int) -> _Step:
+        requests = [ask.request for ask in asks]
+        if requests != self._step.requests:
+            self._news = self._news or not set(requests) <= set(self._step.requests)
+            self.acceptance.admit(requests)
+            self.accounts.admit(requests)
+        self._step = _Step(asks, requests, [TOGETHER] if num_waiting else requests)
+        return self._step
+
+    def _counts(self) -> list[int]:
+        """Nodes to ask for, by slot."""
+        step, slots = self._step, len(self._step.asks)
+        step.probe = step.cheap = self._is_cheap()
+        if self._measuring:
+            step.probe, step.cheap = True, False
+            return [int(self.proposing.num_seen(0) >= NUM_PLAIN)] * slots
+        if step.cheap:
+            return [self.num_nodes] * slots
+        ranked = self._ranked([self._expected_shape(ask) for ask in step.asks])
+        best = self._best(ranked)
+        self.drafts = best.gain >= self._least_gain
+        if self.drafts or self.wait >= 1:
+            return [len(nodes) if self.drafts else 0 for nodes in best.kept]
+        return self._probed(ranked)
+
+    def _probed(self, ranked: Sequence[Node]) -> list[int]:
+        """Nodes to probe a proposer for that is not cheap: the best rate, whoever pays for it."""
+        self._step.probe = True
+        counts = [len(nodes) for nodes in self._best(ranked, fair=False).kept]
+        if not any(counts):
+            self.wait = NOT_NOW
+        return [max(counts)] * len(counts) if self._may_cut else counts
+
+    def _worth_verifying(self, draft: Draft) -> list[list[int]]:
+        """What of a probe is verified, now that drafting it is paid for."""
+        best = self._best(self._ranked([shape_of(tuple(tree.parents)) for tree in draft.trees]), spent=True)
+        pays = best.gain >= self._least_gain * best.nothing
+        if self._step.cheap:
+            self.drafts = pays and best.gain >= self.config.leave
+        return best.kept if pays else [[] for _ in best.kept]
 
     @property
-    def _cheap(self) -> bool:
-        slots = len(self._step.asks)
-        extra_s = self.proposing.extra_s(slots, self.num_nodes)
-        return self._may_cut and extra_s <= self.config.cheap * self._target_s(0)
+    def _least_gain(self) -> float:
+        return self.config.leave if self.drafts else self.config.enter
+
+    def _best(self, ranked: Sequence[Node], *, spent: bool = False, fair: bool = True) -> Choice:
+        """The best set, with drafting still to be paid or `spent`."""
+        step, accounts, proposing = self._step, self.accounts, self.proposing
+        cost, slots = self._cost, len(step.asks)
+        idle_s = proposing.idle_s(slots)
+        plain_s = cost.plain_s + idle_s
+        spent_s = idle_s + proposing.extra_s(slots, step.most_nodes)
+
+        def steps_of(num_nodes: int, most: int, num_tokens: float) -> float:
+            drafting_s = spent_s if spent else idle_s + proposing.extra_s(slots, most)
+            return (drafting_s + cost.seconds(num_nodes, num_tokens)) / plain_s
+
+        gifts = [
+            self.config.giving * max(0.0, accounts.balance(payer)) if fair else float("inf") for payer in step.payers
+        ]
+        return choose(ranked, slots, Terms(gifts, accounts.purse(step.payers)), steps_of)
+
+    def _book(self, commits: Sequence[Commit], propose_s: float) -> None:
+        """What a step that drafted won or lost, in plain steps; after a probe in vain, how long there is none."""
+        step, slots = self._step, len(commits)
+        num_tokens = [len(commit.tokens) for commit in commits]
+        idle_s = self.proposing.idle_s(slots)
+        usual = step.cheap or self._num_idle < BACKLOG
+        drafting_s = idle_s + self.proposing.extra_s(slots, step.most_nodes) if usual else propose_s
+        steps = (drafting_s + self._cost.seconds(step.num_nodes, sum(num_tokens))) / (idle_s + self._cost.plain_s)
+        emitted = [float(count) for count in num_tokens]
+        if len(step.payers) < slots:
+            emitted = [sum(num_tokens) / slots]
+        for payer, count in zip(step.payers, emitted, strict=True):
+            self.accounts.book(payer, count - steps)
+        if step.probe and not self.drafts and not self._measuring:
+            self.wait = min(MAX_WAIT, max(0.0, steps - min(emitted)) / self.config.probing)
+
+    def _is_cheap(self) -> bool:
+        extra_s = self.proposing.extra_s(len(self._step.asks), self.num_nodes)
+        return self._may_cut and extra_s <= self.config.cheap * self._cost.plain_s
 
     def _expected_shape(self, ask: Ask) -> Shape:
         """Of a draft with one node more than was ever tried: the largest shape seen, and on as a chain."""
@@ -226,60 +288,21 @@ class AdaptiveBudget(Budget):
         seen = self._widest[:most]
         return shape_of((*seen, *range(len(seen) - 1, most - 1)))
 
-    def _chosen(self, shapes: Sequence[Shape], spent: bool = False) -> list[list[int]]:
-        """The nodes to draft or, with drafting `spent`, to verify."""
-        step, config = self._step, self.config
-        best = self._best(shapes, spent)
-        step.probe = not spent and not self.drafts and self.wait < 1 and best.gain < config.enter
-        if not any(best.kept):
-            return best.kept
-        self.drafts = best.gain >= (config.leave if self.drafts else config.enter)
-        if step.probe or (self.drafts and best.risk <= self.account):
-            return best.kept
-        return [[] for _ in shapes]
-
-    def _best(self, shapes: Sequence[Shape], spent: bool) -> _Choice:
-        """The set of nodes with the highest rate, of all that are not empty."""
-        ranked, slots, proposing = self._ranked(shapes), len(shapes), self.proposing
-        target_s = self._target_s(0)
-        plain_s = target_s + proposing.idle_s(slots)
-        base_s = plain_s + (proposing.extra_s(slots, self._step.most_nodes) if spent else 0.0)
-        counts, most, extra_s = [0] * slots, 0, 0.0
-        num_tokens, best_rate, best_size, best_s = float(slots), 0.0, 0, base_s
-        for size, (chance, slot, _) in enumerate(ranked, start=1):
-            num_tokens += chance
-            counts[slot] += 1
-            if counts[slot] > most and not spent:
-                most = counts[slot]
-                extra_s = proposing.extra_s(slots, most)
-            step_s = base_s + extra_s + self._target_s(size) - target_s
-            if num_tokens > best_rate * step_s:
-                best_rate, best_size, best_s = num_tokens / step_s, size, step_s
-        kept: list[list[int]] = [[] for _ in shapes]
-        for _, slot, node in ranked[:best_size]:
-            kept[slot].append(node)
-        return _Choice([sorted(nodes) for nodes in kept], best_rate * base_s / slots, best_s / plain_s - 1)
-
-    def _ranked(self, shapes: Sequence[Shape]) -> list[tuple[float, int, int]]:
-        """(m, slot, node) of all nodes, the likeliest first, parents before their children."""
+    def _ranked(self, shapes: Sequence[Shape]) -> list[Node]:
+        """All nodes, the likeliest first, parents before their children."""
         found = [
-            (chance, slot, node)
+            Node(chance, slot, number)
             for slot, (ask, shape) in enumerate(zip(self._step.asks, shapes, strict=True))
-            for node, chance in enumerate(self.acceptance.chances(ask.request, shape))
+            for number, chance in enumerate(self.acceptance.chances(ask.request, shape, LEAST_CHANCE))
             if chance >= LEAST_CHANCE
         ]
-        return sorted(found, key=lambda entry: (-entry[0], entry[2]))
+        return sorted(found, key=lambda node: (-node.chance, node.number))
 
-    def _target_s(self, num_nodes: int) -> float:
-        """A step without the proposer, with that many nodes in all slots together."""
-        step = self._step
-        known = self._known_s.setdefault((step.slots, step.context, step.greedy), {})
-        seconds = known.get(num_nodes)
-        if seconds is None:
-            costs, slots, rows = self.costs, step.slots, step.slots + num_nodes
-            seconds = known[num_nodes] = (
-                costs.forward_s(slots, rows, (step.context + 0.5) * CONTEXT)
-                + costs.accept_s(slots, rows, step.greedy)
-                + costs.rest_s(slots)
-            )
-        return seconds
+    def _cost_of(self, asks: Sequence[Ask]) -> StepCost:
+        """Of steps like this one, all but the proposer."""
+        slots = len(asks)
+        context = sum(ask.context_length for ask in asks) // (CONTEXT * max(1, slots))
+        key = (slots, context, all(ask.greedy for ask in asks))
+        if key not in self._kinds:
+            self._kinds[key] = StepCost(self.costs, slots, (context + 0.5) * CONTEXT, key[2])
+        return self._kinds[key]

@@ -44,8 +44,12 @@ class Budget(ABC):
     """Chooses how much is drafted and verified. One budget serves one engine."""
 
     @abstractmethod
-    def rooms(self, asks: Sequence[Ask]) -> list[Room]:
-        """One room per slot, before the proposer is asked."""
+    def rooms(self, asks: Sequence[Ask], num_waiting: int = 0) -> list[Room]:
+        """One room per slot, before the proposer is asked.
+
+        Args:
+            num_waiting: requests that wait for a slot. While there is one, a slot that falls free is taken.
+        """
 
     @abstractmethod
     def cut(self, draft: Draft) -> Draft:
@@ -72,7 +76,7 @@ class FixedBudget(Budget):
 
     num_nodes: int
 
-    def rooms(self, asks: Sequence[Ask]) -> list[Room]:
+    def rooms(self, asks: Sequence[Ask], num_waiting: int = 0) -> list[Room]:
         return [Room(self.num_nodes if ask.num_remaining > 1 else 0, ask.num_remaining - 1) for ask in asks]
 
     def cut(self, draft: Draft) -> Draft:

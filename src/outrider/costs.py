@@ -2,7 +2,9 @@
 
 A step with B slots and R real rows (roots and nodes of all slots together) costs
 
-    propose(B, R - B) + forward(B, R, context) + accept(B, R) + rest(B)
+    propose(B, R - B) + forward(B, R, context) + accept(B, J) + rest(B)
+
+of which J rows are judged: the roots and the accepted nodes.
 
 A forward of a few rows reads every weight once and costs about what one row costs; where arithmetic or attention starts
 to decide, it grows. How fast is a property of machine, target, dtype and threads, so it is measured
@@ -59,8 +61,9 @@ class TargetCosts(ABC):
         """Judging rows of one forward.
 
         Args:
-            num_rows: rows that are judged, of all slots together. The coupled rule on the CPU stops behind the accepted
-                path, so there it is one row per slot and the accepted nodes; elsewhere it is all rows.
+            num_rows: rows that are judged, of all slots together: one per slot, and one per accepted node, for the
+                coupled rule's walk stops behind the accepted path. (On a GPU all rows are judged at once, in little
+                time; a table is measured on drafts that are right to the end, where both counts are the same.)
             greedy: temperature 0.
         """
 

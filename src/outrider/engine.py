@@ -110,7 +110,7 @@ class Engine:
         """Give every running request at least one token."""
         clock, batch = Clock(self.spec.device), self.batch
         slots, samplings = batch.slots, batch.samplings
-        rooms = self.budget.rooms(batch.asks)
+        rooms = self.budget.rooms(batch.asks, len(self.waiting))
         draft = self.budget.cut(self.session.propose(slots, rooms))  # may be wrong, never unsafe
         clock.lap("propose")
         forward = self.target.forward(slots, batch.roots, draft)  # the only target call in the loop

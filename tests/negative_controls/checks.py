@@ -19,7 +19,7 @@ from outrider.audit.enumerate import (
     mean_accepted,
     random_model,
 )
-from outrider.budget import Ask
+from outrider.budget import Ask, FixedBudget
 from outrider.draft import Draft, Tree
 from outrider.engine import Engine
 from outrider.metrics import PrefillRecord, StepRecord
@@ -27,7 +27,8 @@ from outrider.noise import Stream, pick, position_keys
 from outrider.proposer import Commit, Room
 from outrider.proposers.none import NoProposer
 from outrider.sampling import Sampling, transform
-from outrider.testing import Scripted, TableCosts, tiny_target
+from outrider.testing import Scripted, Simulation, TableCosts, tiny_target
+from outrider.testing.simulation import one_copies
 
 EXACT = 1e-12
 VOCAB = 11
@@ -248,3 +249,13 @@ def sampled_drafts_stay_whole() -> None:
         draft = Draft.of_chains([[0] * min(rooms[0])], probs_BMV=torch.full((1, 5, 2), 0.5))
         assert budget.cut(draft) is draft
         budget.observe([Commit(0, [0], [1], 0)], {"propose_s": 0.0})
+
+
+def nobody_pays_for_another() -> None:
+    """Of four requests that start together one copies; the group ends with the slowest, and not late."""
+    costs = TableCosts({1: 1.0, 4: 1.04, 8: 1.57, 16: 2.7})
+    case = Simulation(
+        process=one_copies(), costs=costs, draft_s=0.01, num_slots=4, length=64, closed=True, num_tokens=1024
+    )
+    plain_s = case.run(FixedBudget(0)).seconds
+    assert case.run(AdaptiveBudget(costs, 8)).seconds <= plain_s / 0.97

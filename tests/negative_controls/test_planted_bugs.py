@@ -108,6 +108,11 @@ BUGS = [
         partial(checks.chain_law, "rejection"),
     ),
     Bug(
+        "a budget lets the others pay for the request that copies",
+        plant(AdaptiveBudget, name="_begun", old="[TOGETHER] if num_waiting else requests", new="[TOGETHER]"),
+        checks.nobody_pays_for_another,
+    ),
+    Bug(
         "a budget cuts sampled drafts, and so chooses among the draws",
         plant(AdaptiveBudget, name="cut", old="self._may_cut = False", new="pass"),
         checks.sampled_drafts_stay_whole,

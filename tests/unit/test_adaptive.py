@@ -1,19 +1,27 @@
 """The adaptive budget on a simulated machine: hardly slower than plain decoding, and near the best fixed number."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, final
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from outrider.adaptive import AdaptiveBudget
+from outrider import adaptive
+from outrider.adaptive import NOT_NOW, AdaptiveBudget, AdaptiveConfig
 from outrider.budget import Ask, Budget, FixedBudget
+from outrider.choosing import Choice, choose
 from outrider.draft import Draft, Tree
 from outrider.engine import Engine
 from outrider.metrics import StepRecord
-from outrider.proposer import Commit
+from outrider.proposer import Commit, Room
 from outrider.proposers import load_proposer
 from outrider.testing import Adversary, Metronome, Simulation, TableCosts, tiny_target
-from outrider.testing.simulation import Process, bursts, constant, contrary, drifting, mixed
+from outrider.testing.simulation import Process, bursts, constant, contrary, drifting, mixed, one_copies, switching
 
-COSTS = TableCosts({1: 0.0146, 2: 0.0146, 4: 0.0151, 6: 0.0171, 8: 0.0228, 16: 0.0392})
+COSTS = TableCosts({1: 0.0146, 2: 0.0146, 4: 0.0151, 6: 0.0171, 8: 0.0228, 16: 0.0392}, judge=0.00003)
 """Of SmolLM2-135M on two CPU cores: docs/results/forward.txt."""
 PROCESSES: dict[str, Process] = {
     "never": constant(0.0),
@@ -24,7 +32,12 @@ PROCESSES: dict[str, Process] = {
     "mixed": mixed(0.1, 0.85),
     "contrary": contrary,
     "nothing drafted": constant(-1.0),
+    "always": constant(0.97),
+    "one copies": one_copies(),
+    "switching": switching(),
 }
+POOLED = ("never", "rarely", "often", "bursts", "drifting", "mixed", "contrary", "nothing drafted")
+CLOSED = ("never", "rarely", "bursts", "mixed", "contrary", "always", "one copies", "switching")
 
 
 def simulation(process: Process, num_slots: int, share: float, num_tokens: int = 300) -> Simulation:
@@ -39,13 +52,47 @@ def simulation(process: Process, num_slots: int, share: float, num_tokens: int =
     )
 
 
+def groups(name: str, num_slots: int, share: float, length: int = 64, num_groups: int = 3) -> Simulation:
+    """Requests that start together, with nobody waiting behind them: a group takes as long as its slowest."""
+    return replace(
+        simulation(PROCESSES[name], num_slots, share),
+        closed=True,
+        length=length,
+        num_tokens=num_groups * num_slots * length,
+    )
+
+
+@final
+class Watched(Budget):
+    """Passes everything on, counts the steps that draft and, if it is `crowded`, says that somebody waits."""
+
+    def __init__(self, inner: Budget, crowded: bool = False) -> None:
+        self.inner = inner
+        self.crowded = crowded
+        self.num_asked = 0
+
+    def rooms(self, asks: Sequence[Ask], num_waiting: int = 0) -> list[Room]:
+        rooms = self.inner.rooms(asks, num_waiting or int(self.crowded))
+        self.num_asked += any(room.num_nodes for room in rooms)
+        return rooms
+
+    def cut(self, draft: Draft) -> Draft:
+        return self.inner.cut(draft)
+
+    def observe(self, commits: Sequence[Commit], seconds: Mapping[str, float]) -> None:
+        self.inner.observe(commits, seconds)
+
+    def reset(self) -> None:
+        self.inner.reset()
+
+
 def speedup(case: Simulation, budget: Budget) -> float:
     return case.run(budget).tokens_per_s / case.run(FixedBudget(0)).tokens_per_s
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.4, 1.0])
 @pytest.mark.parametrize("num_slots", [1, 4, 16])
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", POOLED)
 def test_it_does_no_harm(name: str, num_slots: int, share: float) -> None:
     case = simulation(PROCESSES[name], num_slots, share, num_tokens=300 if num_slots < 16 else 200)
     assert speedup(case, AdaptiveBudget(COSTS, 8)) >= 0.97
@@ -69,15 +116,91 @@ def test_it_is_near_the_best_fixed_number_or_better(name: str, num_slots: int, s
     assert speedup(case, AdaptiveBudget(COSTS, 8)) >= least * best
 
 
+@pytest.mark.parametrize("share", [0.01, 0.03, 0.4])
+@pytest.mark.parametrize("num_slots", [1, 2, 4, 8])
+@pytest.mark.parametrize("name", CLOSED)
+def test_it_does_no_harm_to_groups_that_start_together(name: str, num_slots: int, share: float) -> None:
+    assert speedup(groups(name, num_slots, share), AdaptiveBudget(COSTS, 8)) >= 0.97
+
+
+@pytest.mark.parametrize(("num_slots", "share"), [(4, 0.01), (4, 0.03), (2, 0.4)])
+def test_with_one_account_for_all_the_others_would_pay_for_the_one_that_copies(num_slots: int, share: float) -> None:
+    """The negative control of the test above: what it sees if the accounts of the requests are gone."""
+    case = groups("one copies", num_slots, share, num_groups=6)
+    assert speedup(case, Watched(AdaptiveBudget(COSTS, 8), crowded=True)) < 0.97
+    assert speedup(case, AdaptiveBudget(COSTS, 8)) >= 0.97
+
+
+@pytest.mark.parametrize(
+    ("num_slots", "share", "least"), [(1, 0.01, 0.95), (2, 0.01, 0.95), (4, 0.01, 0.9), (1, 0.4, 0.9)]
+)
+def test_a_group_that_copies_is_near_the_best_fixed_number(num_slots: int, share: float, least: float) -> None:
+    case = groups("always", num_slots, share, length=160)
+    best = max(speedup(case, FixedBudget(count)) for count in (1, 2, 4, 8))
+    assert best > 1.25
+    assert speedup(case, AdaptiveBudget(COSTS, 8)) >= least * best
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(sorted(PROCESSES)),
+    st.sampled_from([2, 3, 4, 8]),
+    st.sampled_from([0.005, 0.02, 0.05, 0.3, 0.7]),
+    st.integers(0, 1000),
+)
+def test_no_request_ends_later_than_the_bound_says(name: str, num_slots: int, share: float, seed: int) -> None:
+    """n + credit + (interest + probing) n plain steps, the two drafts of the beginning, and one probe."""
+    length, config = 48, AdaptiveConfig()
+    case = replace(groups(name, num_slots, share, length=length, num_groups=2), hiccup_s=0.0, seed=seed)
+    plain_s = case.run(FixedBudget(0)).ended_s
+    assert max(plain_s) == pytest.approx(min(plain_s))
+    late = config.credit + (config.interest + config.probing) * length + 3 * share
+    assert max(case.run(AdaptiveBudget(COSTS, 8)).ended_s) <= plain_s[0] * (1 + late / length) * (1 + 1e-9)
+
+
 def test_its_decisions_are_a_function_of_costs_seconds_and_texts() -> None:
     case = simulation(bursts(), 4, 0.1)
     assert case.run(AdaptiveBudget(COSTS, 8)) == case.run(AdaptiveBudget(COSTS, 8))
 
 
-def test_a_proposer_that_never_pays_is_asked_rarely() -> None:
-    """One probe per (loss of a probe / 0.7 %) steps."""
-    case = simulation(constant(0.0), 1, 1.0, num_tokens=600)
-    assert case.run(AdaptiveBudget(COSTS, 8)).num_verified <= 2 + 600 * 0.007 / 0.9 + 2
+@pytest.mark.parametrize("share", [0.03, 0.4, 1.0])
+@pytest.mark.parametrize("num_slots", [1, 4])
+def test_a_proposer_that_never_pays_is_asked_rarely_and_nothing_is_ranked_in_between(
+    num_slots: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One probe per (its cost / 0.7 %) steps, beside those of new requests and the two of the beginning."""
+    num_choices = 0
+
+    def counted(*given: Any) -> Choice:
+        nonlocal num_choices
+        num_choices += 1
+        return choose(*given)
+
+    monkeypatch.setattr(adaptive, "choose", counted)
+    case = replace(groups("never", num_slots, share, length=600, num_groups=1), hiccup_s=0.0)
+    budget = Watched(AdaptiveBudget(COSTS, 8))
+    case.run(budget)
+    asked_at_most = 2 + 2 + 600 * 0.007 / share
+    assert 3 <= budget.num_asked <= asked_at_most
+    assert num_choices <= 4 * asked_at_most + 600 / NOT_NOW
+
+
+def test_a_probe_that_pays_is_followed_by_the_next_at_once() -> None:
+    budget, asks = AdaptiveBudget(TableCosts({1: 0.0150, 2: 0.0165}), 8), [Ask(1, 1000, 50, greedy=True)]
+    asked = []
+    for _ in range(60):
+        room = budget.rooms(asks)[0]
+        asked.append(room.num_nodes > 0)
+        kept = budget.cut(Draft.of_chains([[1] * min(room)])).num_nodes[0]
+        tokens = [1] * (kept + 1)
+        budget.observe([Commit(0, list(range(kept + 1)), tokens, 0)], {"propose_s": 0.0006 if asked[-1] else 0.0})
+    assert all(asked[10:])
+    for step in range(60):
+        room = budget.rooms(asks)[0]
+        asked.append(room.num_nodes > 0)
+        budget.cut(Draft.of_chains([[7] * min(room)]))
+        budget.observe([Commit(0, [0], [step % 5], 0)], {"propose_s": 0.0006 if asked[-1] else 0.0})
+    assert sum(asked[-40:]) < 12  # of a share of 4 %, every seventh
 
 
 def measured(budget: AdaptiveBudget, asks: list[Ask], propose_s: float, steps: int = 8) -> None:
@@ -89,7 +212,7 @@ def measured(budget: AdaptiveBudget, asks: list[Ask], propose_s: float, steps: i
         budget.observe(commits, {"propose_s": propose_s if max(rooms).num_nodes else 0.0})
 
 
-def test_a_cheap_proposer_always_drafts_and_is_cut() -> None:
+def test_a_cheap_proposer_drafts_all_it_can_and_is_cut() -> None:
     budget, asks = AdaptiveBudget(COSTS, 8), [Ask(place, 100, 50, greedy=True) for place in range(4)]
     measured(budget, asks, propose_s=0.0001, steps=30)
     assert [room.num_nodes for room in budget.rooms(asks)] == [8] * 4

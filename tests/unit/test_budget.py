@@ -1,14 +1,17 @@
 """What a budget may decide: rooms within what can be used, and cuts that leave the law alone."""
 
+from collections.abc import Mapping, Sequence
+from typing import final
+
 import pytest
 import torch
 
 from outrider.audit.enumerate import Drafter, EnumeratingChance, Guess, Text, draw_tree, law_error, random_model
-from outrider.budget import Ask, FixedBudget
+from outrider.budget import Ask, Budget, FixedBudget
 from outrider.draft import Draft, Tree
 from outrider.engine import Engine
 from outrider.errors import ConfigError
-from outrider.proposer import Room
+from outrider.proposer import Commit, Room
 from outrider.proposers.none import NoProposer
 from outrider.testing import tiny_target
 
@@ -92,6 +95,33 @@ def test_a_draft_that_follows_from_the_text_may_be_cut_by_its_tokens(rule: str) 
         return Guess(Tree.chain(chain[: 0 if chain[0] == 0 else 2]), None)
 
     assert law_error(TARGET, draft, rule, vocab_size=3, length=3, num_steps=2) < 1e-12
+
+
+@final
+class Listening(Budget):
+    """Drafts nothing; keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.num_waiting: list[int] = []
+
+    def rooms(self, asks: Sequence[Ask], num_waiting: int = 0) -> list[Room]:
+        self.num_waiting.append(num_waiting)
+        return [Room(0, 0)] * len(asks)
+
+    def cut(self, draft: Draft) -> Draft:
+        return draft
+
+    def observe(self, commits: Sequence[Commit], seconds: Mapping[str, float]) -> None: ...
+
+    def reset(self) -> None: ...
+
+
+def test_the_engine_tells_how_many_requests_wait() -> None:
+    budget = Listening()
+    Engine(tiny_target(), NoProposer(), budget=budget, max_batch=2).generate(
+        [[1, 2]] * 5, max_new_tokens=2, ignore_eos=True
+    )
+    assert budget.num_waiting == [3, 3, 1, 1, 0, 0]
 
 
 def test_an_unknown_budget_is_refused() -> None:

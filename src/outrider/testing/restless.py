@@ -26,7 +26,7 @@ class Restless(Budget):
         self.num_nodes = num_nodes
         self.draw = random.Random(seed)
 
-    def rooms(self, asks: Sequence[Ask]) -> list[Room]:
+    def rooms(self, asks: Sequence[Ask], num_waiting: int = 0) -> list[Room]:
         return [Room(self._size(self.num_nodes), self.draw.randint(0, ask.num_remaining - 1)) for ask in asks]
 
     def cut(self, draft: Draft) -> Draft:
@@ -50,8 +50,8 @@ class Metronome(Budget):
         self.inner = inner
         self.propose_s = cycle(propose_s)
 
-    def rooms(self, asks: Sequence[Ask]) -> list[Room]:
-        return self.inner.rooms(asks)
+    def rooms(self, asks: Sequence[Ask], num_waiting: int = 0) -> list[Room]:
+        return self.inner.rooms(asks, num_waiting)
 
     def cut(self, draft: Draft) -> Draft:
         return self.inner.cut(draft)

@@ -19,7 +19,18 @@ from outrider.costs import TargetCosts
 from outrider.draft import Draft
 from outrider.proposer import Commit, Room
 
-__all__ = ["Simulated", "Simulation", "TableCosts", "bursts", "constant", "contrary", "drifting", "mixed"]
+__all__ = [
+    "Simulated",
+    "Simulation",
+    "TableCosts",
+    "bursts",
+    "constant",
+    "contrary",
+    "drifting",
+    "mixed",
+    "one_copies",
+    "switching",
+]
 
 HICCUP = 29
 
@@ -54,6 +65,16 @@ def mixed(low: float, high: float) -> Process:
     return lambda moment: high if moment.request % 2 else low
 
 
+def one_copies(low: float = 0.1, high: float = 0.97) -> Process:
+    """The first slot's requests copy; those of the others do not."""
+    return lambda moment: low if moment.slot else high
+
+
+def switching(low: float = 0.1, high: float = 0.95, at: int = 32) -> Process:
+    """Every request copies up to there and not from then on; every other one the other way round."""
+    return lambda moment: high if (moment.position < at) == (moment.slot % 2 == 0) else low
+
+
 def bursts(length: int = 40, gap: int = 80, chance: float = 0.97, elsewhere: float = 0.05) -> Process:
     """Copied passages of about `length` tokens with about `gap` tokens between them."""
 
@@ -83,9 +104,10 @@ def contrary(moment: Moment) -> float:
 @final
 @dataclass(frozen=True)
 class TableCosts(TargetCosts):
-    """Seconds by rows of all slots together, piecewise linear, and on like the last piece; nothing else costs time."""
+    """Seconds by rows of all slots together, piecewise linear, and on like the last piece; and for each row judged."""
 
     forward: Mapping[int, float]
+    judge: float = 0.0
 
     def forward_s(self, num_slots: int, num_rows: float, context: float) -> float:
         points = sorted(self.forward.items())
@@ -94,7 +116,7 @@ class TableCosts(TargetCosts):
         return below + (above - below) * (num_rows - low) / (high - low)
 
     def accept_s(self, num_slots: int, num_rows: float, greedy: bool) -> float:
-        return 0.0
+        return self.judge * num_rows
 
     def rest_s(self, num_slots: int) -> float:
         return 0.0
@@ -102,12 +124,13 @@ class TableCosts(TargetCosts):
 
 @dataclass(frozen=True, kw_only=True)
 class Simulated:
-    """What a run took, in simulated seconds."""
+    """What a run took, in simulated seconds. `ended_s`: of each request that ended, from the moment it had its slot."""
 
     seconds: float
     num_tokens: int
     num_steps: int
     num_verified: int
+    ended_s: tuple[float, ...]
 
     @property
     def tokens_per_s(self) -> float:
@@ -123,7 +146,9 @@ class Simulation:
     costs          of the target
     draft_s        of one node; each further one of a slot costs `further` of that
     num_nodes      the most that the proposer drafts
-    length         tokens of each request; when one ends, its slot takes the next
+    length         tokens of each request
+    closed         the requests come in groups, one for every slot, and a group waits for the slowest of the one before;
+                   otherwise a request always waits, and takes the slot of one that ends
     num_tokens     of the whole run
     hiccup_s       how much longer proposing takes in every 29th step, drafting or not
     """
@@ -135,6 +160,7 @@ class Simulation:
     num_slots: int = 1
     num_nodes: int = 8
     length: int = 160
+    closed: bool = False
     num_tokens: int = 480
     hiccup_s: float = 0.01
     seed: int = 0
@@ -150,37 +176,46 @@ class _Slot:
     request: int = 0
     position: int = 0
     num_verified: int = 0
+    start_s: float = 0.0
 
 
 @final
 class _Run:
-    """One run; `Engine.step`, on simulated parts."""
+    """One run; `Engine.step`, on simulated parts. `slots`: those that have a request."""
 
     def __init__(self, simulation: Simulation, budget: Budget) -> None:
         self.simulation = simulation
         self.budget = budget
-        self.slots = [_Slot(index) for index in range(simulation.num_slots)]
+        self.all_slots = [_Slot(index) for index in range(simulation.num_slots)]
+        self.slots = list(self.all_slots)
         self.draw = random.Random(simulation.seed)
         self.num_steps = 0
+        self.seconds = 0.0
+        self.ended_s: list[float] = []
 
     def play(self) -> Simulated:
-        seconds = num_tokens = num_verified = 0.0
+        num_tokens = num_verified = 0
         while num_tokens < self.simulation.num_tokens:
             draft, step_s = self._draft()
             commits = self._verify(draft)
-            step_s |= {"verify_s": self._verify_s(draft)}
+            step_s |= {"verify_s": self._verify_s(draft, commits)}
             self.budget.observe(commits, step_s)
-            self._advance(draft, commits)
             self.num_steps += 1
-            seconds += sum(step_s.values())
+            self.seconds += sum(step_s.values())
+            self._advance(draft, commits)
             num_tokens += sum(len(commit.tokens) for commit in commits)
             num_verified += sum(draft.num_nodes)
         return Simulated(
-            seconds=seconds, num_tokens=int(num_tokens), num_steps=self.num_steps, num_verified=int(num_verified)
+            seconds=self.seconds,
+            num_tokens=num_tokens,
+            num_steps=self.num_steps,
+            num_verified=num_verified,
+            ended_s=tuple(self.ended_s),
         )
 
     def _draft(self) -> tuple[Draft, dict[str, float]]:
-        rooms = self.budget.rooms([self._ask(slot) for slot in self.slots])
+        num_waiting = 0 if self.simulation.closed else 1
+        rooms = self.budget.rooms([self._ask(slot) for slot in self.slots], num_waiting)
         chains = [self._chain(slot, room) for slot, room in zip(self.slots, rooms, strict=True)]
         most = max(len(chain) for chain in chains)
         seconds = self.simulation.draft_s * (1 + self.simulation.further * (most - 1)) if most else 0.0
@@ -208,15 +243,22 @@ class _Run:
             commits.append(Commit(slot.index, list(range(right + 1)), [1] * (right + 1), place))
         return commits
 
-    def _verify_s(self, draft: Draft) -> float:
+    def _verify_s(self, draft: Draft, commits: Sequence[Commit]) -> float:
         slots, rows = len(self.slots), len(draft.real_rows)
+        judged = sum(len(commit.tokens) for commit in commits)
         context = sum(100 + slot.position for slot in self.slots) / slots
         costs = self.simulation.costs
-        return costs.forward_s(slots, rows, context) + costs.accept_s(slots, rows, True) + costs.rest_s(slots)
+        return costs.forward_s(slots, rows, context) + costs.accept_s(slots, judged, True) + costs.rest_s(slots)
 
     def _advance(self, draft: Draft, commits: Sequence[Commit]) -> None:
         for slot, num_nodes, commit in zip(self.slots, draft.num_nodes, commits, strict=True):
             slot.num_verified = num_nodes
             slot.position += len(commit.tokens)
-            if slot.position >= self.simulation.length:
-                slot.request, slot.position = slot.request + 1, 0
+        ended = [slot for slot in self.slots if slot.position >= self.simulation.length]
+        self.ended_s += [self.seconds - slot.start_s for slot in ended]
+        if self.simulation.closed:
+            self.slots = [slot for slot in self.slots if slot not in ended]
+            ended = [] if self.slots else self.all_slots
+            self.slots = self.slots or list(self.all_slots)
+        for slot in ended:
+            slot.request, slot.position, slot.num_verified, slot.start_s = slot.request + 1, 0, 0, self.seconds

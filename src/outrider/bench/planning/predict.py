@@ -9,6 +9,10 @@ bend where arithmetic begins to decide, so a step's time is the mean over that n
 
     forward = sum_k Binomial(k; B, c) * forward_s(B, B + k * nodes, context)
 
+The verdict looks at a row of every slot and at one more for every accepted node, at most the rows:
+
+    accept = sum_k Binomial(k; B, c) * accept_s(B, B + k * accepted)
+
 `best` takes the number of nodes with the largest speedup, 0 included, which is plain decoding. The *crossover* is the
 first batch size from which on not even one node pays.
 
@@ -117,15 +121,15 @@ def step_time(target: TargetCosts, drafts: DraftCosts, shape: DraftShape, settin
     """The mean step of a batch in which every slot drafts like this."""
     slots = setting.num_slots
 
+    accepted = min(shape.num_nodes, sum(shape.reached))
+
     def mean(cost_s: Callable[[float], float]) -> float:
-        return sum(
-            share * cost_s(slots + drafting * shape.num_nodes) for drafting, share in _drafting(slots, shape.coverage)
-        )
+        return sum(share * cost_s(drafting) for drafting, share in _drafting(slots, shape.coverage))
 
     return StepTime(
-        verify_s=mean(lambda rows: target.forward_s(slots, rows, setting.context)),
-        propose_s=mean(lambda rows: drafts.propose_s(slots, rows - slots, shape.depth)),
-        accept_s=mean(lambda rows: target.accept_s(slots, rows, setting.greedy)),
+        verify_s=mean(lambda some: target.forward_s(slots, slots + some * shape.num_nodes, setting.context)),
+        propose_s=mean(lambda some: drafts.propose_s(slots, some * shape.num_nodes, shape.depth)),
+        accept_s=mean(lambda some: target.accept_s(slots, slots + some * accepted, setting.greedy)),
         rest_s=target.rest_s(slots),
     )
 
