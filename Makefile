@@ -1,14 +1,16 @@
-# make bench   environment, embedded target, and a representative slice of the benchmark
-# make test    environment and the whole test suite
+# make bench       environment, embedded target, and a representative slice of the benchmark
+# make test        environment and the whole test suite
 # make small-run   from nothing to a measured EAGLE-3 head: data, training, benchmark
-# make check   lint, types and tests: the gate, at home and in CI
+# make vllm        an environment of its own for vLLM, in .venv-vllm or $OUTRIDER_VLLM
+# make bench-vllm  vLLM beside our engine on the same prompts: builds that environment first
+# make check       lint, types and tests: the gate, at home and in CI
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: bench bench-copy bench-batch bench-memory small-run bench-full bench-lookup bench-ops peers test lint check clean
+.PHONY: bench bench-copy bench-batch bench-memory small-run bench-full bench-lookup bench-ops peers vllm bench-vllm test lint check clean
 
 bench: $(READY)
 	$(BIN)/outrider bench --preset quick
@@ -41,6 +43,12 @@ bench-ops: $(READY)
 peers: $(READY)
 	$(BIN)/python benchmarks/peers/build.py
 	$(BIN)/python benchmarks/peers/run.py
+
+vllm: $(READY)
+	$(BIN)/python -m outrider.interop.vllm_environment
+
+bench-vllm: vllm
+	$(BIN)/outrider bench --preset vllm
 
 test: $(READY)
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered

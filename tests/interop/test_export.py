@@ -24,7 +24,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "eagle3": {"draft_vocab": 100},
     "medusa": {"output": "shared"},
     "pard": {"layers": "0,1"},
-    "mtp": {},
+    "mtp": {"state": "normed"},
     "draft": {"layers": "0,1"},
 }
 
@@ -129,6 +129,15 @@ def test_what_an_engine_cannot_load_is_refused(
     export = Export(checkpoint=checkpoint, target=target, output=tmp_path, engine=engine, num_nodes=3)
     with pytest.raises(ConfigError, match=message):
         export_checkpoint(export)
+
+
+def test_vllm_counts_modules_in_the_targets_config(target: Target, tmp_path: Path) -> None:
+    checkpoint = trained("mtp", target, tmp_path / "trained")
+    output = tmp_path / "exported"
+    output.mkdir()
+    export = Export(checkpoint=checkpoint, target=target, output=output, engine="vllm", num_nodes=3)
+    command = export_checkpoint(export).command(export)
+    assert command.endswith("""--hf-overrides '{"num_nextn_predict_layers": 1}'""")
 
 
 def test_something_else_is_refused(target: Target, tmp_path: Path) -> None:

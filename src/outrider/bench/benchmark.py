@@ -16,25 +16,28 @@ from time import perf_counter
 from typing import Literal
 
 from outrider.adaptive import BudgetChoice
-from outrider.audit.verdict import first_difference
 from outrider.bench.bandwidth import memory_bytes_per_s
 from outrider.bench.choice import Choice, choices_of, load_choice
 from outrider.bench.config import BenchConfig
 from outrider.bench.contender import Contender, EngineContender
 from outrider.bench.derive import Machine, derive_rows
+from outrider.bench.equality import equal_share
 from outrider.bench.external import external_contenders
 from outrider.bench.plan import cells_of
 from outrider.bench.play import Dialogue, Rules, longest_text
 from outrider.bench.provenance import Manifest, collect_manifest, template_hash
-from outrider.bench.runner import BASELINE, Listener, Runner
+from outrider.bench.runner import BASELINE, Listener, Progress, Runner
 from outrider.bench.schema import Report, to_json
+from outrider.bench.serving.lineup import line_up
 from outrider.bench.store import RunStore, choose_directory
 from outrider.bench.table import markdown
 from outrider.bench.unit import UnitResult
 from outrider.bench.workloads import Conversation, load_category, load_prompts, workload_hash
 from outrider.errors import ConfigError
+from outrider.interop.vllm_environment import find_vllm
 from outrider.target import Target
 from outrider.targets import load_target
+from outrider.targets.deferred import DeferredTarget
 
 __all__ = ["Workload", "benchmark", "read_workload"]
 
@@ -80,16 +83,28 @@ def benchmark(
     """
     start = perf_counter()
     choices = choices_of(config.methods)
-    target = load_target(config.target, dtype=config.dtype, device=config.device)
+    vllm = find_vllm() if "vllm" in config.engines else None
+    target = _target(config)
     workload = read_workload(config, target)
-    contenders = _contenders(config, choices, target, workload)
+    warm_up = _warm_up(workload, target)
+    ours = _contenders(config, choices, target, workload, warm_up)
     manifest = _manifest(config, target, workload)
     directory = run_dir or choose_directory(RUNS, name, manifest, resume)
     with RunStore(directory, manifest) as store:
         started(directory)
+        lineup = line_up(
+            config,
+            choices,
+            target,
+            warm_up,
+            workload.max_len,
+            directory,
+            tell=lambda what: listen(Progress(len(store.units), runner.num_units, what)),
+            vllm=vllm,
+        )
         runner = Runner(
             target=target,
-            contenders=contenders,
+            casts=[ours, *lineup.casts],
             cells=list(cells_of(config, workload.conversations)),
             rules_of=lambda cell: _rules(config, workload.max_len, cell.temperature, cell.repeat),
             verified=lambda temperature: temperature == 0 or config.verification == "coupled",
@@ -98,8 +113,9 @@ def benchmark(
             start_up_s=perf_counter() - start,
         )
         runner.run()
-        notes = [config.title, *workload.notes, *(f"{one.label}: {one.settings}" for one in choices if one.settings)]
-        report = _report(target, store, runner.start_up_s, notes)
+        settings = [f"{one.label}: {one.settings}" for one in choices if one.settings]
+        notes = [config.title, *workload.notes, *settings, *lineup.notes]
+        report = _report(config, target, store, runner.start_up_s, notes)
         store.finish(to_json(report), markdown(report))
     return report
 
@@ -150,10 +166,25 @@ def _rules(config: BenchConfig, max_len: int, temperature: float, repeat: int) -
     )
 
 
-def _contenders(config: BenchConfig, choices: Sequence[Choice], target: Target, workload: Workload) -> list[Contender]:
-    """Ours, plain decoding first, and the external ones."""
+def _target(config: BenchConfig) -> Target:
+    """Loaded where this process computes with it."""
+    if "outrider" in config.engines:
+        return load_target(config.target, dtype=config.dtype, device=config.device)
+    return DeferredTarget(config.target, dtype=config.dtype)
+
+
+def _warm_up(workload: Workload, target: Target) -> list[int]:
+    """A prompt to warm up with: the beginning of the first one."""
     first = next(iter(workload.conversations.values()))[0]
-    warm_up = Dialogue(first).ask(0, target.tokenizer)[: min(WARM_UP_PROMPT, workload.max_len // 2)]
+    return Dialogue(first).ask(0, target.tokenizer)[: min(WARM_UP_PROMPT, workload.max_len // 2)]
+
+
+def _contenders(
+    config: BenchConfig, choices: Sequence[Choice], target: Target, workload: Workload, warm_up: Sequence[int]
+) -> list[Contender]:
+    """Those of this process: ours, plain decoding first, and the external ones beside them."""
+    if "outrider" not in config.engines:
+        return []
     contenders: list[Contender] = []
     for choice in choices:
         proposer = load_choice(choice, target)
@@ -186,20 +217,23 @@ def _manifest(config: BenchConfig, target: Target, workload: Workload) -> Manife
     )
 
 
-def _report(target: Target, store: RunStore, start_up_s: float, notes: Sequence[str]) -> Report:
+def _report(config: BenchConfig, target: Target, store: RunStore, start_up_s: float, notes: Sequence[str]) -> Report:
     units, spec = list(store.units.values()), target.spec
-    bytes_per_s = memory_bytes_per_s(spec.device)
-    bandwidth = f"memory reads at {bytes_per_s / 1e9:.1f} GB/s here (a streaming sum)"
+    is_ours = "outrider" in config.engines
+    machine = Machine(spec.weight_bytes, memory_bytes_per_s(spec.device)) if is_ours else None
+    bandwidth = (
+        "" if machine is None else f"memory reads at {machine.bytes_per_s / 1e9:.1f} GB/s here (a streaming sum)"
+    )
     return Report(
         run=str(store.directory),
         target=spec.name,
         dtype=str(spec.dtype).removeprefix("torch."),
-        device=str(spec.device),
+        device=str(spec.device) if is_ours else "server",
         commit=store.manifest.commit,
         dirty=store.manifest.dirty,
         startup_s=start_up_s,
         notes=tuple(note for note in (*notes, bandwidth, *_equality_notes(units)) if note),
-        rows=tuple(derive_rows(units, Machine(spec.weight_bytes, bytes_per_s))),
+        rows=tuple(derive_rows(units, machine)),
     )
 
 
@@ -211,15 +245,10 @@ def _equality_notes(units: Sequence[UnitResult]) -> list[str]:
         if unit.engine != BASELINE.engine and unit.pair_key in plain:
             pairs = zip(unit.answers, plain[unit.pair_key].answers, strict=False)
             shares.setdefault(f"{unit.engine} {unit.method}", []).extend(
-                _equal_share(theirs.tokens, ours.tokens) for theirs, ours in pairs
+                equal_share(theirs.tokens, ours.tokens) for theirs, ours in pairs
             )
     return [
         f"{name}: {sum(share == 1 for share in found)} of {len(found)} answers equal our plain decoding's; "
         f"on average the first {mean(found):.0%} of an answer are equal"
         for name, found in shares.items()
     ]
-
-
-def _equal_share(theirs: Sequence[int], ours: Sequence[int]) -> float:
-    position = first_difference(ours, theirs)
-    return 1.0 if position is None else position / max(len(ours), len(theirs))

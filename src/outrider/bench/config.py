@@ -12,19 +12,23 @@ Example: `read_preset("quick")` is the slice that `make bench` measures.
 
 import dataclasses
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import outrider
 from outrider.adaptive import BudgetChoice
 from outrider.bench.codec import from_plain
 from outrider.bench.schema import PLAIN
+from outrider.bench.serving.endpoint import endpoint_of
 from outrider.bench.workloads import CATEGORIES
 from outrider.errors import ConfigError, RunError, nearest
 
 __all__ = ["BenchConfig", "configured", "preset_directory", "read_preset"]
+
+Engine = Literal["outrider", "vllm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,15 @@ class BenchConfig:
     max_new_tokens       caps the limit of each answer; None leaves the prompts' own limits
     warm                 also measure methods that learn after they have read answers to other prompts of the category
     ignore_eos           write on to the limit; such rows are labelled
-    external             baselines outside our engine, see `outrider.bench.external`; batch 1, temperature 0
+    engines              "outrider", ours, and "vllm", a server of it for each method; empty where endpoints are given
+    endpoints            servers that already run, `URL` or `METHOD=URL`, up to and with /v1
+    endpoint_model       the model's name there; None for the only one
+    endpoint_metrics     Prometheus pages whose counters are added, one for each replica; empty for the endpoint's own
+    serve                flags for the servers that we start, `name=value` or `name`
+    together             those servers all run at once and take turns; otherwise one after the other
+    start_timeout        seconds that a server may take to become healthy
+    stall_timeout        seconds that a server may say nothing while it answers
+    external             baselines beside our engine, see `outrider.bench.external`; batch 1, temperature 0
     external_categories  where those take part; empty for everywhere
     external_prompts     of each category
     """
@@ -69,13 +81,21 @@ class BenchConfig:
     seed: int = 0
     warm: bool = False
     ignore_eos: bool = False
+    engines: tuple[Engine, ...] = ("outrider",)
+    endpoints: tuple[str, ...] = ()
+    endpoint_model: str | None = None
+    endpoint_metrics: tuple[str, ...] = ()
+    serve: tuple[str, ...] = ()
+    together: bool = False
+    start_timeout: float = 900.0
+    stall_timeout: float = 120.0
     external: tuple[str, ...] = ()
     external_categories: tuple[str, ...] = ()
     external_prompts: int = 2
     external_repeats: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("budgets", "categories", "prompts", "batches", "temperatures", "external", "external_categories"):
+        for name in UNIQUE:
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         object.__setattr__(self, "methods", tuple(dict.fromkeys((PLAIN, *self.methods))))
         for name, low, high in LIMITS:
@@ -91,8 +111,30 @@ class BenchConfig:
                 raise ConfigError(f"{name} is empty; give at least one")
         if not self.categories and not self.prompts:
             raise ConfigError("there are no prompts; give categories or a file of prompts")
+        self._check_engines()
+
+    def _check_engines(self) -> None:
+        for engine in self.engines:
+            if engine not in get_args(Engine):
+                raise ConfigError(f"unknown engine '{engine}'{nearest(engine, get_args(Engine))}")
+        if not self.engines and not self.endpoints:
+            raise ConfigError("there is no engine; give one, or an endpoint")
+        labels = Counter(endpoint_of(text).label for text in self.endpoints)
+        if repeated := [label for label, times in labels.items() if times > 1]:
+            raise ConfigError(f"two endpoints are called '{repeated[0]}'; write METHOD=URL to tell them apart")
 
 
+UNIQUE = (
+    "budgets",
+    "categories",
+    "prompts",
+    "batches",
+    "temperatures",
+    "engines",
+    "endpoints",
+    "external",
+    "external_categories",
+)
 LIMITS = (
     ("num_prompts", 1, 1_000_000),
     ("queue", 0.0, 1000.0),
@@ -102,6 +144,8 @@ LIMITS = (
     ("temperatures", 0.0, 100.0),
     ("repeats", 1, 1000),
     ("seed", 0, 2**62),
+    ("start_timeout", 0.1, 1_000_000),
+    ("stall_timeout", 0.1, 1_000_000),
     ("external_prompts", 1, 1_000_000),
     ("external_repeats", 1, 1000),
 )

@@ -72,7 +72,11 @@ class Contender(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give back what `open` took."""
+        """Give back what one batch size needs."""
+
+    @abstractmethod
+    def leave(self) -> None:
+        """The run needs it no more, or has failed: give back what outlives a batch size, such as a server."""
 
     @abstractmethod
     def reset(self) -> None:
@@ -178,6 +182,9 @@ class EngineContender(Contender):
     def close(self) -> None:
         self._engine = self._tape.session = None
         gc.collect()
+
+    def leave(self) -> None:
+        """Nothing outlives a batch size."""
 
     def reset(self) -> None:
         self.engine.reset()

@@ -14,7 +14,8 @@ each unit with the plain unit that did the same work beside it (`UnitResult.pair
 Each run's time is divided by its own tokens. Where the texts are equal, as they are for a lossless method, that is the
 time for equal tokens. In a batch, a group of prompts is one pair.
 
-A cell is `exact` or `ties` only if every answer of it was compared. Plain decoding on our engine is the reference.
+A cell is `exact` or `ties` only if every answer of it was compared. Plain decoding on our engine is the reference; a
+serving engine is compared with its own plain decoding, and its counts come from `outrider.bench.counters`.
 
 Worked example: plain decoding took 1.0 s for 50 tokens, the method 0.5 s for the same 50: speedup 2.
 """
@@ -27,7 +28,9 @@ from typing import Any, Literal, NamedTuple
 
 from outrider.audit.verdict import summarize_verdicts
 from outrider.bench.cost import plain_forward_s, step_cost
-from outrider.bench.schema import PLAIN, Lossless, Row
+from outrider.bench.counters import Seen, figures_of, total_of
+from outrider.bench.equality import equality_of
+from outrider.bench.schema import PLAIN, SERVING, Equality, Lossless, Row
 from outrider.bench.statistics import Interval, paired_speedup, percentiles
 from outrider.bench.unit import UnitResult
 from outrider.metrics import StepRecord, summarize
@@ -52,7 +55,7 @@ def derive_rows(units: Iterable[UnitResult], machine: Machine | None = None) -> 
         cells[_Cell.of(unit)].append(unit)
     rows = []
     for cell, members in cells.items():
-        plain = [unit for unit in units if _is_plain(unit) and cell.can_compare(unit)]
+        plain = [unit for unit in units if cell.can_compare(unit)]
         categories = list(dict.fromkeys(unit.category for unit in members))
         for category in categories:
             rows.append(derive_row(_of(category, members), _of(category, plain), category, machine))
@@ -73,6 +76,7 @@ def derive_row(
     assert len({_Cell.of(unit) for unit in units}) == 1, "a row sums up one cell"
     first = units[0]
     pairs = _pairs(units, plain)
+    equality = _equality(first, pairs)
     speedup = _speedup(pairs, "decode_s")
     return Row(
         engine=first.engine,
@@ -91,7 +95,8 @@ def derive_row(
         total_speedup=_total_speedup(pairs),
         bandwidth_share=_bandwidth_share(units, machine) if _is_plain(first) else None,
         memory_bytes=_largest([unit.memory_bytes for unit in units]),
-        lossless=_lossless(units),
+        lossless=_lossless(units) if equality is None else _served_lossless(units, equality),
+        equality=equality,
         **_counts(units),
         **_costs(_steps(units), _steps(plain), speedup),
         **_latencies(units),
@@ -112,12 +117,13 @@ class _Cell(NamedTuple):
         return cls(unit.engine, unit.method, unit.batch, unit.temperature, unit.state, unit.forced_length)
 
     def can_compare(self, unit: UnitResult) -> bool:
-        mine = (self.batch, self.temperature, self.forced_length)
-        return mine == (unit.batch, unit.temperature, unit.forced_length)
+        engine = self.engine if self.engine in SERVING else "outrider"
+        mine = (engine, PLAIN, self.batch, self.temperature, self.forced_length)
+        return mine == (unit.engine, unit.method, unit.batch, unit.temperature, unit.forced_length)
 
 
 def _is_plain(unit: UnitResult) -> bool:
-    return unit.engine == "outrider" and unit.method == PLAIN
+    return unit.engine in ("outrider", *SERVING) and unit.method == PLAIN
 
 
 def _of(category: str, units: Iterable[UnitResult]) -> list[UnitResult]:
@@ -190,7 +196,7 @@ def _rates(units: Sequence[UnitResult]) -> dict[str, Any]:
 def _counts(units: Sequence[UnitResult]) -> dict[str, Any]:
     steps = _steps(units)
     if not steps:
-        return {}
+        return _served_counts(units)
     summary = summarize(steps)
     return {
         "tau": summary.tokens_per_target_forward,
@@ -203,6 +209,15 @@ def _counts(units: Sequence[UnitResult]) -> dict[str, Any]:
         "wasted_rows": summary.wasted_rows,
         "shares": summary.shares,
     }
+
+
+def _served_counts(units: Sequence[UnitResult]) -> dict[str, Any]:
+    counters = [unit.counters for unit in units if unit.counters is not None]
+    if len(counters) < len(units):
+        return {}
+    behind = [(len(answer.tokens) - 1, len(answer.bursts) - 1) for unit in units for answer in unit.answers]
+    seen = Seen(num_tokens=sum(tokens for tokens, _ in behind), num_bursts=sum(bursts for _, bursts in behind))
+    return figures_of(total_of(counters), seen)
 
 
 def _costs(steps: Sequence[StepRecord], plain: Sequence[StepRecord], speedup: Interval | None) -> dict[str, Any]:
@@ -226,6 +241,7 @@ def _latencies(units: Sequence[UnitResult]) -> dict[str, Any]:
     answers = [answer for unit in units for answer in unit.answers]
     per_token = [seconds for unit in units for seconds in _tpots_s(unit)]
     bursts = [float(slot.num_emitted) for step in _steps(units) for slot in step.slots]
+    bursts += [float(tokens) for answer in answers for tokens in answer.bursts]
     return {
         "ttft_s": percentiles([answer.ttft_s for answer in answers if answer.ttft_s is not None]),
         "tpot_s": percentiles(per_token),
@@ -257,6 +273,20 @@ def _largest(sizes: Sequence[Mapping[str, int]]) -> Mapping[str, int] | None:
     for named in sizes:
         largest |= {name: max(size, largest.get(name, 0)) for name, size in named.items()}
     return largest or None
+
+
+def _equality(first: UnitResult, pairs: Sequence[Sequence[_Pair]]) -> Equality | None:
+    """Of greedy texts of a serving engine; sampled ones need not be equal there."""
+    if first.engine not in SERVING or first.method == PLAIN or first.temperature > 0:
+        return None
+    return equality_of((pair.own, pair.plain) for repeats in pairs for pair in repeats)
+
+
+def _served_lossless(units: Sequence[UnitResult], equality: Equality) -> Lossless:
+    num_answers = sum(len(unit.answers) for unit in units)
+    if equality.num_equal < num_answers:
+        return Lossless()
+    return Lossless(verdict="exact", num_compared=sum(unit.num_tokens for unit in units))
 
 
 def _lossless(units: Sequence[UnitResult]) -> Lossless:

@@ -196,6 +196,9 @@ class TransformersContender(Contender):
         self._assistant = None
         gc.collect()
 
+    def leave(self) -> None:
+        """Nothing outlives a batch size."""
+
     def reset(self) -> None:
         """It keeps nothing between requests."""
 

@@ -11,7 +11,7 @@ Example: 4 methods, 2 categories of 3 prompts, batch 1, temperature 0, 3 repeats
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -60,13 +60,14 @@ class Runner:
     """Runs the cells of a plan.
 
     Args:
+        casts: contenders that are open at the same time and take turns; one cast after another.
         rules_of: the rules for a cell's temperature and repeat.
         verified: whether texts are compared with plain decoding's at a temperature.
         listen: called before each unit.
     """
 
     target: Target
-    contenders: Sequence[Contender]
+    casts: Sequence[Sequence[Contender]]
     cells: Sequence[Cell]
     rules_of: Callable[[Cell], Rules]
     verified: Callable[[float], bool]
@@ -77,15 +78,27 @@ class Runner:
 
     def run(self) -> None:
         """Measure what is missing."""
-        for batch, cells in groupby(self.cells, key=lambda cell: cell.batch):
-            todo = [cell for cell in cells if any(self._missing(cell))]
-            missing = {contender.name for cell in todo for contender, _ in self._missing(cell)}
-            with self._opened([one for one in self.contenders if one.name in missing], batch):
-                for cell in todo:
-                    self._run_cell(cell)
+        for cast in self.casts:
+            with ExitStack() as leaving:
+                for contender in cast:
+                    leaving.callback(contender.leave)
+                self._run_cast(cast)
         for cell in self.cells:
             for group in cell.groups:
                 self._judge(cell, group)
+
+    def _run_cast(self, cast: Sequence[Contender]) -> None:
+        for batch, cells in groupby(self.cells, key=lambda cell: cell.batch):
+            todo = [cell for cell in cells if any(self._missing(cell, cast))]
+            missing = {contender.name for cell in todo for contender, _ in self._missing(cell, cast)}
+            with self._opened([one for one in cast if one.name in missing], batch):
+                for cell in todo:
+                    self._run_cell(cell, cast)
+
+    @cached_property
+    def contenders(self) -> Sequence[Contender]:
+        """Of all casts."""
+        return [contender for cast in self.casts for contender in cast]
 
     @cached_property
     def num_units(self) -> int:
@@ -93,9 +106,9 @@ class Runner:
         places = [(cell, index) for cell in self.cells for index in range(len(cell.groups))]
         return sum(contender.takes(*place) for place in places for contender in self.contenders)
 
-    def _missing(self, cell: Cell) -> Iterator[tuple[Contender, Group]]:
+    def _missing(self, cell: Cell, cast: Sequence[Contender]) -> Iterator[tuple[Contender, Group]]:
         for index, group in enumerate(cell.groups):
-            for contender in self.contenders:
+            for contender in cast:
                 if contender.takes(cell, index) and contender.name.unit(cell, group) not in self.store.units:
                     yield contender, group
 
@@ -112,9 +125,9 @@ class Runner:
             for contender in contenders:
                 contender.close()
 
-    def _run_cell(self, cell: Cell) -> None:
+    def _run_cell(self, cell: Cell, cast: Sequence[Contender]) -> None:
         for index, group in enumerate(cell.groups):
-            for contender in running_order(self.contenders, cell.first + index, cell.repeat):
+            for contender in running_order(cast, cell.first + index, cell.repeat):
                 name = contender.name.unit(cell, group)
                 if not contender.takes(cell, index) or name in self.store.units:
                     continue

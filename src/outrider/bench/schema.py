@@ -1,8 +1,9 @@
 """The result of a benchmark: the JSON document `outrider.bench/1` that ends its output.
 
 One row per (engine, method, category, batch, temperature, cache state). Numbers are numbers, and what is not known is
-null, never 0. Method `none` is plain decoding; engines other than `outrider` are external baselines; category `all`
-sums up. `outrider.bench.derive` computes a row from records and says how.
+null, never 0. Method `none` is plain decoding; engines of `SERVING` are compared with their own plain decoding, other
+engines are external baselines; category `all` sums up. `outrider.bench.derive`
+computes a row from records and says how.
 
     {"schema": "outrider.bench/1", "target": "...", "rows": [{"method": "lookup", "tau": 2.41, "speedup": {...}, ...}]}
 
@@ -17,11 +18,27 @@ from outrider.bench.codec import dumps, loads
 from outrider.bench.statistics import Interval, Percentiles
 from outrider.errors import RunError
 
-__all__ = ["PLAIN", "SCHEMA", "Lossless", "Report", "Row", "Waterfall", "from_json", "to_json"]
+__all__ = ["PLAIN", "SCHEMA", "SERVING", "Equality", "Lossless", "Report", "Row", "Waterfall", "from_json", "to_json"]
 
 SCHEMA = "outrider.bench/1"
 PLAIN = "none"
 """The method of plain decoding."""
+SERVING = ("vllm", "endpoint")
+"""Engines behind HTTP: a server that we start, and one that already runs. Each has plain decoding of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equality:
+    """How far the greedy texts of a serving engine's method equal its own plain decoding's.
+
+    num_answers   that were compared; those behind a difference in the same conversation had other prompts
+    num_equal     of them, token for token
+    equal_share   of an answer's tokens, how many come before the first difference; mean over answers
+    """
+
+    num_answers: int
+    num_equal: int
+    equal_share: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +128,7 @@ class Row:
     bandwidth_share: float | None = None
     memory_bytes: Mapping[str, int] | None = None
     lossless: Lossless = field(default_factory=Lossless)
+    equality: Equality | None = None
 
     @property
     def label(self) -> str:

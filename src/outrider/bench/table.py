@@ -2,7 +2,7 @@
 
 One table per batch size and temperature, one line per category and method; losing cells are printed like winning ones.
 External baselines follow in a table of their own, compared with our plain decoding. Lossless and unverified rows are
-told apart in the last column.
+told apart in the last column. Serving engines have tables in `outrider.bench.serving_table`.
 
     tok/s           decoded tokens per second, all requests together
     tau             tokens per target forward
@@ -16,14 +16,15 @@ Example of a speedup: `1.92 [1.71, 2.10]`; of one prompt alone: `1.92`, without 
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from outrider.bench.schema import PLAIN, Report, Row
+from outrider.bench.schema import PLAIN, SERVING, Report, Row
+from outrider.bench.serving_table import serving_sheets
+from outrider.bench.sheet import Sheet, by_category, interval_text, number_text, style_of
 from outrider.bench.statistics import Interval
 
 __all__ = ["Sheet", "markdown", "print_report", "sheets_of"]
@@ -43,17 +44,6 @@ HEAD = (
 )
 EXTERNAL_HEAD = ("category", "baseline", "tok/s", "e2e tok/s", "our plain is faster by", "e2e")
 PARTS = ("propose", "verify", "accept", "commit", "host")
-LOSES, WINS = "red", "green"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sheet:
-    """A table; `styles[i]` is the colour of line i, or empty."""
-
-    title: str
-    head: tuple[str, ...]
-    lines: tuple[tuple[str, ...], ...]
-    styles: tuple[str, ...]
 
 
 def sheets_of(report: Report) -> list[Sheet]:
@@ -61,7 +51,8 @@ def sheets_of(report: Report) -> list[Sheet]:
     ours = [row for row in report.rows if row.engine == "outrider"]
     keys = dict.fromkeys((row.batch, row.temperature) for row in ours)
     sheets = [_sheet(batch, temperature, ours) for batch, temperature in keys]
-    external = [row for row in report.rows if row.engine != "outrider"]
+    sheets += serving_sheets(report.rows)
+    external = [row for row in report.rows if row.engine not in ("outrider", *SERVING)]
     return [*sheets, _external_sheet(external)] if external else sheets
 
 
@@ -84,11 +75,7 @@ def print_report(report: Report, console: Console) -> None:
 def markdown(report: Report) -> str:
     """The same as Markdown."""
     parts = [f"# {_headline(report)}", "\n".join(f"- {note}" for note in report.notes)]
-    for sheet in sheets_of(report):
-        rule = "|".join(["---", "---", *["---:"] * (len(sheet.head) - 2)])
-        lines = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in sheet.lines]
-        body = "\n".join(f"| {line} |" for line in lines)
-        parts.append(f"## {sheet.title}\n\n| {' | '.join(sheet.head)} |\n|{rule}|\n{body}")
+    parts += [f"## {sheet.title}\n\n{sheet.markdown}" for sheet in sheets_of(report)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -99,19 +86,19 @@ def _headline(report: Report) -> str:
 
 
 def _sheet(batch: int, temperature: float, rows: Iterable[Row]) -> Sheet:
-    members = _by_category([row for row in rows if (row.batch, row.temperature) == (batch, temperature)])
+    members = by_category([row for row in rows if (row.batch, row.temperature) == (batch, temperature)])
     prompts = sorted({row.num_prompts for row in members if row.category != "all"})
     counts = f"{prompts[0]} prompts" if len(prompts) == 1 else f"{prompts[0]}-{prompts[-1]} prompts"
     return Sheet(
         title=f"batch {batch}, temperature {temperature:g} ({counts} a category, {members[0].num_repeats} repeats)",
         head=HEAD,
         lines=tuple(_line(row) for row in members),
-        styles=tuple(_style(row) for row in members),
+        styles=tuple(style_of(row) for row in members),
     )
 
 
 def _external_sheet(rows: Sequence[Row]) -> Sheet:
-    members = _by_category(rows)
+    members = by_category(rows)
     return Sheet(
         title="external baselines, batch 1, temperature 0",
         head=EXTERNAL_HEAD,
@@ -120,25 +107,20 @@ def _external_sheet(rows: Sequence[Row]) -> Sheet:
     )
 
 
-def _by_category(rows: Sequence[Row]) -> list[Row]:
-    """Categories in the order of the rows, "all" last; methods keep their order."""
-    places = {category: place for place, category in enumerate(dict.fromkeys(row.category for row in rows))}
-    places["all"] = len(places) + 1
-    return sorted(rows, key=lambda row: places[row.category])
-
-
 def _line(row: Row) -> tuple[str, ...]:
     baseline = row.method == PLAIN
     return (
         row.category,
         row.label,
-        _number(row.tokens_per_s, ".1f"),
-        _number(row.tau, ".2f"),
+        number_text(row.tokens_per_s, ".1f"),
+        number_text(row.tau, ".2f"),
         " ".join(f"{share:.2f}" for share in (row.acceptance_per_pos or ())[:3]) or "-",
-        "1 (baseline)" if baseline else _interval(row.speedup),
-        "1" if baseline else _number(None if row.speedup_end_to_end is None else row.speedup_end_to_end.point, ".2f"),
-        "-" if baseline else _number(row.predicted_speedup, ".2f"),
-        "-" if baseline else _number(row.break_even_tau, ".2f"),
+        "1 (baseline)" if baseline else interval_text(row.speedup),
+        "1"
+        if baseline
+        else number_text(None if row.speedup_end_to_end is None else row.speedup_end_to_end.point, ".2f"),
+        "-" if baseline else number_text(row.predicted_speedup, ".2f"),
+        "-" if baseline else number_text(row.break_even_tau, ".2f"),
         "/".join(f"{100 * row.shares[part]:.0f}" for part in PARTS) if row.shares else "-",
         _lossless(row),
     )
@@ -148,10 +130,10 @@ def _external_line(row: Row) -> tuple[str, ...]:
     return (
         row.category,
         f"{row.engine} {row.method}",
-        _number(row.tokens_per_s, ".1f"),
-        _number(row.tokens_per_s_end_to_end, ".1f"),
-        _interval(_inverse(row.speedup)),
-        _interval(_inverse(row.speedup_end_to_end)),
+        number_text(row.tokens_per_s, ".1f"),
+        number_text(row.tokens_per_s_end_to_end, ".1f"),
+        interval_text(_inverse(row.speedup)),
+        interval_text(_inverse(row.speedup_end_to_end)),
     )
 
 
@@ -167,22 +149,3 @@ def _lossless(row: Row) -> str:
     if found.verdict == "ties":
         return f"exact but for {found.ties} ties"
     return f"VIOLATED: {found.where}" if found.verdict == "violated" else found.verdict
-
-
-def _style(row: Row) -> str:
-    if row.lossless.verdict == "violated":
-        return f"bold {LOSES}"
-    if row.method == PLAIN or row.speedup is None:
-        return ""
-    return LOSES if row.speedup.point < 1 else WINS if (row.speedup.low or 0) > 1 else ""
-
-
-def _interval(interval: Interval | None) -> str:
-    if interval is None:
-        return "-"
-    ends = f" [{interval.low:.2f}, {interval.high:.2f}]" if interval.low is not None else ""
-    return f"{interval.point:.2f}{ends}"
-
-
-def _number(value: float | None, style: str) -> str:
-    return "-" if value is None else format(value, style)

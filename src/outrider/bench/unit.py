@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from outrider.audit.verdict import Verdict
 from outrider.bench.codec import from_plain, to_plain
+from outrider.bench.counters import Counters
 from outrider.bench.records import event_of, prefill_of, step_of
 from outrider.errors import RunError
 from outrider.metrics import PrefillRecord, StepRecord
@@ -69,6 +70,8 @@ class Answer:
     ttft_s             from submission to its first token; None if unknown
     latency_s          from submission to its last token; None if unknown
     first_burst        tokens that came with the first one; used where there are no step records
+    bursts             tokens by arrival, where a server streamed them
+    start_s            from the start of the unit to submission; None if unknown
     verdict            against plain decoding's answer; None where nobody compared
     """
 
@@ -82,6 +85,8 @@ class Answer:
     ttft_s: float | None = None
     latency_s: float | None = None
     first_burst: int = 1
+    bursts: tuple[int, ...] = ()
+    start_s: float | None = None
     verdict: Verdict | None = None
 
 
@@ -90,13 +95,14 @@ class UnitResult:
     """What one unit gave.
 
     unit           see `unit_id`
-    engine         "outrider", or an external baseline: "transformers", "vllm"
+    engine         "outrider", an external baseline such as "transformers", or one of `outrider.bench.schema.SERVING`
     method         "none" is plain decoding
     batch          slots of the engine
     repeat         counts from 0
     conversations  ids of the group, in order
     answers        of all turns
     steps          records, in order; empty for an external engine
+    counters       of a serving engine, over the unit; None where it has none, or others used it at the same time
     wall_s         the whole unit: prefill, decoding, tokenising; loading and warm-up excluded
     state          "cold" if a proposer that learns was reset before, "warm" if not
     forced_length  end-of-text tokens were ignored
@@ -116,6 +122,7 @@ class UnitResult:
     answers: tuple[Answer, ...]
     steps: tuple[StepRecord, ...] = ()
     prefills: tuple[PrefillRecord, ...] = ()
+    counters: Counters | None = None
     wall_s: float
     state: Literal["cold", "warm"] = "cold"
     forced_length: bool = False
@@ -150,15 +157,22 @@ class UnitResult:
 
     @property
     def decode_s(self) -> float | None:
-        """Seconds without prefill: all steps; without records, what followed the first tokens, at batch 1."""
+        """Seconds without prefill: all steps; without records, while any answer was behind its first tokens.
+
+        Without records and without the answers' starts, this is known at batch 1 only, where answers follow each other.
+        """
         if self.steps:
             return sum(step.total_s for step in self.steps)
-        waits = [
-            answer.latency_s - answer.ttft_s
+        spans = [
+            _Span((answer.start_s or 0.0) + answer.ttft_s, (answer.start_s or 0.0) + answer.latency_s)
             for answer in self.answers
             if answer.latency_s is not None and answer.ttft_s is not None
         ]
-        return sum(waits) if self.batch == 1 and len(waits) == len(self.answers) else None
+        if len(spans) < len(self.answers):
+            return None
+        if self.batch == 1:
+            return sum(span.end - span.start for span in spans)
+        return _covered_s(spans) if all(answer.start_s is not None for answer in self.answers) else None
 
     def to_json(self) -> str:
         """One line, without the newline; seconds of records to the nanosecond."""
@@ -180,6 +194,20 @@ class UnitResult:
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"a unit cannot be read ({error}); delete its line and resume the run") from error
         return replace(from_plain(cls, plain), steps=steps, prefills=prefills)
+
+
+class _Span(NamedTuple):
+    start: float
+    end: float
+
+
+def _covered_s(spans: Sequence[_Span]) -> float:
+    """Seconds that lie in at least one span."""
+    covered, reached = 0.0, 0.0
+    for span in sorted(spans):
+        covered += max(0.0, span.end - max(span.start, reached))
+        reached = max(reached, span.end)
+    return covered
 
 
 _RECORDS = ("steps", "prefills")

@@ -62,6 +62,23 @@ class Bench:
     """Also measure methods that learn after they have read answers to other prompts of the category."""
     ignore_eos: bool | None = None
     """Write on to the limit; such rows are labelled."""
+    engine: tuple[Literal["outrider", "vllm"], ...] = ()
+    """Who decodes: outrider, our engine, and vllm, a server of it for each method (make vllm builds it). By default
+    outrider, or only the endpoints where some are given."""
+    endpoint: tuple[str, ...] = ()
+    """Servers that already run: URL or METHOD=URL, for example none=http://localhost:8000/v1."""
+    endpoint_model: str | None = None
+    """The model's name there, if they serve several."""
+    endpoint_metrics: tuple[str, ...] = ()
+    """Prometheus pages whose counters are added, where several replicas answer; by default the endpoint's own."""
+    serve: tuple[str, ...] = ()
+    """Flags for the servers that we start: tensor-parallel-size=2 enforce-eager."""
+    together: bool | None = None
+    """Run the servers of all methods at once and take turns; needs memory for all of them."""
+    start_timeout: float | None = None
+    """Seconds that a server may take to become healthy."""
+    stall_timeout: float | None = None
+    """Seconds that a server may say nothing while it answers."""
     external: tuple[str, ...] = ()
     """Baselines outside our engine: transformers, transformers-lookup, transformers-assisted:layers=0,1,2."""
     external_categories: tuple[str, ...] = ()
@@ -98,8 +115,10 @@ class Bench:
     def _given(self) -> dict[str, object]:
         """What was said on the command line."""
         given = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in OWN}
-        given["budgets"] = given.pop("budget")
-        return {name: value for name, value in given.items() if value is not None and value != ()}
+        for plural, singular in (("budgets", "budget"), ("engines", "engine"), ("endpoints", "endpoint")):
+            given[plural] = given.pop(singular)
+        alone = {"engines": ()} if self.endpoint and not self.engine else {}
+        return {name: value for name, value in given.items() if value is not None and value != ()} | alone
 
 
 OWN = ("preset", "run_dir", "resume")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,14 +11,60 @@ from torch import Tensor
 from outrider.errors import ConfigError
 from outrider.formats.hf_draft import EMBEDDING, HEAD, MASK, read_draft, widened, write_draft
 from outrider.interop.exported import Export, Exported
+from outrider.interop.serving import Order, export_into, served_checkpoint
+from outrider.models.spec import DecoderSpec
+from outrider.models.weights import read_weights
+from outrider.proposers.draft_model import DraftModelConfig, layer_list
+from outrider.target import Target
 
-__all__ = ["reads", "write", "write_complete"]
+__all__ = ["on_vllm", "reads", "write", "write_complete", "write_layers"]
 
 CONFIG_KEYS = ("pard_token", "spd_type")
 
 
 def reads(config: Mapping[str, Any]) -> bool:
     return "num_hidden_layers" in config and "vocab_size" in config
+
+
+def on_vllm(order: Order) -> Exported:
+    config: DraftModelConfig = order.config
+    depth, layers = config.num_nodes, config.layers
+    notes = ["vLLM drafts a chain, not the tree"] if config.width > 1 else []
+    if config.checkpoint is not None:
+        return served_checkpoint(order, config.checkpoint, depth, *notes)
+    assert layers is not None
+    if not order.output.exists():
+        export_into(order.output, lambda part: write_layers(order.target, layers, part))
+    speculative = {"method": "draft_model", "model": str(order.output), "num_speculative_tokens": depth}
+    return Exported(speculative=speculative, notes=tuple(notes))
+
+
+def write_layers(target: Target, layers: str, directory: Path) -> Exported:
+    """Write a draft model of some of the target's layers, such as "0,1,28,29", into an existing directory.
+
+    Raises:
+        ConfigError: if the target has no files, or a layer does not exist.
+    """
+    if target.spec.directory is None:
+        raise ConfigError(f"layers={layers} are read from the target's files, but {target.spec.name} has none")
+    kept, spec = layer_list(target, layers), DecoderSpec.from_config_file(target.spec.directory)
+    spec = replace(spec, num_layers=len(kept), windows=tuple(spec.windows[layer] for layer in kept))
+    weights, sources = read_weights(Path(target.spec.directory)), dict(enumerate(kept))
+    tensors = {name: weights[_renumbered(name, sources)] for name in spec.weight_shapes()}
+    write_draft(directory, spec, tensors, target, target.spec.dtype, {"layers": layers}, {})
+    return Exported(speculative={})
+
+
+def _renumbered(name: str, layers: Mapping[int, int]) -> str:
+    """
+    >>> _renumbered("model.layers.1.mlp.up_proj.weight", {0: 3, 1: 7})
+    'model.layers.7.mlp.up_proj.weight'
+    """
+    head, found, rest = name.partition("model.layers.")
+    if not found:
+        return name
+    layer, _, tail = rest.partition(".")
+    return f"{head}{found}{layers[int(layer)]}.{tail}"
 
 
 def write(export: Export) -> Exported:

@@ -11,13 +11,22 @@ from outrider.formats.eagle3 import read_eagle3, write_native, write_speculators
 from outrider.formats.eagle3_speculators import is_speculators
 from outrider.formats.store import read_json
 from outrider.interop.exported import Export, Exported, served_name
+from outrider.interop.serving import Order, served_checkpoint
+from outrider.proposers.eagle3 import Eagle3Config
 
-__all__ = ["reads", "write"]
+__all__ = ["on_vllm", "reads", "write"]
 
 
 def reads(config: Mapping[str, Any]) -> bool:
     names = config.get("architectures") or []
     return is_speculators(config) or any("Eagle3" in name for name in names) or "draft_vocab_size" in config
+
+
+def on_vllm(order: Order) -> Exported:
+    config: Eagle3Config = order.config
+    depth = max(path.count(".") + 1 for path in config.tree.split()) if config.tree else config.levels
+    notes = ["vLLM drafts a chain, not the tree"] if config.width > 1 or config.tree else []
+    return served_checkpoint(order, config.checkpoint, min(depth, config.num_nodes), *notes)
 
 
 def write(export: Export) -> Exported:

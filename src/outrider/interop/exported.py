@@ -11,21 +11,24 @@ Example: an EAGLE-3 head for Qwen2.5-7B, exported for vLLM with 5 drafted tokens
 import json
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from outrider.errors import CheckpointError
-from outrider.formats.store import read_json
+from outrider.formats.store import read_json, replace_file
 from outrider.target import Target
 
-__all__ = ["ENGINES", "Engine", "Export", "Exported", "export_checkpoint", "served_name"]
+__all__ = ["ENGINES", "MARKER", "Engine", "Export", "Exported", "export_checkpoint", "served_name"]
 
 Engine = Literal["vllm", "speculators", "sglang"]
 ENGINES: tuple[Engine, ...] = ("vllm", "speculators", "sglang")
 
 EXPORTERS = ("eagle3", "medusa", "mtp", "pard", "draft_model")  # modules beside this one, asked in this order
+
+MARKER = "serving.json"
+"""A file of every export, written last: the engine, and what `Exported` holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +53,12 @@ class Exported:
     """How to serve what was written.
 
     speculative   vLLM's speculative configuration, or SGLang's flags by name
+    flags         what else vLLM's server must be told, by name
     notes         what the engine does otherwise than Outrider, a sentence each
     """
 
     speculative: Mapping[str, Any]
+    flags: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def command(self, export: Export) -> str:
@@ -63,7 +68,8 @@ class Exported:
             flags = [f"--{key} {shlex.quote(str(value))}" for key, value in self.speculative.items()]
             return " ".join([f"python -m sglang.launch_server --model-path {shlex.quote(name)}", *flags])
         config = json.dumps(dict(self.speculative))
-        return f"vllm serve {shlex.quote(name)} --speculative-config {shlex.quote(config)}"
+        others = [f"--{key} {shlex.quote(value)}" for key, value in self.flags.items()]
+        return " ".join([f"vllm serve {shlex.quote(name)} --speculative-config {shlex.quote(config)}", *others])
 
 
 def served_name(target: Target) -> str:
@@ -84,8 +90,21 @@ def export_checkpoint(export: Export) -> Exported:
         reads: Callable[[Mapping[str, Any]], bool] = module.reads
         if reads(config):
             write: Callable[[Export], Exported] = module.write
-            return write(export)
+            exported = write(export)
+            replace_file(export.output / MARKER, _marker(export, exported))
+            return exported
     raise CheckpointError(
         f"{export.checkpoint} is none of the checkpoints that can be exported: an EAGLE-3, Medusa or MTP head, or a "
         "draft model"
     )
+
+
+def _marker(export: Export, exported: Exported) -> str:
+    speculative = {key: str(value) if isinstance(value, Path) else value for key, value in exported.speculative.items()}
+    content = {
+        "engine": export.engine,
+        "speculative": speculative,
+        "flags": dict(exported.flags),
+        "notes": list(exported.notes),
+    }
+    return json.dumps(content, indent=2) + "\n"

@@ -10,13 +10,22 @@ from outrider.errors import ConfigError
 from outrider.formats.medusa import read_medusa, write_medusa
 from outrider.formats.store import provenance
 from outrider.interop.exported import Export, Exported
+from outrider.interop.serving import Order, served_checkpoint
+from outrider.models.locate import locate
 from outrider.models.medusa import LM_HEAD
+from outrider.proposers.medusa import MedusaConfig
 
-__all__ = ["reads", "write"]
+__all__ = ["on_vllm", "reads", "write"]
 
 
 def reads(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") == "medusa" or "medusa_num_heads" in config
+
+
+def on_vllm(order: Order) -> Exported:
+    config: MedusaConfig = order.config
+    num_heads = read_medusa(locate(config.checkpoint), order.target).shape.num_heads
+    return served_checkpoint(order, config.checkpoint, min(num_heads, config.num_nodes))
 
 
 def write(export: Export) -> Exported:

@@ -6,13 +6,19 @@ from typing import Any
 from outrider.errors import ConfigError
 from outrider.interop.draft_model import write_complete
 from outrider.interop.exported import Export, Exported
-from outrider.proposers.pard import names_mask
+from outrider.interop.serving import Order, served_checkpoint
+from outrider.proposers.pard import PardConfig, names_mask
 
-__all__ = ["reads", "write"]
+__all__ = ["on_vllm", "reads", "write"]
 
 
 def reads(config: Mapping[str, Any]) -> bool:
     return "num_hidden_layers" in config and names_mask(config)
+
+
+def on_vllm(order: Order) -> Exported:
+    config: PardConfig = order.config
+    return served_checkpoint(order, config.checkpoint, config.num_nodes)
 
 
 def write(export: Export) -> Exported:

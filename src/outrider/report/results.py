@@ -11,7 +11,8 @@ External baselines follow, with how many times faster our plain decoding is, and
 
 from collections.abc import Mapping, Sequence
 
-from outrider.bench.schema import PLAIN, Report, Row
+from outrider.bench.schema import PLAIN, SERVING, Report, Row
+from outrider.bench.serving_table import serving_sheets
 from outrider.bench.statistics import Interval
 
 __all__ = ["tables"]
@@ -23,8 +24,10 @@ VERDICTS = ("exact", "ties", "unverified", "violated")
 def tables(report: Report, hardware: str | None = None) -> str:
     """The run as Markdown: a table, external baselines, memory, and where the numbers come from."""
     ours = [row for row in report.rows if row.engine == "outrider"]
-    external = [row for row in report.rows if row.engine != "outrider" and row.category != "all"]
-    parts = [_table(ours), _external(external), _memory(ours), _origin(report, ours, hardware)]
+    external = [row for row in report.rows if row.engine not in ("outrider", *SERVING) and row.category != "all"]
+    served = [f"{sheet.title}:\n\n{sheet.markdown}" for sheet in serving_sheets(report.rows)]
+    parts = [_table(ours) if ours else "", *served, _external(external), _memory(ours)]
+    parts.append(_origin(report, ours or report.rows, hardware))
     return "\n\n".join(part for part in parts if part)
 
 

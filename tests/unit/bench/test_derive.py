@@ -7,6 +7,7 @@ import pytest
 
 from outrider import Engine, Proposer, Target, load_proposer
 from outrider.audit.verdict import Verdict
+from outrider.bench.counters import Counters
 from outrider.bench.derive import ALL, Machine, derive_row, derive_rows
 from outrider.bench.schema import PLAIN, Lossless, Report, Row, from_json, to_json
 from outrider.bench.unit import Answer, UnitResult, unit_id
@@ -272,3 +273,52 @@ def test_a_real_engine_from_records_to_the_document() -> None:
         assert sum(row.shares.values()) == pytest.approx(1)
     report = Report(run=None, target="tiny", dtype="float64", device="cpu", commit=None, rows=tuple(rows))
     assert from_json(to_json(report)) == report
+
+
+def served_unit(method: str, tokens: tuple[int, ...], bursts: tuple[int, ...], **more: Any) -> UnitResult:
+    """From a server: a token each 0.1 s of its steps."""
+    answer = Answer(
+        conversation="c-1",
+        turn=0,
+        request=1,
+        seed=0,
+        num_prompt_tokens=4,
+        tokens=tokens,
+        bursts=bursts,
+        ttft_s=0.5,
+        latency_s=0.5 + 0.1 * (len(bursts) - 1),
+    )
+    return replace(plain_unit(1, engine="vllm", method=method), steps=(), answers=(answer,), **more)
+
+
+def test_a_serving_engine_is_compared_with_its_own_plain_decoding() -> None:
+    counters = Counters(
+        num_generation_tokens=7,
+        num_drafts=2,
+        num_draft_tokens=4,
+        num_accepted_tokens=4,
+        num_accepted_tokens_per_pos=(2, 2),
+    )
+    plain = served_unit(PLAIN, (1, 2, 3, 4, 5, 6, 7), (1,) * 7, counters=Counters(num_generation_tokens=7))
+    own = served_unit("m", (1, 2, 3, 4, 5, 6, 7), (1, 3, 3), counters=counters)
+    rows = {(row.engine, row.method): row for row in derive_rows([plain_unit(6), plain, own])}
+    row = rows["vllm", "m"]
+    assert row.speedup is not None
+    assert row.speedup.point == pytest.approx(3)
+    assert row.tau == 3
+    assert row.mean_acceptance_length == 3
+    assert row.lossless == Lossless(verdict="exact", num_compared=7)
+    assert row.burst_tokens is not None
+    assert row.burst_tokens.p50 == 3
+    assert rows["vllm", PLAIN].lossless.verdict == "exact"
+    assert rows["vllm", PLAIN].equality is None
+    report = Report(run=None, target="t", dtype="float32", device="server", commit=None, rows=tuple(rows.values()))
+    assert from_json(to_json(report)) == report
+
+
+def test_a_serving_engine_without_its_plain_decoding_has_no_speedup() -> None:
+    row = next(row for row in derive_rows([plain_unit(6), served_unit("m", (1, 2), (1, 1))]) if row.engine == "vllm")
+    assert row.speedup is None
+    assert row.equality is None
+    assert row.tau is None
+    assert row.lossless.verdict == "unverified"

@@ -64,6 +64,9 @@ class Noting(Contender):
     def close(self) -> None:
         self.diary.append(Call(self.name, "close"))
 
+    def leave(self) -> None:
+        self.diary.append(Call(self.name, "leave"))
+
     def reset(self) -> None:
         self.diary.append(Call(self.name, "reset"))
 
@@ -117,7 +120,7 @@ def runner(
 ) -> Runner:
     return Runner(
         target=target,
-        contenders=contenders,
+        casts=[contenders],
         cells=list(cells_of(CONFIG, WORKLOAD)),
         rules_of=rules_of,
         verified=lambda temperature: True,
@@ -270,3 +273,24 @@ def test_texts_that_differ_from_plain_decoding_are_violations(
     assert kinds == {"none": set(), "right": {"exact"}, "wrong": {"violation"}}
     with RunStore(tmp_path, manifest) as store:
         assert all(answer.verdict for unit in store.units.values() if unit.method == "wrong" for answer in unit.answers)
+
+
+def test_casts_follow_each_other_and_every_contender_leaves(target: Target, manifest: Manifest, tmp_path: Path) -> None:
+    diary: list[Call] = []
+    first, second = (Noting(Name("outrider", method), diary) for method in ("none", "b"))
+    with RunStore(tmp_path, manifest) as store:
+        runner(target, store, [first]).run()
+        casts = runner(target, store, [first])
+        casts.casts = [[first], [second]]
+        casts.run()
+    leaves = [at for at, call in enumerate(diary) if call.verb == "leave"]
+    assert [diary[at].contender.method for at in leaves] == ["none", "none", "b"]
+    assert all(call.contender.method == "none" for call in diary[: leaves[1]])
+    assert not [call for call in diary[leaves[0] + 1 : leaves[1]] if call.verb in ("open", "measure")]
+
+
+def test_contenders_leave_when_a_run_is_cut_short(target: Target, manifest: Manifest, tmp_path: Path) -> None:
+    diary: list[Call] = []
+    with RunStore(tmp_path, manifest) as store, pytest.raises(KeyboardInterrupt):
+        runner(target, store, three(diary, stop_at=4)).run()
+    assert {call.contender for call in diary if call.verb == "leave"} == {PLAIN, LEARNER, WARM}

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outrider.audit.verdict import Verdict
+from outrider.bench.counters import Counters
 from outrider.bench.records import Record, record_from_json, record_to_json
 from outrider.bench.unit import Answer, UnitResult, unit_id
 from outrider.errors import RunError
@@ -61,7 +62,17 @@ answers = st.builds(
     finished=st.none() | st.just("eos"),
     ttft_s=st.none() | seconds,
     latency_s=st.none() | seconds,
+    bursts=st.lists(count, max_size=3).map(tuple),
+    start_s=st.none() | seconds,
     verdict=st.none() | verdicts,
+)
+counters = st.builds(
+    Counters,
+    num_generation_tokens=count,
+    num_drafts=count,
+    num_draft_tokens=count,
+    num_accepted_tokens=count,
+    num_accepted_tokens_per_pos=st.lists(count, max_size=3).map(tuple),
 )
 units = st.builds(
     UnitResult,
@@ -75,6 +86,7 @@ units = st.builds(
     answers=st.lists(answers, max_size=2).map(tuple),
     steps=st.lists(steps, max_size=3).map(tuple),
     prefills=st.lists(prefills, max_size=2).map(tuple),
+    counters=st.none() | counters,
     wall_s=seconds,
     state=st.sampled_from(["cold", "warm"]),
     memory_bytes=st.dictionaries(st.text(max_size=4), count, max_size=2),
@@ -198,3 +210,41 @@ def test_a_line_that_is_no_record_is_refused() -> None:
         record_from_json('{"step"')
     with pytest.raises(RunError, match="a record is damaged"):
         record_from_json("[]")
+
+
+def served(*spans: tuple[float | None, float, float], batch: int = 4) -> UnitResult:
+    """Answers by (start, time to the first token, latency), in seconds."""
+    answers = [
+        Answer(
+            conversation="c",
+            turn=0,
+            request=at,
+            seed=0,
+            num_prompt_tokens=1,
+            tokens=(1, 2, 3),
+            start_s=start,
+            ttft_s=first,
+            latency_s=last,
+        )
+        for at, (start, first, last) in enumerate(spans)
+    ]
+    return UnitResult(
+        unit="u",
+        engine="vllm",
+        method="m",
+        category="c",
+        batch=batch,
+        temperature=0.0,
+        repeat=0,
+        conversations=("c",),
+        answers=tuple(answers),
+        wall_s=9.0,
+    )
+
+
+def test_decoding_at_a_server_lasts_while_any_answer_is_behind_its_first_tokens() -> None:
+    assert served((0.0, 1.0, 3.0), (0.0, 2.0, 4.0), (6.0, 0.5, 1.0)).decode_s == 3.0 + 0.5
+    assert served((5.0, 1.0, 2.0), (0.0, 1.0, 8.0)).decode_s == 7.0
+    assert served((None, 1.0, 3.0), (0.0, 2.0, 4.0)).decode_s is None
+    assert served((None, 1.0, 3.0), (None, 2.0, 4.0), batch=1).decode_s == 4.0
+    assert served((0.0, 1.0, 3.0)).num_decode_tokens == 2

@@ -1,0 +1,245 @@
+"""A serving engine in a benchmark: a contender that answers through a server.
+
+Every conversation of a group is a client of its own; as many as the batch has slots ask at the same time, and the
+others wait. So batch 1 is serial latency and larger batches are throughput under that concurrency. The server starts
+when the first cell needs it and stops when the run needs it no more; its counters are read before and after each group.
+
+Counters are kept only if they grew by exactly the tokens that arrived here. Otherwise somebody else used the server, or
+it shows another replica's counters, and the figures that need them stay unknown.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter, sleep
+from typing import Any, final
+
+from outrider.bench.contender import Contender, Name
+from outrider.bench.counters import Counters
+from outrider.bench.plan import Cell, Group
+from outrider.bench.play import Dialogue, Rules
+from outrider.bench.serving.client import Client, Question, Reply
+from outrider.bench.serving.service import Service
+from outrider.bench.unit import Answer, UnitResult
+from outrider.errors import RunError
+
+__all__ = ["Reader", "ServedContender"]
+
+WARM_UP_TOKENS = 16
+COUNTING_TRIES, COUNTING_WAIT_S = 10, 0.05
+DYING_TRIES, DYING_WAIT_S = 10, 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """What a client must know of the target: its tokenizer, tokens that end a text, and a prompt to warm up with."""
+
+    tokenizer: Any
+    eos_ids: tuple[int, ...]
+    warm_up: tuple[int, ...]
+
+
+@final
+class ServedContender(Contender):
+    """A method on a server.
+
+    Args:
+        model: its name at the server; None for the only one.
+        metrics: addresses of Prometheus pages, as `Client` takes them.
+        stall_s: how long the server may say nothing.
+    """
+
+    def __init__(
+        self,
+        name: Name,
+        service: Service,
+        reader: Reader,
+        *,
+        temperatures: Sequence[float],
+        stall_s: float,
+        model: str | None = None,
+        metrics: Sequence[str] = (),
+    ) -> None:
+        self.service = service
+        self.reader = reader
+        self.temperatures = tuple(temperatures)
+        self.stall_s = stall_s
+        self.model = model
+        self.metrics = tuple(metrics)
+        self._name = name
+        self._loop: asyncio.Runner | None = None
+        self._client: Client | None = None
+        self._model = ""
+        self._num_requests = 0
+
+    @property
+    def name(self) -> Name:
+        return self._name
+
+    @property
+    def learns(self) -> bool:
+        return False
+
+    def takes(self, cell: Cell, index: int) -> bool:
+        return True
+
+    def open(self, batch: int) -> None:
+        if self._loop is None:
+            self._loop = asyncio.Runner()
+            url = self.service.start()
+            self._client = Client(url, stall_s=self.stall_s, metrics=self.metrics)
+            self._model = self._run(self._client.model(self.model))
+        for temperature in self.temperatures:
+            self._run(self._warm_up(batch, temperature))
+        self._run(self._settled())
+
+    def close(self) -> None:
+        """The server goes on, for the next batch size."""
+
+    def leave(self) -> None:
+        if self._loop is not None:
+            try:
+                if self._client is not None:
+                    self._loop.run(self._client.close())
+                self._loop.close()
+            finally:
+                self._loop = self._client = None
+                self.service.stop()
+
+    def reset(self) -> None:
+        """It keeps nothing between requests that would change how fast later ones are."""
+
+    def measure(self, cell: Cell, group: Group, rules: Rules) -> UnitResult:
+        before = self._run(self.client.counters())
+        start = perf_counter()
+        answers = self._run(self._play(group, rules, cell.batch, start))
+        wall_s = perf_counter() - start
+        num_tokens = sum(len(answer.tokens) for answer in answers)
+        return UnitResult(
+            unit=self.name.unit(cell, group),
+            engine=self.name.engine,
+            method=self.name.method,
+            category=cell.category,
+            batch=cell.batch,
+            temperature=cell.temperature,
+            repeat=cell.repeat,
+            conversations=tuple(conversation.id for conversation in group),
+            answers=tuple(answers),
+            counters=None if before is None else self._run(self._counted(before, num_tokens)),
+            wall_s=wall_s,
+            forced_length=rules.ignore_eos,
+        )
+
+    @property
+    def client(self) -> Client:
+        assert self._client is not None, "open it first"
+        return self._client
+
+    def _run(self, work: Any) -> Any:
+        """Run a coroutine; where it fails because the server died, say that instead."""
+        assert self._loop is not None
+        try:
+            return self._loop.run(work)
+        except RunError as error:
+            label = f"{self.name.engine} {self.name.method}"
+            died = self._death()
+            what = f"the server {died}" if died else str(error)
+            raise RunError(f"{label}: {what}; what is finished is kept, and the same command goes on there") from error
+
+    def _death(self) -> str | None:
+        """How the server died, if it did: an answer may break off a little before that is seen."""
+        for _ in range(DYING_TRIES):
+            if died := self.service.failure():
+                return died
+            sleep(DYING_WAIT_S)
+        return None
+
+    async def _warm_up(self, batch: int, temperature: float) -> None:
+        question = Question(
+            prompt=self.reader.warm_up,
+            limit=WARM_UP_TOKENS,
+            temperature=temperature,
+            seed=0,
+            ends=(),
+            ignore_eos=True,
+        )
+        await _all(self.client.ask(question, self._model) for _ in range(batch))
+
+    async def _play(self, group: Group, rules: Rules, slots: int, start: float) -> list[Answer]:
+        free = asyncio.Semaphore(slots)
+        answers: list[list[Answer]] = await _all(
+            self._converse(Dialogue(conversation), rules, free, start) for conversation in group
+        )
+        return [answer for conversation in answers for answer in conversation]
+
+    async def _converse(self, dialogue: Dialogue, rules: Rules, free: asyncio.Semaphore, start: float) -> list[Answer]:
+        conversation, answers = dialogue.conversation, []
+        async with free:
+            for turn in range(len(conversation.turns)):
+                prompt = dialogue.ask(turn, self.reader.tokenizer)
+                if (room := rules.max_len - len(prompt)) < 1:
+                    break
+                sampling = rules.sampling(conversation, turn)
+                question = Question(
+                    prompt=prompt,
+                    limit=min(room, rules.limit(conversation)),
+                    temperature=sampling.temperature,
+                    seed=sampling.seed,
+                    ends=self.reader.eos_ids,
+                    ignore_eos=rules.ignore_eos,
+                )
+                reply = await self.client.ask(question, self._model)
+                answers.append(self._answer(conversation.id, turn, question, reply, start))
+                dialogue.answer(reply.tokens, self.reader.tokenizer)
+        return answers
+
+    def _answer(self, conversation: str, turn: int, question: Question, reply: Reply, start: float) -> Answer:
+        assert reply.first is not None
+        assert reply.last is not None
+        self._num_requests += 1
+        return Answer(
+            conversation=conversation,
+            turn=turn,
+            request=self._num_requests,
+            seed=question.seed,
+            num_prompt_tokens=len(question.prompt),
+            tokens=tuple(reply.tokens),
+            finished="eos" if reply.reason == "stop" else "length",
+            ttft_s=reply.first - reply.start,
+            latency_s=reply.last - reply.start,
+            first_burst=reply.bursts[0],
+            bursts=tuple(reply.bursts),
+            start_s=reply.start - start,
+        )
+
+    async def _settled(self) -> None:
+        """Wait until the warm-up is counted."""
+        last = None
+        for _ in range(COUNTING_TRIES):
+            now = await self.client.counters()
+            if now == last:
+                return
+            last = now
+            await asyncio.sleep(COUNTING_WAIT_S)
+
+    async def _counted(self, before: Counters, num_tokens: int) -> Counters | None:
+        """How far the counters grew; a server may write down its last step a little later than it is seen."""
+        for _ in range(COUNTING_TRIES):
+            now = await self.client.counters()
+            grown = None if now is None else now - before
+            if grown is None or grown.num_generation_tokens >= num_tokens:
+                return grown if grown is not None and grown.num_generation_tokens == num_tokens else None
+            await asyncio.sleep(COUNTING_WAIT_S)
+        return None
+
+
+async def _all(work: Any) -> list[Any]:
+    """Wait for all; where one fails, end the others and raise its error."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -1,0 +1,187 @@
+"""Which servers take part in a benchmark, from its settings.
+
+    engines = ["vllm"]            a server of our own for plain decoding and for each method, one after the other, or
+                                  all at the same time and in turns (`together`)
+    endpoints = ["a=URL", "URL"]  servers that already run; what stands before "=" is what the row is called
+
+A method that vLLM does not have is left out, and the report says so. A head that is not yet an export is exported into
+the run's directory. What the user asks of the server, such as `tensor-parallel-size=2`, replaces our own flags.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import final
+
+from outrider.bench.choice import Choice
+from outrider.bench.config import BenchConfig
+from outrider.bench.contender import Contender, Name
+from outrider.bench.serving.contender import Reader, ServedContender
+from outrider.bench.serving.endpoint import endpoint_of
+from outrider.bench.serving.service import Launched, Remote
+from outrider.errors import ConfigError
+from outrider.interop.exported import Exported, served_name
+from outrider.interop.serving import Order, on_vllm
+from outrider.interop.vllm_environment import Vllm
+from outrider.proposers import configure
+from outrider.target import Target
+
+__all__ = ["Lineup", "line_up", "serve_flags"]
+
+SLACK = 64
+"""Positions behind the longest text, so that drafts at its end need not be cut."""
+
+
+@dataclass
+class Lineup:
+    """Contenders that are open at the same time, one group after another, and what a reader must know of them."""
+
+    casts: list[list[Contender]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def line_up(
+    config: BenchConfig,
+    choices: Sequence[Choice],
+    target: Target,
+    warm_up: Sequence[int],
+    max_len: int,
+    directory: Path,
+    tell: Callable[[str], None],
+    vllm: Vllm | None,
+) -> Lineup:
+    """The serving contenders of a run.
+
+    Args:
+        max_len: tokens of the longest text.
+        directory: of the run; exports and logs go there.
+        tell: told what takes long.
+        vllm: its environment, if it takes part.
+
+    Raises:
+        ConfigError: for a setting that vLLM cannot have.
+        CheckpointError: if a checkpoint cannot be exported.
+    """
+    lineup = Lineup()
+    reader = Reader(tokenizer=target.tokenizer, eos_ids=target.spec.eos_ids, warm_up=tuple(warm_up))
+    if vllm is not None:
+        servers = _Servers(config, target, reader, max_len, directory, tell, vllm)
+        found = [one for choice in choices if (one := servers.contender(choice, lineup.notes)) is not None]
+        lineup.casts += [list(found)] if config.together else [[one] for one in found]
+        kind = "CPU build" if vllm.is_cpu else "GPU build"
+        order = "in turns, all servers at once" if config.together else "one server after the other, not interleaved"
+        lineup.notes.append(f"vllm {vllm.version} ({kind}), {order}")
+    for text in config.endpoints:
+        lineup.casts.append([_remote(config, text, reader)])
+    return lineup
+
+
+@final
+@dataclass(frozen=True)
+class _Servers:
+    config: BenchConfig
+    target: Target
+    reader: Reader
+    max_len: int
+    directory: Path
+    tell: Callable[[str], None]
+    vllm: Vllm
+
+    def contender(self, choice: Choice, notes: list[str]) -> ServedContender | None:
+        """The method on a server of its own; None, with a note, where vLLM does not have it."""
+        exported = self._exported(choice)
+        reason = self._missing(exported)
+        if exported is None or reason is not None:
+            notes.append(f"left out: {choice.label}, for {reason}")
+            return None
+        model, flags = served_name(self.target), self._flags(exported)
+        notes += [f"vllm {choice.label}: {note}" for note in exported.notes]
+        notes.append(f"vllm {choice.label}: {self.vllm.command(model, flags)}")
+        service = Launched(
+            f"vllm {choice.label}",
+            lambda host, port: [*self.vllm.launcher, model, "--host", host, "--port", str(port), *flags],
+            environment=self.vllm.environment(os.environ, offline=self.target.spec.directory is not None),
+            log=self.directory / "servers" / f"{_file_name(choice.label)}.log",
+            timeout_s=self.config.start_timeout,
+            tell=self.tell,
+        )
+        return ServedContender(
+            Name("vllm", choice.label),
+            service,
+            self.reader,
+            temperatures=self.config.temperatures,
+            stall_s=self.config.stall_timeout,
+        )
+
+    def _exported(self, choice: Choice) -> Exported | None:
+        output = (self.directory / "exports" / _file_name(choice.label)).resolve()
+        settings = configure(choice.name, choice.settings)
+        return on_vllm(choice.name, Order(config=settings, target=self.target, output=output))
+
+    def _missing(self, exported: Exported | None) -> str | None:
+        """Why vLLM cannot serve this; None if it can."""
+        if exported is None:
+            return "vLLM has no such method"
+        method = exported.speculative.get("method")
+        if method is not None and self.vllm.methods and method not in self.vllm.methods:
+            return f"vLLM {self.vllm.version} has no method '{method}'"
+        if any(key.startswith("suffix_") for key in exported.speculative) and not self.vllm.has_suffix:
+            return f"the environment of {self.vllm.python} has no arctic-inference, which vLLM needs for it"
+        return None
+
+    def _flags(self, exported: Exported) -> list[str]:
+        spec, config = self.target.spec, self.config
+        own: dict[str, str | None] = {
+            "dtype": config.dtype,
+            "max-model-len": str(min(self.max_len + SLACK, spec.max_positions)),
+            "max-num-seqs": str(max(config.batches)),
+            "generation-config": "vllm",
+            "seed": str(config.seed % 2**31),
+            "no-enable-prefix-caching": None,
+        }
+        if exported.speculative:
+            own["speculative-config"] = json.dumps({key: _plain(value) for key, value in exported.speculative.items()})
+        return serve_flags(own | dict(exported.flags), config.serve)
+
+
+def serve_flags(own: Mapping[str, str | None], given: Sequence[str]) -> list[str]:
+    """Flags of a server: ours, and those given as `name=value` or `name`, which replace ours of the same name.
+
+    >>> serve_flags({"dtype": "bfloat16", "no-cache": None}, ["cache", "dtype=float32"])
+    ['--cache', '--dtype', 'float32']
+    """
+    flags = dict(own)
+    for text in given:
+        name, equals, value = text.removeprefix("--").partition("=")
+        name = name.strip().replace("_", "-")
+        if not name:
+            raise ConfigError(f"'{text}' is no flag of a server; write name=value or name")
+        for other in (name, f"no-{name}", name.removeprefix("no-")):
+            flags.pop(other, None)
+        flags[name] = value if equals else None
+    return [
+        part for name, value in flags.items() for part in ([f"--{name}"] if value is None else [f"--{name}", value])
+    ]
+
+
+def _remote(config: BenchConfig, text: str, reader: Reader) -> ServedContender:
+    endpoint = endpoint_of(text)
+    return ServedContender(
+        Name("endpoint", endpoint.label),
+        Remote(endpoint.url),
+        reader,
+        temperatures=config.temperatures,
+        stall_s=config.stall_timeout,
+        model=config.endpoint_model,
+        metrics=config.endpoint_metrics,
+    )
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _file_name(label: str) -> str:
+    return "".join(char if char.isalnum() or char in "-_." else "-" for char in label)[:80]

@@ -1,0 +1,58 @@
+"""A table before it is drawn, and how its cells are written.
+
+Example of a speedup: `1.92 [1.71, 2.10]`; of one prompt alone: `1.92`, without an interval; unknown: `-`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from outrider.bench.schema import PLAIN, Row
+from outrider.bench.statistics import Interval
+
+__all__ = ["LOSES", "WINS", "Sheet", "by_category", "interval_text", "number_text", "style_of"]
+
+LOSES, WINS = "red", "green"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """A table; `styles[i]` is the colour of line i, or empty."""
+
+    title: str
+    head: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+    styles: tuple[str, ...]
+
+    @property
+    def markdown(self) -> str:
+        """Without its title."""
+        rule = "|".join(["---", "---", *["---:"] * (len(self.head) - 2)])
+        lines = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in self.lines]
+        body = "\n".join(f"| {line} |" for line in lines)
+        return f"| {' | '.join(self.head)} |\n|{rule}|\n{body}"
+
+
+def by_category(rows: Sequence[Row]) -> list[Row]:
+    """Categories in the order of the rows, "all" last; methods keep their order."""
+    places = {category: place for place, category in enumerate(dict.fromkeys(row.category for row in rows))}
+    places["all"] = len(places) + 1
+    return sorted(rows, key=lambda row: places[row.category])
+
+
+def style_of(row: Row) -> str:
+    if row.lossless.verdict == "violated":
+        return f"bold {LOSES}"
+    if row.method == PLAIN or row.speedup is None:
+        return ""
+    return LOSES if row.speedup.point < 1 else WINS if (row.speedup.low or 0) > 1 else ""
+
+
+def interval_text(interval: Interval | None) -> str:
+    if interval is None:
+        return "-"
+    ends = f" [{interval.low:.2f}, {interval.high:.2f}]" if interval.low is not None else ""
+    return f"{interval.point:.2f}{ends}"
+
+
+def number_text(value: float | None, style: str) -> str:
+    return "-" if value is None else format(value, style)

@@ -1,0 +1,94 @@
+"""A method of ours as vLLM's speculative configuration.
+
+The settings of a method (its `Config`) are put into vLLM's words by the module of the method's name beside this one.
+vLLM drafts chains, so of a tree only the depth is kept. A checkpoint is exported first, unless it is an export already:
+every export holds `serving.json`, written last, which says how it is served.
+
+Example: prompt lookup with `num_nodes=8, min_n=2, max_n=4` becomes
+`{"method": ..., "num_speculative_tokens": 8, "prompt_lookup_min": 2, "prompt_lookup_max": 4}`.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+from outrider.bench.schema import PLAIN
+from outrider.interop.exported import MARKER, Export, Exported, export_checkpoint
+from outrider.models.locate import locate
+from outrider.target import Target
+
+__all__ = ["Order", "on_vllm", "served_checkpoint"]
+
+SERVED: Final = ("ngram", "suffix", "draft_model", "eagle3", "medusa", "mtp", "pard")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What shall be served.
+
+    config   the method's settings
+    output   a directory for an export, which need not exist
+    """
+
+    config: Any
+    target: Target
+    output: Path
+
+
+def on_vllm(method: str, order: Order) -> Exported | None:
+    """The speculative configuration, empty for plain decoding; None for a method that vLLM does not have.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be read, or does not belong to the target.
+        ConfigError: if vLLM has no place for it.
+    """
+    if method == PLAIN:
+        return Exported(speculative={})
+    if method not in SERVED:
+        return None
+    serve: Callable[[Order], Exported] = import_module(f"outrider.interop.{method}").on_vllm
+    return serve(order)
+
+
+def served_checkpoint(order: Order, checkpoint: str, num_nodes: int, *notes: str) -> Exported:
+    """The configuration for a checkpoint, exported into `order.output` unless it is an export for vLLM already."""
+    source = locate(checkpoint)
+    for directory in (source, order.output):
+        if known := _known(directory, num_nodes):
+            return replace(known, notes=(*notes, *known.notes))
+    exported = export_into(order.output, lambda part: _export(order, source, part, num_nodes))
+    return replace(exported, notes=(*notes, *exported.notes))
+
+
+def export_into(output: Path, write: Callable[[Path], Exported]) -> Exported:
+    """Let `write` fill a directory that appears under its name when it is complete."""
+    part = output.with_name(f".{output.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    exported = write(part)
+    part.rename(output)
+    return replace(exported, speculative={**exported.speculative, "model": str(output)})
+
+
+def _export(order: Order, source: Path, part: Path, num_nodes: int) -> Exported:
+    return export_checkpoint(
+        Export(checkpoint=source, target=order.target, output=part, engine="vllm", num_nodes=num_nodes)
+    )
+
+
+def _known(directory: Path, num_nodes: int) -> Exported | None:
+    """How an export for vLLM is served; None for any other directory."""
+    file = directory / MARKER
+    if not file.is_file():
+        return None
+    known: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if known["engine"] not in ("vllm", "speculators"):
+        return None
+    own = {"model": str(directory.resolve()), "num_speculative_tokens": num_nodes}
+    return Exported(
+        speculative=dict(known["speculative"]) | own, flags=dict(known["flags"]), notes=tuple(known["notes"])
+    )

@@ -1,0 +1,102 @@
+"""A target that is described by its files and loaded when somebody computes with it.
+
+Where a server does the computing, this process needs the tokenizer, the context limit and the end-of-text tokens of the
+target, and its weights only to export a head. So a benchmark of a 70B model behind vLLM loads no second copy.
+
+Example: `DeferredTarget("smollm2-135m", dtype="bfloat16").spec.vocab_size` opens `config.json` and no weights.
+"""
+
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, GenerationConfig
+
+from outrider.cache import CachePlan
+from outrider.errors import CheckpointError, ConfigError, nearest
+from outrider.models.locate import locate
+from outrider.target import SharedWeights, Target, TargetSession, TargetSpec
+from outrider.targets import DTYPES, load_target, load_tokenizer
+
+__all__ = ["DeferredTarget"]
+
+
+@final
+class DeferredTarget(Target):
+    """Files of a model; on the CPU when it is loaded.
+
+    Raises:
+        CheckpointError: if the files are not there, or say too little.
+        ConfigError: for an unknown dtype.
+    """
+
+    def __init__(self, name: str, *, dtype: str) -> None:
+        if dtype not in DTYPES:
+            raise ConfigError(f"unknown dtype '{dtype}'{nearest(dtype, DTYPES)}")
+        self.name = name
+        self.dtype = dtype
+        self.directory = locate(name)
+        self._tokenizer = load_tokenizer(self.directory)
+        self._spec = _described(name, self.directory, DTYPES[dtype])
+
+    @property
+    def spec(self) -> TargetSpec:
+        return self._spec
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._tokenizer
+
+    @cached_property
+    def loaded(self) -> Target:
+        """The target itself."""
+        return load_target(self.name, dtype=self.dtype, device="cpu")
+
+    def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
+        return self.loaded.plan(num_slots, capacity, tail)
+
+    def open(self, plan: CachePlan, taps: tuple[int, ...] = ()) -> TargetSession:
+        return self.loaded.open(plan, taps)
+
+    def hosting(self) -> AbstractContextManager[None]:
+        return self.loaded.hosting()
+
+    def project(self, states_RE: Tensor) -> Tensor:
+        return self.loaded.project(states_RE)
+
+    def shared_weights(self) -> SharedWeights:
+        return self.loaded.shared_weights()
+
+
+def _described(name: str, directory: Path, dtype: torch.dtype) -> TargetSpec:
+    try:
+        config = AutoConfig.from_pretrained(str(directory), local_files_only=True).get_text_config()
+        generation = directory / "generation_config.json"
+        ends = GenerationConfig.from_pretrained(str(directory)).eos_token_id if generation.is_file() else None
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"the config in {directory} cannot be read ({error}); download the model again"
+        ) from error
+    max_positions = getattr(config, "max_position_embeddings", None)
+    if not max_positions:
+        raise CheckpointError(f"the config of {name} has no max_position_embeddings; add its context limit")
+    return TargetSpec(
+        name=name,
+        directory=str(directory),
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        max_positions=int(max_positions),
+        eos_ids=tuple(dict.fromkeys(_ids(ends) + _ids(getattr(config, "eos_token_id", None)))),
+        dtype=dtype,
+        device=torch.device("cpu"),
+        weight_bytes=sum(file.stat().st_size for file in directory.glob("*.safetensors")),
+        exact_rows=False,
+    )
+
+
+def _ids(value: int | list[int] | None) -> list[int]:
+    return [] if value is None else [value] if isinstance(value, int) else list(value)
