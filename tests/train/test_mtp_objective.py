@@ -1,5 +1,6 @@
 """Multi-token prediction in training: its mask, its equality with run time, and that it learns."""
 
+from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from torch import Tensor
 
 from outrider.engine import Completion, Engine
 from outrider.errors import ConfigError
+from outrider.models.ops import Body, Ops, Placement, Programs, Result
+from outrider.models.ops_cpu import CpuOps
+from outrider.models.ops_torch import TorchOps
+from outrider.models.output_head import OutputHead
 from outrider.noise import Stream
 from outrider.proposer import Commit, Room, SessionPlan
 from outrider.proposers import load_proposer
@@ -115,6 +120,45 @@ def test_a_packed_text_is_alone(num_modules: int, num_depths: int, state: str) -
 # ---- training is run time ----------------------------------------------------------------------------------------
 
 
+class Watched:
+    """The logits of a proposal, level by level, also where a recorded program is repeated.
+
+    Behind every call of the output head stands one operation more, a copy; a program repeats it like the others.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.logits: list[Tensor] = []
+        self._copies: list[Tensor] | None = None
+        self._copies_of: dict[object, list[Tensor]] = {}
+        self._predict, self._replay = OutputHead.__call__, {ops: ops.replay for ops in (CpuOps, TorchOps)}
+        patch.setattr(OutputHead, "__call__", lambda *given: self._predicted(*given))
+        for ops in self._replay:
+            patch.setattr(ops, "replay", lambda *given: self._replayed(*given))
+
+    def _predicted(self, output: OutputHead, states_RE: Tensor) -> Tensor:
+        logits_RV = self._predict(output, states_RE)
+        copy_RV = torch.full_like(logits_RV, torch.nan)
+        output.ops.collect(logits_RV, None, 0.0, copy_RV, 0)
+        (self.logits if self._copies is None else self._copies).append(copy_RV)
+        return logits_RV
+
+    def _replayed(self, ops: Ops, programs: Programs, key: Hashable, body: Body, x_RF: Tensor, at: Placement) -> Result:
+        def watched(x_RF: Tensor, placement: Placement) -> Result:
+            self._copies = copies
+            copies.clear()
+            try:
+                return body(x_RF, placement)
+            finally:
+                self._copies = None
+
+        copies = self._copies_of.setdefault((id(programs), key, at.positions_BM.shape), [])
+        for copy_RV in copies:
+            copy_RV.fill_(torch.nan)
+        result = self._replay[type(ops)](ops, programs, key, watched, x_RF, at)
+        self.logits += [copy_RV.clone() for copy_RV in copies]
+        return result
+
+
 def scored(objective: MtpObjective, target: Target, text: list[int], root: int) -> list[Tensor]:
     """Logits that training scores at every depth for the anchor whose root is at position `root`."""
     outs = objective.network(objective.inputs(batch_of(target, [text])))
@@ -140,13 +184,7 @@ def test_run_time_predicts_what_training_scores(
     assert proposer.max_nodes == num_depths
     plan = SessionPlan(max_slots=2, max_positions=64, noise=Stream.TARGET, device=torch.device("cpu"))
     session = proposer.open(plan)
-    logits: list[Tensor] = []
-    project = NativeTarget.project
-
-    def spied(self: NativeTarget, states_RE: Tensor) -> Tensor:
-        logits.append(project(self, states_RE))
-        return logits[-1]
-
+    watched = Watched(monkeypatch)
     draw = torch.Generator().manual_seed(7)
     texts = [torch.randint(0, VOCAB - 1, (40,), generator=draw).tolist() for _ in range(2)]
     features = [features_of(target, text) for text in texts]
@@ -157,10 +195,10 @@ def test_run_time_predicts_what_training_scores(
     with torch.no_grad():
         for step in range(9):
             rooms = [Room(9, (num_depths, 1, num_depths, 0, 2, num_depths, num_depths, 1, 9)[step]), Room(9, 9)]
-            logits.clear()
-            with monkeypatch.context() as patch:
-                patch.setattr(NativeTarget, "project", spied)
-                draft = session.propose([0, 1], rooms)
+            watched.logits.clear()
+            draft = session.propose([0, 1], rooms)
+            logits = list(watched.logits)
+            assert len(logits) == num_depths
             for slot, tree in enumerate(draft.trees):
                 depth = min(rooms[slot].max_depth, num_depths) if roots[slot] else 0
                 assert len(tree.tokens) == depth
