@@ -16,6 +16,7 @@ binary logarithm, so this bound costs one multiplication and the loop runs in ve
 """
 
 from enum import IntEnum
+from importlib.util import find_spec
 from typing import Any, NamedTuple, TypeVar
 
 import numba
@@ -112,6 +113,10 @@ def pick(logits_RV: Tensor, keys_R2: Tensor) -> Tensor:
         out_R = np.empty(logits_RV.shape[0], np.int64)
         _pick_rows(logits_RV.detach().numpy(), keys_R2.numpy().astype(np.uint32), out_R)
         return torch.from_numpy(out_R)
+    if logits_RV.device.type == "cuda" and find_spec("triton") is not None:
+        from outrider.noise_triton import pick as pick_at_once
+
+        return pick_at_once(logits_RV, keys_R2)
     return (logits_RV.double() + gumbel(keys_R2, logits_RV.shape[1])).argmax(-1)
 
 

@@ -60,6 +60,11 @@ class Sampling:
         return self.temperature == 0
 
     @property
+    def law(self) -> tuple[float, int, float, float]:
+        """Everything but the seed: requests that share it have the same distribution."""
+        return self.temperature, self.top_k, self.top_p, self.min_p
+
+    @property
     def filters(self) -> bool:
         """Whether some tokens are cut off."""
         return not self.greedy and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
@@ -125,12 +130,16 @@ def choose(
         samplings: the settings of each row's request.
         draw: numbers independent draws at the same positions.
     """
-    if len(set(samplings)) == 1:
-        return _chosen(logits_RV, positions_R, samplings[0], stream, draw)
+    groups: dict[tuple[float, int, float, float], list[int]] = {}
+    for row, sampling in enumerate(samplings):
+        groups.setdefault(sampling.law, []).append(row)
+    if len(groups) == 1:
+        return _chosen(logits_RV, positions_R, samplings, stream, draw)
     tokens_R = torch.empty_like(positions_R)
-    for sampling in dict.fromkeys(samplings):
-        rows_R = torch.tensor([row for row, other in enumerate(samplings) if other == sampling], device=tokens_R.device)
-        tokens_R[rows_R] = _chosen(logits_RV[rows_R], positions_R[rows_R], sampling, stream, draw)
+    for rows in groups.values():
+        rows_R = torch.tensor(rows, device=tokens_R.device)
+        some = [samplings[row] for row in rows]
+        tokens_R[rows_R] = _chosen(logits_RV[rows_R], positions_R[rows_R], some, stream, draw)
     return tokens_R
 
 
@@ -138,17 +147,20 @@ def choose_one(logits_V: Tensor, position: int, sampling: Sampling) -> int:
     """`choose` for a single row, with the target's noise. It runs behind every target forward, so it is short."""
     if sampling.greedy:
         return int(largest(logits_V[None]))
-    return int(_chosen(logits_V[None], torch.tensor([position]), sampling, Stream.TARGET, 0))
+    return int(_chosen(logits_V[None], torch.tensor([position]), [sampling], Stream.TARGET, 0))
 
 
-def _chosen(logits_RV: Tensor, positions_R: Tensor, sampling: Sampling, stream: Stream, draw: int) -> Tensor:
-    if sampling.greedy:
+def _chosen(logits_RV: Tensor, positions_R: Tensor, samplings: list[Sampling], stream: Stream, draw: int) -> Tensor:
+    """`choose` where all rows have the same law; seeds may differ."""
+    if samplings[0].greedy:
         return largest(logits_RV)
-    return pick(transform(logits_RV, sampling), _keys(sampling.seed, positions_R, stream, draw))
+    seeds = [sampling.seed for sampling in samplings]
+    return pick(transform(logits_RV, samplings[0]), _keys(seeds, positions_R, stream, draw))
 
 
-def _keys(seed: int, positions_R: Tensor, stream: Stream, draw: int) -> Tensor:
+def _keys(seeds: list[int], positions_R: Tensor, stream: Stream, draw: int) -> Tensor:
     """On the host, numbers are faster than tensors of a few numbers."""
     if positions_R.device.type == "cpu":
-        return torch.tensor([position_key(seed, position, stream, draw) for position in positions_R.tolist()])
-    return position_keys(torch.full_like(positions_R, seed), positions_R, stream, draw)
+        pairs = zip(seeds, positions_R.tolist(), strict=True)
+        return torch.tensor([position_key(seed, position, stream, draw) for seed, position in pairs])
+    return position_keys(torch.tensor(seeds, device=positions_R.device), positions_R, stream, draw)

@@ -21,7 +21,7 @@ from outrider.testing import Oracle, tiny_target
 from outrider.testing.directory import write_tiny_model
 from outrider.train.batch import Batch, Example, collate
 from outrider.train.objective import Corpus, Teacher
-from outrider.train.objectives import eagle3_network
+from outrider.train.objectives import eagle3_network, scoring
 from outrider.train.objectives.columns import choose_columns
 from outrider.train.objectives.eagle3 import Eagle3Objective, Eagle3ObjectiveConfig
 from outrider.train.objectives.eagle3_network import Rollout, attend
@@ -78,7 +78,7 @@ def test_attention_equals_one_dense_softmax_over_all_steps(
 ) -> None:
     """Row (j, t) sees (0, s <= t) of its own text and (i, t) for i = 1..j: as one [steps * L, steps * L] mask."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eagle3_network, "CHUNK", chunk)
+        patch.setitem(eagle3_network.CHUNKS, "cpu", chunk)
         batch = collate([[Example(torch.ones(n, dtype=torch.int64), torch.ones(n).bool()) for n in lengths]], 64)
         L, generator = sum(lengths), torch.Generator().manual_seed(seed)
         q, k, v = (torch.randn(num_steps, 1, 4, L, 8, generator=generator, dtype=torch.float64) for _ in range(3))
@@ -245,9 +245,8 @@ def test_gradients_through_chunks_equal_those_without(monkeypatch: pytest.Monkey
     batch = collate([[example(target, objective.taps, written(target, [3, 1], 12), 1)]], 64)
     found = []
     for chunk, small in ((1024, 1 << 22), (3, 0)):
-        monkeypatch.setattr(eagle3_network, "CHUNK", chunk)
-        monkeypatch.setattr("outrider.train.objectives.eagle3.CHUNK", chunk)
-        monkeypatch.setattr("outrider.train.objectives.eagle3.SMALL", small)
+        monkeypatch.setitem(eagle3_network.CHUNKS, "cpu", chunk)
+        monkeypatch.setitem(scoring.ROOMS, "cpu", scoring.Room(small, chunk))
         objective.module.zero_grad()
         objective(batch, torch.Generator()).loss.backward()
         found.append(torch.cat([parameter.grad.flatten() for parameter in objective.module.parameters()]))

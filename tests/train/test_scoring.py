@@ -19,8 +19,7 @@ def test_many_chunks_give_what_one_gives(with_features: bool, monkeypatch: pytes
     tokens_R = torch.randint(31, (10,))
     found = []
     for chunk in (1024, 4):
-        monkeypatch.setattr(scoring, "CHUNK", chunk)
-        monkeypatch.setattr(scoring, "SMALL", chunk)
+        monkeypatch.setitem(scoring.ROOMS, "cpu", scoring.Room(chunk, chunk))
         states_RE = torch.linspace(-1, 1, 160).view(10, 16).requires_grad_()
         kind = "kl" if with_features else "ce"
         scorer = scoring.Scorer(kind, teacher, Columns(None, 31, "cpu"))

@@ -22,8 +22,6 @@ Arithmetic is fp32 (fp64 for fp64). The kernels run on the CPU under TRITON_INTE
 Legend in `ops.py`; P parts of the cache, Y rows of a tile.
 """
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -31,9 +29,7 @@ __all__ = ["gated", "merge", "norm", "partial", "place"]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def norm(
-    x_RF: Any, weight_F: Any, out_RF: Any, F: Any, out_stride: Any, eps: Any, WIDE: tl.constexpr, N: tl.constexpr
-) -> None:
+def norm(x_RF, weight_F, out_RF, F, out_stride, eps, WIDE: tl.constexpr, N: tl.constexpr) -> None:
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, N)
     real = columns < F
@@ -44,7 +40,7 @@ def norm(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def gated(both_RI: Any, out_RI: Any, I: Any, WIDE: tl.constexpr, N: tl.constexpr) -> None:  # noqa: E741
+def gated(both_RI, out_RI, I, WIDE: tl.constexpr, N: tl.constexpr) -> None:  # noqa: E741
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * N + tl.arange(0, N)
     real = columns < I
@@ -56,20 +52,20 @@ def gated(both_RI: Any, out_RI: Any, I: Any, WIDE: tl.constexpr, N: tl.constexpr
 
 @triton.jit  # type: ignore[untyped-decorator]
 def place(
-    qkv_RQ: Any,
-    q_RHD: Any,
-    keys_CHSD: Any,
-    values_CHSD: Any,
-    cos_PD: Any,
-    sin_PD: Any,
-    query_D: Any,
-    key_D: Any,
-    slots_B: Any,
-    positions_BM: Any,
-    write_BM: Any,
-    M: Any,
-    S: Any,
-    eps: Any,
+    qkv_RQ,
+    q_RHD,
+    keys_CHSD,
+    values_CHSD,
+    cos_PD,
+    sin_PD,
+    query_D,
+    key_D,
+    slots_B,
+    positions_BM,
+    write_BM,
+    M,
+    S,
+    eps,
     H: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
@@ -119,18 +115,18 @@ def place(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def sees(
-    s: Any,
-    length: Any,
-    m: Any,
-    row: Any,
-    real: Any,
-    place_y: Any,
-    mask_BMT: Any,
-    T: Any,
-    window: Any,
+    s,
+    length,
+    m,
+    row,
+    real,
+    place_y,
+    mask_BMT,
+    T,
+    window,
     MASKED: tl.constexpr,
     WINDOWED: tl.constexpr,
-) -> Any:
+):
     """What the rows of a tile see of positions s."""
     t = s - length
     if MASKED:
@@ -148,22 +144,22 @@ def sees(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def partial(
-    q_RHD: Any,
-    keys_CHSD: Any,
-    values_CHSD: Any,
-    slots_B: Any,
-    lengths_B: Any,
-    positions_BM: Any,
-    mask_BMT: Any,
-    out_BGPYD: Any,
-    top_BGPY: Any,
-    sum_BGPY: Any,
-    M: Any,
-    T: Any,
-    S: Any,
-    P: Any,
-    scale: Any,
-    window: Any,
+    q_RHD,
+    keys_CHSD,
+    values_CHSD,
+    slots_B,
+    lengths_B,
+    positions_BM,
+    mask_BMT,
+    out_BGPYD,
+    top_BGPY,
+    sum_BGPY,
+    M,
+    T,
+    S,
+    P,
+    scale,
+    window,
     H: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
@@ -211,13 +207,13 @@ def partial(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def merge(
-    out_BGPYD: Any,
-    top_BGPY: Any,
-    sum_BGPY: Any,
-    out_RHD: Any,
-    M: Any,
-    P: Any,
-    rows: Any,
+    out_BGPYD,
+    top_BGPY,
+    sum_BGPY,
+    out_RHD,
+    M,
+    P,
+    rows,
     H: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,

@@ -1,6 +1,6 @@
 """Reading prompts into a cache: in chunks, many slots at once.
 
-A chunk has a fixed number of rows, shared by the prompts that still have tokens left, so its memory is bounded however
+A chunk has a fixed number of rows (more on a GPU, which launches kernels for each), shared by the prompts that still have tokens left, so its memory is bounded however
 long they are. Prompts of different length are padded to the chunk's width; padding rows write to the trash position.
 
     256 rows, prompts of 100 and 300 tokens     chunk 1: 2 x 128 (28 rows of padding)     chunk 2: 1 x 172
@@ -16,11 +16,16 @@ from torch import Tensor
 from outrider.cache import KVCache
 from outrider.models.ops import Placement
 
-__all__ = ["PREFILL_ROWS", "read_prompts"]
+__all__ = ["prefill_rows", "read_prompts"]
 
-PREFILL_ROWS = 256
+ROWS = {"cpu": 256, "cuda": 8192}
 
 Reader = Callable[[Tensor, Placement], Tensor | None]
+
+
+def prefill_rows(device: torch.device) -> int:
+    """Rows of a chunk."""
+    return ROWS.get(device.type, ROWS["cpu"])
 
 
 def read_prompts(
@@ -41,7 +46,7 @@ def read_prompts(
     """
     parts: dict[int, list[Tensor]] = {slot: [] if blank_0F is None else [blank_0F] for slot in slots}
     while rest := [pair for pair in zip(slots, prompts, strict=True) if cache.lengths[pair[0]] < len(pair[1])]:
-        width = max(1, PREFILL_ROWS // len(rest))
+        width = max(1, prefill_rows(cache.device) // len(rest))
         heads = {slot: list(prompt[cache.lengths[slot] : cache.lengths[slot] + width]) for slot, prompt in rest}
         features_BMF = _read_chunk(cache, heads, read)
         if features_BMF is not None:

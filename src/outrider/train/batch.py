@@ -99,7 +99,10 @@ def fill_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
 
 
 def collate(rows: Sequence[Sequence[Example]], row_length: int) -> Batch:
-    """Lay each row's texts end to end; the batch is as long as the longest row, at most `row_length`."""
+    """Lay each row's texts end to end; the batch is as long as the longest row, at most `row_length`.
+
+    Features stay on their device; all else is on the host.
+    """
     length = min(row_length, max(sum(len(example.tokens_T) for example in row) for row in rows))
     parts: list[list[Tensor]] = [[], [], [], [], []]
     for row in rows:
@@ -115,7 +118,7 @@ def _row(examples: Sequence[Example], length: int) -> list[Tensor]:
     width = 0 if sample is None else sample.shape[1]
     tokens, segments, positions = (torch.zeros(length, dtype=torch.int64) for _ in range(3))
     learn = torch.zeros(length, dtype=torch.bool)
-    features = torch.zeros(length, width, dtype=torch.float32 if sample is None else sample.dtype)
+    features = torch.zeros(length, width) if sample is None else sample.new_zeros(length, width)
     start = 0
     for number, example in enumerate(examples, start=1):
         count = min(len(example.tokens_T), length - start)

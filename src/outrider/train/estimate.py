@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from typing import Self
 
 from outrider.train.config import TrainConfig
-from outrider.train.features import SLOTS, FeatureReader
+from outrider.train.features import FeatureReader
 from outrider.train.files import size
 from outrider.train.objective import Objective, Teacher
 
@@ -48,7 +48,7 @@ class Estimate:
             target=spec.weight_bytes,
             shared=teacher.embedding_VE.nbytes + (0 if tied else teacher.head_VE.nbytes),
             trained=num_parameters(objective) * BYTES_PER_PARAMETER,
-            reading=teacher.target.plan(SLOTS, reader.max_tokens, tail=1).num_bytes if reads else 0,
+            reading=teacher.target.plan(reader.num_slots, reader.max_tokens, tail=1).num_bytes if reads else 0,
             features=tokens * reader.width * reader.dtype.itemsize,
             logits=tokens * spec.vocab_size * 4 * LOGITS_ALIVE,
         )

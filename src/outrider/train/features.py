@@ -28,7 +28,8 @@ from outrider.train.texts import Texts
 
 __all__ = ["FeatureReader", "Live", "Source", "Stored", "feature_dtype"]
 
-SLOTS = 8
+SLOTS = {"cpu": 8, "cuda": 64}
+"""Texts read at a time."""
 
 
 def feature_dtype(target: Target) -> torch.dtype:
@@ -64,6 +65,11 @@ class FeatureReader:
         self._session: TargetSession | None = None
 
     @property
+    def num_slots(self) -> int:
+        """Texts that are read at a time."""
+        return SLOTS.get(self.target.spec.device.type, SLOTS["cpu"])
+
+    @property
     def width(self) -> int:
         """F."""
         return len(self.taps) * self.target.spec.hidden_size
@@ -72,8 +78,8 @@ class FeatureReader:
         """Features [T, F] of each text, on the target's device."""
         session = self._open()
         found: list[Tensor] = []
-        for at in range(0, len(texts), SLOTS):
-            some = [text_T.tolist() for text_T in texts[at : at + SLOTS]]
+        for at in range(0, len(texts), self.num_slots):
+            some = [text_T.tolist() for text_T in texts[at : at + self.num_slots]]
             slots = list(range(len(some)))
             with self.target.hosting():
                 read = session.prefill(slots, some)
@@ -87,7 +93,7 @@ class FeatureReader:
     def _open(self) -> TargetSession:
         """The cache is allocated by the first text: a run on stored features may never need it."""
         if self._session is None:
-            self._session = self.target.open(self.target.plan(SLOTS, self.max_tokens, tail=1), self.taps)
+            self._session = self.target.open(self.target.plan(self.num_slots, self.max_tokens, tail=1), self.taps)
         return self._session
 
 

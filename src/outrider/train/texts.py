@@ -69,22 +69,28 @@ class ListedTexts:
         return len(self.examples[index].tokens_T)
 
 
+TEXTS_COUNTED = 1024
+"""Texts counted at a time: a count touches the whole vocabulary."""
+
+
 def count(texts: Texts, vocab_size: int) -> Corpus:
     """How often the target wrote each token; reads all texts once.
 
     Raises:
         ConfigError: if there is nothing to learn, or a token is outside the target's vocabulary.
     """
-    counts_V = torch.zeros(vocab_size, dtype=torch.int64)
+    counts_V, pending = torch.zeros(vocab_size, dtype=torch.int64), []
     for index in range(len(texts)):
         example = texts.example(index)
-        learnt: Tensor = example.tokens_T[example.learn_T].long()
         if len(example.tokens_T) and int(example.tokens_T.max()) >= vocab_size:
             raise ConfigError(
                 f"a text holds token {int(example.tokens_T.max())} but the target knows {vocab_size}; "
                 "synthesize the data with this target"
             )
-        counts_V += torch.bincount(learnt, minlength=vocab_size)
+        pending.append(example.tokens_T[example.learn_T].long())
+        if len(pending) == TEXTS_COUNTED or index == len(texts) - 1:
+            counts_V += torch.bincount(torch.cat(pending), minlength=vocab_size)
+            pending.clear()
     num_tokens = int(counts_V.sum())
     if num_tokens == 0:
         raise ConfigError("the data holds no token that the target wrote; synthesize more answers")

@@ -193,7 +193,7 @@ class Script:
 @pytest.fixture
 def narrow_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts are read in chunks of 7 tokens when three go together, so that a short one has to be padded."""
-    monkeypatch.setattr(prefill, "PREFILL_ROWS", 21)
+    monkeypatch.setitem(prefill.ROWS, "cpu", 21)
 
 
 def load(model: PreTrainedModel, directory: Path, dtype: torch.dtype) -> NativeTarget:

@@ -127,7 +127,7 @@ def test_spec_comes_from_config_and_model(target: HFTarget) -> None:
 
 def test_nodes_and_taps_equal_plain_forwards(target: HFTarget, monkeypatch: pytest.MonkeyPatch) -> None:
     """C3, over a mixed batch with chunked prompts, a chain deeper than the window, and a committed tree path."""
-    monkeypatch.setattr(prefill, "PREFILL_ROWS", 21)
+    monkeypatch.setitem(prefill.ROWS, "cpu", 21)
     draw = random.Random(0)
     texts = [[draw.randrange(VOCAB) for _ in range(length)] for length in (1, 25, 9)]
     slots = [2, 0, 1]

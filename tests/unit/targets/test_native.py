@@ -94,7 +94,7 @@ def test_rows_are_the_same_bits_in_any_company(dtype: torch.dtype, monkeypatch: 
     prompts = {slot: [draw.randrange(31) for _ in range(length)] for slot, length in ((2, 40), (0, 5), (3, 17))}
     trees = {2: Tree([1, 2, 3, 4], [-1, -1, 1, 0]), 3: Tree.chain([5, 6, 7, 8, 9, 10, 11])}
     together_BMV = logits_after(target, prompts, trees)
-    monkeypatch.setattr(prefill, "PREFILL_ROWS", 5)
+    monkeypatch.setitem(prefill.ROWS, "cpu", 5)
     for index, (slot, prompt) in enumerate(prompts.items()):
         alone_BMV = logits_after(target, {slot: prompt}, {})
         assert torch.equal(together_BMV[index, 0], alone_BMV[0, 0])

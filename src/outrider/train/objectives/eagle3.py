@@ -38,7 +38,7 @@ from outrider.train.objective import Corpus, Objective, Outcome, Teacher
 from outrider.train.objectives.columns import Columns, choose_columns
 from outrider.train.objectives.eagle3_network import Eagle3Network
 from outrider.train.objectives.eagle3_start import begin, head_spec
-from outrider.train.objectives.scoring import CHUNK, SMALL, mean_by_text
+from outrider.train.objectives.scoring import mean_by_text, room
 
 __all__ = ["Eagle3Objective", "Eagle3ObjectiveConfig"]
 
@@ -183,12 +183,12 @@ class Eagle3Objective(Objective):
 
     def _score(self, states_RE: Tensor, tokens_R: Tensor, place_R: Tensor, table: TargetTable) -> Scores:
         """Large batches in chunks whose logits are made again in the backward pass: one chunk's exist at a time."""
-        everything = (states_RE, self.columns.of(tokens_R), place_R)
-        if len(tokens_R) * len(self.ids_K) <= SMALL:
+        everything, space = (states_RE, self.columns.of(tokens_R), place_R), room(tokens_R.device)
+        if len(tokens_R) * len(self.ids_K) <= space.logits:
             return self._score_chunk(*everything, table.log_p_PK)
         parts: list[Scores] = []
-        for start in range(0, len(tokens_R), CHUNK):
-            some = (x_R[start : start + CHUNK] for x_R in everything)
+        for start in range(0, len(tokens_R), space.positions):
+            some = (x_R[start : start + space.positions] for x_R in everything)
             scores = checkpoint(self._score_chunk, *some, table.log_p_PK, use_reentrant=False, preserve_rng_state=False)
             parts.append(scores)
         overlaps = [part.overlap_R for part in parts if part.overlap_R is not None]
@@ -210,7 +210,7 @@ class Eagle3Objective(Objective):
         final_BLE = self._features(batch)[..., self.spec.features :]
         needed_BL = batch.shifted(batch.learn_BL, 1)
         place_BL = (needed_BL.flatten().cumsum(0) - 1).clamp(min=0).view_as(needed_BL)
-        states = torch.split(final_BLE[needed_BL], CHUNK)
+        states = torch.split(final_BLE[needed_BL], room(final_BLE.device).positions)
         log_p = [self.columns.teach(self.config.loss, self.teacher, states_RE) for states_RE in states]
         known = [log_p_PK for log_p_PK in log_p if log_p_PK is not None]
         return TargetTable(place_BL, torch.cat(known) if known else None)

@@ -33,7 +33,7 @@ from outrider.train.objectives.decoder import Mlp
 
 __all__ = ["Eagle3Network", "Rollout", "attend", "plain"]
 
-CHUNK = 256
+CHUNKS = {"cpu": 256, "cuda": 1024}
 """Query rows whose scores exist at a time; with more rows than that, scores are made again in the backward pass."""
 
 
@@ -75,12 +75,12 @@ class Rollout:
 
 def attend(q_BHLD: Tensor, rollout: Rollout) -> Tensor:
     """Attention of the newest step, [B, H, L, D]; its own keys and values are already in the rollout."""
-    L = q_BHLD.shape[2]
-    if L <= CHUNK:
+    L, chunk = q_BHLD.shape[2], CHUNKS.get(q_BHLD.device.type, CHUNKS["cpu"])
+    if L <= chunk:
         return _attend(q_BHLD, rollout.seen_BLL, rollout.keys, rollout.values, 0)
     parts: list[Tensor] = []
-    for start in range(0, L, CHUNK):
-        rows = slice(start, start + CHUNK)
+    for start in range(0, L, chunk):
+        rows = slice(start, start + chunk)
         arguments = (q_BHLD[:, :, rows], rollout.seen_BLL[:, rows], list(rollout.keys), list(rollout.values), start)
         parts.append(checkpoint(_attend, *arguments, use_reentrant=False, preserve_rng_state=False))
     return torch.cat(parts, dim=2)

@@ -39,13 +39,12 @@ from outrider.train.losses import LOSSES, Loss, loss_R, overlap_R
 from outrider.train.objective import Corpus, Objective, Outcome, Teacher
 from outrider.train.objectives.columns import Columns
 from outrider.train.objectives.medusa_network import MedusaNetwork
-from outrider.train.objectives.scoring import mean_by_text
+from outrider.train.objectives.scoring import mean_by_text, room
 
 __all__ = ["MedusaObjective", "MedusaObjectiveConfig"]
 
 NUM_RANKS = 32
 TREE_NODES = 63
-LOGITS = 1 << 25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +131,7 @@ class MedusaObjective(Objective):
             output="own" if config.output == "own" else "target",
         )
         self.network = MedusaNetwork(self.shape, self.head_KE).to(device)
-        self.max_logits = LOGITS
+        self.max_logits = room(device).logits
         self.rank_counts_HN = torch.zeros(config.num_heads, NUM_RANKS, dtype=torch.int64)
         self.num_ranked_H = torch.zeros(config.num_heads, dtype=torch.int64)
         self._counts_are_old = False

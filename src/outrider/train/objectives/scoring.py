@@ -1,7 +1,8 @@
 """Loss and guesses at many positions, a slice of the vocabulary's worth of memory at a time.
 
-Logits are the largest tensor of a draft model's training: 3 400 positions by 152 064 tokens are 2 GB. More than `SMALL`
-of them are made for `CHUNK` positions at a time, and again in the backward pass, so that only one chunk of them exists.
+Logits are the largest tensor of a draft model's training: 3 400 positions by 152 064 tokens are 2 GB. More of them than
+a device has `room` for are made for some positions at a time, and again in the backward pass, so that only one chunk of
+them exists.
 
 Worked example: per-position losses 1, 3 of one text and 5 of another sum to mean(1, 3) + 5 = 7 over 2 texts.
 
@@ -18,11 +19,22 @@ from outrider.train.losses import Loss, loss_R, overlap_R
 from outrider.train.objective import Teacher
 from outrider.train.objectives.columns import Columns
 
-__all__ = ["Scorer", "Scores", "TextMeans", "mean_by_text"]
+__all__ = ["Room", "Scorer", "Scores", "TextMeans", "mean_by_text", "room"]
 
-CHUNK = 1024
-SMALL = 1 << 25
-"""Logits that may exist at a time."""
+
+class Room(NamedTuple):
+    """What may exist at a time: logits, and positions of a chunk where there would be more logits than that."""
+
+    logits: int
+    positions: int
+
+
+ROOMS = {"cpu": Room(1 << 25, 1024), "cuda": Room(1 << 28, 8192)}
+
+
+def room(device: torch.device) -> Room:
+    """What fits the memory of such a device."""
+    return ROOMS.get(device.type, ROOMS["cpu"])
 
 
 class Scores(NamedTuple):
@@ -61,11 +73,12 @@ class Scorer(NamedTuple):
             tokens_R: the token to be predicted.
             features_RF: the target's state after its final norm, from which it wrote that token; None without.
         """
-        if len(tokens_R) * self.columns.num_columns <= SMALL:
+        space = room(tokens_R.device)
+        if len(tokens_R) * self.columns.num_columns <= space.logits:
             return self._score(states_RE, head_VE, tokens_R, features_RF)
         parts: list[Scores] = []
-        for start in range(0, len(tokens_R), CHUNK):
-            where = slice(start, start + CHUNK)
+        for start in range(0, len(tokens_R), space.positions):
+            where = slice(start, start + space.positions)
             features = None if features_RF is None else features_RF[where]
             arguments = (states_RE[where], head_VE, tokens_R[where], features)
             part: Scores = checkpoint(self._score, *arguments, use_reentrant=False, preserve_rng_state=False)
