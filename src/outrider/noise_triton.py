@@ -21,7 +21,7 @@ SECOND = tl.constexpr(0x735A2D97)
 BLOCK = 2048
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def mix(word):
     word = word ^ (word >> 16)
     word = word * FIRST

@@ -1,7 +1,8 @@
 """Reading prompts into a cache: in chunks, many slots at once.
 
-A chunk has a fixed number of rows (more on a GPU, which launches kernels for each), shared by the prompts that still have tokens left, so its memory is bounded however
-long they are. Prompts of different length are padded to the chunk's width; padding rows write to the trash position.
+A chunk has a fixed number of rows (more on a GPU, where every chunk costs the launches of its kernels), shared by the
+prompts that still have tokens left, so its memory is bounded however long they are. Prompts of different length are
+padded to the chunk's width; padding rows write to the trash position.
 
     256 rows, prompts of 100 and 300 tokens     chunk 1: 2 x 128 (28 rows of padding)     chunk 2: 1 x 172
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Protocol, final
 
 import torch
-from torch import Tensor
 
 from outrider.errors import ConfigError
 from outrider.train.batch import Example

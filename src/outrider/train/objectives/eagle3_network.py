@@ -76,7 +76,7 @@ class Rollout:
 def attend(q_BHLD: Tensor, rollout: Rollout) -> Tensor:
     """Attention of the newest step, [B, H, L, D]; its own keys and values are already in the rollout."""
     L, chunk = q_BHLD.shape[2], CHUNKS.get(q_BHLD.device.type, CHUNKS["cpu"])
-    if L <= chunk:
+    if chunk >= L:
         return _attend(q_BHLD, rollout.seen_BLL, rollout.keys, rollout.values, 0)
     parts: list[Tensor] = []
     for start in range(0, L, chunk):
