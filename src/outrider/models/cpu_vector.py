@@ -26,6 +26,7 @@ from numba.extending import intrinsic
 
 __all__ = [
     "TILE_ROWS",
+    "WIDE",
     "WIDTH",
     "Emitter",
     "emitted",
