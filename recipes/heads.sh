@@ -29,7 +29,7 @@ train_one() {  # method, and its own settings
     if [ -f "$run/config.json" ]; then
         given=(--resume "$run")
     else
-        given=(--run-dir "$run" --data "$DATA"/[0-9]* --max-tokens "$TOKENS" --row-length 1024 --rows 8 --accumulation 2
+        given=(--run-dir "$run" --data "$DATA"/*/ --max-tokens "$TOKENS" --row-length 1024 --rows 8 --accumulation 2
             --eval-every 100 --eval-texts 384 --real-tau-every 0 --checkpoint-every 100000 --draft-vocab 8192 "${@:2}")
     fi
     OMP_NUM_THREADS=2 setsid $OUTRIDER train "$1" "${given[@]}" > "$run.log" 2>&1 < /dev/null &
