@@ -52,7 +52,7 @@ COLUMNS = 2 * WIDTH
 TILE_BYTES = 4 * COLUMNS * TILE_ROWS
 NEAR = 4096 if WIDE else 0
 """Bytes that a single tile fetches ahead; 0 fetches the next block. Blocks of 512-bit columns are 37 to 98 KB here, and
-fetching them that early made eight rows about 5 % slower on a Xeon with AVX-512; 1, 2 and 8 KB were no better than 4."""
+fetching them that early made eight rows about 5 % slower on a Xeon with AVX-512; 1, 2 and 8 KB were no better."""
 
 
 @emitted
