@@ -6,18 +6,20 @@
 #   bash recipes/heads.sh train [TOKENS]         all five at once; a run that exists is resumed
 #   bash recipes/heads.sh look                   how far they are
 #
-# DATA, RUNS, PARTS and OUTRIDER (the command) may be set. Processes belong to no terminal's session, so they survive
-# the shell that began them; stop them with SIGTERM: finished shards are kept, and training writes a checkpoint first.
+# DATA, RUNS, PARTS, BATCH (texts of each process at a time) and OUTRIDER (the command) may be set. Processes belong to
+# no terminal's session, so they survive the shell that began them; stop them with SIGTERM: finished shards are kept,
+# and training writes a checkpoint first.
 set -euo pipefail
-DATA=${DATA:-data/heads} RUNS=${RUNS:-runs/heads} PARTS=${PARTS:-6} OUTRIDER=${OUTRIDER:-outrider}
+DATA=${DATA:-data/heads} RUNS=${RUNS:-runs/heads} PARTS=${PARTS:-8} BATCH=${BATCH:-320} OUTRIDER=${OUTRIDER:-outrider}
 METHODS="eagle3 medusa mtp pard draft"
-export TOKENIZERS_PARALLELISM=false PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+export TOKENIZERS_PARALLELISM=false
 
 synthesize() {  # temperatures and turns have no common factor: every mixture occurs
     mkdir -p "$DATA"
     for part in $(seq 0 $((PARTS - 1))); do
         OMP_NUM_THREADS=1 setsid timeout -s TERM "$1" $OUTRIDER synthesize --output "$DATA/$part" --seed "$part" \
-            --num-prompts 1000000 --turns 2 --max-batch 192 --shard-size 384 --max-turn-tokens 256 --max-new-tokens 384 \
+            --num-prompts 1000000 --turns 2 --max-batch "$BATCH" --shard-size 640 \
+            --max-turn-tokens 256 --max-prompt-tokens 640 --max-new-tokens 384 \
             --prompt-top-p 1.0 --prompt-temperatures 0.5 0.7 0.8 --temperatures 0 0 0.7 0 1.0 \
             > "$DATA/$part.log" 2>&1 < /dev/null &
     done
@@ -37,11 +39,12 @@ train_one() {  # method, and its own settings
 
 train() {
     TOKENS=$1
+    export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
     mkdir -p "$RUNS"
-    train_one eagle3 --num-depths 5 --start-layer -1 --learning-rate 8e-4
+    train_one eagle3 --num-depths 4 --start-layer -1 --learning-rate 8e-4
     train_one medusa --num-layers 2 --output shared --loss kl --learning-rate 1e-3
-    train_one mtp --num-depths 5 --loss kl --beta 0.8 --learning-rate 8e-4
-    train_one pard --layers 0,1,28,29 --num-depths 6 --loss kl --learning-rate 6e-4
+    train_one mtp --num-depths 4 --loss kl --beta 0.8 --learning-rate 8e-4
+    train_one pard --layers 0,1,28,29 --num-depths 5 --loss kl --learning-rate 6e-4
     train_one draft --layers 0,29 --learning-rate 6e-4
     wait
 }

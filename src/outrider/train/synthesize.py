@@ -40,7 +40,7 @@ from outrider.train.sieve import Sieve, benchmark_prompts
 __all__ = ["Progress", "Result", "SynthesisConfig", "synthesize"]
 
 DEFAULT_NUM_PROMPTS = 1000
-ROUND = 256
+ROUND = 512
 """At most this many prompts are drawn at a time."""
 PATIENCE = 512
 """Prompts in a row without one that is kept, after which the source is given up."""
