@@ -39,12 +39,11 @@ train_one() {  # method, and its own settings
 
 train() {
     TOKENS=$1
-    export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
     mkdir -p "$RUNS"
     train_one eagle3 --num-depths 4 --start-layer -1 --learning-rate 8e-4
     train_one medusa --num-layers 2 --output shared --loss kl --learning-rate 1e-3
     train_one mtp --num-depths 4 --loss kl --beta 0.8 --learning-rate 8e-4
-    train_one pard --layers 0,1,28,29 --num-depths 5 --loss kl --learning-rate 6e-4
+    train_one pard --layers 0,29 --num-depths 5 --loss kl --learning-rate 6e-4
     train_one draft --layers 0,29 --learning-rate 6e-4
     wait
 }

@@ -95,7 +95,10 @@ class Block:
     ) -> None:
         """Add attention and MLP to the residual stream `x_RE` in place; keys and values are written to the cache."""
         near = placement.within(self.shape.sliding_window)
-        out_RD = ops.attend(qkv_RQ, self.shape, rope, keys_CHSD, values_CHSD, near, self.head_norm)
-        ops.project_add(out_RD, self.out, x_RE)
+        self.finish(ops, x_RE, ops.attend(qkv_RQ, self.shape, rope, keys_CHSD, values_CHSD, near, self.head_norm))
+
+    def finish(self, ops: Ops, x_RE: Tensor, attended_RD: Tensor) -> None:
+        """Add what attention gave, then the MLP, to the residual stream in place."""
+        ops.project_add(attended_RD, self.out, x_RE)
         inner_RI = ops.gate_up(x_RE, self.post_norm_E, self.eps, self.gate_up)
         ops.project_add(inner_RI, self.down, x_RE)

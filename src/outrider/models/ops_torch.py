@@ -28,7 +28,7 @@ from outrider.models.graphs import Graphs
 from outrider.models.ops import AttentionShape, Body, HeadNorm, Ops, Packed, Placement, Programs, Result, Rope
 from outrider.models.replay import Replayer
 
-__all__ = ["TorchOps", "attend_fused", "visible_BMS"]
+__all__ = ["TorchOps", "attend_fused", "rms_norm", "rotate", "visible_BMS"]
 
 
 @final
@@ -73,7 +73,7 @@ class TorchOps(Ops):
         return table_VF[tokens_R].to(self.activation_dtype)
 
     def norm_project(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
-        x_RF = x_RF if norm_F is None else _rms_norm(x_RF, norm_F, eps)
+        x_RF = x_RF if norm_F is None else rms_norm(x_RF, norm_F, eps)
         return linear(x_RF, packed.data, packed.bias)
 
     def project_add(self, x_RF: Tensor, packed: Packed, residual_RO: Tensor) -> None:
@@ -98,10 +98,10 @@ class TorchOps(Ops):
         qkv_BMHD = qkv_RQ.view(B, M, H + 2 * G, D)
         q_BMHD, k_BMGD, v_BMGD = qkv_BMHD[:, :, :H], qkv_BMHD[:, :, H : H + G], qkv_BMHD[:, :, H + G :]
         if head_norm is not None:
-            q_BMHD = _rms_norm(q_BMHD, head_norm.query_D, head_norm.eps)
-            k_BMGD = _rms_norm(k_BMGD, head_norm.key_D, head_norm.eps)
-        q_BMHD = _rotate(q_BMHD, rope, placement.positions_BM)
-        k_BMGD = _rotate(k_BMGD, rope, placement.positions_BM)
+            q_BMHD = rms_norm(q_BMHD, head_norm.query_D, head_norm.eps)
+            k_BMGD = rms_norm(k_BMGD, head_norm.key_D, head_norm.eps)
+        q_BMHD = rotate(q_BMHD, rope, placement.positions_BM)
+        k_BMGD = rotate(k_BMGD, rope, placement.positions_BM)
 
         rows_B1 = placement.slots_B[:, None]
         keys_CHSD[rows_B1, :, placement.write_BM] = k_BMGD.to(keys_CHSD.dtype)
@@ -120,7 +120,7 @@ class TorchOps(Ops):
         return out_BGNMD.permute(0, 3, 1, 2, 4).reshape(B * M, H * D)
 
     def collect(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, out_RT: Tensor, column: int) -> None:
-        out_RT[:, column : column + x_RF.shape[1]] = x_RF if norm_F is None else _rms_norm(x_RF, norm_F, eps)
+        out_RT[:, column : column + x_RF.shape[1]] = x_RF if norm_F is None else rms_norm(x_RF, norm_F, eps)
 
     @property
     def static_shapes(self) -> bool:
@@ -161,12 +161,14 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The norm over the last dimension, in fp32 or wider."""
     wide = x.to(_wide(x.dtype))
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
 
 
-def _rotate(x_BMHD: Tensor, rope: Rope, positions_BM: Tensor) -> Tensor:
+def rotate(x_BMHD: Tensor, rope: Rope, positions_BM: Tensor) -> Tensor:
+    """Rotary positions; the two halves of a head are the coordinates."""
     cos = rope.cos_PD[positions_BM][:, :, None]
     sin = rope.sin_PD[positions_BM][:, :, None]
     left, right = x_BMHD.to(cos.dtype).chunk(2, dim=-1)

@@ -98,12 +98,16 @@ def fill_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
     return rows
 
 
-def collate(rows: Sequence[Sequence[Example]], row_length: int) -> Batch:
+def collate(rows: Sequence[Sequence[Example]], row_length: int, *, fill: bool = False) -> Batch:
     """Lay each row's texts end to end; the batch is as long as the longest row, at most `row_length`.
 
     Features stay on their device; all else is on the host.
+
+    Args:
+        fill: always `row_length`, so that all batches have one shape.
     """
-    length = min(row_length, max(sum(len(example.tokens_T) for example in row) for row in rows))
+    longest = max(sum(len(example.tokens_T) for example in row) for row in rows)
+    length = row_length if fill else min(row_length, longest)
     parts: list[list[Tensor]] = [[], [], [], [], []]
     for row in rows:
         for part, tensor in zip(parts, _row(row, length), strict=True):

@@ -15,6 +15,7 @@ Shapes: T tokens of one text, F = taps * hidden size.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import final
 
 import torch
@@ -22,8 +23,10 @@ from torch import Tensor
 
 from outrider.errors import ConfigError
 from outrider.target import Target, TargetSession
-from outrider.train.batch import Example
+from outrider.targets.native import NativeTarget
+from outrider.train.batch import Batch, Example, collate
 from outrider.train.feature_store import FeatureStore
+from outrider.train.packed_reader import PackedReader
 from outrider.train.texts import Texts
 
 __all__ = ["FeatureReader", "Live", "Source", "Stored", "feature_dtype"]
@@ -63,6 +66,13 @@ class FeatureReader:
         self.dtype = dtype or feature_dtype(target)
         self.max_tokens = max_tokens
         self._session: TargetSession | None = None
+
+    @cached_property
+    def packed(self) -> PackedReader | None:
+        """Reads rows of several texts at once, where rows need not have the bits of decoding: our decoder on a GPU."""
+        if self.target.spec.exact_rows or not isinstance(self.target, NativeTarget):
+            return None
+        return PackedReader(self.target.decoder, self.taps, self.max_tokens, self.dtype)
 
     @property
     def num_slots(self) -> int:
@@ -104,6 +114,11 @@ class Source(ABC):
     def examples(self, indices: Sequence[int]) -> list[Example]:
         """These texts, in this order."""
 
+    def batch(self, rows: Sequence[Sequence[int]], row_length: int, device: torch.device) -> Batch:
+        """Rows of texts, packed, on the device that trains."""
+        examples = iter(self.examples([index for row in rows for index in row]))
+        return collate([[next(examples) for _ in row] for row in rows], row_length).to(device)
+
 
 @final
 class Live(Source):
@@ -114,7 +129,7 @@ class Live(Source):
         self.reader = reader
 
     def examples(self, indices: Sequence[int]) -> list[Example]:
-        found = [cut(self.texts.example(index), self.reader.max_tokens) for index in indices]
+        found = self._plain(indices)
         if not self.reader.taps:
             return found
         features = self.reader.read([example.tokens_T for example in found])
@@ -122,6 +137,16 @@ class Live(Source):
             Example(example.tokens_T, example.learn_T, features_TF)
             for example, features_TF in zip(found, features, strict=True)
         ]
+
+    def batch(self, rows: Sequence[Sequence[int]], row_length: int, device: torch.device) -> Batch:
+        packed = self.reader.packed
+        if packed is None:
+            return super().batch(rows, row_length, device)
+        batch = collate([self._plain(row) for row in rows], row_length, fill=True).to(device)
+        return batch._replace(features_BLF=packed.read(batch)) if self.reader.taps else batch
+
+    def _plain(self, indices: Sequence[int]) -> list[Example]:
+        return [cut(self.texts.example(index), self.reader.max_tokens) for index in indices]
 
 
 @final

@@ -33,7 +33,7 @@ from torch.optim import AdamW
 from outrider.errors import RunError
 from outrider.formats.token_ranking import write_ranking
 from outrider.target import Target
-from outrider.train.batch import Batch, collate
+from outrider.train.batch import Batch
 from outrider.train.checkpoints import Progressed, load_checkpoint, newest, save_checkpoint
 from outrider.train.config import TrainConfig
 from outrider.train.evaluate import Counts, HeldOut, RealTau, decode, summary
@@ -303,9 +303,7 @@ class Trainer:
             self._saved_at = perf_counter()
 
     def _batch(self, source: Source, micro: Micro) -> Batch:
-        examples = iter(source.examples([index for row in micro for index in row]))
-        rows = [[next(examples) for _ in row] for row in micro]
-        return collate(rows, self.config.row_length).to(self.device)
+        return source.batch(micro, self.config.row_length, self.device)
 
     def _parameters(self) -> list[Tensor]:
         return list(_trainable(self.task.objective))

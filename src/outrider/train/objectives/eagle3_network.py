@@ -96,7 +96,7 @@ def _attend(q_BHLD: Tensor, seen_BLL: Tensor, keys: list[Tensor], values: list[T
     rows = slice(start, start + L)
     own = [(q_BGNLD * key_BGLD[:, :, None, rows]).sum(-1, keepdim=True) for key_BGLD in keys[1:]]
     every = torch.cat([scores, *own], dim=-1)
-    weights = every.to(torch.promote_types(every.dtype, torch.float32)).softmax(-1).to(q_BHLD.dtype)
+    weights = every.softmax(-1, dtype=torch.promote_types(every.dtype, torch.float32)).to(q_BHLD.dtype)
     first = keys[0].shape[2]
     out_BGNLD = weights[..., :first] @ values[0][:, :, None]
     for step, value_BGLD in enumerate(values[1:]):

@@ -71,11 +71,14 @@ def attend_anchors(
     scale = queries_BLGND.shape[-1] ** -0.5
     length = causal_BLL.shape[1]
     narrow = queries_BLGND.dtype
-    scores = torch.einsum("blgnd,bsgd->bgnls", queries_BLGND, first[0]) * scale
+    B, L, G, N, D = queries_BLGND.shape
+    rows_BGYD = queries_BLGND.permute(0, 2, 3, 1, 4).reshape(B, G, N * L, D) * scale  # scores then lie as softmax reads
+    scores = (rows_BGYD @ first[0].permute(0, 2, 3, 1)).view(B, G, N, L, length)
     scores = scores.masked_fill(~causal_BLL[:, None, None], -torch.inf)
     own = [torch.einsum("blgnd,blgd->bgnl", queries_BLGND, keys)[..., None] * scale for keys, _ in later]
-    weights = torch.cat([scores, *own], -1).to(torch.promote_types(narrow, torch.float32)).softmax(-1).to(narrow)
-    out_BLGND = torch.einsum("bgnls,bsgd->blgnd", weights[..., :length], first[1])
+    weights = torch.cat([scores, *own], -1).softmax(-1, dtype=torch.promote_types(narrow, torch.float32)).to(narrow)
+    out_BGYD = weights[..., :length].reshape(B, G, N * L, length) @ first[1].transpose(1, 2)
+    out_BLGND = out_BGYD.view(B, G, N, L, D).permute(0, 3, 1, 2, 4)
     for index, (_, values) in enumerate(later):
         out_BLGND = out_BLGND + torch.einsum("bgnl,blgd->blgnd", weights[..., length + index], values)
     return out_BLGND
@@ -190,11 +193,16 @@ class MtpNetwork(nn.Module):
         return tables.cos_PD[:, :half].to(wide)[positions_BL], tables.sin_PD[:, :half].to(wide)[positions_BL]
 
 
-def recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call, and call again in the backward pass rather than keep the scores, the largest tensors."""
-    if not torch.is_grad_enabled():
-        return function(*arguments)
-    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+SCORES_KEPT = {"cuda": 1 << 27}
+"""Attention scores of a depth that are kept for the backward pass; none elsewhere."""
+
+
+def recomputed(function: Callable[..., Any], queries_BLGND: Tensor, *arguments: Any) -> Any:
+    """Attend, and once more in the backward pass rather than keep the scores, where they are many."""
+    B, L, G, N, _ = queries_BLGND.shape
+    if not torch.is_grad_enabled() or SCORES_KEPT.get(queries_BLGND.device.type, 0) >= B * G * N * L * L:
+        return function(queries_BLGND, *arguments)
+    return checkpoint(function, queries_BLGND, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def started(embeds_BLE: Tensor, slots_BL: Tensor) -> Tensor:

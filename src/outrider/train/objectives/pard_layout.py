@@ -31,6 +31,9 @@ from outrider.train.objectives.chained import chained_KBL
 
 __all__ = ["Layout", "ScoredRows", "lay_out"]
 
+MULTIPLES = {"cuda": 256}
+"""Layouts are padded to a multiple of this: the host plans attention kernels anew for every new shape."""
+
 
 class Layout(NamedTuple):
     """The kept rows of every row of a batch, padded to the longest.
@@ -99,7 +102,9 @@ def _packed(kept_BKL: Tensor, chained: Tensor) -> Layout:
     length = kept_BKL.shape[2]
     kept_BN = kept_BKL.flatten(1)
     num_rows_B1 = kept_BN.sum(1, keepdim=True)
-    order_BR = (~kept_BN).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(num_rows_B1.max())]
+    multiple = MULTIPLES.get(kept_BN.device.type, 1)
+    width = -(-int(num_rows_B1.max()) // multiple) * multiple
+    order_BR = (~kept_BN).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
     real_BR = torch.arange(order_BR.shape[1], device=order_BR.device) < num_rows_B1
     order_BR = torch.where(real_BR, order_BR, 0)
     return Layout(order_BR % length, order_BR // length, real_BR, chained)
