@@ -5,12 +5,14 @@
 #   bash recipes/heads.sh synthesize [SECONDS]   several processes write side by side; the same command goes on
 #   bash recipes/heads.sh train [TOKENS]         all five at once; a run that exists is resumed
 #   bash recipes/heads.sh look                   how far they are
+#   bash recipes/heads.sh slice                  the same five, trained on the benchmark's own prompts (recipes/slice.py)
 #
 # DATA, RUNS, PARTS, BATCH (texts of each process at a time) and OUTRIDER (the command) may be set. Processes belong to
 # no terminal's session, so they survive the shell that began them; stop them with SIGTERM: finished shards are kept,
 # and training writes a checkpoint first.
 set -euo pipefail
 DATA=${DATA:-data/heads} RUNS=${RUNS:-runs/heads} PARTS=${PARTS:-8} BATCH=${BATCH:-320} OUTRIDER=${OUTRIDER:-outrider}
+ROWS=8 LENGTH=1024 PASSES=2
 METHODS="eagle3 medusa mtp pard draft"
 export TOKENIZERS_PARALLELISM=false
 
@@ -31,8 +33,9 @@ train_one() {  # method, and its own settings
     if [ -f "$run/config.json" ]; then
         given=(--resume "$run")
     else
-        given=(--run-dir "$run" --data "$DATA"/*/ --max-tokens "$TOKENS" --row-length 1024 --rows 8 --accumulation 2
-            --eval-every 100 --eval-texts 384 --real-tau-every 0 --checkpoint-every 100000 --draft-vocab 8192 "${@:2}")
+        given=(--run-dir "$run" --data "$DATA"/*/ --max-tokens "$TOKENS" --row-length "$LENGTH" --rows "$ROWS"
+            --accumulation "$PASSES" --eval-every 100 --eval-texts 384 --real-tau-every 0
+            --checkpoint-every 100000 --draft-vocab 8192 "${@:2}")
     fi
     OMP_NUM_THREADS=2 setsid $OUTRIDER train "$1" "${given[@]}" > "$run.log" 2>&1 < /dev/null &
 }
@@ -48,6 +51,12 @@ train() {
     wait
 }
 
+slice() {  # 129 texts, read 34 times: into runs/slice
+    python recipes/slice.py synthesize
+    OUTRIDER="python recipes/slice.py" DATA=data/slice RUNS=runs/slice ROWS=4 LENGTH=2048 PASSES=1
+    train 2400000
+}
+
 look() {
     for method in $METHODS; do
         printf '%s  ' "$method"
@@ -59,5 +68,6 @@ case ${1:-} in
     synthesize) synthesize "${2:-1200}" ;;
     train) train "${2:-16000000}" ;;
     look) look ;;
-    *) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    slice) slice ;;
+    *) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

@@ -8,12 +8,12 @@ Example: `benchmark(BenchConfig(methods=("none",), categories=("chat",)), Path("
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product, zip_longest
 from pathlib import Path
 from statistics import mean
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal
 
 from outrider.adaptive import BudgetChoice
 from outrider.bench.bandwidth import memory_bytes_per_s
@@ -35,9 +35,11 @@ from outrider.bench.unit import UnitResult
 from outrider.bench.workloads import Conversation, load_category, load_prompts, workload_hash
 from outrider.errors import ConfigError
 from outrider.interop.vllm_environment import find_vllm
+from outrider.models.locate import locate
 from outrider.target import Target
 from outrider.targets import load_target
 from outrider.targets.deferred import DeferredTarget
+from outrider.train.leak import recorded_overlap
 
 __all__ = ["Workload", "benchmark", "read_workload"]
 
@@ -114,8 +116,11 @@ def benchmark(
         )
         runner.run()
         settings = [f"{one.label}: {one.settings}" for one in choices if one.settings]
-        notes = [config.title, *workload.notes, *settings, *lineup.notes]
-        report = _report(config, target, store, runner.start_up_s, notes)
+        overlaps = _overlaps(choices)
+        leaks = [_leak_note(label, found) for label, found in overlaps.items()]
+        notes = [config.title, *workload.notes, *settings, *leaks, *lineup.notes]
+        shares = {label: float(found["share"]) for label, found in overlaps.items()}
+        report = replace(_report(config, target, store, runner.start_up_s, notes), overlap=shares or None)
         store.finish(to_json(report), markdown(report))
     return report
 
@@ -235,6 +240,20 @@ def _report(config: BenchConfig, target: Target, store: RunStore, start_up_s: fl
         notes=tuple(note for note in (*notes, bandwidth, *_equality_notes(units)) if note),
         rows=tuple(derive_rows(units, machine)),
     )
+
+
+def _overlaps(choices: Sequence[Choice]) -> dict[str, Mapping[str, Any]]:
+    """What training wrote down about our prompts, of every method that has a checkpoint here, by label."""
+    places = {one.label: locate(one.settings["checkpoint"]) for one in choices if one.settings.get("checkpoint")}
+    found = {label: recorded_overlap(place) for label, place in places.items()}
+    return {label: overlap for label, overlap in found.items() if overlap is not None}
+
+
+def _leak_note(label: str, overlap: Mapping[str, Any]) -> str:
+    count, of = len(overlap["prompts"]), overlap["num_prompts"]
+    if not count:
+        return f"{label}: none of the benchmark's {of} prompts stands in its training texts"
+    return f"{label}: {count} of the benchmark's {of} prompts stand in its training texts, so its figures are too good"
 
 
 def _equality_notes(units: Sequence[UnitResult]) -> list[str]:

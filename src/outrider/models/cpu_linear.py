@@ -2,7 +2,8 @@
 
 Weights are packed in blocks of two vectors of output columns, [block][feature][2 * WIDTH], so that a tile of up to
 `TILE_ROWS` rows by one block reads its weights as one stream and keeps all sums in registers. In bf16 the two vectors
-are interleaved, low halves and high halves of 32-bit lanes: one load, one shift and one mask widen both.
+are interleaved, low halves and high halves of 32-bit lanes: one load, one shift and one mask widen both. In int8, for
+drafters, every output column has one scale, by which its sum is multiplied at the end.
 
 Every sum y[r, o] = fma(x[r, F-1], w[o, F-1], ... fma(x[r, 0], w[o, 0], 0)) runs over the features in ascending order in
 one register lane, whichever tile it is in. The bits of a row hence depend on that row alone: not on the number of rows,
@@ -44,9 +45,11 @@ from outrider.models.cpu_vector import (
     vector,
 )
 
-__all__ = ["ADD", "ASSIGN", "GATED", "collect", "dot", "embed", "linear"]
+__all__ = ["ADD", "ASSIGN", "BYTE", "FULL", "GATED", "HALF", "collect", "dot", "embed", "linear"]
 
 ASSIGN, ADD, GATED = 0, 1, 2  # what becomes of a product
+FULL, HALF, BYTE = KINDS = (0, 1, 2)  # fp32, bf16 and int8 weights
+BYTES = (4, 2, 1)
 UNROLL = 4
 COLUMNS = 2 * WIDTH
 TILE_BYTES = 4 * COLUMNS * TILE_ROWS
@@ -83,40 +86,60 @@ def dot(typing: Any, a: Any, b: Any, count: Any) -> Any:
 
 
 @emitted
-def tile(typing: Any, rows: Any, half: Any, x: Any, weight: Any, ahead: Any, pace: Any, features: Any, out: Any) -> Any:
+def tile(typing: Any, rows: Any, kind: Any, x: Any, weight: Any, ahead: Any, pace: Any, features: Any, out: Any) -> Any:
     """out[row, column] = x[:, row] @ weight for one block of columns; x is [features][rows].
 
-    `rows` and `half` are literal. Meanwhile the weights from `ahead` bytes on are fetched, `pace` bytes per feature.
+    Meanwhile the weights from `ahead` bytes on are fetched, `pace` bytes per feature. Every height and kind of weights
+    has its own loop, in which all sums are registers.
     """
 
     def emit(
-        emitter: Emitter, rows: int, half: int, x: Value, weight: Value, ahead: Value, pace: Value, F: Value, out: Value
+        emitter: Emitter,
+        rows: Value,
+        kind: Value,
+        x: Value,
+        weight: Value,
+        ahead: Value,
+        pace: Value,
+        F: Value,
+        out: Value,
     ) -> None:
-        step = (2 if half else 4) * COLUMNS
-        sums = [[emitter.variable(splat(emitter, F32(0.0), WIDTH)) for _ in range(2)] for _ in range(rows)]
+        number = emitter.builder.add(emitter.builder.mul(rows, I64(len(KINDS))), kind)
+        cases = [(height, which) for height in range(1, TILE_ROWS + 1) for which in KINDS]
+        codes = [height * len(KINDS) + which for height, which in cases]
+        with emitter.cases(number, codes) as blocks:
+            for (height, which), _ in zip(cases, blocks, strict=True):
+                emit_tile(emitter, height, which, x, weight, ahead, pace, F, out)
 
-        def accumulate(x_here: Value, weight_here: Value, offset: int) -> None:
-            pair = emitter.load_pair(emitter.at(weight_here, offset, step), half)
-            for row, row_sums in enumerate(sums):
-                number = emitter.load(emitter.at(x_here, offset * rows + row, 4), F32)
-                factor = splat(emitter, number, WIDTH)
-                for value, total in zip(pair, row_sums, strict=True):
-                    emitter.set(total, emitter.fma(value, factor, emitter.get(total)))
+    return lowered(emit, types.void, rows, kind, x, weight, ahead, pace, features, out)
 
-        whole = emitter.whole(F, UNROLL)
-        with emitter.loop(I64(0), whole, UNROLL) as index:
-            later = emitter.at(emitter.builder.add(weight, ahead), index, pace)
-            for line in range(0, UNROLL * step, 64):
-                emitter.prefetch(emitter.at(later, line, 1))
-            x_here, weight_here = emitter.at(x, index, 4 * rows), emitter.at(weight, index, step)
-            for offset in range(UNROLL):
-                accumulate(x_here, weight_here, offset)
-        with emitter.loop(whole, F) as index:
-            accumulate(emitter.at(x, index, 4 * rows), emitter.at(weight, index, step), 0)
-        for position, total in enumerate(total for row_sums in sums for total in row_sums):
-            emitter.store(emitter.at(out, position * WIDTH, 4), emitter.get(total))
 
-    return lowered(emit, types.void, rows, half, x, weight, ahead, pace, features, out)
+def emit_tile(
+    emitter: Emitter, rows: int, kind: int, x: Value, weight: Value, ahead: Value, pace: Value, F: Value, out: Value
+) -> None:
+    step = BYTES[kind] * COLUMNS
+    sums = [[emitter.variable(splat(emitter, F32(0.0), WIDTH)) for _ in range(2)] for _ in range(rows)]
+
+    def accumulate(x_here: Value, weight_here: Value, offset: int) -> None:
+        pair = emitter.load_pair(emitter.at(weight_here, offset, step), kind)
+        for row, row_sums in enumerate(sums):
+            number = emitter.load(emitter.at(x_here, offset * rows + row, 4), F32)
+            factor = splat(emitter, number, WIDTH)
+            for value, total in zip(pair, row_sums, strict=True):
+                emitter.set(total, emitter.fma(value, factor, emitter.get(total)))
+
+    whole = emitter.whole(F, UNROLL)
+    with emitter.loop(I64(0), whole, UNROLL) as index:
+        later = emitter.at(emitter.builder.add(weight, ahead), index, pace)
+        for line in range(0, UNROLL * step, 64):
+            emitter.prefetch(emitter.at(later, line, 1))
+        x_here, weight_here = emitter.at(x, index, 4 * rows), emitter.at(weight, index, step)
+        for offset in range(UNROLL):
+            accumulate(x_here, weight_here, offset)
+    with emitter.loop(whole, F) as index:
+        accumulate(emitter.at(x, index, 4 * rows), emitter.at(weight, index, step), 0)
+    for position, total in enumerate(total for row_sums in sums for total in row_sums):
+        emitter.store(emitter.at(out, position * WIDTH, 4), emitter.get(total))
 
 
 @emitted
@@ -134,52 +157,22 @@ def gate(typing: Any, address: Any) -> Any:
 
 
 @inlined
-def half_tile(rows: int, x: int, weight: int, ahead: int, pace: int, features: int, out: int) -> None:
-    if rows == 1:
-        tile(1, 1, x, weight, ahead, pace, features, out)
-    elif rows == 2:
-        tile(2, 1, x, weight, ahead, pace, features, out)
-    elif rows == 3:
-        tile(3, 1, x, weight, ahead, pace, features, out)
-    elif rows == 4:
-        tile(4, 1, x, weight, ahead, pace, features, out)
-    elif rows == 5:
-        tile(5, 1, x, weight, ahead, pace, features, out)
-    elif rows == 6:
-        tile(6, 1, x, weight, ahead, pace, features, out)
-    elif rows == 7:
-        tile(7, 1, x, weight, ahead, pace, features, out)
-    else:
-        tile(8, 1, x, weight, ahead, pace, features, out)
+def size_of(kind: int) -> int:
+    """Bytes of a weight."""
+    return 1 if kind == BYTE else 2 if kind == HALF else 4
 
 
 @inlined
-def full_tile(rows: int, x: int, weight: int, ahead: int, pace: int, features: int, out: int) -> None:
-    if rows == 1:
-        tile(1, 0, x, weight, ahead, pace, features, out)
-    elif rows == 2:
-        tile(2, 0, x, weight, ahead, pace, features, out)
-    elif rows == 3:
-        tile(3, 0, x, weight, ahead, pace, features, out)
-    elif rows == 4:
-        tile(4, 0, x, weight, ahead, pace, features, out)
-    elif rows == 5:
-        tile(5, 0, x, weight, ahead, pace, features, out)
-    elif rows == 6:
-        tile(6, 0, x, weight, ahead, pace, features, out)
-    elif rows == 7:
-        tile(7, 0, x, weight, ahead, pace, features, out)
-    else:
-        tile(8, 0, x, weight, ahead, pace, features, out)
-
-
-@inlined
-def finish(sums: int, rows: int, first: int, mode: int, bias: int, out: int, outputs: int) -> None:
-    """Write one block's sums to columns `first` and on of `rows` rows of `out`."""
+def finish(sums: int, rows: int, first: int, mode: int, scales: int, bias: int, out: int, outputs: int) -> None:
+    """Write one block's sums to columns `first` and on of `rows` rows of `out`; `scales` are of the block's columns."""
     width = WIDTH if mode == GATED else COLUMNS
     columns = min(width, outputs - first)
     for r in range(rows):
         source = sums + r * COLUMNS * 4
+        if scales != 0:
+            total, factor = f32(source), f32(scales)
+            for c in range(COLUMNS):
+                total[c] = total[c] * factor[c]
         if mode == GATED:
             gate(source)
         y, row = f32(source), f32(out + (r * outputs + first) * 4)
@@ -226,11 +219,12 @@ def panel(
     x: int,
     weight: int,
     ahead: int,
-    half: int,
+    kind: int,
     F: int,
     rows: int,
     first: int,
     mode: int,
+    scales: int,
     bias: int,
     out: int,
     outputs: int,
@@ -238,17 +232,14 @@ def panel(
 ) -> None:
     """One block of columns for `rows` rows that are laid out in tiles."""
     num_tiles = num_tiles_of(rows)
-    pace = COLUMNS * (2 if half == 1 else 4) // num_tiles
+    pace = COLUMNS * size_of(kind) // num_tiles
     if num_tiles == 1 and NEAR != 0:
         ahead = NEAR
     for t in range(num_tiles):
         start = tile_start(t, num_tiles, rows)
         height = tile_start(t + 1, num_tiles, rows) - start
-        if half == 1:
-            half_tile(height, x + start * F * 4, weight, ahead + t * pace * F, pace, F, sums)
-        else:
-            full_tile(height, x + start * F * 4, weight, ahead + t * pace * F, pace, F, sums)
-        finish(sums, height, first, mode, bias, out + start * outputs * 4, outputs)
+        tile(height, kind, x + start * F * 4, weight, ahead + t * pace * F, pace, F, sums)
+        finish(sums, height, first, mode, scales, bias, out + start * outputs * 4, outputs)
 
 
 @kernel
@@ -256,9 +247,9 @@ def linear(block: int) -> None:
     """Arguments as in `ops_cpu.CpuOps._linear`."""
     a = i64(block)
     x, norm, eps, scratch = a[0], a[1], f64(block)[2], a[3]
-    weight, half, bias, F, outputs = a[4], a[5], a[6], a[7], a[8]
+    weight, kind, bias, F, outputs = a[4], a[5], a[6], a[7], a[8]
     out, R, mode = a[9], a[10], a[11]
-    num_blocks, chunk, panel_rows = a[12], a[13], a[14]
+    num_blocks, chunk, panel_rows, scales = a[12], a[13], a[14], a[15]
     if scratch != 0:
         full = R // panel_rows * (panel_rows // TILE_ROWS)  # tiles in whole panels
         done = R // panel_rows * panel_rows
@@ -276,7 +267,7 @@ def linear(block: int) -> None:
         x = scratch
     sums = stack(TILE_BYTES)
     width = WIDTH if mode == GATED else COLUMNS
-    block_bytes = F * COLUMNS * (2 if half == 1 else 4)
+    block_bytes = F * COLUMNS * size_of(kind)
     first = ticket(block, 2) * chunk
     while first < num_blocks:
         following = ticket(block, 2) * chunk  # drawn early: the last block of a chunk fetches the first of the next
@@ -290,11 +281,12 @@ def linear(block: int) -> None:
                     x + r * F * 4,
                     place,
                     ahead,
-                    half,
+                    kind,
                     F,
                     rows,
                     b * width,
                     mode,
+                    0 if scales == 0 else scales + b * COLUMNS * 4,
                     bias,
                     out + r * outputs * 4,
                     outputs,

@@ -12,7 +12,7 @@ A bf16 number is the upper half of an fp32 number, so widening is a shift: 0x3FC
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +51,7 @@ TILE_ROWS = 8 if WIDE else 6  # rows x 2 vectors of accumulators, and what feeds
 X86 = llvm.get_process_triple().split("-")[0] in ("x86_64", "i686", "i386")
 
 F32 = ir.FloatType()
+I8 = ir.IntType(8)
 I16 = ir.IntType(16)
 I32 = ir.IntType(32)
 I64 = ir.IntType(64)
@@ -124,11 +125,16 @@ class Emitter:
         wide = self.builder.zext(self.load(address, vector(I16, lanes)), vector(I32, lanes))
         return self.builder.bitcast(self.builder.shl(wide, splat(self, I32(16), lanes)), vector(F32, lanes))
 
-    def load_pair(self, address: Value, half: int) -> tuple[Value, Value]:
-        """One row of a weight block: two vectors, interleaved as low and high halves if bf16."""
-        if not half:
-            kind = vector(F32, WIDTH)
-            return self.load(address, kind), self.load(self.at(address, WIDTH, 4), kind)
+    def load_pair(self, address: Value, kind: int) -> tuple[Value, Value]:
+        """One row of a weight block as two vectors: of fp32 (0), of bf16 (1), interleaved as low and high halves, or of
+        int8 (2)."""
+        if kind == 0:
+            wide = vector(F32, WIDTH)
+            return self.load(address, wide), self.load(self.at(address, WIDTH, 4), wide)
+        if kind == 2:
+            both = (self.load(self.at(address, part * WIDTH, 1), vector(I8, WIDTH)) for part in range(2))
+            low, high = (self.builder.sitofp(some, vector(F32, WIDTH)) for some in both)
+            return low, high
         both = self.load(address, vector(I32, WIDTH))
         low = self.builder.shl(both, splat(self, I32(16), WIDTH))
         high = self.builder.and_(both, self.high_halves)
@@ -171,6 +177,24 @@ class Emitter:
 
     def set(self, pointer: Value, value: Value) -> None:
         self.builder.store(value, pointer)
+
+    @contextmanager
+    def cases(self, number: Value, codes: Sequence[int]) -> Iterator[Iterator[int]]:
+        """A block of code for each value that a number may have: what is emitted while its code is at hand."""
+        done = self.builder.append_basic_block("done")
+        blocks = [self.builder.append_basic_block(f"case.{code}") for code in codes]
+        switch = self.builder.switch(number, blocks[0])
+
+        def each() -> Iterator[int]:
+            for code, block in zip(codes, blocks, strict=True):
+                if block is not blocks[0]:
+                    switch.add_case(I64(code), block)
+                self.builder.position_at_end(block)
+                yield code
+                self.builder.branch(done)
+
+        yield each()
+        self.builder.position_at_end(done)
 
     @contextmanager
     def loop(self, start: Value, stop: Value, step: int = 1) -> Iterator[Value]:

@@ -75,7 +75,7 @@ class Decoder:
         other = copy(self)
         other.spec = spec
         other.layers = [
-            Block.packed(spec, weights, f"model.layers.{index}.", self.ops, self.device, spec.windows[index])
+            Block.packed(spec, weights, f"model.layers.{index}.", self.ops.narrow(), self.device, spec.windows[index])
             for index in range(spec.num_layers)
         ]
         other.norm_E = self._vector(weights["model.norm.weight"])

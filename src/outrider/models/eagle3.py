@@ -129,9 +129,10 @@ class Eagle3Head(RecurrentHead):
         self.spec, self.dtype, self.device = spec, dtype, device
         self.ops = ops = choose_ops(device, dtype)
         cast = {name: weights[name].to(device, dtype) for name in spec.shapes()}
-        self.block = Block.packed(spec.layer, cast, LAYER, ops, device)
-        self.fc = ops.pack(cast["fc.weight"])
-        self.lm_head = ops.pack(cast["lm_head.weight"])
+        packer = ops.narrow()
+        self.block = Block.packed(spec.layer, cast, LAYER, packer, device)
+        self.fc = packer.pack(cast["fc.weight"])
+        self.lm_head = packer.pack(cast["lm_head.weight"])
         self.embedding_VE = embedding_VE.to(device)
         self.owns_embedding = owns_embedding
         self._taps = taps

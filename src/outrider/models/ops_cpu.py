@@ -15,9 +15,11 @@ Kernels are compiled on first use, for this processor, and kept in numba's cache
 [[3.0, 4.0]]
 """
 
+import os
 import struct
 from collections.abc import Hashable
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import replace
 from functools import lru_cache
 from typing import final
@@ -26,9 +28,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from outrider.errors import ConfigError
 from outrider.models.cpu_attention import MAX_HEAD_DIM, attention
 from outrider.models.cpu_draft import next_tokens, shift
-from outrider.models.cpu_linear import ADD, ASSIGN, GATED, collect, embed, linear
+from outrider.models.cpu_linear import ADD, ASSIGN, BYTE, FULL, GATED, HALF, collect, embed, linear
 from outrider.models.cpu_memory import Arena
 from outrider.models.cpu_placement import address, checked_addresses, placement_addresses, placement_shape
 from outrider.models.cpu_program import Program, Recorder
@@ -55,6 +58,7 @@ REPLAYED_ROWS = 32  # up to here a forward is short enough for Python to matter,
 LINEAR_OUT = 9  # arguments of the kernels that differ from step to step: where a product goes,
 PLACED = 10  # a placement's five addresses and three sizes,
 SCRATCH = 24  # attention's scratch, and then its length per row
+KINDS = {torch.float32: FULL, torch.bfloat16: HALF, torch.int8: BYTE}
 
 
 @final
@@ -62,7 +66,7 @@ class CpuOps(Ops):
     """Weights of `dtype` (bf16 or fp32); `threads` defaults to OUTRIDER_NUM_THREADS or PyTorch's number."""
 
     def __init__(self, dtype: torch.dtype, threads: int | None = None) -> None:
-        self._dtype = dtype
+        self._dtype = self._packing = dtype
         self._threads = num_threads() if threads is None else threads
         self._arena = Arena()
         self._placement: Placement | None = None
@@ -77,9 +81,19 @@ class CpuOps(Ops):
     def pack(self, weight_OF: Tensor, bias_O: Tensor | None = None) -> Packed:
         return self._pack(_whole_blocks(weight_OF.detach(), 2 * WIDTH), weight_OF.shape[0], bias_O)
 
+    def narrow(self) -> "CpuOps":
+        if self._dtype != torch.bfloat16 or not draft_in_bytes():
+            return self
+        packer = copy(self)
+        packer._packing = torch.int8
+        return packer
+
     def unpack(self, packed: Packed) -> Tensor:
-        order = (0, 3, 2, 1) if self._dtype == torch.bfloat16 else (0, 2, 3, 1)
-        return packed.data.permute(order).flatten(0, 2)[: packed.out_features].contiguous()
+        order = (0, 3, 2, 1) if packed.data.dtype == torch.bfloat16 else (0, 2, 3, 1)
+        weight_OF = packed.data.permute(order).flatten(0, 2)
+        if packed.scales is not None:
+            weight_OF = (weight_OF * packed.scales[:, None]).to(self._dtype)
+        return weight_OF[: packed.out_features].contiguous()
 
     def pack_gate_up(self, gate_IF: Tensor, up_IF: Tensor) -> Packed:
         features = gate_IF.shape[1]
@@ -87,14 +101,21 @@ class CpuOps(Ops):
         return self._pack(torch.stack(halves, dim=1).flatten(0, 2), 2 * gate_IF.shape[0], None)
 
     def _pack(self, weight_OF: Tensor, out_features: int, bias_O: Tensor | None) -> Packed:
-        blocks = weight_OF.to(self._dtype).view(-1, 2, WIDTH, weight_OF.shape[1])
-        order = (0, 3, 2, 1) if self._dtype == torch.bfloat16 else (0, 3, 1, 2)
-        ordered = blocks.permute(order)
-        data = self._arena.empty(tuple(ordered.shape), self._dtype).copy_(ordered)
+        scales_O = None
+        if self._packing == torch.int8:
+            scales_O = weight_OF.float().abs().amax(1).clamp(min=1e-30) / 127
+            weight_OF = (weight_OF.float() / scales_O[:, None]).round()
+        blocks = weight_OF.to(self._packing).view(-1, 2, WIDTH, weight_OF.shape[1])
+        ordered = blocks.permute((0, 3, 2, 1) if self._packing == torch.bfloat16 else (0, 3, 1, 2))
+        data = self._arena.empty(tuple(ordered.shape), self._packing).copy_(ordered)
         bias = None if bias_O is None else bias_O.detach().to(torch.float32, copy=True)
-        num_bytes = data.nbytes + (0 if bias is None else bias.nbytes)
         return Packed(
-            in_features=weight_OF.shape[1], out_features=out_features, num_bytes=num_bytes, data=data, bias=bias
+            in_features=weight_OF.shape[1],
+            out_features=out_features,
+            num_bytes=sum(part.nbytes for part in (data, bias, scales_O) if part is not None),
+            data=data,
+            bias=bias,
+            scales=scales_O,
         )
 
     def embed(self, table_VF: Tensor, tokens_R: Tensor) -> Tensor:
@@ -134,13 +155,13 @@ class CpuOps(Ops):
         scratch = None if norm_F is None and R == 1 else self._empty(1, R, F)
         self._run(
             linear.address,
-            (x_RF, norm_F, scratch, packed.data, packed.bias, out_RO),
+            (x_RF, norm_F, scratch, packed.data, packed.bias, packed.scales, out_RO),
             _floats(x_RF),
             _floats(norm_F),
             _bits(eps),
             0 if scratch is None else scratch.data_ptr(),
             packed.data.data_ptr(),
-            int(self._dtype == torch.bfloat16),
+            KINDS[packed.data.dtype],
             _floats(packed.bias),
             F,
             out_RO.shape[1],
@@ -150,6 +171,7 @@ class CpuOps(Ops):
             num_blocks,
             max(1, num_blocks // (self._threads * TICKETS_PER_THREAD)),
             max(24, PANEL_BYTES // (4 * F) // 24 * 24),
+            _floats(packed.scales),
         )
 
     def collect(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, out_RT: Tensor, column: int) -> None:
@@ -316,6 +338,18 @@ class CpuOps(Ops):
             self._addresses = placement_addresses(placement) if is_known else checked_addresses(placement, *sizes)
             self._placement, self._sizes = placement, sizes
         return self._addresses
+
+
+def draft_in_bytes() -> bool:
+    """Whether drafters keep their weights in int8: OUTRIDER_DRAFT_WEIGHTS is int8 (the default) or target.
+
+    Raises:
+        ConfigError: if it is something else.
+    """
+    wanted = os.environ.get("OUTRIDER_DRAFT_WEIGHTS", "int8")
+    if wanted not in ("int8", "target"):
+        raise ConfigError(f"OUTRIDER_DRAFT_WEIGHTS={wanted!r} must be int8 or target")
+    return wanted == "int8"
 
 
 def _whole_blocks(weight_OF: Tensor, columns: int) -> Tensor:

@@ -38,7 +38,7 @@ class OutputHead:
         self.packed: Packed | None = None if native is None else native.head
         if ids_K is not None:
             head_VE = model.shared_weights().head_VE
-            self.packed = self.ops.pack(head_VE[ids_K.to(head_VE.device)])
+            self.packed = self.ops.narrow().pack(head_VE[ids_K.to(head_VE.device)])
 
     @property
     def num_bytes(self) -> int:

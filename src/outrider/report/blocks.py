@@ -42,6 +42,7 @@ from outrider.metrics import PrefillRecord, StepRecord
 from outrider.proposers import REGISTRY, proposer_class
 from outrider.report.batches import batch_chart, batch_table, has_batches
 from outrider.report.chart import chart, described
+from outrider.report.curves import curve_chart, heads_table, read_heads
 from outrider.report.results import tables
 from outrider.testing import tiny_target
 
@@ -63,6 +64,7 @@ def blocks_of(root: Path) -> Mapping[str, Callable[[str], str]]:
         "source": lambda place: source(root, place),
         "results": lambda name: results(root, name),
         "batches": lambda name: batches(root, name),
+        "heads": lambda target: heads_table(read_heads(root / "checkpoints" / target)),
     }
 
 
@@ -72,7 +74,7 @@ def method_pages(root: Path) -> list[Path]:
 
 
 def pictures(root: Path) -> dict[Path, str]:
-    """The picture of every committed run, and NAME.batches.svg of those with several batch sizes."""
+    """The picture of every committed run, NAME.batches.svg of those with several batch sizes, and training curves."""
     runs = {path: _report(path) for path in _committed_runs(root)}
     bars = {path.with_suffix(".svg"): chart(report, hardware=_hardware(path)) for path, report in runs.items()}
     lines = {
@@ -80,7 +82,11 @@ def pictures(root: Path) -> dict[Path, str]:
         for path, report in runs.items()
         if has_batches(report)
     }
-    return bars | lines
+    targets = sorted(path for path in (root / "checkpoints").glob("*") if path.is_dir())
+    curves = {
+        root / "docs" / f"heads.{target.name}.svg": curve_chart(read_heads(target), target.name) for target in targets
+    }
+    return bars | lines | curves
 
 
 def methods(folder: str) -> str:

@@ -61,6 +61,7 @@ def story(run: Path, name: str) -> dict[str, Any]:
         "versions": found["versions"],
         "held_out": held_out,
         "decoded": summary["decoded"] if name == "final" else None,
+        "overlap": summary.get("overlap"),
         "curve": [{key: line[key] for key in ("step", "tokens", "tau", "conditional", "loss")} for line in curve],
     }
 
@@ -84,6 +85,7 @@ def card(told: Mapping[str, Any]) -> str:
                     "Data": f"{data['texts']:,} texts of {data['tokens']:,} tokens, {data['learnt_tokens']:,} of them "
                     f"written by the target; {data['held_out_texts']:,} texts held out",
                     "Data hash": f"`{data['hash']}`",
+                    **_leaks(told.get("overlap")),
                     "Budget": f"{budget['tokens']:,} tokens in {budget['steps']:,} steps and "
                     f"{budget['seconds'] / 60:.0f} minutes",
                     "Machine": _machine(told["hardware"]),
@@ -105,6 +107,13 @@ def card(told: Mapping[str, Any]) -> str:
 
 def _lines(rows: Mapping[str, str]) -> list[str]:
     return [f"| {name} | {text} |" for name, text in rows.items()]
+
+
+def _leaks(overlap: Mapping[str, Any] | None) -> dict[str, str]:
+    if overlap is None:
+        return {}
+    count, of = len(overlap["prompts"]), overlap["num_prompts"]
+    return {"Benchmark's prompts in it": f"{count} of {of}, by a run of {overlap['words']} words"}
 
 
 def _settings(values: Mapping[str, Any]) -> str:

@@ -35,6 +35,7 @@ from outrider.train.evaluate import prompts_of
 from outrider.train.feature_store import FeatureStore, store_key
 from outrider.train.features import FeatureReader, Live, Source, Stored
 from outrider.train.files import size, write_text, writing
+from outrider.train.leak import find_overlap
 from outrider.train.loop import Progress, Task, Trainer
 from outrider.train.objective import Corpus, Objective, Teacher
 from outrider.train.record import adopt, plain
@@ -127,6 +128,9 @@ def train(
                 )
             trainer.finish()
         report = _report(setup, directory, trainer)
+        if processes.is_main_process and setup.target.tokenizer is not None:
+            say("looking for the benchmark's prompts in the training texts")
+            report["overlap"] = find_overlap(setup.data.train, setup.target.tokenizer)
         if processes.is_main_process:
             write_text(directory / "summary.json", json.dumps(report) + "\n")
             for name in ("best", "final"):
