@@ -136,7 +136,7 @@ def test_layers_of_the_target_draft_as_they_do_here(target: Target, tmp_path: Pa
 
 
 def test_every_method_is_served_or_known_not_to_be() -> None:
-    assert set(REGISTRY) - set(SERVED) == {"none", "oracle"}
+    assert set(REGISTRY) - set(SERVED) == {"none", "oracle", "hybrid"}
 
 
 def test_modules_that_read_another_state_than_vllm_feeds_are_refused(target: Target, tmp_path: Path) -> None:

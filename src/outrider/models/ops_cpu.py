@@ -15,7 +15,6 @@ Kernels are compiled on first use, for this processor, and kept in numba's cache
 [[3.0, 4.0]]
 """
 
-import os
 import struct
 from collections.abc import Hashable
 from contextlib import AbstractContextManager
@@ -28,11 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.errors import ConfigError
 from outrider.models.cpu_attention import MAX_HEAD_DIM, attention
 from outrider.models.cpu_draft import next_tokens, shift
 from outrider.models.cpu_linear import ADD, ASSIGN, BYTE, FULL, GATED, HALF, collect, embed, linear
 from outrider.models.cpu_memory import Arena
+from outrider.models.cpu_packing import draft_in_bytes, interleaved, packed, unpacked, whole_blocks
 from outrider.models.cpu_placement import address, checked_addresses, placement_addresses, placement_shape
 from outrider.models.cpu_program import Program, Recorder
 from outrider.models.cpu_softmax import MAX_HEADS
@@ -79,7 +78,10 @@ class CpuOps(Ops):
         return torch.float32
 
     def pack(self, weight_OF: Tensor, bias_O: Tensor | None = None) -> Packed:
-        return self._pack(_whole_blocks(weight_OF.detach(), 2 * WIDTH), weight_OF.shape[0], bias_O)
+        return packed(self._arena, self._packing, whole_blocks(weight_OF, 2 * WIDTH), len(weight_OF), bias_O)
+
+    def pack_gate_up(self, gate_IF: Tensor, up_IF: Tensor) -> Packed:
+        return packed(self._arena, self._packing, interleaved(gate_IF, up_IF), 2 * len(gate_IF), None)
 
     def narrow(self) -> "CpuOps":
         if self._dtype != torch.bfloat16 or not draft_in_bytes():
@@ -89,34 +91,7 @@ class CpuOps(Ops):
         return packer
 
     def unpack(self, packed: Packed) -> Tensor:
-        order = (0, 3, 2, 1) if packed.data.dtype == torch.bfloat16 else (0, 2, 3, 1)
-        weight_OF = packed.data.permute(order).flatten(0, 2)
-        if packed.scales is not None:
-            weight_OF = (weight_OF * packed.scales[:, None]).to(self._dtype)
-        return weight_OF[: packed.out_features].contiguous()
-
-    def pack_gate_up(self, gate_IF: Tensor, up_IF: Tensor) -> Packed:
-        features = gate_IF.shape[1]
-        halves = [_whole_blocks(half.detach(), WIDTH).view(-1, WIDTH, features) for half in (gate_IF, up_IF)]
-        return self._pack(torch.stack(halves, dim=1).flatten(0, 2), 2 * gate_IF.shape[0], None)
-
-    def _pack(self, weight_OF: Tensor, out_features: int, bias_O: Tensor | None) -> Packed:
-        scales_O = None
-        if self._packing == torch.int8:
-            scales_O = weight_OF.float().abs().amax(1).clamp(min=1e-30) / 127
-            weight_OF = (weight_OF.float() / scales_O[:, None]).round()
-        blocks = weight_OF.to(self._packing).view(-1, 2, WIDTH, weight_OF.shape[1])
-        ordered = blocks.permute((0, 3, 2, 1) if self._packing == torch.bfloat16 else (0, 3, 1, 2))
-        data = self._arena.empty(tuple(ordered.shape), self._packing).copy_(ordered)
-        bias = None if bias_O is None else bias_O.detach().to(torch.float32, copy=True)
-        return Packed(
-            in_features=weight_OF.shape[1],
-            out_features=out_features,
-            num_bytes=sum(part.nbytes for part in (data, bias, scales_O) if part is not None),
-            data=data,
-            bias=bias,
-            scales=scales_O,
-        )
+        return unpacked(packed).to(self._dtype)
 
     def embed(self, table_VF: Tensor, tokens_R: Tensor) -> Tensor:
         tokens = tokens_R.numpy()
@@ -338,24 +313,6 @@ class CpuOps(Ops):
             self._addresses = placement_addresses(placement) if is_known else checked_addresses(placement, *sizes)
             self._placement, self._sizes = placement, sizes
         return self._addresses
-
-
-def draft_in_bytes() -> bool:
-    """Whether drafters keep their weights in int8: OUTRIDER_DRAFT_WEIGHTS is int8 (the default) or target.
-
-    Raises:
-        ConfigError: if it is something else.
-    """
-    wanted = os.environ.get("OUTRIDER_DRAFT_WEIGHTS", "int8")
-    if wanted not in ("int8", "target"):
-        raise ConfigError(f"OUTRIDER_DRAFT_WEIGHTS={wanted!r} must be int8 or target")
-    return wanted == "int8"
-
-
-def _whole_blocks(weight_OF: Tensor, columns: int) -> Tensor:
-    """Append zero rows up to a multiple of `columns`."""
-    missing = -weight_OF.shape[0] % columns
-    return torch.nn.functional.pad(weight_OF, (0, 0, 0, missing)) if missing else weight_OF
 
 
 @lru_cache(maxsize=64)

@@ -38,6 +38,7 @@ REGISTRY: dict[str, str] = {
     "pard": "outrider.proposers.pard:PardProposer",
     "medusa": "outrider.proposers.medusa:MedusaProposer",
     "mtp": "outrider.proposers.mtp:MtpProposer",
+    "hybrid": "outrider.proposers.hybrid:HybridProposer",
     "oracle": "outrider.proposers.oracle:OracleProposer",
 }
 

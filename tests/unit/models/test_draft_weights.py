@@ -22,8 +22,8 @@ def randn(seed: int, *size: int) -> Tensor:
 
 def rounded(weight_OF: Tensor) -> Tensor:
     """To 127 steps of each row's largest number."""
-    steps_O1 = (weight_OF.float().abs().amax(1, keepdim=True).clamp(min=1e-30) / 127).double()
-    return (weight_OF.double() / steps_O1).round() * steps_O1
+    steps_O1 = weight_OF.float().abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
+    return (weight_OF.float() / steps_O1).round().double() * steps_O1.double()
 
 
 @settings(deadline=None, max_examples=60)

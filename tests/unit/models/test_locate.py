@@ -318,3 +318,13 @@ def test_the_embedded_target_is_complete_and_found_without_work(
     spec = DecoderSpec.from_config_file(smollm2_dir)
     assert (spec.num_layers, spec.num_heads, spec.num_kv_heads, spec.head_dim) == (30, 9, 3, 64)
     assert (spec.eos_ids, spec.rope.theta, spec.tie_word_embeddings) == ((2, 0), 100_000.0, True)
+
+
+def test_a_shipped_head_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (locate("smollm2-135m/eagle3") / "config.json").is_file()
+
+
+def test_a_head_that_is_not_shipped_names_those_that_are() -> None:
+    with pytest.raises(CheckpointError, match="'smollm2-135m/eagle9' is shipped here; there are draft, eagle3"):
+        locate("smollm2-135m/eagle9")

@@ -1,0 +1,255 @@
+"""A hybrid: where the text repeats itself it is looked up, elsewhere a head drafts.
+
+Looking up costs next to nothing and drafts far, but is seldom right in open text; a head is right more often, at a
+price per step. Each slot takes, in each step, whichever has been worth more:
+
+    the lookup (suffix decoding) drafts for every slot; its match has a length
+    if lookups with matches of that length were right about more than `bar` tokens: that draft
+    otherwise: the head's, which is asked for those slots alone
+
+What lookups are worth is learnt from all of them, taken or not: the text that was committed shows how much of each
+would have been right. `bar` is the mean of what the head gets accepted, less `LOOKUP_GAIN`, what a step without the
+head saves. So a hybrid that meets no repetition becomes its head, and one that meets nothing else its lookup.
+
+Worked example: matches of four to seven tokens were right about 1.6 tokens, the head about 1.1. A match of five tokens
+is taken (1.6 > 1.1 - 0.25), one of two tokens, right about 0.3, is not.
+
+The head is any method whose drafts carry no probabilities. Like suffix decoding it learns across requests.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple, Self, final
+
+import torch
+from torch import Tensor
+
+from outrider import proposers as registry
+from outrider.draft import Draft, Tree
+from outrider.errors import ConfigError
+from outrider.formats.token_ranking import check_draft_vocab
+from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
+from outrider.proposers.suffix_index import SuffixCache
+from outrider.sampling import Sampling
+from outrider.target import Target
+
+__all__ = ["HybridConfig", "HybridProposer", "Worth"]
+
+LOOKUP_GAIN = 0.25
+"""Tokens that a step saves by not asking the head."""
+PRIOR = (0.1, 0.4, 1.0, 2.0, 4.0)
+"""Tokens that a lookup is taken to be right about before any was seen, by `bucket` of its match."""
+PRIOR_WEIGHT, MEMORY = 4.0, 0.98
+"""Lookups that the prior counts as, and how slowly what was seen is forgotten."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HybridConfig:
+    """Settings of the hybrid.
+
+    drafter              the head's method: any that takes a checkpoint
+    checkpoint           of the head, as its method takes it
+    num_nodes            tokens that the head drafts per step
+    draft_vocab          as the head's method takes it
+    lookup_nodes         the most tokens of a lookup
+    max_depth            cap on match and lookup together
+    max_cached_requests  earlier answers that are looked up, first in first out; 0 none, -1 all
+    """
+
+    drafter: str
+    checkpoint: str
+    num_nodes: int = 3
+    draft_vocab: int | None = None
+    lookup_nodes: int = 6
+    max_depth: int = 24
+    max_cached_requests: int = 10_000
+
+    def __post_init__(self) -> None:
+        check_draft_vocab(self.draft_vocab)
+        if not takes_checkpoint(self.drafter):
+            raise ConfigError(f"drafter={self.drafter} takes no checkpoint; name the method of a head")
+        for name, low, high in (("num_nodes", 1, 256), ("lookup_nodes", 1, 256), ("max_depth", 2, 256)):
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"{name}={getattr(self, name)} must be between {low} and {high}")
+        if self.max_cached_requests < -1:
+            raise ConfigError(f"max_cached_requests={self.max_cached_requests} must be -1 (all), 0 (none) or more")
+
+
+def takes_checkpoint(name: str) -> bool:
+    """Whether a method is that of a head: it has a checkpoint and a number of nodes, and is no hybrid itself.
+
+    Raises:
+        ConfigError: if there is no such method.
+    """
+    config = registry.proposer_class(name).Config
+    return config is not HybridConfig and {"checkpoint", "num_nodes"} <= {one.name for one in fields(config)}
+
+
+@final
+class HybridProposer(Proposer):
+    """A head and a lookup."""
+
+    Config = HybridConfig
+
+    def __init__(self, head: Proposer, config: HybridConfig) -> None:
+        self.head = head
+        self.config = config
+
+    @classmethod
+    def load(cls, target: Target, config: HybridConfig) -> Self:
+        settings = {"checkpoint": config.checkpoint, "num_nodes": config.num_nodes, "draft_vocab": config.draft_vocab}
+        return cls(registry.load_proposer(config.drafter, target, **settings), config)
+
+    @classmethod
+    def example(cls, target: Target, seed: int) -> Self:
+        drafters = [name for name in registry.REGISTRY if takes_checkpoint(name)]
+        drafter = drafters[seed % len(drafters)]
+        head = registry.proposer_class(drafter).example(target, 6 * seed + 1)  # these do not sample
+        config = HybridConfig(drafter=drafter, checkpoint="", lookup_nodes=3 + seed % 5, max_cached_requests=seed % 3)
+        return cls(head, config)
+
+    @property
+    def max_nodes(self) -> int:
+        return max(self.head.max_nodes, self.config.lookup_nodes)
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return self.head.taps
+
+    @property
+    def learns(self) -> bool:
+        return True
+
+    @property
+    def num_bytes(self) -> int:
+        return self.head.num_bytes
+
+    def open(self, plan: SessionPlan) -> Session:
+        return HybridSession(self.head.open(plan), self.head.max_nodes, self.config, plan.device)
+
+
+class _Lookup(NamedTuple):
+    """What was found for a slot: the draft, the bucket of its match, and whether it was taken."""
+
+    tokens: list[int]
+    bucket: int
+    taken: bool
+
+
+@final
+class HybridSession(Session):
+    """The head's session, the tree of strings, and what both have been worth."""
+
+    def __init__(self, head: Session, head_nodes: int, config: HybridConfig, device: torch.device) -> None:
+        self.head = head
+        self.head_nodes = head_nodes
+        self.config = config
+        self.device = device
+        self.strings = SuffixCache(config.max_depth, config.max_cached_requests)
+        self.worth = Worth()
+        self.requests: dict[int, int] = {}
+        self.num_requests = 0
+        self.lookups: dict[int, _Lookup] = {}
+
+    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+        self.num_requests += 1
+        self.requests[slot] = self.num_requests
+        self.strings.open(self.num_requests, tokens)
+        self.head.admit(slot, tokens, sampling, features_TF)
+
+    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
+        room_of = dict(zip(slots, rooms, strict=True))
+        self.lookups = {slot: self._look_up(slot, room) for slot, room in room_of.items()}
+        trees = {slot: Tree.chain(found.tokens) for slot, found in self.lookups.items() if found.taken}
+        asked = [slot for slot in slots if slot not in trees]
+        if asked:
+            draft = self.head.propose(asked, [self._within(room_of[slot]) for slot in asked])
+            if not trees:
+                return draft
+            assert draft.probs_BMV is None, "a head that samples cannot be mixed with lookups"
+            trees |= dict(zip(asked, draft.trees, strict=True))
+        return Draft.of_trees([trees[slot] for slot in slots], self.device)
+
+    def _within(self, room: Room) -> Room:
+        return Room(min(room.num_nodes, self.head_nodes), room.max_depth)
+
+    def _look_up(self, slot: int, room: Room) -> _Lookup:
+        count = min(room.num_nodes, room.max_depth, self.config.lookup_nodes)
+        if count < 1:
+            return _Lookup([], 0, False)
+        found = self.strings.speculate(self.requests[slot], count)
+        where = bucket(found.match_length)
+        tokens = found.tokens.tolist()
+        return _Lookup(tokens, where, bool(tokens) and self.worth.prefers_lookup(where, len(tokens)))
+
+    def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
+        for commit in commits:
+            self.strings.append(self.requests[commit.slot], commit.tokens)
+            found = self.lookups.pop(commit.slot, None)
+            if found is None:
+                continue
+            if found.tokens:
+                self.worth.saw_lookup(found.bucket, num_equal(found.tokens, commit.tokens))
+            if not found.taken:
+                self.worth.saw_head(len(commit.rows) - 1)
+        self.head.observe(commits, features_BMF)
+
+    def release(self, slot: int) -> None:
+        self.strings.close(self.requests.pop(slot))
+        self.head.release(slot)
+
+    def reset(self) -> None:
+        self.strings.clear()
+        self.worth = Worth()
+        self.head.reset()
+
+    @property
+    def num_bytes(self) -> int:
+        return self.head.num_bytes + self.strings.memory_bytes
+
+
+@final
+class Worth:
+    """Tokens that were right: means that forget slowly, over the head's drafts, and over lookups by bucket.
+
+    >>> worth = Worth()
+    >>> for _ in range(50): worth.saw_head(1); worth.saw_lookup(1, 0)
+    >>> worth.prefers_lookup(1, 8), worth.prefers_lookup(4, 8)
+    (False, True)
+    """
+
+    def __init__(self) -> None:
+        self._lookups = [(PRIOR_WEIGHT * right, PRIOR_WEIGHT) for right in PRIOR]
+        self._head = (PRIOR_WEIGHT, PRIOR_WEIGHT)
+
+    def prefers_lookup(self, bucket: int, num_tokens: int) -> bool:
+        """Whether a lookup of so many tokens is worth more than asking the head."""
+        right, weight = self._lookups[bucket]
+        head_right, head_weight = self._head
+        return min(right / weight, num_tokens) > head_right / head_weight - LOOKUP_GAIN
+
+    def saw_lookup(self, bucket: int, num_right: int) -> None:
+        self._lookups[bucket] = _added(self._lookups[bucket], num_right)
+
+    def saw_head(self, num_right: int) -> None:
+        self._head = _added(self._head, num_right)
+
+
+def bucket(match_length: int) -> int:
+    """Matches of 0 to 1, 2 to 3, 4 to 7, 8 to 15, and 16 or more tokens.
+
+    >>> [bucket(length) for length in (0, 1, 2, 5, 8, 40)]
+    [0, 0, 1, 2, 3, 4]
+    """
+    return min(len(PRIOR) - 1, max(0, match_length.bit_length() - 1))
+
+
+def num_equal(drafted: Sequence[int], written: Sequence[int]) -> int:
+    """Tokens that both begin with."""
+    pairs = enumerate(zip(drafted, written, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), min(len(drafted), len(written)))
+
+
+def _added(mean: tuple[float, float], value: float) -> tuple[float, float]:
+    total, weight = mean
+    return MEMORY * total + value, MEMORY * weight + 1
