@@ -104,7 +104,7 @@ class HybridProposer(Proposer):
     def example(cls, target: Target, seed: int) -> Self:
         drafters = [name for name in registry.REGISTRY if takes_checkpoint(name)]
         drafter = drafters[seed % len(drafters)]
-        head = registry.proposer_class(drafter).example(target, 6 * seed + 1)  # these do not sample
+        head = registry.proposer_class(drafter).example(target, 6 * seed + 2)  # these do not sample
         config = HybridConfig(drafter=drafter, checkpoint="", lookup_nodes=3 + seed % 5, max_cached_requests=seed % 3)
         return cls(head, config)
 

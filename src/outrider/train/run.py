@@ -129,7 +129,6 @@ def train(
             trainer.finish()
         report = _report(setup, directory, trainer)
         if processes.is_main_process and setup.target.tokenizer is not None:
-            say("looking for the benchmark's prompts in the training texts")
             report["overlap"] = find_overlap(setup.data.train, setup.target.tokenizer)
         if processes.is_main_process:
             write_text(directory / "summary.json", json.dumps(report) + "\n")
