@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from outrider.bench.crossover import Curve, curves_of
 from outrider.bench.schema import PLAIN, Report, Row
 from outrider.errors import RunError
-from outrider.report.svg import element, escaped, text_width, wrapped
+from outrider.report.svg import element, escaped, label, picture, text_width, wrapped
 
 __all__ = ["batch_chart", "batch_table", "has_batches"]
 
@@ -62,18 +62,9 @@ def batch_chart(report: Report, *, temperature: float | None = None, hardware: s
     title = f"Speedup over plain decoding by batch size, temperature {curves[0].temperature:g}"
     body = [part for place, curve in enumerate(curves) for part in _curve(curve, plane, place)]
     notes = wrapped(_footnote(report, hardware), WIDTH - 2 * MARGIN, SMALL)
-    return element(
-        "svg",
-        *(f"\n{part}" for part in (*_head(title, curves), *_axes(plane), *body, *_names(curves, plane))),
-        *(f"\n{_label(MARGIN, plane.bottom + 58 + 16 * line, note, SMALL)}" for line, note in enumerate(notes)),
-        "\n",
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {WIDTH} {plane.bottom + 52 + 16 * len(notes) + MARGIN:.0f}",
-        role="img",
-        aria_labelledby="title desc",
-        font_family="system-ui, sans-serif",
-        fill=INK,
-    )
+    feet = [label(MARGIN, plane.bottom + 58 + 16 * line, note, SMALL) for line, note in enumerate(notes)]
+    parts = [*_head(title, curves), *_axes(plane), *body, *_names(curves, plane), *feet]
+    return picture(parts, WIDTH, f"{plane.bottom + 52 + 16 * len(notes) + MARGIN:.0f}", INK)
 
 
 def batch_table(report: Report) -> str:
@@ -120,9 +111,9 @@ def _plane(curves: Sequence[Curve]) -> Plane:
 def _head(title: str, curves: Sequence[Curve]) -> Iterator[str]:
     yield element("title", escaped(title), id="title")
     yield element("desc", escaped(" ".join(_words(curve) for curve in curves)), id="desc")
-    yield _label(MARGIN, 30, title, LARGE, font_weight="600")
+    yield label(MARGIN, 30, title, LARGE, font_weight="600")
     said = "Lines: geometric mean. Bands: 95 % interval. Rings: where a method begins to lose."
-    yield _label(MARGIN, 52, said, NORMAL)
+    yield label(MARGIN, 52, said, NORMAL)
 
 
 def _words(curve: Curve) -> str:
@@ -135,10 +126,10 @@ def _axes(plane: Plane) -> Iterator[str]:
     for place in range(int(plane.most / step) + 1):
         y = plane.y(place * step)
         yield element("line", x1=LEFT, x2=plane.right, y1=y, y2=y, stroke=INK, stroke_opacity=0.25)
-        yield _label(LEFT - 8, y + 4, f"{place * step:g}", SMALL, text_anchor="end")
+        yield label(LEFT - 8, y + 4, f"{place * step:g}", SMALL, text_anchor="end")
     for batch in plane.batches:
-        yield _label(plane.x(batch), plane.bottom + 18, str(batch), SMALL, text_anchor="middle")
-    yield _label((LEFT + plane.right) / 2, plane.bottom + 36, "batch size", SMALL, text_anchor="middle")
+        yield label(plane.x(batch), plane.bottom + 18, str(batch), SMALL, text_anchor="middle")
+    yield label((LEFT + plane.right) / 2, plane.bottom + 36, "batch size", SMALL, text_anchor="middle")
     one = plane.y(1)
     yield element("line", x1=LEFT, x2=plane.right, y1=one, y2=one, stroke=INK, stroke_width=1.5, **{"class": "plain"})
 
@@ -173,11 +164,7 @@ def _names(curves: Sequence[Curve], plane: Plane) -> Iterator[str]:
     for place, curve in sorted(enumerate(curves), key=lambda pair: -pair[1].points[-1]):
         y = max(free, plane.y(curve.points[-1]) + 4)
         free = y + 14
-        yield _label(plane.right + 8, y, curve.label, SMALL, fill=HUES[place % len(HUES)])
-
-
-def _label(x: float, y: float, value: str, size: float, **attributes: str) -> str:
-    return element("text", escaped(value), x=x, y=y, font_size=size, **attributes)
+        yield label(plane.right + 8, y, curve.label, SMALL, fill=HUES[place % len(HUES)])
 
 
 def _footnote(report: Report, hardware: str | None) -> str:

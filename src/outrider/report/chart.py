@@ -25,7 +25,7 @@ from outrider.bench.schema import PLAIN, Report, Row, from_json
 from outrider.bench.statistics import Interval
 from outrider.errors import OutriderError, RunError
 from outrider.report.batches import batch_chart
-from outrider.report.svg import element, escaped, text_width, wrapped
+from outrider.report.svg import element, escaped, label, picture, text_width, wrapped
 
 __all__ = ["chart", "described", "main", "speedups"]
 
@@ -114,19 +114,9 @@ def chart(
     body, bottom = _plot(bars, scale)
     notes = wrapped(_footnote(report, rows, hardware), WIDTH - 2 * MARGIN, SMALL)
     title = f"Speedup over plain decoding, {_setting(rows[0])}"
-    return element(
-        "svg",
-        *(f"\n{part}" for part in _head(title, bars)),
-        *(f"\n{part}" for part in (*_axis(scale, bottom), *body)),
-        *(f"\n{_label(MARGIN, bottom + 46 + 16 * line, note, SMALL)}" for line, note in enumerate(notes)),
-        "\n",
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {WIDTH} {bottom + 40 + 16 * len(notes) + MARGIN:.0f}",
-        role="img",
-        aria_labelledby="title desc",
-        font_family="system-ui, sans-serif",
-        fill=INK,
-    )
+    feet = [label(MARGIN, bottom + 46 + 16 * line, note, SMALL) for line, note in enumerate(notes)]
+    parts = [*_head(title, bars), *_axis(scale, bottom), *body, *feet]
+    return picture(parts, WIDTH, f"{bottom + 40 + 16 * len(notes) + MARGIN:.0f}", INK)
 
 
 def _bar(row: Row) -> Bar:
@@ -152,12 +142,12 @@ def _scale(bars: Sequence[Bar]) -> Scale:
 def _head(title: str, bars: Sequence[Bar]) -> Iterator[str]:
     yield element("title", escaped(title), id="title")
     yield element("desc", escaped(" ".join(bar.words for bar in bars)), id="desc")
-    yield _label(MARGIN, 30, title, LARGE, font_weight="600")
-    yield _label(MARGIN, 52, "Bars: geometric mean over prompts. Whiskers: 95 % interval. Longer is faster.", NORMAL)
+    yield label(MARGIN, 30, title, LARGE, font_weight="600")
+    yield label(MARGIN, 52, "Bars: geometric mean over prompts. Whiskers: 95 % interval. Longer is faster.", NORMAL)
     x = float(MARGIN)
     for colour, meaning in LEGEND.items():
         yield element("rect", x=x, y=65, width=11, height=11, rx=2, fill=colour)
-        yield _label(x + 17, 75, meaning, SMALL)
+        yield label(x + 17, 75, meaning, SMALL)
         x += 40 + text_width(meaning, SMALL)
 
 
@@ -167,10 +157,10 @@ def _axis(scale: Scale, bottom: float) -> Iterator[str]:
         x = scale.x(place * step)
         if place * step != 1:
             yield element("line", x1=x, x2=x, y1=TOP, y2=bottom, stroke=INK, stroke_opacity=0.25)
-        yield _label(x, bottom + 16, f"{place * step:g}", SMALL, text_anchor="middle")
+        yield label(x, bottom + 16, f"{place * step:g}", SMALL, text_anchor="middle")
     one = scale.x(1)
     yield element("line", x1=one, x2=one, y1=TOP - 6, y2=bottom, stroke=INK, stroke_width=1.5, **{"class": "plain"})
-    yield _label(one, TOP - 11, "plain decoding", SMALL, text_anchor="middle")
+    yield label(one, TOP - 11, "plain decoding", SMALL, text_anchor="middle")
 
 
 def _plot(bars: Sequence[Bar], scale: Scale) -> tuple[list[str], float]:
@@ -178,7 +168,7 @@ def _plot(bars: Sequence[Bar], scale: Scale) -> tuple[list[str], float]:
     parts: list[str] = []
     y = float(TOP)
     for category, members in groupby(bars, key=lambda bar: bar.category):
-        parts.append(_label(MARGIN, y + 17, category, NORMAL, font_weight="600"))
+        parts.append(label(MARGIN, y + 17, category, NORMAL, font_weight="600"))
         y += HEADING
         for bar in members:
             parts += _drawn(bar, scale, y)
@@ -188,7 +178,7 @@ def _plot(bars: Sequence[Bar], scale: Scale) -> tuple[list[str], float]:
 
 def _drawn(bar: Bar, scale: Scale, y: float) -> Iterator[str]:
     middle = y + BAR / 2
-    yield _label(scale.left - 8, middle + 4.5, bar.method, NORMAL, text_anchor="end")
+    yield label(scale.left - 8, middle + 4.5, bar.method, NORMAL, text_anchor="end")
     yield element(
         "rect",
         x=scale.left,
@@ -205,11 +195,7 @@ def _drawn(bar: Bar, scale: Scale, y: float) -> Iterator[str]:
         low, high = scale.x(bar.low), scale.x(bar.high)
         ends = f"M{low:.2f} {middle - 4}v8M{low:.2f} {middle}H{high:.2f}M{high:.2f} {middle - 4}v8"
         yield element("path", d=ends, fill="none", stroke=bar.colour, stroke_width=2, **{"class": "whisker"})
-    yield _label(scale.x(scale.most) + 10, middle + 4.5, bar.value, NORMAL)
-
-
-def _label(x: float, y: float, value: str, size: float, **attributes: str) -> str:
-    return element("text", escaped(value), x=x, y=y, font_size=size, **attributes)
+    yield label(scale.x(scale.most) + 10, middle + 4.5, bar.value, NORMAL)
 
 
 def _setting(row: Row) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from outrider.formats.store import read_json
-from outrider.report.svg import element, escaped
+from outrider.report.svg import element, escaped, label, picture
 
 __all__ = ["Head", "curve_chart", "heads_table", "read_heads"]
 
@@ -70,8 +70,8 @@ def curve_chart(heads: Sequence[Head], target: str) -> str:
     parts = [
         element("title", escaped(title), id="title"),
         element("desc", escaped(" ".join(_words(head) for head in heads)), id="desc"),
-        _label(MARGIN, 30, title, LARGE, font_weight="600"),
-        _label(MARGIN, 52, "Tokens per target forward, predicted from held-out text; 1 is plain decoding.", NORMAL),
+        label(MARGIN, 30, title, LARGE, font_weight="600"),
+        label(MARGIN, 52, "Tokens per target forward, predicted from held-out text; 1 is plain decoding.", NORMAL),
         *_axes(most_x, most_y),
     ]
     free = 0.0
@@ -80,18 +80,8 @@ def curve_chart(heads: Sequence[Head], target: str) -> str:
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         parts.append(element("path", d=f"M{path}", fill="none", stroke=hue, stroke_width=2, data_method=head.name))
         free = max(free + 14, points[-1][1] + 4)
-        parts.append(_label(RIGHT + 8, free, f"{head.name} {head.curve[-1][1]:.2f}", SMALL, fill=hue))
-    return element(
-        "svg",
-        *(f"\n{part}" for part in parts),
-        "\n",
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {WIDTH} {BOTTOM + 56}",
-        role="img",
-        aria_labelledby="title desc",
-        font_family="system-ui, sans-serif",
-        fill=INK,
-    )
+        parts.append(label(RIGHT + 8, free, f"{head.name} {head.curve[-1][1]:.2f}", SMALL, fill=hue))
+    return picture(parts, WIDTH, f"{BOTTOM + 56}", INK)
 
 
 def _words(head: Head) -> str:
@@ -103,11 +93,11 @@ def _axes(most_x: float, most_y: float) -> Iterator[str]:
     for tenth in range(10, int(most_y * 10) + 1, 2):
         y = _y(tenth / 10, most_y)
         yield element("line", x1=LEFT, x2=RIGHT, y1=y, y2=y, stroke=INK, stroke_opacity=0.25)
-        yield _label(LEFT - 8, y + 4, f"{tenth / 10:.1f}", SMALL, text_anchor="end")
+        yield label(LEFT - 8, y + 4, f"{tenth / 10:.1f}", SMALL, text_anchor="end")
     step = next((step for step in (0.5, 1, 2, 5, 10, 20, 50) if most_x / step <= 9), most_x)
     for place in range(int(most_x / step) + 1):
-        yield _label(_x(place * step, most_x), BOTTOM + 18, f"{place * step:g}", SMALL, text_anchor="middle")
-    yield _label((LEFT + RIGHT) / 2, BOTTOM + 38, "million tokens read in training", SMALL, text_anchor="middle")
+        yield label(_x(place * step, most_x), BOTTOM + 18, f"{place * step:g}", SMALL, text_anchor="middle")
+    yield label((LEFT + RIGHT) / 2, BOTTOM + 38, "million tokens read in training", SMALL, text_anchor="middle")
 
 
 def _x(value: float, most: float) -> float:
@@ -116,7 +106,3 @@ def _x(value: float, most: float) -> float:
 
 def _y(value: float, most: float) -> float:
     return BOTTOM - (value - 1) / (most - 1) * (BOTTOM - TOP)
-
-
-def _label(x: float, y: float, value: str, size: float, **attributes: str) -> str:
-    return element("text", escaped(value), x=x, y=y, font_size=size, **attributes)

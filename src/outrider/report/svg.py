@@ -7,9 +7,10 @@ Example: `element("text", escaped("a < b"), x=3, font_weight=600)` is `<text x="
 """
 
 import textwrap
+from collections.abc import Iterable
 from html import escape
 
-__all__ = ["element", "escaped", "text_width", "wrapped"]
+__all__ = ["element", "escaped", "label", "picture", "text_width", "wrapped"]
 
 CHARACTER = 0.58
 
@@ -24,6 +25,26 @@ def element(name: str, *children: str, **attributes: str | float) -> str:
     """An element with escaped attributes (`_` in a name stands for `-`); children are markup, or `escaped` text."""
     head = "".join(f' {key.replace("_", "-")}="{_value(value)}"' for key, value in attributes.items())
     return f"<{name}{head}>{''.join(children)}</{name}>" if children else f"<{name}{head}/>"
+
+
+def label(x: float, y: float, value: str, size: float, **attributes: str) -> str:
+    """A line of text."""
+    return element("text", escaped(value), x=x, y=y, font_size=size, **attributes)
+
+
+def picture(parts: Iterable[str], width: float, height: str, ink: str) -> str:
+    """A whole file of these elements, a line each; the first two are its `title` and `desc`."""
+    return element(
+        "svg",
+        *(f"\n{part}" for part in parts),
+        "\n",
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {width} {height}",
+        role="img",
+        aria_labelledby="title desc",
+        font_family="system-ui, sans-serif",
+        fill=ink,
+    )
 
 
 def text_width(value: str, size: float) -> float:
