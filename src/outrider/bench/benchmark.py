@@ -85,7 +85,7 @@ def benchmark(
     """
     start = perf_counter()
     choices = choices_of(config.methods)
-    vllm = find_vllm() if "vllm" in config.engines else None
+    vllm = find_vllm() if {"vllm", "vllm-custom"} & {*config.engines} else None
     target = _target(config)
     workload = read_workload(config, target)
     warm_up = _warm_up(workload, target)

@@ -28,7 +28,7 @@ from outrider.errors import ConfigError, RunError, nearest
 
 __all__ = ["BenchConfig", "configured", "preset_directory", "read_preset"]
 
-Engine = Literal["outrider", "vllm"]
+Engine = Literal["outrider", "vllm", "vllm-custom"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,8 @@ class BenchConfig:
     max_new_tokens       caps the limit of each answer; None leaves the prompts' own limits
     warm                 also measure methods that learn after they have read answers to other prompts of the category
     ignore_eos           write on to the limit; such rows are labelled
-    engines              "outrider", ours, and "vllm", a server of it for each method; empty where endpoints are given
+    engines              "outrider", ours; "vllm", a server of it for each method; "vllm-custom", the same with our code
+                         drafting in it; empty where endpoints are given
     endpoints            servers that already run, `URL` or `METHOD=URL`, up to and with /v1
     endpoint_model       the model's name there; None for the only one
     endpoint_metrics     Prometheus pages whose counters are added, one for each replica; empty for the endpoint's own

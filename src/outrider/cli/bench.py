@@ -62,9 +62,9 @@ class Bench:
     """Also measure methods that learn after they have read answers to other prompts of the category."""
     ignore_eos: bool | None = None
     """Write on to the limit; such rows are labelled."""
-    engine: tuple[Literal["outrider", "vllm"], ...] = ()
-    """Who decodes: outrider, our engine, and vllm, a server of it for each method (make vllm builds it). By default
-    outrider, or only the endpoints where some are given."""
+    engine: tuple[Literal["outrider", "vllm", "vllm-custom"], ...] = ()
+    """Who decodes: outrider, our engine; vllm, a server of it for each method (make vllm builds it); vllm-custom, a
+    server of it that drafts with our own code. By default outrider, or only the endpoints where some are given."""
     endpoint: tuple[str, ...] = ()
     """Servers that already run: URL or METHOD=URL, for example none=http://localhost:8000/v1."""
     endpoint_model: str | None = None

@@ -28,7 +28,7 @@ from typing import Final
 
 from outrider.errors import ConfigError, OutriderError, RunError
 
-__all__ = ["VARIABLE", "Vllm", "build", "find_vllm"]
+__all__ = ["VARIABLE", "Vllm", "build", "chosen_home", "find_vllm"]
 
 VARIABLE: Final = "OUTRIDER_VLLM"
 DEFAULT: Final = Path(".venv-vllm")
@@ -94,13 +94,18 @@ class Vllm:
         return silent | quiet | (cpu if self.is_cpu else {}) | mine | {"PATH": path}
 
 
+def chosen_home() -> Path:
+    """Where `OUTRIDER_VLLM` points, else `.venv-vllm`."""
+    return Path(os.environ.get(VARIABLE) or DEFAULT)
+
+
 def find_vllm(directory: Path | None = None) -> Vllm:
     """The environment at a directory; by default where `OUTRIDER_VLLM` points, else `.venv-vllm`.
 
     Raises:
         ConfigError: if there is none, or it holds no vLLM.
     """
-    home = directory or Path(os.environ.get(VARIABLE) or DEFAULT)
+    home = directory or chosen_home()
     python = _python(home)
     if not python.is_file():
         raise ConfigError(f"there is no environment with vLLM at {home}; run make vllm, or set {VARIABLE} to one")
@@ -208,7 +213,7 @@ def _last_line(text: str) -> str:
 
 def main() -> None:
     """Build the environment named on the command line."""
-    home = Path(sys.argv[1] if len(sys.argv) > 1 else os.environ.get(VARIABLE) or DEFAULT)
+    home = Path(sys.argv[1]) if len(sys.argv) > 1 else chosen_home()
     try:
         build(home)
         found = find_vllm(home)

@@ -62,7 +62,7 @@ def score(
     ) -> None:  # fmt: skip
         b = emitter.builder
         size = 2 if half else 4
-        at_once = 4 if heads <= 2 else 2
+        at_once = 4 if heads <= 2 or WIDTH == 16 else 2  # keys; AVX-512 has twice the registers
         whole = emitter.whole(D, WIDTH)
         tail = emitter.at(kept, heads * WIDTH * WIDTH, 4)
 

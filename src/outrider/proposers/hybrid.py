@@ -14,7 +14,8 @@ head saves. So a hybrid that meets no repetition becomes its head, and one that 
 Worked example: matches of four to seven tokens were right about 1.6 tokens, the head about 1.1. A match of five tokens
 is taken (1.6 > 1.1 - 0.25), one of two tokens, right about 0.3, is not.
 
-The head is any method whose drafts carry no probabilities. Like suffix decoding it learns across requests.
+The head is any method whose drafts carry no probabilities; another way of looking up will do too, and then nothing
+needs weights. Like suffix decoding it learns across requests.
 """
 
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ LOOKUP_GAIN = 0.25
 """Tokens that a step saves by not asking the head."""
 PRIOR = (0.1, 0.4, 1.0, 2.0, 4.0)
 """Tokens that a lookup is taken to be right about before any was seen, by `bucket` of its match."""
+HANDED_ON = frozenset({"checkpoint", "num_nodes", "draft_vocab"})
+"""Settings of the head."""
 PRIOR_WEIGHT, MEMORY = 4.0, 0.98
 """Lookups that the prior counts as, and how slowly what was seen is forgotten."""
 
@@ -47,8 +50,8 @@ PRIOR_WEIGHT, MEMORY = 4.0, 0.98
 class HybridConfig:
     """Settings of the hybrid.
 
-    drafter              the head's method: any that takes a checkpoint
-    checkpoint           of the head, as its method takes it
+    drafter              the head's method: any that has a number of nodes
+    checkpoint           of the head, as its method takes it; empty for a method without one
     num_nodes            tokens that the head drafts per step
     draft_vocab          as the head's method takes it
     lookup_nodes         the most tokens of a lookup
@@ -57,7 +60,7 @@ class HybridConfig:
     """
 
     drafter: str
-    checkpoint: str
+    checkpoint: str = ""
     num_nodes: int = 3
     draft_vocab: int | None = None
     lookup_nodes: int = 6
@@ -66,8 +69,13 @@ class HybridConfig:
 
     def __post_init__(self) -> None:
         check_draft_vocab(self.draft_vocab)
-        if not takes_checkpoint(self.drafter):
-            raise ConfigError(f"drafter={self.drafter} takes no checkpoint; name the method of a head")
+        known = settings_of(self.drafter)
+        if "num_nodes" not in known:
+            raise ConfigError(
+                f"drafter={self.drafter} cannot draft in a hybrid; name the method of a head, or a lookup"
+            )
+        if self.checkpoint and "checkpoint" not in known:
+            raise ConfigError(f"drafter={self.drafter} takes no checkpoint; leave it out, or name the method of a head")
         for name, low, high in (("num_nodes", 1, 256), ("lookup_nodes", 1, 256), ("max_depth", 2, 256)):
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name}={getattr(self, name)} must be between {low} and {high}")
@@ -75,14 +83,16 @@ class HybridConfig:
             raise ConfigError(f"max_cached_requests={self.max_cached_requests} must be -1 (all), 0 (none) or more")
 
 
-def takes_checkpoint(name: str) -> bool:
-    """Whether a method is that of a head: it has a checkpoint and a number of nodes, and is no hybrid itself.
+def settings_of(drafter: str) -> frozenset[str]:
+    """The settings that a hybrid hands on to a method; none for one that cannot be its head.
 
     Raises:
         ConfigError: if there is no such method.
     """
-    config = registry.proposer_class(name).Config
-    return config is not HybridConfig and {"checkpoint", "num_nodes"} <= {one.name for one in fields(config)}
+    cls = registry.proposer_class(drafter)
+    if cls.scripted or cls.Config is HybridConfig:
+        return frozenset()
+    return HANDED_ON & {one.name for one in fields(cls.Config)}
 
 
 @final
@@ -97,12 +107,12 @@ class HybridProposer(Proposer):
 
     @classmethod
     def load(cls, target: Target, config: HybridConfig) -> Self:
-        settings = {"checkpoint": config.checkpoint, "num_nodes": config.num_nodes, "draft_vocab": config.draft_vocab}
+        settings = {name: getattr(config, name) for name in settings_of(config.drafter)}
         return cls(registry.load_proposer(config.drafter, target, **settings), config)
 
     @classmethod
     def example(cls, target: Target, seed: int) -> Self:
-        drafters = [name for name in registry.REGISTRY if takes_checkpoint(name)]
+        drafters = [name for name in registry.REGISTRY if settings_of(name)]
         drafter = drafters[seed % len(drafters)]
         head = registry.proposer_class(drafter).example(target, 6 * seed + 2)  # these do not sample
         config = HybridConfig(drafter=drafter, checkpoint="", lookup_nodes=3 + seed % 5, max_cached_requests=seed % 3)

@@ -122,8 +122,9 @@ def test_tokens_that_both_begin_with_are_counted() -> None:
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
-        ("drafter", "ngram", "drafter=ngram takes no checkpoint"),
-        ("drafter", "hybrid", "drafter=hybrid takes no checkpoint"),
+        ("drafter", "none", "drafter=none cannot draft in a hybrid"),
+        ("drafter", "oracle", "drafter=oracle cannot draft in a hybrid"),
+        ("drafter", "hybrid", "drafter=hybrid cannot draft in a hybrid"),
         ("drafter", "eagel3", "unknown method 'eagel3'"),
         ("num_nodes", 0, "num_nodes=0 must be between 1 and 256"),
         ("lookup_nodes", 300, "lookup_nodes=300"),

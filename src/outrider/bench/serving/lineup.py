@@ -2,6 +2,7 @@
 
     engines = ["vllm"]            a server of our own for plain decoding and for each method, one after the other, or
                                   all at the same time and in turns (`together`)
+    engines = ["vllm-custom"]     the same, but vLLM drafts with our own code (`outrider.interop.custom_class`)
     endpoints = ["a=URL", "URL"]  servers that already run; what stands before "=" is what the row is called
 
 A method that vLLM does not have is left out, and the report says so. A head that is not yet an export is exported into
@@ -18,11 +19,13 @@ from typing import final
 from outrider.bench.choice import Choice
 from outrider.bench.config import BenchConfig
 from outrider.bench.contender import Contender, Name
+from outrider.bench.schema import PLAIN
 from outrider.bench.serving.contender import Reader, ServedContender
 from outrider.bench.serving.endpoint import endpoint_of
 from outrider.bench.serving.service import Launched, Remote
 from outrider.errors import ConfigError
 from outrider.interop.exported import Exported, served_name
+from outrider.interop.guests import import_path, on_custom_class
 from outrider.interop.serving import Order, on_vllm
 from outrider.interop.vllm_environment import Vllm
 from outrider.proposers import configure
@@ -68,7 +71,7 @@ def line_up(
     reader = Reader(tokenizer=target.tokenizer, eos_ids=target.spec.eos_ids, warm_up=tuple(warm_up))
     if vllm is not None:
         servers = _Servers(config, target, reader, max_len, directory, tell, vllm)
-        found = [one for choice in choices if (one := servers.contender(choice, lineup.notes)) is not None]
+        found = [one for choice in choices for one in servers.contenders(choice, lineup.notes)]
         lineup.casts += [list(found)] if config.together else [[one] for one in found]
         kind = "CPU build" if vllm.is_cpu else "GPU build"
         order = "in turns, all servers at once" if config.together else "one server after the other, not interleaved"
@@ -89,41 +92,64 @@ class _Servers:
     tell: Callable[[str], None]
     vllm: Vllm
 
-    def contender(self, choice: Choice, notes: list[str]) -> ServedContender | None:
-        """The method on a server of its own; None, with a note, where vLLM does not have it."""
-        exported = self._exported(choice)
-        reason = self._missing(exported)
-        if exported is None or reason is not None:
-            notes.append(f"left out: {choice.label}, for {reason}")
-            return None
+    def contenders(self, choice: Choice, notes: list[str]) -> list[ServedContender]:
+        """The method on servers of its own: as vLLM has it, and with our code in it; a note where that cannot be.
+
+        Plain decoding is always there: the others are compared with it.
+        """
+        orders: list[tuple[str, Exported | str, dict[str, str]]] = []
+        if "vllm" in self.config.engines or choice.name == PLAIN:
+            orders.append((choice.label, self._in_its_words(choice), {}))
+        if "vllm-custom" in self.config.engines and choice.name != PLAIN:
+            path = {"PYTHONPATH": str(import_path(self.directory / "imports"))}
+            orders.append((f"{choice.label} by outrider", self._with_our_code(choice), path))
+        found = []
+        for label, exported, variables in orders:
+            if isinstance(exported, str):
+                notes.append(f"left out: {label}, for {exported}")
+            else:
+                found.append(self._contender(label, exported, variables, notes))
+        return found
+
+    def _contender(
+        self, label: str, exported: Exported, variables: dict[str, str], notes: list[str]
+    ) -> ServedContender:
         model, flags = served_name(self.target), self._flags(exported)
-        notes += [f"vllm {choice.label}: {note}" for note in exported.notes]
-        notes.append(f"vllm {choice.label}: {self.vllm.command(model, flags)}")
+        notes += [f"vllm {label}: {note}" for note in exported.notes]
+        notes.append(f"vllm {label}: {self.vllm.command(model, flags)}")
         service = Launched(
-            f"vllm {choice.label}",
+            f"vllm {label}",
             lambda host, port: [*self.vllm.launcher, model, "--host", host, "--port", str(port), *flags],
-            environment=self.vllm.environment(os.environ, offline=self.target.spec.directory is not None),
-            log=self.directory / "servers" / f"{_file_name(choice.label)}.log",
+            environment=self.vllm.environment(os.environ, offline=self.target.spec.directory is not None) | variables,
+            log=self.directory / "servers" / f"{_file_name(label)}.log",
             timeout_s=self.config.start_timeout,
             tell=self.tell,
         )
         return ServedContender(
-            Name("vllm", choice.label),
+            Name("vllm", label),
             service,
             self.reader,
             temperatures=self.config.temperatures,
             stall_s=self.config.stall_timeout,
         )
 
-    def _exported(self, choice: Choice) -> Exported | None:
+    def _in_its_words(self, choice: Choice) -> Exported | str:
+        """The method as vLLM has it; why it has none, if so."""
         output = (self.directory / "exports" / _file_name(choice.label)).resolve()
         settings = configure(choice.name, choice.settings)
-        return on_vllm(choice.name, Order(config=settings, target=self.target, output=output))
+        exported = on_vllm(choice.name, Order(config=settings, target=self.target, output=output))
+        return "vLLM has no such method" if exported is None else self._missing(exported) or exported
 
-    def _missing(self, exported: Exported | None) -> str | None:
-        """Why vLLM cannot serve this; None if it can."""
-        if exported is None:
-            return "vLLM has no such method"
+    def _with_our_code(self, choice: Choice) -> Exported | str:
+        """The method as vLLM's custom class; why it cannot be one, if so."""
+        try:
+            exported = on_custom_class(choice.name, choice.settings, self.target.spec)
+        except ConfigError as error:
+            return str(error)
+        return self._missing(exported) or exported
+
+    def _missing(self, exported: Exported) -> str | None:
+        """Why this vLLM cannot serve it; None if it can."""
         method = exported.speculative.get("method")
         if method is not None and self.vllm.methods and method not in self.vllm.methods:
             return f"vLLM {self.vllm.version} has no method '{method}'"

@@ -79,6 +79,25 @@ def test_our_engine_and_the_server_share_one_report(run: Run, fake: Path, tmp_pa
     assert "| category | method | outrider | vllm |" in table
 
 
+def test_our_code_drafts_in_a_server_of_its_own(run: Run, fake: Path, pids: Path, tmp_path: Path) -> None:
+    methods = ("ngram:num_nodes=3", "draft_model:layers=0")
+    report = run(engines=("vllm-custom",), methods=methods)
+    assert {row.method for row in report.rows} == {"none", "ngram by outrider"}
+    assert rows_of(report, "ngram by outrider")[0].speedup is not None
+    plain, drafting = commands(pids)
+    assert "--speculative-config" not in plain
+    wanted = json.loads(drafting[drafting.index("--speculative-config") + 1])
+    assert wanted == {
+        "method": "custom_class",
+        "model": "outrider.interop.custom_class.OutriderDrafter",
+        "num_speculative_tokens": 3,
+    }
+    order = json.loads(drafting[drafting.index("--additional-config") + 1])
+    assert order == {"outrider": {"method": "ngram", "settings": {"num_nodes": 3}}}
+    assert [path.name for path in (tmp_path / "run/imports").iterdir()] == ["outrider"]
+    assert any("left out: draft_model by outrider, for" in note for note in report.notes)
+
+
 def test_texts_that_differ_are_counted(run: Run, fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_VLLM_FAULT", "other")
     [row] = rows_of(run(), "ngram")
