@@ -6,6 +6,7 @@
     output:A|B|..    what `outrider A B ..` prints, run in the checkout; without its line of JSON
     source:FILE#NAME   a function, class or method of a Python file
     results:NAME       tables of the run committed as docs/results/NAME.json
+    short:NAME         the same without memory and notes
     batches:NAME       its speedups by batch size, and up to which batch each method pays
 
 Settings come from the fields of a method's `Config`, their meaning from its docstring, which has a line for each:
@@ -43,7 +44,7 @@ from outrider.proposers import REGISTRY, proposer_class
 from outrider.report.batches import batch_chart, batch_table, has_batches
 from outrider.report.chart import chart, described
 from outrider.report.curves import curve_chart, heads_table, read_heads
-from outrider.report.results import tables
+from outrider.report.results import short_tables, tables
 from outrider.testing import tiny_target
 
 __all__ = ["blocks_of", "method_pages", "pictures"]
@@ -63,6 +64,7 @@ def blocks_of(root: Path) -> Mapping[str, Callable[[str], str]]:
         "output": lambda words: output(root, words.split("|")),
         "source": lambda place: source(root, place),
         "results": lambda name: results(root, name),
+        "short": lambda name: results(root, name, short_tables),
         "batches": lambda name: batches(root, name),
         "heads": lambda target: heads_table(read_heads(root / "checkpoints" / target)),
     }
@@ -173,12 +175,12 @@ def source(root: Path, place: str) -> str:
     return f"```python\n{_lines(text, found)}\n```"
 
 
-def results(root: Path, name: str) -> str:
+def results(root: Path, name: str, write: Callable[[Report, str | None], str] = tables) -> str:
     """The tables of a committed run, or a sentence that there is none."""
     path = root / "docs" / "results" / f"{name}.json"
     if not path.exists():
         return f"No run has been committed as `docs/results/{name}.json` yet."
-    return tables(_report(path), _hardware(path))
+    return write(_report(path), _hardware(path))
 
 
 def batches(root: Path, name: str) -> str:

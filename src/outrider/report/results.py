@@ -10,12 +10,13 @@ External baselines follow, with how many times faster our plain decoding is, and
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from outrider.bench.schema import PLAIN, SERVING, Report, Row
 from outrider.bench.serving_table import serving_sheets
 from outrider.bench.statistics import Interval
 
-__all__ = ["tables"]
+__all__ = ["short_tables", "tables"]
 
 VERDICTS = ("exact", "ties", "unverified", "violated")
 """From the best to the worst."""
@@ -28,6 +29,14 @@ def tables(report: Report, hardware: str | None = None) -> str:
     served = [f"{sheet.title}:\n\n{sheet.markdown}" for sheet in serving_sheets(report.rows)]
     parts = [_table(ours) if ours else "", *served, _external(external), _memory(ours)]
     parts.append(_origin(report, ours or report.rows, hardware))
+    return "\n\n".join(part for part in parts if part)
+
+
+def short_tables(report: Report, hardware: str | None = None) -> str:
+    """The table, external baselines and the machine, for a page that says elsewhere where the rest is."""
+    ours = [row for row in report.rows if row.engine == "outrider"]
+    external = [row for row in report.rows if row.engine not in ("outrider", *SERVING) and row.category != "all"]
+    parts = [_table(ours), _external(external), _origin(replace(report, notes=()), ours, hardware)]
     return "\n\n".join(part for part in parts if part)
 
 

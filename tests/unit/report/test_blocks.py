@@ -10,6 +10,7 @@ from outrider.cli import COMMANDS
 from outrider.errors import ConfigError
 from outrider.proposers import REGISTRY, proposer_class
 from outrider.report.blocks import blocks_of, commands, documented_fields, pictures, results, settings, source
+from outrider.report.results import short_tables
 
 
 @pytest.mark.parametrize("name", REGISTRY)
@@ -77,6 +78,9 @@ def test_a_committed_run_is_shown_and_drawn(report: Report, tmp_path: Path) -> N
     (tmp_path / "docs" / "results").mkdir(parents=True)
     (tmp_path / "docs" / "results" / "quick.json").write_text(to_json(report), encoding="utf-8")
     assert "| editing | `slow` | 0.50 [0.40, 0.70] |" in results(tmp_path, "quick")
+    short = results(tmp_path, "quick", short_tables)
+    assert "| editing | `slow` | 0.50 [0.40, 0.70] |" in short
+    assert len(short.splitlines()) < len(results(tmp_path, "quick").splitlines())
     ((path, drawn),) = pictures(tmp_path).items()
     assert path.name == "quick.svg"
     assert drawn.startswith("<svg ")
