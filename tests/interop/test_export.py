@@ -22,7 +22,7 @@ from outrider.train.objective import OBJECTIVES, Corpus, Objective, Teacher
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "eagle3": {"draft_vocab": 100},
-    "medusa": {"output": "shared"},
+    "medusa": {"output": "shared", "draft_vocab": 100},
     "pard": {"layers": "0,1"},
     "mtp": {"state": "normed"},
     "draft": {"layers": "0,1"},
