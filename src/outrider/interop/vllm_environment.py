@@ -79,6 +79,11 @@ class Vllm:
         head = ("python", *CPU_LAUNCHER) if self.is_cpu else ("vllm", "serve")
         return shlex.join([*head, model, *flags])
 
+    @property
+    def flags(self) -> dict[str, str | None]:
+        """Flags that suit the build. A worker process of its own is waited for in a busy loop, which takes a core."""
+        return {"distributed-executor-backend": "uni"} if self.is_cpu else {}
+
     def environment(self, given: Mapping[str, str], *, offline: bool) -> dict[str, str]:
         """Variables for its process: those given, and what they do not say.
 
@@ -88,7 +93,12 @@ class Vllm:
         silent = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         quiet = {"HF_HUB_OFFLINE": "1"} if offline else {}
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        cpu = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(cores)}
+        cpu = {
+            "VLLM_CPU_KVCACHE_SPACE": "2",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(cores),
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # or the build puts "mp" in place of "uni", see `flags`
+        }
         mine = {name: value for name, value in given.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
         path = f"{self.python.parent}{os.pathsep}{given.get('PATH', os.defpath)}"
         return silent | quiet | (cpu if self.is_cpu else {}) | mine | {"PATH": path}

@@ -166,6 +166,7 @@ class _Servers:
             "generation-config": "vllm",
             "seed": str(config.seed % 2**31),
             "no-enable-prefix-caching": None,
+            **self.vllm.flags,
         }
         if exported.speculative:
             own["speculative-config"] = json.dumps({key: _plain(value) for key, value in exported.speculative.items()})
