@@ -5,7 +5,8 @@
     transformers, economize, flashspec   a virtual environment with PyTorch and the package
     vllm                                 the environment of `make vllm`, with Arctic's suffix cache for its `suffix`
     llama.cpp                            `llama-server`, compiled for this machine from the sources that the package
-                                         llama-cpp-python carries; needs cmake and a C++ compiler
+                                         llama-cpp-python carries, and an environment for their converter; needs cmake
+                                         and a C++ compiler
 
 What is there is kept, so a second call is quick; what fails is written to `NAME/failed.txt` and shown in the table of
 `run.py` as the reason why that peer did not run. The other peers are still built.
@@ -77,7 +78,7 @@ def build_vllm(home: Path, jobs: int) -> None:
 
 
 def build_llama(home: Path, jobs: int) -> None:
-    """`llama-server`, and beside it the converter that writes GGUF files from our directories."""
+    """`llama-server`, and beside it the converter that writes GGUF files, with an environment for it."""
     log, source = home / "build.log", home / "source"
     for tool in ("cmake", "c++"):
         if shutil.which(tool) is None:
@@ -87,6 +88,7 @@ def build_llama(home: Path, jobs: int) -> None:
         call(*pip(Path(sys.executable), "download"), *sdist, log=log)
         unpack(next(home.glob("llama_cpp_python-*.tar.gz")), source)
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    environment(home, "transformers", "sentencepiece")
     tree = source / "vendor" / "llama.cpp"
     call("cmake", "-S", tree, "-B", home / "build", *generator, *SERVER_OPTIONS, log=log)
     call("cmake", "--build", home / "build", "--parallel", str(jobs), "--target", "llama-server", log=log)

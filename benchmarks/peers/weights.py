@@ -10,11 +10,10 @@ import hashlib
 import json
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from roster import FAILED
+from roster import FAILED, executable
 from safetensors.torch import load_file, save_file
 
 from outrider.bench.external import kept_layers
@@ -102,7 +101,8 @@ def _gguf(models: Path, converter: Path, directory: Path) -> Path | None:
     file = models / f"{directory.name}-bf16.gguf"
     if not file.exists():
         scratch = file.with_suffix(".part")
-        command = [sys.executable, str(converter), str(directory), "--outtype", "bf16", "--outfile", str(scratch)]
+        python = executable(models.parent / "llama.cpp")
+        command = [str(python), str(converter), str(directory), "--outtype", "bf16", "--outfile", str(scratch)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
