@@ -64,7 +64,6 @@ def line_up(
         vllm: its environment, if it takes part.
 
     Raises:
-        ConfigError: for a setting that vLLM cannot have.
         CheckpointError: if a checkpoint cannot be exported.
     """
     lineup = Lineup()
@@ -137,7 +136,10 @@ class _Servers:
         """The method as vLLM has it; why it has none, if so."""
         output = (self.directory / "exports" / _file_name(choice.label)).resolve()
         settings = configure(choice.name, choice.settings)
-        exported = on_vllm(choice.name, Order(config=settings, target=self.target, output=output))
+        try:
+            exported = on_vllm(choice.name, Order(config=settings, target=self.target, output=output))
+        except ConfigError as error:
+            return str(error)
         return "vLLM has no such method" if exported is None else self._missing(exported) or exported
 
     def _with_our_code(self, choice: Choice) -> Exported | str:
