@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from outrider.bench.choice import choices_of
+from outrider.bench.config import BenchConfig
+from outrider.bench.serving.lineup import line_up
 from outrider.errors import ConfigError
 from outrider.interop.exported import MARKER, Export, Exported, export_checkpoint
 from outrider.interop.serving import SERVED, Order, on_vllm
+from outrider.interop.vllm_environment import Vllm
 from outrider.proposers import REGISTRY, configure, load_proposer
 from outrider.target import Target
 from outrider.targets.deferred import DeferredTarget
@@ -149,3 +152,22 @@ def test_several_modules_need_a_multiple(target: Target, tmp_path: Path) -> None
     source = checkpoint("mtp", target, tmp_path / "trained", num_modules=2, num_depths=2)
     with pytest.raises(ConfigError, match="vLLM drafts a multiple of the 2 modules"):
         served(f"mtp:checkpoint={source},num_nodes=3", target, tmp_path / "head")
+
+
+def test_a_head_that_vllm_has_no_place_for_is_left_out(target: Target, tmp_path: Path) -> None:
+    source = checkpoint("mtp", target, tmp_path / "head", state="residual")
+    vllm = Vllm(python=Path("python"), version="1", is_cpu=True, methods=frozenset(), has_suffix=True)
+    lineup = line_up(
+        BenchConfig(engines=("vllm",)),
+        choices_of(["none", f"mtp:checkpoint={source}"]),
+        target,
+        [1],
+        64,
+        tmp_path / "run",
+        tell=print,
+        vllm=vllm,
+    )
+    assert [[one.name.method for one in cast] for cast in lineup.casts] == [["none"]]
+    [reason] = [note for note in lineup.notes if note.startswith("left out")]
+    assert "left out: mtp, for" in reason
+    assert "state" in reason

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from build import distribution
 from figures import decoding, end_to_end, losses, rounds, rows, tokens_by
 from ledger import Answer, Cell, Identity, Key, Ledger, Measurement
 from page import page
@@ -108,11 +107,3 @@ def test_rounds_of_one_and_of_several_requests() -> None:
     assert [found.repeat for found in single] == [0] * 4 + [1] * 4
     [mixed] = rounds(texts, 4, 2, 1)
     assert (mixed.category, mixed.prompts) == ("mixed", ("a-1", "b-1", "a-2", "b-2"))
-
-
-@pytest.mark.parametrize(
-    ("requirement", "name"),
-    [("torch==2.13.0; x", "torch"), ("numpy", "numpy"), ("Foo-Bar[x]>=1", "foo-bar"), ("a (>=1)", "a")],
-)
-def test_the_name_in_a_requirement(requirement: str, name: str) -> None:
-    assert distribution(requirement) == name

@@ -168,8 +168,9 @@ class _Servers:
             "generation-config": "vllm",
             "seed": str(config.seed % 2**31),
             "no-enable-prefix-caching": None,
-            **self.vllm.flags,
         }
+        if not any("parallel-size" in flag for flag in config.serve):
+            own |= self.vllm.flags  # for one process
         if exported.speculative:
             own["speculative-config"] = json.dumps({key: _plain(value) for key, value in exported.speculative.items()})
         return serve_flags(own | dict(exported.flags), config.serve)
