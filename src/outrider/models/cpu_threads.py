@@ -7,8 +7,10 @@ only draws fewer. `finished` and `wait_for` order two stages of one kernel.
 The caller publishes a kernel in the pool's state, works on it itself, closes it, and waits only for the workers that
 have joined. The state is one word: generation * 2^17 + open * 2^16 + joined. A worker joins by compare-and-swap while
 the kernel is open, so a late one (its core is busy with something else) costs nothing. Idle workers spin for about a
-millisecond, then sleep until the next kernel; a wake-up that is missed costs speed, never the result. OpenMP's barrier
-waits for every thread instead: with other processes on the machine that made a forward three times as slow.
+millisecond, then sleep until the next kernel. On its way to sleep a worker can miss a wake-up, for the caller still
+takes it to be awake; so it looks for an open kernel, and once more two milliseconds later. (Without that, whole forwards
+ran on one thread, and some shapes took twice as long for as long as a process lived.) OpenMP's barrier waits for every
+thread instead: with other processes on the machine that made a forward three times as slow.
 
 Worked example: 60 tasks, two threads: both call `ticket` on one counter until it returns 60 or more; each number below
 60 is drawn by exactly one of them. If the worker is away, the caller draws all 60.
@@ -56,6 +58,7 @@ STATE, JOB, AWAKE = 0, 2 * LINE, 4 * LINE  # the words of a pool; a job is the a
 POOL = 6 * LINE
 JOINED, OPEN = 2**16 - 1, 2**16
 SPINS = 100_000  # each about 50 ns
+MISSED_S = 0.002
 
 Block = ctypes.c_int64 * BLOCK
 
@@ -133,6 +136,7 @@ class _Pool:
         unaligned = ctypes.addressof(self._words)
         self._address = unaligned + -unaligned % (8 * LINE)
         self._awake = ctypes.c_int64.from_address(self._address + 8 * AWAKE)
+        self._state = ctypes.c_int64.from_address(self._address + 8 * STATE)
         self._busy = threading.Lock()
         self._wake = threading.Condition()
         self._num_workers = num_workers
@@ -152,11 +156,15 @@ class _Pool:
         finally:
             self._busy.release()
 
+    def _is_open(self) -> bool:
+        return bool(self._state.value & OPEN)
+
     def _work(self) -> None:
         helping = _entry(help_out.address)
         while True:
             with self._wake:
-                self._wake.wait()
+                if not self._is_open() and not self._wake.wait(MISSED_S) and not self._is_open():
+                    self._wake.wait()
                 self._awake.value += 1
             helping(self._address)
             with self._wake:
