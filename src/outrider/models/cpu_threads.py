@@ -6,11 +6,11 @@ only draws fewer. `finished` and `wait_for` order two stages of one kernel.
 
 The caller publishes a kernel in the pool's state, works on it itself, closes it, and waits only for the workers that
 have joined. The state is one word: generation * 2^17 + open * 2^16 + joined. A worker joins by compare-and-swap while
-the kernel is open, so a late one (its core is busy with something else) costs nothing. Idle workers spin for about a
-millisecond, then sleep until the next kernel. On its way to sleep a worker can miss a wake-up, for the caller still
-takes it to be awake; so it looks for an open kernel, and once more two milliseconds later. (Without that, whole forwards
-ran on one thread, and some shapes took twice as long for as long as a process lived.) OpenMP's barrier waits for every
-thread instead: with other processes on the machine that made a forward three times as slow.
+the kernel is open, so a late one (its core is busy with something else) costs nothing. Idle workers spin for some
+milliseconds, then sleep until the next kernel. On its way to sleep a worker can miss a wake-up, for the caller still
+takes it to be awake; so it looks for an open kernel, and once more two milliseconds later. (Without that, whole
+forwards ran on one thread, and took twice as long.) OpenMP's barrier waits for every thread instead: with other
+processes on the machine that made a forward three times as slow.
 
 Worked example: 60 tasks, two threads: both call `ticket` on one counter until it returns 60 or more; each number below
 60 is drawn by exactly one of them. If the worker is away, the caller draws all 60.
