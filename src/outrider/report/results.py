@@ -24,8 +24,7 @@ VERDICTS = ("exact", "ties", "unverified", "violated")
 
 def tables(report: Report, hardware: str | None = None) -> str:
     """The run as Markdown: a table, external baselines, memory, and where the numbers come from."""
-    ours = [row for row in report.rows if row.engine == "outrider"]
-    external = [row for row in report.rows if row.engine not in ("outrider", *SERVING) and row.category != "all"]
+    ours, external = _ours(report), _externals(report)
     served = [f"{sheet.title}:\n\n{sheet.markdown}" for sheet in serving_sheets(report.rows)]
     parts = [_table(ours) if ours else "", *served, _external(external), _memory(ours)]
     parts.append(_origin(report, ours or report.rows, hardware))
@@ -34,10 +33,18 @@ def tables(report: Report, hardware: str | None = None) -> str:
 
 def short_tables(report: Report, hardware: str | None = None) -> str:
     """The table, external baselines and the machine, for a page that says elsewhere where the rest is."""
-    ours = [row for row in report.rows if row.engine == "outrider"]
-    external = [row for row in report.rows if row.engine not in ("outrider", *SERVING) and row.category != "all"]
-    parts = [_table(ours), _external(external), _origin(replace(report, notes=()), ours, hardware)]
+    ours = _ours(report)
+    parts = [_table(ours), _external(_externals(report)), _origin(replace(report, notes=()), ours, hardware)]
     return "\n\n".join(part for part in parts if part)
+
+
+def _ours(report: Report) -> list[Row]:
+    return [row for row in report.rows if row.engine == "outrider"]
+
+
+def _externals(report: Report) -> list[Row]:
+    """Baselines that run beside our engine, category by category."""
+    return [row for row in report.rows if row.engine not in ("outrider", *SERVING) and row.category != "all"]
 
 
 def _table(rows: Sequence[Row]) -> str:
