@@ -58,8 +58,8 @@ test-vllm: vllm
 	OUTRIDER_TEST_VLLM=1 $(BIN)/python -m pytest tests/vllm -s -rs
 
 lint: $(READY)
-	$(BIN)/ruff format --check src tests benchmarks examples
-	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --no-cache --check src tests benchmarks examples
+	$(BIN)/ruff check --no-cache src tests benchmarks examples
 	$(BIN)/mypy
 
 check: lint test
