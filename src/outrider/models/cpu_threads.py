@@ -27,6 +27,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -54,11 +55,11 @@ COUNTERS = 40  # index of the first counter of a block; kernel arguments come be
 LINE = 8  # 64-bit numbers in a cache line
 BLOCK = COUNTERS + 6 * LINE
 
-STATE, JOB, AWAKE = 0, 2 * LINE, 4 * LINE  # the words of a pool; a job is the addresses of a kernel and its block
+# The words of a pool; a job is the addresses of a kernel and its block.
+STATE, JOB, AWAKE, SPINS = 0, 2 * LINE, 4 * LINE, 5 * LINE
 POOL = 6 * LINE
 JOINED, OPEN = 2**16 - 1, 2**16
-SPINS = 100_000  # each about 50 ns
-MISSED_S = 0.002
+AWAKE_S, MISSED_S = 0.005, 0.002
 
 Block = ctypes.c_int64 * BLOCK
 
@@ -137,11 +138,22 @@ class _Pool:
         self._address = unaligned + -unaligned % (8 * LINE)
         self._awake = ctypes.c_int64.from_address(self._address + 8 * AWAKE)
         self._state = ctypes.c_int64.from_address(self._address + 8 * STATE)
+        self._measure_spins()
         self._busy = threading.Lock()
         self._wake = threading.Condition()
         self._num_workers = num_workers
         for _ in range(num_workers):
             threading.Thread(target=self._work, daemon=True, name="outrider-kernel").start()
+
+    def _measure_spins(self) -> None:
+        """How often a worker looks before it sleeps: a processor's pause takes 7 ns on one machine, 50 on another."""
+        spins, trial = ctypes.c_int64.from_address(self._address + 8 * SPINS), 10_000
+        spins.value, seconds = trial, float("inf")
+        for _ in range(3):
+            start = perf_counter()
+            _entry(help_out.address)(self._address)
+            seconds = min(seconds, perf_counter() - start)
+        spins.value = max(trial, int(trial * AWAKE_S / seconds))
 
     def run(self, kernels: int, blocks: int, count: int) -> None:
         """Work on `count` kernels, whose addresses and blocks lie at these addresses."""
@@ -258,9 +270,9 @@ def publish_all(pool: int, kernels: int, blocks: int, count: int) -> None:
 @cfunc(types.void(types.int64), cache=True)  # type: ignore[untyped-decorator]
 def help_out(pool: int) -> None:
     """Join kernels as they are published; return after a while without one."""
-    last, spins = -1, 0
+    last, spins, most = -1, 0, i64(pool + SPINS * 8)[0]
     job = i64(pool + JOB * 8)
-    while spins < SPINS:
+    while spins < most:
         state = read(pool, STATE)
         generation = state // (2 * OPEN)
         if state & OPEN != 0 and generation != last and replaced(pool, STATE, state, state + 1) == 1:

@@ -1,5 +1,6 @@
 """The kernels' thread pool: same results from any number of callers and workers, awake or asleep."""
 
+import ctypes
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor
 
 from outrider.engine import Engine
+from outrider.models.cpu_threads import BLOCK, COUNTERS, _Pool, read, ticket
+from outrider.models.cpu_vector import kernel
 from outrider.models.ops_cpu import CpuOps
 from outrider.proposers.none import NoProposer
 from outrider.testing.tiny import tiny_target
@@ -32,6 +35,32 @@ def test_workers_that_fell_asleep_wake_up_again() -> None:
     for _ in range(4):
         assert torch.equal(ops.norm_project(x, None, 0.0, packed), x)
         time.sleep(0.02)
+
+
+@kernel
+def counts_who_comes(block: int) -> None:
+    """Draw a ticket, and go on drawing from another counter until a second thread has come, or for a second or so."""
+    arrivals = ticket(block, 0) + 1
+    while arrivals < 2 and ticket(block, 1) < 50_000_000:
+        arrivals = read(block, COUNTERS)
+
+
+def test_a_worker_on_its_way_to_sleep_does_not_miss_a_kernel() -> None:
+    pool = _Pool(1)
+    block = (ctypes.c_int64 * BLOCK)()
+    entry = ctypes.c_int64(counts_who_comes.address)
+    with ThreadPoolExecutor(1) as caller:
+        pool.run(ctypes.addressof(entry), ctypes.addressof(block), 1)  # the worker is awake from here on
+        assert block[COUNTERS] >= 2
+        with pool._wake:  # it cannot say that it goes to sleep while this is held
+            time.sleep(0.1)
+            assert pool._awake.value == 1
+            again = (ctypes.c_int64 * BLOCK)()
+            run = caller.submit(pool.run, ctypes.addressof(entry), ctypes.addressof(again), 1)
+            while again[COUNTERS] == 0:
+                time.sleep(0.001)
+        run.result()
+    assert again[COUNTERS] >= 2
 
 
 def test_pytorch_works_alone_while_the_engine_does_and_gets_its_threads_back() -> None:
