@@ -11,7 +11,7 @@ the row's index, the tile's shape or the number of threads.
 
 Rows are first laid out tile by tile, [feature][row of the tile], normalised on the way if need be: then the inner loop
 reads both its streams at fixed offsets from two pointers, which made eight rows a third faster than striding from row
-to row.
+to row. The rows of one tile are laid out by every thread for itself, those of many are shared out.
 
 Worked example: 8 rows are two tiles of 4; the block of weights (18 KB for 576 features in bf16) comes from memory for
 the first tile and from a cache for the second. Each tile fetches its half of the next block meanwhile. A single tile
@@ -53,9 +53,13 @@ BYTES = (4, 2, 1)
 UNROLL = 4
 COLUMNS = 2 * WIDTH
 TILE_BYTES = 4 * COLUMNS * TILE_ROWS
-NEAR = 4096 if WIDE else 0
+NEAR = 3072 if WIDE else 0
 """Bytes that a single tile fetches ahead; 0 fetches the next block. Blocks of 512-bit columns are 37 to 98 KB here, and
-fetching them that early made eight rows about 5 % slower on a Xeon with AVX-512; 1, 2 and 8 KB were no better."""
+fetching them that early made eight rows about 5 % slower on a Xeon with AVX-512; 1, 2, 6 and 8 KB were slower too."""
+LEVEL = 1 if WIDE else 2
+"""The cache that is fetched into: what comes soon into the first (5 % faster on that Xeon), whole blocks do not fit."""
+EARLY = 3072
+"""Bytes of a chunk's first block that are fetched before the thread comes to it."""
 
 
 @emitted
@@ -132,7 +136,7 @@ def emit_tile(
     with emitter.loop(I64(0), whole, UNROLL) as index:
         later = emitter.at(emitter.builder.add(weight, ahead), index, pace)
         for line in range(0, UNROLL * step, 64):
-            emitter.prefetch(emitter.at(later, line, 1))
+            emitter.prefetch(emitter.at(later, line, 1), LEVEL)
         x_here, weight_here = emitter.at(x, index, 4 * rows), emitter.at(weight, index, step)
         for offset in range(UNROLL):
             accumulate(x_here, weight_here, offset)
@@ -186,6 +190,17 @@ def finish(sums: int, rows: int, first: int, mode: int, scales: int, bias: int, 
         else:
             for c in range(columns):
                 row[c] = y[c]
+
+
+@emitted
+def fetch(typing: Any, address: Any, num_bytes: Any) -> Any:
+    """Fetch `num_bytes` (a literal) of memory that will be read soon."""
+
+    def emit(emitter: Emitter, address: Value, num_bytes: int) -> None:
+        for line in range(0, num_bytes, 64):
+            emitter.prefetch(emitter.at(address, line, 1), LEVEL)
+
+    return lowered(emit, types.void, address, num_bytes)
 
 
 @inlined
@@ -250,7 +265,17 @@ def linear(block: int) -> None:
     weight, kind, bias, F, outputs = a[4], a[5], a[6], a[7], a[8]
     out, R, mode = a[9], a[10], a[11]
     num_blocks, chunk, panel_rows, scales = a[12], a[13], a[14], a[15]
-    if scratch != 0:
+    width = WIDTH if mode == GATED else COLUMNS
+    block_bytes = F * COLUMNS * size_of(kind)
+    first = ticket(block, 2) * chunk
+    if scratch != 0 and R <= TILE_ROWS:  # each thread lays them out for itself: faster than from core to core
+        if first >= num_blocks:
+            return
+        fetch(weight + first * block_bytes, EARLY)
+        own = scratch + ticket(block, 3) * R * F * 4
+        lay_out(x, norm, eps, own, R, F)
+        x = own
+    elif scratch != 0:
         full = R // panel_rows * (panel_rows // TILE_ROWS)  # tiles in whole panels
         done = R // panel_rows * panel_rows
         num_left = num_tiles_of(R - done)
@@ -266,12 +291,11 @@ def linear(block: int) -> None:
         wait_for(block, 1, full + num_left)
         x = scratch
     sums = stack(TILE_BYTES)
-    width = WIDTH if mode == GATED else COLUMNS
-    block_bytes = F * COLUMNS * size_of(kind)
-    first = ticket(block, 2) * chunk
     while first < num_blocks:
         following = ticket(block, 2) * chunk  # drawn early: the last block of a chunk fetches the first of the next
         last = min(first + chunk, num_blocks)
+        if NEAR != 0 and following < num_blocks:  # a tile that looks further ahead does this itself
+            fetch(weight + following * block_bytes, EARLY)
         for r in range(0, R, panel_rows):
             rows = min(panel_rows, R - r)
             for b in range(first, last):

@@ -153,12 +153,12 @@ class Emitter:
         signature = ir.FunctionType(kind, [kind] * 3)
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, signature, name), [a, b, c])
 
-    def prefetch(self, address: Value) -> None:
-        """Ask for a cache line that will soon be read; any address is allowed."""
+    def prefetch(self, address: Value, level: int) -> None:
+        """Ask for a cache line that will soon be read, in the first or second cache; any address is allowed."""
         pointer = self.builder.inttoptr(address, ir.PointerType(ir.IntType(8)))
         signature = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
         function = cgutils.get_or_insert_function(self.builder.module, signature, "llvm.prefetch.p0")
-        self.builder.call(function, [pointer, I32(0), I32(2), I32(1)])
+        self.builder.call(function, [pointer, I32(0), I32(4 - level), I32(1)])
 
     def pause(self) -> None:
         """Yield the core's resources for a moment, where the processor has an instruction for it."""

@@ -36,7 +36,7 @@ from outrider.models.cpu_placement import address, checked_addresses, placement_
 from outrider.models.cpu_program import Program, Recorder
 from outrider.models.cpu_softmax import MAX_HEADS
 from outrider.models.cpu_threads import launch, lone_torch_thread, num_threads
-from outrider.models.cpu_vector import WIDTH
+from outrider.models.cpu_vector import TILE_ROWS, WIDTH
 from outrider.models.ops import (
     AttentionShape,
     Body,
@@ -127,7 +127,7 @@ class CpuOps(Ops):
         assert packed.in_features == F, f"{F} features for a weight of {packed.in_features}"
         assert len(out_RO) == R, f"{R} rows onto {len(out_RO)}"
         num_blocks = packed.data.shape[0]
-        scratch = None if norm_F is None and R == 1 else self._empty(1, R, F)
+        scratch = None if norm_F is None and R == 1 else self._empty(self._threads if R <= TILE_ROWS else 1, R, F)
         self._run(
             linear.address,
             (x_RF, norm_F, scratch, packed.data, packed.bias, packed.scales, out_RO),
@@ -255,7 +255,7 @@ class CpuOps(Ops):
             shape.sliding_window or 0,
             0 if scratch is None else scratch.data_ptr(),  # a program has one for all layers
             row,
-            min(MAX_HEADS, H // G) if 4 * self._threads <= B * M * G else 1,
+            min(MAX_HEADS, H // G) if B * M * G >= self._threads else 1,
         )
         if self._recorder is not None and not self._recorder.knows(placement):
             for number in range(8):
