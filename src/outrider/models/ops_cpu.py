@@ -255,7 +255,7 @@ class CpuOps(Ops):
             shape.sliding_window or 0,
             0 if scratch is None else scratch.data_ptr(),  # a program has one for all layers
             row,
-            min(MAX_HEADS, H // G) if B * M * G >= self._threads else 1,
+            min(MAX_HEADS, H // G) if self._threads <= B * M * G else 1,
         )
         if self._recorder is not None and not self._recorder.knows(placement):
             for number in range(8):
