@@ -23,6 +23,10 @@ time; one that pays is followed by the next at once. New requests are looked at 
 what pays, and probed for what comes nearest. A probe is cut to what pays now that it is drafted, and judged in
 hindsight, so nothing is verified just to learn. What proposing costs is learnt on the way (`proposing.py`).
 
+**Prompts.** A proposer with a cache of its own has to read a prompt before it drafts. For a request that must cost no
+more than a part `reading` of what drafting is expected to save until its end. A probe that costs more than `free` plain
+steps, mostly because of this, is saved up for: it takes place after as many steps without a draft as would pay for it.
+
 The decisions are a function of the costs given, the seconds observed and the texts. A sampled draft under a ratio test
 is never cut (see `budget.py`).
 
@@ -78,6 +82,8 @@ class AdaptiveConfig:
     credit     plain steps by which an account may be overdrawn
     most       plain steps that an account can hold
     giving     share of its account that a request may be expected to give in a step
+    reading    share of what drafting should save a request that reading its prompt may cost
+    free       plain steps that a probe may cost at once
     """
 
     enter: float = 1.03
@@ -88,19 +94,21 @@ class AdaptiveConfig:
     credit: float = 1.0
     most: float = 12.0
     giving: float = 0.1
+    reading: float = 0.15
+    free: float = 0.5
 
 
 NUM_PLAIN, NUM_FIRST = 2, 2
-"""Steps without a draft, then with one node, that begin an engine: they measure the proposer."""
+"""Steps without a draft, then with one node (where least has to be read), that begin an engine: they measure."""
 LEAST_CHANCE = 0.01
 """Nodes less likely than this are not considered."""
+FEW = 8
+"""So many tokens behind a draft of all nodes are read with the next one at no cost to speak of."""
 MAX_WAIT = 512
 NOT_NOW = 16
 """Steps after which a probe that nobody could afford is considered again."""
 CONTEXT = 128
 """Contexts are told apart in steps of this many tokens."""
-BACKLOG = 4
-"""After this many steps without a draft, a proposer has more to catch up with than it usually has."""
 NOTHING = Room(0, 0)
 
 
@@ -113,6 +121,8 @@ class _Step:
     probe        it drafts before it is decided what to verify
     most_nodes   of the largest room
     num_nodes    verified, of all slots
+    late         tokens that the proposer has to read for each slot, where they are more than those of a few steps
+    num_late     of the slots that draft
     """
 
     asks: Sequence[Ask] = ()
@@ -122,6 +132,8 @@ class _Step:
     probe: bool = False
     most_nodes: int = 0
     num_nodes: int = 0
+    late: Sequence[int] = ()
+    num_late: int = 0
 
 
 @final
@@ -132,6 +144,8 @@ class AdaptiveBudget(Budget):
         costs: of the target on this machine.
         num_nodes: the most nodes that a slot may draft.
     """
+
+    reads_ahead = False
 
     def __init__(self, costs: TargetCosts, num_nodes: int, config: AdaptiveConfig | None = None) -> None:
         self.costs = costs
@@ -157,11 +171,13 @@ class AdaptiveBudget(Budget):
             return [NOTHING] * len(asks)
         self._news = False
         self._cost = self._cost_of(asks)
+        step.late = [ask.num_behind if ask.num_behind > self.num_nodes + FEW else 0 for ask in asks]
         rooms = [
             Room(count, ask.num_remaining - 1) if ask.num_remaining > 1 else NOTHING
             for ask, count in zip(asks, self._counts(), strict=True)
         ]
         step.most_nodes = max((room.num_nodes for room in rooms), default=0)
+        step.num_late = sum(late for late, room in zip(step.late, rooms, strict=True) if room.num_nodes)
         return rooms
 
     def cut(self, draft: Draft) -> Draft:
@@ -183,7 +199,9 @@ class AdaptiveBudget(Budget):
         step, propose_s = self._step, seconds["propose_s"]
         for request, commit in zip(step.requests, commits, strict=True):
             self.acceptance.emitted(request, commit.tokens)
-        if not step.most_nodes or self._num_idle < BACKLOG:
+        if step.num_late:
+            self.proposing.add_late(len(step.requests), step.most_nodes, step.num_late, propose_s)
+        else:
             self.proposing.add(len(step.requests), step.most_nodes, propose_s)
         self.wait = max(0.0, self.wait - 1)
         self.accounts.pass_step()
@@ -215,11 +233,16 @@ class AdaptiveBudget(Budget):
         step.probe = step.cheap = self._is_cheap()
         if self._measuring:
             step.probe, step.cheap = True, False
-            return [int(self.proposing.num_seen(0) >= NUM_PLAIN)] * slots
+            first = step.late.index(min(step.late)) if any(step.late) else None
+            drafts = self.proposing.num_seen(0) >= NUM_PLAIN
+            return [int(drafts and first in (None, slot)) for slot in range(slots)]
         if step.cheap:
             return [self.num_nodes] * slots
         ranked = self._ranked([self._expected_shape(ask) for ask in step.asks])
         best = self._best(ranked)
+        if best.gain >= self._least_gain and any(step.late):
+            ready = self._ready(best.gain)
+            best = self._best([node for node in ranked if ready[node.slot]])
         self.drafts = best.gain >= self._least_gain
         if self.drafts or self.wait >= 1:
             return [len(nodes) if self.drafts else 0 for nodes in best.kept]
@@ -229,9 +252,21 @@ class AdaptiveBudget(Budget):
         """Nodes to probe a proposer for that is not cheap: the best rate, whoever pays for it."""
         self._step.probe = True
         counts = [len(nodes) for nodes in self._best(ranked, fair=False).kept]
-        if not any(counts):
-            self.wait = NOT_NOW
-        return [max(counts)] * len(counts) if self._may_cut else counts
+        if self._may_cut:
+            counts = [max(counts)] * len(counts)
+        late = sum(late for late, count in zip(self._step.late, counts, strict=True) if count)
+        unpaid = self.proposing.late_s(late) / self._cost.plain_s - self.config.free
+        unpaid_steps = unpaid / self.config.probing - self._num_idle
+        if any(counts) and unpaid_steps <= 0:
+            return counts
+        self.wait = max(NOT_NOW, min(MAX_WAIT, unpaid_steps))
+        return [0] * len(counts)
+
+    def _ready(self, gain: float) -> list[bool]:
+        """Slots for which the proposer has little to read, compared with what such a gain will save them."""
+        share = self.config.reading * (1 - 1 / gain)
+        saved_s = [share * ask.num_remaining * self._cost.plain_s for ask in self._step.asks]
+        return [self.proposing.late_s(late) <= most_s for late, most_s in zip(self._step.late, saved_s, strict=True)]
 
     def _worth_verifying(self, draft: Draft) -> list[list[int]]:
         """What of a probe is verified, now that drafting it is paid for."""
@@ -263,12 +298,15 @@ class AdaptiveBudget(Budget):
         return choose(ranked, slots, Terms(gifts, accounts.purse(step.payers)), steps_of)
 
     def _book(self, commits: Sequence[Commit], propose_s: float) -> None:
-        """What a step that drafted won or lost, in plain steps; after a probe in vain, how long there is none."""
+        """What a step that drafted won or lost, in plain steps; after a probe in vain, how long there is none.
+
+        What was read for it is not booked: it will serve the drafts to come.
+        """
         step, slots = self._step, len(commits)
         num_tokens = [len(commit.tokens) for commit in commits]
         idle_s = self.proposing.idle_s(slots)
-        usual = step.cheap or self._num_idle < BACKLOG
-        drafting_s = idle_s + self.proposing.extra_s(slots, step.most_nodes) if usual else propose_s
+        drafting_s = idle_s + self.proposing.extra_s(slots, step.most_nodes)
+        late_s = max(0.0, propose_s - drafting_s) if step.num_late else 0.0
         steps = (drafting_s + self._cost.seconds(step.num_nodes, sum(num_tokens))) / (idle_s + self._cost.plain_s)
         emitted = [float(count) for count in num_tokens]
         if len(step.payers) < slots:
@@ -276,7 +314,9 @@ class AdaptiveBudget(Budget):
         for payer, count in zip(step.payers, emitted, strict=True):
             self.accounts.book(payer, count - steps)
         if step.probe and not self.drafts and not self._measuring:
-            self.wait = min(MAX_WAIT, max(0.0, steps - min(emitted)) / self.config.probing)
+            self.wait = min(
+                MAX_WAIT, max(0.0, late_s / self._cost.plain_s + steps - min(emitted)) / self.config.probing
+            )
 
     def _is_cheap(self) -> bool:
         extra_s = self.proposing.extra_s(len(self._step.asks), self.num_nodes)

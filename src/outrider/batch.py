@@ -12,7 +12,7 @@ from typing import Literal, final
 from outrider.budget import Ask
 from outrider.draft import Draft
 from outrider.metrics import SlotStep
-from outrider.proposer import Commit
+from outrider.proposer import Commit, Session
 from outrider.sampling import Sampling
 from outrider.text import Piece, TextStream
 from outrider.verify import Accepted
@@ -90,9 +90,8 @@ class Batch:
     def samplings(self) -> list[Sampling]:
         return [running.request.sampling for running in self.running.values()]
 
-    @property
-    def asks(self) -> list[Ask]:
-        """What each slot brings to the budget."""
+    def asks(self, session: Session) -> list[Ask]:
+        """What each slot brings to the budget; `session` is the proposer's."""
         return [
             Ask(
                 request=running.request.id,
@@ -101,8 +100,9 @@ class Batch:
                 ),
                 context_length=len(running.tokens),
                 greedy=running.request.sampling.greedy,
+                num_behind=session.num_behind(slot),
             )
-            for running in self.running.values()
+            for slot, running in self.running.items()
         ]
 
     def free_slots(self) -> list[int]:

@@ -32,16 +32,21 @@ class Ask(NamedTuple):
     num_remaining   tokens that the request may still emit, at least 1
     context_length  committed tokens, the root included
     greedy          whether its temperature is 0
+    num_behind      committed tokens that the proposer has to read before it can draft
     """
 
     request: int
     num_remaining: int
     context_length: int
     greedy: bool
+    num_behind: int = 0
 
 
 class Budget(ABC):
     """Chooses how much is drafted and verified. One budget serves one engine."""
+
+    reads_ahead: bool = True
+    """Whether a prompt is read by the proposer as soon as the target has read it, or before it drafts."""
 
     @abstractmethod
     def rooms(self, asks: Sequence[Ask], num_waiting: int = 0) -> list[Room]:

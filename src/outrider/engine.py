@@ -110,7 +110,7 @@ class Engine:
         """Give every running request at least one token."""
         clock, batch = Clock(self.spec.device), self.batch
         slots, samplings = batch.slots, batch.samplings
-        rooms = self.budget.rooms(batch.asks, len(self.waiting))
+        rooms = self.budget.rooms(batch.asks(self.session), len(self.waiting))
         draft = self.budget.cut(self.session.propose(slots, rooms))  # may be wrong, never unsafe
         clock.lap("propose")
         forward = self.target.forward(slots, batch.roots, draft)  # the only target call in the loop
@@ -146,6 +146,8 @@ class Engine:
         for slot, request, features_TF in zip(slots, requests, features, strict=True):
             self.batch.place(request, slot, TextStream(self.tokenizer, request.stop))
             self.session.admit(slot, request.prompt, request.sampling, features_TF)
+        if self.budget.reads_ahead:
+            self.session.catch_up(slots)
         clock.lap("propose")
         seconds = clock.seconds()
         num_tokens = sum(len(request.prompt) - 1 for request in requests)

@@ -85,6 +85,13 @@ class Session(ABC):
             features_TF: the target's tapped states for all prompt tokens but the last, or None without taps.
         """
 
+    def num_behind(self, slot: int) -> int:
+        """Committed tokens that a draft for this slot has to read first; 0 for what needs no cache of its own."""
+        return 0
+
+    def catch_up(self, slots: Sequence[int]) -> None:  # noqa: B027 (nothing to do for most)
+        """Read what these slots are behind, but for a few tokens that the next draft reads anyway."""
+
     @abstractmethod
     def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
         """One draft with `len(slots)` entries, in that order, each within its room. It may be empty."""

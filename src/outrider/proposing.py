@@ -6,6 +6,9 @@ compilation. Between measured numbers of nodes the cost is linear; beyond the la
 with one alone it stays the same, which is checked as soon as it is tried. It never counts as more than proportional to
 a smaller draft, so that one unlucky step cannot keep a shape from being tried again.
 
+A proposer with a cache of its own has to read a prompt, and what was emitted while it did not draft, before it drafts
+again. Such steps say what a token of that costs: the median of what they took beyond the usual, by token.
+
 Worked example: one node took 2 ms and four took 5 ms. Three nodes: 4 ms; eight: 9 ms.
 """
 
@@ -33,6 +36,7 @@ class LearntDraftCosts(DraftCosts):
         self._typical: dict[int, dict[int, float]] = {}
         self._num_added = 0
         self._answers: dict[tuple[int, int], float] = {}
+        self._late: deque[float] = deque(maxlen=RECENT)
 
     def add(self, num_slots: int, num_nodes: int, seconds: float) -> None:
         """One step; `num_nodes` of the slot that drafted most, 0 for one without a draft."""
@@ -42,6 +46,15 @@ class LearntDraftCosts(DraftCosts):
         if len(seen) < RECENT or self._num_added % EVERY == 0:
             self._typical.setdefault(num_slots, {})[num_nodes] = min(seen) if len(seen) < SURE else median(seen)
             self._answers.clear()
+
+    def add_late(self, num_slots: int, num_nodes: int, num_late: int, seconds: float) -> None:
+        """One step that first read `num_late` tokens more than others do."""
+        usual_s = self.propose_s(num_slots, num_nodes, num_nodes)
+        self._late.append(max(0.0, seconds - usual_s) / num_late)
+
+    def late_s(self, num_late: int) -> float:
+        """What reading so many tokens more takes; 0 while unknown."""
+        return num_late * median(self._late) if self._late else 0.0
 
     def num_seen(self, num_nodes: int) -> int:
         """Steps with that many nodes, over all numbers of slots, of those that are remembered."""

@@ -1,9 +1,16 @@
 """The contract holds whatever the budget does: cuts, pauses and changes of mind, with every kind of method."""
 
+from collections.abc import Mapping, Sequence
+from typing import final
+
 import pytest
 
-from outrider.adaptive import AdaptiveBudget, AdaptiveConfig
-from outrider.budget import Budget
+from outrider.adaptive import FEW, AdaptiveBudget, AdaptiveConfig
+from outrider.budget import Ask, Budget, FixedBudget
+from outrider.draft import Draft
+from outrider.engine import Engine
+from outrider.metrics import StepRecord
+from outrider.proposer import Commit, Room
 from outrider.proposers import proposer_class, proposer_names
 from outrider.target import Target
 from outrider.testing import Metronome, RandomTrees, Restless, TableCosts, draw_case, tiny_target
@@ -33,6 +40,47 @@ def dear(num_nodes: int) -> Budget:
 
 
 BUDGETS = (restless, cheap, dear)
+
+
+@final
+class Fixed(Budget):
+    """The same number of nodes in every step; prompts are read ahead, or with the first draft."""
+
+    def __init__(self, num_nodes: int, *, reads_ahead: bool) -> None:
+        self.inner = FixedBudget(num_nodes)
+        self.reads_ahead = reads_ahead
+
+    def rooms(self, asks: Sequence[Ask], num_waiting: int = 0) -> list[Room]:
+        if self.reads_ahead:
+            assert all(ask.num_behind <= self.inner.num_nodes + FEW for ask in asks), "who reads ahead is never behind"
+        return self.inner.rooms(asks, num_waiting)
+
+    def cut(self, draft: Draft) -> Draft:
+        return draft
+
+    def observe(self, commits: Sequence[Commit], seconds: Mapping[str, float]) -> None:
+        """Nothing to learn."""
+
+    def reset(self) -> None:
+        """Nothing to forget."""
+
+
+@pytest.mark.parametrize("name", [name for name in proposer_names() if name != "none"])
+def test_reading_a_prompt_ahead_changes_no_draft(name: str) -> None:
+    target = target_of(0)
+    steps: list[list[StepRecord]] = [[], []]
+    for records, reads_ahead in zip(steps, (True, False), strict=True):
+        proposer = proposer_class(name).example(target, 1)
+        engine = Engine(
+            target,
+            proposer,
+            max_batch=2,
+            budget=Fixed(proposer.max_nodes, reads_ahead=reads_ahead),
+            record=lambda record, to=records: to.append(record) if isinstance(record, StepRecord) else None,
+        )
+        engine.generate([[1 + n % 7 for n in range(40)], [3, 4], [5] * 20], max_new_tokens=12, ignore_eos=True)
+    ahead, behind = ([record.slots for record in records] for records in steps)
+    assert ahead == behind
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -98,6 +98,40 @@ def test_it_does_no_harm(name: str, num_slots: int, share: float) -> None:
     assert speedup(case, AdaptiveBudget(COSTS, 8)) >= 0.97
 
 
+@pytest.mark.parametrize("num_steps", [0.3, 3.0, 12.0])
+@pytest.mark.parametrize("num_slots", [1, 4])
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize("name", POOLED)
+def test_it_does_no_harm_where_prompts_must_be_read_first(
+    name: str, closed: bool, num_slots: int, num_steps: float
+) -> None:
+    """Reading a prompt costs that many plain steps. An engine has met the proposer before the clock starts."""
+    case = replace(
+        simulation(PROCESSES[name], num_slots, 0.2), closed=closed, read_s=num_steps * COSTS.forward[1] / 100
+    )
+    budget = AdaptiveBudget(COSTS, 8)
+    replace(case, num_tokens=40).run(budget)
+    budget.reset()
+    assert speedup(case, budget) >= 0.97
+
+
+def test_reading_every_prompt_would_do_harm() -> None:
+    """The negative control of the test above."""
+    case = replace(simulation(PROCESSES["never"], 4, 0.2), read_s=12 * COSTS.forward[1] / 100)
+    budget = AdaptiveBudget(COSTS, 8, AdaptiveConfig(reading=float("inf"), free=float("inf")))
+    replace(case, num_tokens=40).run(budget)
+    budget.reset()
+    assert speedup(case, budget) < 0.97
+
+
+@pytest.mark.parametrize(("num_slots", "least"), [(1, 0.88), (2, 0.88)])
+def test_prompts_are_read_where_that_pays(num_slots: int, least: float) -> None:
+    case = replace(simulation(PROCESSES["often"], num_slots, 0.1, 1600 // num_slots), read_s=COSTS.forward[1] / 100)
+    best = max(speedup(case, FixedBudget(count)) for count in (1, 2, 4, 8))
+    assert best > 1.1, best
+    assert speedup(case, AdaptiveBudget(COSTS, 8)) >= least * best
+
+
 @pytest.mark.parametrize(
     ("name", "num_slots", "share", "least"),
     [

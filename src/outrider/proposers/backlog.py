@@ -4,7 +4,8 @@ The target commits tokens; a draft model with a cache of its own has read some o
 `Backlog` holds those it has not, in `pending`; the last entry is the root. A proposal starts by reading them, so the
 cache never holds a token that was not committed for longer than one step.
 
-Steps without a draft let the backlog grow. It is then read in pieces that fit the cache's tail.
+A prompt is read in one go. Steps without a draft let the backlog grow, which is then read in pieces that fit the
+cache's tail.
 
 Worked example: tail 8, 20 tokens pending, 3 of the tail's rows needed for more: pieces of 5, 5, 5, and the last 5 stay.
 
@@ -60,9 +61,8 @@ class Backlog:
         self.samplings: dict[int, Sampling] = {}
 
     def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling) -> None:
-        """Read a prompt; its last token, the root, stays pending."""
-        self.model.prefill([slot], [tokens[:-1]])
-        self.pending[slot] = [tokens[-1]]
+        """A prompt is pending; its last token is the root."""
+        self.pending[slot] = list(tokens)
         self.samplings[slot] = sampling
 
     def release(self, slot: int) -> None:
@@ -72,6 +72,10 @@ class Backlog:
     def catch_up(self, slots: Sequence[int], num_more: int) -> None:
         """Read backlogs until what is pending fits the tail together with `num_more` further rows."""
         piece = self.model.cache.plan.tail - num_more
+        prompts = [slot for slot in slots if not self.model.cache.lengths[slot] and len(self.pending[slot]) > 1]
+        if prompts:
+            self.model.prefill(prompts, [self.pending[slot][:-1] for slot in prompts])
+            self.pending |= {slot: self.pending[slot][-1:] for slot in prompts}
         for slot in slots:
             while len(self.pending[slot]) > piece:
                 self.states([slot], [self.pending[slot][:piece]], [[]])

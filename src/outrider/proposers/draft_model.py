@@ -176,9 +176,15 @@ class DraftModelSession(Session):
         self.backlog.admit(slot, tokens, sampling)
         self.num_read[slot] = 0
 
+    def num_behind(self, slot: int) -> int:
+        return len(self.backlog.pending[slot])
+
+    def catch_up(self, slots: Sequence[int]) -> None:
+        self.backlog.catch_up(slots, num_more=1)
+
     def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
         depths = {slot: min(*room, self.config.num_nodes) for slot, room in zip(slots, rooms, strict=True)}
-        self.backlog.catch_up([slot for slot in slots if depths[slot] > 0], num_more=1)
+        self.catch_up([slot for slot in slots if depths[slot] > 0])
         if self.config.width > 1:
             trees = self._grow({slot: room for slot, room in zip(slots, rooms, strict=True) if min(room) > 0})
             return Draft.of_trees([trees.get(slot, Tree([], [])) for slot in slots], self.plan.device)

@@ -167,6 +167,12 @@ class HybridSession(Session):
         self.strings.open(self.num_requests, tokens)
         self.head.admit(slot, tokens, sampling, features_TF)
 
+    def num_behind(self, slot: int) -> int:
+        return self.head.num_behind(slot)
+
+    def catch_up(self, slots: Sequence[int]) -> None:
+        self.head.catch_up(slots)
+
     def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
         room_of = dict(zip(slots, rooms, strict=True))
         self.lookups = {slot: self._look_up(slot, room) for slot, room in room_of.items()}

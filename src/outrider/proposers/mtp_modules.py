@@ -99,6 +99,13 @@ class MtpModulesSession(Session):
         self.texts[slot] = Text(tokens, sampling, len(self.modules))
         self.texts[slot].add(0, self.modules[0].fuse(features_TF))
 
+    def num_behind(self, slot: int) -> int:
+        return self.texts[slot].count(0)
+
+    def catch_up(self, slots: Sequence[int]) -> None:
+        for module in range(len(self.modules)):
+            self._shorten(slots, module, 1)
+
     def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
         depths = {
             slot: min(*room, len(self.modules)) if self.texts[slot].root else 0
@@ -117,23 +124,25 @@ class MtpModulesSession(Session):
             active = [slot for slot in slots if module < depths[slot]]
             if not active:
                 break
-            self._catch_up(active, module)
+            self._shorten(active, module, PIECE)
             out = self._read(module, active, chains.tokens, guessed)
             last_BE = torch.stack([out[slot][-1] for slot in active])
             chains.grow(active, self.modules[module].predict(last_BE), [self.texts[slot].root + 1 for slot in active])
             guessed = self._keep(module, cache, active, out)
         return chains.draft()
 
-    def _catch_up(self, slots: Sequence[int], module: int) -> None:
-        """Read long backlogs of known slots in pieces."""
+    def _shorten(self, slots: Sequence[int], module: int, most: int) -> None:
+        """Read backlogs in pieces until none has more than `most` slots."""
         cache = self.caches[module]
         for slot in slots:
             text = self.texts[slot]
-            while text.count(module) > PIECE:
-                start = cache.lengths[slot]
-                states_RE = torch.cat(text.inputs[module])[:PIECE]
-                tokens = text.tokens[start + 1 + module :][:PIECE]
+            while text.count(module) > most:
+                start, size = cache.lengths[slot], min(PIECE, text.count(module) - 1)
+                states_RE = torch.cat(text.inputs[module])[:size]
+                tokens = text.tokens[start + 1 + module :][:size]
                 count = min(len(states_RE), len(tokens))
+                if not count:
+                    break
                 out_RE = self._call(module, [slot], [states_RE[:count]], tokens)
                 cache.extend([slot], [count])
                 text.drop(module, count)

@@ -160,10 +160,16 @@ class PardSession(Session):
     def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
         self.backlog.admit(slot, tokens, sampling)
 
+    def num_behind(self, slot: int) -> int:
+        return len(self.backlog.pending[slot])
+
+    def catch_up(self, slots: Sequence[int]) -> None:
+        self.backlog.catch_up(slots, num_more=self.config.num_nodes - 1)
+
     def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
         depths = {slot: min(*room, self.config.num_nodes) for slot, room in zip(slots, rooms, strict=True)}
         active = {slot: depths[slot] for slot in slots if depths[slot] > 0}
-        self.backlog.catch_up(list(active), num_more=self.config.num_nodes - 1)
+        self.catch_up(list(active))
         if self.chain is None or not active:
             return self._chains(slots, active)
         tokens = self._choose(self.chain, active)

@@ -132,6 +132,19 @@ class RecurrentSession(Session):
         self.backlogs[slot].add(features_TF, list(tokens[1:]))
         self.samplings[slot] = sampling
 
+    def num_behind(self, slot: int) -> int:
+        return len(self.backlogs[slot].tokens)
+
+    def catch_up(self, slots: Sequence[int]) -> None:
+        self._shorten(slots, 1)
+
+    def _shorten(self, slots: Sequence[int], most: int) -> None:
+        """Read backlogs until none has more than `most` pairs."""
+        for slot in slots:
+            backlog = self.backlogs[slot]
+            while len(backlog.tokens) > most:
+                self._read({slot: backlog.take(min(PIECE, len(backlog.tokens) - 1))}, num_predicted=0)
+
     def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
         within = [Room(min(room.num_nodes, self.num_nodes), min(room.max_depth, self.depth)) for room in rooms]
         if self.loop is not None:
@@ -157,9 +170,7 @@ class RecurrentSession(Session):
         counts = [depth if slot in backlogs else 0 for slot, depth in zip(slots, depths, strict=True)]
         if max(counts) == 0:
             return Draft.empty(len(slots), self.plan.device)
-        for slot, backlog in backlogs.items():
-            while len(backlog.tokens) > loop.num_pairs:
-                self._read({slot: backlog.take(min(PIECE, len(backlog.tokens) - 1))}, num_predicted=0)
+        self._shorten(list(backlogs), loop.num_pairs)
         taken = [(slot, backlog.take(loop.num_pairs)) for slot, backlog in backlogs.items()]
         tokens_BN = loop.draft([Pairs(slot, some.features, some.tokens) for slot, some in taken])
         if len(taken) < len(slots):
@@ -172,9 +183,7 @@ class RecurrentSession(Session):
         active = [slot for slot in depths if self.backlogs[slot].tokens]
         if not active:
             return Draft.empty(len(slots), self.plan.device)
-        for slot in active:
-            while len(self.backlogs[slot].tokens) > SHORT:
-                self._read({slot: self.backlogs[slot].take(min(PIECE, len(self.backlogs[slot].tokens) - 1))}, 0)
+        self._shorten(active, SHORT)
         num_levels = max(depths[slot] for slot in active)
         counts, states_RE, tokens_R, placement = self._inputs(
             {slot: self.backlogs[slot].take(SHORT) for slot in active}, num_ahead=num_levels
@@ -188,9 +197,7 @@ class RecurrentSession(Session):
 
     def _catch_up(self, slots: Sequence[int]) -> Tensor | None:
         """Read what these slots lack, and keep the state behind each slot's last pair; logits if it is one slot."""
-        for slot in slots:
-            while len(self.backlogs[slot].tokens) > SHORT:
-                self._read({slot: self.backlogs[slot].take(PIECE)}, num_predicted=0)
+        self._shorten(slots, SHORT)
         behind = {slot: self.backlogs[slot].take(SHORT) for slot in slots if self.backlogs[slot].tokens}
         return self._read(behind, num_predicted=1 if len(slots) == 1 else 0) if behind else None
 

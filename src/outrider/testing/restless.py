@@ -22,6 +22,8 @@ __all__ = ["Metronome", "Restless"]
 class Restless(Budget):
     """Draws the size of every room, and how many nodes of every draft are kept: the first ones."""
 
+    reads_ahead = False
+
     def __init__(self, num_nodes: int, seed: int = 0) -> None:
         self.num_nodes = num_nodes
         self.draw = random.Random(seed)
@@ -48,6 +50,7 @@ class Metronome(Budget):
 
     def __init__(self, inner: Budget, propose_s: Sequence[float]) -> None:
         self.inner = inner
+        self.reads_ahead = inner.reads_ahead
         self.propose_s = cycle(propose_s)
 
     def rooms(self, asks: Sequence[Ask], num_waiting: int = 0) -> list[Room]:

@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 HICCUP = 29
+PROMPT = 100
 
 Process = Callable[["Moment"], float]
 """The chance that the next drafted token is right, if those before it were; negative where nothing is drafted."""
@@ -150,6 +151,8 @@ class Simulation:
     closed         the requests come in groups, one for every slot, and a group waits for the slowest of the one before;
                    otherwise a request always waits, and takes the slot of one that ends
     num_tokens     of the whole run
+    read_s         of reading one token that the proposer has not read, a prompt of `PROMPT` tokens included, before it
+                   drafts; 0 for one without a cache of its own
     hiccup_s       how much longer proposing takes in every 29th step, drafting or not
     """
 
@@ -162,6 +165,7 @@ class Simulation:
     length: int = 160
     closed: bool = False
     num_tokens: int = 480
+    read_s: float = 0.0
     hiccup_s: float = 0.01
     seed: int = 0
 
@@ -175,6 +179,7 @@ class _Slot:
     index: int
     request: int = 0
     position: int = 0
+    num_read: int = 0
     num_verified: int = 0
     start_s: float = 0.0
 
@@ -219,12 +224,22 @@ class _Run:
         chains = [self._chain(slot, room) for slot, room in zip(self.slots, rooms, strict=True)]
         most = max(len(chain) for chain in chains)
         seconds = self.simulation.draft_s * (1 + self.simulation.further * (most - 1)) if most else 0.0
+        for slot, chain in zip(self.slots, chains, strict=True):
+            if chain:
+                seconds += self.simulation.read_s * (PROMPT + slot.position - slot.num_read)
+                slot.num_read = PROMPT + slot.position
         hiccup_s = self.simulation.hiccup_s if self.num_steps % HICCUP == 0 else 0.0
         return self.budget.cut(Draft.of_chains(chains)), {"propose_s": seconds + hiccup_s}
 
     def _ask(self, slot: _Slot) -> Ask:
         number = slot.index + slot.request * self.simulation.num_slots
-        return Ask(number, self.simulation.length - slot.position, 100 + slot.position, greedy=True)
+        return Ask(
+            number,
+            self.simulation.length - slot.position,
+            PROMPT + slot.position,
+            greedy=True,
+            num_behind=PROMPT + slot.position - slot.num_read if self.simulation.read_s else 0,
+        )
 
     def _chain(self, slot: _Slot, room: Room) -> list[int]:
         chain: list[int] = []
@@ -246,7 +261,7 @@ class _Run:
     def _verify_s(self, draft: Draft, commits: Sequence[Commit]) -> float:
         slots, rows = len(self.slots), len(draft.real_rows)
         judged = sum(len(commit.tokens) for commit in commits)
-        context = sum(100 + slot.position for slot in self.slots) / slots
+        context = sum(PROMPT + slot.position for slot in self.slots) / slots
         costs = self.simulation.costs
         return costs.forward_s(slots, rows, context) + costs.accept_s(slots, judged, True) + costs.rest_s(slots)
 
@@ -261,4 +276,5 @@ class _Run:
             ended = [] if self.slots else self.all_slots
             self.slots = self.slots or list(self.all_slots)
         for slot in ended:
-            slot.request, slot.position, slot.num_verified, slot.start_s = slot.request + 1, 0, 0, self.seconds
+            slot.request, slot.position, slot.num_read = slot.request + 1, 0, 0
+            slot.num_verified, slot.start_s = 0, self.seconds

@@ -38,6 +38,9 @@ def tokens(session: PardSession, *rooms: int) -> list[list[int]]:
 def test_a_step_is_one_pass_and_keeps_committed_tokens_only() -> None:
     session = session_of(proposer_of())
     session.admit(0, [1, 2, 3], Sampling(), None)
+    assert session.num_behind(0) == 3
+    session.catch_up([0])
+    assert session.num_behind(0) == 1
     assert session.backlog.model.cache.lengths == [2]
     (draft,) = tokens(session, 4)
     assert len(draft) == 4

@@ -144,6 +144,7 @@ def test_slots_with_unequal_backlogs_share_a_read_and_a_chain(monkeypatch: pytes
     session = opened(proposer)
     for slot in range(3):
         session.admit(slot, [2, 3], Sampling(), None)
+    session.catch_up([0, 1, 2])
     session.observe([Commit(1, [0], [5], 1)], None)
     launch_all, launches = cpu_program.launch_all, []
     monkeypatch.setattr(cpu_program, "launch_all", lambda *given: launches.append(launch_all(*given)))
