@@ -1,5 +1,6 @@
 """Fixtures shared by every test."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,13 @@ from outrider.targets.hf import HFTarget
 def _one_thread() -> None:
     """Tiny tensors gain nothing from a thread pool, and a spinning pool slows everything beside it."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """Shells start what runs in the background with interrupts ignored, and the processes of tests would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -66,6 +66,7 @@ def test_ctrl_c_leaves_no_server(preset: Path, fake: Path, tmp_path: Path) -> No
         _, error = process.communicate(timeout=60)
     finally:
         process.kill()
+        process.wait()
     assert process.returncode == 130
     assert "the same command goes on there" in error
     pids = [int(pid) for line in fake.read_text().splitlines() for pid in line.split()[:2]]
