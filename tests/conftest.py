@@ -19,7 +19,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> None:
-    """A shell starts what runs in the background with interrupts ignored, and the processes of tests would inherit it."""
+    """A background shell starts its commands with interrupts ignored, which the processes of tests would inherit."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
