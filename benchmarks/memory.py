@@ -5,8 +5,8 @@
 Every figure comes from a process of its own (Linux). What is counted:
 
     baseline   resident memory once Python, PyTorch, transformers, numba and the compiled kernels are in: all modules
-               imported, a tiny model decoded with `none` in the same weights' dtype, and the target's tokenizer
-               (named apart); no weights of the target yet
+               imported, a tiny model decoded with the method's own code (its example) in the same dtype, and the
+               tokenizer (named apart); no weights of the target yet
     planned    `MemoryPlan`: weights of target and proposer and the cache of `batch` slots of `max_len` positions; the
                part of the cache that no request reaches is never touched, so not all of it becomes resident
     peak       the largest resident memory from then on, less the baseline: locating and loading the target (all copies
@@ -36,7 +36,7 @@ from outrider.bench.footprint import session_bytes_per_token
 from outrider.engine import Engine
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.models.locate import locate
-from outrider.proposers import REGISTRY, load_proposer, proposer_class
+from outrider.proposers import REGISTRY, proposer_class
 from outrider.targets import DTYPES, load_target, load_tokenizer
 from outrider.testing import tiny_target
 from outrider.testing.traffic import drive
@@ -63,15 +63,17 @@ def peak(options: argparse.Namespace) -> dict[str, Any]:
     """One run of one method on the real target."""
     dtype = DTYPES[options.dtype]
     tiny = tiny_target(dtype=dtype)
-    Engine(tiny, load_proposer("none", tiny), max_batch=2).generate([[1, 2, 3], [4]], max_new_tokens=8)
-    del tiny
+    choice = choices_of([options.method])[0]
+    example = proposer_class(choice.name).example(tiny, 1)
+    Engine(tiny, example, max_batch=2).generate([[1, 2, 3] * 4, [4]], max_new_tokens=8)
+    del tiny, example
     libraries = settle()
     tokenizer = load_tokenizer(locate(options.target))
     baseline = settle()
     del tokenizer
     target = load_target(options.target, dtype=options.dtype, device="cpu")
     loaded_peak, loaded = resident("VmHWM") - baseline, settle() - baseline
-    proposer = load_choice(choices_of([options.method])[0], target)
+    proposer = load_choice(choice, target)
     sessions: list[int] = [0]
 
     def record(item: StepRecord | PrefillRecord) -> None:
