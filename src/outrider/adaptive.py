@@ -135,6 +135,10 @@ class _Step:
     late: Sequence[int] = ()
     num_late: int = 0
 
+    def late_where(self, counts: Sequence[int]) -> int:
+        """Of the slots with a count above 0."""
+        return sum(late for late, count in zip(self.late, counts, strict=True) if count)
+
 
 @final
 class AdaptiveBudget(Budget):
@@ -177,7 +181,7 @@ class AdaptiveBudget(Budget):
             for ask, count in zip(asks, self._counts(), strict=True)
         ]
         step.most_nodes = max((room.num_nodes for room in rooms), default=0)
-        step.num_late = sum(late for late, room in zip(step.late, rooms, strict=True) if room.num_nodes)
+        step.num_late = step.late_where([room.num_nodes for room in rooms])
         return rooms
 
     def cut(self, draft: Draft) -> Draft:
@@ -254,8 +258,7 @@ class AdaptiveBudget(Budget):
         counts = [len(nodes) for nodes in self._best(ranked, fair=False).kept]
         if self._may_cut:
             counts = [max(counts)] * len(counts)
-        late = sum(late for late, count in zip(self._step.late, counts, strict=True) if count)
-        unpaid = self.proposing.late_s(late) / self._cost.plain_s - self.config.free
+        unpaid = self.proposing.late_s(self._step.late_where(counts)) / self._cost.plain_s - self.config.free
         unpaid_steps = unpaid / self.config.probing - self._num_idle
         if any(counts) and unpaid_steps <= 0:
             return counts
@@ -314,9 +317,8 @@ class AdaptiveBudget(Budget):
         for payer, count in zip(step.payers, emitted, strict=True):
             self.accounts.book(payer, count - steps)
         if step.probe and not self.drafts and not self._measuring:
-            self.wait = min(
-                MAX_WAIT, max(0.0, late_s / self._cost.plain_s + steps - min(emitted)) / self.config.probing
-            )
+            lost = late_s / self._cost.plain_s + steps - min(emitted)
+            self.wait = min(MAX_WAIT, max(0.0, lost) / self.config.probing)
 
     def _is_cheap(self) -> bool:
         extra_s = self.proposing.extra_s(len(self._step.asks), self.num_nodes)
