@@ -107,12 +107,17 @@ def gumbel(keys_R2: Tensor, vocab_size: int) -> Tensor:
     return -torch.log(-torch.log(_uniform_RV(keys_R2, vocab_size)))
 
 
-def pick(logits_RV: Tensor, keys_R2: Tensor) -> Tensor:
-    """`argmax(logits + gumbel)` of each row, int64 [R]: one draw from softmax(logits). -inf logits are never picked."""
+def pick(logits_RV: Tensor, keys_R2: Tensor, temperature: float = 1.0) -> Tensor:
+    """`argmax(logits / temperature + gumbel)` of each row, int64 [R]: one draw from softmax(logits / temperature).
+
+    -inf logits are never picked.
+    """
     if logits_RV.device.type == "cpu":
         out_R = np.empty(logits_RV.shape[0], np.int64)
-        _pick_rows(logits_RV.detach().numpy(), keys_R2.numpy().astype(np.uint32), out_R)
+        _pick_rows(logits_RV.detach().numpy(), temperature, keys_R2.numpy().astype(np.uint32), out_R)
         return torch.from_numpy(out_R)
+    if temperature != 1:
+        logits_RV = logits_RV / temperature
     if logits_RV.device.type == "cuda" and find_spec("triton") is not None:
         from outrider.noise_triton import pick as pick_at_once
 
@@ -157,18 +162,25 @@ def _limit(logit: Any, bits: Any) -> Any:
     return logit + (np.float32(158 * LOG_2) - np.float32(bits) * np.float32(LOG_2 / 2**23))
 
 
+@numba.njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _scale(logits_C: np.ndarray, temperature: Any, scaled_C: np.ndarray) -> None:
+    for i in range(len(logits_C)):
+        scaled_C[i] = logits_C[i] / temperature
+
+
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _num_above(logits_V: np.ndarray, bits_C: np.ndarray, start: int, num: int, score: Any) -> Any:
+def _num_above(logits_C: np.ndarray, bits_C: np.ndarray, score: Any) -> Any:
     above = np.int32(0)
-    for i in range(num):
-        above += np.int32(_limit(logits_V[start + i], bits_C[i]) > score)
+    for i in range(len(logits_C)):  # an index that is not counted from 0 would not vectorise
+        above += np.int32(_limit(logits_C[i], bits_C[i]) > score)
     return above
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _pick_rows(logits_RV: np.ndarray, keys_R2: np.ndarray, out_R: np.ndarray) -> None:
+def _pick_rows(logits_RV: np.ndarray, temperature: float, keys_R2: np.ndarray, out_R: np.ndarray) -> None:
     rest_C = np.empty(CHUNK, np.float32)
     bits_C = rest_C.view(np.int32)
+    scaled_C = np.empty(CHUNK, logits_RV.dtype)  # chunk by chunk: a new row of logits costs as much as its noise
     number = logits_RV.dtype.type
     vocab_size = logits_RV.shape[1]
     for row in range(logits_RV.shape[0]):
@@ -177,13 +189,14 @@ def _pick_rows(logits_RV: np.ndarray, keys_R2: np.ndarray, out_R: np.ndarray) ->
         best, best_score, safe_score = 0, -np.inf, number(-np.inf)
         for start in range(0, vocab_size, CHUNK):
             num = min(CHUNK, vocab_size - start)
+            _scale(logits_V[start : start + num], number(temperature), scaled_C)
             _remainders(rest_C, start, num, first, second)
-            if _num_above(logits_V, bits_C, start, num, safe_score) == 0:
+            if _num_above(scaled_C[:num], bits_C, safe_score) == 0:
                 continue
             for i in range(num):
-                if _limit(logits_V[start + i], bits_C[i]) > safe_score:
+                if _limit(scaled_C[i], bits_C[i]) > safe_score:
                     word = _token_word(np.uint32(start + i + 1), first, second)
-                    score = np.float64(logits_V[start + i]) + _gumbel_of(word)
+                    score = np.float64(scaled_C[i]) + _gumbel_of(word)
                     if score > best_score:
                         best, best_score = start + i, score
                         safe_score = number(score - 1e-4 - 1e-6 * abs(score))  # more than float32 can round away

@@ -152,10 +152,13 @@ def choose_one(logits_V: Tensor, position: int, sampling: Sampling) -> int:
 
 def _chosen(logits_RV: Tensor, positions_R: Tensor, samplings: list[Sampling], stream: Stream, draw: int) -> Tensor:
     """`choose` where all rows have the same law; seeds may differ."""
-    if samplings[0].greedy:
+    law = samplings[0]
+    if law.greedy:
         return largest(logits_RV)
-    seeds = [sampling.seed for sampling in samplings]
-    return pick(transform(logits_RV, samplings[0]), _keys(seeds, positions_R, stream, draw))
+    keys_R2 = _keys([sampling.seed for sampling in samplings], positions_R, stream, draw)
+    if law.filters:
+        return pick(transform(logits_RV, law), keys_R2)
+    return pick(logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32)), keys_R2, law.temperature)
 
 
 def _keys(seeds: list[int], positions_R: Tensor, stream: Stream, draw: int) -> Tensor:

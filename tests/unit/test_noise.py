@@ -38,17 +38,18 @@ def plain(logits_RV: Tensor, keys_R2: Tensor) -> Tensor:
     scale=st.sampled_from([0.0, 0.1, 1.0, 8.0, 100.0, 1e5]),
     hidden=st.sampled_from([0.0, 0.5, 0.99]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
+    temperature=st.sampled_from([1.0, 0.01, 0.7, 1.5, 100.0]),
     seed=SEEDS,
 )
 def test_the_compiled_pick_is_the_argmax_of_logits_and_gumbel(
-    rows: int, vocab_size: int, scale: float, hidden: float, dtype: torch.dtype, seed: int
+    rows: int, vocab_size: int, scale: float, hidden: float, dtype: torch.dtype, temperature: float, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed % 2**31)
     logits_RV = torch.randn(rows, vocab_size, generator=generator, dtype=dtype) * scale
     logits_RV[torch.rand(rows, vocab_size, generator=generator) < hidden] = -torch.inf
     logits_RV[:, vocab_size // 2] = 0.0
     keys_R2 = keys(rows, seed)
-    assert pick(logits_RV, keys_R2).tolist() == plain(logits_RV, keys_R2).tolist()
+    assert pick(logits_RV, keys_R2, temperature).tolist() == plain(logits_RV / temperature, keys_R2).tolist()
 
 
 @pytest.mark.parametrize("shape", ["flat", "wide", "peaked", "late peak", "few"])
