@@ -41,7 +41,7 @@ from outrider.grid import Grid
 from outrider.identity import identity_of, profile_path
 from outrider.memory import free_bytes
 from outrider.sampling import Sampling, choose
-from outrider.target import Target
+from outrider.target import Target, as_tensor
 from outrider.text import TextStream
 from outrider.verify import Accepted, Verification, coupled
 
@@ -224,7 +224,7 @@ class _Scratch:
         self._forward_s[point] = clock.seconds()["verify_s"]
         if point.context == self._grid.contexts[0]:
             for sampling in (SAMPLED, GREEDY):
-                own = _own_draft(forward.logits_BMV, point, sampling)
+                own = _own_draft(as_tensor(forward.logits_BMV), point, sampling)
                 given = Verification(forward.logits_BMV, cache.lengths_of(slots), [sampling] * point.slots)
                 accepted = self._time_accept(own, given, point, sampling)
             self._time_rest(own, accepted, point)

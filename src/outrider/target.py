@@ -26,7 +26,7 @@ from torch import Tensor
 from outrider.cache import CachePlan, KVCache
 from outrider.draft import Draft
 
-__all__ = ["Forward", "SharedWeights", "Target", "TargetSession", "TargetSpec"]
+__all__ = ["Forward", "Logits", "SharedWeights", "Target", "TargetSession", "TargetSpec", "as_tensor"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +65,22 @@ class SharedWeights:
     head_VE: Tensor
 
 
+Logits = Tensor | list[Tensor]
+"""Of every row of a batch: one tensor [B, M, V], or where slots differ a list of each one's [M, V], which saves the
+padding. Either way `logits[slot][row]` is a row."""
+
+
+def as_tensor(logits_BMV: Logits) -> Tensor:
+    """The logits of slots with equally many rows, or of a device that pads."""
+    assert isinstance(logits_BMV, Tensor), "these slots have different numbers of rows"
+    return logits_BMV
+
+
 @dataclass(frozen=True, eq=False)
 class Forward:
     """What one target forward gives: raw logits at every row and, if taps were asked for, features."""
 
-    logits_BMV: Tensor
+    logits_BMV: Logits
     features_BMF: Tensor | None
 
 

@@ -41,6 +41,7 @@ from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError, nearest
 from outrider.noise import Stream, pick, position_key
 from outrider.sampling import Sampling, choose, choose_one, distribution
+from outrider.target import Logits, as_tensor
 
 __all__ = [
     "VERIFIERS",
@@ -101,14 +102,14 @@ class Verification:
     samplings    of each slot's request
     """
 
-    logits_BMV: Tensor
+    logits_BMV: Logits
     lengths: list[int]
     samplings: list[Sampling]
 
 
 def coupled(draft: Draft, given: Verification) -> list[Accepted]:
     """Descend while the target's own token is a child. A row is looked at only when the walk gets there."""
-    if given.logits_BMV.device.type == "cpu":
+    if isinstance(given.logits_BMV, list) or given.logits_BMV.device.type == "cpu":
         return [walk(tree, _OwnTokens(given, slot, tree)) for slot, tree in enumerate(draft.trees)]
     return _coupled_at_once(draft, given)
 
@@ -129,7 +130,7 @@ def _coupled_at_once(draft: Draft, given: Verification) -> list[Accepted]:
     """One choice for every real row, one copy to the host."""
     if draft.is_chain:
         return coupled_chains(draft, given)
-    logits_RV = given.logits_BMV.reshape(-1, given.logits_BMV.shape[-1])
+    logits_RV = as_tensor(given.logits_BMV).flatten(0, 1)
     counts = [count + 1 for count in draft.num_nodes]
     if len(draft.real_rows) < logits_RV.shape[0]:
         logits_RV = logits_RV[draft.real_rows]
@@ -145,14 +146,15 @@ def coupled_chains(draft: Draft, given: Verification) -> list[Accepted]:
 
     What the target would have written is the choices themselves, up to and with the first that the draft missed.
     """
-    B, M, V = given.logits_BMV.shape
+    logits_BMV = as_tensor(given.logits_BMV)
+    B, M, _ = logits_BMV.shape
     if all(sampling.greedy for sampling in given.samplings):
-        choices_BM = given.logits_BMV.argmax(-1)
+        choices_BM = logits_BMV.argmax(-1)
     else:
-        firsts_B1 = torch.tensor(given.lengths, device=given.logits_BMV.device)[:, None] + 1
+        firsts_B1 = torch.tensor(given.lengths, device=logits_BMV.device)[:, None] + 1
         positions_BM = firsts_B1 + torch.arange(M, device=firsts_B1.device)
         row_samplings = [sampling for sampling in given.samplings for _ in range(M)]
-        choices_BM = choose(given.logits_BMV.reshape(-1, V), positions_BM.flatten(), row_samplings).view(B, M)
+        choices_BM = choose(logits_BMV.flatten(0, 1), positions_BM.flatten(), row_samplings).view(B, M)
     right_BN = choices_BM[:, :-1] == draft.tokens_BN
     if min(draft.num_nodes) < M - 1:
         right_BN &= draft.real_rows_BM()[:, 1:]
@@ -170,7 +172,7 @@ def _next_positions_R(draft: Draft, given: Verification) -> Tensor:
         for length, tree in zip(given.lengths, draft.trees, strict=True)
         for depth in [0, *tree.depths()]
     ]
-    return torch.tensor(positions, device=given.logits_BMV.device)
+    return torch.tensor(positions, device=as_tensor(given.logits_BMV).device)
 
 
 def walk(tree: Tree, own: Callable[[int], int]) -> Accepted:

@@ -213,9 +213,10 @@ def test_a_slot_is_judged_the_same_alone_and_in_a_batch(name: str, seed: int) ->
     together = VERIFIERS[name](draft, batch)
     for slot, verdict in enumerate(together):
         own = Draft.of_trees([draft.trees[slot]])
-        rows_1MV = batch.logits_BMV[slot : slot + 1, : own.num_rows]
-        alone = VERIFIERS[name](own, Verification(rows_1MV, [batch.lengths[slot]], [batch.samplings[slot]]))
-        assert alone == [verdict]
+        rows_MV = batch.logits_BMV[slot][: own.num_rows]
+        for logits in (rows_MV[None], [rows_MV]):
+            alone = VERIFIERS[name](own, Verification(logits, [batch.lengths[slot]], [batch.samplings[slot]]))
+            assert alone == [verdict]
 
 
 @FEW
@@ -225,7 +226,7 @@ def test_coupled_emits_what_plain_decoding_would_choose(seed: int) -> None:
     for slot, verdict in enumerate(VERIFIERS["coupled"](draft, batch)):
         rows = [0, *verdict.path]
         positions_R = torch.tensor([batch.lengths[slot] + 1 + depth for depth in range(len(rows))])
-        own_R = choose(batch.logits_BMV[slot, rows], positions_R, [batch.samplings[slot]] * len(rows))
+        own_R = choose(batch.logits_BMV[slot][rows], positions_R, [batch.samplings[slot]] * len(rows))
         assert own_R.tolist() == [*verdict.tokens, verdict.bonus]
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from outrider.draft import Draft, Tree
-from outrider.target import Target, TargetSession
+from outrider.target import Target, TargetSession, as_tensor
 
 __all__ = ["DEFAULT_ROWS", "replay"]
 
@@ -57,5 +57,5 @@ def _read(target: Target, tokens: Sequence[int], num_prompt: int, num_rows: int,
         draft = Draft.of_trees([chain] * num_slots, target.spec.device)
         forward = session.forward(slots, [rows[0]] * num_slots, draft)
         session.cache.commit(slots, [range(1, len(rows))] * num_slots)
-        logits = [forward.logits_BMV[:, len(rows) - 1].cpu()]
+        logits = [as_tensor(forward.logits_BMV)[:, len(rows) - 1].cpu()]
     return logits[0]

@@ -190,22 +190,26 @@ class CpuOps(Ops):
         row = (self._sizes[1] + 2 * WIDTH) // WIDTH * WIDTH
         scratch = torch.empty(self._threads, 1 + MAX_HEADS, row)
         blocks_NB[attends_N, SCRATCH], blocks_NB[attends_N, SCRATCH + 1] = scratch.data_ptr(), row
-        written_N = np.zeros(0, dtype=np.int64)
-        if result.logits_RV is not None:  # the last product that goes there; buffers are used again and again
-            goal = result.logits_RV.data_ptr()
+        logits_RV, features_RT = result
+        kept, written_N = [*recorder.kept, scratch], np.zeros(0, dtype=np.int64)
+        if logits_RV is not None:  # the last product that goes there; buffers are used again and again
+            goal = logits_RV.data_ptr()
             written_N = np.flatnonzero((kernels_N == linear.address) & (blocks_NB[:, LINEAR_OUT] == goal))[-1:]
+            if np.count_nonzero(blocks_NB == goal) == 1:
+                kept = [tensor for tensor in kept if tensor is not logits_RV]
         return Program(
             threads=self._threads,
             kernels_N=kernels_N,
             blocks_NB=blocks_NB,
             x_RF=buffer_RF,
-            result=result,
+            features_RT=features_RT,
             sizes=self._sizes,
             num_ahead=recorder.num_ahead,
             followed=np.array(recorder.followed, dtype=np.int64).T,
+            logits=None if logits_RV is None else tuple(logits_RV.shape),
             written_N=written_N,
             logits_column=LINEAR_OUT,
-            kept=(*recorder.kept, scratch),
+            kept=tuple(kept),
         )
 
     def _empty(self, *shape: int) -> Tensor:

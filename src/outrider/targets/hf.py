@@ -164,8 +164,8 @@ class HFSession(TargetSession):
 
     def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[Tensor | None]:
         width = len(self.taps) * self.model.config.get_text_config().hidden_size
-        blank_0F = torch.zeros(0, width, dtype=self.model.dtype, device=self._cache.device)
-        return read_prompts(self._cache, slots, prompts, self._read_chunk, blank_0F if self.taps else None)
+        feature = torch.empty(width, dtype=self.model.dtype, device=self._cache.device) if self.taps else None
+        return read_prompts(self._cache, slots, prompts, self._read_chunk, feature)
 
     def _read_chunk(self, tokens_BM: Tensor, placement: Placement) -> Tensor | None:
         return self._features(self._run(self.model.base_model, tokens_BM, placement))

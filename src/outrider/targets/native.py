@@ -152,26 +152,31 @@ class NativeSession(TargetSession):
         return self._cache
 
     def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[Tensor | None]:
-        width = len(self.taps) * self.decoder.spec.hidden_size
-        blank_0F = torch.zeros(0, width, dtype=self.decoder.ops.activation_dtype, device=self._cache.device)
-        return read_prompts(self._cache, slots, prompts, self._read_chunk, blank_0F if self.taps else None)
+        width, dtype = len(self.taps) * self.decoder.spec.hidden_size, self._cache.plan.dtype
+        feature = torch.empty(width, dtype=dtype, device=self._cache.device) if self.taps else None
+        return read_prompts(self._cache, slots, prompts, self._read_chunk, feature)
 
     def _read_chunk(self, tokens_BM: Tensor, placement: Placement) -> Tensor | None:
         return self.decoder(tokens_BM, placement, self._cache, taps=self.taps, want_logits=False).features_BMF
 
     def forward(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Forward:
-        output = self._read(slots, roots, draft, self.taps, want_logits=True)
-        assert output.logits_BMV is not None
-        return Forward(output.logits_BMV, output.features_BMF)
+        logits_BMV, features_BMF = self._read(slots, roots, draft, self.taps, want_logits=True)
+        assert logits_BMV is not None
+        if logits_BMV.shape[:2] == (draft.num_slots, draft.num_rows):
+            return Forward(logits_BMV, features_BMF)
+        each = torch.split(logits_BMV[:, 0], [count + 1 for count in draft.num_nodes])
+        return Forward(list(each), None if features_BMF is None else _spread(features_BMF, draft))
 
     def states(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Tensor:
         output = self._read(slots, roots, draft, (self.decoder.spec.num_layers,), want_logits=False)
-        assert output.features_BMF is not None
-        return output.features_BMF
+        states_BME = output.features_BMF
+        assert states_BME is not None
+        return states_BME if states_BME.shape[:2] == (draft.num_slots, draft.num_rows) else _spread(states_BME, draft)
 
     def _read(
         self, slots: Sequence[int], roots: Sequence[int], draft: Draft, taps: tuple[int, ...], want_logits: bool
     ) -> Output:
+        """All rows [B, M, X], or the real rows alone [R, 1, X]."""
         if self._leaves_out_padding(draft):
             return self._read_real_rows(slots, roots, draft, taps, want_logits)
         roots_B1, placement = self._place(slots, roots, draft)
@@ -198,17 +203,13 @@ class NativeSession(TargetSession):
         placement = self._cache.place_real_rows(slots, draft)
         tokens = [token for root, tree in zip(roots, draft.trees, strict=True) for token in (root, *tree.tokens)]
         tokens_BM = torch.tensor(tokens).view(placement.positions_BM.shape)
-        output = self.decoder(
+        return self.decoder(
             tokens_BM, placement, self._cache, taps=taps, want_logits=want_logits, programs=self._programs
         )
-        if tokens_BM.shape == (draft.num_slots, draft.num_rows):
-            return output
-        rows_R = torch.tensor(draft.real_rows)
-        return Output(*(None if some is None else _spread(some[:, 0], rows_R, draft) for some in output))
 
 
-def _spread(some_RX: Tensor, rows_R: Tensor, draft: Draft) -> Tensor:
+def _spread(some_R1X: Tensor, draft: Draft) -> Tensor:
     """The real rows in their places, [B, M, X]; padding rows are zeros."""
-    all_RX = some_RX.new_zeros(draft.num_slots * draft.num_rows, some_RX.shape[1])
-    all_RX[rows_R] = some_RX
+    all_RX = some_R1X.new_zeros(draft.num_slots * draft.num_rows, some_R1X.shape[2])
+    all_RX[torch.tensor(draft.real_rows)] = some_R1X[:, 0]
     return all_RX.view(draft.num_slots, draft.num_rows, -1)

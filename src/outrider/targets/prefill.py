@@ -34,26 +34,30 @@ def read_prompts(
     slots: Sequence[int],
     prompts: Sequence[Sequence[int]],
     read: Reader,
-    blank_0F: Tensor | None = None,
+    feature: Tensor | None = None,
 ) -> list[Tensor | None]:
     """Read `prompts[b]` into the empty slot `slots[b]` and keep it.
 
     Args:
         read: the model on one chunk: tokens [B, M] and their placement give features [B, M, F], or None without taps.
-        blank_0F: the features of no tokens; None without taps.
+        feature: of one token, as it is kept: its width and dtype count; None without taps.
 
     Returns:
         Features [T, F] of each prompt, or None without taps.
     """
-    parts: dict[int, list[Tensor]] = {slot: [] if blank_0F is None else [blank_0F] for slot in slots}
+    features: dict[int, Tensor] = {}
+    if feature is not None:
+        lengths = map(len, prompts)
+        features = {slot: feature.new_empty(length, len(feature)) for slot, length in zip(slots, lengths, strict=True)}
     while rest := [pair for pair in zip(slots, prompts, strict=True) if cache.lengths[pair[0]] < len(pair[1])]:
         width = max(1, prefill_rows(cache.device) // len(rest))
         heads = {slot: list(prompt[cache.lengths[slot] : cache.lengths[slot] + width]) for slot, prompt in rest}
         features_BMF = _read_chunk(cache, heads, read)
         if features_BMF is not None:
             for (slot, head), features_MF in zip(heads.items(), features_BMF, strict=True):
-                parts[slot].append(features_MF[: len(head)])
-    return [torch.cat(parts[slot]) if parts[slot] else None for slot in slots]
+                end = cache.lengths[slot]
+                features[slot][end - len(head) : end] = features_MF[: len(head)]
+    return [features.get(slot) for slot in slots]
 
 
 def _read_chunk(cache: KVCache, heads: dict[int, list[int]], read: Reader) -> Tensor | None:

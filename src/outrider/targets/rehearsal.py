@@ -105,7 +105,7 @@ def _drafted(target: Target) -> Tensor:
     session.prefill([0, 1], [tokens[:5], tokens[:3]])
     trees = [Tree([wrong, tokens[6], wrong, tokens[7]], [-1, -1, 0, 1]), Tree.chain(tokens[4:7])]
     logits_BMV = session.forward([0, 1], [tokens[5], tokens[3]], Draft.of_trees(trees, target.spec.device)).logits_BMV
-    return torch.cat([logits_BMV[0, [0, 2, 4]], logits_BMV[1, :4]])
+    return torch.cat([logits_BMV[0][[0, 2, 4]], logits_BMV[1][:4]])
 
 
 def _tokens(vocab_size: int) -> list[int]:

@@ -82,7 +82,7 @@ def sequential_logits(target: Target, tokens: list[int]) -> Tensor:
     """Logits after `tokens`, from a fresh prefill and one plain step: [V]."""
     session = target.open(target.plan(1, target.spec.max_positions, 1))
     session.prefill([0], [tokens[:-1]])
-    return session.forward([0], [tokens[-1]], Draft.empty(1)).logits_BMV[0, 0]  # a reference, not the loop
+    return session.forward([0], [tokens[-1]], Draft.empty(1)).logits_BMV[0][0]  # a reference, not the loop
 
 
 def check_text(target: Target, proposer: Proposer, case: Case) -> None:

@@ -21,7 +21,7 @@ from outrider.engine import Engine
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.proposer import Proposer
 from outrider.sampling import Sampling
-from outrider.target import Forward, Target, TargetSession
+from outrider.target import Forward, Logits, Target, TargetSession
 
 __all__ = ["Case", "Outcome", "WatchedSession", "draw_case", "play"]
 
@@ -72,7 +72,7 @@ class WatchedSession(TargetSession):
         self.num_prefills = 0
         self.texts: list[list[int]] = []
         self.draft = Draft.empty(0)
-        self.logits_BMV = torch.zeros(0)
+        self.logits_BMV: Logits = torch.zeros(0)
 
     @property
     def cache(self) -> KVCache:

@@ -237,7 +237,7 @@ def test_the_complete_form_loads_in_transformers(target: Target, tmp_path: Path,
     want_V = model(torch.tensor([text])).logits[0, -1]
     session = ours.open(ours.plan(1, 64, 4))
     session.prefill([0], [text[:-1]])
-    found_V = session.forward([0], [text[-1]], Draft.empty(1)).logits_BMV[0, 0]
+    found_V = session.forward([0], [text[-1]], Draft.empty(1)).logits_BMV[0][0]
     assert (want_V - found_V).abs().max() < 1e-5  # transformers computes rotary tables and norms in fp32
     assert (tmp_path / "tokenizer.json").read_bytes() == (tmp_path / "target/tokenizer.json").read_bytes()
 

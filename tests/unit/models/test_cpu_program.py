@@ -36,7 +36,7 @@ def test_replayed_rows_equal_rows_from_python(dtype: torch.dtype, monkeypatch: p
     plain = session(dtype)
     for replayed, wanted in zip(rounds, [forwards(plain, [9, 10]), forwards(plain, [11, 12])], strict=True):
         for ours, theirs in zip(replayed, wanted, strict=True):
-            assert torch.equal(ours.logits_BMV, theirs.logits_BMV)
+            assert all(map(torch.equal, ours.logits_BMV, theirs.logits_BMV))
             assert ours.features_BMF is not None
             assert theirs.features_BMF is not None
             assert torch.equal(ours.features_BMF, theirs.features_BMF)
@@ -50,11 +50,19 @@ def test_a_program_follows_the_cache_as_it_grows(monkeypatch: pytest.MonkeyPatch
         opened = session(torch.float32)
         tokens = [9]
         for _ in range(20):
-            logits = opened.forward([0], tokens[-1:], Draft.empty(1)).logits_BMV
+            logits = opened.forward([0], tokens[-1:], Draft.empty(1)).logits_BMV[0]
             opened.cache.extend([0], [1])
             tokens.append(int(logits.argmax()))
         texts.append(tokens)
     assert texts[0] == texts[1]
+
+
+def test_a_program_keeps_no_logits() -> None:
+    opened = session(torch.float32)
+    forwards(opened, [9, 10])
+    for program in opened._programs.values():
+        assert program.logits is not None
+        assert all(tensor is None or tuple(tensor.shape) != program.logits for tensor in program.kept)
 
 
 def test_a_placement_outside_the_cache_is_refused() -> None:

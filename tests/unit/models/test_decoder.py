@@ -182,11 +182,11 @@ class Script:
             wanted = [plain(self.model, self.texts[index] + path_of(tree, row)) for row in range(len(tree.tokens) + 1)]
             logits_MV = torch.stack([logits[-1] for logits, _ in wanted])
             states_MF = torch.stack([torch.cat([state[-1] for state in states]) for _, states in wanted])
-            assert_near(forward.logits_BMV[index, : len(wanted)], logits_MV, self.dtype)
+            assert_near(forward.logits_BMV[index][: len(wanted)], logits_MV, self.dtype)
             assert_near(forward.features_BMF[index, : len(wanted)], states_MF, self.dtype)
         self.session.cache.commit(self.slots, paths)
         for index, path in enumerate(paths):
-            bonus = int(forward.logits_BMV[index, path[-1] if path else 0].argmax())
+            bonus = int(forward.logits_BMV[index][path[-1] if path else 0].argmax())
             self.texts[index] += [trees[index].tokens[row - 1] for row in path] + [bonus]
 
 

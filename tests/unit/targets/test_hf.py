@@ -146,7 +146,7 @@ def test_nodes_and_taps_equal_plain_forwards(target: HFTarget, monkeypatch: pyte
         for index, tree in enumerate(trees):
             for row in range(len(tree.tokens) + 1):
                 logits_TV, states_TF = plain(target, texts[index] + path_of(tree, row))
-                assert_near(target, forward.logits_BMV[index, row], logits_TV[-1])
+                assert_near(target, forward.logits_BMV[index][row], logits_TV[-1])
                 assert_near(target, forward.features_BMF[index, row], states_TF[-1])
         session.cache.commit(slots, paths)
         for text, tree, path in zip(texts, trees, paths, strict=True):

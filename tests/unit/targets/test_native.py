@@ -13,6 +13,7 @@ from torch import Tensor
 from outrider.draft import Draft, Tree
 from outrider.errors import CheckpointError
 from outrider.models.spec import DecoderSpec
+from outrider.target import Logits
 from outrider.targets import prefill
 from outrider.targets.native import NativeSession, NativeTarget
 from outrider.testing import tiny_spec, tiny_target, tiny_weights
@@ -78,7 +79,7 @@ def test_without_taps_there_are_no_features() -> None:
     assert session.forward([0], [3], Draft.empty(1)).features_BMF is None
 
 
-def logits_after(target: NativeTarget, prompts: dict[int, list[int]], trees: dict[int, Tree], tail: int = 8) -> Tensor:
+def logits_after(target: NativeTarget, prompts: dict[int, list[int]], trees: dict[int, Tree], tail: int = 8) -> Logits:
     session = target.open(target.plan(4, 64, tail))
     slots = list(prompts)
     session.prefill(slots, [prompts[slot][:-1] for slot in slots])
@@ -97,11 +98,11 @@ def test_rows_are_the_same_bits_in_any_company(dtype: torch.dtype, monkeypatch: 
     monkeypatch.setitem(prefill.ROWS, "cpu", 5)
     for index, (slot, prompt) in enumerate(prompts.items()):
         alone_BMV = logits_after(target, {slot: prompt}, {})
-        assert torch.equal(together_BMV[index, 0], alone_BMV[0, 0])
+        assert torch.equal(together_BMV[index][0], alone_BMV[0][0])
     step_BMV = logits_after(target, {1: [*prompts[2], 2, 3]}, {})  # row 3 of slot 2 is the token 3 under the token 2
     if dtype == torch.float32:
-        assert torch.equal(together_BMV[0, 3], step_BMV[0, 0])
-    torch.testing.assert_close(together_BMV[0, 3], step_BMV[0, 0], rtol=0, atol=1e-2)
+        assert torch.equal(together_BMV[0][3], step_BMV[0][0])
+    torch.testing.assert_close(together_BMV[0][3], step_BMV[0][0], rtol=0, atol=1e-2)
 
 
 def test_a_ragged_batch_computes_its_real_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +126,10 @@ def test_a_ragged_batch_computes_its_real_rows_only(monkeypatch: pytest.MonkeyPa
         given = session.forward([0, 1, 2], [prompt[-1] for prompt in prompts], Draft.of_trees(trees))
         assert given.features_BMF is not None
         real_BM = Draft.of_trees(trees).real_rows_BM()
-        return torch.cat([given.logits_BMV[real_BM], given.features_BMF[real_BM]], dim=-1), seen
+        logits_RV = torch.cat(
+            [logits_MV[: len(tree.tokens) + 1] for logits_MV, tree in zip(given.logits_BMV, trees, strict=True)]
+        )
+        return torch.cat([logits_RV, given.features_BMF[real_BM]], dim=-1), seen
 
     ragged, few = forward()
     monkeypatch.setattr(NativeSession, "_leaves_out_padding", lambda self, draft: False)
