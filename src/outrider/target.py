@@ -78,7 +78,10 @@ def as_tensor(logits_BMV: Logits) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Forward:
-    """What one target forward gives: raw logits at every row and, if taps were asked for, features."""
+    """What one target forward gives: raw logits at every row and, if taps were asked for, features.
+
+    The logits are valid until the session's next forward.
+    """
 
     logits_BMV: Logits
     features_BMF: Tensor | None

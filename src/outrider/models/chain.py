@@ -98,7 +98,7 @@ class GreedyChain:
         self.link = link
         self.cache = cache
         self.num_levels = num_levels
-        self.programs: Programs = {}
+        self.programs = Programs()
         self._tokens: dict[int, Tensor] = {}
         self._rows: dict[int, Tensor] = {}
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from outrider.models.cpu_threads import BLOCK, launch_all
-from outrider.models.ops import Placement, Result
+from outrider.models.ops import Placement, Programs, Result
 
 __all__ = ["Program", "Recorder"]
 
@@ -96,17 +96,17 @@ class Program:
     followed: np.ndarray
     sizes: tuple[int, int, int]
     num_ahead: int
-    logits: tuple[int, ...] | None
+    logits: tuple[int, int] | None
     written_N: np.ndarray
     logits_column: int
     kept: tuple[Tensor | None, ...]
 
-    def run(self, x_RF: Tensor, placement: tuple[int, ...]) -> Result:
-        """Repeat it on another input and placement (its addresses and sizes). Results are the caller's own."""
+    def run(self, x_RF: Tensor, placement: tuple[int, ...], programs: Programs) -> Result:
+        """Repeat it on another input and placement (its addresses and sizes). Features are the caller's own."""
         self.x_RF.copy_(x_RF)
         records, columns, numbers = self.followed
         self.blocks_NB[records, columns] = np.array(placement)[numbers]
-        logits_RV = None if self.logits is None else torch.empty(self.logits)
+        logits_RV = None if self.logits is None else programs.logits(*self.logits)
         if logits_RV is not None:
             self.blocks_NB[self.written_N, self.logits_column] = logits_RV.data_ptr()
         launch_all(self.threads, self.kernels_N, self.blocks_NB)

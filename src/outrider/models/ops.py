@@ -147,8 +147,29 @@ class Result(NamedTuple):
 
 
 Body = Callable[[Tensor, Placement], Result]
-Programs = dict[Hashable, Any]
-"""Recorded bodies of one cache, by key; filled by a back end."""
+
+
+class Programs(dict[Hashable, Any]):
+    """Recorded bodies of one cache, by key; filled by a back end.
+
+    Args:
+        lends: logits are lent, on the CPU: they are valid until a body is repeated again. One room serves all, where
+            new ones for every call would leave holes of some megabytes in memory and have to be mapped. Otherwise they
+            are the caller's own.
+    """
+
+    def __init__(self, *, lends: bool = False) -> None:
+        super().__init__()
+        self._lends = lends
+        self._room = torch.empty(0)
+
+    def logits(self, R: int, V: int) -> Tensor:
+        """Where R rows of logits go, fp32 [R, V]."""
+        if not self._lends:
+            return torch.empty(R, V)
+        if self._room.numel() < R * V:
+            self._room = torch.empty(R * V)
+        return self._room[: R * V].view(R, V)
 
 
 class Ops(ABC):

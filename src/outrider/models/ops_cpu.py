@@ -174,7 +174,7 @@ class CpuOps(Ops):
             programs[key] = self._record(body, x_RF, placement)
         program: Program = programs[key]
         addresses = checked_addresses(placement, *program.sizes, program.num_ahead)
-        return program.run(x_RF, (*addresses, *placement_shape(placement)))
+        return program.run(x_RF, (*addresses, *placement_shape(placement)), programs)
 
     def _record(self, body: Body, x_RF: Tensor, placement: Placement) -> Program:
         """Record a body on buffers of its own; attention gets room for as many positions as the cache has."""
@@ -206,7 +206,7 @@ class CpuOps(Ops):
             sizes=self._sizes,
             num_ahead=recorder.num_ahead,
             followed=np.array(recorder.followed, dtype=np.int64).T,
-            logits=None if logits_RV is None else tuple(logits_RV.shape),
+            logits=None if logits_RV is None else (logits_RV.shape[0], logits_RV.shape[1]),
             written_N=written_N,
             logits_column=LINEAR_OUT,
             kept=tuple(kept),

@@ -91,7 +91,7 @@ class MtpModulesSession(Session):
         self.caches = [
             KVCache(module.plan(plan.max_slots, plan.max_positions, tail), plan.device) for module in self.modules
         ]
-        self.programs: list[Programs] = [{} for _ in self.modules]
+        self.programs = [Programs() for _ in self.modules]
         self.texts: dict[int, Text] = {}
 
     def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:

@@ -115,7 +115,7 @@ class RecurrentSession(Session):
         self.num_nodes, self.depth, self.width, self.paths, self.sampled = num_nodes, depth, width, paths, sampled
         tail = max(SHORT, 2 * num_nodes + 1, num_tree_rows(width, depth, paths))
         self.cache = KVCache(head.plan(plan.max_slots, plan.max_positions, tail), plan.device)
-        self.programs: Programs = {}
+        self.programs = Programs()
         graphs = graphs or default_graphs(plan.device)
         is_greedy_chain = width == 1 and paths is None and not sampled
         loop = None if graphs is None else ChainLoop(head, self.cache, graphs, min(num_nodes, depth))

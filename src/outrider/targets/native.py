@@ -145,7 +145,7 @@ class NativeSession(TargetSession):
         self.decoder = decoder
         self.taps = taps
         self._cache = cache
-        self._programs: Programs = {}
+        self._programs = Programs(lends=True)
 
     @property
     def cache(self) -> KVCache:

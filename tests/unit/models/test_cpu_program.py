@@ -1,4 +1,4 @@
-"""A repeated forward gives the bits of a forward from Python, and its results belong to the caller."""
+"""A repeated forward gives the bits of a forward from Python."""
 
 import pytest
 import torch
@@ -24,7 +24,12 @@ def session(dtype: torch.dtype) -> NativeSession:
 
 
 def forwards(opened: NativeSession, roots: list[int]) -> list[Forward]:
-    return [opened.forward([2, 0], roots, Draft.of_trees(trees)) for trees in TREES]
+    """The logits are lent, so they are copied."""
+    done = []
+    for trees in TREES:
+        forward = opened.forward([2, 0], roots, Draft.of_trees(trees))
+        done.append(Forward([logits_MV.clone() for logits_MV in forward.logits_BMV], forward.features_BMF))
+    return done
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
