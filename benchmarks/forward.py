@@ -1,10 +1,12 @@
 """Measure what a step of the embedded target costs by number of rows: the forward that verifies a chain.
 
-    python benchmarks/forward.py [--rows 1,2,4,6,8,16] [--cached 200] [--repeats 31]
+    python benchmarks/forward.py [--rows 1,2,4,6,8,16] [--cached 200] [--repeats 31] [--kinds]
 
 The real model through the path that the engine takes, one slot. Row counts are interleaved and the median is printed,
 with its ratio to one row. Beside it stands what the arithmetic alone would cost: two operations per weight and row, at
-the rate that the same kernels reach on a prompt. The last line is JSON.
+the rate that the same kernels reach on a prompt. With `--kinds`, the kernels of one recorded forward are then run one
+by one and their times added up by kind, products and attention; each is launched by itself, which adds some
+microseconds to each of 151. The last line is JSON.
 """
 
 import argparse
@@ -12,8 +14,15 @@ import json
 import statistics
 import time
 
+import numpy as np
+
 from outrider.draft import Draft
+from outrider.models.cpu_attention import attention
+from outrider.models.cpu_placement import placement_addresses, placement_shape
+from outrider.models.cpu_program import Program
+from outrider.models.cpu_threads import launch_all
 from outrider.targets import load_target
+from outrider.targets.native import NativeSession
 
 
 def main() -> None:
@@ -21,6 +30,7 @@ def main() -> None:
     parser.add_argument("--rows", default="1,2,4,6,8,16")
     parser.add_argument("--cached", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=31)
+    parser.add_argument("--kinds", action="store_true")
     options = parser.parse_args()
     rows = [int(number) for number in options.rows.split(",")]
     target = load_target("smollm2-135m", dtype="bfloat16")
@@ -49,7 +59,34 @@ def main() -> None:
             f"{number:4} rows  {1e3 * seconds:6.2f} ms  {seconds / times[rows[0]]:5.2f}x   "
             f"arithmetic alone {1e3 * floor:6.2f} ms  {floor / times[rows[0]]:5.2f}x"
         )
-    print(json.dumps({"cached": options.cached, "forward_s": times, "prompt_row_s": per_row}))
+    kinds: dict[int, dict[str, float]] = {}
+    if options.kinds:
+        assert isinstance(session, NativeSession), "its programs are looked into"
+        programs = {key[-1]: program for key, program in session._programs.items()}
+        with target.hosting():
+            kinds = {number: by_kind(session, programs[number], number, options.repeats) for number in rows}
+        for number, seconds_of in kinds.items():
+            print(f"{number:4} rows  " + "   ".join(f"{kind} {1e3 * s:.2f} ms" for kind, s in seconds_of.items()))
+    print(json.dumps({"cached": options.cached, "forward_s": times, "prompt_row_s": per_row, "kinds_s": kinds}))
+
+
+def by_kind(session: NativeSession, program: Program, num_rows: int, repeats: int) -> dict[str, float]:
+    """Seconds of a forward's kernels, each the median of its runs, added up by kind."""
+    placement = session.cache.place_real_rows([0], Draft.of_chains([list(range(num_rows - 1))]))
+    records, columns, numbers = program.followed
+    placed = (*placement_addresses(placement), *placement_shape(placement))
+    program.blocks_NB[records, columns] = np.array(placed)[numbers]
+    runs: list[list[float]] = [[] for _ in program.kernels_N]
+    for _ in range(repeats):
+        for place, samples in enumerate(runs):
+            some = slice(place, place + 1)
+            start = time.perf_counter()
+            launch_all(program.threads, program.kernels_N[some], program.blocks_NB[some])
+            samples.append(time.perf_counter() - start)
+    found = {"products": 0.0, "attention": 0.0}
+    for address, samples in zip(program.kernels_N, runs, strict=True):
+        found["attention" if address == attention.address else "products"] += statistics.median(samples)
+    return found
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
     source:FILE#NAME   a function, class or method of a Python file
     results:NAME       tables of the run committed as docs/results/NAME.json
     short:NAME         the same without memory and notes
+    details:NAME       acceptance, costs and prediction of each of its cells
     batches:NAME       its speedups by batch size, and up to which batch each method pays
 
 Settings come from the fields of a method's `Config`, their meaning from its docstring, which has a line for each:
@@ -44,6 +45,7 @@ from outrider.proposers import REGISTRY, proposer_class
 from outrider.report.batches import batch_chart, batch_table, has_batches
 from outrider.report.chart import chart, described
 from outrider.report.curves import curve_chart, heads_table, read_heads
+from outrider.report.details import detail_table
 from outrider.report.results import short_tables, tables
 from outrider.testing import tiny_target
 
@@ -65,7 +67,8 @@ def blocks_of(root: Path) -> Mapping[str, Callable[[str], str]]:
         "source": lambda place: source(root, place),
         "results": lambda name: results(root, name),
         "short": lambda name: results(root, name, short_tables),
-        "batches": lambda name: batches(root, name),
+        "details": lambda name: results(root, name, lambda report, _: detail_table(report)),
+        "batches": lambda name: results(root, name, lambda report, _: batch_table(report)),
         "heads": lambda target: heads_table(read_heads(root / "checkpoints" / target)),
     }
 
@@ -181,14 +184,6 @@ def results(root: Path, name: str, write: Callable[[Report, str | None], str] = 
     if not path.exists():
         return f"No run has been committed as `docs/results/{name}.json` yet."
     return write(_report(path), _hardware(path))
-
-
-def batches(root: Path, name: str) -> str:
-    """The batch sizes of a committed run, or a sentence that there is none."""
-    path = root / "docs" / "results" / f"{name}.json"
-    if not path.exists():
-        return f"No run has been committed as `docs/results/{name}.json` yet."
-    return batch_table(_report(path))
 
 
 class _Seen(NamedTuple):

@@ -16,7 +16,7 @@ from outrider.bench.schema import PLAIN, SERVING, Report, Row
 from outrider.bench.serving_table import serving_sheets
 from outrider.bench.statistics import Interval
 
-__all__ = ["short_tables", "tables"]
+__all__ = ["interval_text", "short_tables", "tables"]
 
 VERDICTS = ("exact", "ties", "unverified", "violated")
 """From the best to the worst."""
@@ -66,10 +66,11 @@ def _table(rows: Sequence[Row]) -> str:
 def _figure(row: Row) -> str:
     if row.method == PLAIN:
         return "-" if row.tokens_per_s is None else f"{row.tokens_per_s:.1f} tok/s"
-    return _interval(row.speedup)
+    return interval_text(row.speedup)
 
 
-def _interval(interval: Interval | None) -> str:
+def interval_text(interval: Interval | None) -> str:
+    """A speedup with its bounds, where it has some."""
     if interval is None:
         return "-"
     return f"{interval.point:.2f}" + ("" if interval.low is None else f" [{interval.low:.2f}, {interval.high:.2f}]")
@@ -96,7 +97,9 @@ def _external(rows: Sequence[Row]) -> str:
         rate = "-" if row.tokens_per_s is None else f"{row.tokens_per_s:.1f}"
         setting = f"{row.batch}, {row.temperature:g}"
         name = _cell(f"{row.engine} {row.method}")
-        lines.append(f"| {_cell(row.category)} | {name} | {setting} | {rate} | {_interval(_inverse(row.speedup))} |")
+        lines.append(
+            f"| {_cell(row.category)} | {name} | {setting} | {rate} | {interval_text(_inverse(row.speedup))} |"
+        )
     return "\n".join(lines)
 
 
