@@ -13,17 +13,18 @@ and a slot whose nodes K are verified emits 1 + sum of m over K tokens on averag
 Requests differ (an edit copies, a chat does not), and so do the parts of one text (inside a copied passage or not). So
 c is a mean of decaying counts, each level shrunk to the one before it by `SHRINK` observations:
 
-    the place above -> all drafts at this place -> those after a streak like this one -> this request's
+    the place above -> all drafts at this place -> those in a situation like this one -> this request's
 
-where the streak is the number of emitted tokens in a row, up to now, that the drafts of their steps had right.
+where the situation is the streak, the number of emitted tokens in a row, up to now, that the drafts of their steps had
+right, and whether the request is greedy: what is drawn at a temperature is less often the likeliest token.
 
-Worked example: at depth 1, of 40 drafts 10 were right, none after another streak, and this request's last two were
-right. All drafts: (10 + 4 * 0.5) / 44 = 0.27; after this streak (10 + 4 * 0.27) / 44 = 0.25; this request:
+Worked example: at depth 1, of 40 drafts 10 were right, none in another situation, and this request's last two were
+right. All drafts: (10 + 4 * 0.5) / 44 = 0.27; in this situation (10 + 4 * 0.27) / 44 = 0.25; this request:
 (2 + 4 * 0.25) / 6 = 0.50.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, NamedTuple, final
@@ -112,7 +113,7 @@ def _shrunk(tallies: _Tallies, place: int, before: float) -> float:
 
 class _Judged(NamedTuple):
     place: int
-    streak: int
+    situation: int
     right: bool
 
 
@@ -123,7 +124,7 @@ class _Pending:
 
     tokens: Sequence[int]
     shape: Shape
-    streak: int
+    situation: int
     row: int = 0
 
     def judge(self, token: int) -> list[_Judged]:
@@ -131,7 +132,7 @@ class _Pending:
         below = self.shape.children[self.row]
         right = next((child for child in below if self.tokens[child] == token), -2)
         self.row = right + 1
-        return [_Judged(self.shape.places[child], self.streak, child == right) for child in below]
+        return [_Judged(self.shape.places[child], self.situation, child == right) for child in below]
 
     @property
     def open(self) -> bool:
@@ -143,9 +144,14 @@ class _Pending:
 class _Request:
     """What is known about one request. `pending`: drafts to be judged, the newest last."""
 
+    greedy: bool
     tallies: _Tallies = field(default_factory=dict)
     pending: list[_Pending] = field(default_factory=list)
     num_streak: int = 0
+
+    @property
+    def situation(self) -> int:
+        return 2 * bisect_right(STREAKS, self.num_streak) + self.greedy
 
 
 @final
@@ -154,20 +160,19 @@ class Acceptance:
 
     def __init__(self) -> None:
         self._all: _Tallies = {}
-        self._after: tuple[_Tallies, ...] = tuple({} for _ in range(len(STREAKS) + 1))
-        self._known: tuple[dict[int, float], ...] = tuple({} for _ in self._after)
-        """Chances by streak and place, of all requests; until something new is counted."""
+        self._in: tuple[_Tallies, ...] = tuple({} for _ in range(2 * (len(STREAKS) + 1)))
+        self._known: tuple[dict[int, float], ...] = tuple({} for _ in self._in)
+        """Chances by situation and place, of all requests; until something new is counted."""
         self._requests: dict[int, _Request] = {}
 
-    def admit(self, requests: Iterable[int]) -> None:
-        """These requests run now; the others have ended."""
-        self._requests = {id: self._requests.get(id) or _Request() for id in requests}
+    def admit(self, greedy: Mapping[int, bool]) -> None:
+        """These requests run now, greedy or not; the others have ended."""
+        self._requests = {id: self._requests.get(id) or _Request(is_greedy) for id, is_greedy in greedy.items()}
 
     def drafted(self, request: int, tree: Tree) -> None:
         """What was drafted for a request, before any cut."""
         state = self._requests[request]
-        streak = bisect_right(STREAKS, state.num_streak)
-        state.pending.append(_Pending(tree.tokens, shape_of(tuple(tree.parents)), streak))
+        state.pending.append(_Pending(tree.tokens, shape_of(tuple(tree.parents)), state.situation))
 
     def emitted(self, request: int, tokens: Sequence[int]) -> None:
         """What the request then emitted: it judges this step's draft, and earlier ones that were right so far."""
@@ -190,8 +195,8 @@ class Acceptance:
     def chances(self, request: int, shape: Shape, least: float = 0.0) -> list[float]:
         """m of every node of a draft of this shape, if it were verified now; 0 below one less likely than `least`."""
         state = self._requests[request]
-        streak = bisect_right(STREAKS, state.num_streak)
-        known, tallies = self._known[streak], state.tallies
+        situation, tallies = state.situation, state.tallies
+        known = self._known[situation]
         found: list[float] = []
         for place, parent in zip(shape.places, shape.parents, strict=True):
             above = 1.0 if parent < 0 else found[parent]
@@ -200,14 +205,14 @@ class Acceptance:
                 continue
             chance = known.get(place)
             if chance is None:
-                chance = known[place] = _shrunk(self._after[streak], place, self._mean(place))
+                chance = known[place] = _shrunk(self._in[situation], place, self._mean(place))
             found.append(above * _shrunk(tallies, place, chance))
         return found
 
     def reset(self) -> None:
         """Other texts come; what is known counts for little against what they will show."""
         self._requests = {}
-        for tallies in (self._all, *self._after):
+        for tallies in (self._all, *self._in):
             for tally in tallies.values():
                 tally.fade(KEPT)
         self._forget()
@@ -229,7 +234,7 @@ class Acceptance:
 
     def _count(self, state: _Request, judged: Iterable[_Judged]) -> None:
         self._forget()
-        for place, streak, right in judged:
+        for place, situation, right in judged:
             self._all.setdefault(place, _Tally()).add(right, MEMORY)
-            self._after[streak].setdefault(place, _Tally()).add(right, MEMORY)
+            self._in[situation].setdefault(place, _Tally()).add(right, MEMORY)
             state.tallies.setdefault(place, _Tally()).add(right, OWN_MEMORY)

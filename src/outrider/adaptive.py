@@ -226,7 +226,7 @@ class AdaptiveBudget(Budget):
         requests = [ask.request for ask in asks]
         if requests != self._step.requests:
             self._news = self._news or not set(requests) <= set(self._step.requests)
-            self.acceptance.admit(requests)
+            self.acceptance.admit({ask.request: ask.greedy for ask in asks})
             self.accounts.admit(requests)
         self._step = _Step(asks, requests, [TOGETHER] if num_waiting else requests)
         return self._step

@@ -11,7 +11,7 @@ TREE = shape_of((-1, 0, -1))
 
 def started(*requests: int) -> Acceptance:
     acceptance = Acceptance()
-    acceptance.admit(requests)
+    acceptance.admit(dict.fromkeys(requests, True))
     return acceptance
 
 
@@ -67,6 +67,19 @@ def test_a_request_is_told_apart_from_the_others() -> None:
     assert acceptance.chances(2, one)[0] < 0.1
 
 
+def test_sampled_requests_are_told_apart_from_greedy_ones_also_before_they_draft() -> None:
+    acceptance = Acceptance()
+    acceptance.admit({1: True, 2: False})
+    for _ in range(50):
+        for request, token in ((1, 5), (2, 9)):
+            acceptance.drafted(request, Tree.chain([5]))
+            acceptance.emitted(request, [token])
+    acceptance.admit({3: True, 4: False})
+    one = shape_of((-1,))
+    assert acceptance.chances(3, one)[0] > 0.5
+    assert acceptance.chances(4, one)[0] < 0.2
+
+
 def test_a_streak_is_a_class_of_its_own() -> None:
     """Right drafts come in runs of twelve: in a run the chance is high, behind its end it is low."""
     acceptance = started(1)
@@ -89,7 +102,7 @@ def test_a_step_without_a_draft_ends_a_streak() -> None:
 def test_a_reset_keeps_the_mean_but_little_of_its_weight() -> None:
     acceptance = taught(Tree.chain([5]), [9])
     acceptance.reset()
-    acceptance.admit([7])
+    acceptance.admit({7: True})
     one = shape_of((-1,))
     before = acceptance.chances(7, one)[0]
     assert before < FIRST / 2
