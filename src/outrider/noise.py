@@ -114,7 +114,7 @@ def pick(logits_RV: Tensor, keys_R2: Tensor, temperature: float = 1.0) -> Tensor
     """
     if logits_RV.device.type == "cpu":
         out_R = np.empty(logits_RV.shape[0], np.int64)
-        _pick_rows(logits_RV.detach().numpy(), temperature, keys_R2.numpy().astype(np.uint32), out_R)
+        _pick_rows(logits_RV.detach().numpy(), float(temperature), keys_R2.numpy().astype(np.uint32), out_R)
         return torch.from_numpy(out_R)
     if temperature != 1:
         logits_RV = logits_RV / temperature
