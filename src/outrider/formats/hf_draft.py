@@ -156,15 +156,14 @@ def _read_slim(
 
 
 def _surrounded(name: str, stored: StoredDraft, target: Target) -> LoadedDraft:
-    """A slim draft model with the target's embedding and head; a mask needs a copy of the embedding."""
+    """A slim draft model with the target's embedding and head; a mask is read as a vector of its own."""
     dtype = target.spec.dtype
     own = {key: tensor.to(dtype) for key, tensor in stored.tensors.items()}
     decoder = _surround(replace(stored.spec, tie_word_embeddings=False), own, target)
     num_bytes = sum(layer.num_bytes for layer in decoder.layers)
     if stored.mask_id is not None:
-        decoder.embed_VE = decoder.embed_VE.clone()
-        decoder.embed_VE[stored.mask_id] = own[MASK].to(decoder.embed_VE)
-        num_bytes += decoder.embed_VE.nbytes
+        decoder.read_as(stored.mask_id, own[MASK])
+        num_bytes += own[MASK].nbytes
     return LoadedDraft(NativeTarget(decoder, name, dtype, target.tokenizer), stored.config, num_bytes)
 
 

@@ -61,6 +61,7 @@ class Decoder:
         self.norm_E = self._vector(weights["model.norm.weight"])
         self.head = ops.pack(self.embed_VE if spec.tie_word_embeddings else weights["lm_head.weight"])
         self._rope: Rope | None = None
+        self._special: tuple[int, Tensor] | None = None
 
     def keep(self, layers: Sequence[int]) -> "Decoder":
         """A shallower decoder that shares this one's weights and has only these layers, in that order."""
@@ -81,6 +82,18 @@ class Decoder:
         other.norm_E = self._vector(weights["model.norm.weight"])
         other._rope = None
         return other
+
+    def read_as(self, token: int, vector_E: Tensor) -> None:
+        """Read this token as a vector of its own, not as its row of the embedding, which may be shared."""
+        self._special = token, self._vector(vector_E)
+
+    def embed(self, tokens_R: Tensor) -> Tensor:
+        """What the first layer reads, [R, E]."""
+        x_RE = self.ops.embed(self.embed_VE, tokens_R)
+        if self._special is None:
+            return x_RE
+        token, vector_E = self._special
+        return torch.where((tokens_R == token)[:, None], vector_E, x_RE)
 
     @property
     def num_bytes(self) -> int:
@@ -114,7 +127,7 @@ class Decoder:
             programs: of this cache, empty at first; lets a back end repeat forwards of the same shape.
         """
         B, M = tokens_BM.shape
-        x_RE = self.ops.embed(self.embed_VE, tokens_BM.view(-1))
+        x_RE = self.embed(tokens_BM.view(-1))
 
         def body(x_RE: Tensor, placement: Placement) -> Result:
             return self._read(x_RE, placement, cache, taps, want_logits)

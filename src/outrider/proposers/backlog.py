@@ -110,10 +110,10 @@ class Backlog:
         link = self.model.decoder.link(self.model.cache, self.output.packed, self.output.ids_K)
         return None if link is None else GreedyChain(link, self.model.cache, num_levels)
 
-    def embedded(self, chain: GreedyChain, feeds: Sequence[Sequence[int]]) -> Tensor:
+    def embedded(self, feeds: Sequence[Sequence[int]]) -> Tensor:
         """The inputs [R, E] of a chain's first read."""
-        tokens_R = torch.tensor([token for feed in feeds for token in feed], device=self.device)
-        return chain.link.ops.embed(chain.link.embedding_VE, tokens_R)
+        assert isinstance(self.model, NativeSession), "other models have no chains"
+        return self.model.decoder.embed(torch.tensor([token for feed in feeds for token in feed], device=self.device))
 
     def take_back(self, slot: int, count: int) -> None:
         """Forget the last `count` tokens that were read."""

@@ -201,7 +201,7 @@ class DraftModelSession(Session):
         counts = [len(feed) for feed in feeds]
         num_levels = max(depths.values())
         placement = chain.cache.place_tokens(active, counts, num_ahead=num_levels)
-        x_RE = self.backlog.embedded(chain, feeds)
+        x_RE = self.backlog.embedded(feeds)
         drafted = chain.draft(x_RE, placement, active, counts, num_levels).tokens_LN.T.tolist()
         self.num_read |= {slot: depths[slot] - 1 for slot in active}
         self.backlog.pending |= {slot: [] for slot in active}

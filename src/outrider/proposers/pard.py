@@ -182,7 +182,7 @@ class PardSession(Session):
         counts, ends = list(map(len, masked)), list(accumulate(map(len, masked)))
         rows = [row for end, depth in zip(ends, depths.values(), strict=True) for row in range(end - depth, end)]
         placement = chain.cache.place_tokens(list(depths), counts)
-        drafted = chain.choose(self.backlog.embedded(chain, masked), placement, rows).tokens_LN[0].tolist()
+        drafted = chain.choose(self.backlog.embedded(masked), placement, rows).tokens_LN[0].tolist()
         chain.cache.extend(list(depths), list(map(len, feeds)))
         self.backlog.pending |= {slot: [] for slot in depths}
         starts = accumulate(depths.values(), initial=0)
