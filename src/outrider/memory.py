@@ -5,6 +5,9 @@
 A batch that does not fit is refused with the largest one that would.
 """
 
+import ctypes
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
@@ -16,7 +19,7 @@ from outrider.errors import CapacityError, ConfigError
 from outrider.proposer import Proposer
 from outrider.target import Target
 
-__all__ = ["MemoryPlan", "check_fits", "free_bytes"]
+__all__ = ["MemoryPlan", "check_fits", "free_bytes", "give_back"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,13 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
+
+
+def give_back() -> None:
+    """Return what was freed to the system. Loading leaves holes of some weights' size, which glibc would keep."""
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _size(num_bytes: int) -> str:

@@ -159,7 +159,7 @@ def _surrounded(name: str, stored: StoredDraft, target: Target) -> LoadedDraft:
     """A slim draft model with the target's embedding and head; a mask is read as a vector of its own."""
     dtype = target.spec.dtype
     own = {key: tensor.to(dtype) for key, tensor in stored.tensors.items()}
-    decoder = _surround(replace(stored.spec, tie_word_embeddings=False), own, target)
+    decoder = _surround(stored.spec, own, target)
     num_bytes = sum(layer.num_bytes for layer in decoder.layers)
     if stored.mask_id is not None:
         decoder.read_as(stored.mask_id, own[MASK])
@@ -170,10 +170,12 @@ def _surrounded(name: str, stored: StoredDraft, target: Target) -> LoadedDraft:
 def _surround(spec: DecoderSpec, own: Mapping[str, Tensor], target: Target) -> Decoder:
     """The draft model's layers between the target's embedding and head; shared in memory with a native target."""
     if isinstance(target, NativeTarget):
-        return target.decoder.around(spec, own)
+        tied = target.decoder.spec.tie_word_embeddings
+        return target.decoder.around(replace(spec, tie_word_embeddings=tied), own)
     shared = target.shared_weights()
     weights = {**own, EMBEDDING: shared.embedding_VE, HEAD: shared.head_VE}
-    return Decoder(spec, weights, choose_ops(target.spec.device, target.spec.dtype), target.spec.device)
+    untied = replace(spec, tie_word_embeddings=False)
+    return Decoder(untied, weights, choose_ops(target.spec.device, target.spec.dtype), target.spec.device)
 
 
 def check_vocabulary(target: Target, model: Target) -> None:

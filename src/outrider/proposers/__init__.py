@@ -16,6 +16,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from outrider.errors import ConfigError, nearest
+from outrider.memory import give_back
 from outrider.proposer import Proposer
 from outrider.target import Target
 
@@ -106,7 +107,9 @@ def load_proposer(name: str, target: Target, **settings: Any) -> Proposer:
         ConfigError: for an unknown method or setting.
         CheckpointError: if its weights do not fit the target.
     """
-    return proposer_class(name).load(target, configure(name, settings))
+    proposer = proposer_class(name).load(target, configure(name, settings))
+    give_back()
+    return proposer
 
 
 def _entry_points() -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor
 from outrider.cache import CachePlan, KVCache
 from outrider.draft import Draft
 from outrider.errors import CheckpointError
+from outrider.memory import give_back
 from outrider.models.decoder import Decoder, Output
 from outrider.models.ops import Ops, Placement, Programs, choose_ops
 from outrider.models.spec import DecoderSpec
@@ -68,6 +69,7 @@ class NativeTarget(Target):
         weights.check(spec.weight_shapes(), optional=("lm_head.weight",) if spec.tie_word_embeddings else ())
         target = cls.from_weights(spec, weights, name, dtype, device, tokenizer)
         target.directory = directory
+        give_back()
         return target
 
     @classmethod
