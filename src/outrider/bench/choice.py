@@ -17,7 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from outrider.errors import ConfigError
 from outrider.proposer import Proposer
-from outrider.proposers import bare_setting, configure, proposer_class
+from outrider.proposers import bare_setting, configure, load_proposer, proposer_class
 from outrider.target import Target
 
 __all__ = ["Choice", "choices_of", "coerced", "load_choice", "split_settings"]
@@ -49,7 +49,7 @@ def load_choice(choice: Choice, target: Target) -> Proposer:
     Raises:
         ConfigError, CheckpointError: as `outrider.load_proposer`.
     """
-    return proposer_class(choice.name).load(target, configure(choice.name, choice.settings))
+    return load_proposer(choice.name, target, **choice.settings)
 
 
 def split_settings(text: str, bare: str | None = None) -> tuple[str, dict[str, str]]:
