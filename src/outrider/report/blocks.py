@@ -68,7 +68,7 @@ def blocks_of(root: Path) -> Mapping[str, Callable[[str], str]]:
         "results": lambda name: results(root, name),
         "short": lambda name: results(root, name, short_tables),
         "details": lambda name: results(root, name, lambda report, _: detail_table(report)),
-        "batches": lambda name: results(root, name, lambda report, _: batch_table(report)),
+        "batches": lambda name: batches(root, name),
         "heads": lambda target: heads_table(read_heads(root / "checkpoints" / target)),
     }
 
@@ -184,6 +184,11 @@ def results(root: Path, name: str, write: Callable[[Report, str | None], str] = 
     if not path.exists():
         return f"No run has been committed as `docs/results/{name}.json` yet."
     return write(_report(path), _hardware(path))
+
+
+def batches(root: Path, name: str) -> str:
+    """The batch sizes of a committed run, or a sentence that there is none."""
+    return results(root, name, lambda report, _: batch_table(report))
 
 
 class _Seen(NamedTuple):
