@@ -1,6 +1,6 @@
 """Would a chain that stops where its head is unsure be faster? Every answer position, every rule, one cost model.
 
-    python benchmarks/confidence.py [--num-prompts 6] [--verify 0.02 0.04 0.04 0.045] [--draft 0.043]
+    python benchmarks/confidence.py [--num-prompts 6] [--draft 0.043]
 
 A head gives each drafted token a probability. Their product down the chain estimates how likely the chain is right so
 far, so drafting could go on while it is at least some threshold: `stop` leaves the token out that fell below it, `keep`
@@ -11,7 +11,7 @@ played on these drafts, step by step, as a decoder would: a step costs
     1 + verify[0] + ... + verify[k - 1] + draft * (tokens drafted) + rest
 
 plain steps with k verified tokens (`benchmarks/forward.py` and `outrider profile` measure these), and emits what was
-right and one more. Printed is the geometric mean of the speedup over answers, for fixed chains and for the best
+right and one more. Printed is the geometric mean of the speedup over answers, for fixed chains and for several
 thresholds.
 """
 
@@ -78,7 +78,7 @@ class Confidence:
     max_new_tokens: int = 64
     depth: int = 6
     verify: tuple[float, ...] = (0.03, 0.035, 0.035, 0.05, 0.05, 0.05)
-    """What each further row costs, in plain steps."""
+    """What each further row costs, in plain steps; one for every token of `depth`."""
     draft: float = 0.043
     rest: float = 0.02
 

@@ -10,7 +10,7 @@ Example: tau 2.00, verify 1.09, draft 0.12, rest 0.02: break-even 1.23, predicte
 from collections.abc import Mapping, Sequence
 
 from outrider.bench.schema import PLAIN, Report, Row
-from outrider.report.results import interval_text
+from outrider.report.results import category_places, cell_text, interval_text, our_rows
 
 __all__ = ["detail_table"]
 
@@ -36,9 +36,8 @@ DEPTHS = 4
 
 def detail_table(report: Report) -> str:
     """The run as Markdown."""
-    rows = [row for row in report.rows if row.engine == "outrider" and row.method != PLAIN]
-    places = {category: place for place, category in enumerate(dict.fromkeys(row.category for row in rows))}
-    places |= {"all": len(places)} if "all" in places else {}
+    rows = [row for row in our_rows(report) if row.method != PLAIN]
+    places = category_places(rows)
     rows.sort(key=lambda row: (places[row.category], row.batch, row.temperature))
     lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
     return "\n".join(lines + ["| " + " | ".join(_cells(row)) + " |" for row in rows])
@@ -46,7 +45,7 @@ def detail_table(report: Report) -> str:
 
 def _cells(row: Row) -> Sequence[str]:
     return (
-        row.category.replace("|", "\\|"),
+        cell_text(row.category),
         f"`{row.label}`",
         f"{row.batch}, {row.temperature:g}",
         _number(row.tau),

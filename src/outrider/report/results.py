@@ -16,7 +16,7 @@ from outrider.bench.schema import PLAIN, SERVING, Report, Row
 from outrider.bench.serving_table import serving_sheets
 from outrider.bench.statistics import Interval
 
-__all__ = ["interval_text", "short_tables", "tables"]
+__all__ = ["category_places", "cell_text", "interval_text", "our_rows", "short_tables", "tables"]
 
 VERDICTS = ("exact", "ties", "unverified", "violated")
 """From the best to the worst."""
@@ -24,7 +24,7 @@ VERDICTS = ("exact", "ties", "unverified", "violated")
 
 def tables(report: Report, hardware: str | None = None) -> str:
     """The run as Markdown: a table, external baselines, memory, and where the numbers come from."""
-    ours, external = _ours(report), _externals(report)
+    ours, external = our_rows(report), _externals(report)
     served = [f"{sheet.title}:\n\n{sheet.markdown}" for sheet in serving_sheets(report.rows)]
     parts = [_table(ours) if ours else "", *served, _external(external), _memory(ours)]
     parts.append(_origin(report, ours or report.rows, hardware))
@@ -33,12 +33,13 @@ def tables(report: Report, hardware: str | None = None) -> str:
 
 def short_tables(report: Report, hardware: str | None = None) -> str:
     """The table, external baselines and the machine, for a page that says elsewhere where the rest is."""
-    ours = _ours(report)
+    ours = our_rows(report)
     parts = [_table(ours), _external(_externals(report)), _origin(replace(report, notes=()), ours, hardware)]
     return "\n\n".join(part for part in parts if part)
 
 
-def _ours(report: Report) -> list[Row]:
+def our_rows(report: Report) -> list[Row]:
+    """What our own engine did."""
     return [row for row in report.rows if row.engine == "outrider"]
 
 
@@ -54,13 +55,20 @@ def _table(rows: Sequence[Row]) -> str:
     cells: dict[tuple[str, str], dict[tuple[int, float], Row]] = {}
     for row in rows:
         cells.setdefault((row.category, row.label), {})[row.batch, row.temperature] = row
-    places = {category: place for place, category in enumerate(dict.fromkeys(row.category for row in rows))}
-    places |= {"all": len(places)} if "all" in places else {}
+    places = category_places(rows)
     for category, method in sorted(cells, key=lambda key: places[key[0]]):
         line = cells[category, method]
         figures = [_figure(line[setting]) if setting in line else "-" for setting in settings]
-        lines.append("| " + " | ".join([_cell(category), f"`{_cell(method)}`", *figures, _verdict(line)]) + " |")
+        lines.append(
+            "| " + " | ".join([cell_text(category), f"`{cell_text(method)}`", *figures, _verdict(line)]) + " |"
+        )
     return "\n".join(lines)
+
+
+def category_places(rows: Sequence[Row]) -> dict[str, int]:
+    """The order in which categories are shown: that of the run, `all` last."""
+    places = {category: place for place, category in enumerate(dict.fromkeys(row.category for row in rows))}
+    return places | ({"all": len(places)} if "all" in places else {})
 
 
 def _figure(row: Row) -> str:
@@ -96,9 +104,9 @@ def _external(rows: Sequence[Row]) -> str:
         assert row.speedup is not None, "rows without one were left out"
         rate = "-" if row.tokens_per_s is None else f"{row.tokens_per_s:.1f}"
         setting = f"{row.batch}, {row.temperature:g}"
-        name = _cell(f"{row.engine} {row.method}")
+        name = cell_text(f"{row.engine} {row.method}")
         lines.append(
-            f"| {_cell(row.category)} | {name} | {setting} | {rate} | {interval_text(_inverse(row.speedup))} |"
+            f"| {cell_text(row.category)} | {name} | {setting} | {rate} | {interval_text(_inverse(row.speedup))} |"
         )
     return "\n".join(lines)
 
@@ -110,7 +118,7 @@ def _memory(rows: Sequence[Row]) -> str:
         largest = sizes.setdefault(row.label, {})
         largest |= {name: max(size, largest.get(name, 0)) for name, size in (row.memory_bytes or {}).items()}
     lines = [
-        f"| `{_cell(method)}` | {size['proposer_weights'] / 1e6:.1f} MB | {size['proposer_cache'] / 1e6:.2f} MB | "
+        f"| `{cell_text(method)}` | {size['proposer_weights'] / 1e6:.1f} MB | {size['proposer_cache'] / 1e6:.2f} MB | "
         f"{size['proposer_cache_per_token']} B | {size['target_cache_per_token']} B |"
         for method, size in sizes.items()
         if "proposer_cache_per_token" in size
@@ -130,9 +138,10 @@ def _origin(report: Report, rows: Sequence[Row], hardware: str | None) -> str:
     commit = f", commit `{report.commit[:10]}`{' with local changes' if report.dirty else ''}" if report.commit else ""
     facts = f"{report.target}, {report.dtype}, on {hardware or report.device}{commit}"
     counts = f"at most {prompts} prompts a category, {repeats} repeats"
-    notes = "".join(f"\n- {_cell(note)}" for note in report.notes)
+    notes = "".join(f"\n- {cell_text(note)}" for note in report.notes)
     return f"Speedup over plain decoding in the same run, with its 95 % interval. {facts}; {counts}.\n{notes}".rstrip()
 
 
-def _cell(value: str) -> str:
+def cell_text(value: str) -> str:
+    """A text as one cell of a Markdown table."""
     return value.replace("|", "\\|").replace("\n", " ")

@@ -164,16 +164,15 @@ class NativeSession(TargetSession):
     def forward(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Forward:
         logits_BMV, features_BMF = self._read(slots, roots, draft, self.taps, want_logits=True)
         assert logits_BMV is not None
-        if logits_BMV.shape[:2] == (draft.num_slots, draft.num_rows):
+        features_BMF = None if features_BMF is None else _spread(features_BMF, draft)
+        if _has_all_rows(logits_BMV, draft):
             return Forward(logits_BMV, features_BMF)
-        each = torch.split(logits_BMV[:, 0], [count + 1 for count in draft.num_nodes])
-        return Forward(list(each), None if features_BMF is None else _spread(features_BMF, draft))
+        return Forward(list(torch.split(logits_BMV[:, 0], [count + 1 for count in draft.num_nodes])), features_BMF)
 
     def states(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Tensor:
         output = self._read(slots, roots, draft, (self.decoder.spec.num_layers,), want_logits=False)
-        states_BME = output.features_BMF
-        assert states_BME is not None
-        return states_BME if states_BME.shape[:2] == (draft.num_slots, draft.num_rows) else _spread(states_BME, draft)
+        assert output.features_BMF is not None
+        return _spread(output.features_BMF, draft)
 
     def _read(
         self, slots: Sequence[int], roots: Sequence[int], draft: Draft, taps: tuple[int, ...], want_logits: bool
@@ -210,8 +209,15 @@ class NativeSession(TargetSession):
         )
 
 
-def _spread(some_R1X: Tensor, draft: Draft) -> Tensor:
-    """The real rows in their places, [B, M, X]; padding rows are zeros."""
-    all_RX = some_R1X.new_zeros(draft.num_slots * draft.num_rows, some_R1X.shape[2])
-    all_RX[torch.tensor(draft.real_rows)] = some_R1X[:, 0]
+def _has_all_rows(some_BMX: Tensor, draft: Draft) -> bool:
+    """Whether it is [B, M, X], and not the real rows alone [R, 1, X]."""
+    return some_BMX.shape[:2] == (draft.num_slots, draft.num_rows)
+
+
+def _spread(some_BMX: Tensor, draft: Draft) -> Tensor:
+    """[B, M, X]; of real rows alone, these in their places and zeros as padding."""
+    if _has_all_rows(some_BMX, draft):
+        return some_BMX
+    all_RX = some_BMX.new_zeros(draft.num_slots * draft.num_rows, some_BMX.shape[2])
+    all_RX[torch.tensor(draft.real_rows)] = some_BMX[:, 0]
     return all_RX.view(draft.num_slots, draft.num_rows, -1)
