@@ -14,7 +14,7 @@ Query heads that share a key head are processed together, up to four, so that a 
 
 from numba import types
 
-from outrider.models.cpu_linear import dot
+from outrider.models.cpu_rows import dot
 from outrider.models.cpu_softmax import MAX_HEADS, score_and_mix, store_half
 from outrider.models.cpu_threads import finished, stack, ticket, wait_for
 from outrider.models.cpu_vector import WIDTH, f32, f64, i32, i64, inlined, kernel, u8

@@ -22,6 +22,7 @@ from typing import Any
 
 from numba import types
 
+from outrider.models.cpu_rows import COLUMNS, GATED, LEVEL, finish, lay_out
 from outrider.models.cpu_threads import finished, stack, ticket, wait_for
 from outrider.models.cpu_vector import (
     F32,
@@ -38,55 +39,22 @@ from outrider.models.cpu_vector import (
     i64,
     inlined,
     kernel,
-    lane_sum,
     lowered,
     splat,
     u16,
-    vector,
 )
 
-__all__ = ["ADD", "ASSIGN", "BYTE", "FULL", "GATED", "HALF", "collect", "dot", "embed", "linear"]
+__all__ = ["BYTE", "FULL", "HALF", "collect", "embed", "linear"]
 
-ASSIGN, ADD, GATED = 0, 1, 2  # what becomes of a product
 FULL, HALF, BYTE = KINDS = (0, 1, 2)  # fp32, bf16 and int8 weights
 BYTES = (4, 2, 1)
 UNROLL = 4
-COLUMNS = 2 * WIDTH
 TILE_BYTES = 4 * COLUMNS * TILE_ROWS
 NEAR = 3072 if WIDE else 0
 """Bytes that a single tile fetches ahead; 0 fetches the next block. Blocks of 512-bit columns are 37 to 98 KB here, and
 fetching them that early made eight rows about 5 % slower on a Xeon with AVX-512; 1, 2, 6 and 8 KB were slower too."""
-LEVEL = 1 if WIDE else 2
-"""The cache that is fetched into: what comes soon into the first (5 % faster on that Xeon), whole blocks do not fit."""
 EARLY = 3072
 """Bytes of a chunk's first block that are fetched before the thread comes to it."""
-
-
-@emitted
-def dot(typing: Any, a: Any, b: Any, count: Any) -> Any:
-    """Sum of a[i] * b[i] for fp32 arrays: four vectors of sums, then single vectors, then single numbers."""
-
-    def emit(emitter: Emitter, a: Value, b: Value, count: Value) -> Value:
-        sums = [emitter.variable(splat(emitter, F32(0.0), WIDTH)) for _ in range(4)]
-        rest = emitter.variable(F32(0.0))
-
-        def add(index: Value, lanes: int, total: Value) -> None:
-            left, right = (emitter.load(emitter.at(base, index, 4), vector(F32, lanes)) for base in (a, b))
-            emitter.set(total, emitter.fma(left, right, emitter.get(total)))
-
-        long, short = emitter.whole(count, 4 * WIDTH), emitter.whole(count, WIDTH)
-        with emitter.loop(I64(0), long, 4 * WIDTH) as index:
-            for part, total in enumerate(sums):
-                add(emitter.builder.add(index, I64(part * WIDTH)), WIDTH, total)
-        with emitter.loop(long, short, WIDTH) as index:
-            add(index, WIDTH, sums[0])
-        with emitter.loop(short, count) as index:
-            add(index, 1, rest)
-        plus = emitter.builder.fadd
-        first, second, third, fourth = (emitter.get(total) for total in sums)
-        return plus(lane_sum(emitter, plus(plus(first, second), plus(third, fourth))), emitter.get(rest))
-
-    return lowered(emit, types.float32, a, b, count)
 
 
 @emitted
@@ -135,61 +103,21 @@ def emit_tile(
     whole = emitter.whole(F, UNROLL)
     with emitter.loop(I64(0), whole, UNROLL) as index:
         later = emitter.at(emitter.builder.add(weight, ahead), index, pace)
-        for line in range(0, UNROLL * step, 64):
-            emitter.prefetch(emitter.at(later, line, 1), LEVEL)
         x_here, weight_here = emitter.at(x, index, 4 * rows), emitter.at(weight, index, step)
         for offset in range(UNROLL):
             accumulate(x_here, weight_here, offset)
+            for line in range(-(-offset * step // 64) * 64, (offset + 1) * step, 64):
+                emitter.prefetch(emitter.at(later, line, 1), LEVEL)
     with emitter.loop(whole, F) as index:
         accumulate(emitter.at(x, index, 4 * rows), emitter.at(weight, index, step), 0)
     for position, total in enumerate(total for row_sums in sums for total in row_sums):
         emitter.store(emitter.at(out, position * WIDTH, 4), emitter.get(total))
 
 
-@emitted
-def gate(typing: Any, address: Any) -> Any:
-    """silu(first vector) * second vector, in place of the first."""
-
-    def emit(emitter: Emitter, address: Value) -> None:
-        b = emitter.builder
-        low, high = emitter.load_pair(address, 0)
-        one = splat(emitter, F32(1.0), WIDTH)
-        sigmoid = b.fdiv(one, b.fadd(one, emitter.exp(b.fsub(splat(emitter, F32(-0.0), WIDTH), low))))
-        emitter.store(address, b.fmul(b.fmul(low, sigmoid), high))
-
-    return lowered(emit, types.void, address)
-
-
 @inlined
 def size_of(kind: int) -> int:
     """Bytes of a weight."""
     return 1 if kind == BYTE else 2 if kind == HALF else 4
-
-
-@inlined
-def finish(sums: int, rows: int, first: int, mode: int, scales: int, bias: int, out: int, outputs: int) -> None:
-    """Write one block's sums to columns `first` and on of `rows` rows of `out`; `scales` are of the block's columns."""
-    width = WIDTH if mode == GATED else COLUMNS
-    columns = min(width, outputs - first)
-    for r in range(rows):
-        source = sums + r * COLUMNS * 4
-        if scales != 0:
-            total, factor = f32(source), f32(scales)
-            for c in range(COLUMNS):
-                total[c] = total[c] * factor[c]
-        if mode == GATED:
-            gate(source)
-        y, row = f32(source), f32(out + (r * outputs + first) * 4)
-        if bias != 0:
-            b = f32(bias + first * 4)
-            for c in range(columns):
-                y[c] = y[c] + b[c]
-        if mode == ADD:
-            for c in range(columns):
-                row[c] = row[c] + y[c]
-        else:
-            for c in range(columns):
-                row[c] = y[c]
 
 
 @emitted
@@ -215,21 +143,6 @@ def tile_start(t: int, num_tiles: int, rows: int) -> int:
 
 
 @inlined
-def lay_out(x: int, norm: int, eps: float, out: int, rows: int, F: int) -> None:
-    """out[f, r] = x[r, f], or x / sqrt(mean(x^2) + eps) * norm; for the rows of one tile."""
-    weight, target = f32(norm), f32(out)
-    for r in range(rows):
-        source = f32(x + r * F * 4)
-        if norm != 0:
-            scale = types.float32(1.0 / (dot(x + r * F * 4, x + r * F * 4, F) / F + eps) ** 0.5)
-            for i in range(F):
-                target[i * rows + r] = source[i] * scale * weight[i]
-        else:
-            for i in range(F):
-                target[i * rows + r] = source[i]
-
-
-@inlined
 def panel(
     x: int,
     weight: int,
@@ -245,16 +158,17 @@ def panel(
     outputs: int,
     sums: int,
 ) -> None:
-    """One block of columns for `rows` rows that are laid out in tiles."""
+    """One block of columns for `rows` rows that are laid out in tiles; the next block is `ahead` bytes away."""
     num_tiles = num_tiles_of(rows)
     pace = COLUMNS * size_of(kind) // num_tiles
+    following = weight + ahead + NEAR
     if num_tiles == 1 and NEAR != 0:
         ahead = NEAR
     for t in range(num_tiles):
         start = tile_start(t, num_tiles, rows)
         height = tile_start(t + 1, num_tiles, rows) - start
         tile(height, kind, x + start * F * 4, weight, ahead + t * pace * F, pace, F, sums)
-        finish(sums, height, first, mode, scales, bias, out + start * outputs * 4, outputs)
+        finish(sums, height, first, mode, scales, bias, out + start * outputs * 4, outputs, following)
 
 
 @kernel

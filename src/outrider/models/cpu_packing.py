@@ -34,7 +34,7 @@ def packed(arena: Arena, dtype: torch.dtype, weight_OF: Tensor, out_features: in
     blocks = weight_OF.to(dtype).view(-1, 2, WIDTH, weight_OF.shape[1])
     ordered = blocks.permute((0, 3, 2, 1) if dtype == torch.bfloat16 else (0, 3, 1, 2))
     data = arena.empty(tuple(ordered.shape), dtype).copy_(ordered)
-    bias = None if bias_O is None else bias_O.detach().to(torch.float32, copy=True)
+    bias = None if bias_O is None else pad(bias_O.detach().float(), (0, len(weight_OF) - len(bias_O)))
     return Packed(
         in_features=weight_OF.shape[1],
         out_features=out_features,

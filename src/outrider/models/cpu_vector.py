@@ -147,6 +147,10 @@ class Emitter:
             place = cgutils.alloca_once_value(self.builder, I32(0xFFFF0000))
             return splat(self, self.builder.load_atomic(place, "monotonic", align=4), WIDTH)
 
+    def is_set(self, number: Value) -> Value:
+        """1 if a number is not 0, else 0."""
+        return self.builder.zext(self.builder.icmp_signed("!=", number, I64(0)), I64)
+
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         kind = a.type
         name = f"llvm.fma.v{kind.count}f32" if isinstance(kind, ir.VectorType) else "llvm.fma.f32"

@@ -29,11 +29,12 @@ from torch import Tensor
 
 from outrider.models.cpu_attention import MAX_HEAD_DIM, attention
 from outrider.models.cpu_draft import next_tokens, shift
-from outrider.models.cpu_linear import ADD, ASSIGN, BYTE, FULL, GATED, HALF, collect, embed, linear
+from outrider.models.cpu_linear import BYTE, FULL, HALF, collect, embed, linear
 from outrider.models.cpu_memory import Arena
 from outrider.models.cpu_packing import draft_in_bytes, interleaved, packed, unpacked, whole_blocks
 from outrider.models.cpu_placement import address, checked_addresses, placement_addresses, placement_shape
 from outrider.models.cpu_program import Program, Recorder
+from outrider.models.cpu_rows import ADD, ASSIGN, GATED
 from outrider.models.cpu_softmax import MAX_HEADS
 from outrider.models.cpu_threads import launch, lone_torch_thread, num_threads
 from outrider.models.cpu_vector import TILE_ROWS, WIDTH
