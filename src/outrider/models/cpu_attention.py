@@ -1,150 +1,237 @@
 """The attention of the CPU back end: rotate, write the cache, read the cache, in one parallel region of two stages.
 
-For each row the positions it sees are first gathered into a list, the committed ones in ascending order, then the tail
-in ascending order. Everything after that is defined on the list: scores are independent of each other, the sum of
-exponentials runs down the list in fixed lanes, and the values are accumulated down the list by one fused multiply-add
-per element. So the bits of a row depend on what it sees and not on where it is stored: a tree node whose siblings lie
-between its ancestors gives what the same tokens give when committed, one row at a time or many.
+A task is a few rows of a slot and the query heads that share a key head, up to four. It goes over the positions that
+any of its rows sees in chunks, so that a chunk's keys are turned, and later its values read, while they are in the
+first cache. What a row does not see in between is taken out of its scores before the sum of their exponentials, which
+runs down the positions seen in fixed lanes, and weighs 0 afterwards. So the bits of a row depend on what it sees and not
+on where it is stored: a tree node whose siblings lie between its ancestors gives what the same tokens give when
+committed, one row at a time or many.
 
-Worked example: a row sees positions 0, 1, 3 of the cache. The list is [0, 1, 3], padded to whole vectors; scores beyond
-the third are minus infinity, their exponentials exactly 0.
-
-Query heads that share a key head are processed together, up to four, so that a key is loaded and widened once.
+Worked example: a row sees positions 0, 1, 3 of the cache. Its scores become (s0, s1, s3), padded to whole vectors with
+minus infinity; of their exponentials and sum come the weights (w0, w1, 0, w3).
 """
+
+from typing import Any
 
 from numba import types
 
 from outrider.models.cpu_rows import dot
-from outrider.models.cpu_softmax import MAX_HEADS, score_and_mix, store_half
+from outrider.models.cpu_softmax import CHUNK, MAX_HEADS, exponentials, mix, score, settle, store_head, turn
 from outrider.models.cpu_threads import finished, stack, ticket, wait_for
-from outrider.models.cpu_vector import WIDTH, f32, f64, i32, i64, inlined, kernel, u8
+from outrider.models.cpu_vector import (
+    F32,
+    I64,
+    WIDTH,
+    Emitter,
+    Value,
+    emitted,
+    f32,
+    f64,
+    i64,
+    inlined,
+    kernel,
+    lowered,
+    splat,
+    u8,
+    vector,
+)
 
-__all__ = ["MAX_HEAD_DIM", "attention"]
+__all__ = ["MAX_HEAD_DIM", "MAX_ROWS", "attention"]
 
 MAX_HEAD_DIM = 1024
 HEAD_BYTES = 4 * MAX_HEAD_DIM
+MAX_ROWS = 4  # rows of one task
+SPAN_BYTES = 2 * 8 * MAX_ROWS
 
 
 @inlined
 def prepare_head(source: int, norm: int, eps: float, cos: int, sin: int, D: int, scale: float, out: int) -> None:
     """out = rotate(norm(source)) * scale for one head; `norm` 0 leaves the norm out."""
-    x, y, c, s = f32(source), f32(out), f32(cos), f32(sin)
-    half = D // 2
     if norm != 0:
-        weight = f32(norm)
         factor = types.float32(1.0 / (dot(source, source, D) / D + eps) ** 0.5)
+        x, y, weight = f32(source), f32(out), f32(norm)
         for d in range(D):
             y[d] = x[d] * factor * weight[d]
-    else:
-        for d in range(D):
-            y[d] = x[d]
-    multiplier = types.float32(scale)
-    for d in range(half):
-        left, right = y[d], y[d + half]
-        y[d] = (left * c[d] - right * s[d]) * multiplier
-        y[d + half] = (right * c[d] + left * s[d]) * multiplier
+        source = out
+    rotate(source, cos, sin, D, types.float32(scale), out)
 
 
-@inlined
-def write_head(source: int, target: int, half: int, D: int) -> None:
-    """Copy one head into the cache, in the cache's dtype."""
-    x = f32(source)
-    if half == 1:
-        for d in range(D):
-            store_half(target + d * 2, x[d])
-    else:
-        y = f32(target)
-        for d in range(D):
-            y[d] = x[d]
+@emitted
+def rotate(typing: Any, source: Any, cos: Any, sin: Any, D: Any, scale: Any, out: Any) -> Any:
+    """(left, right) -> (left * cos - right * sin, right * cos + left * sin) * scale; `out` may be `source`."""
+
+    def emit(emitter: Emitter, source: Value, cos: Value, sin: Value, D: Value, scale: Value, out: Value) -> None:
+        b = emitter.builder
+        half = b.lshr(D, I64(1))
+        whole = emitter.whole(half, WIDTH)
+        for start, stop, lanes in ((I64(0), whole, WIDTH), (whole, half, 1)):
+            factor = splat(emitter, scale, lanes)
+            with emitter.loop(start, stop, lanes) as i:
+                places = [emitter.at(source, i, 4), emitter.at(emitter.at(source, half, 4), i, 4)]
+                places += [emitter.at(cos, i, 4), emitter.at(sin, i, 4)]
+                left, right, c, s = (emitter.load(place, vector(F32, lanes)) for place in places)
+                low = b.fmul(b.fsub(b.fmul(left, c), b.fmul(right, s)), factor)
+                high = b.fmul(b.fadd(b.fmul(right, c), b.fmul(left, s)), factor)
+                emitter.store(emitter.at(out, i, 4), low)
+                emitter.store(emitter.at(emitter.at(out, half, 4), i, 4), high)
+
+    return lowered(emit, types.void, source, cos, sin, D, scale, out)
 
 
 @inlined
 def place_row(block: int, r: int) -> None:
-    """Rotate row r's queries into the output and write its keys and values into the cache."""
+    """Write row r's keys, rotated, and values into the cache."""
     a = i64(block)
-    H, G, D, S, M = a[18], a[19], a[20], a[21], a[16]
-    half = a[22]
+    H, G, D, S, half = a[18], a[19], a[20], a[21], a[22]
     size = 2 if half == 1 else 4
-    position, slot, write = i64(a[12])[r], i64(a[10])[r // M], i64(a[13])[r]
-    cos, sin = a[2] + position * D * 2, a[3] + position * D * 2
-    eps, scale = f64(block)[6], f64(block)[7]
-    row = a[0] + r * (H + 2 * G) * D * 4
-    for h in range(H):
-        prepare_head(row + h * D * 4, a[4], eps, cos, sin, D, scale, a[1] + (r * H + h) * D * 4)
-    head = stack(HEAD_BYTES)
+    position, slot, write = i64(a[12])[r], i64(a[10])[r // a[16]], i64(a[13])[r]
+    cos, sin, eps = a[2] + position * D * 2, a[3] + position * D * 2, f64(block)[6]
+    row, head = a[0] + r * (H + 2 * G) * D * 4, stack(HEAD_BYTES)
     for g in range(G):
         place = ((slot * G + g) * S + write) * D * size
         prepare_head(row + (H + g) * D * 4, a[5], eps, cos, sin, D, 1.0, head)
-        write_head(head, a[8] + place, half, D)
-        write_head(row + (H + G + g) * D * 4, a[9] + place, half, D)
+        store_head(head, a[8] + place, half, D)
+        store_head(row + (H + G + g) * D * 4, a[9] + place, half, D)
 
 
 @inlined
-def list_visible(block: int, b: int, m: int, listed: int) -> int:
-    """Write the positions that row (b, m) sees, padded to whole vectors with the last; return their number."""
+def place_queries(block: int, r: int, h: int, heads: int) -> None:
+    """Rotate and scale query heads h .. h + heads - 1 of row r into the output."""
     a = i64(block)
-    M, T, window, length = a[16], a[17], a[23], i64(a[11])[b]
-    positions = i32(listed)
-    first = max(0, i64(a[12])[b * M + m] - window + 1) if window > 0 else 0
-    count = 0
-    for position in range(first, length):
-        positions[count] = types.int32(position)
-        count += 1
+    H, G, D, position, eps, scale = a[18], a[19], a[20], i64(a[12])[r], f64(block)[6], f64(block)[7]
+    cos, sin = a[2] + position * D * 2, a[3] + position * D * 2
+    for k in range(h, h + heads):
+        source, target = a[0] + (r * (H + 2 * G) + k) * D * 4, a[1] + (r * H + k) * D * 4
+        prepare_head(source, a[4], eps, cos, sin, D, scale, target)
+
+
+@inlined
+def first_seen(block: int, b: int, m: int) -> int:
+    """The first position that row (b, m) sees, or the slot's length if that comes first."""
+    a = i64(block)
+    window, length = a[23], i64(a[11])[b]
+    first = max(0, i64(a[12])[b * a[16] + m] - window + 1) if window > 0 else 0
+    return min(first, length) if a[14] != 0 else first
+
+
+@inlined
+def end_seen(block: int, b: int, m: int) -> int:
+    """One past the last position that row (b, m) sees; what lies behind it may never have been written."""
+    a = i64(block)
+    end = i64(a[11])[b]
     if a[14] == 0:
-        for t in range(max(0, m - window + 1) if window > 0 else 0, m + 1):
-            positions[count] = types.int32(length + t)
+        return end + m + 1
+    mask = u8(a[14] + (b * a[16] + m) * a[17])
+    count = a[17]
+    while count > 0 and mask[count - 1] == 0:
+        count -= 1
+    return end + count
+
+
+@inlined
+def seen_together(scores: int, length: int, mask: int, T: int) -> int:
+    """Move the scores of the tail that the mask shows up behind the first `length`; return how many there are then."""
+    line, count = f32(scores), length
+    for t in range(T):
+        if u8(mask)[t] != 0:
+            line[count] = line[length + t]
             count += 1
-    else:
-        mask = u8(a[14] + (b * M + m) * T)
-        for t in range(T):
-            if mask[t] != 0:
-                positions[count] = types.int32(length + t)
-                count += 1
-    if count > 0:
-        for extra in range(count, (count + WIDTH - 1) // WIDTH * WIDTH):
-            positions[extra] = positions[count - 1]
     return count
 
 
 @inlined
-def attend_row(block: int, b: int, m: int, g: int, h: int, heads: int, listed: int, scores: int, row: int) -> None:
-    """Query heads h .. h + heads - 1, all of key head g, of row (b, m)."""
+def seen_apart(scores: int, length: int, mask: int, T: int, count: int) -> None:
+    """The inverse of `seen_together`, with 0 for what the mask hides."""
+    line = f32(scores)
+    for t in range(T - 1, -1, -1):
+        if u8(mask)[t] != 0:
+            count -= 1
+            line[length + t] = line[count]
+        else:
+            line[length + t] = types.float32(0.0)
+
+
+@inlined
+def weigh(scores: int, length: int, mask: int, T: int) -> float:
+    """Scores of `length` positions, and where there is a mask of T more, of which it hides some -> exponentials, 0 for
+    what is hidden; returns 1 / their sum, or 0 where nothing is seen."""
+    count = length if mask == 0 else seen_together(scores, length, mask, T)
+    total = types.float32(0.0)
+    if count > 0:
+        padded = (count + WIDTH - 1) // WIDTH * WIDTH
+        for j in range(count, padded):
+            f32(scores)[j] = -float("inf")
+        total = types.float32(1.0) / exponentials(scores, padded)
+    if mask != 0:
+        seen_apart(scores, length, mask, T, count)
+    return total
+
+
+@inlined
+def attend_rows(block: int, b: int, m: int, rows: int, g: int, h: int, heads: int, scratch: int) -> None:
+    """Query heads h .. h + heads - 1, all of key head g, of the rows (b, m) and after.
+
+    In the scratch are the turned chunk, then for each row and head a line of scores, from position `base` on.
+    """
     a = i64(block)
-    H, G, D, S, M = a[18], a[19], a[20], a[21], a[16]
-    half = a[22]
-    count = list_visible(block, b, m, listed)
-    q = a[1] + ((b * M + m) * H + h) * D * 4
-    if count == 0:
-        result = f32(q)
+    H, D, M, T, half, row, length = a[18], a[20], a[16], a[17], a[22], a[25], i64(a[11])[b]
+    starts, ends = i64(stack(SPAN_BYTES)), i64(stack(SPAN_BYTES))
+    base, last = length, 0
+    for i in range(rows):
+        starts[i], ends[i] = first_seen(block, b, m + i), end_seen(block, b, m + i)
+        base, last = min(base, starts[i]), max(last, ends[i] - 1)
+        place_queries(block, b * M + m + i, h, heads)
+    queries, stride = a[1] + ((b * M + m) * H + h) * D * 4, H * D * 4
+    place = (i64(a[10])[b] * a[19] + g) * a[21] * D
+    keys, values = (a[8] + place * 2, a[9] + place * 2) if half == 1 else (a[8] + place * 4, a[9] + place * 4)
+    lines, line = scratch + D * CHUNK * 4, row * 4
+    for first in range(base, last + 1, CHUNK):
+        turn(half, keys, first, last, D, scratch)
+        for i in range(rows):
+            if starts[i] < first + CHUNK and first < ends[i]:
+                score(heads, queries + i * stride, scratch, D, lines + i * heads * line + (first - base) * 4, row)
+    shares = f32(scratch)
+    for i in range(rows):
+        result, mask = f32(queries + i * stride), 0 if a[14] == 0 else a[14] + (b * M + m + i) * T
         for d in range(heads * D):
             result[d] = types.float32(0.0)
-        return
-    base = (i64(a[10])[b] * G + g) * S * D * (2 if half == 1 else 4)
-    score_and_mix(heads, half, q, a[8] + base, a[9] + base, listed, count, D, scores, row)
+        before = (length if mask != 0 else ends[i]) - starts[i]
+        for k in range(heads):
+            scores = lines + (i * heads + k) * line + (starts[i] - base) * 4
+            shares[i * heads + k] = weigh(scores, before, mask, ends[i] - length)
+    for first in range(base, last + 1, CHUNK):
+        for i in range(rows):
+            start, count = max(first, starts[i]), min(first + CHUNK, ends[i]) - max(first, starts[i])
+            if count > 0:
+                weights = lines + i * heads * line + (start - base) * 4
+                here = values + start * D * (2 if half == 1 else 4)
+                mix(heads, half, weights, row, here, count, D, queries + i * stride)
+    for i in range(rows):
+        for k in range(heads):
+            settle(half, queries + i * stride + k * D * 4, shares[i * heads + k], D)
 
 
 @kernel
 def attention(block: int) -> None:
     """Arguments as in `ops_cpu.CpuOps.attend`."""
     a = i64(block)
-    R, M, H, G = a[15] * a[16], a[16], a[18], a[19]
+    B, M, H, G, D = a[15], a[16], a[18], a[19], a[20]
     r = ticket(block, 0)
-    while r < R:
+    while r < B * M:
         place_row(block, r)
         finished(block, 1)
         r = ticket(block, 0)
-    wait_for(block, 1, R)
-    row, heads = a[25], a[26]
+    wait_for(block, 1, B * M)
+    row, heads, height = a[25], a[26], a[27]
     group = H // G
-    parts = (group + heads - 1) // heads
-    task = ticket(block, 2)
-    if task >= R * G * parts:
+    parts, spans = (group + heads - 1) // heads, (M + height - 1) // height
+    task, num_tasks = ticket(block, 2), B * spans * G * parts
+    if task >= num_tasks:
         return
-    listed = a[24] + ticket(block, 3) * row * 4 * (1 + MAX_HEADS)  # each thread that has a task has its own scratch
-    scores = listed + row * 4
-    while task < R * G * parts:
-        part, pair = task % parts, task // parts
-        g, r = pair % G, pair // G
-        first = part * heads
-        attend_row(block, r // M, r % M, g, g * group + first, min(heads, group - first), listed, scores, row)
+    scratch = a[24] + ticket(block, 3) * (D * CHUNK + height * heads * row) * 4  # of each thread that has a task
+    while task < num_tasks:
+        h, g = task % parts * heads, task // parts % G
+        span = task // (parts * G)
+        m = span % spans * height
+        attend_rows(block, span // spans, m, min(height, M - m), g, g * group + h, min(heads, group - h), scratch)
         task = ticket(block, 2)

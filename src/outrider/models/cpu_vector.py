@@ -35,6 +35,7 @@ __all__ = [
     "i32",
     "i64",
     "inlined",
+    "interleaved",
     "kernel",
     "lowered",
     "u8",
@@ -135,10 +136,16 @@ class Emitter:
             both = (self.load(self.at(address, part * WIDTH, 1), vector(I8, WIDTH)) for part in range(2))
             low, high = (self.builder.sitofp(some, vector(F32, WIDTH)) for some in both)
             return low, high
-        both = self.load(address, vector(I32, WIDTH))
-        low = self.builder.shl(both, splat(self, I32(16), WIDTH))
-        high = self.builder.and_(both, self.high_halves)
-        return tuple(self.builder.bitcast(v, vector(F32, WIDTH)) for v in (low, high))
+        low, high = self.numbers(self.load(address, vector(I32, WIDTH)), 1)
+        return low, high
+
+    def numbers(self, lanes: Value, half: int) -> list[Value]:
+        """The vectors in `WIDTH` lanes of 32 bits: one of fp32, or if `half` those of the low and the high bf16."""
+        if not half:
+            return [self.builder.bitcast(lanes, vector(F32, WIDTH))]
+        low = self.builder.shl(lanes, splat(self, I32(16), WIDTH))
+        high = self.builder.and_(lanes, self.high_halves)
+        return [self.builder.bitcast(v, vector(F32, WIDTH)) for v in (low, high)]
 
     @cached_property
     def high_halves(self) -> Value:
@@ -249,30 +256,27 @@ def splat(emitter: Emitter, value: Value, lanes: int) -> Value:
     return emitter.builder.shuffle_vector(first, kind(ir.Undefined), ir.VectorType(I32, lanes)([0] * lanes))
 
 
-def halves(emitter: Emitter, a: Value, b: Value, group: int) -> Value:
-    """Fold every `group` lanes of a, then of b, to half as many by adding upper to lower."""
-    both = range(2 * a.type.count)
-    index = ir.VectorType(I32, a.type.count)
-    lower = emitter.builder.shuffle_vector(a, b, index([i for i in both if i % group < group // 2]))
-    upper = emitter.builder.shuffle_vector(a, b, index([i for i in both if i % group >= group // 2]))
-    return emitter.builder.fadd(lower, upper)
+def interleaved(emitter: Emitter, vectors: list[Value]) -> list[Value]:
+    """Vectors whose numbers, one after the other, are the first of each vector given, the second of each, and so on."""
+    if len(vectors) == 1:
+        return vectors
+    pairs = zip(interleaved(emitter, vectors[::2]), interleaved(emitter, vectors[1::2]), strict=True)
+    lanes = ir.VectorType(I32, WIDTH)
+    orders = [lanes([half + i // 2 + i % 2 * WIDTH for i in range(WIDTH)]) for half in (0, WIDTH // 2)]
+    return [emitter.builder.shuffle_vector(a, b, order) for a, b in pairs for order in orders]
 
 
-def lane_sums(emitter: Emitter, vectors: list[Value]) -> Value:
-    """The lane sums of `WIDTH` vectors, in order, as one vector; each by the same tree."""
-    group = WIDTH
-    while len(vectors) > 1:
-        vectors = [halves(emitter, a, b, group) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
-        group //= 2
-    return vectors[0]
-
-
-def lane_sum(emitter: Emitter, value: Value) -> Value:
-    """The sum of the lanes of one vector by the tree of `lane_sums`."""
-    group = value.type.count
-    while group > 1:
-        value = halves(emitter, value, value, group)
-        group //= 2
+def folded(emitter: Emitter, value: Value, join: Callable[[Value, Value], Value]) -> Value:
+    """The lanes of one vector joined by a fixed tree: those half the vector apart first."""
+    lanes = value.type.count
+    while lanes > 1:
+        lanes //= 2
+        index = ir.VectorType(I32, lanes)
+        lower, upper = (
+            emitter.builder.shuffle_vector(value, value, index([first + i for i in range(lanes)]))
+            for first in (0, lanes)
+        )
+        value = join(lower, upper)
     return emitter.builder.extract_element(value, I32(0))
 
 

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.models.cpu_attention import MAX_HEAD_DIM, attention
+from outrider.models.cpu_attention import MAX_HEAD_DIM, MAX_ROWS, attention
 from outrider.models.cpu_draft import next_tokens, shift
 from outrider.models.cpu_linear import BYTE, FULL, HALF, collect, embed, linear
 from outrider.models.cpu_memory import Arena
@@ -35,7 +35,7 @@ from outrider.models.cpu_packing import draft_in_bytes, interleaved, packed, unp
 from outrider.models.cpu_placement import address, checked_addresses, placement_addresses, placement_shape
 from outrider.models.cpu_program import Program, Recorder
 from outrider.models.cpu_rows import ADD, ASSIGN, GATED
-from outrider.models.cpu_softmax import MAX_HEADS
+from outrider.models.cpu_softmax import CHUNK, MAX_HEADS
 from outrider.models.cpu_threads import launch, lone_torch_thread, num_threads
 from outrider.models.cpu_vector import TILE_ROWS, WIDTH
 from outrider.models.ops import (
@@ -54,10 +54,11 @@ __all__ = ["CpuOps"]
 
 PANEL_BYTES = 192 * 1024  # activations that stay in the second-level cache while a chunk of weights passes
 TICKETS_PER_THREAD = 6
+TASKS_PER_THREAD = 3
 REPLAYED_ROWS = 32  # up to here a forward is short enough for Python to matter, and its buffers are small
 LINEAR_OUT = 9  # arguments of the kernels that differ from step to step: where a product goes,
 PLACED = 10  # a placement's five addresses and three sizes,
-SCRATCH = 24  # attention's scratch, and then its length per row
+HEAD_DIM, SCRATCH = 20, 24  # attention's head size; its scratch, and then the length of a line of it
 KINDS = {torch.float32: FULL, torch.bfloat16: HALF, torch.int8: BYTE}
 
 
@@ -188,8 +189,8 @@ class CpuOps(Ops):
             self._recorder = None
         kernels_N, blocks_NB = np.array(recorder.kernels, dtype=np.int64), recorder.blocks_NB()
         attends_N = np.flatnonzero(kernels_N == attention.address)
-        row = (self._sizes[1] + 2 * WIDTH) // WIDTH * WIDTH
-        scratch = torch.empty(self._threads, 1 + MAX_HEADS, row)
+        row = self._sizes[1] + CHUNK
+        scratch = self._attention_scratch(MAX_ROWS, MAX_HEADS, max(blocks_NB[attends_N, HEAD_DIM], default=0), row)
         blocks_NB[attends_N, SCRATCH], blocks_NB[attends_N, SCRATCH + 1] = scratch.data_ptr(), row
         logits_RV, features_RT = result
         kept, written_N = [*recorder.kept, scratch], np.zeros(0, dtype=np.int64)
@@ -235,8 +236,9 @@ class CpuOps(Ops):
         )
         assert keys_CHSD.shape == values_CHSD.shape, "keys and values differ in shape"
         out_RO = self._empty(B * M, H * D)
-        row = (placement.limit + 2 * WIDTH) // WIDTH * WIDTH
-        scratch = torch.empty(self._threads, 1 + MAX_HEADS, row) if self._recorder is None else None
+        row, heads = placement.limit + CHUNK, min(MAX_HEADS, H // G) if self._threads <= B * M * G else 1
+        height = max(1, min(MAX_ROWS, M, B * M * G // (TASKS_PER_THREAD * self._threads)))
+        scratch = self._attention_scratch(height, heads, D, row) if self._recorder is None else None
         self._run(
             attention.address,
             (qkv_RQ, out_RO, rope.cos_PD, rope.sin_PD, keys_CHSD, values_CHSD, scratch),
@@ -260,12 +262,17 @@ class CpuOps(Ops):
             shape.sliding_window or 0,
             0 if scratch is None else scratch.data_ptr(),  # a program has one for all layers
             row,
-            min(MAX_HEADS, H // G) if self._threads <= B * M * G else 1,
+            heads,
+            height,
         )
         if self._recorder is not None and not self._recorder.knows(placement):
             for number in range(8):
                 self._recorder.follow(PLACED + number, number)
         return out_RO
+
+    def _attention_scratch(self, rows: int, heads: int, head_dim: int, row: int) -> Tensor:
+        """For each thread a chunk of keys and a line of scores for each row and head of a task."""
+        return torch.empty(self._threads, head_dim * CHUNK + rows * heads * row)
 
     def next_tokens(
         self, logits_RK: Tensor, ids_K: Tensor | None, embedding_VE: Tensor, tokens_R: Tensor, out_RE: Tensor
