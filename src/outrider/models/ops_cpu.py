@@ -20,7 +20,7 @@ from collections.abc import Hashable
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import final
 
 import numpy as np
@@ -146,7 +146,7 @@ class CpuOps(Ops):
             R,
             mode,
             num_blocks,
-            max(1, num_blocks // (self._threads * TICKETS_PER_THREAD)),
+            chunk_of(num_blocks, self._threads),
             max(24, PANEL_BYTES // (4 * F) // 24 * 24),
             _floats(packed.scales),
         )
@@ -189,7 +189,7 @@ class CpuOps(Ops):
             self._recorder = None
         kernels_N, blocks_NB = np.array(recorder.kernels, dtype=np.int64), recorder.blocks_NB()
         attends_N = np.flatnonzero(kernels_N == attention.address)
-        row = self._sizes[1] + CHUNK
+        row = scores_in(self._sizes[1])
         scratch = self._attention_scratch(MAX_ROWS, MAX_HEADS, max(blocks_NB[attends_N, HEAD_DIM], default=0), row)
         blocks_NB[attends_N, SCRATCH], blocks_NB[attends_N, SCRATCH + 1] = scratch.data_ptr(), row
         logits_RV, features_RT = result
@@ -236,7 +236,7 @@ class CpuOps(Ops):
         )
         assert keys_CHSD.shape == values_CHSD.shape, "keys and values differ in shape"
         out_RO = self._empty(B * M, H * D)
-        row, heads = placement.limit + CHUNK, min(MAX_HEADS, H // G) if self._threads <= B * M * G else 1
+        row, heads = scores_in(placement.limit), min(MAX_HEADS, H // G) if self._threads <= B * M * G else 1
         height = max(1, min(MAX_ROWS, M, B * M * G // (TASKS_PER_THREAD * self._threads)))
         scratch = self._attention_scratch(height, heads, D, row) if self._recorder is None else None
         self._run(
@@ -325,6 +325,19 @@ class CpuOps(Ops):
             self._addresses = placement_addresses(placement) if is_known else checked_addresses(placement, *sizes)
             self._placement, self._sizes = placement, sizes
         return self._addresses
+
+
+def scores_in(positions: int) -> int:
+    """Length of a line of scores: whole chunks, and one more for padding."""
+    return (positions // CHUNK + 2) * CHUNK
+
+
+@cache
+def chunk_of(num_blocks: int, threads: int) -> int:
+    """How many blocks of columns a thread takes at a time: a few, but so that all threads have equally many chunks."""
+    most = max(1, num_blocks // (threads * TICKETS_PER_THREAD))
+    even = (chunk for chunk in range(most, most // 2, -1) if -(-num_blocks // chunk) % threads == 0)
+    return next(even, most)
 
 
 @lru_cache(maxsize=64)
