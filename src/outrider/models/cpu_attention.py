@@ -212,7 +212,7 @@ def attend_rows(block: int, b: int, m: int, rows: int, g: int, h: int, heads: in
 
 
 @kernel
-def attention(block: int) -> None:
+def attention(block: int, lane: int) -> None:
     """Arguments as in `ops_cpu.CpuOps.attend`."""
     a = i64(block)
     B, M, H, G, D = a[15], a[16], a[18], a[19], a[20]
@@ -228,7 +228,7 @@ def attention(block: int) -> None:
     task, num_tasks = ticket(block, 2), B * spans * G * parts
     if task >= num_tasks:
         return
-    scratch = a[24] + ticket(block, 3) * (D * CHUNK + height * heads * row) * 4  # of each thread that has a task
+    scratch = a[24] + lane * (D * CHUNK + height * heads * row) * 4
     while task < num_tasks:
         h, g = task % parts * heads, task // parts % G
         span = task // (parts * G)

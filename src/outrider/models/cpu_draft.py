@@ -25,7 +25,7 @@ def first_largest(x: int, count: int) -> int:
 
 
 @kernel
-def next_tokens(block: int) -> None:
+def next_tokens(block: int, lane: int) -> None:
     """Arguments as in `ops_cpu.CpuOps.next_tokens`."""
     a = i64(block)
     logits, K, ids, embedding, half, E, tokens, out, R = a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8]
@@ -47,7 +47,7 @@ def next_tokens(block: int) -> None:
 
 
 @kernel
-def shift(block: int) -> None:
+def shift(block: int, lane: int) -> None:
     """Arguments as in `ops_cpu.CpuOps.shifted`: slots stay, each slot's last length, position and place move on."""
     a = i64(block)
     B, by, out, M = a[4], a[5], i64(a[6]), a[7]

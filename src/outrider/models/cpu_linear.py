@@ -143,6 +143,15 @@ def tile_start(t: int, num_tiles: int, rows: int) -> int:
 
 
 @inlined
+def draw(block: int, lane: int, count: int) -> int:
+    """The number of a chunk, or `count` if there is none left. Even lanes go up from the first, odd ones down from the
+    last: so what two threads will need can be told, and fetched, before."""
+    if ticket(block, 2) >= count:
+        return count
+    return ticket(block, 3) if lane % 2 == 0 else count - 1 - ticket(block, 4)
+
+
+@inlined
 def panel(
     x: int,
     weight: int,
@@ -172,7 +181,7 @@ def panel(
 
 
 @kernel
-def linear(block: int) -> None:
+def linear(block: int, lane: int) -> None:
     """Arguments as in `ops_cpu.CpuOps._linear`."""
     a = i64(block)
     x, norm, eps, scratch = a[0], a[1], f64(block)[2], a[3]
@@ -181,12 +190,13 @@ def linear(block: int) -> None:
     num_blocks, chunk, panel_rows, scales = a[12], a[13], a[14], a[15]
     width = WIDTH if mode == GATED else COLUMNS
     block_bytes = F * COLUMNS * size_of(kind)
-    first = ticket(block, 2) * chunk
+    num_chunks = (num_blocks + chunk - 1) // chunk
+    first = draw(block, lane, num_chunks) * chunk
     if scratch != 0 and R <= TILE_ROWS:  # each thread lays them out for itself: faster than from core to core
         if first >= num_blocks:
             return
         fetch(weight + first * block_bytes, EARLY)
-        own = scratch + ticket(block, 3) * R * F * 4
+        own = scratch + lane * R * F * 4
         lay_out(x, norm, eps, own, R, F)
         x = own
     elif scratch != 0:
@@ -206,7 +216,7 @@ def linear(block: int) -> None:
         x = scratch
     sums = stack(TILE_BYTES)
     while first < num_blocks:
-        following = ticket(block, 2) * chunk  # drawn early: the last block of a chunk fetches the first of the next
+        following = draw(block, lane, num_chunks) * chunk  # drawn early: the last block of a chunk fetches the first of the next
         last = min(first + chunk, num_blocks)
         if NEAR != 0 and following < num_blocks:  # a tile that looks further ahead does this itself
             fetch(weight + following * block_bytes, EARLY)
@@ -234,7 +244,7 @@ def linear(block: int) -> None:
 
 
 @kernel
-def collect(block: int) -> None:
+def collect(block: int, lane: int) -> None:
     """Arguments as in `ops_cpu.CpuOps.collect`."""
     a = i64(block)
     x, norm, eps, F, out, columns, R = a[0], a[1], f64(block)[2], a[3], a[4], a[5], a[6]
@@ -245,7 +255,7 @@ def collect(block: int) -> None:
 
 
 @kernel
-def embed(block: int) -> None:
+def embed(block: int, lane: int) -> None:
     """Arguments as in `ops_cpu.CpuOps.embed`."""
     a = i64(block)
     table, half, F, tokens, out, R = a[0], a[1], a[2], i64(a[3]), a[4], a[5]

@@ -1,7 +1,7 @@
 """The threads of the kernels: a pool that never waits for a thread that has not come.
 
-A kernel is `void (int64 block)`. The block is its argument record: 64-bit numbers first, then counters, each on a cache
-line of its own. Threads share work by drawing tickets, so a kernel is right for any number of threads, and a slow core
+A kernel is `void (int64 block, int64 lane)`. The block is its argument record: 64-bit numbers first, then counters, each
+on a cache line of its own. The caller has lane 0 and each worker one of its own from 1 on. Threads share work by drawing tickets, so a kernel is right for any number of threads, and a slow core
 only draws fewer. `finished` and `wait_for` order two stages of one kernel.
 
 The caller publishes a kernel in the pool's state, works on it itself, closes it, and waits only for the workers that
@@ -96,7 +96,7 @@ def launch(address: int, threads: int, *arguments: int) -> None:
         kernel = ctypes.c_int64(address)
         _pool(threads - 1).run(ctypes.addressof(kernel), ctypes.addressof(block), 1)
     else:
-        _entry(address)(ctypes.addressof(block))
+        _entry(address)(ctypes.addressof(block), 0)
 
 
 def launch_all(threads: int, kernels_N: np.ndarray, blocks_NB: np.ndarray) -> None:
@@ -126,7 +126,7 @@ def _layout(num_arguments: int) -> struct.Struct:
 
 @cache
 def _entry(address: int) -> Any:
-    return ctypes.CFUNCTYPE(None, ctypes.c_int64)(address)
+    return ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)(address)
 
 
 class _Pool:
@@ -142,8 +142,8 @@ class _Pool:
         self._busy = threading.Lock()
         self._wake = threading.Condition()
         self._num_workers = num_workers
-        for _ in range(num_workers):
-            threading.Thread(target=self._work, daemon=True, name="outrider-kernel").start()
+        for lane in range(1, num_workers + 1):
+            threading.Thread(target=self._work, args=(lane,), daemon=True, name="outrider-kernel").start()
 
     def _measure_spins(self) -> None:
         """How often a worker looks before it sleeps: a processor's pause takes 7 ns on one machine, 50 on another."""
@@ -151,7 +151,7 @@ class _Pool:
         spins.value, seconds = trial, float("inf")
         for _ in range(3):
             start = perf_counter()
-            _entry(help_out.address)(self._address)
+            _entry(help_out.address)(self._address, 0)
             seconds = min(seconds, perf_counter() - start)
         spins.value = max(trial, int(trial * AWAKE_S / seconds))
 
@@ -171,14 +171,14 @@ class _Pool:
     def _is_open(self) -> bool:
         return bool(self._state.value & OPEN)
 
-    def _work(self) -> None:
+    def _work(self, lane: int) -> None:
         helping = _entry(help_out.address)
         while True:
             with self._wake:
                 if not self._is_open() and not self._wake.wait(MISSED_S) and not self._is_open():
                     self._wake.wait()
                 self._awake.value += 1
-            helping(self._address)
+            helping(self._address, lane)
             with self._wake:
                 self._awake.value -= 1
 
@@ -193,14 +193,15 @@ def _word(emitter: Emitter, base: Value, index: Value | int) -> Value:
 
 
 @emitted
-def call(typing: Any, address: Any, block: Any) -> Any:
+def call(typing: Any, address: Any, block: Any, lane: Any) -> Any:
     """Call the kernel at an address."""
 
-    def emit(emitter: Emitter, address: Value, block: Value) -> None:
-        kind = ir.FunctionType(ir.VoidType(), [I64])
-        emitter.builder.call(emitter.builder.inttoptr(address, ir.PointerType(kind)), [block])
+    def emit(emitter: Emitter, address: Value, block: Value, lane: Value | int) -> None:
+        kind = ir.FunctionType(ir.VoidType(), [I64, I64])
+        lane = I64(lane) if isinstance(lane, int) else lane
+        emitter.builder.call(emitter.builder.inttoptr(address, ir.PointerType(kind)), [block, lane])
 
-    return lowered(emit, types.void, address, block)
+    return lowered(emit, types.void, address, block, lane)
 
 
 @emitted
@@ -251,7 +252,7 @@ def publish(pool: int, kernel: int, block: int) -> None:
     job = i64(pool + JOB * 8)
     job[0], job[1] = kernel, block
     add(pool, STATE, 2 * OPEN + OPEN)  # the next generation, open
-    call(kernel, block)
+    call(kernel, block, 0)
     add(pool, STATE, -OPEN)
     while read(pool, STATE) & JOINED != 0:
         pause()
@@ -262,13 +263,13 @@ def publish_all(pool: int, kernels: int, blocks: int, count: int) -> None:
     """Work on kernels one after the other; with pool 0, alone. Block n follows block n - 1."""
     for n in range(count):
         if pool == 0:
-            call(i64(kernels)[n], blocks + n * BLOCK * 8)
+            call(i64(kernels)[n], blocks + n * BLOCK * 8, 0)
         else:
             publish(pool, i64(kernels)[n], blocks + n * BLOCK * 8)
 
 
-@cfunc(types.void(types.int64), cache=True)  # type: ignore[untyped-decorator]
-def help_out(pool: int) -> None:
+@cfunc(types.void(types.int64, types.int64), cache=True)  # type: ignore[untyped-decorator]
+def help_out(pool: int, lane: int) -> None:
     """Join kernels as they are published; return after a while without one."""
     last, spins, most = -1, 0, i64(pool + SPINS * 8)[0]
     job = i64(pool + JOB * 8)
@@ -276,7 +277,7 @@ def help_out(pool: int) -> None:
         state = read(pool, STATE)
         generation = state // (2 * OPEN)
         if state & OPEN != 0 and generation != last and replaced(pool, STATE, state, state + 1) == 1:
-            call(job[0], job[1])
+            call(job[0], job[1], lane)
             add(pool, STATE, -1)
             last, spins = generation, 0
         else:

@@ -75,8 +75,8 @@ def inlined(function: Function) -> Function:
 
 
 def kernel(function: Function) -> Any:
-    """Compile a kernel `void (int64 block)` that any native thread can run; `.address` is its entry."""
-    return cfunc(types.void(types.int64), cache=True, error_model="numpy")(function)
+    """Compile a kernel `void (int64 block, int64 lane)` that any native thread can run; `.address` is its entry."""
+    return cfunc(types.void(types.int64, types.int64), cache=True, error_model="numpy")(function)
 
 
 def emitted(function: Callable[..., Any]) -> Any:

@@ -38,7 +38,7 @@ def test_workers_that_fell_asleep_wake_up_again() -> None:
 
 
 @kernel
-def counts_who_comes(block: int) -> None:
+def counts_who_comes(block: int, lane: int) -> None:
     """Draw a ticket, and go on drawing from another counter until a second thread has come, or for a second or so."""
     arrivals = ticket(block, 0) + 1
     while arrivals < 2 and ticket(block, 1) < 50_000_000:
