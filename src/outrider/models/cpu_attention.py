@@ -186,7 +186,7 @@ def attend_rows(block: int, b: int, m: int, rows: int, g: int, h: int, heads: in
     keys, values = (a[8] + place * 2, a[9] + place * 2) if half == 1 else (a[8] + place * 4, a[9] + place * 4)
     lines, line = scratch + D * CHUNK * 4, row * 4
     for first in range(base, last + 1, CHUNK):
-        turn(half, keys, first, last, D, scratch)
+        turn(half, keys, values, first, last, D, scratch)
         for i in range(rows):
             if starts[i] < first + CHUNK and first < ends[i]:
                 score(heads, queries + i * stride, scratch, D, lines + i * heads * line + (first - base) * 4, row)

@@ -50,19 +50,24 @@ def by_case(emitter: Emitter, number: Value, codes: list[int]) -> Iterator[int]:
 
 
 @emitted
-def turn(typing: Any, half: Any, keys: Any, first: Any, last: Any, D: Any, out: Any) -> Any:
-    """out[d, i] = keys[min(first + i, last), d] in fp32, for a chunk of keys in fp32 or, if `half`, in bf16."""
+def turn(typing: Any, half: Any, keys: Any, values: Any, first: Any, last: Any, D: Any, out: Any) -> Any:
+    """out[d, i] = keys[min(first + i, last), d] in fp32, for a chunk of keys in fp32 or, if `half`, in bf16.
 
-    def emit(emitter: Emitter, half: Value, keys: Value, first: Value, last: Value, D: Value, out: Value) -> None:
+    The values of these positions are fetched meanwhile, and arrive while scores are taken.
+    """
+
+    def emit(emitter: Emitter, half: Value, keys: Value, values: Value, first: Value, last: Value, D: Value, out: Value) -> None:
         for which in by_case(emitter, half, [0, 1]):
             with emitter.loop(I64(0), I64(CHUNK), WIDTH) as start:
                 here = emitter.builder.add(first, start)
-                emit_turn(emitter, which, keys, here, last, D, emitter.at(out, start, 4))
+                emit_turn(emitter, which, keys, values, here, last, D, emitter.at(out, start, 4))
 
-    return lowered(emit, types.void, half, keys, first, last, D, out)
+    return lowered(emit, types.void, half, keys, values, first, last, D, out)
 
 
-def emit_turn(emitter: Emitter, half: int, keys: Value, first: Value, last: Value, D: Value, out: Value) -> None:
+def emit_turn(
+    emitter: Emitter, half: int, keys: Value, values: Value, first: Value, last: Value, D: Value, out: Value
+) -> None:
     """One vector of keys."""
     b = emitter.builder
     size, shared = (2, 2) if half else (4, 1)  # bytes of a number, numbers of a lane
@@ -72,6 +77,8 @@ def emit_turn(emitter: Emitter, half: int, keys: Value, first: Value, last: Valu
     whole = emitter.whole(D, shared * WIDTH)
     with emitter.loop(I64(0), whole, shared * WIDTH) as d:
         lines = [emitter.load(emitter.at(base, d, size), vector(I32, WIDTH)) for base in bases]
+        for base in bases:
+            emitter.prefetch(b.add(emitter.at(base, d, size), b.sub(values, keys)), 2)
         turned = [number for line in interleaved(emitter, lines) for number in emitter.numbers(line, half)]
         for place, number in enumerate(turned):
             emitter.store(emitter.at(emitter.at(out, d, 4 * CHUNK), place * CHUNK, 4), number)
