@@ -106,26 +106,25 @@ def place_queries(block: int, r: int, h: int, heads: int) -> None:
 
 
 @inlined
-def first_seen(block: int, b: int, m: int) -> int:
-    """The first position that row (b, m) sees, or the slot's length if that comes first."""
+def first_seen(block: int, length: int, r: int) -> int:
+    """The first position that row r sees, or its slot's length if that comes first."""
     a = i64(block)
-    window, length = a[23], i64(a[11])[b]
-    first = max(0, i64(a[12])[b * a[16] + m] - window + 1) if window > 0 else 0
+    window = a[23]
+    first = max(0, i64(a[12])[r] - window + 1) if window > 0 else 0
     return min(first, length) if a[14] != 0 else first
 
 
 @inlined
-def end_seen(block: int, b: int, m: int) -> int:
-    """One past the last position that row (b, m) sees; what lies behind it may never have been written."""
+def end_seen(block: int, length: int, r: int, m: int) -> int:
+    """One past the last position that row r, the m-th of its slot, sees; what lies behind may never have been written."""
     a = i64(block)
-    end = i64(a[11])[b]
-    if a[14] == 0:
-        return end + m + 1
-    mask = u8(a[14] + (b * a[16] + m) * a[17])
     count = a[17]
+    if a[14] == 0:
+        return length + m + 1
+    mask = u8(a[14] + r * count)
     while count > 0 and mask[count - 1] == 0:
         count -= 1
-    return end + count
+    return length + count
 
 
 @inlined
@@ -169,19 +168,19 @@ def weigh(scores: int, length: int, mask: int, T: int) -> float:
 
 @inlined
 def attend_rows(block: int, b: int, m: int, rows: int, g: int, h: int, heads: int, scratch: int) -> None:
-    """Query heads h .. h + heads - 1, all of key head g, of the rows (b, m) and after.
+    """Query heads h .. h + heads - 1, all of key head g, of row (b, m) and those after it, `rows` in all, of one slot.
 
     In the scratch are the turned chunk, then for each row and head a line of scores, from position `base` on.
     """
     a = i64(block)
-    H, D, M, T, half, row, length = a[18], a[20], a[16], a[17], a[22], a[25], i64(a[11])[b]
+    H, D, T, half, row, r, length = a[18], a[20], a[17], a[22], a[25], b * a[16] + m, i64(a[11])[b]
     starts, ends = i64(stack(SPAN_BYTES)), i64(stack(SPAN_BYTES))
     base, last = length, 0
     for i in range(rows):
-        starts[i], ends[i] = first_seen(block, b, m + i), end_seen(block, b, m + i)
+        starts[i], ends[i] = first_seen(block, length, r + i), end_seen(block, length, r + i, m + i)
         base, last = min(base, starts[i]), max(last, ends[i] - 1)
-        place_queries(block, b * M + m + i, h, heads)
-    queries, stride = a[1] + ((b * M + m) * H + h) * D * 4, H * D * 4
+        place_queries(block, r + i, h, heads)
+    queries, stride = a[1] + (r * H + h) * D * 4, H * D * 4
     place = (i64(a[10])[b] * a[19] + g) * a[21] * D
     keys, values = (a[8] + place * 2, a[9] + place * 2) if half == 1 else (a[8] + place * 4, a[9] + place * 4)
     lines, line = scratch + D * CHUNK * 4, row * 4
@@ -192,7 +191,7 @@ def attend_rows(block: int, b: int, m: int, rows: int, g: int, h: int, heads: in
                 score(heads, queries + i * stride, scratch, D, lines + i * heads * line + (first - base) * 4, row)
     shares = f32(scratch)
     for i in range(rows):
-        result, mask = f32(queries + i * stride), 0 if a[14] == 0 else a[14] + (b * M + m + i) * T
+        result, mask = f32(queries + i * stride), 0 if a[14] == 0 else a[14] + (r + i) * T
         for d in range(heads * D):
             result[d] = types.float32(0.0)
         before = (length if mask != 0 else ends[i]) - starts[i]
@@ -211,27 +210,41 @@ def attend_rows(block: int, b: int, m: int, rows: int, g: int, h: int, heads: in
             settle(half, queries + i * stride + k * D * 4, shares[i * heads + k], D)
 
 
+@inlined
+def num_alike(block: int, b: int, m: int, most: int) -> int:
+    """How many rows from row (b, m) on are of its slot, at most `most`."""
+    M, slots, rows = i64(block)[16], i64(i64(block)[10]), 1
+    if M > 1:
+        return min(most, M - m)
+    while rows < most and slots[b + rows] == slots[b]:
+        rows += 1
+    return rows
+
+
 @kernel
 def attention(block: int, lane: int) -> None:
     """Arguments as in `ops_cpu.CpuOps.attend`."""
     a = i64(block)
-    B, M, H, G, D = a[15], a[16], a[18], a[19], a[20]
+    R, H, G, D = a[15] * a[16], a[18], a[19], a[20]
     r = ticket(block, 0)
-    while r < B * M:
+    while r < R:
         place_row(block, r)
         finished(block, 1)
         r = ticket(block, 0)
-    wait_for(block, 1, B * M)
+    wait_for(block, 1, R)
     row, heads, height = a[25], a[26], a[27]
     group = H // G
-    parts, spans = (group + heads - 1) // heads, (M + height - 1) // height
-    task, num_tasks = ticket(block, 2), B * spans * G * parts
-    if task >= num_tasks:
-        return
+    parts = (group + heads - 1) // heads
+    num_tasks = (R + height - 1) // height * G * parts
     scratch = a[24] + lane * (D * CHUNK + height * heads * row) * 4
+    task = ticket(block, 2)
     while task < num_tasks:
-        h, g = task % parts * heads, task // parts % G
-        span = task // (parts * G)
-        m = span % spans * height
-        attend_rows(block, span // spans, m, min(height, M - m), g, g * group + h, min(heads, group - h), scratch)
+        h, g, r = task % parts * heads, task // parts % G, task // (parts * G) * height
+        end = min(r + height, R)
+        while r < end:
+            b = r // a[16]
+            m = r - b * a[16]
+            rows = num_alike(block, b, m, end - r)
+            attend_rows(block, b, m, rows, g, g * group + h, min(heads, group - h), scratch)
+            r += rows
         task = ticket(block, 2)

@@ -56,7 +56,9 @@ def turn(typing: Any, half: Any, keys: Any, values: Any, first: Any, last: Any, 
     The values of these positions are fetched meanwhile, and arrive while scores are taken.
     """
 
-    def emit(emitter: Emitter, half: Value, keys: Value, values: Value, first: Value, last: Value, D: Value, out: Value) -> None:
+    def emit(
+        emitter: Emitter, half: Value, keys: Value, values: Value, first: Value, last: Value, D: Value, out: Value
+    ) -> None:
         for which in by_case(emitter, half, [0, 1]):
             with emitter.loop(I64(0), I64(CHUNK), WIDTH) as start:
                 here = emitter.builder.add(first, start)
@@ -68,23 +70,32 @@ def turn(typing: Any, half: Any, keys: Any, values: Any, first: Any, last: Any, 
 def emit_turn(
     emitter: Emitter, half: int, keys: Value, values: Value, first: Value, last: Value, D: Value, out: Value
 ) -> None:
-    """One vector of keys."""
+    """One vector of keys. Their addresses are found one from the other, for there are more than registers."""
     b = emitter.builder
     size, shared = (2, 2) if half else (4, 1)  # bytes of a number, numbers of a lane
-    positions = [b.add(first, I64(part)) for part in range(WIDTH)]
-    bounded = [b.select(b.icmp_signed("<", position, last), position, last) for position in positions]
-    bases = [emitter.at(keys, position, b.mul(D, I64(size))) for position in bounded]
+    stride, away = b.mul(D, I64(size)), b.sub(values, keys)
+    start = b.select(b.icmp_signed("<", first, last), first, last)
+    left = b.sub(last, start)
+
+    def addresses(d: Value) -> Iterator[Value]:
+        """Of number d of each key; keys behind the last are the last again."""
+        here = emitter.at(emitter.at(keys, start, stride), d, size)
+        for part in range(WIDTH):
+            yield here
+            here = b.add(here, b.select(b.icmp_signed("<", I64(part), left), stride, I64(0)))
+
     whole = emitter.whole(D, shared * WIDTH)
     with emitter.loop(I64(0), whole, shared * WIDTH) as d:
-        lines = [emitter.load(emitter.at(base, d, size), vector(I32, WIDTH)) for base in bases]
-        for base in bases:
-            emitter.prefetch(b.add(emitter.at(base, d, size), b.sub(values, keys)), 2)
+        lines = []
+        for place in addresses(d):
+            lines.append(emitter.load(place, vector(I32, WIDTH)))
+            emitter.prefetch(b.add(place, away), 2)
         turned = [number for line in interleaved(emitter, lines) for number in emitter.numbers(line, half)]
-        for place, number in enumerate(turned):
-            emitter.store(emitter.at(emitter.at(out, d, 4 * CHUNK), place * CHUNK, 4), number)
+        for row, number in enumerate(turned):
+            emitter.store(emitter.at(emitter.at(out, d, 4 * CHUNK), row * CHUNK, 4), number)
     with emitter.loop(whole, D) as d:
-        for part, base in enumerate(bases):
-            number = emitter.load_floats(emitter.at(base, d, size), 1, half)
+        for part, place in enumerate(addresses(d)):
+            number = emitter.load_floats(place, 1, half)
             emitter.store(emitter.at(emitter.at(out, d, 4 * CHUNK), part, 4), number)
 
 

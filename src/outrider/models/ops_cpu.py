@@ -237,7 +237,7 @@ class CpuOps(Ops):
         assert keys_CHSD.shape == values_CHSD.shape, "keys and values differ in shape"
         out_RO = self._empty(B * M, H * D)
         row, heads = scores_in(placement.limit), min(MAX_HEADS, H // G) if self._threads <= B * M * G else 1
-        height = max(1, min(MAX_ROWS, M, B * M * G // (TASKS_PER_THREAD * self._threads)))
+        height = max(1, min(MAX_ROWS, B * M * G // (TASKS_PER_THREAD * self._threads)))
         scratch = self._attention_scratch(height, heads, D, row) if self._recorder is None else None
         self._run(
             attention.address,
