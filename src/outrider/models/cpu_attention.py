@@ -3,8 +3,8 @@
 A task is a few rows of a slot and the query heads that share a key head, up to four. It goes over the positions that
 any of its rows sees in chunks, so that a chunk's keys are turned, and later its values read, while they are in the
 first cache. What a row does not see in between is taken out of its scores before the sum of their exponentials, which
-runs down the positions seen in fixed lanes, and weighs 0 afterwards. So the bits of a row depend on what it sees and not
-on where it is stored: a tree node whose siblings lie between its ancestors gives what the same tokens give when
+runs down the positions seen in fixed lanes, and weighs 0 afterwards. So the bits of a row depend on what it sees and
+not on where it is stored: a tree node whose siblings lie between its ancestors gives what the same tokens give when
 committed, one row at a time or many.
 
 Worked example: a row sees positions 0, 1, 3 of the cache. Its scores become (s0, s1, s3), padded to whole vectors with
@@ -16,7 +16,7 @@ from typing import Any
 from numba import types
 
 from outrider.models.cpu_rows import dot
-from outrider.models.cpu_softmax import CHUNK, MAX_HEADS, exponentials, mix, score, settle, store_head, turn
+from outrider.models.cpu_softmax import CHUNK, exponentials, mix, score, settle, store_head, turn
 from outrider.models.cpu_threads import finished, stack, ticket, wait_for
 from outrider.models.cpu_vector import (
     F32,
@@ -116,9 +116,9 @@ def first_seen(block: int, length: int, r: int) -> int:
 
 @inlined
 def end_seen(block: int, length: int, r: int, m: int) -> int:
-    """One past the last position that row r, the m-th of its slot, sees; what lies behind may never have been written."""
+    """One past the last position that row r, the m-th of its slot, sees; what lies behind may never be written."""
     a = i64(block)
-    count = a[17]
+    count: int = a[17]
     if a[14] == 0:
         return length + m + 1
     mask = u8(a[14] + r * count)
@@ -155,7 +155,7 @@ def weigh(scores: int, length: int, mask: int, T: int) -> float:
     """Scores of `length` positions, and where there is a mask of T more, of which it hides some -> exponentials, 0 for
     what is hidden; returns 1 / their sum, or 0 where nothing is seen."""
     count = length if mask == 0 else seen_together(scores, length, mask, T)
-    total = types.float32(0.0)
+    total: float = types.float32(0.0)
     if count > 0:
         padded = (count + WIDTH - 1) // WIDTH * WIDTH
         for j in range(count, padded):
@@ -213,10 +213,8 @@ def attend_rows(block: int, b: int, m: int, rows: int, g: int, h: int, heads: in
 @inlined
 def num_alike(block: int, b: int, m: int, most: int) -> int:
     """How many rows from row (b, m) on are of its slot, at most `most`."""
-    M, slots, rows = i64(block)[16], i64(i64(block)[10]), 1
-    if M > 1:
-        return min(most, M - m)
-    while rows < most and slots[b + rows] == slots[b]:
+    slots, M, rows = i64(i64(block)[10]), i64(block)[16], 1
+    while rows < most and (m + rows < M if M > 1 else slots[b + rows] == slots[b]):
         rows += 1
     return rows
 

@@ -9,13 +9,13 @@ Every sum y[r, o] = fma(x[r, F-1], w[o, F-1], ... fma(x[r, 0], w[o, 0], 0)) runs
 one register lane, whichever tile it is in. The bits of a row hence depend on that row alone: not on the number of rows,
 the row's index, the tile's shape or the number of threads.
 
-Rows are first laid out tile by tile, [feature][row of the tile], normalised on the way if need be: then the inner loop
-reads both its streams at fixed offsets from two pointers, which made eight rows a third faster than striding from row
-to row. The rows of one tile are laid out by every thread for itself, those of many are shared out.
+Rows are first laid out tile by tile, [feature][row of the tile], normalised on the way if need be (`cpu_rows`). The
+rows of one tile are laid out by every thread for itself, those of many are shared out.
 
 Worked example: 8 rows are two tiles of 4; the block of weights (18 KB for 576 features in bf16) comes from memory for
 the first tile and from a cache for the second. Each tile fetches its half of the next block meanwhile. A single tile
-fetches a little ahead of itself instead, where that was measured to be better (`NEAR`).
+fetches a little ahead of itself instead, where that was measured to be better (`NEAR`). It asks for each line between
+the sums of two features: asked for four at a time, eight rows took 7 % longer.
 """
 
 from typing import Any
@@ -148,7 +148,8 @@ def draw(block: int, lane: int, count: int) -> int:
     last: so what two threads will need can be told, and fetched, before."""
     if ticket(block, 2) >= count:
         return count
-    return ticket(block, 3) if lane % 2 == 0 else count - 1 - ticket(block, 4)
+    number: int = ticket(block, 3) if lane % 2 == 0 else count - 1 - ticket(block, 4)
+    return number
 
 
 @inlined
@@ -216,7 +217,7 @@ def linear(block: int, lane: int) -> None:
         x = scratch
     sums = stack(TILE_BYTES)
     while first < num_blocks:
-        following = draw(block, lane, num_chunks) * chunk  # drawn early: the last block of a chunk fetches the first of the next
+        following = draw(block, lane, num_chunks) * chunk  # early, so that a chunk's last block fetches its first
         last = min(first + chunk, num_blocks)
         if NEAR != 0 and following < num_blocks:  # a tile that looks further ahead does this itself
             fetch(weight + following * block_bytes, EARLY)

@@ -1,14 +1,14 @@
 """What rows go through before and after a product of the CPU back end: normalised and laid out, and finished.
 
 Rows are laid out tile by tile, [feature][row of the tile]: then a product's inner loop reads both its streams at fixed
-offsets from two pointers, which made eight rows a third faster than striding from row to row. Vectors of several rows
-are interleaved in registers, row by row doubled: (a b c d), (e f g h) give (a e b f), (c g d h).
+offsets from two pointers, which made eight rows a third faster than striding from row to row. Vectors of rows are
+interleaved in registers: the rows (a b c d) and (e f g h) are stored as (a e b f), (c g d h).
 
 A block's sums are finished in the order scale, gate, bias, and are assigned or added to the output, a vector of columns
 at a time. No row depends on another here either.
 
-Both are short beside the product, but memory rests meanwhile unless it is asked for what comes next. Each row that is
-finished therefore fetches a few lines of weights: with eight rows, finishing without it cost a tenth of a forward.
+Both are short beside the product, but memory rests meanwhile unless it is asked for what comes next: each row that is
+finished fetches a few lines of weights.
 """
 
 from typing import Any

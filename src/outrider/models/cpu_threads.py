@@ -1,8 +1,9 @@
 """The threads of the kernels: a pool that never waits for a thread that has not come.
 
-A kernel is `void (int64 block, int64 lane)`. The block is its argument record: 64-bit numbers first, then counters, each
-on a cache line of its own. The caller has lane 0 and each worker one of its own from 1 on. Threads share work by drawing tickets, so a kernel is right for any number of threads, and a slow core
-only draws fewer. `finished` and `wait_for` order two stages of one kernel.
+A kernel is `void (int64 block, int64 lane)`. The block is its argument record: 64-bit numbers, then counters, each on
+a cache line of its own. The caller has lane 0 and each worker one of its own from 1 on. Threads share work by drawing
+tickets, so a kernel is right for any number of threads, and a slow core only draws fewer. `finished` and `wait_for`
+order two stages of one kernel.
 
 The caller publishes a kernel in the pool's state, works on it itself, closes it, and waits only for the workers that
 have joined. The state is one word: generation * 2^17 + open * 2^16 + joined. A worker joins by compare-and-swap while

@@ -129,7 +129,7 @@ class Case:
         )
 
 
-CAPACITY, SLOTS, TRASH = 64, 3, 63
+CAPACITY, SLOTS, TRASH = 200, 3, 199
 
 
 def rope_tables(D: int) -> Rope:
@@ -144,11 +144,11 @@ def cases(draw: st.DrawFn) -> Case:
     G, D = draw(st.integers(1, 3)), draw(st.sampled_from([2, 6, 8, 16, 20, 34, 64]))
     H = G * draw(st.integers(1, 6))
     B, M, earlier = draw(st.integers(1, SLOTS)), draw(st.integers(1, 9)), draw(st.integers(0, 4))
-    window = draw(st.none() | st.integers(1, 12))
+    window = draw(st.none() | st.integers(1, 12) | st.integers(60, 120))
     causal = draw(st.booleans())
     dtype = draw(DTYPES)
     generator = torch.Generator().manual_seed(seed)
-    lengths_B = torch.randint(0, 30, (B,), generator=generator)
+    lengths_B = torch.randint(0, draw(st.sampled_from([30, 180])), (B,), generator=generator)
     T = M if causal else M + earlier
     tail_M = torch.arange(T - M, T)
     write_BM = lengths_B[:, None] + tail_M
@@ -248,6 +248,30 @@ def test_a_row_attends_alike_whatever_else_is_in_the_call(case: Case, threads: i
         ),
     )
     assert torch.equal(together[b * M + m : b * M + m + 1], alone.run(CpuOps(torch.float32, 1)))
+
+
+@settings(deadline=None, max_examples=40)
+@given(case=cases(), threads=st.integers(1, 3))
+def test_rows_of_a_slot_may_be_given_as_slots_of_one_row(case: Case, threads: int) -> None:
+    """So drafts of different lengths come; whichever rows share a task, each gives the same bits."""
+    place = case.placement
+    B, M = place.positions_BM.shape
+    if place.mask_BMT is None:
+        return
+    one_by_one = replace(
+        case,
+        qkv_RQ=case.qkv_RQ.clone(),
+        placement=Placement(
+            slots_B=place.slots_B.repeat_interleave(M),
+            lengths_B=place.lengths_B.repeat_interleave(M),
+            positions_BM=place.positions_BM.reshape(B * M, 1),
+            write_BM=place.write_BM.reshape(B * M, 1),
+            mask_BMT=place.mask_BMT.reshape(B * M, 1, -1),
+            limit=place.limit,
+        ),
+    )
+    together = case.run(CpuOps(torch.float32, threads))
+    assert torch.equal(together, one_by_one.run(CpuOps(torch.float32, threads)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
