@@ -2,11 +2,12 @@
 
 Two predictions, neither of which reads a time of the run:
 
-    from the row      tau, coverage and mean nodes of the row, one average step (`outrider.bench.planning.predict`)
+    from the row      tau, coverage and mean nodes of the row, one average step (`outrider.bench.planning.predict`) for
+                      every number of slots that were running: in a queue of a few requests the last stand empty
     from its steps    every step of the run priced by its own slots, rows and context, and the speedup then taken by
                       `derive_rows` exactly as from measured times: what is left is the cost table's own error
 
-The difference between the two is the price of averaging: answers that end, slots that run empty, drafts of uneven size.
+The difference between the two is the price of averaging: answers that end, drafts of uneven size.
 
 Worked example: a row with tau 2, four nodes in every step, measured at 1.6; the table says 10 ms for one row, 12 ms for
 five and 0.5 ms for a draft. Predicted 2 * 10 / 12.5 = 1.6: error 0.
@@ -20,7 +21,7 @@ from outrider.bench.derive import derive_rows
 from outrider.bench.planning.acceptance_profile import EMPTY
 from outrider.bench.planning.drafters import measured
 from outrider.bench.planning.predict import FreeDrafts, Setting, step_time
-from outrider.bench.planning.run import Evidence, drafted_rows, label_of, mean_context, shape_of
+from outrider.bench.planning.run import Evidence, drafted_rows, label_of, mean_context, occupancy, shape_of
 from outrider.bench.schema import PLAIN, Row
 from outrider.bench.unit import UnitResult
 from outrider.costs import DraftCosts, TargetCosts
@@ -91,7 +92,8 @@ def check_run(evidence: Evidence, tables: CostTables, context: float, run: str) 
         if drafts is not None:
             units = [unit for unit in evidence.units if (unit.method, unit.batch) == (row.method, row.batch)]
             setting = Setting(num_slots=row.batch, context=mean_context(units, context), greedy=row.temperature == 0)
-            checked.append(_checked(row, tables, drafts, setting, replayed.get(_key(row))))
+            predicted = _predicted(row, tables, drafts, setting, occupancy(units, row.batch))
+            checked.append(_checked(row, predicted, replayed.get(_key(row))))
     if not checked:
         missing = f"; the costs hold no table of {', '.join(left_out)}" if left_out else ""
         raise ConfigError(f"{run} has no row that can be checked{missing}")
@@ -134,12 +136,22 @@ def _replayed(units: Sequence[UnitResult], tables: CostTables) -> list[Row]:
     return derive_rows(retimed(unit, tables) for unit in ours)
 
 
-def _checked(row: Row, tables: CostTables, drafts: DraftCosts, setting: Setting, replayed: Row | None) -> CheckedRow:
+def _predicted(
+    row: Row, tables: CostTables, drafts: DraftCosts, setting: Setting, shares: Mapping[int, float]
+) -> float:
+    """tau times a token's time in plain steps over that in the row's, with as many slots as were running."""
+    assert row.tau is not None
+    plain_s = step_s = 0.0
+    for slots, share in shares.items():
+        running = replace(setting, num_slots=slots)
+        plain_s += share / slots * step_time(tables.target, tables.plain, EMPTY, running).total_s
+        step_s += share / slots * step_time(tables.target, drafts, shape_of(row), running).total_s
+    return row.tau * plain_s / step_s
+
+
+def _checked(row: Row, predicted: float, replayed: Row | None) -> CheckedRow:
     assert row.speedup is not None
     assert row.tau is not None
-    step = step_time(tables.target, drafts, shape_of(row), setting)
-    plain = step_time(tables.target, tables.plain, EMPTY, setting)
-    predicted = row.tau * plain.total_s / step.total_s
     found = replayed.speedup.point if replayed is not None and replayed.speedup is not None else None
     return CheckedRow(
         method=label_of(row),

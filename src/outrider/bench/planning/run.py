@@ -12,6 +12,7 @@ Worked example: acceptance_per_pos (0.5, 0.25), mean_acceptance_length 1.75, dra
 draft over two levels, a chain that fills its room.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ __all__ = [
     "label_of",
     "mean_context",
     "mean_nodes",
+    "occupancy",
     "read_run",
     "shape_of",
 ]
@@ -114,6 +116,12 @@ def chosen_rows(report: Report, category: str, temperature: float) -> list[Row]:
         raise ConfigError(f"the run has no rows at temperature {temperature:g}; it has {known}")
     smallest = {label_of(row): row for row in sorted(found, key=lambda row: -row.batch)}
     return [smallest[label] for label in dict.fromkeys(map(label_of, found))]
+
+
+def occupancy(units: Sequence[UnitResult], batch: int) -> dict[int, float]:
+    """How many slots were running, each number with its share of all tokens; all of them if the steps are not known."""
+    steps = [len(step.slots) for unit in units for step in unit.steps]
+    return {slots: slots * count / sum(steps) for slots, count in Counter(steps).items()} if steps else {batch: 1.0}
 
 
 def mean_context(units: Sequence[UnitResult], default: float) -> float:

@@ -14,6 +14,7 @@ from outrider.bench.planning.run import (
     chosen_rows,
     label_of,
     mean_context,
+    occupancy,
     read_run,
     shape_of,
 )
@@ -160,6 +161,20 @@ def test_a_run_timed_by_the_tables_themselves_is_predicted_without_error() -> No
     assert row.error_from_steps == pytest.approx(0)
     assert check.median_error_from_steps == pytest.approx(0)
     assert abs(row.error) < 1e-3  # the two methods read contexts of slightly other lengths
+
+
+def test_slots_that_ran_empty_count() -> None:
+    """Two requests of which one ends after two of four steps: of six slot steps four were in company."""
+    queue = [[0, 0], [0, 0], [0], [0]]
+    units = [unit("m", queue, 2, batch=2)]
+    assert occupancy(units, 2) == {2: pytest.approx(4 / 6), 1: pytest.approx(2 / 6)}
+    assert occupancy([], 2) == {2: 1.0}
+    row = replace(ROW, batch=2)
+    check = check_run(Evidence(report(row), tuple(units)), TABLES, 0.0, "r")
+    context = 1e-3 * mean_context(units, 0.0)
+    plain_s = 4 / 6 / 2 * (12 + context) + 2 / 6 * (11 + context)
+    step_s = 4 / 6 / 2 * (16 + context + 2) + 2 / 6 * (13 + context + 1)
+    assert check.rows[0].predicted == pytest.approx(1.75 * plain_s / step_s)
 
 
 def test_what_the_run_itself_took_is_not_asked() -> None:
