@@ -231,7 +231,7 @@ def test_a_packed_batch_is_scored_as_its_texts_one_by_one(
     batch = collate(rows, 40)
     want, agreed, overlap = by_hand(objective, examples)
     outcome = objective(batch, RANDOM)
-    assert (outcome.loss - want).abs() < 1e-6
+    assert outcome.loss.item() == pytest.approx(want.item(), rel=1e-6, abs=1e-6)
     assert outcome.agreed_KR.tolist() == agreed
     assert outcome.num_texts == sum(bool(one.learn_T[2:].any()) for one in examples)
     held_out = evaluate(objective, batch)

@@ -47,7 +47,7 @@ Value = Any  # an LLVM value
 
 WIDE = bool(llvm.get_host_cpu_features().get("avx512f", False))
 WIDTH = 16 if WIDE else 8
-TILE_ROWS = 8 if WIDE else 6  # rows x 2 vectors of accumulators, and what feeds them, fit the registers
+TILE_ROWS = 12 if WIDE else 6  # rows x 2 vectors of accumulators, and what feeds them, fit the registers
 
 X86 = llvm.get_process_triple().split("-")[0] in ("x86_64", "i686", "i386")
 
