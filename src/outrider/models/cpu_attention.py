@@ -36,12 +36,22 @@ from outrider.models.cpu_vector import (
     vector,
 )
 
-__all__ = ["MAX_HEAD_DIM", "MAX_ROWS", "attention"]
+__all__ = ["MAX_HEAD_DIM", "MAX_ROWS", "attention", "scores_in", "scratch_size"]
 
 MAX_HEAD_DIM = 1024
 HEAD_BYTES = 4 * MAX_HEAD_DIM
 MAX_ROWS = 4  # rows of one task
-SPAN_BYTES = 2 * 8 * MAX_ROWS
+SPAN_BYTES = 8 * MAX_ROWS
+
+
+def scores_in(positions: int) -> int:
+    """Length of a line of scores: whole chunks, and one more for padding."""
+    return (positions // CHUNK + 2) * CHUNK
+
+
+def scratch_size(threads: int, rows: int, heads: int, head_dim: int, row: int) -> int:
+    """How many numbers: for each thread a turned chunk, and a line of scores for each row and head of a task."""
+    return threads * (head_dim * CHUNK + rows * heads * row)
 
 
 @inlined

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.models.cpu_attention import MAX_HEAD_DIM, MAX_ROWS, attention
+from outrider.models.cpu_attention import MAX_HEAD_DIM, MAX_ROWS, attention, scores_in, scratch_size
 from outrider.models.cpu_draft import next_tokens, shift
 from outrider.models.cpu_linear import BYTE, FULL, HALF, collect, embed, linear
 from outrider.models.cpu_memory import Arena
@@ -35,7 +35,7 @@ from outrider.models.cpu_packing import draft_in_bytes, interleaved, packed, unp
 from outrider.models.cpu_placement import address, checked_addresses, placement_addresses, placement_shape
 from outrider.models.cpu_program import Program, Recorder
 from outrider.models.cpu_rows import ADD, ASSIGN, GATED
-from outrider.models.cpu_softmax import CHUNK, MAX_HEADS
+from outrider.models.cpu_softmax import MAX_HEADS
 from outrider.models.cpu_threads import launch, lone_torch_thread, num_threads
 from outrider.models.cpu_vector import TILE_ROWS, WIDTH
 from outrider.models.ops import (
@@ -173,12 +173,12 @@ class CpuOps(Ops):
             return body(x_RF, placement)
         key = (key, *placement.positions_BM.shape)
         if key not in programs:
-            programs[key] = self._record(body, x_RF, placement)
+            programs[key] = self._record(programs, body, x_RF, placement)
         program: Program = programs[key]
         addresses = checked_addresses(placement, *program.sizes, program.num_ahead)
         return program.run(x_RF, (*addresses, *placement_shape(placement)), programs)
 
-    def _record(self, body: Body, x_RF: Tensor, placement: Placement) -> Program:
+    def _record(self, programs: Programs, body: Body, x_RF: Tensor, placement: Placement) -> Program:
         """Record a body on buffers of its own; attention gets room for as many positions as the cache has."""
         recorder = Recorder()
         buffer_RF = x_RF.clone()
@@ -190,7 +190,8 @@ class CpuOps(Ops):
         kernels_N, blocks_NB = np.array(recorder.kernels, dtype=np.int64), recorder.blocks_NB()
         attends_N = np.flatnonzero(kernels_N == attention.address)
         row = scores_in(self._sizes[1])
-        scratch = self._attention_scratch(MAX_ROWS, MAX_HEADS, max(blocks_NB[attends_N, HEAD_DIM], default=0), row)
+        head_dim = max(blocks_NB[attends_N, HEAD_DIM], default=0)
+        scratch = programs.scratch(scratch_size(self._threads, MAX_ROWS, MAX_HEADS, head_dim, row))
         blocks_NB[attends_N, SCRATCH], blocks_NB[attends_N, SCRATCH + 1] = scratch.data_ptr(), row
         logits_RV, features_RT = result
         kept, written_N = [*recorder.kept, scratch], np.zeros(0, dtype=np.int64)
@@ -238,7 +239,7 @@ class CpuOps(Ops):
         out_RO = self._empty(B * M, H * D)
         row, heads = scores_in(placement.limit), min(MAX_HEADS, H // G) if self._threads <= B * M * G else 1
         height = max(1, min(MAX_ROWS, B * M * G // (TASKS_PER_THREAD * self._threads)))
-        scratch = self._attention_scratch(height, heads, D, row) if self._recorder is None else None
+        scratch = torch.empty(scratch_size(self._threads, height, heads, D, row)) if self._recorder is None else None
         self._run(
             attention.address,
             (qkv_RQ, out_RO, rope.cos_PD, rope.sin_PD, keys_CHSD, values_CHSD, scratch),
@@ -269,10 +270,6 @@ class CpuOps(Ops):
             for number in range(8):
                 self._recorder.follow(PLACED + number, number)
         return out_RO
-
-    def _attention_scratch(self, rows: int, heads: int, head_dim: int, row: int) -> Tensor:
-        """For each thread a chunk of keys and a line of scores for each row and head of a task."""
-        return torch.empty(self._threads, head_dim * CHUNK + rows * heads * row)
 
     def next_tokens(
         self, logits_RK: Tensor, ids_K: Tensor | None, embedding_VE: Tensor, tokens_R: Tensor, out_RE: Tensor
@@ -325,11 +322,6 @@ class CpuOps(Ops):
             self._addresses = placement_addresses(placement) if is_known else checked_addresses(placement, *sizes)
             self._placement, self._sizes = placement, sizes
         return self._addresses
-
-
-def scores_in(positions: int) -> int:
-    """Length of a line of scores: whole chunks, and one more for padding."""
-    return (positions // CHUNK + 2) * CHUNK
 
 
 @cache
