@@ -69,7 +69,7 @@ def measure_draft(
     parts = []
     for index, batch in enumerate(slots):
         done = index * num_rounds
-        runs = [_Run(target, proposer, batch, count) for count in nodes]
+        runs = [_Run(target, proposer, batch, count, num_rounds) for count in nodes]
         for turn in range(num_rounds):
             for run in runs if turn % 2 else reversed(runs):
                 run.step()
@@ -81,10 +81,10 @@ def measure_draft(
 
 @final
 class _Run:
-    """An engine that writes on, one step at a time."""
+    """An engine that writes on, one step at a time, with room for so many steps if they are not too many."""
 
-    def __init__(self, target: Target, proposer: Proposer, batch: int, num_nodes: int) -> None:
-        max_len = min(LONGEST, target.spec.max_positions)
+    def __init__(self, target: Target, proposer: Proposer, batch: int, num_nodes: int, num_steps: int) -> None:
+        max_len = min(LONGEST, target.spec.max_positions, PROMPT + (num_steps + 1) * (num_nodes + 1))
         self._batch, self._num_nodes, self._max_len = batch, num_nodes, max_len
         self._steps: list[StepRecord] = []
         self._engine = Engine(

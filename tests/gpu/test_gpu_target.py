@@ -10,7 +10,7 @@ from outrider.draft import Draft
 from outrider.engine import Engine
 from outrider.models.graphs import Graphs
 from outrider.models.ops_torch import TorchOps
-from outrider.proposers import proposer_class, recurrent
+from outrider.proposers import backlog, proposer_class, recurrent
 from outrider.proposers.none import NoProposer
 from outrider.sampling import Sampling
 from outrider.targets.native import NativeTarget
@@ -31,12 +31,16 @@ def graphs_of(target: NativeTarget) -> Graphs:
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize(("name", "seed"), [("none", 0), ("ngram", 1), ("eagle3", 1), ("eagle3", 3)])
+@pytest.mark.parametrize(
+    ("name", "seed"), [("none", 0), ("ngram", 1), ("eagle3", 1), ("eagle3", 3), ("draft_model", 3), ("draft_model", 9)]
+)
 def test_contract(name: str, seed: int, check: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the two heads the first grows trees, and the second drafts chains from the recorded loop."""
+    """Of the two heads the first grows trees, and the second drafts chains from the recorded loop, as the draft models
+    do, of which one drafts a part of the vocabulary."""
     target = recorded_target(device)
     monkeypatch.setitem(verify.VERIFIERS, "coupled", verify._coupled_at_once)  # the way of a GPU
-    monkeypatch.setattr(recurrent, "default_graphs", lambda device: graphs_of(target))
+    for module in (recurrent, backlog):
+        monkeypatch.setattr(module, "default_graphs", lambda device: graphs_of(target))
     case = draw_case(seed, target.spec.vocab_size, target.spec.max_positions)
     CHECKS[check](target, proposer_class(name).example(target, seed), case)
     assert graphs_of(target).num_captured > 0

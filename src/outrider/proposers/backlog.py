@@ -21,8 +21,10 @@ from torch import Tensor
 from outrider.draft import Draft
 from outrider.errors import ConfigError
 from outrider.models.chain import GreedyChain
+from outrider.models.graphs import Graphs, default_graphs
 from outrider.models.output_head import OutputHead
 from outrider.proposer import SessionPlan
+from outrider.proposers.model_loop import ModelLoop
 from outrider.sampling import Sampling
 from outrider.target import Target, TargetSession
 from outrider.targets.native import NativeSession
@@ -109,6 +111,16 @@ class Backlog:
             return None
         link = self.model.decoder.link(self.model.cache, self.output.packed, self.output.ids_K)
         return None if link is None else GreedyChain(link, self.model.cache, num_levels)
+
+    def loop(self, num_nodes: int, graphs: Graphs | None = None) -> ModelLoop | None:
+        """Greedy chains as one recording, by default on a GPU, where the model can be recorded."""
+        graphs = graphs or default_graphs(self.device)
+        if graphs is None or not isinstance(self.model, NativeSession) or self.output.packed is None:
+            return None
+        decoder = self.model.decoder
+        if any(window is not None for window in decoder.spec.windows):
+            return None
+        return ModelLoop(decoder, self.output, self.model.cache, graphs, num_nodes)
 
     def embedded(self, feeds: Sequence[Sequence[int]]) -> Tensor:
         """The inputs [R, E] of a chain's first read."""

@@ -37,6 +37,8 @@ from outrider.models.output_head import OutputHead
 from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
 from outrider.proposers.backlog import Backlog, Row, open_model
 from outrider.proposers.chains import Chains
+from outrider.proposers.model_loop import NUM_PENDING, ModelLoop
+from outrider.proposers.recorded import in_their_places
 from outrider.proposers.trees import Growth, ranked
 from outrider.sampling import Sampling
 from outrider.target import Target
@@ -170,7 +172,8 @@ class DraftModelSession(Session):
         self.plan = plan
         self.num_read: dict[int, int] = {}
         is_greedy_chain = config.width == 1 and not config.sampled
-        self.chain = backlog.chain(config.num_nodes) if is_greedy_chain else None
+        self.loop = backlog.loop(config.num_nodes) if is_greedy_chain else None
+        self.chain = backlog.chain(config.num_nodes) if is_greedy_chain and self.loop is None else None
 
     def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
         self.backlog.admit(slot, tokens, sampling)
@@ -184,6 +187,8 @@ class DraftModelSession(Session):
 
     def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
         depths = {slot: min(*room, self.config.num_nodes) for slot, room in zip(slots, rooms, strict=True)}
+        if self.loop is not None:
+            return self._recorded_chains(self.loop, slots, depths)
         self.catch_up([slot for slot in slots if depths[slot] > 0])
         if self.config.width > 1:
             trees = self._grow({slot: room for slot, room in zip(slots, rooms, strict=True) if min(room) > 0})
@@ -191,6 +196,24 @@ class DraftModelSession(Session):
         if self.chain is not None:
             return self._chains_in_one_go(self.chain, slots, depths)
         return self._chains(slots, depths)
+
+    def _recorded_chains(self, loop: ModelLoop, slots: Sequence[int], depths: dict[int, int]) -> Draft:
+        """As `_chains_in_one_go`, of tokens that stay on the device."""
+        active = [slot for slot in slots if depths[slot] > 0]
+        if not active:
+            return Draft.empty(len(slots), self.plan.device)
+        self.backlog.catch_up(active, num_more=loop.cache.plan.tail - NUM_PENDING)
+        feeds = [self.backlog.pending[slot] for slot in active]
+        tokens_BN = in_their_places(slots, active, loop.draft(active, feeds))
+        self._have_read(active, depths)
+        return Draft.on_device(tokens_BN[:, : max(depths.values())], [depths[slot] for slot in slots])
+
+    def _have_read(self, active: Sequence[int], depths: dict[int, int]) -> None:
+        """Note that what was pending, and drafts but for their last tokens, are in the cache."""
+        pending = self.backlog.pending
+        self.num_read |= {slot: depths[slot] - 1 for slot in active}
+        self.backlog.model.cache.extend(active, [len(pending[slot]) + self.num_read[slot] for slot in active])
+        pending |= {slot: [] for slot in active}
 
     def _chains_in_one_go(self, chain: GreedyChain, slots: Sequence[int], depths: dict[int, int]) -> Draft:
         """As `_chains`, for greedy ones. A slot with less room than others is read on, and then cut."""
@@ -203,10 +226,7 @@ class DraftModelSession(Session):
         placement = chain.cache.place_tokens(active, counts, num_ahead=num_levels)
         x_RE = self.backlog.embedded(feeds)
         drafted = chain.draft(x_RE, placement, active, counts, num_levels).tokens_LN.T.tolist()
-        self.num_read |= {slot: depths[slot] - 1 for slot in active}
-        self.backlog.pending |= {slot: [] for slot in active}
-        num_more = [count + self.num_read[slot] for slot, count in zip(active, counts, strict=True)]
-        chain.cache.extend(active, num_more)
+        self._have_read(active, depths)
         tokens = dict(zip(active, drafted, strict=True))
         return Draft.of_chains([tokens.get(slot, [])[: depths[slot]] for slot in slots], self.plan.device)
 

@@ -31,6 +31,7 @@ from outrider.models.ops import Placement, Programs
 from outrider.models.recurrent import Reading, RecurrentHead
 from outrider.proposer import Commit, Room, Session, SessionPlan
 from outrider.proposers.chains import Chains
+from outrider.proposers.recorded import in_their_places
 from outrider.proposers.recurrent_loop import ChainLoop, Pairs
 from outrider.proposers.recurrent_tree import Paths, draft_trees, num_tree_rows
 from outrider.sampling import Sampling
@@ -173,9 +174,7 @@ class RecurrentSession(Session):
         self._shorten(list(backlogs), loop.num_pairs)
         taken = [(slot, backlog.take(loop.num_pairs)) for slot, backlog in backlogs.items()]
         tokens_BN = loop.draft([Pairs(slot, some.features, some.tokens) for slot, some in taken])
-        if len(taken) < len(slots):
-            places = torch.tensor([list(slots).index(slot) for slot, _ in taken], device=self.plan.device)
-            tokens_BN = tokens_BN.new_zeros(len(slots), loop.num_nodes).index_copy(0, places, tokens_BN)
+        tokens_BN = in_their_places(slots, [slot for slot, _ in taken], tokens_BN)
         return Draft.on_device(tokens_BN[:, : max(counts)], counts)
 
     def _chains_in_one_go(self, chain: GreedyChain, slots: Sequence[int], depths: dict[int, int]) -> Draft:

@@ -8,8 +8,7 @@ the device brings slots, lengths, counts and tokens, one replay drafts, and the 
     slots 2, k = 2: pairs [2, 3] padded to P = 3, counts [1, 3]
     read 2 x 3 rows -> state behind each slot's last pair -> d1 -> read 2 x 1 rows -> d2
 
-Padding pairs see nothing and go to the cache's trash position. A slot that may draft fewer than k tokens drafts k, and
-the draft says how many are real.
+A slot that may draft fewer than k tokens drafts k, and the draft says how many are real.
 
 Shapes: B slots, P pairs of a slot, N drafted tokens, E hidden size, F features, K output columns.
 """
@@ -17,20 +16,17 @@ Shapes: B slots, P pairs of a slot, N drafted tokens, E hidden size, F features,
 from collections.abc import Sequence
 from typing import NamedTuple, final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from outrider.cache import KVCache
 from outrider.models.graphs import Graphs, Recording
-from outrider.models.ops import Placement
 from outrider.models.recurrent import RecurrentHead
 from outrider.models.replay import bucket
+from outrider.proposers.recorded import LEAST_LIMIT, packed, place_backlog, place_next
 from outrider.targets.static import upload
 
 __all__ = ["ChainLoop", "Pairs"]
-
-LEAST_LIMIT = 1024
 
 
 class Pairs(NamedTuple):
@@ -76,9 +72,7 @@ class ChainLoop:
         lengths = self.cache.lengths_of(slots)
         limit = bucket(max(LEAST_LIMIT, max(lengths) + self.num_pairs + self.num_nodes))
         buffers = self._recorded(bucket(len(slots)), limit, backlog[0].features[0])
-        numbers = np.zeros((bucket(len(slots)), 3 + self.num_pairs), np.int64)
-        for row, (pairs, length, count) in enumerate(zip(backlog, lengths, counts, strict=True)):
-            numbers[row, : 3 + count] = [pairs.slot, length, count, *pairs.tokens]
+        numbers = packed(slots, lengths, [pairs.tokens for pairs in backlog], self.num_pairs)
         buffers.numbers.copy_(upload(numbers, self.cache.device))
         self._copy_features(buffers.features_BPF, backlog)
         buffers.recording.replay()
@@ -107,7 +101,7 @@ class ChainLoop:
     @torch.inference_mode()
     def _loop(self, numbers: Tensor, features_BPF: Tensor, limit: int) -> Tensor:
         slots_B, lengths_B, counts_B = (numbers[:, column].contiguous() for column in range(3))
-        first = self._place_pairs(slots_B, lengths_B, counts_B, limit)
+        first = place_backlog(self.cache, slots_B, lengths_B, counts_B, self.num_pairs, limit)
         states_RE = self.head.fuse(features_BPF.flatten(0, 1))
         states_RE = self.head.read(states_RE, numbers[:, 3:].flatten(), first, self.cache).states_RE
         rows_B = torch.arange(len(slots_B), device=slots_B.device)
@@ -119,31 +113,8 @@ class ChainLoop:
             best_B = logits_BK.argmax(-1)
             tokens.append(best_B if self.head.ids_K is None else self.head.ids_K[best_B])
             if level + 1 < self.num_nodes:
-                placement = self._place_next(slots_B, lengths_B + counts_B + level, counts_B, limit)
+                placement = place_next(self.cache, slots_B, lengths_B + counts_B + level, counts_B, limit)
                 states_BE, logits_BK = self.head.read(
                     states_BE, tokens[-1], placement, self.cache, num_predicted=len(slots_B)
                 )
         return torch.stack(tokens, dim=1)
-
-    def _place_pairs(self, slots_B: Tensor, lengths_B: Tensor, counts_B: Tensor, limit: int) -> Placement:
-        rows_P = torch.arange(self.num_pairs, device=slots_B.device)
-        real_BP = rows_P < counts_B[:, None]
-        at_BP = lengths_B[:, None] + rows_P
-        return Placement(
-            slots_B=slots_B,
-            lengths_B=lengths_B,
-            positions_BM=at_BP.where(real_BP, lengths_B[:, None]),
-            write_BM=at_BP.where(real_BP, self.cache.trash),
-            mask_BMT=(rows_P[:, None] >= rows_P) & real_BP[:, :, None] & real_BP[:, None],
-            limit=limit,
-        )
-
-    def _place_next(self, slots_B: Tensor, at_B: Tensor, counts_B: Tensor, limit: int) -> Placement:
-        return Placement(
-            slots_B=slots_B,
-            lengths_B=at_B,
-            positions_BM=at_B[:, None],
-            write_BM=at_B.where(counts_B > 0, self.cache.trash)[:, None],
-            mask_BMT=None,
-            limit=limit,
-        )
