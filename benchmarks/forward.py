@@ -37,12 +37,13 @@ def main() -> None:
     session = target.open(target.plan(1, options.cached + 512, max(rows)))
     samples: dict[int, list[float]] = {number: [] for number in rows}
     prompts: list[float] = []
+    prompt = list(range(100, 100 + max(512, options.cached)))
     with target.hosting():
         for repeat in range(options.repeats + 2):
             if repeat % 8 == 0:
                 session.cache.reset(0)
                 start = time.perf_counter()
-                session.prefill([0], [list(range(100, 612))])
+                session.prefill([0], [prompt])
                 prompts.append(time.perf_counter() - start)
                 session.cache.truncate(0, options.cached)
             for number in rows:
@@ -52,7 +53,7 @@ def main() -> None:
                 if repeat >= 2:
                     samples[number].append(time.perf_counter() - start)
     times = {number: statistics.median(some) for number, some in samples.items()}
-    per_row = statistics.median(prompts) / 512
+    per_row = statistics.median(prompts) / len(prompt)
     for number, seconds in times.items():
         floor = number * per_row
         print(
