@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from counted_steps import questions
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,6 @@ from outrider.sampling import Sampling
 from outrider.targets.native import NativeTarget
 from outrider.testing import draw_case, tiny_spec, tiny_target, tiny_weights
 from outrider.testing.contract import CHECKS
-from outrider.testing.copies import HostCopies
 from outrider.verify import Verification, coupled_chains
 
 
@@ -119,11 +119,4 @@ def test_chains_are_accepted_alike_on_the_device(data: st.DataObject, seed: int)
 def test_a_plain_step_asks_the_device_once(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(verify.VERIFIERS, "coupled", verify._coupled_at_once)
     engine = Engine(recorded_target(device), NoProposer(), max_batch=3)
-    for prompt in ([1, 2, 3], [4, 5], [6, 7, 8]):
-        engine.add(prompt, max_new_tokens=20, ignore_eos=True)
-    engine.admit()
-    engine.step()
-    with HostCopies() as copies:
-        for _ in range(5):
-            engine.step()
-    assert copies.names == ["tolist"] * 5
+    assert questions(engine, [[1, 2, 3], [4, 5], [6, 7, 8]], max_new_tokens=20, num_steps=5) == ["tolist"] * 5

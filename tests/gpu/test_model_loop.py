@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from counted_steps import questions
 
 from outrider import verify
 from outrider.engine import Engine
@@ -9,7 +10,6 @@ from outrider.models.graphs import Graphs
 from outrider.proposers import backlog
 from outrider.proposers.draft_model import DraftModelConfig, DraftModelProposer, cut_from
 from outrider.testing import tiny_target
-from outrider.testing.copies import HostCopies
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [9], [4, 4], [8, 1, 2, 8, 1, 2]]
 
@@ -59,11 +59,4 @@ def test_the_loop_drafts_what_is_drafted_token_by_token(seed: int, monkeypatch: 
 def test_a_drafted_step_asks_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(verify.VERIFIERS, "coupled", verify._coupled_at_once)
     engine = engine_of(0, Graphs("cpu"), monkeypatch, max_batch=2)
-    for prompt in PROMPTS[:2]:
-        engine.add(prompt, max_new_tokens=60, ignore_eos=True)
-    engine.admit()
-    engine.step()
-    with HostCopies() as copies:
-        for _ in range(4):
-            engine.step()
-    assert copies.names == ["tolist"] * 4
+    assert questions(engine, PROMPTS[:2], max_new_tokens=60, num_steps=4) == ["tolist"] * 4

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from counted_steps import questions
 
 from outrider import verify
 from outrider.draft import Draft
@@ -67,14 +68,7 @@ def test_a_drafted_step_asks_the_device_once(monkeypatch: pytest.MonkeyPatch) ->
     opened = lambda self, plan: open_session(self.head, plan, target.spec.vocab_size, Graphs("cpu"))  # noqa: E731
     monkeypatch.setattr(Eagle3Proposer, "open", opened)
     engine = Engine(target, proposer, max_batch=2)
-    for prompt in ([1, 2, 3], [4, 5, 6, 7]):
-        engine.add(prompt, max_new_tokens=60, ignore_eos=True)
-    engine.admit()
-    engine.step()
-    with HostCopies() as copies:
-        for _ in range(4):
-            engine.step()
-    assert copies.names == ["tolist"] * 4
+    assert questions(engine, [[1, 2, 3], [4, 5, 6, 7]], max_new_tokens=60, num_steps=4) == ["tolist"] * 4
 
 
 def test_a_slot_without_a_pair_gets_no_draft(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,8 +191,9 @@ def attend_rows(block: int, b: int, m: int, rows: int, g: int, h: int, heads: in
         base, last = min(base, starts[i]), max(last, ends[i] - 1)
         place_queries(block, r + i, h, heads)
     queries, stride = a[1] + (r * H + h) * D * 4, H * D * 4
-    place = (i64(a[10])[b] * a[19] + g) * a[21] * D
-    keys, values = (a[8] + place * 2, a[9] + place * 2) if half == 1 else (a[8] + place * 4, a[9] + place * 4)
+    size = 2 if half == 1 else 4
+    place = (i64(a[10])[b] * a[19] + g) * a[21] * D * size
+    keys, values = a[8] + place, a[9] + place
     lines, line = scratch + D * CHUNK * 4, row * 4
     for first in range(base, last + 1, CHUNK):
         turn(half, keys, values, first, last, D, scratch)
@@ -213,8 +214,7 @@ def attend_rows(block: int, b: int, m: int, rows: int, g: int, h: int, heads: in
             start, count = max(first, starts[i]), min(first + CHUNK, ends[i]) - max(first, starts[i])
             if count > 0:
                 weights = lines + i * heads * line + (start - base) * 4
-                here = values + start * D * (2 if half == 1 else 4)
-                mix(heads, half, weights, row, here, count, D, queries + i * stride)
+                mix(heads, half, weights, row, values + start * D * size, count, D, queries + i * stride)
     for i in range(rows):
         for k in range(heads):
             settle(half, queries + i * stride + k * D * 4, shares[i * heads + k], D)

@@ -12,7 +12,7 @@ the row's index, the tile's shape or the number of threads.
 Rows are first laid out tile by tile, [feature][row of the tile], normalised on the way if need be (`cpu_rows`). The
 rows of one tile are laid out by every thread for itself, those of many are shared out.
 
-Worked example: 8 rows are two tiles of 4; the block of weights (18 KB for 576 features in bf16) comes from memory for
+Worked example: 16 rows are two tiles of 8; the block of weights (18 KB for 576 features in bf16) comes from memory for
 the first tile and from a cache for the second. Each tile fetches its half of the next block meanwhile. A single tile
 fetches a little ahead of itself instead, where that was measured to be better (`NEAR`). It asks for each line between
 the sums of two features: asked for four at a time, eight rows took 7 % longer.

@@ -21,7 +21,7 @@ from torch import Tensor
 from outrider.draft import Draft
 from outrider.errors import ConfigError
 from outrider.models.chain import GreedyChain
-from outrider.models.graphs import Graphs, default_graphs
+from outrider.models.graphs import default_graphs
 from outrider.models.output_head import OutputHead
 from outrider.proposer import SessionPlan
 from outrider.proposers.model_loop import ModelLoop
@@ -112,9 +112,9 @@ class Backlog:
         link = self.model.decoder.link(self.model.cache, self.output.packed, self.output.ids_K)
         return None if link is None else GreedyChain(link, self.model.cache, num_levels)
 
-    def loop(self, num_nodes: int, graphs: Graphs | None = None) -> ModelLoop | None:
-        """Greedy chains as one recording, by default on a GPU, where the model can be recorded."""
-        graphs = graphs or default_graphs(self.device)
+    def loop(self, num_nodes: int) -> ModelLoop | None:
+        """Greedy chains as one recording, on a GPU and where the model can be recorded."""
+        graphs = default_graphs(self.device)
         if graphs is None or not isinstance(self.model, NativeSession) or self.output.packed is None:
             return None
         decoder = self.model.decoder
