@@ -11,7 +11,11 @@ overwritten by the next step.
 
 Memory is planned once: `capacity` committed positions, `tail` positions for the rows of one step, one trash position.
 
-Shapes: L layers, C slots, H key/value heads, S = capacity + tail + 1 positions, D head size, B rows of the call.
+Keys may lie turned in memory, [L, C, H, D, S]: then the scores of many positions are sums over whole vectors. That is
+for who computes; everybody else sees a view [L, C, H, S, D].
+
+Shapes: L layers, C slots, H key/value heads, S positions (capacity + tail + 1, or a little more), D head size, B rows
+of the call.
 """
 
 from collections.abc import Sequence
@@ -27,6 +31,10 @@ from outrider.models.ops import Placement
 
 __all__ = ["CachePlan", "KVCache"]
 
+TURNED = 32
+"""Turned keys have an odd multiple of so many positions: whole vectors, and no power of two from one number of a head
+to the next, which would put all of them into the same few sets of a processor's first cache."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CachePlan:
@@ -39,10 +47,17 @@ class CachePlan:
     capacity: int
     tail: int
     dtype: torch.dtype
+    turned_keys: bool = False
 
     @property
     def num_positions(self) -> int:
         return self.capacity + self.tail + 1
+
+    @property
+    def stored_positions(self) -> int:
+        """S: the positions there is memory for."""
+        multiple = -(-self.num_positions // TURNED)
+        return TURNED * (multiple + 1 - multiple % 2) if self.turned_keys else self.num_positions
 
     @property
     def bytes_per_token(self) -> int:
@@ -50,7 +65,7 @@ class CachePlan:
 
     @property
     def bytes_per_slot(self) -> int:
-        return self.bytes_per_token * self.num_positions
+        return self.bytes_per_token * self.stored_positions
 
     @property
     def num_bytes(self) -> int:
@@ -62,10 +77,13 @@ class KVCache:
     """Keys and values of all layers and slots, with the number of committed positions of each slot."""
 
     def __init__(self, plan: CachePlan, device: torch.device | str = "cpu") -> None:
-        shape = (plan.num_layers, plan.num_slots, plan.num_kv_heads, plan.num_positions, plan.head_dim)
+        shape = (plan.num_layers, plan.num_slots, plan.num_kv_heads, plan.stored_positions, plan.head_dim)
         self.plan = plan
         self.device = torch.device(device)
-        self.keys_LCHSD = torch.zeros(shape, dtype=plan.dtype, device=device)
+        if plan.turned_keys:
+            self.keys_LCHSD = torch.zeros(*shape[:3], *shape[:2:-1], dtype=plan.dtype, device=device).transpose(-1, -2)
+        else:
+            self.keys_LCHSD = torch.zeros(shape, dtype=plan.dtype, device=device)
         self.values_LCHSD = torch.zeros(shape, dtype=plan.dtype, device=device)
         self.lengths = [0] * plan.num_slots
         self.trash = plan.num_positions - 1

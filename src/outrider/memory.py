@@ -65,7 +65,7 @@ class MemoryPlan:
         cache = self.cache
         return (
             f"target weights {_size(self.target_weight_bytes)}, proposer weights {_size(self.proposer_weight_bytes)}, "
-            f"cache {_size(cache.num_bytes)} ({cache.num_slots} slots x {cache.num_positions} positions x "
+            f"cache {_size(cache.num_bytes)} ({cache.num_slots} slots x {cache.stored_positions} positions x "
             f"{cache.bytes_per_token} B), step outputs {_size(self.logits_bytes)}"
         )
 

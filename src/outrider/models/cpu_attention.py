@@ -1,8 +1,8 @@
 """The attention of the CPU back end: rotate, write the cache, read the cache, in one parallel region of two stages.
 
 A task is a few rows of a slot and the query heads that share a key head, up to four. It goes over the positions that
-any of its rows sees in chunks, so that a chunk's keys are turned, and later its values read, while they are in the
-first cache. What a row does not see in between is taken out of its scores before the sum of their exponentials, which
+any of its rows sees in chunks, so that a chunk's keys, and later its values, are read while they are in the first
+cache. What a row does not see in between is taken out of its scores before the sum of their exponentials, which
 runs down the positions seen in fixed lanes, and weighs 0 afterwards. So the bits of a row depend on what it sees and
 not on where it is stored: a tree node whose siblings lie between its ancestors gives what the same tokens give when
 committed, one row at a time or many.
@@ -16,8 +16,8 @@ from typing import Any
 from numba import types
 
 from outrider.models.cpu_rows import dot
-from outrider.models.cpu_softmax import CHUNK, exponentials, mix, score, settle, store_head, turn
-from outrider.models.cpu_threads import finished, stack, ticket, wait_for
+from outrider.models.cpu_softmax import CHUNK, MAX_HEADS, PAIR, exponentials, mix, score, settle, store_column, store_head
+from outrider.models.cpu_threads import draw, finished, stack, wait_for
 from outrider.models.cpu_vector import (
     F32,
     I64,
@@ -36,12 +36,14 @@ from outrider.models.cpu_vector import (
     vector,
 )
 
-__all__ = ["MAX_HEAD_DIM", "MAX_ROWS", "attention", "scores_in", "scratch_size"]
+__all__ = ["MAX_HEAD_DIM", "MAX_ROWS", "POSITIONS", "attention", "scores_in", "scratch_size"]
 
 MAX_HEAD_DIM = 1024
 HEAD_BYTES = 4 * MAX_HEAD_DIM
 MAX_ROWS = 4  # rows of one task
 SPAN_BYTES = 8 * MAX_ROWS
+SHARE_BYTES = 4 * MAX_ROWS * MAX_HEADS
+POSITIONS = 2 * WIDTH  # a cache holds a multiple of it, so that vectors of keys end where a row of them ends
 
 
 def scores_in(positions: int) -> int:
@@ -49,9 +51,9 @@ def scores_in(positions: int) -> int:
     return (positions // CHUNK + 2) * CHUNK
 
 
-def scratch_size(threads: int, rows: int, heads: int, head_dim: int, row: int) -> int:
-    """How many numbers: for each thread a turned chunk, and a line of scores for each row and head of a task."""
-    return threads * (head_dim * CHUNK + rows * heads * row)
+def scratch_size(threads: int, rows: int, heads: int, row: int) -> int:
+    """How many numbers: for each thread a line of scores for each row and head of a task."""
+    return threads * rows * heads * row
 
 
 @inlined
@@ -89,19 +91,18 @@ def rotate(typing: Any, source: Any, cos: Any, sin: Any, D: Any, scale: Any, out
 
 
 @inlined
-def place_row(block: int, r: int) -> None:
-    """Write row r's keys, rotated, and values into the cache."""
+def place_head(block: int, r: int, g: int) -> None:
+    """Write row r's key head g, rotated, and its values into the cache."""
     a = i64(block)
     H, G, D, S, half = a[18], a[19], a[20], a[21], a[22]
     size = 2 if half == 1 else 4
     position, slot, write = i64(a[12])[r], i64(a[10])[r // a[16]], i64(a[13])[r]
     cos, sin, eps = a[2] + position * D * 2, a[3] + position * D * 2, f64(block)[6]
     row, head = a[0] + r * (H + 2 * G) * D * 4, stack(HEAD_BYTES)
-    for g in range(G):
-        place = ((slot * G + g) * S + write) * D * size
-        prepare_head(row + (H + g) * D * 4, a[5], eps, cos, sin, D, 1.0, head)
-        store_head(head, a[8] + place, half, D)
-        store_head(row + (H + G + g) * D * 4, a[9] + place, half, D)
+    first = (slot * G + g) * S * D * size
+    prepare_head(row + (H + g) * D * 4, a[5], eps, cos, sin, D, 1.0, head)
+    store_column(head, a[8] + first + write * size, half, D, S)
+    store_head(row + (H + G + g) * D * 4, a[9] + first + write * D * size, half, D)
 
 
 @inlined
@@ -180,41 +181,64 @@ def weigh(scores: int, length: int, mask: int, T: int) -> float:
 def attend_rows(block: int, b: int, m: int, rows: int, g: int, h: int, heads: int, scratch: int) -> None:
     """Query heads h .. h + heads - 1, all of key head g, of row (b, m) and those after it, `rows` in all, of one slot.
 
-    In the scratch are the turned chunk, then for each row and head a line of scores, from position `base` on.
+    In the scratch is a line of scores for each row and head, from position `base` on.
     """
     a = i64(block)
-    H, D, T, half, row, r, length = a[18], a[20], a[17], a[22], a[25], b * a[16] + m, i64(a[11])[b]
+    H, D, S, T, half, row, r, length = a[18], a[20], a[21], a[17], a[22], a[25], b * a[16] + m, i64(a[11])[b]
     starts, ends = i64(stack(SPAN_BYTES)), i64(stack(SPAN_BYTES))
-    base, last = length, 0
+    base, end = length, 0
     for i in range(rows):
         starts[i], ends[i] = first_seen(block, length, r + i), end_seen(block, length, r + i, m + i)
-        base, last = min(base, starts[i]), max(last, ends[i] - 1)
+        base, end = min(base, starts[i]), max(end, ends[i])
         place_queries(block, r + i, h, heads)
-    queries, stride = a[1] + (r * H + h) * D * 4, H * D * 4
-    size = 2 if half == 1 else 4
-    place = (i64(a[10])[b] * a[19] + g) * a[21] * D * size
+    queries, stride, size, line = a[1] + (r * H + h) * D * 4, H * D * 4, 2 if half == 1 else 4, row * 4
+    place = (i64(a[10])[b] * a[19] + g) * S * D * size
     keys, values = a[8] + place, a[9] + place
-    lines, line = scratch + D * CHUNK * 4, row * 4
-    for first in range(base, last + 1, CHUNK):
-        turn(half, keys, values, first, last, D, scratch)
-        for i in range(rows):
-            if starts[i] < first + CHUNK and first < ends[i]:
-                score(heads, queries + i * stride, scratch, D, lines + i * heads * line + (first - base) * 4, row)
-    shares = f32(scratch)
+    base = base // POSITIONS * POSITIONS
+    for first in range(base, end, CHUNK):
+        for i in range(0, rows, PAIR):
+            score(
+                min(PAIR, rows - i),
+                heads,
+                half,
+                queries + i * stride,
+                stride,
+                keys + first * size,
+                S,
+                end - first,
+                values + first * D * size,
+                D,
+                scratch + i * heads * line + (first - base) * 4,
+                row,
+            )
+    shares = f32(stack(SHARE_BYTES))
     for i in range(rows):
         result, mask = f32(queries + i * stride), 0 if a[14] == 0 else a[14] + (r + i) * T
         for d in range(heads * D):
             result[d] = types.float32(0.0)
         before = (length if mask != 0 else ends[i]) - starts[i]
         for k in range(heads):
-            scores = lines + (i * heads + k) * line + (starts[i] - base) * 4
+            weights = f32(scratch + (i * heads + k) * line)
+            scores = scratch + (i * heads + k) * line + (starts[i] - base) * 4
             shares[i * heads + k] = weigh(scores, before, mask, ends[i] - length)
-    for first in range(base, last + 1, CHUNK):
-        for i in range(rows):
-            start, count = max(first, starts[i]), min(first + CHUNK, ends[i]) - max(first, starts[i])
-            if count > 0:
-                weights = lines + i * heads * line + (start - base) * 4
-                mix(heads, half, weights, row, values + start * D * size, count, D, queries + i * stride)
+            for j in range(starts[i] - base):
+                weights[j] = types.float32(0.0)
+            for j in range(ends[i] - base, end - base):
+                weights[j] = types.float32(0.0)
+    for first in range(base, end, CHUNK):
+        for i in range(0, rows, PAIR):
+            mix(
+                min(PAIR, rows - i),
+                heads,
+                half,
+                scratch + i * heads * line + (first - base) * 4,
+                row,
+                values + first * D * size,
+                min(CHUNK, end - first),
+                D,
+                queries + i * stride,
+                stride,
+            )
     for i in range(rows):
         for k in range(heads):
             settle(half, queries + i * stride + k * D * 4, shares[i * heads + k], D)
@@ -233,21 +257,24 @@ def num_alike(block: int, b: int, m: int, most: int) -> int:
 def attention(block: int, lane: int) -> None:
     """Arguments as in `ops_cpu.CpuOps.attend`."""
     a = i64(block)
-    R, H, G, D = a[15] * a[16], a[18], a[19], a[20]
-    r = ticket(block, 0)
-    while r < R:
-        place_row(block, r)
-        finished(block, 1)
-        r = ticket(block, 0)
-    wait_for(block, 1, R)
+    B, M, H, G = a[15], a[16], a[18], a[19]
+    n = draw(block, lane, 0, B * G)
+    while n < B * G:
+        for r in range(n % B * M, n % B * M + M):
+            place_head(block, r, n // B)
+        finished(block, 3)
+        n = draw(block, lane, 0, B * G)
+    wait_for(block, 3, B * G)
     row, heads, height = a[25], a[26], a[27]
     group = H // G
     parts = (group + heads - 1) // heads
-    num_tasks = (R + height - 1) // height * G * parts
-    scratch = a[24] + lane * (D * CHUNK + height * heads * row) * 4
-    task = ticket(block, 2)
+    R = B * M
+    blocks = (R + height - 1) // height
+    num_tasks = G * parts * blocks
+    scratch = a[24] + lane * height * heads * row * 4
+    task = draw(block, lane, 4, num_tasks)
     while task < num_tasks:
-        h, g, r = task % parts * heads, task // parts % G, task // (parts * G) * height
+        g, h, r = task // (parts * blocks), task // blocks % parts * heads, task % blocks * height
         end = min(r + height, R)
         while r < end:
             b = r // a[16]
@@ -255,4 +282,4 @@ def attention(block: int, lane: int) -> None:
             rows = num_alike(block, b, m, end - r)
             attend_rows(block, b, m, rows, g, g * group + h, min(heads, group - h), scratch)
             r += rows
-        task = ticket(block, 2)
+        task = draw(block, lane, 4, num_tasks)

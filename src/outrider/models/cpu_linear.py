@@ -23,7 +23,7 @@ from typing import Any
 from numba import types
 
 from outrider.models.cpu_rows import COLUMNS, GATED, LEVEL, finish, lay_out
-from outrider.models.cpu_threads import finished, stack, ticket, wait_for
+from outrider.models.cpu_threads import draw, finished, stack, ticket, wait_for
 from outrider.models.cpu_vector import (
     F32,
     I64,
@@ -143,16 +143,6 @@ def tile_start(t: int, num_tiles: int, rows: int) -> int:
 
 
 @inlined
-def draw(block: int, lane: int, count: int) -> int:
-    """The number of a chunk, or `count` if there is none left. Even lanes go up from the first, odd ones down from the
-    last: so what two threads will need can be told, and fetched, before."""
-    if ticket(block, 2) >= count:
-        return count
-    number: int = ticket(block, 3) if lane % 2 == 0 else count - 1 - ticket(block, 4)
-    return number
-
-
-@inlined
 def panel(
     x: int,
     weight: int,
@@ -192,7 +182,7 @@ def linear(block: int, lane: int) -> None:
     width = WIDTH if mode == GATED else COLUMNS
     block_bytes = F * COLUMNS * size_of(kind)
     num_chunks = (num_blocks + chunk - 1) // chunk
-    first = draw(block, lane, num_chunks) * chunk
+    first = draw(block, lane, 2, num_chunks) * chunk
     if scratch != 0 and R <= TILE_ROWS:  # each thread lays them out for itself: faster than from core to core
         if first >= num_blocks:
             return
@@ -217,7 +207,7 @@ def linear(block: int, lane: int) -> None:
         x = scratch
     sums = stack(TILE_BYTES)
     while first < num_blocks:
-        following = draw(block, lane, num_chunks) * chunk  # early, so that a chunk's last block fetches its first
+        following = draw(block, lane, 2, num_chunks) * chunk  # early, so that a chunk's last block fetches its first
         last = min(first + chunk, num_blocks)
         if NEAR != 0 and following < num_blocks:  # a tile that looks further ahead does this itself
             fetch(weight + following * block_bytes, EARLY)

@@ -2,16 +2,16 @@
 
     score[h, j] = q[h] . key[j]      p = exp(score - max score)      out[h] = sum_j p[h, j] value[j] / sum_j p[h, j]
 
-The keys of a chunk of positions are turned first, [number of the head][position], so that a lane is a position and its
-score one sum, ascending over the head; the turned chunk serves all rows of a task. Values are accumulated in registers,
-ascending over positions. What a row does not see weighs exactly 0 and so does not change its sums. Numbers of heads are
-literal, so that each has its own loops; results do not depend on how many heads or rows are taken together.
+Keys are stored turned, [number of the head][position], so that a lane is a position and its score one sum, ascending
+over the head. Values are accumulated in registers, ascending over positions. What a row does not see weighs exactly 0
+and so does not change its sums. Numbers of heads are literal, so that each has its own loops; results do not depend on
+how many heads or rows are taken together.
 
-Two bf16 numbers share a 32-bit lane. Turning moves lanes and splits them afterwards; while values are accumulated, even
-and odd columns are in two vectors, which are woven together at the end.
+Two bf16 numbers share a 32-bit lane, so even and odd positions of keys are in two vectors, and even and odd columns of
+values; they are woven together at the end.
 
-Worked example: 3 heads of 64 bf16 numbers with AVX-512: a chunk of 64 keys is 4 times 2 blocks of 16 lanes, each turned
-by 64 shuffles; then each number of the turned head is 4 vectors of positions, and 3 heads make 12 sums.
+Worked example: 3 heads of 64 bf16 numbers with AVX-512: each number of the keys of 64 positions is two loads and four
+vectors, and 3 heads make 12 sums.
 """
 
 from collections.abc import Iterator
@@ -36,10 +36,12 @@ from outrider.models.cpu_vector import (
     vector,
 )
 
-__all__ = ["CHUNK", "MAX_HEADS", "exponentials", "mix", "score", "settle", "store_head", "turn"]
+__all__ = ["CHUNK", "MAX_HEADS", "PAIR", "exponentials", "mix", "score", "settle", "store_column", "store_head"]
 
 MAX_HEADS = 4  # query heads of one task
-CHUNK = 4 * WIDTH  # positions whose keys are turned together
+PAIR = 2  # rows of one call
+CHUNK = 4 * WIDTH  # positions that are scored together
+SUMS = 24 if WIDE else 12  # registers for sums; AVX-512 has twice as many
 
 
 def by_case(emitter: Emitter, number: Value, codes: list[int]) -> Iterator[int]:
@@ -49,84 +51,69 @@ def by_case(emitter: Emitter, number: Value, codes: list[int]) -> Iterator[int]:
         yield from blocks
 
 
-@emitted
-def turn(typing: Any, half: Any, keys: Any, values: Any, first: Any, last: Any, D: Any, out: Any) -> Any:
-    """out[d, i] = keys[min(first + i, last), d] in fp32, for a chunk of keys in fp32 or, if `half`, in bf16.
+def cases_of(emitter: Emitter, rows: Value, heads: Value, half: Value) -> Iterator[tuple[list[tuple[int, int]], int]]:
+    """(row, head) of all sums, and `half`, for each number of rows and heads, while the code for it is emitted."""
+    b = emitter.builder
+    code = b.add(b.mul(b.add(b.mul(rows, I64(MAX_HEADS + 1)), heads), I64(2)), half)
+    shapes = [(r, h, kind) for r in range(1, PAIR + 1) for h in range(1, MAX_HEADS + 1) for kind in (0, 1)]
+    with emitter.cases(code, [2 * (r * (MAX_HEADS + 1) + h) + kind for r, h, kind in shapes]) as blocks:
+        for (r, h, kind), _ in zip(shapes, blocks, strict=True):
+            yield [(row, head) for row in range(r) for head in range(h)], kind
 
-    The values of these positions are fetched meanwhile, and arrive while scores are taken.
+
+@emitted
+def score(
+    typing: Any, rows: Any, heads: Any, half: Any, q: Any, pitch: Any, keys: Any, S: Any, left: Any, values: Any,
+    D: Any, out: Any, line: Any,
+) -> Any:  # fmt: skip
+    """out[row, head, i] = q[row, head] . keys[:, i] for a chunk of positions, of which the first `left` are needed.
+
+    Rows of q are `pitch` bytes apart, those of keys `S` numbers, those of `out` `line` numbers. The keys of the next
+    chunk are fetched meanwhile, and the values of this one, from `values` on.
     """
 
-    def emit(
-        emitter: Emitter, half: Value, keys: Value, values: Value, first: Value, last: Value, D: Value, out: Value
-    ) -> None:
-        for which in by_case(emitter, half, [0, 1]):
-            with emitter.loop(I64(0), I64(CHUNK), WIDTH) as start:
-                here = emitter.builder.add(first, start)
-                emit_turn(emitter, which, keys, values, here, last, D, emitter.at(out, start, 4))
+    def emit(emitter: Emitter, rows: Value, heads: Value, half: Value, *arguments: Value) -> None:
+        for sums, kind in cases_of(emitter, rows, heads, half):
+            emit_score(emitter, sums, kind, *arguments)
 
-    return lowered(emit, types.void, half, keys, values, first, last, D, out)
+    return lowered(emit, types.void, rows, heads, half, q, pitch, keys, S, left, values, D, out, line)
 
 
-def emit_turn(
-    emitter: Emitter, half: int, keys: Value, values: Value, first: Value, last: Value, D: Value, out: Value
-) -> None:
-    """One vector of keys. Their addresses are found one from the other, for there are more than registers."""
+def emit_score(
+    emitter: Emitter, pairs: list[tuple[int, int]], half: int, q: Value, pitch: Value, keys: Value, S: Value,
+    left: Value, values: Value, D: Value, out: Value, line: Value,
+) -> None:  # fmt: skip
     b = emitter.builder
     size, shared = (2, 2) if half else (4, 1)  # bytes of a number, numbers of a lane
-    stride, away = b.mul(D, I64(size)), b.sub(values, keys)
-    start = b.select(b.icmp_signed("<", first, last), first, last)
-    left = b.sub(last, start)
-
-    def addresses(d: Value) -> Iterator[Value]:
-        """Of number d of each key; keys behind the last are the last again."""
-        here = emitter.at(emitter.at(keys, start, stride), d, size)
-        for part in range(WIDTH):
-            yield here
-            here = b.add(here, b.select(b.icmp_signed("<", I64(part), left), stride, I64(0)))
-
-    whole = emitter.whole(D, shared * WIDTH)
-    with emitter.loop(I64(0), whole, shared * WIDTH) as d:
-        lines = []
-        for place in addresses(d):
-            lines.append(emitter.load(place, vector(I32, WIDTH)))
-            emitter.prefetch(b.add(place, away), 2)
-        turned = [number for line in interleaved(emitter, lines) for number in emitter.numbers(line, half)]
-        for row, number in enumerate(turned):
-            emitter.store(emitter.at(emitter.at(out, d, 4 * CHUNK), row * CHUNK, 4), number)
-    with emitter.loop(whole, D) as d:
-        for part, place in enumerate(addresses(d)):
-            number = emitter.load_floats(place, 1, half)
-            emitter.store(emitter.at(emitter.at(out, d, 4 * CHUNK), part, 4), number)
-
-
-@emitted
-def score(typing: Any, heads: Any, q: Any, turned: Any, D: Any, out: Any, row: Any) -> Any:
-    """out[head, i] = q[head] . turned[:, i] for a chunk; out rows are `row` numbers apart."""
-
-    def emit(emitter: Emitter, heads: Value, *arguments: Value) -> None:
-        for number in by_case(emitter, heads, list(range(1, MAX_HEADS + 1))):
-            emit_score(emitter, number, *arguments)
-
-    return lowered(emit, types.void, heads, q, turned, D, out, row)
-
-
-def emit_score(emitter: Emitter, heads: int, q: Value, turned: Value, D: Value, out: Value, row: Value) -> None:
-    b = emitter.builder
-    at_once = 4 if WIDE or heads < 4 else 2  # vectors of positions; AVX-512 has twice the registers
+    at_once = 4 if len(pairs) * 4 <= SUMS else 2  # vectors of positions
+    following = b.select(b.icmp_signed("<", I64(CHUNK), left), emitter.at(keys, CHUNK, size), keys)
+    last_value = b.mul(b.mul(b.sub(left, I64(1)), D), I64(size))
     with emitter.loop(I64(0), I64(CHUNK), at_once * WIDTH) as i:
-        sums = [[emitter.variable(splat(emitter, F32(0.0), WIDTH)) for _ in range(at_once)] for _ in range(heads)]
+        places = []
+        for part in range(0, at_once * WIDTH, shared * WIDTH):
+            place = b.add(i, I64(part))
+            place = b.select(b.icmp_signed("<", place, left), place, I64(0))  # any other, where there may be none
+            places.append(emitter.at(keys, place, size))
+        sums = [[emitter.variable(splat(emitter, F32(0.0), WIDTH)) for _ in range(at_once)] for _ in pairs]
         with emitter.loop(I64(0), D) as d:
-            line = emitter.at(emitter.at(turned, d, 4 * CHUNK), i, 4)
-            keys = [emitter.load(emitter.at(line, part * WIDTH, 4), vector(F32, WIDTH)) for part in range(at_once)]
-            for head in range(heads):
-                number = emitter.load(emitter.at(emitter.at(q, head, b.mul(D, I64(4))), d, 4), F32)
-                factor = splat(emitter, number, WIDTH)
-                for key, total in zip(keys, sums[head], strict=True):
+            away, value = b.mul(b.mul(d, S), I64(size)), b.mul(d, I64(CHUNK * size))
+            value = b.select(b.icmp_signed("<", value, last_value), value, last_value)
+            loaded = [emitter.load(b.add(place, away), vector(I32, WIDTH)) for place in places]
+            for ahead in range(0, CHUNK * size, 64):
+                emitter.prefetch(emitter.at(b.add(following, away), ahead, 1), 1)
+                emitter.prefetch(emitter.at(b.add(values, value), ahead, 1), 2)
+            numbers = [number for some in loaded for number in emitter.numbers(some, half)]
+            for (row, head), totals in zip(pairs, sums, strict=True):
+                place = emitter.at(emitter.at(emitter.at(q, row, pitch), head, b.mul(D, I64(4))), d, 4)
+                factor = splat(emitter, emitter.load(place, F32), WIDTH)
+                for key, total in zip(numbers, totals, strict=True):
                     emitter.set(total, emitter.fma(key, factor, emitter.get(total)))
-        for head in range(heads):
-            target = emitter.at(emitter.at(out, head, b.mul(row, I64(4))), i, 4)
-            for part, total in enumerate(sums[head]):
-                emitter.store(emitter.at(target, part * WIDTH, 4), emitter.get(total))
+        for number, some in enumerate(sums):
+            target = emitter.at(emitter.at(out, number, b.mul(line, I64(4))), i, 4)
+            totals = [emitter.get(total) for total in some]
+            for part in range(0, at_once, shared):
+                for place, total in enumerate(interleaved(emitter, totals[part : part + shared]), part):
+                    emitter.store(emitter.at(target, place * WIDTH, 4), total)
 
 
 @emitted
@@ -157,20 +144,25 @@ def exponentials(typing: Any, scores: Any, count: Any) -> Any:
 
 
 @emitted
-def mix(typing: Any, heads: Any, half: Any, weights: Any, row: Any, values: Any, count: Any, D: Any, out: Any) -> Any:
-    """out[head] += sum over j < count of weights[head, j] * values[j], j ascending; columns as in `settle`."""
+def mix(
+    typing: Any, rows: Any, heads: Any, half: Any, weights: Any, line: Any, values: Any, count: Any, D: Any, out: Any,
+    pitch: Any,
+) -> Any:  # fmt: skip
+    """out[row, head] += sum over j < count of weights[row, head, j] * values[j], j ascending; columns as in `settle`.
 
-    def emit(emitter: Emitter, heads: Value, half: Value, *arguments: Value) -> None:
-        code = emitter.builder.add(emitter.builder.mul(heads, I64(2)), half)
-        for number in by_case(emitter, code, list(range(2, 2 * MAX_HEADS + 2))):
-            emit_mix(emitter, number // 2, number % 2, *arguments)
+    Rows of weights are `line` numbers apart, those of `out` `pitch` bytes.
+    """
 
-    return lowered(emit, types.void, heads, half, weights, row, values, count, D, out)
+    def emit(emitter: Emitter, rows: Value, heads: Value, half: Value, *arguments: Value) -> None:
+        for sums, kind in cases_of(emitter, rows, heads, half):
+            emit_mix(emitter, sums, kind, *arguments)
+
+    return lowered(emit, types.void, rows, heads, half, weights, line, values, count, D, out, pitch)
 
 
 def emit_mix(
-    emitter: Emitter, heads: int, half: int, weights: Value, row: Value, values: Value, count: Value, D: Value,
-    out: Value,
+    emitter: Emitter, pairs: list[tuple[int, int]], half: int, weights: Value, line: Value, values: Value,
+    count: Value, D: Value, out: Value, pitch: Value,
 ) -> None:  # fmt: skip
     b = emitter.builder
     size, shared = (2, 2) if half else (4, 1)
@@ -180,10 +172,10 @@ def emit_mix(
         width, per_load = (lanes, 1) if lanes == 1 else (WIDTH, shared)
         places = [
             [
-                emitter.at(emitter.at(out, b.add(b.mul(D, I64(head)), start), 4), part * width, 4)
-                for part in range(loads * per_load)
+                emitter.at(emitter.at(emitter.at(out, row, pitch), b.add(b.mul(D, I64(head)), start), 4), n * width, 4)
+                for n in range(loads * per_load)
             ]
-            for head in range(heads)
+            for row, head in pairs
         ]
         sums = [[emitter.variable(emitter.load(place, vector(F32, width))) for place in some] for some in places]
         with emitter.loop(I64(0), count) as j:
@@ -192,18 +184,18 @@ def emit_mix(
                 loaded = [emitter.load_floats(base, 1, half)]
             else:
                 lines = [emitter.load(emitter.at(base, n * lanes, size), vector(I32, WIDTH)) for n in range(loads)]
-                loaded = [number for line in lines for number in emitter.numbers(line, half)]
-            for head in range(heads):
-                weight = emitter.load(emitter.at(emitter.at(weights, head, b.mul(row, I64(4))), j, 4), F32)
-                factor = splat(emitter, weight, width)
-                for value, total in zip(loaded, sums[head], strict=True):
+                loaded = [number for some in lines for number in emitter.numbers(some, half)]
+            for number, totals in enumerate(sums):
+                place = emitter.at(emitter.at(weights, number, b.mul(line, I64(4))), j, 4)
+                factor = splat(emitter, emitter.load(place, F32), width)
+                for value, total in zip(loaded, totals, strict=True):
                     emitter.set(total, emitter.fma(value, factor, emitter.get(total)))
         for some, totals in zip(places, sums, strict=True):
             for place, total in zip(some, totals, strict=True):
                 emitter.store(place, emitter.get(total))
 
     lanes = shared * WIDTH
-    most = (8 if heads == 1 else 4 if WIDE or heads <= 3 else 2) // shared
+    most = next(number for number in (8, 4, 2) if len(pairs) * number <= SUMS or number == 2) // shared
     whole, wider = emitter.whole(D, lanes), emitter.whole(D, most * lanes)
     for start, stop, loads, step in ((I64(0), wider, most, lanes), (wider, whole, 1, lanes), (whole, D, 1, 1)):
         with emitter.loop(start, stop, loads * step) as first:
@@ -247,6 +239,26 @@ def store_head(typing: Any, source: Any, target: Any, half: Any, D: Any) -> Any:
                     emitter.store(emitter.at(target, d, 2 if which else 4), stored)
 
     return lowered(emit, types.void, source, target, half, D)
+
+
+@emitted
+def store_column(typing: Any, source: Any, target: Any, half: Any, D: Any, S: Any) -> Any:
+    """`store_head`, with numbers `S` apart."""
+
+    def emit(emitter: Emitter, source: Value, target: Value, half: Value, D: Value, S: Value) -> None:
+        b = emitter.builder
+        whole = emitter.whole(D, WIDTH)
+        for which in by_case(emitter, half, [0, 1]):
+            pitch = b.mul(S, I64(2 if which else 4))
+            for start, stop, lanes in ((I64(0), whole, WIDTH), (whole, D, 1)):
+                with emitter.loop(start, stop, lanes) as d:
+                    numbers = emitter.load(emitter.at(source, d, 4), vector(F32, lanes))
+                    stored = rounded(emitter, numbers, lanes) if which else numbers
+                    for lane in range(lanes):
+                        number = stored if lanes == 1 else b.extract_element(stored, I32(lane))
+                        emitter.store(emitter.at(target, b.add(d, I64(lane)), pitch), number)
+
+    return lowered(emit, types.void, source, target, half, D, S)
 
 
 def rounded(emitter: Emitter, numbers: Value, lanes: int) -> Value:

@@ -42,6 +42,7 @@ from outrider.models.cpu_vector import I64, Emitter, Value, emitted, i64, inline
 __all__ = [
     "BLOCK",
     "COUNTERS",
+    "draw",
     "finished",
     "launch",
     "launch_all",
@@ -54,7 +55,7 @@ __all__ = [
 
 COUNTERS = 40  # index of the first counter of a block; kernel arguments come before it
 LINE = 8  # 64-bit numbers in a cache line
-BLOCK = COUNTERS + 6 * LINE
+BLOCK = COUNTERS + 7 * LINE
 
 # The words of a pool; a job is the addresses of a kernel and its block.
 STATE, JOB, AWAKE, SPINS = 0, 2 * LINE, 4 * LINE, 5 * LINE
@@ -298,6 +299,16 @@ def ticket(typing: Any, block: Any, counter: Any) -> Any:
         return emitter.builder.atomic_rmw("add", _counter(emitter, block, counter), I64(1), "monotonic")
 
     return lowered(emit, types.int64, block, counter)
+
+
+@inlined
+def draw(block: int, lane: int, counter: int, count: int) -> int:
+    """The number of a task, or `count` if there is none left, by three counters. Even lanes go up from the first, odd
+    ones down from the last: so what two threads will need can be told, and fetched, before, and stays near them."""
+    if ticket(block, counter) >= count:
+        return count
+    number: int = ticket(block, counter + 1) if lane % 2 == 0 else count - 1 - ticket(block, counter + 2)
+    return number
 
 
 @emitted

@@ -168,6 +168,7 @@ class Eagle3Head(RecurrentHead):
             capacity=capacity,
             tail=tail,
             dtype=self.dtype,
+            turned_keys=self.ops.turns_keys,
         )
 
     @torch.inference_mode()

@@ -101,6 +101,7 @@ class MtpModule(RecurrentHead):
             capacity=capacity,
             tail=tail,
             dtype=self.target.spec.dtype,
+            turned_keys=self.ops.turns_keys,
         )
 
     def fuse(self, features_RF: Tensor) -> Tensor:

@@ -234,13 +234,18 @@ class Ops(ABC):
     ) -> Tensor:
         """Split, normalise and rotate the heads, write keys and values, attend: a new tensor [R, H * D].
 
-        Row r = b * M + m. Keys and values are one layer's cache, contiguous, written in place in the cache's own
-        dtype. A row that sees nothing gives zeros. Uninitialised cache memory must hold finite numbers.
+        Row r = b * M + m. Keys and values are one layer's cache, contiguous (keys perhaps turned), written in place
+        in the cache's own dtype. A row that sees nothing gives zeros. Uninitialised cache memory must hold finite numbers.
         """
 
     @abstractmethod
     def collect(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, out_RT: Tensor, column: int) -> None:
         """Copy `x_RF`, or its RMSNorm, into the columns of `out_RT` from `column` on."""
+
+    @property
+    def turns_keys(self) -> bool:
+        """Whether `attend` reads keys that lie turned in memory; see `CachePlan.turned_keys`."""
+        return False
 
     @property
     def static_shapes(self) -> bool:

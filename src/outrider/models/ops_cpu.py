@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.models.cpu_attention import MAX_HEAD_DIM, MAX_ROWS, attention, scores_in, scratch_size
+from outrider.models.cpu_attention import MAX_HEAD_DIM, MAX_ROWS, POSITIONS, attention, scores_in, scratch_size
 from outrider.models.cpu_draft import next_tokens, shift
 from outrider.models.cpu_linear import BYTE, FULL, HALF, collect, embed, linear
 from outrider.models.cpu_memory import Arena
@@ -58,7 +58,7 @@ TASKS_PER_THREAD = 3
 REPLAYED_ROWS = 32  # up to here a forward is short enough for Python to matter, and its buffers are small
 LINEAR_OUT = 9  # arguments of the kernels that differ from step to step: where a product goes,
 PLACED = 10  # a placement's five addresses and three sizes,
-HEAD_DIM, SCRATCH = 20, 24  # attention's head size; its scratch, and then the length of a line of it
+SCRATCH = 24  # attention's scratch, and then the length of a line of it
 KINDS = {torch.float32: FULL, torch.bfloat16: HALF, torch.int8: BYTE}
 
 
@@ -78,6 +78,10 @@ class CpuOps(Ops):
     @property
     def activation_dtype(self) -> torch.dtype:
         return torch.float32
+
+    @property
+    def turns_keys(self) -> bool:
+        return True
 
     def pack(self, weight_OF: Tensor, bias_O: Tensor | None = None) -> Packed:
         return packed(self._arena, self._packing, whole_blocks(weight_OF, 2 * WIDTH), len(weight_OF), bias_O)
@@ -190,8 +194,7 @@ class CpuOps(Ops):
         kernels_N, blocks_NB = np.array(recorder.kernels, dtype=np.int64), recorder.blocks_NB()
         attends_N = np.flatnonzero(kernels_N == attention.address)
         row = scores_in(self._sizes[1])
-        head_dim = max(blocks_NB[attends_N, HEAD_DIM], default=0)
-        scratch = programs.scratch(scratch_size(self._threads, MAX_ROWS, MAX_HEADS, head_dim, row))
+        scratch = programs.scratch(scratch_size(self._threads, MAX_ROWS, MAX_HEADS, row))
         blocks_NB[attends_N, SCRATCH], blocks_NB[attends_N, SCRATCH + 1] = scratch.data_ptr(), row
         logits_RV, features_RT = result
         kept, written_N = [*recorder.kept, scratch], np.zeros(0, dtype=np.int64)
@@ -236,10 +239,11 @@ class CpuOps(Ops):
             f"{tuple(qkv_RQ.shape)} for {B * M} rows of {H} + 2 * {G} heads"
         )
         assert keys_CHSD.shape == values_CHSD.shape, "keys and values differ in shape"
+        assert S % POSITIONS == 0, f"a cache of {S} positions, not of a multiple of {POSITIONS}"
         out_RO = self._empty(B * M, H * D)
         row, heads = scores_in(placement.limit), min(MAX_HEADS, H // G) if self._threads <= B * M * G else 1
         height = max(1, min(MAX_ROWS, B * M * G // (TASKS_PER_THREAD * self._threads)))
-        scratch = torch.empty(scratch_size(self._threads, height, heads, D, row)) if self._recorder is None else None
+        scratch = torch.empty(scratch_size(self._threads, height, heads, row)) if self._recorder is None else None
         self._run(
             attention.address,
             (qkv_RQ, out_RO, rope.cos_PD, rope.sin_PD, keys_CHSD, values_CHSD, scratch),
@@ -251,7 +255,7 @@ class CpuOps(Ops):
             _floats(None if head_norm is None else head_norm.key_D),
             _bits(0.0 if head_norm is None else head_norm.eps),
             _bits(shape.scale),
-            address(keys_CHSD, keys_CHSD.dtype),
+            address(keys_CHSD.transpose(-1, -2), keys_CHSD.dtype),
             address(values_CHSD, keys_CHSD.dtype),
             *self._placed(placement, keys_CHSD, rope),
             *placement_shape(placement),

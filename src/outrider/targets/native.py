@@ -120,6 +120,7 @@ class NativeTarget(Target):
             capacity=capacity,
             tail=tail,
             dtype=self.dtype,
+            turned_keys=self.decoder.ops.turns_keys,
         )
 
     def open(self, plan: CachePlan, taps: tuple[int, ...] = ()) -> "NativeSession":

@@ -129,7 +129,12 @@ class Case:
         )
 
 
-CAPACITY, SLOTS, TRASH = 200, 3, 199
+CAPACITY, SLOTS, TRASH = 224, 3, 223
+
+
+def turned(keys_CHSD: Tensor) -> Tensor:
+    """The same keys as they lie in a cache for the CPU: positions next to each other."""
+    return keys_CHSD.transpose(-1, -2).contiguous().transpose(-1, -2)
 
 
 def rope_tables(D: int) -> Rope:
@@ -166,7 +171,7 @@ def cases(draw: st.DrawFn) -> Case:
         qkv_RQ=randn(seed + 3, B * M, (H + 2 * G) * D),
         shape=AttentionShape(num_heads=H, num_kv_heads=G, head_dim=D, scale=D**-0.5, sliding_window=window),
         rope=rope_tables(D),
-        keys_CHSD=randn(seed + 4, SLOTS, G, CAPACITY, D).to(dtype),
+        keys_CHSD=turned(randn(seed + 4, SLOTS, G, CAPACITY, D).to(dtype)),
         values_CHSD=randn(seed + 5, SLOTS, G, CAPACITY, D).to(dtype),
         placement=Placement(
             slots_B=torch.randperm(SLOTS, generator=generator)[:B],
@@ -276,13 +281,14 @@ def test_rows_of_a_slot_may_be_given_as_slots_of_one_row(case: Case, threads: in
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_prefill_chunk_has_the_bits_of_decoding_row_by_row(dtype: torch.dtype) -> None:
-    rows, H, G, D, slots = 200, 9, 3, 64, 2
+    rows, H, G, D, slots = 224, 9, 3, 64, 2
     shape = AttentionShape(num_heads=H, num_kv_heads=G, head_dim=D, scale=D**-0.5)
     angles = torch.outer(torch.arange(rows), 10000.0 ** -(torch.arange(0, D, 2) / D))
     rope = Rope(cos_PD=angles.cos(), sin_PD=angles.sin())
     ops = CpuOps(dtype)
     x, weight = randn(1, rows, 96), ops.pack(randn(2, (H + 2 * G) * D, 96) / 10)
-    caches = [(torch.zeros(slots, G, rows, D, dtype=dtype), torch.zeros(slots, G, rows, D, dtype=dtype)) for _ in "ab"]
+    empty = torch.zeros(slots, G, rows, D, dtype=dtype)
+    caches = [(turned(empty), empty.clone()) for _ in "ab"]
 
     def attend(first: int, last: int, cache: tuple[Tensor, Tensor]) -> Tensor:
         positions = torch.arange(first, last)[None]
@@ -318,7 +324,8 @@ def test_a_branch_of_a_tree_has_the_bits_of_the_committed_sequence(
     H, G = 4, 2
     shape = AttentionShape(num_heads=H, num_kv_heads=G, head_dim=D, scale=D**-0.5)
     rope, ops = rope_tables(D), CpuOps(torch.float32)
-    prefix_keys, prefix_values = randn(seed, 1, G, CAPACITY, D).to(dtype), randn(seed + 1, 1, G, CAPACITY, D).to(dtype)
+    prefix_keys = turned(randn(seed, 1, G, CAPACITY, D).to(dtype))
+    prefix_values = randn(seed + 1, 1, G, CAPACITY, D).to(dtype)
     branch = [sum(gaps[: i + 1]) - 1 for i in range(len(gaps))]
     T, depth = branch[-1] + 1, len(branch)
     qkv_RQ = randn(seed + 2, T, (H + 2 * G) * D)
@@ -360,7 +367,8 @@ def test_a_row_that_sees_nothing_gives_zeros(ops: CpuOps) -> None:
     )
     tables = rope_tables(8)
     rope = Rope(cos_PD=tables.cos_PD.to(dtype), sin_PD=tables.sin_PD.to(dtype))
-    keys, values = torch.zeros(1, 1, CAPACITY, 8, dtype=dtype), torch.zeros(1, 1, CAPACITY, 8, dtype=dtype)
+    values = torch.zeros(1, 1, CAPACITY, 8, dtype=dtype)
+    keys = turned(values)
     qkv_RQ = randn(0, 2, 4 * 8).to(dtype)
     shape = AttentionShape(num_heads=2, num_kv_heads=1, head_dim=8, scale=1.0)
     out = ops.attend(qkv_RQ, shape, rope, keys, values, placement)
@@ -381,7 +389,8 @@ def test_an_index_outside_the_cache_is_refused() -> None:
         limit=4,
     )
     shape = AttentionShape(num_heads=1, num_kv_heads=1, head_dim=8, scale=1.0)
-    keys, values = torch.zeros(1, 1, CAPACITY, 8), torch.zeros(1, 1, CAPACITY, 8)
+    values = torch.zeros(1, 1, CAPACITY, 8)
+    keys = turned(values)
     wrong = {
         "slots_B": torch.tensor([1]),
         "lengths_B": torch.tensor([4]),
@@ -394,6 +403,10 @@ def test_an_index_outside_the_cache_is_refused() -> None:
             ops.attend(randn(0, 1, 24), shape, rope_tables(8), keys, values, replace(placement, **{name: tensor}))
     with pytest.raises(AssertionError, match="not contiguous"):
         ops.project_add(torch.zeros(4, 3).T, ops.pack(torch.eye(4)), torch.zeros(3, 4))
+    with pytest.raises(AssertionError, match="not contiguous"):
+        ops.attend(randn(0, 1, 24), shape, rope_tables(8), keys.contiguous(), values, placement)
+    with pytest.raises(AssertionError, match="not of a multiple"):
+        ops.attend(randn(0, 1, 24), shape, rope_tables(8), keys[:, :, :200], values[:, :, :200], placement)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
