@@ -16,7 +16,17 @@ from typing import Any
 from numba import types
 
 from outrider.models.cpu_rows import dot
-from outrider.models.cpu_softmax import CHUNK, MAX_HEADS, PAIR, exponentials, mix, score, settle, store_column, store_head
+from outrider.models.cpu_softmax import (
+    CHUNK,
+    MAX_HEADS,
+    PAIR,
+    exponentials,
+    mix,
+    score,
+    settle,
+    store_column,
+    store_head,
+)
 from outrider.models.cpu_threads import draw, finished, stack, wait_for
 from outrider.models.cpu_vector import (
     F32,
@@ -162,10 +172,14 @@ def seen_apart(scores: int, length: int, mask: int, T: int, count: int) -> None:
 
 
 @inlined
-def weigh(scores: int, length: int, mask: int, T: int) -> float:
-    """Scores of `length` positions, and where there is a mask of T more, of which it hides some -> exponentials, 0 for
-    what is hidden; returns 1 / their sum, or 0 where nothing is seen."""
-    count = length if mask == 0 else seen_together(scores, length, mask, T)
+def weigh(line: int, last: int, start: int, length: int, end: int, mask: int) -> float:
+    """A line of scores of `last` positions -> weights: exponentials of what the row sees, else 0.
+
+    It sees positions `start` to `end`, but of those from `length` on what the mask shows, if there is one. Returns
+    1 / the sum of the weights, or 0 where nothing is seen.
+    """
+    scores, weights, known = line + start * 4, f32(line), length - start
+    count = end - start if mask == 0 else seen_together(scores, known, mask, end - length)
     total: float = types.float32(0.0)
     if count > 0:
         padded = (count + WIDTH - 1) // WIDTH * WIDTH
@@ -173,7 +187,11 @@ def weigh(scores: int, length: int, mask: int, T: int) -> float:
             f32(scores)[j] = -float("inf")
         total = types.float32(1.0) / exponentials(scores, padded)
     if mask != 0:
-        seen_apart(scores, length, mask, T, count)
+        seen_apart(scores, known, mask, end - length, count)
+    for j in range(start):
+        weights[j] = types.float32(0.0)
+    for j in range(end, last):
+        weights[j] = types.float32(0.0)
     return total
 
 
@@ -216,15 +234,9 @@ def attend_rows(block: int, b: int, m: int, rows: int, g: int, h: int, heads: in
         result, mask = f32(queries + i * stride), 0 if a[14] == 0 else a[14] + (r + i) * T
         for d in range(heads * D):
             result[d] = types.float32(0.0)
-        before = (length if mask != 0 else ends[i]) - starts[i]
-        for k in range(heads):
-            weights = f32(scratch + (i * heads + k) * line)
-            scores = scratch + (i * heads + k) * line + (starts[i] - base) * 4
-            shares[i * heads + k] = weigh(scores, before, mask, ends[i] - length)
-            for j in range(starts[i] - base):
-                weights[j] = types.float32(0.0)
-            for j in range(ends[i] - base, end - base):
-                weights[j] = types.float32(0.0)
+        for k in range(i * heads, i * heads + heads):
+            last, start, known = end - base, starts[i] - base, length - base
+            shares[k] = weigh(scratch + k * line, last, start, known, ends[i] - base, mask)
     for first in range(base, end, CHUNK):
         for i in range(0, rows, PAIR):
             mix(

@@ -44,10 +44,9 @@ CHUNK = 4 * WIDTH  # positions that are scored together
 SUMS = 24 if WIDE else 12  # registers for sums; AVX-512 has twice as many
 
 
-def by_case(emitter: Emitter, number: Value, codes: list[int]) -> Iterator[int]:
-    """Each code, while the code for it is emitted."""
-    number = I64(number) if isinstance(number, int) else number
-    with emitter.cases(number, codes) as blocks:
+def kinds_of(emitter: Emitter, half: Value) -> Iterator[int]:
+    """0 and 1, while the code for each is emitted."""
+    with emitter.cases(half, [0, 1]) as blocks:
         yield from blocks
 
 
@@ -209,7 +208,7 @@ def settle(typing: Any, half: Any, head: Any, factor: Any, D: Any) -> Any:
 
     def emit(emitter: Emitter, half: Value, head: Value, factor: Value, D: Value) -> None:
         b = emitter.builder
-        for which in by_case(emitter, half, [0, 1]):
+        for which in kinds_of(emitter, half):
             shared = 2 if which else 1
             whole = emitter.whole(D, shared * WIDTH)
             for start, stop, lanes, number in ((I64(0), whole, WIDTH, shared), (whole, D, 1, 1)):
@@ -231,7 +230,7 @@ def store_head(typing: Any, source: Any, target: Any, half: Any, D: Any) -> Any:
 
     def emit(emitter: Emitter, source: Value, target: Value, half: Value, D: Value) -> None:
         whole = emitter.whole(D, WIDTH)
-        for which in by_case(emitter, half, [0, 1]):
+        for which in kinds_of(emitter, half):
             for start, stop, lanes in ((I64(0), whole, WIDTH), (whole, D, 1)):
                 with emitter.loop(start, stop, lanes) as d:
                     numbers = emitter.load(emitter.at(source, d, 4), vector(F32, lanes))
@@ -248,7 +247,7 @@ def store_column(typing: Any, source: Any, target: Any, half: Any, D: Any, S: An
     def emit(emitter: Emitter, source: Value, target: Value, half: Value, D: Value, S: Value) -> None:
         b = emitter.builder
         whole = emitter.whole(D, WIDTH)
-        for which in by_case(emitter, half, [0, 1]):
+        for which in kinds_of(emitter, half):
             pitch = b.mul(S, I64(2 if which else 4))
             for start, stop, lanes in ((I64(0), whole, WIDTH), (whole, D, 1)):
                 with emitter.loop(start, stop, lanes) as d:

@@ -9,9 +9,8 @@ The caller publishes a kernel in the pool's state, works on it itself, closes it
 have joined. The state is one word: generation * 2^17 + open * 2^16 + joined. A worker joins by compare-and-swap while
 the kernel is open, so a late one (its core is busy with something else) costs nothing. Idle workers spin for some
 milliseconds, then sleep until the next kernel. On its way to sleep a worker can miss a wake-up, for the caller still
-takes it to be awake; so it looks for an open kernel, and once more two milliseconds later. (Without that, whole
-forwards ran on one thread, and took twice as long.) OpenMP's barrier waits for every thread instead: with other
-processes on the machine that made a forward three times as slow.
+takes it to be awake; so it looks for an open kernel, and once more two milliseconds later. OpenMP's barrier waits for
+every thread instead: with other processes on the machine a forward took three times as long.
 
 Worked example: 60 tasks, two threads: both call `ticket` on one counter until it returns 60 or more; each number below
 60 is drawn by exactly one of them. If the worker is away, the caller draws all 60.
@@ -303,8 +302,7 @@ def ticket(typing: Any, block: Any, counter: Any) -> Any:
 
 @inlined
 def draw(block: int, lane: int, counter: int, count: int) -> int:
-    """The number of a task, or `count` if there is none left, by three counters. Even lanes go up from the first, odd
-    ones down from the last: so what two threads will need can be told, and fetched, before, and stays near them."""
+    """The number of a task, or `count`, by three counters. Even lanes go up, odd ones down: the next one is known."""
     if ticket(block, counter) >= count:
         return count
     number: int = ticket(block, counter + 1) if lane % 2 == 0 else count - 1 - ticket(block, counter + 2)

@@ -235,7 +235,8 @@ class Ops(ABC):
         """Split, normalise and rotate the heads, write keys and values, attend: a new tensor [R, H * D].
 
         Row r = b * M + m. Keys and values are one layer's cache, contiguous (keys perhaps turned), written in place
-        in the cache's own dtype. A row that sees nothing gives zeros. Uninitialised cache memory must hold finite numbers.
+        in the cache's own dtype. A row that sees nothing gives zeros. Uninitialised cache memory must hold finite
+        numbers.
         """
 
     @abstractmethod
