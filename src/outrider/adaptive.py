@@ -21,7 +21,8 @@ cost x plain steps in vain is followed by x / probing plain steps, so all of the
 time; one that pays is followed by the next at once. New requests are looked at in their first step. *Cheap* proposers
 (lookups) are probed for all they can draft, and while drafting is on, so is every step. Others are asked for exactly
 what pays, and probed for what comes nearest. A probe is cut to what pays now that it is drafted, and judged in
-hindsight, so nothing is verified just to learn. What proposing costs is learnt on the way (`proposing.py`).
+hindsight, so nothing is verified just to learn. What proposing costs is learnt on the way (`proposing.py`), and where
+forwards have moved from their table (`drift.py`).
 
 **Prompts.** A proposer with a cache of its own has to read a prompt before it drafts. For a request that must cost no
 more than a part `reading` of what drafting is expected to save until its end. A probe that costs more than `free` plain
@@ -49,7 +50,7 @@ from outrider.draft import Draft
 from outrider.errors import ConfigError, nearest
 from outrider.proposer import Commit, Room
 from outrider.proposing import LearntDraftCosts
-from outrider.step_cost import StepCost
+from outrider.step_cost import StepCosts
 from outrider.target import Target
 
 __all__ = ["AdaptiveBudget", "AdaptiveConfig", "BudgetChoice", "budget_named"]
@@ -107,8 +108,6 @@ FEW = 8
 MAX_WAIT = 512
 NOT_NOW = 16
 """Steps after which a probe that nobody could afford is considered again."""
-CONTEXT = 128
-"""Contexts are told apart in steps of this many tokens."""
 NOTHING = Room(0, 0)
 
 
@@ -166,15 +165,15 @@ class AdaptiveBudget(Budget):
         self._news = True
         self._widest: tuple[int, ...] = ()
         self._step = _Step()
-        self._kinds: dict[tuple[int, int, bool], StepCost] = {}
-        self._cost = StepCost(costs, 1, CONTEXT, greedy=True)
+        self._costs = StepCosts(costs)
+        self._cost = self._costs.of([])
 
     def rooms(self, asks: Sequence[Ask], num_waiting: int = 0) -> list[Room]:
         step = self._begun(asks, num_waiting)
+        self._cost = self._costs.of(asks)
         if not (self.drafts or self.wait < 1 or self._news or self._measuring):
             return [NOTHING] * len(asks)
         self._news = False
-        self._cost = self._cost_of(asks)
         step.late = [ask.num_behind if ask.num_behind > self.num_nodes + FEW else 0 for ask in asks]
         rooms = [
             Room(count, ask.num_remaining - 1) if ask.num_remaining > 1 else NOTHING
@@ -207,6 +206,7 @@ class AdaptiveBudget(Budget):
             self.proposing.add_late(len(step.requests), step.most_nodes, step.num_late, propose_s)
         else:
             self.proposing.add(len(step.requests), step.most_nodes, propose_s)
+        self._cost.learn(step.num_nodes, seconds["verify_s"])
         self.wait = max(0.0, self.wait - 1)
         self.accounts.pass_step()
         if step.most_nodes:
@@ -339,12 +339,3 @@ class AdaptiveBudget(Budget):
             if chance >= LEAST_CHANCE
         ]
         return sorted(found, key=lambda node: (-node.chance, node.number))
-
-    def _cost_of(self, asks: Sequence[Ask]) -> StepCost:
-        """Of steps like this one, all but the proposer."""
-        slots = len(asks)
-        context = sum(ask.context_length for ask in asks) // (CONTEXT * max(1, slots))
-        key = (slots, context, all(ask.greedy for ask in asks))
-        if key not in self._kinds:
-            self._kinds[key] = StepCost(self.costs, slots, (context + 0.5) * CONTEXT, key[2])
-        return self._kinds[key]

@@ -248,7 +248,7 @@ def sampled_drafts_stay_whole() -> None:
         rooms = budget.rooms([Ask(1, 100, 50, greedy=False)])
         draft = Draft.of_chains([[0] * min(rooms[0])], probs_BMV=torch.full((1, 5, 2), 0.5))
         assert budget.cut(draft) is draft
-        budget.observe([Commit(0, [0], [1], 0)], {"propose_s": 0.0})
+        budget.observe([Commit(0, [0], [1], 0)], {"propose_s": 0.0, "verify_s": 1.0})
 
 
 def nobody_pays_for_another() -> None:

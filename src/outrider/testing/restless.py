@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import final
 
+from outrider.adaptive import AdaptiveBudget
 from outrider.budget import Ask, Budget
 from outrider.draft import Draft
 from outrider.proposer import Commit, Room
@@ -46,10 +47,12 @@ class Restless(Budget):
 
 @final
 class Metronome(Budget):
-    """Passes everything on but the seconds: proposing takes those of `propose_s`, in turn, from the beginning on."""
+    """Passes everything on but the seconds: proposing takes those of `propose_s`, in turn, from the beginning on, and a
+    forward what the table says."""
 
-    def __init__(self, inner: Budget, propose_s: Sequence[float]) -> None:
+    def __init__(self, inner: AdaptiveBudget, propose_s: Sequence[float]) -> None:
         self.inner = inner
+        self.num_rows = 0
         self.reads_ahead = inner.reads_ahead
         self.propose_s = cycle(propose_s)
 
@@ -57,10 +60,13 @@ class Metronome(Budget):
         return self.inner.rooms(asks, num_waiting)
 
     def cut(self, draft: Draft) -> Draft:
-        return self.inner.cut(draft)
+        draft = self.inner.cut(draft)
+        self.num_rows = len(draft.real_rows)
+        return draft
 
     def observe(self, commits: Sequence[Commit], seconds: Mapping[str, float]) -> None:
-        self.inner.observe(commits, {**seconds, "propose_s": next(self.propose_s)})
+        forward_s = self.inner.costs.forward_s(len(commits), self.num_rows, 0)
+        self.inner.observe(commits, {**seconds, "propose_s": next(self.propose_s), "verify_s": forward_s})
 
     def reset(self) -> None:
         self.inner.reset()

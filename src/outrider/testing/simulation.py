@@ -203,7 +203,7 @@ class _Run:
         while num_tokens < self.simulation.num_tokens:
             draft, step_s = self._draft()
             commits = self._verify(draft)
-            step_s |= {"verify_s": self._verify_s(draft, commits)}
+            step_s |= self._target_s(draft, commits)
             self.budget.observe(commits, step_s)
             self.num_steps += 1
             self.seconds += sum(step_s.values())
@@ -258,12 +258,16 @@ class _Run:
             commits.append(Commit(slot.index, list(range(right + 1)), [1] * (right + 1), place))
         return commits
 
-    def _verify_s(self, draft: Draft, commits: Sequence[Commit]) -> float:
+    def _target_s(self, draft: Draft, commits: Sequence[Commit]) -> dict[str, float]:
         slots, rows = len(self.slots), len(draft.real_rows)
         judged = sum(len(commit.tokens) for commit in commits)
         context = sum(PROMPT + slot.position for slot in self.slots) / slots
         costs = self.simulation.costs
-        return costs.forward_s(slots, rows, context) + costs.accept_s(slots, judged, True) + costs.rest_s(slots)
+        return {
+            "verify_s": costs.forward_s(slots, rows, context),
+            "accept_s": costs.accept_s(slots, judged, True),
+            "host_s": costs.rest_s(slots),
+        }
 
     def _advance(self, draft: Draft, commits: Sequence[Commit]) -> None:
         for slot, num_nodes, commit in zip(self.slots, draft.num_nodes, commits, strict=True):
