@@ -25,6 +25,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self, final
 
+import numpy as np
+
 from outrider.errors import RunError
 from outrider.grid import Grid
 from outrider.identity import Identity
@@ -148,6 +150,15 @@ class MeasuredDraftCosts(DraftCosts):
 def median_costs(sweeps: Sequence[MeasuredCosts]) -> MeasuredCosts:
     """The median of several measurements of one grid, point by point."""
     return MeasuredCosts(**{name: Grid.median([getattr(sweep, name) for sweep in sweeps]) for name in TARGET_AXES})
+
+
+def spread(sweeps: Sequence[MeasuredCosts]) -> float:
+    """By what share the slowest sweep of a forward exceeds the fastest, in the middle of all points.
+
+    On a machine that does nothing else it is some hundredths.
+    """
+    forwards = np.array([sweep.forward.measured for sweep in sweeps])
+    return float(np.median(forwards.max(axis=0) / forwards.min(axis=0))) - 1
 
 
 def joined_draft_costs(parts: Sequence[MeasuredDraftCosts]) -> MeasuredDraftCosts:

@@ -34,6 +34,7 @@ from outrider.costs import (
     MeasuredDraftCosts,
     joined_draft_costs,
     median_costs,
+    spread,
     write_atomically,
 )
 from outrider.errors import RunError
@@ -220,18 +221,23 @@ class _Measuring:
     def file(self, identity: Identity) -> CostFile:
         """Measure what is missing, and put all together."""
         bytes_per_s = self._group("bandwidth", "bandwidth", self._bandwidth)["bytes_per_s"]
-        target = self._forwards()
+        sweeps = self._sweeps()
         return CostFile(
             identity=identity,
-            target=target,
+            target=median_costs(sweeps),
             drafts={drafter.choice.label: self._drafts(drafter) for drafter in self._drafters},
-            facts={**_provenance(), "memory_bytes_per_s": bytes_per_s, "repeats": self._grids.repeats},
+            facts={
+                **_provenance(),
+                "memory_bytes_per_s": bytes_per_s,
+                "repeats": self._grids.repeats,
+                "spread": spread(sweeps) if len(sweeps) > 1 else None,
+            },
         )
 
     def _bandwidth(self) -> Mapping[str, Any]:
         return {"bytes_per_s": memory_bytes_per_s(self._target.spec.device)}
 
-    def _forwards(self) -> MeasuredCosts:
+    def _sweeps(self) -> list[MeasuredCosts]:
         grids = self._grids
         endless = sweeps(
             self._target,
@@ -245,7 +251,7 @@ class _Measuring:
             self._group(f"sweep {number}", f"target, sweep {number}", lambda: next(endless).to_plain())
             for number in numbers
         ]
-        return median_costs([MeasuredCosts.from_plain(part) for part in parts])
+        return [MeasuredCosts.from_plain(part) for part in parts]
 
     def _drafts(self, drafter: _Drafter) -> MeasuredDraftCosts:
         label = drafter.choice.label

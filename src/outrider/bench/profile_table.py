@@ -6,12 +6,13 @@
     context     ms of a forward, over the committed tokens of every slot
     drafts      ms per step, and in brackets the draft cost ratio c: in plain forwards of the same batch
     around it   judging the rows and the rest of a step, ms
+    spread      how far sweeps were apart; if that is much, something else used the machine, and the table is off
 
 Example: `21.3 (1.42)` in the column "8" is a forward of eight rows per slot that takes as long as 1.42 of one row.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -21,6 +22,10 @@ from rich.text import Text
 from outrider.costs import CostFile, MeasuredDraftCosts
 
 __all__ = ["bandwidth_share", "print_profile"]
+
+
+STEADY: Final = 0.1
+"""Sweeps of a quiet machine are less than this share apart."""
 
 
 class Titled(NamedTuple):
@@ -36,9 +41,20 @@ def print_profile(file: CostFile, console: Console) -> None:
     threads = f", {identity.num_threads} threads" if identity.num_threads else ""
     machine = identity.cpu if identity.device == "cpu" else identity.device
     console.print(Text(f"{identity.target}, {identity.dtype}, on {machine}{threads}", style="bold"))
+    console.print(_spread(file))
     for table in (_forwards(file), _bandwidth(file), _contexts(file), *_drafts(file), _around(file)):
         console.print(Text(f"\n{table.title}", style="bold"))
         console.print(table.body)
+
+
+def _spread(file: CostFile) -> Text:
+    spread = file.facts.get("spread")
+    if not isinstance(spread, int | float):
+        return Text("how far sweeps were apart is unknown")
+    said = f"{file.facts.get('repeats')} sweeps, {100 * spread:.0f} % apart"
+    if spread <= STEADY:
+        return Text(said)
+    return Text(f"{said}: something else used the machine; measure again when it is quiet", style="yellow")
 
 
 def bandwidth_share(file: CostFile, batch: int, context: float) -> float | None:

@@ -1,5 +1,6 @@
 """A profile: its groups, what is kept of an unfinished one, and what it prints."""
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,8 +14,9 @@ from rich.console import Console
 from outrider.bench import profile as module
 from outrider.bench.profile import GroupProgress, ProfileConfig, profile
 from outrider.bench.profile_table import bandwidth_share, print_profile
-from outrider.costs import CostFile
+from outrider.costs import CostFile, spread
 from outrider.errors import CapacityError, ConfigError, RunError
+from outrider.grid import Grid
 from outrider.identity import identity_of, profile_path
 from outrider.targets.native import NativeSession
 from outrider.testing import tiny_target
@@ -162,15 +164,35 @@ def test_default_points_are_cut_to_what_the_target_can_hold() -> None:
 
 def test_tables_hold_the_costs_and_their_ratios() -> None:
     file = profile(CONFIG).file
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    print_profile(file, console)
-    text = console.export_text()
-    console.file.close()
+    text = shown(file)
     one, three = file.target.forward_s(2, 2, 4), file.target.forward_s(2, 6, 4)
     assert f"({three / one:.2f})" in text
     assert f"({file.drafts['ngram'].propose_s(1, 2, 2) / file.target.forward_s(1, 1, 4):.2f})" in text
     assert "ngram: ms a step" in text
     assert "memory is read at 10.0 GB/s" in text
+
+
+def shown(file: CostFile) -> str:
+    console = Console(width=160, record=True, file=io.StringIO())
+    print_profile(file, console)
+    return console.export_text()
+
+
+def test_sweeps_that_are_far_apart_are_told() -> None:
+    file = profile(replace(CONFIG, methods=(), repeats=2)).file
+
+    def swept(*factors: float) -> float:
+        axes = {"slots": (1.0,), "rows_per_slot": (1.0, 2.0, 4.0), "contexts": (64.0,)}
+        seconds = np.array([[[0.010], [0.011], [0.013]]])
+        return spread([replace(file.target, forward=Grid(axes, seconds * factor)) for factor in factors])
+
+    assert swept(1.0, 1.03, 1.01) == pytest.approx(0.03)
+    assert swept(1.0, 1.0, 1.4) == pytest.approx(0.4)
+    assert file.facts["spread"] >= 0
+    quiet, busy = (replace(file, facts={**file.facts, "spread": apart}) for apart in (0.03, 0.4))
+    assert "2 sweeps, 3 % apart\n" in shown(quiet)
+    assert "2 sweeps, 40 % apart: something else used the machine" in shown(busy)
+    assert "unknown" in shown(replace(file, facts={}))
 
 
 def test_the_share_of_bandwidth_counts_weights_and_caches() -> None:
