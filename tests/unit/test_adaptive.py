@@ -148,6 +148,41 @@ def test_a_wrong_table_does_little_harm(name: str, num_slots: int, share: float)
     assert speedup(simulation(PROCESSES[name], num_slots, share, num_tokens=600), AdaptiveBudget(SLOWED, 8)) >= 0.97
 
 
+@final
+class Spell(Budget):
+    """Passes everything on; the machine seems to be slow just while the first eight drafts are verified."""
+
+    def __init__(self, inner: Budget) -> None:
+        self.inner = inner
+        self.num_nodes = self.num_slow = 0
+
+    def rooms(self, asks: Sequence[Ask], num_waiting: int = 0) -> list[Room]:
+        return self.inner.rooms(asks, num_waiting)
+
+    def cut(self, draft: Draft) -> Draft:
+        draft = self.inner.cut(draft)
+        self.num_nodes = sum(draft.num_nodes)
+        return draft
+
+    def observe(self, commits: Sequence[Commit], seconds: Mapping[str, float]) -> None:
+        slow = self.num_nodes > 0 and self.num_slow < 8
+        self.num_slow += slow
+        self.inner.observe(commits, {**seconds, "verify_s": (2 if slow else 1) * seconds["verify_s"]})
+
+    def reset(self) -> None:
+        self.inner.reset()
+
+
+def test_a_slow_spell_costs_gains_only_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the negative control: what was learnt in it, if it were believed for good."""
+    case = simulation(constant(0.8), 4, 0.05, num_tokens=1200)
+    usual = speedup(case, AdaptiveBudget(COSTS, 4))
+    assert usual > 1.1
+    assert speedup(case, Spell(AdaptiveBudget(COSTS, 4))) > 1 + 0.7 * (usual - 1)
+    monkeypatch.setattr(drift, "PATIENCE", 10**9)
+    assert speedup(case, Spell(AdaptiveBudget(COSTS, 4))) < 1 + 0.3 * (usual - 1)
+
+
 def test_a_wrong_table_that_is_believed_would_do_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control of the test above."""
     monkeypatch.setattr(drift, "SURE", 10**9)

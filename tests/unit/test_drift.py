@@ -1,8 +1,10 @@
 """What forwards take beside their table."""
 
+from itertools import pairwise
+
 import pytest
 
-from outrider.drift import FEW, MOST, SURE, Drift
+from outrider.drift import EVERY, FEW, MOST, MOST_COUNTED, PATIENCE, SURE, Drift
 
 
 def seen(*steps: tuple[int, float], times: int = SURE) -> Drift:
@@ -39,6 +41,32 @@ def test_an_engine_that_always_drafts_has_its_first_plain_steps_to_compare_with(
     for _ in range(FEW - 1):
         drift.add(1, 0, 1.0)
     assert drift.factor(1, 1) == 2.0
+
+
+def test_a_slow_spell_is_forgotten() -> None:
+    """While nothing else was seen, nodes look dear. Later the table gets another chance, and keeps it."""
+    drift = seen((0, 1.0), (4, 1.4))
+    assert drift.factor(1, 4) == pytest.approx(1.4)
+    for _ in range(PATIENCE * SURE + EVERY):
+        drift.add(1, 0, 1.0)
+        drift.factor(1, 4)
+    assert drift.factor(1, 4) == 1.0
+    for _ in range(3 * SURE):
+        drift.add(1, 4, 1.0)
+        assert drift.factor(1, 4) == 1.0
+
+
+def test_what_is_confirmed_is_believed_for_longer() -> None:
+    drift, tries = seen((0, 1.0)), []
+    for step in range(2000):
+        drafts = drift.factor(1, 4) == 1.0
+        tries += [step] if drafts else []
+        drift.add(1, 4 if drafts else 0, 1.4 if drafts else 1.0)
+    gaps = [later - earlier for earlier, later in pairwise(tries) if later - earlier > EVERY]
+    assert gaps == sorted(gaps)
+    assert PATIENCE * SURE <= gaps[0] <= PATIENCE * (SURE + EVERY)
+    assert gaps[-1] <= PATIENCE * MOST_COUNTED + 2 * EVERY
+    assert len(tries) < 0.06 * 2000
 
 
 def test_one_pause_changes_nothing_and_no_factor_is_absurd() -> None:

@@ -44,7 +44,7 @@ def test_what_forwards_took_is_learnt_and_the_rest_stays() -> None:
     """Twice the table without nodes, three times with four: half as much again in plain forwards."""
     cost = StepCost(Counting(), Drift(), 2, 64.0, greedy=True)
     before = cost.plain_s
-    for _ in range(SURE):
+    for _ in range(2 * SURE):
         cost.learn(0, 2 * 12.0)
         cost.learn(4, 3 * 16.0)
     assert cost.seconds(4, 2) == pytest.approx(16 * 1.5 + 2 * 0.5 + 2)
