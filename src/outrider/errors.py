@@ -13,7 +13,8 @@ remedy; the command line prints it and exits with status 2. A failed `assert` is
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 __all__ = [
     "CapacityError",
@@ -23,7 +24,9 @@ __all__ = [
     "OutriderError",
     "RequestError",
     "RunError",
+    "as_error",
     "nearest",
+    "on_one_line",
 ]
 
 
@@ -64,3 +67,26 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"
+
+
+@contextmanager
+def as_error(error: type[OutriderError], what: str, remedy: str) -> Iterator[None]:
+    """Turn whatever another library raises into one sentence: "`what` (its message); `remedy`"; our own errors pass.
+
+    >>> with as_error(CheckpointError, "model.safetensors cannot be read", "download it again"):
+    ...     weights = safetensors.torch.load_file("model.safetensors")
+    """
+    try:
+        yield
+    except OutriderError:
+        raise
+    except Exception as reason:
+        said = on_one_line(str(reason)) or "no message"
+        raise error(f"{what} ({type(reason).__name__}: {said}); {remedy}") from reason
+
+
+def on_one_line(text: str, max_chars: int = 200) -> str:
+    """Return a foreign text for use in a message: one line, shortened, and escapes in place of control characters."""
+    line = " ".join(text.split())
+    cut = line if len(line) <= max_chars else line[:max_chars] + "..."
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in cut)
