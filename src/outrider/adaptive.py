@@ -64,7 +64,7 @@ def budget_named(name: str, target: Target, num_nodes: int) -> Budget:
     Raises:
         ConfigError: if there is none.
     """
-    if name not in get_args(BudgetChoice):
+    if name not in list(get_args(BudgetChoice)):
         raise ConfigError(f"unknown budget '{name}'{nearest(name, get_args(BudgetChoice))}")
     if name == "fixed" or num_nodes == 0:
         return FixedBudget(num_nodes)

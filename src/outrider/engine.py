@@ -23,14 +23,16 @@ from outrider.adaptive import BudgetChoice, budget_named
 from outrider.batch import Batch, Event, FinishReason, Request
 from outrider.budget import Budget
 from outrider.clock import Clock
-from outrider.errors import RequestError
+from outrider.errors import ConfigError, RequestError
 from outrider.memory import MemoryPlan, check_fits
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.noise import Stream
 from outrider.proposer import Proposer, SessionPlan
+from outrider.requests import Prompt, as_prompts, settings_of
 from outrider.sampling import Sampling
 from outrider.target import Target
-from outrider.text import Piece, Prompt, TextStream, encode
+from outrider.text import Piece, TextStream, encode
+from outrider.values import shown
 from outrider.verify import Verification, verifier
 
 __all__ = ["Completion", "Engine"]
@@ -68,7 +70,7 @@ class Engine:
 
     Raises:
         CapacityError: if cache and weights do not fit in memory; the message says what would.
-        ConfigError: for an unknown verification or budget, or a limit out of range.
+        ConfigError: for an unknown verification or budget, a limit out of range, or an argument of a wrong type.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Engine:
         budget: BudgetChoice | Budget = "fixed",
         record: Recorder = lambda record: None,
     ) -> None:
+        _check_types(target, proposer, record)
         spec = target.spec
         self.spec = spec
         self.tokenizer = target.tokenizer
@@ -94,14 +97,14 @@ class Engine:
         self.target = target.open(self.memory.cache, proposer.taps)
         self.session = proposer.open(
             SessionPlan(
-                max_slots=max_batch,
+                max_slots=self.memory.cache.num_slots,
                 max_positions=self.memory.cache.capacity,
                 noise=Stream.TARGET if verification == "coupled" else Stream.DRAFT,
                 device=spec.device,
             )
         )
         self.budget = budget if isinstance(budget, Budget) else budget_named(budget, target, self.memory.num_nodes)
-        self.batch = Batch(max_batch, self.memory.cache.capacity, spec.eos_ids)
+        self.batch = Batch(self.memory.cache.num_slots, self.memory.cache.capacity, spec.eos_ids)
         self.waiting: deque[Request] = deque()
         self.num_requests = 0
         self.num_steps = 0
@@ -165,29 +168,30 @@ class Engine:
         *,
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
     ) -> int:
         """Queue a request and give its id.
 
         Args:
             prompt: text (one user turn of a chat), a list of messages, or token ids.
-            stop: strings that end the answer; they are cut from its text.
+            stop: a string, or several, that end the answer; they are cut from its text.
 
         Raises:
-            RequestError: for an empty or too long prompt, a token out of range, or a limit below 1.
+            RequestError: for an empty or too long prompt, a token out of range, a limit below 1, or a wrong type.
         """
+        settings = settings_of(max_new_tokens, sampling, stop, ignore_eos)
         tokens = tuple(encode(self.tokenizer, prompt))
-        self._check(tokens, max_new_tokens, stop)
+        self._check(tokens, settings.stop)
         self.num_requests += 1
         self.waiting.append(
             Request(
                 id=self.num_requests,
                 prompt=tokens,
-                max_new_tokens=max_new_tokens,
-                sampling=sampling or Sampling(),
-                stop=tuple(stop),
-                ignore_eos=ignore_eos,
+                max_new_tokens=settings.max_new_tokens,
+                sampling=settings.sampling,
+                stop=settings.stop,
+                ignore_eos=settings.ignore_eos,
             )
         )
         return self.num_requests
@@ -202,20 +206,20 @@ class Engine:
 
     def stream(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Prompt | Sequence[Prompt],
         *,
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
     ) -> Iterator[Event]:
-        """Events of these prompts as they come; an event's `request` counts the prompts from 0.
+        """Events of these prompts (or of one) as they come; an event's `request` counts the prompts from 0.
 
         An iterator that is dropped before its end cancels what is left.
         """
         ids: dict[int, int] = {}
         try:
-            for index, prompt in enumerate(prompts):
+            for index, prompt in enumerate(as_prompts(prompts)):
                 id = self.add(
                     prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, ignore_eos=ignore_eos
                 )
@@ -238,16 +242,16 @@ class Engine:
 
     def generate(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Prompt | Sequence[Prompt],
         *,
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
     ) -> list[Completion]:
-        """The finished answers, in the order of the prompts."""
-        encoded = [encode(self.tokenizer, prompt) for prompt in prompts]
-        events: list[list[Event]] = [[] for _ in prompts]
+        """The finished answers, in the order of the prompts; of one, if one is given."""
+        encoded = [encode(self.tokenizer, prompt) for prompt in as_prompts(prompts)]
+        events: list[list[Event]] = [[] for _ in encoded]
         for event in self.stream(
             encoded, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, ignore_eos=ignore_eos
         ):
@@ -286,7 +290,7 @@ class Engine:
             self.session.release(slot)
             self.target.cache.reset(slot)
 
-    def _check(self, tokens: Sequence[int], max_new_tokens: int, stop: Sequence[str]) -> None:
+    def _check(self, tokens: Sequence[int], stop: Sequence[str]) -> None:
         if not tokens:
             raise RequestError("the prompt is empty; give at least one token")
         if len(tokens) >= self.batch.max_positions:
@@ -296,10 +300,15 @@ class Engine:
             )
         for token in tokens:
             if not 0 <= token < self.spec.vocab_size:
-                raise RequestError(f"token {token} is outside the vocabulary of {self.spec.vocab_size}")
-        if max_new_tokens < 1:
-            raise RequestError(f"max_new_tokens={max_new_tokens} must be at least 1")
-        if "" in stop:
-            raise RequestError("a stop string is empty; give at least one character")
+                raise RequestError(f"token {shown(token)} is outside the vocabulary of {self.spec.vocab_size}")
         if stop and self.tokenizer is None:
             raise RequestError("stop strings need a tokenizer, and this target has none")
+
+
+def _check_types(target: object, proposer: object, record: object) -> None:
+    if not isinstance(target, Target):
+        raise ConfigError(f"target={shown(target)} must be a target, for example outrider.load_target('smollm2-135m')")
+    if not isinstance(proposer, Proposer):
+        raise ConfigError(f"proposer={shown(proposer)} must be a proposer, for example load_proposer('ngram', target)")
+    if not callable(record):
+        raise ConfigError(f"record={shown(record)} must be a function that takes a record")

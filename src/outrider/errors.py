@@ -58,14 +58,14 @@ class RunError(OutriderError):
     """A long-running command cannot continue."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: object, known: Iterable[str]) -> str:
     """The end of an error message: `; did you mean 'x'?` or the list of what is known.
 
     >>> nearest("ngran", ["ngram", "suffix"])
     "; did you mean 'ngram'?"
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"
 
 

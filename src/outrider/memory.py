@@ -18,8 +18,11 @@ from outrider.cache import CachePlan
 from outrider.errors import CapacityError, ConfigError
 from outrider.proposer import Proposer
 from outrider.target import Target
+from outrider.values import shown, whole
 
 __all__ = ["MemoryPlan", "check_fits", "free_bytes", "give_back"]
+
+MOST_SLOTS = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +40,20 @@ class MemoryPlan:
         """Plan an engine.
 
         Raises:
-            ConfigError: if a limit is out of range.
+            ConfigError: if a limit is out of range, or no whole number.
         """
         spec = target.spec
-        capacity = spec.max_positions if max_len is None else max_len
-        nodes = proposer.max_nodes if num_nodes is None else num_nodes
-        if max_batch < 1:
-            raise ConfigError(f"max_batch={max_batch} must be at least 1")
+        max_batch = whole("max_batch", max_batch, ConfigError)
+        capacity = spec.max_positions if max_len is None else whole("max_len", max_len, ConfigError)
+        nodes = proposer.max_nodes if num_nodes is None else whole("num_nodes", num_nodes, ConfigError)
+        if not 1 <= max_batch <= MOST_SLOTS:
+            raise ConfigError(f"max_batch={shown(max_batch)} must be at least 1 and at most {MOST_SLOTS}")
         if not 2 <= capacity <= spec.max_positions:
-            raise ConfigError(f"max_len={capacity} must be between 2 and {spec.max_positions}, the target's limit")
+            raise ConfigError(
+                f"max_len={shown(capacity)} must be between 2 and {spec.max_positions}, the target's limit"
+            )
         if not 0 <= nodes <= 1024:
-            raise ConfigError(f"num_nodes={nodes} must be between 0 and 1024")
+            raise ConfigError(f"num_nodes={shown(nodes)} must be between 0 and 1024")
         return cls(
             target_weight_bytes=spec.weight_bytes,
             proposer_weight_bytes=proposer.num_bytes,

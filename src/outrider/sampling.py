@@ -22,6 +22,7 @@ from torch import Tensor
 from outrider.errors import ConfigError
 from outrider.noise import Stream, pick, position_key, position_keys
 from outrider.nucleus import nucleus
+from outrider.values import real, shown, whole
 
 __all__ = ["Sampling", "choose", "choose_one", "distribution", "largest", "transform"]
 
@@ -44,16 +45,20 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p"):
+            object.__setattr__(self, name, real(name, getattr(self, name), ConfigError))
+        for name in ("top_k", "seed"):
+            object.__setattr__(self, name, whole(name, getattr(self, name), ConfigError))
         if not (self.temperature == 0 or 0.01 <= self.temperature <= 100):
             raise ConfigError(f"temperature={self.temperature} must be 0 (greedy) or between 0.01 and 100")
         if self.top_k < 0:
-            raise ConfigError(f"top_k={self.top_k} must be 0 (keep all) or positive")
+            raise ConfigError(f"top_k={shown(self.top_k)} must be 0 (keep all) or positive")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p={self.top_p} must be above 0 and at most 1 (keep all)")
         if not 0 <= self.min_p < 1:
             raise ConfigError(f"min_p={self.min_p} must be at least 0 (keep all) and below 1")
         if not -(2**63) <= self.seed < 2**63:
-            raise ConfigError(f"seed={self.seed} must fit in 64 bits")
+            raise ConfigError(f"seed={shown(self.seed)} must fit in 64 bits")
 
     @property
     def greedy(self) -> bool:

@@ -8,16 +8,15 @@ beginning of a stop string waits until it is clear. Example: with the stop strin
 come out as nothing, nothing, "the ENext".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, final
 
 from tokenizers.decoders import DecodeStream
 
 from outrider.errors import RequestError
+from outrider.requests import Prompt, as_prompt
 
 __all__ = ["Piece", "Prompt", "TextStream", "encode"]
-
-Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 
 
 class Piece(NamedTuple):
@@ -31,19 +30,18 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
     """The token ids of a prompt.
 
     Raises:
-        RequestError: for an empty prompt, or text without a tokenizer.
+        RequestError: for anything that is no prompt, an empty one, or text without a tokenizer.
     """
-    if len(prompt) == 0:
-        raise RequestError("the prompt is empty; give at least one token")
-    if not isinstance(prompt, str) and not isinstance(prompt[0], Mapping):
-        return [int(token) for token in prompt]  # type: ignore[arg-type]
+    given = as_prompt(prompt)
+    if not isinstance(given, str) and isinstance(given[0], int):
+        return given
     if tokenizer is None:
         raise RequestError("this target has no tokenizer; give the prompt as a list of token ids")
     if tokenizer.chat_template:
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
         tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    elif isinstance(prompt, str):
-        tokens = tokenizer(prompt)["input_ids"]
+    elif isinstance(given, str):
+        tokens = tokenizer(given)["input_ids"]
     else:
         raise RequestError("this target has no chat template; give the prompt as plain text or token ids")
     return [int(token) for token in tokens]

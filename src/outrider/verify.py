@@ -294,6 +294,6 @@ def verifier(name: str) -> Verifier:
     Raises:
         ConfigError: if there is none.
     """
-    if name not in VERIFIERS:
+    if name not in list(VERIFIERS):
         raise ConfigError(f"unknown verification '{name}'{nearest(name, VERIFIERS)}")
     return VERIFIERS[name]

@@ -1,0 +1,167 @@
+"""What a caller may give as prompts and settings of a request, brought into one form.
+
+A prompt is a string, a conversation (a list of messages) or a list of token ids; tensors and arrays of ids count as
+lists. Where several prompts are asked for, a single one is taken as a list of one:
+
+    "Why?"                                        one prompt
+    ["Why?", "How?"]                              two prompts
+    [{"role": "user", "content": "Why?"}]         one conversation
+    [3, 4, 5] or a 1-D tensor                     one prompt of three tokens
+    [[3, 4], [5]] or a 2-D tensor                 a prompt per row
+
+The content of a message is a string, or a list of text parts as other APIs take it, which are joined.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from numbers import Number
+from typing import Any
+
+from outrider.errors import RequestError
+from outrider.sampling import Sampling
+from outrider.values import flag, native, shown, whole
+
+__all__ = ["Prompt", "Settings", "as_prompt", "as_prompts", "check_text", "settings_of"]
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[int] | Sequence[Message]
+
+KINDS = "give a string, a list of messages, or a list of token ids"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a request is decoded and when it ends, as checked."""
+
+    max_new_tokens: int
+    sampling: Sampling
+    stop: tuple[str, ...]
+    ignore_eos: bool
+
+
+def as_prompts(prompts: Any) -> list[str | list[int] | list[dict[str, Any]]]:
+    """Return the prompts of a call, each as `as_prompt` gives it.
+
+    Raises:
+        RequestError: for anything that is no prompt; it says which.
+    """
+    found = _listed(prompts, "the prompt")
+    if isinstance(found, str) or any(isinstance(item, Mapping | Number) for item in found):
+        return [as_prompt(found)]
+    return [as_prompt(item, f"prompt {index}") for index, item in enumerate(found)]
+
+
+def as_prompt(prompt: Any, name: str = "the prompt") -> str | list[int] | list[dict[str, Any]]:
+    """Return one prompt as a string, a list of messages, or a list of token ids.
+
+    Raises:
+        RequestError: for anything else, an empty prompt, or text that is no Unicode.
+    """
+    found = _listed(prompt, name)
+    if len(found) == 0:
+        raise RequestError(f"{name} is empty; give at least one token")
+    if isinstance(found, str):
+        check_text(found, name)
+        return found
+    if any(isinstance(item, Mapping) for item in found):
+        return [_message(item, f"message {index} of {name}") for index, item in enumerate(found)]
+    return [_token(item, index, name) for index, item in enumerate(found)]
+
+
+def check_text(text: str, name: str) -> None:
+    """Refuse text that holds half of a character, which no tokenizer reads.
+
+    Raises:
+        RequestError: naming the place.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"{name} holds half of a surrogate pair, U+{ord(text[error.start]):04X}, at character {error.start}, which"
+            " is no text; remove it, or read the text as UTF-8"
+        ) from error
+
+
+def settings_of(max_new_tokens: Any, sampling: Any, stop: Any, ignore_eos: Any) -> Settings:
+    """Return the settings of a request; one stop string may be given as it is.
+
+    Raises:
+        RequestError: for a wrong type, or a value out of range.
+    """
+    limit = whole("max_new_tokens", max_new_tokens, RequestError)
+    if limit < 1:
+        raise RequestError(f"max_new_tokens={shown(limit)} must be at least 1")
+    if not isinstance(sampling, Sampling | None):
+        raise RequestError(
+            f"sampling={shown(sampling)} must be a Sampling, for example outrider.Sampling(temperature=0.7)"
+        )
+    return Settings(
+        max_new_tokens=limit,
+        sampling=sampling or Sampling(),
+        stop=_stops(stop),
+        ignore_eos=flag("ignore_eos", ignore_eos, RequestError),
+    )
+
+
+def _stops(stop: Any) -> tuple[str, ...]:
+    found = native([] if stop is None else [stop] if isinstance(stop, str) else stop)
+    if not isinstance(found, Iterable) or isinstance(found, Mapping | bytes | bytearray):
+        raise RequestError(f"stop={shown(stop)} must be a string or a list of strings")
+    strings = tuple(found)
+    for string in strings:
+        if not isinstance(string, str):
+            raise RequestError(f"the stop string {shown(string)} is a {type(string).__name__}; give strings")
+        if not string:
+            raise RequestError("a stop string is empty; give at least one character")
+        check_text(string, f"the stop string {shown(string)}")
+    return tuple(dict.fromkeys(str(string) for string in strings))
+
+
+def _listed(value: Any, name: str) -> str | list[Any]:
+    """The items of a prompt or of prompts, or the string that it is."""
+    found = native(value)
+    if isinstance(found, str):
+        return str(found)
+    if isinstance(found, bytes | bytearray | memoryview):
+        raise RequestError(f"{name} is {type(found).__name__}; decode it to a string first")
+    if isinstance(found, Mapping):
+        remedy = "give its input_ids" if "input_ids" in found else "give a list of messages, [{'role': ..., ...}]"
+        raise RequestError(f"{name} is a single {type(found).__name__}; {remedy}")
+    if not isinstance(found, Iterable) or isinstance(found, Set):
+        raise RequestError(f"{name} is {shown(value)}; {KINDS}")
+    return [native(item) for item in found]
+
+
+def _token(item: Any, index: int, name: str) -> int:
+    if isinstance(item, str):
+        raise RequestError(
+            f"{name} is a list that holds the string {shown(item)}; give strings as prompts of their own"
+        )
+    if isinstance(item, Iterable):
+        raise RequestError(f"{name} is a list of lists; {KINDS}")
+    return whole(f"token {index} of {name}", item, RequestError)
+
+
+def _message(message: Any, name: str) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise RequestError(f"{name} is {shown(message)}; give a dict with role and content")
+    role, content = message.get("role"), native(message.get("content"))
+    if not isinstance(role, str) or not role:
+        raise RequestError(f"{name} has the role {shown(role)}; give a string such as 'user'")
+    check_text(role, f"the role of {name}")
+    if content is None and message.get("tool_calls"):
+        return {key: value for key, value in message.items() if key != "content"}
+    if isinstance(content, list | tuple):
+        content = "".join(_part(part, name) for part in content)
+    if not isinstance(content, str):
+        raise RequestError(f"{name} has the content {shown(content)}; give a string")
+    check_text(content, name)
+    return {**message, "role": str(role), "content": str(content)}
+
+
+def _part(part: Any, name: str) -> str:
+    text = part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else part
+    if not isinstance(text, str):
+        raise RequestError(f"{name} has the part {shown(part)}; only parts of text are read")
+    return text
