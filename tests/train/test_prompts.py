@@ -68,7 +68,8 @@ def test_turns_are_limited_and_the_rest_follows_in_order(tmp_path: Path) -> None
 
 
 def test_a_hub_column_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("outrider.train.prompts.hub_texts", lambda place: iter(["a", ["b", "c"], SAID]))
+    rows = [{"prompt": "a"}, {"turns": ["b", "c"]}, {"messages": SAID}]
+    monkeypatch.setattr("outrider.bench.hub.hub_fields", lambda place: iter(rows))
     found = FilePrompts("hub:some/data:train:prompt").take(0, 9, quiet)
     assert [one.turns for one in found] == [("a",), ("b", "c"), ("a", "b")]
     with pytest.raises(ConfigError, match="must be hub:name:split:field"):
@@ -79,7 +80,8 @@ BAD = [
     ('{"prompt": "a"', "p.jsonl:2 is not JSON"),
     ("[1]", "p.jsonl:2 is not a JSON object"),
     ('{"answer": "a"}', "p.jsonl:2 has none of messages"),
-    ('{"turns": "a"}', "'turns' or 'system' in"),
+    ('{"turns": {"a": 1}}', "'turns' in .*p.jsonl:2 must hold text"),
+    ('{"turns": ["a"], "system": 5}', "'system' in .*p.jsonl:2 is 5 but must be text"),
     ('{"prompt": 3}', "'prompt' in .*p.jsonl:2 must hold text"),
     ('{"messages": ["a"]}', "a message in .*p.jsonl:2"),
 ]

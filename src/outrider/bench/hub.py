@@ -2,16 +2,22 @@
 
     hub:openai/gsm8k@main:test:question      name, optional @configuration, split, field
 
-The field holds a text, or a list of texts, which are the turns of a conversation.
+The field holds a text, a list of texts, which are the turns of a conversation, or a list of messages. Columns that hold
+the rest of a prompt, such as "input" beside "instruction", are read with it (`outrider.formats.prompt_layouts`).
+
+`prompt_rows` is the one entrance for prompts of all commands: a file or a place on the hub.
 """
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from outrider.errors import ConfigError
+from outrider.formats.prompt_layouts import is_beside_a_request
+from outrider.formats.prompt_rows import PromptRow, read_prompt_rows
 
-__all__ = ["HUB_PREFIX", "HubPlace", "hub_texts", "parse_hub"]
+__all__ = ["HUB_PREFIX", "HubPlace", "hub_fields", "parse_hub", "prompt_rows"]
 
 HUB_PREFIX = "hub:"
 
@@ -38,8 +44,21 @@ def parse_hub(place: str) -> HubPlace:
     return HubPlace(name, configuration or None, parts[1], parts[2])
 
 
-def hub_texts(place: str) -> Iterator[Any]:
-    """The values of the field, in order.
+def prompt_rows(place: str) -> Iterator[PromptRow]:
+    """Yield the rows of a file, or of a data set on the hub.
+
+    Raises:
+        ConfigError: if they cannot be read; names the line.
+    """
+    if not place.startswith(HUB_PREFIX):
+        yield from read_prompt_rows(Path(place))
+        return
+    for number, fields in enumerate(hub_fields(place), start=1):
+        yield PromptRow(f"{place} row {number}", number, fields)
+
+
+def hub_fields(place: str) -> Iterator[Mapping[str, Any]]:
+    """Yield what each row asks, in order: the value of the field, and what may belong to it.
 
     Raises:
         ConfigError: without the package `datasets`, or if the data set or the field is not there.
@@ -57,4 +76,14 @@ def hub_texts(place: str) -> Iterator[Any]:
         ) from error
     if wanted.field not in rows.column_names:
         raise ConfigError(f"'{place}' has no field '{wanted.field}'; it has {', '.join(rows.column_names)}")
-    yield from rows[wanted.field]
+    others = [name for name in rows.column_names if name != wanted.field and is_beside_a_request(name)]
+    columns = {name: rows[name] for name in others}
+    for at, value in enumerate(rows[wanted.field]):
+        yield {_layout(value): value} | {name: columns[name][at] for name in others}
+
+
+def _layout(value: Any) -> str:
+    """The key under which a row of a file would hold this value."""
+    if isinstance(value, list):
+        return "messages" if value and isinstance(value[0], Mapping) else "turns"
+    return "prompt"

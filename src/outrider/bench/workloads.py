@@ -1,16 +1,11 @@
 """The prompts of a benchmark: our own categories, and the data sets that others report on.
 
 How well a proposer guesses depends on the task, so prompts come in categories and are reported by category. Our own lie
-in `workloads/` as JSONL (see the README there). `load_prompts` also reads what the field compares on:
-
-    turns      {"turns": ["...", "..."]} with "id" or "question_id": our files, MT-Bench, Spec-Bench
-    humaneval  {"task_id": "HumanEval/0", "prompt": "def ..."}
-    gsm8k      {"question": "...", "answer": "..."}
-    prompt     {"prompt": "..."} or {"question": "..."}
-
-and `hub:openai/gsm8k@main:test:question`: a hub data set (name, optional @configuration, split, field). "category",
-"system" and "max_new_tokens" may stand beside any of them. Answers in a data set are never read: the target's own text
-is the reference.
+in `workloads/` as JSONL (see the README there). `load_prompts` also reads what the field compares on (MT-Bench,
+Spec-Bench, HumanEval, GSM8K, Alpaca, conversations, ...; `outrider.formats.prompt_layouts` lists the layouts), and
+`hub:openai/gsm8k@main:test:question`: a hub data set (name, optional @configuration, split, field). "id", "category",
+"system" and "max_new_tokens" may stand beside a prompt. Answers in a data set are never read: the target's own text is
+the reference.
 
 Example: `load_category("editing")[0].turns` is one long text with the change to make in it.
 """
@@ -18,15 +13,17 @@ Example: `load_category("editing")[0].turns` is one long text with the change to
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import outrider
-from outrider.bench.hub import HUB_PREFIX, hub_texts
+from outrider.bench.hub import HUB_PREFIX, prompt_rows
 from outrider.errors import ConfigError, nearest
+from outrider.formats.prompt_layouts import read_prompt
+from outrider.formats.prompt_rows import PromptRow
 
 __all__ = [
     "CATEGORIES",
@@ -56,17 +53,14 @@ DEFAULT_MAX_NEW_TOKENS = 128
 Layout = Literal["auto", "turns", "humaneval", "gsm8k", "prompt"]
 
 
-class _Keys(NamedTuple):
-    id: tuple[str, ...]
-    text: tuple[str, ...]
-
-
-LAYOUTS: Mapping[str, _Keys] = {
-    "turns": _Keys(("id", "question_id"), ("turns",)),
-    "humaneval": _Keys(("task_id",), ("prompt",)),
-    "gsm8k": _Keys(("id",), ("question",)),
-    "prompt": _Keys(("id",), ("prompt", "question")),
+LAYOUTS: Mapping[str, tuple[str, ...]] = {
+    "turns": ("turns",),
+    "humaneval": ("prompt",),
+    "gsm8k": ("question",),
+    "prompt": ("prompt", "question"),
 }
+"""Of each layout that can be insisted on, the keys that may hold the request."""
+ID_KEYS = ("id", "question_id", "task_id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +76,6 @@ class Conversation:
     turns: tuple[str, ...]
     system: str | None = None
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
-
-
-class _Line(NamedTuple):
-    where: str
-    number: int
-    fields: Mapping[str, Any]
 
 
 def load_category(name: str) -> list[Conversation]:
@@ -117,25 +105,25 @@ def workload_directory() -> Path:
 def load_prompts(
     path: str | Path, *, layout: Layout = "auto", max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS, limit: int | None = None
 ) -> list[Conversation]:
-    """Read a JSONL file of prompts, or a hub data set.
+    """Return the prompts of a file, or of a hub data set.
 
     Args:
         path: a file, or `hub:name:split:field`.
-        layout: what a line holds; "auto" looks at its keys.
+        layout: what every row must be; "auto" takes all layouts.
         max_new_tokens: for lines that do not say.
         limit: how many to take, from the top.
 
     Raises:
-        ConfigError: if the file cannot be read or a line is not a prompt; names the line.
+        ConfigError: if the file cannot be read or a row is not a prompt that can be asked; names the line.
     """
     if layout != "auto" and layout not in LAYOUTS:
         raise ConfigError(f"unknown layout '{layout}'{nearest(layout, ['auto', *LAYOUTS])}")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit} must be at least 1")
     place = str(path)
-    lines = _hub_lines(place) if place.startswith(HUB_PREFIX) else _file_lines(Path(path))
-    category = place.split(":")[1] if place.startswith(HUB_PREFIX) else Path(path).stem
-    conversations = [_conversation(line, layout, category, max_new_tokens) for line in islice(lines, limit)]
+    category = place.split(":")[1] if place.startswith(HUB_PREFIX) else _stem(place)
+    rows = islice(prompt_rows(place), limit)
+    conversations = [_conversation(row, layout, category, max_new_tokens) for row in rows]
     if not conversations:
         raise ConfigError(f"{place} holds no prompt; give at least one line")
     if repeated := [id for id, count in Counter(item.id for item in conversations).items() if count > 1]:
@@ -150,72 +138,53 @@ def workload_hash(conversations: Iterable[Conversation]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _hub_lines(place: str) -> Iterator[_Line]:
-    for number, text in enumerate(hub_texts(place), start=1):
-        yield _Line(f"{place} row {number}", number, {"turns": [text] if isinstance(text, str) else text})
+def _stem(place: str) -> str:
+    """
+    >>> _stem("sets/alpaca.jsonl"), _stem("alpaca.jsonl.gz")
+    ('alpaca', 'alpaca')
+    """
+    return Path(place.removesuffix(".gz")).stem
 
 
-def _file_lines(path: Path) -> Iterator[_Line]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the prompts in {path} cannot be read ({error}); give a JSONL file in UTF-8") from error
-    for number, raw in enumerate(text.split("\n"), start=1):
-        if not raw.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            fields = json.loads(raw)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{where} is not JSON ({error.msg} at character {error.pos}); mend the line") from error
-        if not isinstance(fields, dict):
-            raise ConfigError(f'{where} is not a JSON object; a prompt looks like {{"prompt": "..."}}')
-        yield _Line(where, number, fields)
-
-
-def _conversation(line: _Line, layout: Layout, category: str, max_new_tokens: int) -> Conversation:
-    keys = LAYOUTS[_guessed(line) if layout == "auto" else layout]
-    text_key = next((key for key in keys.text if key in line.fields), None)
-    if text_key is None:
-        raise ConfigError(f"{line.where} has no field '{keys.text[0]}'; its layout is not '{layout}'")
-    turns = line.fields[text_key]
-    turns = [turns] if isinstance(turns, str) else turns
-    if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
-        raise ConfigError(f"'{text_key}' in {line.where} must hold text that is not empty, or a list of such texts")
-    id = next((line.fields[key] for key in keys.id if key in line.fields), f"{category}-{line.number:02}")
+def _conversation(row: PromptRow, layout: Layout, category: str, max_new_tokens: int) -> Conversation:
+    said = read_prompt(row)
+    if layout != "auto" and said.key not in LAYOUTS[layout]:
+        raise ConfigError(f"{row.where} has no field '{LAYOUTS[layout][0]}'; its layout is not '{layout}'")
+    if said.fault == "empty":
+        raise ConfigError(f"'{said.key}' in {row.where} must hold text that is not empty, or a list of such texts")
+    if said.fault is not None:
+        raise ConfigError(f"{row.where} cannot be asked as text: {said.fault}; remove the row or write it as text")
     return Conversation(
-        id=str(id),
-        category=_optional_text(line, "category") or category,
-        turns=tuple(turns),
-        system=_optional_text(line, "system"),
-        max_new_tokens=_limit(line, max_new_tokens),
+        id=_id(row, f"{category}-{row.number:02}"),
+        category=_optional_text(row, "category") or category,
+        turns=said.turns,
+        system=said.system,
+        max_new_tokens=_limit(row, max_new_tokens),
     )
 
 
-def _guessed(line: _Line) -> str:
-    known = set(line.fields)
-    if "turns" in known:
-        return "turns"
-    if {"task_id", "prompt"} <= known:
-        return "humaneval"
-    if {"question", "answer"} <= known and "prompt" not in known:
-        return "gsm8k"
-    if known & {"prompt", "question"}:
-        return "prompt"
-    raise ConfigError(
-        f"{line.where} has neither 'turns' nor 'prompt' nor 'question'; it has {', '.join(sorted(known))}"
-    )
+def _id(row: PromptRow, default: str) -> str:
+    value = next((row.fields[key] for key in ID_KEYS if row.fields.get(key) is not None), default)
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or _is_broken(str(value)):
+        raise ConfigError(f"the id in {row.where} is {value!r:.40} but must be text or a number")
+    return str(value)
 
 
-def _optional_text(line: _Line, key: str) -> str | None:
-    value = line.fields.get(key)
-    if value is not None and not isinstance(value, str):
-        raise ConfigError(f"'{key}' in {line.where} is {value!r:.40} but must be text")
+def _optional_text(row: PromptRow, key: str) -> str | None:
+    value = row.fields.get(key)
+    if value is not None and (not isinstance(value, str) or _is_broken(value)):
+        raise ConfigError(f"'{key}' in {row.where} is {value!r:.40} but must be text")
     return value
 
 
-def _limit(line: _Line, default: int) -> int:
-    value = line.fields.get("max_new_tokens", default)
+def _is_broken(text: str) -> bool:
+    """Whether the text holds half of a surrogate pair, which no file can hold."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _limit(row: PromptRow, default: int) -> int:
+    value = row.fields.get("max_new_tokens")
+    value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"max_new_tokens={value!r:.40} in {line.where} must be a whole number of at least 1")
+        raise ConfigError(f"max_new_tokens={value!r:.40} in {row.where} must be a whole number of at least 1")
     return value

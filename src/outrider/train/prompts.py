@@ -1,35 +1,31 @@
 """Where prompts come from: a file, a data set of the hub, or the target itself.
 
     "magpie"                             the target writes them (`outrider.train.openings`)
-    a path                               JSONL, one prompt a line
+    a path                               JSON lines or a JSON array, one prompt a row
     hub:HuggingFaceH4/x:train_sft:field  a column of a hub data set; needs `outrider[datasets]`
 
-A line of JSONL holds one of
-
-    {"messages": [{"role": "user", "content": "..."}, ...]}     also "conversations" with "from" and "value"
-    {"turns": ["...", "..."]}                                    the user's messages
-    {"prompt": "..."}                                            also "question", "instruction", "text"
-
-with "system" beside it if wanted. A value of a hub column is a text, a list of texts (turns) or a list of messages.
-Answers in the data are never read: the target writes its own. What a data set of ours holds (`shard-00000.jsonl`) is
-in the first layout, so the prompts of one target serve the next one too.
+The layouts of a row are those of `outrider.formats.prompt_layouts`. A row that is well formed but cannot be asked as
+text, such as an empty conversation, is counted under its fault; any other is refused with its line. Answers in the data
+are never read: the target writes its own. What a data set of ours holds (`shard-00000.jsonl`) is one of the layouts, so
+the prompts of one target serve the next one too.
 
 A source is numbered: prompt i is a function of i and the settings, so a run can go on anywhere.
 
 Example: `FilePrompts("prompts.jsonl").take(10, 5)` is the tenth to fourteenth line (from 0), as far as there are any.
 """
 
-import json
+import os.path
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple, final
 
-from outrider.bench.hub import HUB_PREFIX, hub_texts, parse_hub
+from outrider.bench.hub import HUB_PREFIX, parse_hub, prompt_rows
 from outrider.bench.play import Dialogue
 from outrider.errors import ConfigError
+from outrider.formats.prompt_layouts import read_prompt
+from outrider.formats.prompt_rows import PromptRow
 from outrider.sampling import Sampling
 from outrider.train.author import Author, Job, Listener, Written
 from outrider.train.openings import Opening, UserTurn, draw, special_ids, user_turn
@@ -37,8 +33,6 @@ from outrider.train.openings import Opening, UserTurn, draw, special_ids, user_t
 __all__ = ["SELF", "FilePrompts", "FollowUp", "Prompt", "Prompts", "SelfWritten"]
 
 SELF = "magpie"
-TEXT_KEYS = ("prompt", "question", "instruction", "text")
-USERS, SYSTEMS = ("user", "human"), ("system",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +81,7 @@ class Prompts(ABC):
 
 @final
 class FilePrompts(Prompts):
-    """Prompts of a JSONL file, or of a hub column. Lines are read as they are needed.
+    """Prompts of a file, or of a hub column. Rows are read as they are needed.
 
     Args:
         place: a path, or `hub:name:split:field`.
@@ -99,37 +93,31 @@ class FilePrompts(Prompts):
         self._place, self._max_turns, self._system = place, max_turns, system
         if place.startswith(HUB_PREFIX):
             parse_hub(place)
-        elif not Path(place).is_file():
-            raise ConfigError(f"the prompts in {place} cannot be read: there is no such file; give a JSONL file")
-        self._lines = self._read()
+        elif not os.path.isfile(place):
+            raise ConfigError(f"the prompts in {place:.200} cannot be read: there is no such file; give a JSONL file")
+        self._rows = prompt_rows(place)
         self._next = 0
 
     def take(self, start: int, count: int, listen: Listener) -> list[Prompt]:
         if start < self._next:
-            self._lines, self._next = self._read(), 0
-        lines = list(islice(self._lines, start - self._next, start - self._next + count))
-        self._next = start + len(lines)
-        return [self._prompt(start + index, where, fields) for index, (where, fields) in enumerate(lines)]
+            self._rows, self._next = prompt_rows(self._place), 0
+        rows = list(islice(self._rows, start - self._next, start - self._next + count))
+        self._next = start + len(rows)
+        return [self._prompt(start + index, row) for index, row in enumerate(rows)]
 
     def follow(self, asked: Sequence[tuple[Prompt, Dialogue]], turn: int) -> list[FollowUp]:
         return [FollowUp(prompt.turns[turn]) for prompt, _ in asked]
 
-    def _read(self) -> "Iterator[tuple[str, Mapping[str, Any]]]":
-        if self._place.startswith(HUB_PREFIX):
-            values = enumerate(hub_texts(self._place), start=1)
-            return ((f"{self._place} row {number}", _fields_of(value)) for number, value in values)
-        return _file_lines(Path(self._place))
-
-    def _prompt(self, number: int, where: str, fields: Mapping[str, Any]) -> Prompt:
-        turns, system = _turns(fields, where)
-        turns = turns[: self._max_turns]
+    def _prompt(self, number: int, row: PromptRow) -> Prompt:
+        said = read_prompt(row)
+        turns = said.turns[: self._max_turns]
         return Prompt(
             number=number,
             turns=turns,
-            system=self._system if system is None else system,
+            system=self._system if said.system is None else said.system,
             num_turns=len(turns),
             origin={"number": number},
-            fault=None if turns else "empty",
+            fault=said.fault,
         )
 
 
@@ -228,67 +216,3 @@ class SelfWritten(Prompts):
             origin={"number": number, "kind": opening.kind, "temperature": opening.temperature},
             fault=found.fault,
         )
-
-
-def _file_lines(path: Path) -> "Iterator[tuple[str, Mapping[str, Any]]]":
-    try:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            for number, raw in enumerate(file, start=1):
-                if raw.strip():
-                    yield f"{path}:{number}", _json_object(raw, f"{path}:{number}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the prompts in {path} cannot be read ({error}); give a JSONL file in UTF-8") from error
-
-
-def _json_object(raw: str, where: str) -> Mapping[str, Any]:
-    try:
-        fields = json.loads(raw)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{where} is not JSON ({error.msg} at character {error.pos}); mend the line") from error
-    if not isinstance(fields, dict):
-        raise ConfigError(f'{where} is not a JSON object; a prompt looks like {{"prompt": "..."}}')
-    return fields
-
-
-def _fields_of(value: Any) -> Mapping[str, Any]:
-    """A value of a hub column as the fields of a line."""
-    if isinstance(value, str):
-        return {"prompt": value}
-    are_messages = isinstance(value, list) and value and isinstance(value[0], Mapping)
-    return {"messages" if are_messages else "turns": value}
-
-
-def _turns(fields: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], str | None]:
-    """The user's messages and the system message."""
-    key = next((key for key in ("messages", "conversations", "turns", *TEXT_KEYS) if key in fields), None)
-    if key is None:
-        known = ", ".join(sorted(fields)) or "nothing"
-        raise ConfigError(f"{where} has none of messages, turns and {', '.join(TEXT_KEYS)}; it has {known}")
-    value = [fields[key]] if key in TEXT_KEYS else fields[key]
-    system = fields.get("system")
-    if not isinstance(value, list) or not (system is None or isinstance(system, str)):
-        raise ConfigError(
-            f"'{key}' or 'system' in {where} has the wrong type; see docs/training-data.md for the layouts"
-        )
-    if key in ("messages", "conversations"):
-        said = [_message(one, where) for one in value]
-        system = next((text for role, text in said if role in SYSTEMS), system)
-        value = [text for role, text in said if role in USERS]
-    if not all(isinstance(turn, str) for turn in value):
-        raise ConfigError(f"'{key}' in {where} must hold text, or a list of texts")
-    return tuple(_until_empty(value)), system
-
-
-def _message(message: Any, where: str) -> tuple[str, str]:
-    if isinstance(message, Mapping):
-        role, text = message.get("role", message.get("from")), message.get("content", message.get("value"))
-        if isinstance(role, str) and isinstance(text, str):
-            return role, text
-    raise ConfigError(f'a message in {where} is not of the form {{"role": "user", "content": "..."}}')
-
-
-def _until_empty(turns: Iterable[str]) -> Iterator[str]:
-    for turn in turns:
-        if not turn.strip():
-            return
-        yield turn

@@ -17,6 +17,7 @@ Example:
 """
 
 import dataclasses
+import os.path
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -175,8 +176,10 @@ def _prompts(config: SynthesisConfig, identity: Identity, author: Author) -> Pro
             f"the {identity.max_positions} positions of {identity.name}; lower one of them"
         )
     if config.source != SELF:
-        if not config.source.startswith(HUB_PREFIX) and not Path(config.source).exists():
-            raise ConfigError(f"source={config.source} is neither {SELF}, nor a file, nor {HUB_PREFIX}NAME:SPLIT:FIELD")
+        if not config.source.startswith(HUB_PREFIX) and not os.path.exists(config.source):
+            raise ConfigError(
+                f"source={config.source:.200} is neither {SELF}, nor a file, nor {HUB_PREFIX}NAME:SPLIT:FIELD"
+            )
         return FilePrompts(config.source, max_turns=config.turns, system=config.system)
     user_turn(identity.tokenizer, [])
     return SelfWritten(

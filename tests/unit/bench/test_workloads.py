@@ -19,6 +19,7 @@ from outrider.bench.workloads import (
     workload_hash,
 )
 from outrider.errors import ConfigError
+from outrider.train.prompts import FilePrompts
 
 
 def write(path: Path, *lines: object) -> Path:
@@ -68,6 +69,20 @@ def test_the_layouts_of_the_field(tmp_path: Path) -> None:
     assert [item.id for item in load_prompts(path, limit=2)] == ["81", "HumanEval/0"]
 
 
+def test_conversations_and_instructions_are_read_as_training_reads_them(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "mixed.jsonl",
+        {"instruction": "Translate.", "input": "The cat sleeps.", "output": "Le chat dort."},
+        {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "x"}], "id": "g-1"},
+    )
+    read = load_prompts(path)
+    asked = FilePrompts(str(path)).take(0, 9, lambda jobs, tokens: None)
+    assert [(one.turns, one.system) for one in read] == [(one.turns, one.system) for one in asked]
+    assert [one.turns for one in read] == [("Translate.\n\nThe cat sleeps.",), ("a",), ("a",)]
+    assert [one.id for one in read] == ["mixed-01", "mixed-02", "g-1"]
+
+
 def test_a_text_may_hold_any_character_but_a_newline_ends_a_line(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a\u2028b\u0085c"}\n\n{"prompt": "d"}', encoding="utf-8")
@@ -80,7 +95,7 @@ def test_a_text_may_hold_any_character_but_a_newline_ends_a_line(tmp_path: Path)
     [
         ("{", r"p\.jsonl:2 is not JSON"),
         ("[1]", r"p\.jsonl:2 is not a JSON object"),
-        ('{"text": "x"}', r"p\.jsonl:2 has neither .* it has text"),
+        ('{"words": "x"}', r"p\.jsonl:2 has none of .* it has words"),
         ('{"prompt": " "}', r"'prompt' in .*p\.jsonl:2 must hold text"),
         ('{"turns": []}', r"'turns' in .*p\.jsonl:2 must hold text"),
         ('{"turns": ["a", 3]}', r"'turns' in .*p\.jsonl:2 must hold text"),
@@ -88,6 +103,13 @@ def test_a_text_may_hold_any_character_but_a_newline_ends_a_line(tmp_path: Path)
         ('{"prompt": "x", "max_new_tokens": 0}', r"max_new_tokens=0 in .*p\.jsonl:2"),
         ('{"prompt": "x", "max_new_tokens": true}', r"max_new_tokens=True in .*p\.jsonl:2"),
         ('{"prompt": "x", "system": 5}', r"'system' in .*p\.jsonl:2 is 5"),
+        ('{"prompt": "x", "max_new_tokens": NaN}', r"max_new_tokens=nan in .*p\.jsonl:2"),
+        ('{"prompt": "x", "id": {"a": 1}}', r"the id in .*p\.jsonl:2 is .* but must be text or a number"),
+        ('{"prompt": "x", "id": "\\ud83d"}', r"the id in .*p\.jsonl:2 is '.ud83d' but must"),
+        ('{"prompt": "x", "category": "\\ud83d"}', r"'category' in .*p\.jsonl:2 is '.ud83d' but must"),
+        ('{"prompt": "\\ud83d"}', r"p\.jsonl:2 cannot be asked as text: half of a character"),
+        ('{"messages": [{"role": "tool", "content": "x"}]}', r"p\.jsonl:2 cannot be asked as text: tool calls"),
+        ('{"question": "x", "choices": ["a"]}', r"'choices' in .*p\.jsonl:2 looks like part of the prompt"),
         ('{"prompt": "x", "id": "p-01"}', r"uses the id 'p-01' more than once"),
     ],
 )
@@ -134,10 +156,12 @@ def test_a_place_on_the_hub_has_four_parts() -> None:
 class Rows:
     """What `datasets.load_dataset` returns, as far as it is read."""
 
-    column_names = ("question", "turns")
+    def __init__(self, **columns: list[Any]) -> None:
+        self._columns = columns or {"question": ["one", "two", "three"], "turns": [["a", "b"]]}
+        self.column_names = tuple(self._columns)
 
     def __getitem__(self, field: str) -> list[Any]:
-        return {"question": ["one", "two", "three"], "turns": [["a", "b"]]}[field]
+        return self._columns[field]
 
 
 def install_datasets(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:
@@ -164,6 +188,18 @@ def test_prompts_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [("o/d", "main", "test"), ("o/d", None, "test")]
     with pytest.raises(ConfigError, match="has no field 'answer'; it has question, turns"):
         load_prompts("hub:o/d:test:answer")
+
+
+def test_a_column_of_the_hub_is_read_with_the_rest_of_its_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Rows(instruction=["Add.", "Say hi."], input=["2 and 3", ""], output=["5", "hi"], id=["x", "y"])
+    install_datasets(monkeypatch, lambda *_, **__: rows)
+    found = load_prompts("hub:o/d:train:instruction")
+    assert [(one.id, one.turns) for one in found] == [("o/d-01", ("Add.\n\n2 and 3",)), ("o/d-02", ("Say hi.",))]
+    install_datasets(monkeypatch, lambda *_, **__: Rows(chat=[[{"role": "user", "content": "a"}]], system=["s"]))
+    assert [(one.turns, one.system) for one in load_prompts("hub:o/d:train:chat")] == [(("a",), "s")]
+    install_datasets(monkeypatch, lambda *_, **__: Rows(question=["Which?"], choices=[["a", "b"]], answer=[0]))
+    with pytest.raises(ConfigError, match="'choices' in hub:o/d:train:question row 1 looks like part of the prompt"):
+        load_prompts("hub:o/d:train:question")
 
 
 def test_a_failure_of_the_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
