@@ -7,4 +7,5 @@ refused; anything else that it raises is a failure, an `AssertionError` of its o
 
 KINDS: dict[str, str] = {
     "config": "benchmarks.fuzz.checkpoints:config",
+    "server": "benchmarks.fuzz.servers:server",
 }

@@ -10,6 +10,7 @@ remedy; the command line prints it and exits with status 2. A failed `assert` is
     ├── CapacityError         what was asked for does not fit; says what would
     ├── LosslessnessError     an output differs from the target's own and no numerical tie explains it
     └── RunError              a benchmark or training run cannot go on: disk full, a foreign run directory
+        └── EndpointError     a server does not answer, or not as it should; names its address
 """
 
 import difflib
@@ -20,6 +21,7 @@ __all__ = [
     "CapacityError",
     "CheckpointError",
     "ConfigError",
+    "EndpointError",
     "LosslessnessError",
     "OutriderError",
     "RequestError",
@@ -56,6 +58,10 @@ class LosslessnessError(OutriderError):
 
 class RunError(OutriderError):
     """A long-running command cannot continue."""
+
+
+class EndpointError(RunError):
+    """A server does not answer, or not as an OpenAI-compatible server."""
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ Script = Callable[[dict[str, Any]], tuple[int, Any]]
 class FakeServer:
     """`bodies` keeps every completion request, `headers` their headers."""
 
-    def __init__(self, script: Script, models: list[str]) -> None:
+    def __init__(self, script: Script, models: tuple[str, ...] | bytes) -> None:
         self.script, self.models = script, models
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -22,12 +22,14 @@ class FakeServer:
 
 
 @contextmanager
-def serving(script: Script, models: tuple[str, ...] = ("tiny",)) -> Iterator[FakeServer]:
-    fake = FakeServer(script, list(models))
+def serving(script: Script, models: tuple[str, ...] | bytes = ("tiny",)) -> Iterator[FakeServer]:
+    """Serve; bytes in place of names are the list of models as it goes out."""
+    fake = FakeServer(script, models)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.answer(200, {"data": [{"id": name} for name in fake.models]})
+            names = fake.models
+            self.answer(200, names if isinstance(names, bytes) else {"data": [{"id": name} for name in names]})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -1,5 +1,6 @@
 """Servers: prompts go out as token ids, what comes back is the target's tokens or nothing, failures are told."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from server import FakeServer, serving
 from writing import files_of, tiny_identity
 
 import outrider
-from outrider.errors import ConfigError, RunError
+from outrider.errors import ConfigError, EndpointError, RunError
 from outrider.sampling import Sampling
 from outrider.targets import load_target
 from outrider.testing.directory import write_tiny_model
@@ -122,6 +123,46 @@ REFUSALS = [
 def test_a_refusal_ends_the_run_in_the_servers_words(identity: Identity, status: int, content: Any, said: str) -> None:
     with serving(lambda body: (status, content)) as server, pytest.raises(RunError, match=said):
         written(server, identity)
+
+
+WRONG = [
+    ({"token_ids": [5, 300]}, "gave the token id 300, but the target has 258 tokens"),
+    ({"token_ids": [5, -1]}, "gave the token id -1"),
+    ({"token_ids": [5.0]}, "'token_ids' holds 5.0"),
+    ({"token_ids": list(range(10))}, "wrote 10 tokens where 9 were asked for"),
+    ({"token_ids": [5, 6], "completion_tokens": 3}, "wrote 3 tokens and sent 2"),
+    ({"token_ids": [5], "completion_tokens": "1"}, "'usage' holds '1'"),
+    ({"token_ids": [5], "finish_reason": "abort"}, "for the reason 'abort'"),
+    ({"token_ids": [5], "finish_reason": None}, "for the reason 'None'"),
+    ({"text": None}, "'text' is None"),
+    ({"text": "\ud800"}, "'text' is"),
+    ({"token_ids": [5], "index": 3}, "other choices"),
+]
+
+
+@pytest.mark.parametrize(("choice", "said"), WRONG)
+def test_an_answer_that_does_not_fit_what_was_asked_is_refused(
+    identity: Identity, choice: dict[str, Any], said: str
+) -> None:
+    with serving(lambda body: (200, completion(body, **choice))) as server:
+        one = ServerAuthor(ServerConfig(url=server.url, num_retries=0), identity.tokenizer, (END,), identity.vocab_size)
+        with pytest.raises(EndpointError, match=re.escape(said)) as caught:
+            one.write([JOB])
+        assert str(caught.value).startswith(f"{server.url}/completions ")
+        assert str(caught.value).isprintable()
+
+
+def test_a_full_answer_gets_no_token_more(identity: Identity) -> None:
+    full = list(range(1, 10))
+    with serving(lambda body: (200, completion(body, token_ids=full))) as server:
+        assert written(server, identity) == Written(tuple(full), "length")
+
+
+@pytest.mark.parametrize("names", [b'{"data": [{"id": 3}]}', b'{"data": {}}', b'{"data": ["m"]}', b"[]", b"\xff"])
+def test_a_list_of_models_that_is_none_is_refused(identity: Identity, names: bytes) -> None:
+    said = "did not answer as an OpenAI-compatible server"
+    with serving(lambda body: (200, {}), models=names) as server, pytest.raises(EndpointError, match=said):
+        author(server, identity, num_retries=0)
 
 
 def test_a_server_that_is_not_there_is_named(identity: Identity) -> None:

@@ -38,6 +38,17 @@ class Counters:
     num_accepted_tokens: int = 0
     num_accepted_tokens_per_pos: tuple[int, ...] = ()
 
+    def is_growth_of(self, num_tokens: int) -> bool:
+        """Return whether the counts can be those of `num_tokens` written tokens, and of nothing else."""
+        counts = (self.num_drafts, self.num_draft_tokens, self.num_accepted_tokens, *self.num_accepted_tokens_per_pos)
+        rises = [self.num_drafts, *self.num_accepted_tokens_per_pos]
+        return (
+            self.num_generation_tokens == num_tokens
+            and min(counts) >= 0
+            and self.num_accepted_tokens <= self.num_draft_tokens
+            and all(deeper <= here for here, deeper in pairwise(rises))
+        )
+
     def __add__(self, other: "Counters") -> "Counters":
         return self._with(other, 1)
 

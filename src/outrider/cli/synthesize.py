@@ -101,7 +101,7 @@ class Synthesize:
 
             server = ServerConfig(url=self.endpoint, model=self.model, concurrency=self.concurrency)
             identity = Identity.from_files(self.target, self.dtype)
-            return identity, ServerAuthor(server, identity.tokenizer, identity.eos_ids)
+            return identity, ServerAuthor(server, identity.tokenizer, identity.eos_ids, identity.vocab_size)
         from outrider.targets import load_target
         from outrider.train.author import EngineAuthor
 

@@ -14,23 +14,36 @@ A request that fails for a reason that may pass (no connection, time-out, status
 Example: `outrider synthesize --endpoint http://localhost:8000/v1 --concurrency 256`. A key in `OPENAI_API_KEY` is sent.
 """
 
-import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from threading import Event
-from typing import Any, final
+from typing import Any, Final, NamedTuple, TypeVar, final
 
-import httpx
-
-from outrider.errors import ConfigError, RunError, nearest
+from outrider.errors import ConfigError, EndpointError, nearest
+from outrider.interop.server_answers import (
+    AnswerError,
+    Usage,
+    check_prompt,
+    check_reason,
+    choice_of,
+    model_names,
+    shown,
+    text_of,
+    token_ids,
+    usage_of,
+)
+from outrider.interop.server_http import PassingError, RefusedError, ServerHttp, gathered
 from outrider.train.author import Author, Job, Listener, Written
 
 __all__ = ["ServerAuthor", "ServerConfig"]
 
-PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-LONGEST_WAIT_S = 60.0
-TOKEN_IDS = "return_token_ids"
+T = TypeVar("T")
+
+PASSING: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+LONGEST_WAIT_S: Final = 60.0
+TOKEN_IDS: Final = "return_token_ids"
+REMEDY: Final = "mend the cause and run the same command again"
+NO_VOCABULARY: Final = 2**31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +74,16 @@ class ServerConfig:
             raise ConfigError(f"concurrency={self.concurrency} must be between 1 and 4096")
 
 
+class _Answer(NamedTuple):
+    """A completion as the server gave it, checked against what was asked."""
+
+    text: str | None
+    ids: list[int] | None
+    reason: str
+    stop_reason: object
+    usage: Usage | None
+
+
 @final
 class ServerAuthor(Author):
     """Sends jobs to a server, several at a time.
@@ -68,59 +91,63 @@ class ServerAuthor(Author):
     Args:
         tokenizer: the target's.
         eos_ids: tokens that end a text; the first is put where the server only says that it stopped.
+        vocab_size: above every token id of the target.
 
     Raises:
-        ConfigError: if the server cannot be reached, or does not serve the model.
+        ConfigError: if the server does not serve the model.
+        EndpointError: if the server cannot be reached.
     """
 
-    def __init__(self, config: ServerConfig, tokenizer: Any, eos_ids: Sequence[int]) -> None:
-        key = os.environ.get("OPENAI_API_KEY")
+    def __init__(
+        self, config: ServerConfig, tokenizer: Any, eos_ids: Sequence[int], vocab_size: int = NO_VOCABULARY
+    ) -> None:
         self._config, self._tokenizer, self._eos_ids = config, tokenizer, tuple(eos_ids)
-        self._client = httpx.Client(
-            timeout=config.timeout_s,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            limits=httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency),
-        )
-        self._pool = ThreadPoolExecutor(config.concurrency, thread_name_prefix="endpoint")
+        self._vocab_size = vocab_size
         self._ask_for_ids = True
-        self._stopping = Event()
-        self._model = self._served()
-
-    def write(self, jobs: Sequence[Job], listen: Listener = lambda jobs, tokens: None) -> list[Written]:
-        places: dict[Future[Written], int] = {self._pool.submit(self._one, job): at for at, job in enumerate(jobs)}
-        written: dict[int, Written] = {}
-        waiting = set(places)
+        self._closed = False
+        self._http = ServerHttp(timeout_s=config.timeout_s, trust_env=True)
+        self._loop = asyncio.Runner()
         try:
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    written[places[future]] = future.result()
-                    listen(1, len(written[places[future]].tokens))
+            self._model = self._served()
         except BaseException:
             self.close()
             raise
-        return [written[place] for place in range(len(jobs))]
+
+    def write(self, jobs: Sequence[Job], listen: Listener = lambda jobs, tokens: None) -> list[Written]:
+        try:
+            return self._loop.run(self._all(jobs, listen))
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        self._stopping.set()
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._client.close()
+        if not self._closed:
+            self._closed = True
+            self._loop.run(self._http.close())
+            self._loop.close()
+
+    async def _all(self, jobs: Sequence[Job], listen: Listener) -> list[Written]:
+        free = asyncio.Semaphore(self._config.concurrency)
+
+        async def one(job: Job) -> Written:
+            async with free:
+                written = await self._one(job)
+            listen(1, len(written.tokens))
+            return written
+
+        return await gathered(one(job) for job in jobs)
 
     def _served(self) -> str:
-        """The model's name at the server."""
-        answer = self._retried("GET", "models", None)
-        names = [str(model["id"]) for model in answer.get("data", []) if "id" in model]
-        if self._config.model is None and len(names) != 1:
-            raise ConfigError(
-                f"{self._config.url} serves {len(names)} models ({', '.join(names)}); name one with --model"
-            )
-        if self._config.model is not None and self._config.model not in names:
-            raise ConfigError(
-                f"{self._config.url} has no model '{self._config.model}'{nearest(self._config.model, names)}"
-            )
-        return self._config.model or names[0]
+        """Return the model's name at the server."""
+        url, wanted = self._config.url, self._config.model
+        names = self._loop.run(self._retried("GET", "models", None, model_names))
+        if wanted is None and len(names) != 1:
+            raise ConfigError(f"{url} serves {len(names)} models ({shown(', '.join(names))}); name one with --model")
+        if wanted is not None and wanted not in names:
+            raise ConfigError(f"{url} has no model '{wanted}'{shown(nearest(wanted, names))}")
+        return wanted or names[0]
 
-    def _one(self, job: Job) -> Written:
+    async def _one(self, job: Job) -> Written:
         body = {
             "model": self._model,
             "prompt": list(job.prompt),
@@ -132,105 +159,82 @@ class ServerAuthor(Author):
         if job.stop:
             body["stop"] = list(job.stop)
         if not self._ask_for_ids:
-            return self._written(job, self._retried("POST", "completions", body))
+            return await self._asked(job, body)
         ids_too = {**body, TOKEN_IDS: True, **({"stop_token_ids": sorted(job.ends)} if job.ends else {})}
         try:
-            answer = self._retried("POST", "completions", ids_too)
-        except _RefusedError as refused:
+            return await self._asked(job, ids_too)
+        except RefusedError as refused:
             if refused.status not in (400, 422):
                 raise
-            answer = self._retried("POST", "completions", body)
+            written = await self._asked(job, body)
             self._ask_for_ids = False
-        return self._written(job, answer)
+            return written
 
-    def _written(self, job: Job, answer: Mapping[str, Any]) -> Written:
-        try:
-            choice, usage = answer["choices"][0], answer.get("usage") or {}
-            text, reason, ids = choice["text"], choice["finish_reason"], choice.get("token_ids")
-        except (KeyError, IndexError, TypeError) as error:
-            raise RunError(
-                f"{self._config.url} gave no completion ({error!r}); is it an OpenAI-compatible server?"
-            ) from error
-        num_read = usage.get("prompt_tokens", len(job.prompt))
-        if num_read != len(job.prompt):
-            raise RunError(
-                f"{self._config.url} read {num_read} tokens where {len(job.prompt)} were sent; it serves another model "
-                "than --target, or adds tokens to prompts"
-            )
-        ended = reason == "stop"
-        if ids is None and (ids := self._cut_anew(text, usage.get("completion_tokens"), ended)) is None:
+    async def _asked(self, job: Job, body: Mapping[str, Any]) -> Written:
+        def read(answer: dict[str, Any]) -> Written:
+            return self._written(job, self._checked(job, answer))
+
+        return await self._retried("POST", "completions", body, read)
+
+    def _checked(self, job: Job, answer: Mapping[str, Any]) -> _Answer:
+        choice, usage = choice_of(answer), usage_of(answer)
+        if choice is None:
+            raise AnswerError("did not answer as an OpenAI-compatible server: it gave no completion")
+        check_prompt(usage, len(job.prompt))
+        check_reason(choice.get("finish_reason"))
+        ids = token_ids(choice, self._vocab_size)
+        count = usage.completion_tokens if usage is not None else None
+        for number in (count or 0, len(ids or ())):
+            if number > job.max_new_tokens:
+                raise AnswerError(f"wrote {shown(number)} tokens where {job.max_new_tokens} were asked for")
+        if ids is not None and count not in (None, len(ids)):
+            raise AnswerError(f"cut its answer off: it wrote {count} tokens and sent {len(ids)}")
+        text = text_of(choice) if ids is None else None
+        return _Answer(text, ids, choice["finish_reason"], choice.get("stop_reason"), usage)
+
+    def _written(self, job: Job, answer: _Answer) -> Written:
+        ended, ids = answer.reason == "stop", answer.ids
+        if ids is None:
+            assert answer.text is not None
+            ids = self._cut_anew(answer.text, answer.usage.completion_tokens if answer.usage else None, ended)
+        if ids is None or len(ids) > job.max_new_tokens:
             return Written((), "lost")
-        tokens = tuple(int(token) for token in ids)
+        tokens = tuple(ids)
         end = next((at for at, token in enumerate(tokens) if token in job.ends), None)
         if end is not None:
             return Written(tokens[: end + 1], "stop")
-        if ended and choice.get("stop_reason") in job.stop:
+        if ended and answer.stop_reason in job.stop:
             return Written(tokens, "stop")
         if ended and (not tokens or tokens[-1] not in self._eos_ids):
+            if len(tokens) == job.max_new_tokens:
+                return Written(tokens, "length")
             tokens += self._eos_ids[:1]
         return Written(tokens, "end" if ended else "length")
 
     def _cut_anew(self, text: str, num_tokens: int | None, ended: bool) -> list[int] | None:
-        """The tokens of a text, or None if they cannot be those that were written."""
+        """Return the tokens of a text, or None if they cannot be those that were written."""
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         fits = num_tokens is None or len(ids) == num_tokens or (ended and len(ids) + 1 == num_tokens)
         return ids if fits and self._tokenizer.decode(ids) == text else None
 
-    def _retried(self, method: str, path: str, body: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    async def _retried(
+        self, method: str, path: str, body: Mapping[str, Any] | None, read: Callable[[dict[str, Any]], T]
+    ) -> T:
         """Send a request until it is answered, or refused for good."""
         url = f"{self._config.url.rstrip('/')}/{path}"
         for trial in range(self._config.num_retries + 1):
-            last = trial == self._config.num_retries or self._stopping.is_set()
-            wait_s = min(self._config.backoff_s * 2**trial, LONGEST_WAIT_S)
+            last = trial == self._config.num_retries
+            wait_s = self._config.backoff_s * 2**trial
             try:
-                response = self._client.request(method, url, json=body)
-            except (httpx.TransportError, RuntimeError) as error:  # a closed client is a RuntimeError
+                return await self._http.json(method, url, body, read)
+            except PassingError as error:
                 if last:
-                    raise RunError(
-                        f"{url} cannot be reached ({error}); start the server and run the same again"
-                    ) from error
-            else:
-                if response.status_code == 200:
-                    return _json_of(response, url)
-                if last or response.status_code not in PASSING:
-                    raise _RefusedError(url, response.status_code, _reason(response))
-                wait_s = _said_wait(response, wait_s)
-            self._stopping.wait(wait_s)
+                    raise type(error)(f"{error}; start the server and run the same again") from error
+            except RefusedError as error:
+                if last or error.status not in PASSING:
+                    raise error.with_remedy(REMEDY) from error
+                wait_s = wait_s if error.wait_s is None else error.wait_s
+            except EndpointError as error:
+                raise EndpointError(f"{error}; {REMEDY}") from error
+            await asyncio.sleep(min(wait_s, LONGEST_WAIT_S))
         raise AssertionError("the last trial returns or raises")
-
-
-class _RefusedError(RunError):
-    """The server said no."""
-
-    def __init__(self, url: str, status: int, reason: str) -> None:
-        super().__init__(
-            f"{url} refuses with status {status} ({reason}); mend the cause and run the same command again"
-        )
-        self.status = status
-
-
-def _json_of(response: httpx.Response, url: str) -> Mapping[str, Any]:
-    try:
-        answer = response.json()
-    except ValueError as error:
-        raise RunError(f"{url} did not answer in JSON ({error}); is it an OpenAI-compatible server?") from error
-    if not isinstance(answer, dict):
-        raise RunError(f"{url} answered with a {type(answer).__name__}; is it an OpenAI-compatible server?")
-    return answer
-
-
-def _reason(response: httpx.Response) -> str:
-    """The server's own words, short."""
-    try:
-        content = response.json()
-        error = content.get("error", content) if isinstance(content, dict) else content
-        words = str(error.get("message", error) if isinstance(error, dict) else error)
-    except ValueError:
-        words = response.text
-    return " ".join(words.split())[:200] or response.reason_phrase
-
-
-def _said_wait(response: httpx.Response, wait_s: float) -> float:
-    """What the server asks for in Retry-After, where it is a number of seconds."""
-    said = response.headers.get("retry-after", "")
-    return min(float(said), LONGEST_WAIT_S) if said.replace(".", "", 1).isdigit() else wait_s

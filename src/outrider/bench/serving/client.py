@@ -5,39 +5,50 @@ with `return_token_ids` each event holds the ids of the tokens that a step wrote
 spelled out, for a server may have other defaults (a repetition penalty from `generation_config.json`, say).
 
 An answer is taken only if it is whole: the stream ends with a reason and with the server's own counts, which must be
-what was sent and what arrived. Everything else is one `RunError` that says what happened.
+what was sent and what arrived. Everything else is one `EndpointError` that says what happened.
 
     data: {"choices": [{"token_ids": [17, 4], "finish_reason": null}]}        a burst of two
     data: {"choices": [], "usage": {"prompt_tokens": 30, "completion_tokens": 2}}
     data: [DONE]
 """
 
-import json
-import os
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, final
 
-import httpx
-
 from outrider.bench.counters import Counters, total_of
 from outrider.bench.serving.prometheus import counters_in
-from outrider.errors import RunError, nearest
+from outrider.errors import EndpointError, nearest
+from outrider.interop.server_answers import (
+    AnswerError,
+    Usage,
+    check_prompt,
+    check_reason,
+    choice_of,
+    model_names,
+    parsed,
+    shown,
+    token_ids,
+    usage_of,
+)
+from outrider.interop.server_http import ServerHttp
 
 __all__ = ["Client", "Question", "Reply"]
 
-DONE = "[DONE]"
-KNOWN_REASONS = ("stop", "length")
+DONE = b"[DONE]"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One request: token ids in, at most `limit` tokens out; `ends` are tokens that end the answer, unless ignored."""
+    """One request: token ids in, at most `limit` tokens out; `ends` are tokens that end the answer, unless ignored.
+
+    vocab_size   above every token id that the target has
+    """
 
     prompt: Sequence[int]
     limit: int
+    vocab_size: int
     temperature: float
     seed: int
     ends: Sequence[int]
@@ -72,7 +83,7 @@ class Reply:
     first: float | None = None
     last: float | None = None
     reason: str | None = None
-    usage: Mapping[str, Any] | None = None
+    usage: Usage | None = None
 
 
 @final
@@ -86,44 +97,34 @@ class Client:
     """
 
     def __init__(self, url: str, *, stall_s: float, metrics: Sequence[str] = ()) -> None:
-        key = os.environ.get("OPENAI_API_KEY")
         self.url = url.rstrip("/")
         self.metrics = tuple(metrics) or (f"{self.url.removesuffix('/v1')}/metrics",)
-        self._stall_s = stall_s
-        self._http = httpx.AsyncClient(
-            timeout=httpx.Timeout(stall_s, connect=min(10.0, stall_s), pool=None),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            limits=httpx.Limits(max_connections=None),
-            trust_env=False,
-        )
+        self._http = ServerHttp(timeout_s=stall_s)
 
     async def close(self) -> None:
         """Hang up."""
-        await self._http.aclose()
+        await self._http.close()
 
     async def model(self, wanted: str | None = None) -> str:
-        """The model's name at the server.
+        """Return the model's name at the server.
 
         Raises:
-            RunError: if it serves several and none is wanted by name, or the wanted one is not there.
+            EndpointError: if it serves several and none is wanted by name, or the wanted one is not there.
         """
-        with _telling(f"{self.url}/models", self._stall_s):
-            response = await self._http.get(f"{self.url}/models")
-            _check(response.status_code, response.text)
-            names = [str(model["id"]) for model in response.json()["data"]]
+        names = await self._http.json("GET", f"{self.url}/models", None, model_names)
         if wanted is None and len(names) != 1:
-            raise RunError(f"{self.url} serves {len(names)} models ({', '.join(names)}); name one of them")
+            listed = shown(", ".join(names))
+            raise EndpointError(f"{self.url} serves {len(names)} models ({listed}); name one with --endpoint-model")
         if wanted is not None and wanted not in names:
-            raise RunError(f"{self.url} has no model '{wanted}'{nearest(wanted, names)}")
+            raise EndpointError(f"{self.url} has no model '{wanted}'{shown(nearest(wanted, names))}")
         return wanted or names[0]
 
     async def counters(self) -> Counters | None:
-        """The server's counters now; None where it shows none."""
+        """Return the server's counters now; None where it shows none, or pages that are damaged."""
         try:
-            pages = [await self._http.get(address) for address in self.metrics]
-        except httpx.HTTPError:
+            found = [counters_in(await self._http.text(address)) for address in self.metrics]
+        except EndpointError:
             return None
-        found = [counters_in(page.text) if page.status_code == 200 else None for page in pages]
         known = [counters for counters in found if counters is not None]
         return total_of(known) if len(known) == len(found) else None
 
@@ -131,104 +132,53 @@ class Client:
         """Send one request and read its answer to the end.
 
         Raises:
-            RunError: for any answer that is not whole.
+            EndpointError: for any answer that is not whole.
         """
-        address = f"{self.url}/completions"
         reply = Reply(start=perf_counter())
-        with _telling(address, self._stall_s):
-            async with self._post(address, question.body(model)) as lines:
-                async for data in lines:
-                    if data == DONE:
-                        break
-                    _take(reply, json.loads(data), perf_counter())
-                else:
-                    raise _AnswerError("cut its answer off before the end")
-            _check_whole(reply, question)
+
+        def take(data: bytes) -> bool | None:
+            if data == DONE:
+                _check_whole(reply, question)
+                return None
+            return _take(reply, parsed(data), question, perf_counter()) if data else False
+
+        await self._http.events(f"{self.url}/completions", question.body(model), take)
         return reply
 
-    @asynccontextmanager
-    async def _post(self, address: str, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[str]]:
-        async with self._http.stream("POST", address, json=body) as response:
-            if response.status_code != 200:
-                await response.aread()
-            _check(response.status_code, "" if response.status_code == 200 else response.text)
-            yield (line[5:].strip() async for line in response.aiter_lines() if line.startswith("data:"))
 
-
-class _AnswerError(Exception):
-    """What a server did wrong, as the end of "the server ...": turned into a `RunError` that says where."""
-
-
-@final
-class _telling:  # noqa: N801, a context manager that reads as a verb
-    """Turns what can go wrong with an answer into one sentence."""
-
-    def __init__(self, address: str, stall_s: float) -> None:
-        self.address = address
-        self.stall_s = stall_s
-
-    def __enter__(self) -> None:
-        """Nothing is needed."""
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        match error:
-            case _AnswerError():
-                raise RunError(f"{self.address} {error}") from error
-            case httpx.ReadTimeout():
-                raise RunError(f"{self.address} sent nothing for {self.stall_s:g} s") from error
-            case httpx.RemoteProtocolError() | httpx.ReadError():
-                raise RunError(f"{self.address} cut its answer off before the end ({error})") from error
-            case httpx.HTTPError() | httpx.InvalidURL():
-                raise RunError(f"{self.address} cannot be reached ({error or type(error).__name__})") from error
-            case json.JSONDecodeError() | KeyError() | IndexError() | TypeError() | ValueError():
-                reason = f"{type(error).__name__}: {error}"
-                raise RunError(f"{self.address} did not answer as an OpenAI-compatible server ({reason})") from error
-
-
-def _take(reply: Reply, event: Any, now: float) -> None:
-    if "error" in event:
-        raise _AnswerError(f"broke its answer off with an error: {_words(event)}")
-    reply.usage = event.get("usage") or reply.usage
-    for choice in event["choices"]:
-        if "token_ids" not in choice and choice.get("text"):
-            raise _AnswerError("gives no token ids; serve with vLLM 0.10.2 or later, which knows return_token_ids")
-        tokens = choice.get("token_ids") or []
-        if tokens:
-            reply.tokens += map(int, tokens)
-            reply.bursts.append(len(tokens))
-            reply.first, reply.last = reply.first or now, now
-        reply.reason = choice.get("finish_reason") or reply.reason
+def _take(reply: Reply, event: Mapping[str, Any], question: Question, now: float) -> bool:
+    """Take in an event; return whether it brought tokens or the end."""
+    reply.usage = usage_of(event) or reply.usage
+    choice = choice_of(event)
+    if choice is None:
+        return False
+    tokens = token_ids(choice, question.vocab_size)
+    if tokens is None and choice.get("text"):
+        raise AnswerError("gives no token ids; serve with vLLM 0.10.2 or later, which knows return_token_ids")
+    reason = choice.get("finish_reason")
+    if tokens:
+        if reply.reason is not None:
+            raise AnswerError("went on with its answer after the end")
+        if len(reply.tokens) + len(tokens) > question.limit:
+            raise AnswerError(f"wrote more than the {question.limit} tokens that were asked for")
+        reply.tokens += tokens
+        reply.bursts.append(len(tokens))
+        reply.first, reply.last = reply.first or now, now
+    if reason is not None:
+        check_reason(reason)
+        reply.reason = reason
+    return bool(tokens)
 
 
 def _check_whole(reply: Reply, question: Question) -> None:
-    if reply.reason not in KNOWN_REASONS:
-        raise _AnswerError(f"ended an answer for the reason '{reply.reason}', neither {' nor '.join(KNOWN_REASONS)}")
-    if reply.usage is None:
-        raise _AnswerError("cut its answer off before the end: its counts are missing")
-    if (read := reply.usage["prompt_tokens"]) != len(question.prompt):
-        raise _AnswerError(
-            f"read {read} tokens where {len(question.prompt)} were sent; it serves another model, or adds tokens"
+    check_reason(reply.reason)
+    usage = reply.usage
+    if usage is None or usage.prompt_tokens is None or usage.completion_tokens is None:
+        raise AnswerError("cut its answer off before the end: its counts are missing")
+    check_prompt(usage, len(question.prompt))
+    if usage.completion_tokens != len(reply.tokens):
+        raise AnswerError(
+            f"cut its answer off: it wrote {shown(usage.completion_tokens)} tokens and sent {len(reply.tokens)}"
         )
-    if (wrote := reply.usage["completion_tokens"]) != len(reply.tokens):
-        raise _AnswerError(f"cut its answer off: it wrote {wrote} tokens and sent {len(reply.tokens)}")
     if not reply.tokens:
-        raise _AnswerError("gave an empty answer")
-
-
-def _check(status: int, text: str) -> None:
-    if status != 200:
-        raise _AnswerError(f"refuses with status {status} ({_said(text)})")
-
-
-def _said(text: str) -> str:
-    """The server's own words, short."""
-    try:
-        return _words(json.loads(text))
-    except ValueError:
-        return " ".join(text.split())[:200] or "no reason given"
-
-
-def _words(answer: Any) -> str:
-    error = answer.get("error", answer) if isinstance(answer, dict) else answer
-    words = str(error.get("message", error) if isinstance(error, dict) else error)
-    return " ".join(words.split())[:200]
+        raise AnswerError("gave an empty answer")

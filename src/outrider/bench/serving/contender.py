@@ -22,6 +22,7 @@ from outrider.bench.serving.client import Client, Question, Reply
 from outrider.bench.serving.service import Service
 from outrider.bench.unit import Answer, UnitResult
 from outrider.errors import RunError
+from outrider.interop.server_http import gathered
 
 __all__ = ["Reader", "ServedContender"]
 
@@ -35,6 +36,7 @@ class Reader:
     """What a client must know of the target: its tokenizer, tokens that end a text, and a prompt to warm up with."""
 
     tokenizer: Any
+    vocab_size: int
     eos_ids: tuple[int, ...]
     warm_up: tuple[int, ...]
 
@@ -158,16 +160,17 @@ class ServedContender(Contender):
         question = Question(
             prompt=self.reader.warm_up,
             limit=WARM_UP_TOKENS,
+            vocab_size=self.reader.vocab_size,
             temperature=temperature,
             seed=0,
             ends=(),
             ignore_eos=True,
         )
-        await _all(self.client.ask(question, self._model) for _ in range(batch))
+        await gathered(self.client.ask(question, self._model) for _ in range(batch))
 
     async def _play(self, group: Group, rules: Rules, slots: int, start: float) -> list[Answer]:
         free = asyncio.Semaphore(slots)
-        answers: list[list[Answer]] = await _all(
+        answers: list[list[Answer]] = await gathered(
             self._converse(Dialogue(conversation), rules, free, start) for conversation in group
         )
         return [answer for conversation in answers for answer in conversation]
@@ -183,6 +186,7 @@ class ServedContender(Contender):
                 question = Question(
                     prompt=prompt,
                     limit=min(room, rules.limit(conversation)),
+                    vocab_size=self.reader.vocab_size,
                     temperature=sampling.temperature,
                     seed=sampling.seed,
                     ends=self.reader.eos_ids,
@@ -228,18 +232,6 @@ class ServedContender(Contender):
             now = await self.client.counters()
             grown = None if now is None else now - before
             if grown is None or grown.num_generation_tokens >= num_tokens:
-                return grown if grown is not None and grown.num_generation_tokens == num_tokens else None
+                return grown if grown is not None and grown.is_growth_of(num_tokens) else None
             await asyncio.sleep(COUNTING_WAIT_S)
         return None
-
-
-async def _all(work: Any) -> list[Any]:
-    """Wait for all; where one fails, end the others and raise its error."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise

@@ -67,7 +67,10 @@ def line_up(
         CheckpointError: if a checkpoint cannot be exported.
     """
     lineup = Lineup()
-    reader = Reader(tokenizer=target.tokenizer, eos_ids=target.spec.eos_ids, warm_up=tuple(warm_up))
+    spec = target.spec
+    reader = Reader(
+        tokenizer=target.tokenizer, vocab_size=spec.vocab_size, eos_ids=spec.eos_ids, warm_up=tuple(warm_up)
+    )
     if vllm is not None:
         servers = _Servers(config, target, reader, max_len, directory, tell, vllm)
         found = [one for choice in choices for one in servers.contenders(choice, lineup.notes)]

@@ -85,7 +85,7 @@ class ServerProcess:
         if self._status is None:
             assert self._guard.stdout is not None
             said = b"" if self._guard.stdout.closed else self._guard.stdout.readline().strip()
-            self._status = int(said or -signal.SIGKILL)
+            self._status = int(said) if said.removeprefix(b"-").isdigit() else -signal.SIGKILL
         ended = f"with status {self._status}" if self._status >= 0 else f"by {_signal_name(-self._status)}"
         words = last_words(self.log, self._begin)
         return f"ended {ended}{f': {words}' if words else ''} (log: {self.log})"
@@ -118,10 +118,14 @@ class ServerProcess:
 
 def last_words(log: Path, begin: int = 0) -> str:
     """What a log most likely says went wrong: its last error that does not point to another one, else the last line."""
-    with log.open("rb") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(begin, size - LOG_END))
-        lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines() if line.strip()]
+    try:
+        with log.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(begin, size - LOG_END))
+            text = stream.read(LOG_END).decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     named = [found[0] for line in lines if (found := ERROR.search(line)) and POINTER not in line]
     return " ".join((named or lines or [""])[-1].split())[:LONGEST_WORDS]
 

@@ -5,7 +5,8 @@
     vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="m",position="0"} 33.0
 
 A server with several engines has a line for each; they are added. A counter that is not there is 0: a server without
-speculation has none of its counters.
+speculation has none of its counters. A page on which a counter is no count (NaN, negative, without its position) is
+damaged, and none of its counters are taken.
 """
 
 import re
@@ -16,31 +17,62 @@ from outrider.bench.counters import Counters
 
 __all__ = ["counters_in"]
 
-SAMPLE = re.compile(r"^(?P<name>[A-Za-z_:][\w:]*)(?:\{(?P<labels>.*)\})?\s+(?P<value>\S+)(?:\s+-?\d+)?$")
+SAMPLE = re.compile(r"^(?P<name>[A-Za-z_:][\w:]*)(?:\{(?P<labels>.*)\})?\s+(?P<value>\S+)(?:\s+-?\d+)?\s*$")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 PREFIX = "vllm:"
+TOTALS = (
+    "generation_tokens",
+    "spec_decode_num_drafts",
+    "spec_decode_num_draft_tokens",
+    "spec_decode_num_accepted_tokens",
+)
+MOST_POSITIONS, LARGEST_COUNT, LONGEST_LINE = 4096, 2.0**62, 65_536
 PER_POSITION = "spec_decode_num_accepted_tokens_per_pos"
 
 
 def counters_in(text: str) -> Counters | None:
-    """The counters of a `/metrics` page; None if it is no page of vLLM's."""
-    totals: dict[str, float] = defaultdict(float)
-    per_pos: dict[int, float] = defaultdict(float)
-    for match in filter(None, map(SAMPLE.match, text.splitlines())):
+    """Return the counters of a `/metrics` page; None if it is damaged, or no page of vLLM's."""
+    totals: dict[str, int] = defaultdict(int)
+    per_pos: dict[int, int] = defaultdict(int)
+    lines = [line for line in text.split("\n") if line.startswith(PREFIX) and len(line) <= LONGEST_LINE]
+    for match in filter(None, map(SAMPLE.match, lines)):
         name = match["name"].removeprefix(PREFIX).removesuffix("_total")
+        if name not in (*TOTALS, PER_POSITION):
+            continue
+        count = _count(match["value"])
+        if count is None:
+            return None
         if name == PER_POSITION:
-            labels = dict(LABEL.findall(match["labels"] or ""))
-            per_pos[int(labels["position"])] += float(match["value"])
-        elif match["name"].startswith(PREFIX):
-            totals[name] += float(match["value"])
-    return _counters(totals, per_pos) if "generation_tokens" in totals else None
+            position = _position(match["labels"] or "")
+            if position is None:
+                return None
+            per_pos[position] += count
+        else:
+            totals[name] += count
+    return _counters(totals, per_pos) if TOTALS[0] in totals else None
 
 
-def _counters(totals: Mapping[str, float], per_pos: Mapping[int, float]) -> Counters:
+def _count(text: str) -> int | None:
+    """Return a whole number that is not negative; None for anything else."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return round(value) if 0 <= value <= LARGEST_COUNT else None
+
+
+def _position(labels: str) -> int | None:
+    found = dict(LABEL.findall(labels)).get("position", "")
+    is_number = found.isascii() and found.isdigit() and len(found) < 8
+    return int(found) if is_number and int(found) < MOST_POSITIONS else None
+
+
+def _counters(totals: Mapping[str, int], per_pos: Mapping[int, int]) -> Counters:
+    written, drafts, drafted, accepted = (totals.get(name, 0) for name in TOTALS)
     return Counters(
-        num_generation_tokens=round(totals["generation_tokens"]),
-        num_drafts=round(totals.get("spec_decode_num_drafts", 0)),
-        num_draft_tokens=round(totals.get("spec_decode_num_draft_tokens", 0)),
-        num_accepted_tokens=round(totals.get("spec_decode_num_accepted_tokens", 0)),
-        num_accepted_tokens_per_pos=tuple(round(per_pos.get(at, 0)) for at in range(max(per_pos, default=-1) + 1)),
+        num_generation_tokens=written,
+        num_drafts=drafts,
+        num_draft_tokens=drafted,
+        num_accepted_tokens=accepted,
+        num_accepted_tokens_per_pos=tuple(per_pos.get(at, 0) for at in range(max(per_pos, default=-1) + 1)),
     )

@@ -4,6 +4,7 @@ Example: `service.start()` gives "http://127.0.0.1:41873/v1" when the server is 
 it died, if it has; `service.stop()` leaves nothing running that we started.
 """
 
+import asyncio
 import socket
 import time
 from abc import ABC, abstractmethod
@@ -11,14 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import final
 
-import httpx
-
 from outrider.bench.serving.process import ServerProcess
-from outrider.errors import RunError
+from outrider.errors import EndpointError, RunError
+from outrider.interop.server_http import ServerHttp
 
 __all__ = ["Launched", "Remote", "Service"]
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.02, 0.5
+HEALTH_S = 5.0
 HOST = "127.0.0.1"
 
 
@@ -129,10 +130,18 @@ class Remote(Service):
 
 
 def _is_healthy(address: str) -> bool:
+    async def ask() -> None:
+        http = ServerHttp(timeout_s=HEALTH_S)
+        try:
+            await http.text(address)
+        finally:
+            await http.close()
+
     try:
-        return httpx.get(address, timeout=5.0, trust_env=False).status_code == 200
-    except httpx.HTTPError:
+        asyncio.run(ask())
+    except EndpointError:
         return False
+    return True
 
 
 def _free_port() -> int:

@@ -8,11 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
-from outrider.bench.serving import client as client_module
 from outrider.bench.serving.client import Client, Question, Reply
 from outrider.errors import RunError
 
-QUESTION = Question(prompt=[5, 6, 7], limit=8, temperature=0.5, seed=2**40 + 3, ends=(2, 1), ignore_eos=False)
+QUESTION = Question(
+    prompt=[5, 6, 7], limit=8, vocab_size=20, temperature=0.5, seed=2**40 + 3, ends=(2, 1), ignore_eos=False
+)
 REAL = httpx.AsyncClient
 Answer = Callable[[httpx.Request], httpx.Response]
 
@@ -37,7 +38,7 @@ def asking(answer: Answer, monkeypatch: pytest.MonkeyPatch, ask: Callable[[Clien
     def fake(**given: Any) -> httpx.AsyncClient:
         return REAL(transport=httpx.MockTransport(answer), headers=given["headers"])
 
-    monkeypatch.setattr(client_module.httpx, "AsyncClient", fake)
+    monkeypatch.setattr(httpx, "AsyncClient", fake)
 
     async def work() -> Any:
         client = Client("http://server/v1/", stall_s=7.0)
