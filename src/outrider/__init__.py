@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         ConfigError,
         LosslessnessError,
         OutriderError,
+        ProposerError,
         RequestError,
         RunError,
     )
@@ -50,6 +51,7 @@ __all__ = [
     "LosslessnessError",
     "OutriderError",
     "Proposer",
+    "ProposerError",
     "RequestError",
     "Room",
     "RunError",
@@ -75,6 +77,7 @@ _HOMES = {
         "ConfigError",
         "LosslessnessError",
         "OutriderError",
+        "ProposerError",
         "RequestError",
         "RunError",
     ),

@@ -8,6 +8,7 @@ remedy; the command line prints it and exits with status 2. A failed `assert` is
     ├── ConfigError           an unknown name or setting, or one out of its range; names the nearest known one
     ├── CheckpointError       missing, truncated, misshapen or mismatching weights, config or tokenizer
     ├── CapacityError         what was asked for does not fit; says what would
+    ├── ProposerError         a method's draft that the target cannot be given: past its limit, no token, a slot missing
     ├── LosslessnessError     an output differs from the target's own and no numerical tie explains it
     └── RunError              a benchmark or training run cannot go on: disk full, a foreign run directory
         └── EndpointError     a server does not answer, or not as it should; names its address
@@ -24,6 +25,7 @@ __all__ = [
     "EndpointError",
     "LosslessnessError",
     "OutriderError",
+    "ProposerError",
     "RequestError",
     "RunError",
     "as_error",
@@ -50,6 +52,10 @@ class CheckpointError(OutriderError):
 
 class CapacityError(OutriderError):
     """The plan does not fit in memory or in the planned buffers."""
+
+
+class ProposerError(OutriderError):
+    """A proposer returned what is no draft for these slots and limits."""
 
 
 class LosslessnessError(OutriderError):

@@ -5,10 +5,11 @@ A third-party method runs the same checks as ours:
     from outrider.testing import check_contract
 
     def test_my_method() -> None:
-        check_contract(MyProposer)
+        print(check_contract(MyProposer))
 """
 
-from outrider.testing.contract import assert_lossless, check_contract
+from outrider.testing.checked import ContractError
+from outrider.testing.contract import ContractReport, assert_lossless, check_contract
 from outrider.testing.play import Case, draw_case
 from outrider.testing.restless import Metronome, Restless
 from outrider.testing.scripted import Adversary, Oracle, RandomTrees, Scripted
@@ -18,6 +19,8 @@ from outrider.testing.tiny import tiny_spec, tiny_target, tiny_weights
 __all__ = [
     "Adversary",
     "Case",
+    "ContractError",
+    "ContractReport",
     "Metronome",
     "Oracle",
     "RandomTrees",

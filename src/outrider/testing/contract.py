@@ -8,18 +8,25 @@
     C8   the probabilities given with a draft are distributions, and every drafted token has some
     C9   a request's text does not depend on its neighbours, its admission, or what ran before it
     C10  what is emitted ends at the first stop, and the counts are of emitted tokens
+    C11  `reset` forgets, a method that does not say `learns` learns nothing, and state belongs to the session
+    C12  each slot gets the draft of its own request
 
 C6 (oracle and adversary) and C7 (bf16 divergences) are about the engine and not about one proposer; they live in our
-own tests. `check_contract` draws cases of traffic (`play.py`) and runs every check on each.
+own tests. `check_contract` draws cases of traffic (`play.py`) and runs every check on each. C8 is held in every case,
+by the session that `checked.py` puts between the engine and the proposer's; C11 and C12 are in `drafts.py`.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from outrider.budget import FixedBudget
 from outrider.draft import Draft
 from outrider.engine import Completion, Engine
 from outrider.errors import LosslessnessError
@@ -28,10 +35,12 @@ from outrider.proposer import Proposer
 from outrider.proposers.none import NoProposer
 from outrider.sampling import Sampling
 from outrider.target import Target
-from outrider.testing.play import Case, WatchedSession, draw_case, play
+from outrider.testing.checked import ContractError, checked_example
+from outrider.testing.drafts import check_memory, check_slots
+from outrider.testing.play import Case, Outcome, Player, WatchedSession, draw_case, only, play, steady_case
 from outrider.testing.tiny import tiny_target
 
-__all__ = ["CHECKS", "assert_lossless", "check_contract"]
+__all__ = ["CHECKS", "CaseCounts", "ContractReport", "assert_lossless", "check_contract"]
 
 
 def check_forwards(target: Target, proposer: Proposer, case: Case) -> None:
@@ -48,11 +57,13 @@ def check_cache_length(target: Target, proposer: Proposer, case: Case) -> None:
         cache = watched.cache
         for slot in range(cache.plan.num_slots):
             running = engine.batch.running.get(slot)
-            assert cache.lengths[slot] == (len(running.tokens) - 1 if running else 0)
+            want = len(running.tokens) - 1 if running else 0
+            assert cache.lengths[slot] == want, f"slot {slot} has {cache.lengths[slot]} positions and not {want}"
             for side_LCHSD in (cache.keys_LCHSD, cache.values_LCHSD):
                 side_LCHSD[:, slot, :, cache.lengths[slot] :] = poison
 
-    assert play(target, proposer, case, look).tokens == play(target, proposer, case).tokens
+    poisoned, clean = play(target, proposer, case, look).tokens, play(target, proposer, case).tokens
+    assert poisoned == clean, "what lies behind a slot's length changes the text"
 
 
 def check_node_logits(target: Target, proposer: Proposer, case: Case) -> None:
@@ -92,10 +103,12 @@ def check_text(target: Target, proposer: Proposer, case: Case) -> None:
     for index, cancel in enumerate(case.cancels):
         if cancel is None:
             assert drafted.tokens[index] == plain.tokens[index], f"request {index} differs from plain decoding"
-            assert drafted.finished[index] == plain.finished[index]
+            ends = drafted.finished[index], plain.finished[index]
+            assert ends[0] == ends[1], f"request {index} ends by {ends[0]} and in plain decoding by {ends[1]}"
     greedy = replace(case, samplings=(Sampling(),) * len(case.samplings), cancels=(None,) * len(case.cancels))
     want = play(target, NoProposer(), greedy).tokens
-    assert play(target, proposer, replace(greedy, verification="rejection")).tokens == want
+    got = play(target, proposer, replace(greedy, verification="rejection")).tokens
+    assert got == want, "under the rejection rule greedy text differs from plain decoding"
 
 
 def check_cache_content(target: Target, proposer: Proposer, case: Case) -> None:
@@ -118,35 +131,19 @@ def check_cache_content(target: Target, proposer: Proposer, case: Case) -> None:
 
 
 def check_draft(target: Target, proposer: Proposer, case: Case) -> None:
-    """C8, and that every draft is well formed and within its room; also under the rejection rule."""
-
-    def look(engine: Engine, watched: WatchedSession) -> None:
-        draft = watched.draft
-        draft.validate(target.spec.vocab_size)
-        assert max(draft.num_nodes, default=0) <= engine.memory.num_nodes
-        if draft.probs_BMV is None:
-            return
-        for slot, tree in enumerate(draft.trees):
-            for node, parent in enumerate(tree.parents):
-                q_V = draft.probs_BMV[slot, parent + 1]
-                assert abs(q_V.sum().item() - 1) < 1e-6, "draft probabilities do not sum to 1"
-                assert q_V[tree.tokens[node]] > 0, "a drafted token has no probability"
-
-    play(target, proposer, case, look)
-    play(target, proposer, replace(case, verification="rejection"), look)
+    """C8, which `play` holds in every step; here under the rejection rule too, which needs probabilities."""
+    play(target, proposer, case)
+    play(target, proposer, replace(case, verification="rejection"))
 
 
 def check_independence(target: Target, proposer: Proposer, case: Case) -> None:
     """C9: alone, in company, and again with a proposer that has seen it all before."""
     together = play(target, proposer, case)
-    engine = Engine(target, proposer, num_nodes=case.num_nodes)
-    for index, prompt in enumerate(case.prompts):
-        if case.cancels[index] is not None:
-            continue
-        for _ in range(2):
-            settings: dict[str, Any] = {"max_new_tokens": case.limits[index], "sampling": case.samplings[index]}
-            alone = engine.generate([prompt], ignore_eos=case.ignore_eos, **settings)[0]
-            assert list(alone.tokens) == together.tokens[index], f"request {index} depends on its surroundings"
+    player = Player(target, proposer, replace(case, max_batch=1, budget=FixedBudget))
+    for index, cancel in enumerate(case.cancels):
+        for _ in range(2 if cancel is None else 0):
+            alone = player.run(only(case, index)).tokens[0]
+            assert alone == together.tokens[index], f"request {index} depends on its surroundings"
 
 
 def check_stops(target: Target, proposer: Proposer, case: Case) -> None:
@@ -155,7 +152,7 @@ def check_stops(target: Target, proposer: Proposer, case: Case) -> None:
     eos = set(target.spec.eos_ids)
     for index, tokens in enumerate(outcome.tokens):
         reason, limit = outcome.finished[index], case.limits[index]
-        assert len(tokens) <= limit
+        assert len(tokens) <= limit, f"request {index} has {len(tokens)} tokens and its limit is {limit}"
         if not case.ignore_eos:
             assert not eos & set(tokens[:-1]), "text goes on behind an end-of-text token"
         if reason == "eos":
@@ -182,17 +179,94 @@ CHECKS: dict[str, Check] = {
     "C8-draft": check_draft,
     "C9-independence": check_independence,
     "C10-stops": check_stops,
+    "C11-memory": check_memory,
+    "C12-slots": check_slots,
 }
 
 
-def check_contract(proposer_class: type[Proposer], num_cases: int = 3, target: Target | None = None) -> None:
-    """Run every check on `num_cases` random cases. Raises AssertionError at the first that fails."""
+@dataclass(frozen=True, kw_only=True)
+class CaseCounts:
+    """What one case of traffic asked of a proposer: nodes that it drafted, and how many of them were accepted."""
+
+    case: str
+    num_requests: int
+    num_steps: int
+    num_drafted: int
+    num_accepted: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContractReport:
+    """A kept contract; its text is a table of what was drafted in each case."""
+
+    proposer: str
+    cases: tuple[CaseCounts, ...]
+
+    def __str__(self) -> str:
+        head = f"{self.proposer} keeps the contract: {len(CHECKS)} rules, {len(self.cases)} cases"
+        names = ("case", "requests", "steps", "drafted", "accepted")
+        rows = [
+            (case.case, case.num_requests, case.num_steps, case.num_drafted, case.num_accepted) for case in self.cases
+        ]
+        return "\n".join(
+            [head, *(f"  {name:<8}" + "".join(f"{value:>10}" for value in row) for name, *row in [names, *rows])]
+        )
+
+    __repr__ = __str__
+
+
+def check_contract(proposer_class: type[Proposer], num_cases: int = 3, target: Target | None = None) -> ContractReport:
+    """Run every check on steady traffic and on `num_cases` random cases.
+
+    Returns:
+        What was drafted and accepted in each case: print it.
+
+    Raises:
+        ContractError: an AssertionError with the rule, the case, and what was seen, at the first that fails.
+    """
     target = target or tiny_target()
-    for seed in range(num_cases):
-        proposer = proposer_class.example(target, seed)
-        case = draw_case(seed, target.spec.vocab_size, target.spec.max_positions)
-        for check in CHECKS.values():
-            check(target, proposer, case)
+    spec, name = target.spec, proposer_class.__name__
+    drawn = {f"seed {seed}": draw_case(seed, spec.vocab_size, spec.max_positions) for seed in range(num_cases)}
+    counts: list[CaseCounts] = []
+    silent = False
+    for seed, (label, case) in enumerate({"steady": steady_case(spec.vocab_size), **drawn}.items()):
+        proposer = checked_example(proposer_class, target, max(0, seed - 1))
+        silent = silent or proposer.max_nodes == 0
+        for rule, check in CHECKS.items():
+            with _named(f"{name} fails {rule} in case '{label}'"):
+                check(target, proposer, case)
+        counts.append(_counted(label, play(target, proposer, case)))
+    if not (silent or any(case.num_drafted for case in counts)):
+        steps = sum(case.num_steps for case in counts)
+        raise ContractError(
+            f"{name} never drafted: 0 nodes in {steps} steps of {len(counts)} cases, although max_nodes is "
+            f"{proposer.max_nodes}; a method that drafts nothing says max_nodes = 0"
+        )
+    return ContractReport(proposer=name, cases=tuple(counts))
+
+
+@contextmanager
+def _named(label: str) -> Iterator[None]:
+    """Put the rule and the case in front of whatever went wrong."""
+    try:
+        yield
+    except AssertionError as error:
+        raise ContractError(f"{label}: {error}") from error
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        at = f"{Path(place.filename).name}:{place.lineno}"
+        raise ContractError(f"{label}: {type(error).__name__}: {error} (at {at})") from error
+
+
+def _counted(label: str, outcome: Outcome) -> CaseCounts:
+    slots = [slot for step in outcome.steps for slot in step.slots]
+    return CaseCounts(
+        case=label,
+        num_requests=len(outcome.tokens),
+        num_steps=len(outcome.steps),
+        num_drafted=sum(slot.num_nodes for slot in slots),
+        num_accepted=sum(slot.num_accepted for slot in slots),
+    )
 
 
 def assert_lossless(

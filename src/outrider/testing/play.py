@@ -7,7 +7,7 @@ after every step.
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -16,14 +16,15 @@ from torch import Tensor
 from outrider.batch import Batch, Event
 from outrider.budget import Budget, FixedBudget
 from outrider.cache import KVCache
-from outrider.draft import Draft
+from outrider.draft import Draft, Tree
 from outrider.engine import Engine
 from outrider.metrics import PrefillRecord, StepRecord
-from outrider.proposer import Proposer
+from outrider.proposer import Proposer, Session
 from outrider.sampling import Sampling
 from outrider.target import Forward, Logits, Target, TargetSession
+from outrider.testing.checked import CheckedSession, ContractError
 
-__all__ = ["Case", "Outcome", "WatchedSession", "draw_case", "play"]
+__all__ = ["Case", "Outcome", "Player", "WatchedSession", "draw_case", "only", "play", "steady_case"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +50,11 @@ class Case:
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What a played case gave: tokens and end of every request, and the engine's records."""
+    """What a played case gave: tokens, end and drafts of every request (one per step), and the engine's records."""
 
     tokens: list[list[int]]
     finished: list[str | None]
+    drafts: list[list[Tree]]
     steps: list[StepRecord]
     prefills: list[PrefillRecord]
     num_forwards: int
@@ -93,56 +95,69 @@ class WatchedSession(TargetSession):
         return self.inner.states(slots, roots, draft)
 
 
+@final
+class Player:
+    """An engine whose target and proposer are watched; it may run several cases, one after another."""
+
+    def __init__(self, target: Target, proposer: Proposer, case: Case) -> None:
+        self.steps: list[StepRecord] = []
+        self.prefills: list[PrefillRecord] = []
+        self.engine = Engine(
+            target,
+            proposer,
+            max_batch=case.max_batch,
+            num_nodes=case.num_nodes,
+            verification=case.verification,
+            budget=case.budget(proposer.max_nodes if case.num_nodes is None else case.num_nodes),
+            record=self._record,
+        )
+        session: object = self.engine.session
+        if not isinstance(session, Session):
+            raise ContractError(f"{type(proposer).__name__}.open(plan) returned {session!r:.80}, which is no Session")
+        self.checked = CheckedSession(session, self.engine.batch, target.spec)
+        self.engine.session = self.checked
+        self.watched = WatchedSession(self.engine.target, self.engine.batch)
+        self.engine.target = self.watched
+
+    def _record(self, item: StepRecord | PrefillRecord) -> None:
+        if isinstance(item, StepRecord):
+            self.steps.append(item)
+        else:
+            self.prefills.append(item)
+
+    def run(self, case: Case, after_step: Hook = lambda engine, watched: None) -> Outcome:
+        """Serve the case's requests; the engine's own settings stay those of the first case."""
+        self.steps, self.prefills, self.watched.num_forwards = [], [], 0
+        ids: dict[int, int] = {}
+        tokens: list[list[int]] = [[] for _ in case.prompts]
+        finished: list[str | None] = [None] * len(case.prompts)
+        clock = 0
+        while self.engine.busy or any(arrival >= clock for arrival in case.arrivals):
+            for index, arrival in enumerate(case.arrivals):
+                if arrival == clock:
+                    ids[_add(self.engine, case, index)] = index
+            self.engine.admit()
+            for event in self.engine.step() if self.engine.batch.running else []:
+                _take(event, ids, tokens, finished)
+            after_step(self.engine, self.watched)
+            for id, index in ids.items():
+                if case.cancels[index] == clock and self.engine.cancel(id):
+                    finished[index] = "cancelled"
+            clock += 1
+        places = {index: id for id, index in ids.items()}
+        return Outcome(
+            tokens=tokens,
+            finished=finished,
+            drafts=[self.checked.drafts.pop(places[index], []) for index in range(len(case.prompts))],
+            steps=self.steps,
+            prefills=self.prefills,
+            num_forwards=self.watched.num_forwards,
+        )
+
+
 def play(target: Target, proposer: Proposer, case: Case, after_step: Hook = lambda engine, watched: None) -> Outcome:
     """Run a case through the engine; `after_step` may look at everything in between."""
-    steps: list[StepRecord] = []
-    prefills: list[PrefillRecord] = []
-
-    def record(item: StepRecord | PrefillRecord) -> None:
-        if isinstance(item, StepRecord):
-            steps.append(item)
-        else:
-            prefills.append(item)
-
-    engine = Engine(
-        target,
-        proposer,
-        max_batch=case.max_batch,
-        num_nodes=case.num_nodes,
-        verification=case.verification,
-        budget=case.budget(proposer.max_nodes if case.num_nodes is None else case.num_nodes),
-        record=record,
-    )
-    watched = WatchedSession(engine.target, engine.batch)
-    engine.target = watched
-    return _play(engine, watched, case, after_step, steps, prefills)
-
-
-def _play(
-    engine: Engine,
-    watched: WatchedSession,
-    case: Case,
-    after_step: Hook,
-    steps: list[StepRecord],
-    prefills: list[PrefillRecord],
-) -> Outcome:
-    ids: dict[int, int] = {}
-    tokens: list[list[int]] = [[] for _ in case.prompts]
-    finished: list[str | None] = [None] * len(case.prompts)
-    clock = 0
-    while engine.busy or any(arrival >= clock for arrival in case.arrivals):
-        for index, arrival in enumerate(case.arrivals):
-            if arrival == clock:
-                ids[_add(engine, case, index)] = index
-        engine.admit()
-        for event in engine.step() if engine.batch.running else []:
-            _take(event, ids, tokens, finished)
-        after_step(engine, watched)
-        for id, index in ids.items():
-            if case.cancels[index] == clock and engine.cancel(id):
-                finished[index] = "cancelled"
-        clock += 1
-    return Outcome(tokens=tokens, finished=finished, steps=steps, prefills=prefills, num_forwards=watched.num_forwards)
+    return Player(target, proposer, case).run(case, after_step)
 
 
 def _add(engine: Engine, case: Case, index: int) -> int:
@@ -157,6 +172,33 @@ def _add(engine: Engine, case: Case, index: int) -> int:
 def _take(event: Event, ids: dict[int, int], tokens: list[list[int]], finished: list[str | None]) -> None:
     tokens[ids[event.request]] += event.tokens
     finished[ids[event.request]] = event.finished
+
+
+def only(case: Case, index: int) -> Case:
+    """The case with one of its requests, from the beginning to the end, alone."""
+    return replace(
+        case,
+        prompts=(case.prompts[index],),
+        samplings=(case.samplings[index],),
+        limits=(case.limits[index],),
+        arrivals=(0,),
+        cancels=(None,),
+        max_batch=1,
+    )
+
+
+def steady_case(vocab_size: int = 31) -> Case:
+    """Three phrases that repeat themselves, greedy, in two slots: most methods find something to draft there."""
+    phrases = ([1, 2, 3], [4, 5, 6, 7], [8, 9])
+    prompts = tuple(tuple(token % (vocab_size - 1) for token in phrase * 5) for phrase in phrases)
+    return Case(
+        prompts=prompts,
+        samplings=(Sampling(),) * 3,
+        limits=(16,) * 3,
+        arrivals=(0, 0, 2),
+        cancels=(None,) * 3,
+        ignore_eos=True,
+    )
 
 
 def draw_case(

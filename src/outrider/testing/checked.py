@@ -1,0 +1,168 @@
+"""A proposer's session with every call checked: whatever is wrong becomes one sentence, before the target reads it.
+
+`CheckedSession` stands between the engine and a session. It holds the rules for drafts (C8) and keeps what was drafted
+for each request, for the rules that compare drafts. `checked_example` does the same for what `Proposer.example` gives.
+
+    C8: slot 1: 5 nodes were drafted and its limit is 3 (Room.num_nodes)
+"""
+
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import final
+
+from torch import Tensor
+
+from outrider.batch import Batch
+from outrider.draft import Draft, Tree
+from outrider.draft_check import check_draft
+from outrider.errors import ProposerError
+from outrider.proposer import Commit, Proposer, Room, Session
+from outrider.sampling import Sampling
+from outrider.target import Target, TargetSpec
+
+__all__ = ["CheckedSession", "ContractError", "checked_example", "explained", "trees_of"]
+
+
+class ContractError(AssertionError):
+    """A proposer breaks a rule of the contract; the message names the rule and what was seen."""
+
+
+@contextmanager
+def explained(call: str) -> Iterator[None]:
+    """Name the call in any exception that the proposer's own code raised."""
+    try:
+        yield
+    except ContractError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise ContractError(f"{call} raised {said} (at {Path(place.filename).name}:{place.lineno})") from error
+
+
+def trees_of(draft: Draft) -> list[Tree]:
+    """The draft on the host, without letting it know, so that a draft made on the device is read as one."""
+    if draft.on_host:
+        return draft.trees
+    return Draft.of_tensors(draft.tokens_BN, draft.parents_BN, draft.num_nodes, is_chain=draft.is_chain).trees
+
+
+@final
+class CheckedSession(Session):
+    """Passes everything on; `drafts` holds the trees of each request, by id, one per step."""
+
+    def __init__(self, inner: Session, batch: Batch, spec: TargetSpec) -> None:
+        self.inner = inner
+        self.batch = batch
+        self.spec = spec
+        self.drafts: dict[int, list[Tree]] = {}
+
+    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+        with explained(f"admit(slot={slot}, {len(tokens)} tokens)"):
+            self.inner.admit(slot, tokens, sampling, features_TF)
+
+    def num_behind(self, slot: int) -> int:
+        with explained(f"num_behind(slot={slot})"):
+            behind = self.inner.num_behind(slot)
+        if type(behind) is not int or behind < 0:
+            raise ContractError(f"num_behind(slot={slot}) is {behind!r} and must be an int of at least 0")
+        return behind
+
+    def catch_up(self, slots: Sequence[int]) -> None:
+        with explained(f"catch_up({list(slots)})"):
+            self.inner.catch_up(slots)
+
+    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
+        with explained(f"C8: propose(slots={list(slots)}, rooms={[tuple(room) for room in rooms]})"):
+            draft = self.inner.propose(slots, rooms)
+        check_whole_draft(draft, slots, rooms, self.spec)
+        for slot, tree in zip(slots, trees_of(draft), strict=True):
+            self.drafts.setdefault(self.batch.running[slot].request.id, []).append(tree)
+        return draft
+
+    def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
+        with explained(f"observe(commits of slots {[commit.slot for commit in commits]})"):
+            self.inner.observe(commits, features_BMF)
+
+    def release(self, slot: int) -> None:
+        with explained(f"release(slot={slot})"):
+            self.inner.release(slot)
+
+    def reset(self) -> None:
+        with explained("reset()"):
+            self.inner.reset()
+
+    @property
+    def num_bytes(self) -> int:
+        return self.inner.num_bytes
+
+
+def check_whole_draft(draft: object, slots: Sequence[int], rooms: Sequence[Room], spec: TargetSpec) -> None:
+    """C8 for the draft of one step, wherever it was made: form, limits, tokens, device, probabilities.
+
+    Raises:
+        ContractError: naming the slot, the limit and the value.
+    """
+    try:
+        draft = check_draft(draft, slots, rooms, spec.vocab_size)
+        if not draft.on_host:
+            check_draft(Draft.of_trees(trees_of(draft)), slots, rooms, spec.vocab_size)
+    except ProposerError as error:
+        raise ContractError(f"C8: {error}") from error
+    if draft.device.type != spec.device.type:
+        raise ContractError(f"C8: the draft is on {draft.device} and the engine on {spec.device}; pass plan.device on")
+    for slot, tree, place in zip(slots, trees_of(draft), range(len(slots)), strict=True):
+        if draft.is_chain and tree.parents != list(range(-1, len(tree.parents) - 1)):
+            raise ContractError(f"C8: slot {slot}: is_chain is set and the parents are {tree.parents}")
+        if draft.probs_BMV is not None:
+            _check_probs(slot, tree, draft.probs_BMV[place])
+
+
+def _check_probs(slot: int, tree: Tree, probs_MV: Tensor) -> None:
+    for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
+        q_V = probs_MV[parent + 1]
+        total, least = q_V.sum().item(), q_V.min().item()
+        if not abs(total - 1) < 1e-6 or least < 0:
+            raise ContractError(
+                f"C8: slot {slot}: the probabilities of row {parent + 1} sum to {total:g} and the least is {least:g}; "
+                "they must be a distribution"
+            )
+        if not q_V[token] > 0:
+            raise ContractError(f"C8: slot {slot}: token {token} of node {node} was drafted with probability 0")
+
+
+def checked_example(proposer_class: type[Proposer], target: Target, seed: int) -> Proposer:
+    """The class's small instance, if it is one that an engine can open.
+
+    Raises:
+        ContractError: naming the property and its value.
+    """
+    call = f"{proposer_class.__name__}.example(target, seed={seed})"
+    with explained(call):
+        proposer: object = proposer_class.example(target, seed)
+    if not isinstance(proposer, Proposer):
+        raise ContractError(f"{call} returned {proposer!r:.80}, which is no Proposer")
+    facts: dict[str, tuple[Callable[[], object], Callable[[object], bool], str]] = {
+        "max_nodes": (lambda: proposer.max_nodes, _is_count, "an int of at least 0"),
+        "taps": (
+            lambda: proposer.taps,
+            lambda taps: (
+                isinstance(taps, tuple) and all(_is_count(tap) and tap <= target.spec.num_layers for tap in taps)
+            ),
+            f"a tuple of ints between 0 and {target.spec.num_layers}",
+        ),
+        "learns": (lambda: proposer.learns, lambda learns: isinstance(learns, bool), "True or False"),
+        "num_bytes": (lambda: proposer.num_bytes, _is_count, "an int of at least 0"),
+    }
+    for name, (read, fits, wanted) in facts.items():
+        with explained(f"{proposer_class.__name__}.{name}"):
+            value = read()
+        if not fits(value):
+            raise ContractError(f"{proposer_class.__name__}.{name} is {value!r:.80} and must be {wanted}")
+    return proposer
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
