@@ -120,6 +120,12 @@ class Proposer(ABC):
     Config: ClassVar[type[Any]]
     """A frozen, keyword-only dataclass: the settings a user may give by name."""
 
+    shipped: ClassVar[str | None] = None
+    """The directory that holds this method's weights where they ship with Outrider; None for one without weights.
+
+    The `Config` of such a method has a field `checkpoint`; where it is None, the shipped head of the target is taken.
+    """
+
     scripted: ClassVar[bool] = False
     """Whether it is told what the target will say: an instrument, whose results are marked, and not a method."""
 

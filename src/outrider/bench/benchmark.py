@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from outrider.adaptive import BudgetChoice
 from outrider.bench.bandwidth import memory_bytes_per_s
-from outrider.bench.choice import Choice, choices_of, load_choice
+from outrider.bench.choice import Choice, choices_of, load_choice, with_heads
 from outrider.bench.config import BenchConfig
 from outrider.bench.contender import Contender, EngineContender
 from outrider.bench.derive import Machine, derive_rows
@@ -87,7 +87,7 @@ def benchmark(
     choices = choices_of(config.methods)
     vllm = find_vllm() if {"vllm", "vllm-custom"} & {*config.engines} else None
     target = _target(config)
-    workload = read_workload(config, target)
+    choices, workload = with_heads(choices, target), read_workload(config, target)
     warm_up = _warm_up(workload, target)
     ours = _contenders(config, choices, target, workload, warm_up)
     manifest = _manifest(config, target, workload)
@@ -117,7 +117,7 @@ def benchmark(
         runner.run()
         settings = [f"{one.label}: {one.settings}" for one in choices if one.settings]
         overlaps = _overlaps(choices)
-        leaks = [_leak_note(label, found) for label, found in overlaps.items()]
+        leaks = map(_leak_note, overlaps, overlaps.values())
         notes = [config.title, *workload.notes, *settings, *leaks, *lineup.notes]
         shares = {label: float(found["share"]) for label, found in overlaps.items()}
         report = replace(_report(config, target, store, runner.start_up_s, notes), overlap=shares or None)

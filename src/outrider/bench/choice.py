@@ -6,21 +6,43 @@
 
 Values take the type of the method's `Config`: `8` is a number for `num_nodes` and the text "8" for a path; several
 numbers are written `0.9/0.7`. In a run, a method is called by its name alone unless the run holds several settings of
-it.
+it. Names are taken in every spelling that `outrider.proposers.method_name` knows, and `num-nodes` is `num_nodes`.
+
+Every command reads methods here: generate, bench, profile, plan, synthesize, and export where it is given a method in
+place of a checkpoint.
 """
 
 import types
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from outrider.errors import ConfigError
+from outrider.models.locate import locate
 from outrider.proposer import Proposer
-from outrider.proposers import bare_setting, configure, load_proposer, proposer_class
+from outrider.proposers import (
+    bare_setting,
+    configure,
+    known_method,
+    load_proposer,
+    method_name,
+    proposer_class,
+    with_checkpoint,
+)
 from outrider.target import Target
 
-__all__ = ["Choice", "choices_of", "coerced", "load_choice", "split_settings"]
+__all__ = [
+    "Choice",
+    "choices_of",
+    "coerced",
+    "exported_checkpoint",
+    "load_choice",
+    "spelled",
+    "split_settings",
+    "with_heads",
+]
 
 
 @dataclass(frozen=True)
@@ -38,9 +60,51 @@ def choices_of(texts: Sequence[str]) -> list[Choice]:
     Raises:
         ConfigError: for an unknown method or setting, or a value of the wrong type; names the nearest known one.
     """
-    read = [(text, *split_settings(text, bare_setting(text.partition(":")[0].strip()))) for text in texts]
+    known = [method_name(text.partition(":")[0].strip()) + "".join(text.partition(":")[1:]) for text in texts]
+    read = [(text, *split_settings(text, bare_setting(text.partition(":")[0]))) for text in known]
     times = Counter(name for _, name, _ in read)
     return [Choice(text if times[name] > 1 else name, name, _typed(name, settings)) for text, name, settings in read]
+
+
+def spelled(text: str) -> str:
+    """Return a method as written, under its registered name; text that names no method stays as it is.
+
+    >>> spelled("draft-model:num_nodes=3"), spelled("of another engine")
+    ('draft_model:num_nodes=3', 'of another engine')
+    """
+    name, colon, rest = text.partition(":")
+    return (known_method(name.strip()) or name) + colon + rest
+
+
+def with_heads(choices: Sequence[Choice], target: Target) -> list[Choice]:
+    """Return the same choices, each with the checkpoint that it runs with: where it names none, the shipped head.
+
+    Raises:
+        ConfigError: if a checkpoint is needed and none is shipped for this target.
+    """
+    found = []
+    for choice in choices:
+        config = configure(choice.name, choice.settings)
+        settled = asdict(with_checkpoint(choice.name, config, target)).get("checkpoint")
+        settings = choice.settings | ({} if settled is None else {"checkpoint": settled})
+        found.append(replace(choice, settings=settings))
+    return found
+
+
+def exported_checkpoint(text: str, target: Target) -> Path:
+    """Return the checkpoint that a text stands for: a directory, a hub id, a shipped head, or the head of a method.
+
+    Raises:
+        ConfigError: for a method without weights of its own, or without a shipped head for this target.
+        CheckpointError: if there is no such checkpoint.
+    """
+    if known_method(text.partition(":")[0].strip()) is None or Path(text).is_dir():
+        return locate(text)
+    [choice] = with_heads(choices_of([text]), target)
+    config = configure(choice.name, choice.settings)
+    if proposer_class(choice.name).shipped is None or config.checkpoint is None:
+        raise ConfigError(f"method '{text}' has no weights of its own to export; give the directory of a checkpoint")
+    return locate(config.checkpoint)
 
 
 def load_choice(choice: Choice, target: Target) -> Proposer:
@@ -66,7 +130,9 @@ def split_settings(text: str, bare: str | None = None) -> tuple[str, dict[str, s
     for part in rest.split(",") if rest else []:
         found, equals, value = part.partition("=")
         if equals:
-            key = found.strip()
+            key = found.strip().replace("-", "_")
+            if not key or key in settings:
+                raise ConfigError(f"'{text}' {f'gives {key} twice' if key else 'has a value without a setting'}")
             settings[key] = value.strip()
         elif key:
             settings[key] += f",{part.strip()}"

@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple, final
 
 import outrider
 from outrider.bench.bandwidth import memory_bytes_per_s
-from outrider.bench.choice import Choice, choices_of, load_choice
+from outrider.bench.choice import Choice, choices_of, load_choice, with_heads
 from outrider.bench.provenance import git_state
 from outrider.calibrate import check_grid, sweeps
 from outrider.calibrate_draft import measure_draft, node_counts
@@ -131,6 +131,7 @@ def profile(
     """
     choices = choices_of(config.methods)
     target = load_target(config.target, dtype=config.dtype, device=config.device)
+    choices = with_heads(choices, target)
     grids, identity = config.grids(target.spec.max_positions), identity_of(target)
     path = profile_path(identity) if config.output is None else config.output
     _check_output(path, identity)

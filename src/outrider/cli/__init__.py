@@ -34,14 +34,19 @@ COMMANDS = {
 LATE = {"train": "outrider.cli.train:with_methods"}
 """Of a command with options of its own for every method: builds it. Called only when that command is asked for."""
 
+SPELLED = {"train": "outrider.cli.train:spelled"}
+"""Of a command whose method has several spellings: gives the one that it knows."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("outrider").setLevel(logging.INFO)
     given = list(sys.argv[1:] if arguments is None else arguments)
-    command: Any = tyro.cli(_commands(given[:1]), prog="outrider", description=DESCRIPTION, args=given)
     try:
+        if given and given[0] in SPELLED:
+            given[1:] = _named(SPELLED[given[0]])(given[1:])
+        command: Any = tyro.cli(_commands(given[:1]), prog="outrider", description=DESCRIPTION, args=given)
         command.run()
     except OutriderError as error:
         return _say(str(error), 2)

@@ -14,8 +14,9 @@ __all__ = ["ExportCommand"]
 class ExportCommand:
     """Write a checkpoint in the layout of another engine; the command that serves it ends the output."""
 
-    checkpoint: tyro.conf.Positional[Path]
-    """A directory written by `outrider train`, or any published head or draft model that Outrider reads."""
+    checkpoint: tyro.conf.Positional[str]
+    """A directory written by `outrider train`, any published head or draft model that Outrider reads, or a method whose
+    head is shipped for the target, such as eagle3."""
     output: Path
     """The directory to write; it must not exist, or be empty."""
     target: str = "smollm2-135m"
@@ -28,6 +29,7 @@ class ExportCommand:
     """Of the target's weights while reading."""
 
     def run(self) -> None:
+        from outrider.bench.choice import exported_checkpoint
         from outrider.errors import ConfigError
         from outrider.interop.exported import Export, export_checkpoint
         from outrider.targets import load_target
@@ -37,9 +39,10 @@ class ExportCommand:
         if self.output.is_dir() and any(self.output.iterdir()):
             raise ConfigError(f"{self.output} is not empty; choose another directory")
         target = load_target(self.target, dtype=self.dtype, device="cpu")
+        checkpoint = exported_checkpoint(self.checkpoint, target)
         self.output.mkdir(parents=True, exist_ok=True)
         export = Export(
-            checkpoint=self.checkpoint,
+            checkpoint=checkpoint,
             target=target,
             output=self.output.resolve(),
             engine=self.to,

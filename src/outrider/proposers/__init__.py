@@ -8,6 +8,9 @@ One file per method and one line here. A package of your own adds a method throu
 
 Settings are the fields of the class's `Config`; an unknown one is an error that names the nearest known one. A
 `Config` may name one field that a value without a name fills on a command line: `field(metadata={"bare": True})`.
+
+Names are known in every usual spelling: `draft-model`, `draft_model` and `draft` are one method, `EAGLE-3` is `eagle3`.
+A method whose weights ship with Outrider needs no checkpoint for the target that they were trained for.
 """
 
 import dataclasses
@@ -18,16 +21,21 @@ from typing import Any
 from outrider.errors import ConfigError, nearest
 from outrider.memory import give_back
 from outrider.proposer import Proposer
+from outrider.proposers.settings import checked_settings
 from outrider.target import Target
 
 __all__ = [
+    "DEFAULT_HEAD",
     "DEFAULT_METHOD",
     "REGISTRY",
     "bare_setting",
     "configure",
+    "known_method",
     "load_proposer",
+    "method_name",
     "proposer_class",
     "proposer_names",
+    "with_checkpoint",
 ]
 
 REGISTRY: dict[str, str] = {
@@ -46,11 +54,44 @@ REGISTRY: dict[str, str] = {
 DEFAULT_METHOD = "ngram"
 """What the command line generates with: it needs no weights, and costs next to nothing where it does not help."""
 
+DEFAULT_HEAD = "eagle3"
+"""What drafts in a hybrid unless another head is named: of the shipped ones it is accepted most."""
+
+ALIASES = {"draft": "draft_model"}
+
 
 def proposer_names() -> list[str]:
     """Every registered method, our own first."""
     own = list(REGISTRY)
     return own + sorted(entry.name for entry in _entry_points() if entry.name not in REGISTRY)
+
+
+def method_name(text: str) -> str:
+    """Return the registered name of a method in any usual spelling.
+
+    >>> [method_name(text) for text in ("draft-model", "Draft", "EAGLE-3", "n-gram")]
+    ['draft_model', 'draft_model', 'eagle3', 'ngram']
+
+    Raises:
+        ConfigError: if there is none; the message names the nearest.
+    """
+    found = known_method(text)
+    if found is None:
+        raise ConfigError(f"unknown method {str(text)!r}{nearest(str(text), proposer_names())}")
+    return found
+
+
+def known_method(text: str) -> str | None:
+    """Return the same, None if there is no such method."""
+    names = proposer_names()
+    if text in names:
+        return text
+    spelled = {_squeezed(name): name for name in reversed(names)} | ALIASES
+    return spelled.get(_squeezed(str(text)))
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.lower().replace("-", "").replace("_", "").split())
 
 
 def proposer_class(name: str) -> type[Proposer]:
@@ -59,9 +100,7 @@ def proposer_class(name: str) -> type[Proposer]:
     Raises:
         ConfigError: if there is none; the message names the nearest.
     """
-    paths = {entry.name: entry.value for entry in _entry_points()} | REGISTRY
-    if name not in paths:
-        raise ConfigError(f"unknown method '{name}'{nearest(name, paths)}")
+    paths, name = {entry.name: entry.value for entry in _entry_points()} | REGISTRY, method_name(name)
     module, _, attribute = paths[name].partition(":")
     found = getattr(import_module(module), attribute)
     if not (isinstance(found, type) and issubclass(found, Proposer)):
@@ -83,17 +122,11 @@ def configure(name: str, settings: dict[str, Any]) -> Any:
     """The method's `Config` with these settings.
 
     Raises:
-        ConfigError: for an unknown setting, or a value its Config refuses.
+        ConfigError: for an unknown or missing setting, or a value its Config refuses.
     """
     config = proposer_class(name).Config
-    known = {field.name for field in dataclasses.fields(config)}
-    for key in settings:
-        if key not in known:
-            raise ConfigError(
-                f"method '{name}' has no setting '{key}'{nearest(key, known)}" if known else _no_settings(name, key)
-            )
     try:
-        return config(**settings)
+        return config(**checked_settings(name, config, settings))
     except TypeError as error:
         raise ConfigError(f"method '{name}': {error}") from error
 
@@ -101,20 +134,54 @@ def configure(name: str, settings: dict[str, Any]) -> Any:
 def load_proposer(name: str, target: Target, **settings: Any) -> Proposer:
     """Build a proposer for a target.
 
-    Example: `load_proposer("ngram", target, max_n=4, num_nodes=8)`.
+    Examples: `load_proposer("ngram", target, max_n=4, num_nodes=8)`; `load_proposer("eagle3", target)` takes the head
+    that is shipped for the target.
 
     Raises:
         ConfigError: for an unknown method or setting.
         CheckpointError: if its weights do not fit the target.
     """
-    proposer = proposer_class(name).load(target, configure(name, settings))
+    name = method_name(name)
+    if not isinstance(target, Target):
+        raise ConfigError(f"method '{name}' drafts for a loaded target, not {target!r}; pass load_target(...)")
+    config = configure(name, settings)
+    proposer = proposer_class(name).load(target, with_checkpoint(name, config, target))
     give_back()
     return proposer
 
 
+def with_checkpoint(name: str, config: Any, target: Target, spelled: str | None = None) -> Any:
+    """Return a method's `Config` with the shipped head where it names no checkpoint, nor anything in its place.
+
+    Args:
+        spelled: how a command line names a checkpoint of it; by default `name:checkpoint=DIR`.
+
+    Raises:
+        ConfigError: if a checkpoint is needed and none is shipped for this target.
+    """
+    kind = proposer_class(name).shipped
+    others = [field.name for field in dataclasses.fields(config) if field.metadata.get("instead") == "checkpoint"]
+    if kind is None or any(getattr(config, key) is not None for key in ("checkpoint", *others)):
+        return config
+    from outrider.formats.shipped import shipped_head, short_name  # a method without weights must not wait for them
+
+    head = shipped_head(kind, target)
+    if head is None:
+        raise ConfigError(_no_head(name, target, spelled or f"{name}:checkpoint=DIR", others))
+    return dataclasses.replace(config, checkpoint=short_name(head))
+
+
+def _no_head(name: str, target: Target, spelled: str, others: list[str]) -> str:
+    from outrider.formats.shipped import shipped_names
+
+    instead = "".join(f", or {name}:{other}=..." for other in others)
+    names = shipped_names()
+    at_hand = f"at hand are {', '.join(names)}" if names else "no shipped heads are on this machine"
+    return (
+        f"method '{name}' needs the setting 'checkpoint', since no head of its kind is shipped for {target.spec.name}: "
+        f"write {spelled} with a directory or hub id{instead}; {at_hand}"
+    )
+
+
 def _entry_points() -> Any:
     return entry_points(group="outrider.proposers")
-
-
-def _no_settings(name: str, key: str) -> str:
-    return f"method '{name}' has no settings, but '{key}' was given"

@@ -21,7 +21,7 @@ its output head, sharing the weights. Untrained, that is a poor drafter; it is t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self, final
 
 import torch
@@ -51,7 +51,8 @@ __all__ = ["DraftModelConfig", "DraftModelProposer", "cut_from", "layer_list"]
 class DraftModelConfig:
     """Settings of draft-model speculation.
 
-    checkpoint   directory, GGUF file or hub id of the draft model; it must share the target's vocabulary
+    checkpoint   directory, GGUF file or hub id of the draft model; it must share the target's vocabulary; by default
+                 the one that is shipped for the target
     layers       instead of a checkpoint: these layers of the target, for example "0,1,2,28,29"
     num_nodes    drafted tokens per step
     width        1 drafts a chain; above 1, the branching of a tree
@@ -61,7 +62,7 @@ class DraftModelConfig:
     """
 
     checkpoint: str | None = None
-    layers: str | None = None
+    layers: str | None = field(default=None, metadata={"instead": "checkpoint"})
     num_nodes: int = 4
     width: int = 1
     sampled: bool = False
@@ -75,8 +76,8 @@ class DraftModelConfig:
             raise ConfigError(f"width={self.width} must be between 1 and 32")
         if self.sampled and self.width > 1:
             raise ConfigError("sampled=True drafts chains; set width=1")
-        if (self.checkpoint is None) == (self.layers is None):
-            raise ConfigError("a draft model needs either checkpoint=PATH or layers=0,1,2 (of the target)")
+        if self.checkpoint is not None and self.layers is not None:
+            raise ConfigError("a draft model takes either checkpoint=PATH or layers=0,1,2 (of the target), not both")
         if self.draft_vocab and self.layers is not None:
             raise ConfigError(f"draft_vocab={self.draft_vocab} needs a checkpoint with a ranking; leave it out")
 
@@ -86,6 +87,7 @@ class DraftModelProposer(Proposer):
     """A second model that drafts."""
 
     Config = DraftModelConfig
+    shipped = "draft"
 
     def __init__(
         self, model: Target, config: DraftModelConfig, num_bytes: int = 0, ids_K: Tensor | None = None
@@ -100,9 +102,9 @@ class DraftModelProposer(Proposer):
     def load(cls, target: Target, config: DraftModelConfig) -> Self:
         if config.layers is not None:
             return cls(cut_from(target, config.layers), config)
-        assert config.checkpoint is not None
-        draft = load_draft(config.checkpoint, target)
-        ids_K = drafted_ids(locate(config.checkpoint), target, config.draft_vocab)
+        name = config.checkpoint or ""
+        draft = load_draft(name, target)
+        ids_K = drafted_ids(locate(name), target, config.draft_vocab)
         return cls(draft.model, config, draft.num_bytes, ids_K)
 
     @classmethod

@@ -35,7 +35,8 @@ __all__ = ["Eagle3Config", "Eagle3Proposer"]
 class Eagle3Config:
     """Settings of an EAGLE-3 head.
 
-    checkpoint   directory or hub id of the head, in the native or the speculators layout
+    checkpoint   directory or hub id of the head, in the native or the speculators layout; by default the one that is
+                 shipped for the target
     num_nodes    drafted tokens per step
     width        1 drafts a chain; above 1, the branching of a dynamic tree
     depth        the most levels of a draft; None for num_nodes (chains) or 6 (trees)
@@ -45,7 +46,7 @@ class Eagle3Config:
                  checkpoint, as far as the head has columns for them; None or 0 for all of its columns
     """
 
-    checkpoint: str
+    checkpoint: str | None = None
     num_nodes: int = 5
     width: int = 1
     depth: int | None = None
@@ -80,6 +81,7 @@ class Eagle3Proposer(Proposer):
     """A head, packed for the target's device, and how it drafts."""
 
     Config = Eagle3Config
+    shipped = "eagle3"
 
     def __init__(self, head: Eagle3Head, config: Eagle3Config) -> None:
         self.head = head
@@ -87,7 +89,7 @@ class Eagle3Proposer(Proposer):
 
     @classmethod
     def load(cls, target: Target, config: Eagle3Config) -> Self:
-        directory = locate(config.checkpoint)
+        directory = locate(config.checkpoint or "")
         checkpoint = read_eagle3(directory, target)
         ids_K = drafted_ids(directory, target, config.draft_vocab or 0)
         return cls(head_of(checkpoint, target, ids_K), config)

@@ -51,7 +51,7 @@ class HybridConfig:
     """Settings of the hybrid.
 
     drafter              the head's method: any that has a number of nodes
-    checkpoint           of the head, as its method takes it; empty for a method without one
+    checkpoint           of the head, as its method takes it; by default the one that is shipped for the target
     num_nodes            tokens that the head drafts per step
     draft_vocab          as the head's method takes it
     lookup_nodes         the most tokens of a lookup
@@ -59,8 +59,8 @@ class HybridConfig:
     max_cached_requests  earlier answers that are looked up, first in first out; 0 none, -1 all
     """
 
-    drafter: str
-    checkpoint: str = ""
+    drafter: str = registry.DEFAULT_HEAD
+    checkpoint: str | None = None
     num_nodes: int = 3
     draft_vocab: int | None = None
     lookup_nodes: int = 6
@@ -69,6 +69,7 @@ class HybridConfig:
 
     def __post_init__(self) -> None:
         check_draft_vocab(self.draft_vocab)
+        object.__setattr__(self, "drafter", registry.method_name(self.drafter))
         known = settings_of(self.drafter)
         if "num_nodes" not in known:
             raise ConfigError(
@@ -107,15 +108,17 @@ class HybridProposer(Proposer):
 
     @classmethod
     def load(cls, target: Target, config: HybridConfig) -> Self:
-        settings = {name: getattr(config, name) for name in settings_of(config.drafter)}
-        return cls(registry.load_proposer(config.drafter, target, **settings), config)
+        name, settings = config.drafter, {key: getattr(config, key) for key in settings_of(config.drafter)}
+        head = registry.configure(name, settings)
+        head = registry.with_checkpoint(name, head, target, f"hybrid:drafter={name},checkpoint=DIR")
+        return cls(registry.proposer_class(name).load(target, head), config)
 
     @classmethod
     def example(cls, target: Target, seed: int) -> Self:
         drafters = [name for name in registry.REGISTRY if settings_of(name)]
         drafter = drafters[seed % len(drafters)]
         head = registry.proposer_class(drafter).example(target, 6 * seed + 2)  # these do not sample
-        config = HybridConfig(drafter=drafter, checkpoint="", lookup_nodes=3 + seed % 5, max_cached_requests=seed % 3)
+        config = HybridConfig(drafter=drafter, lookup_nodes=3 + seed % 5, max_cached_requests=seed % 3)
         return cls(head, config)
 
     @property

@@ -45,7 +45,8 @@ OUTPUTS: tuple[Output, ...] = ("own", "one", "target")
 class MedusaConfig:
     """Settings of Medusa heads.
 
-    checkpoint   directory or hub id of the heads, in the authors' or in vLLM's layout, as safetensors
+    checkpoint   directory or hub id of the heads, in the authors' or in vLLM's layout, as safetensors; by default those
+                 that are shipped for the target
     num_nodes    most nodes per step
     width        how many ranks of each head a tree may use; 1 drafts a chain
     tree         a tree instead of the measured one: nodes as ranks from the root, such as "0 1 0.0 0.1 0.0.0"
@@ -54,7 +55,7 @@ class MedusaConfig:
                  the heads know all and training left a ranking beside the checkpoint, else all they know
     """
 
-    checkpoint: str
+    checkpoint: str | None = None
     num_nodes: int = 16
     width: int = 10
     tree: str | None = None
@@ -99,6 +100,7 @@ class MedusaProposer(Proposer):
     """Packed heads, and how they draft."""
 
     Config = MedusaConfig
+    shipped = "medusa"
 
     def __init__(self, heads: MedusaHeads, paths: Paths, config: MedusaConfig, target: Target) -> None:
         self.heads = heads
@@ -108,7 +110,7 @@ class MedusaProposer(Proposer):
 
     @classmethod
     def load(cls, target: Target, config: MedusaConfig) -> Self:
-        directory = locate(config.checkpoint)
+        directory = locate(config.checkpoint or "")
         checkpoint = read_medusa(directory, target)
         if checkpoint.shape.is_reduced and config.draft_vocab is None:
             return cls.of(checkpoint, config, target)

@@ -46,7 +46,8 @@ DEFAULT_DEPTH = 3
 class MtpConfig:
     """Settings of multi-token prediction.
 
-    checkpoint   directory or hub id of the modules; a target's own directory, if they lie among its layers
+    checkpoint   directory or hub id of the modules; a target's own directory, if they lie among its layers; by default
+                 those that are shipped for the target
     num_nodes    drafted tokens per step; by default as many as the modules were trained for (3 where that is unknown)
     width        1 drafts a chain; above 1, the branching of a tree (one module only)
     depth        most levels of a tree; by default as many as the module was trained for
@@ -55,7 +56,7 @@ class MtpConfig:
                  ranking beside the checkpoint, else all
     """
 
-    checkpoint: str
+    checkpoint: str | None = None
     num_nodes: int | None = None
     width: int = 1
     depth: int | None = None
@@ -81,6 +82,7 @@ class MtpProposer(Proposer):
     """The modules of one checkpoint, on the target's device."""
 
     Config = MtpConfig
+    shipped = "mtp"
 
     def __init__(
         self, target: Target, checkpoint: MtpCheckpoint, config: MtpConfig, ids_K: Tensor | None = None
@@ -120,7 +122,7 @@ class MtpProposer(Proposer):
 
     @classmethod
     def load(cls, target: Target, config: MtpConfig) -> Self:
-        directory = Path(locate(config.checkpoint))
+        directory = Path(locate(config.checkpoint or ""))
         return cls(target, read_mtp(directory, target), config, drafted_ids(directory, target, config.draft_vocab))
 
     @classmethod

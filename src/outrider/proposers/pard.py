@@ -50,14 +50,15 @@ MASK_KEYS = ("mask_token_id", "pard_token", "ptd_token_id")
 class PardConfig:
     """Settings of PARD.
 
-    checkpoint   directory or hub id of the draft model; it must share the target's vocabulary
+    checkpoint   directory or hub id of the draft model; it must share the target's vocabulary; by default the one that
+                 is shipped for the target
     num_nodes    drafted tokens per step, K; one pass reads K - 1 masks
     sampled      draw the drafts instead of taking the most probable token
     draft_vocab  draft only that many of the most frequent tokens, 0 for all; by default 8192 where training left a
                  ranking beside the checkpoint, else all
     """
 
-    checkpoint: str
+    checkpoint: str | None = None
     num_nodes: int = 8
     sampled: bool = False
     draft_vocab: int | None = None
@@ -73,6 +74,7 @@ class PardProposer(Proposer):
     """A draft model with a mask token."""
 
     Config = PardConfig
+    shipped = "pard"
 
     def __init__(
         self, model: Target, mask_id: int, config: PardConfig, num_bytes: int, ids_K: Tensor | None = None
@@ -86,9 +88,10 @@ class PardProposer(Proposer):
 
     @classmethod
     def load(cls, target: Target, config: PardConfig) -> Self:
-        draft = load_draft(config.checkpoint, target)
-        mask_id = mask_of(draft.config, config.checkpoint, target.spec.vocab_size)
-        ids_K = drafted_ids(locate(config.checkpoint), target, config.draft_vocab)
+        name = config.checkpoint or ""
+        draft = load_draft(name, target)
+        mask_id = mask_of(draft.config, name, target.spec.vocab_size)
+        ids_K = drafted_ids(locate(name), target, config.draft_vocab)
         return cls(draft.model, mask_id, config, draft.num_bytes, ids_K)
 
     @classmethod

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, final
 
+from outrider.bench.choice import choices_of, load_choice
 from outrider.engine import Engine
 from outrider.errors import ConfigError
-from outrider.proposers import load_proposer
 from outrider.sampling import Sampling
 from outrider.target import Target
 
@@ -83,7 +83,9 @@ class EngineAuthor(Author):
                 f"texts of {max_len} tokens do not fit {target.spec.name}, which reads {target.spec.max_positions}; "
                 "lower max_prompt_tokens or max_new_tokens"
             )
-        self._engine = Engine(target, load_proposer(method, target), max_batch=max_batch, max_len=max_len)
+        self._engine = Engine(
+            target, load_choice(choices_of([method])[0], target), max_batch=max_batch, max_len=max_len
+        )
 
     def write(self, jobs: Sequence[Job], listen: Listener = lambda jobs, tokens: None) -> list[Written]:
         engine, open_jobs, places = self._engine, {}, {}

@@ -22,10 +22,12 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from outrider.errors import ConfigError, nearest
+from outrider.proposers import known_method
 from outrider.target import Target
 from outrider.train.batch import Batch
 
-__all__ = ["OBJECTIVES", "Corpus", "Objective", "Outcome", "Teacher"]
+__all__ = ["OBJECTIVES", "Corpus", "Objective", "Outcome", "Teacher", "objective_name"]
 
 OBJECTIVES: dict[str, str] = {
     "eagle3": "outrider.train.objectives.eagle3:Eagle3Objective",
@@ -34,6 +36,21 @@ OBJECTIVES: dict[str, str] = {
     "mtp": "outrider.train.objectives.mtp:MtpObjective",
     "draft": "outrider.train.objectives.draft_model:DraftObjective",
 }
+
+
+def objective_name(text: str) -> str:
+    """Return the name in `OBJECTIVES` of what trains a method, in any spelling that `outrider.proposers` knows.
+
+    Raises:
+        ConfigError: for a method without weights to train, and for what is no method.
+    """
+    method = known_method(text)
+    found = next((name for name in OBJECTIVES if method is not None and known_method(name) == method), None)
+    if found is not None:
+        return found
+    if method is not None:
+        raise ConfigError(f"method '{method}' has no weights to train; train one of {', '.join(OBJECTIVES)}")
+    raise ConfigError(f"unknown method {text!r}{nearest(text, OBJECTIVES)}")
 
 
 @dataclass(frozen=True, eq=False)

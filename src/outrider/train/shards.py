@@ -33,7 +33,7 @@ from torch import Tensor
 
 from outrider.bench.overlap import words_of
 from outrider.errors import ConfigError, RunError
-from outrider.formats.store import fingerprint
+from outrider.formats.store import fingerprint, fingerprints
 from outrider.target import Target
 from outrider.train.batch import Example
 from outrider.train.files import sync, writing
@@ -195,7 +195,7 @@ class Dataset:
         manifests = [read_manifest(root) for root in roots]
         for root, manifest in zip(roots, manifests, strict=True):
             _check_target(manifest["target"], manifests[0]["target"], root)
-            if target is not None:
+            if target is not None and manifest["target"]["fingerprint"] not in fingerprints(target):
                 _check_target(manifest["target"], {"name": target.spec.name, "fingerprint": fingerprint(target)}, root)
         shards = [path for root in roots for path in shard_paths(root)]
         if not shards:

@@ -89,7 +89,8 @@ def test_a_draft_model_that_reads_fewer_positions_names_the_limit(target: Target
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "needs either checkpoint=PATH or layers"),
+        ({}, "needs the setting 'checkpoint', .* write draft_model:checkpoint=DIR .* or draft_model:layers="),
+        ({"layers": "0", "checkpoint": "x"}, "takes either checkpoint=PATH or layers=0,1,2"),
         ({"layers": "0,9"}, "layer 9 does not exist; the target has layers 0 to 1"),
         ({"layers": "zero"}, "layers=zero is not a list of numbers"),
         ({"layers": "0", "num_nodes": 0}, "num_nodes=0 must be between 1 and 256"),

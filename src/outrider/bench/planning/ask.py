@@ -13,6 +13,7 @@ Example: `parse_acceptance("0.8,0.6@0.4")` is `(None, AcceptanceProfile(ranks=((
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from outrider.bench.choice import spelled
 from outrider.bench.planning.acceptance_profile import AcceptanceProfile
 from outrider.errors import ConfigError, nearest
 
@@ -40,7 +41,7 @@ def parse_acceptance(text: str) -> Given:
         share = float(coverage) if at else 1.0
     except ValueError:
         raise ConfigError(f"acceptance '{text}' is not a list of shares; write 0.8,0.6 or 0.8,0.6@0.4") from None
-    return Given(name if equals else None, AcceptanceProfile(ranks=ranks, coverage=share))
+    return Given(spelled(name) if equals else None, AcceptanceProfile(ranks=ranks, coverage=share))
 
 
 def acceptances_of(

@@ -8,7 +8,7 @@ Example: `sized("a_method:model=qwen2.5-7b", read_drafters("published"))` drafts
 
 from collections.abc import Mapping
 
-from outrider.bench.choice import split_settings
+from outrider.bench.choice import spelled, split_settings
 from outrider.bench.planning.models import model_spec
 from outrider.bench.planning.presets import preset_file, read_record, read_toml
 from outrider.bench.planning.shapes import DrafterSizes
@@ -42,7 +42,7 @@ def sized(text: str, known: Mapping[str, DrafterSizes]) -> DrafterSizes:
         ConfigError: for an unknown method or setting.
         CheckpointError: if its model cannot be read.
     """
-    name, settings = split_settings(text)
+    name, settings = split_settings(spelled(text))
     if name not in known:
         raise ConfigError(f"no sizes of method '{name}'{nearest(name, known)}")
     for key in settings:

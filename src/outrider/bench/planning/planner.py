@@ -8,10 +8,11 @@ Example: `planned(Wish(hardware="h100", model="qwen2.5-7b", acceptance=("0.8",),
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from outrider.bench.choice import spelled
 from outrider.bench.planning.acceptance_profile import AcceptanceProfile
 from outrider.bench.planning.ask import acceptances_of, parse_nodes
 from outrider.bench.planning.check import CostTables, check_run
@@ -88,6 +89,7 @@ def planned(wish: Wish) -> Outlook:
     Raises:
         ConfigError, CheckpointError, RunError: for anything asked that does not exist or does not fit.
     """
+    wish = replace(wish, methods=tuple(map(spelled, wish.methods)))
     evidence = None if wish.evidence is None else read_run(wish.evidence)
     context = _context(wish, evidence)
     measured = _measured(wish, evidence)

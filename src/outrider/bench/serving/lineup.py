@@ -28,7 +28,7 @@ from outrider.interop.exported import Exported, served_name
 from outrider.interop.guests import import_path, on_custom_class
 from outrider.interop.serving import Order, on_vllm
 from outrider.interop.vllm_environment import Vllm
-from outrider.proposers import configure
+from outrider.proposers import configure, with_checkpoint
 from outrider.target import Target
 
 __all__ = ["Lineup", "line_up", "serve_flags"]
@@ -138,8 +138,8 @@ class _Servers:
     def _in_its_words(self, choice: Choice) -> Exported | str:
         """The method as vLLM has it; why it has none, if so."""
         output = (self.directory / "exports" / _file_name(choice.label)).resolve()
-        settings = configure(choice.name, choice.settings)
         try:
+            settings = with_checkpoint(choice.name, configure(choice.name, choice.settings), self.target)
             exported = on_vllm(choice.name, Order(config=settings, target=self.target, output=output))
         except ConfigError as error:
             return str(error)

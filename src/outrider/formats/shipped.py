@@ -1,0 +1,45 @@
+"""The heads that come with Outrider, and which of them belongs to a target.
+
+They lie as `TARGET/KIND` (`smollm2-135m/eagle3`) under the places of `outrider.models.locate.head_roots`: a checkout's
+`checkpoints/`, the installed package, then the cache. Which target a head is for is read from its own config, so that
+the same weights under another name find it, and other weights under the same name do not.
+
+Example: `shipped_head("eagle3", load_target("smollm2-135m"))` is the directory `checkpoints/smollm2-135m/eagle3`.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from outrider.formats.store import belongs_to, read_json
+from outrider.models.locate import CONFIG, EMBEDDED, head_roots, locate
+from outrider.target import Target
+
+__all__ = ["shipped_head", "shipped_names", "short_name"]
+
+
+def shipped_head(kind: str, target: Target) -> Path | None:
+    """Return the directory of the head of this kind that was trained for the target, None if none is at hand.
+
+    Args:
+        kind: the name of its directory, as in `Proposer.shipped`.
+
+    Raises:
+        CheckpointError: if the config of such a head cannot be read.
+    """
+    return next((head for head in _heads(kind) if belongs_to(read_json(head / CONFIG), target)), None)
+
+
+def shipped_names() -> list[str]:
+    """Return the names of all heads at hand, as `locate` takes them, sorted."""
+    return sorted({f"{head.parent.name}/{head.name}" for head in _heads("*")})
+
+
+def short_name(head: Path) -> str:
+    """Return the name of a shipped head as `locate` takes it, or its path where that name stands for another one."""
+    name = f"{head.parent.name}/{head.name}"
+    return name if head.parent.name in EMBEDDED and locate(name) == head else str(head)
+
+
+def _heads(kind: str) -> Iterator[Path]:
+    for root in head_roots():
+        yield from (file.parent for file in sorted(root.glob(f"*/{kind}/{CONFIG}")))

@@ -1,0 +1,79 @@
+"""Settings given by name: which there are, which are missing, and whether each value is of its type.
+
+A method's settings are the fields of its `Config`, a frozen keyword-only dataclass whose type hints say what a field
+takes. Values are checked, never converted from text; that is what a command line's reader does beforehand
+(`outrider.bench.choice`). Numbers of NumPy count as numbers, a path as text, a list as a
+tuple, and a list of whole numbers as the text "0,1,2".
+
+Example: with `num_nodes: int`, 8 is taken as it is; "8", 8.5 and True are refused by name.
+"""
+
+import dataclasses
+import math
+import operator
+import os
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from outrider.errors import ConfigError, nearest
+
+__all__ = ["checked_settings"]
+
+WORDS: Mapping[Any, str] = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+
+
+def checked_settings(method: str, config: type[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a method, each of its field's type.
+
+    Raises:
+        ConfigError: for an unknown or missing setting, or a value of another type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    for key in settings:
+        if not fields:
+            raise ConfigError(f"method '{method}' has no settings, but '{key}' was given")
+        if key not in fields:
+            raise ConfigError(f"method '{method}' has no setting '{key}'{nearest(str(key), fields)}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in settings:
+            raise ConfigError(
+                f"method '{method}' needs the setting '{name}': write {method}:{name}=VALUE; "
+                f"its settings are {', '.join(fields)}"
+            )
+    hints = get_type_hints(config)
+    return {key: _taken(hints[key], value, f"method '{method}': {key}={value!r}") for key, value in settings.items()}
+
+
+def _taken(hint: Any, value: Any, where: str) -> Any:
+    """Return a value as its hint wants it; hints that are not known here take every value."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    kind = next(kind for kind in kinds if kind is not type(None))
+    if get_origin(kind) is tuple and isinstance(value, (list, tuple)):
+        return tuple(_taken(get_args(kind)[0], item, where) for item in value)
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ConfigError(f"{where} must be one of {', '.join(map(str, get_args(kind)))}")
+        return value
+    return _scalar(kind, value, where) if kind in WORDS else value
+
+
+def _scalar(kind: type[Any], value: Any, where: str) -> Any:
+    is_flag = isinstance(value, bool)
+    if kind is bool and is_flag:
+        return value
+    if kind is str and isinstance(value, (str, os.PathLike)):
+        return os.fspath(value)
+    if kind is str and isinstance(value, (list, tuple)) and value and all(type(item) is int for item in value):
+        return ",".join(map(str, value))
+    if kind is int and not is_flag:
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    if kind is float and not is_flag and isinstance(value, (int, float)) and math.isfinite(value):
+        return float(value)
+    raise ConfigError(f"{where} must be {WORDS[kind]}")
