@@ -21,6 +21,7 @@ forwards, two of them to warm up.
 
 import logging
 import math
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count, product
@@ -128,11 +129,13 @@ def costs_for(target: Target) -> TargetCosts:
             return CostFile.read(path).target
         except RunError as error:  # as good as none
             log.warning("%s", error)
-    if path not in _calibrated:
-        _calibrated[path] = _calibrate(target)
-    return _calibrated[path]
+    with _CALIBRATING:  # two calibrations at once would disturb each other
+        if path not in _calibrated:
+            _calibrated[path] = _calibrate(target)
+        return _calibrated[path]
 
 
+_CALIBRATING = threading.Lock()
 _calibrated: dict[Path, TargetCosts] = {}
 """Short calibrations of this process, by where a profile would be."""
 

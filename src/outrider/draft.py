@@ -245,7 +245,7 @@ class Draft:
 
     def _closure_BMM(self) -> Tensor:
         slots, rows = self.num_slots, self.num_rows
-        step_BMM = torch.eye(rows, device=self.device).repeat(slots, 1, 1)
+        step_BMM = torch.eye(rows, dtype=torch.float32, device=self.device).repeat(slots, 1, 1)
         step_BMM[:, 1:].scatter_(2, (self.parents_BN + 1)[:, :, None], 1.0)
         for _ in range((rows - 1).bit_length()):
             step_BMM = torch.bmm(step_BMM, step_BMM).clamp_(max=1.0)

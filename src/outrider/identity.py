@@ -17,8 +17,8 @@ from typing import Any, Final, Self
 import torch
 
 from outrider.errors import RunError
-from outrider.models.cpu_threads import num_threads
 from outrider.models.locate import cache_directory
+from outrider.models.torch_threads import num_threads
 from outrider.target import Target
 
 __all__ = ["Identity", "identity_of", "profile_path"]

@@ -24,7 +24,7 @@ import torch
 
 import outrider
 from outrider.bench.codec import dumps, loads
-from outrider.models.cpu_threads import num_threads
+from outrider.models.torch_threads import num_threads
 
 __all__ = [
     "MANIFEST_SCHEMA",

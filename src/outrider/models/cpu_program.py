@@ -14,6 +14,7 @@ Results of equal shape share one buffer, so a recorded body must use a result be
 as a decoder does.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
@@ -25,7 +26,7 @@ from torch import Tensor
 from outrider.models.cpu_threads import BLOCK, launch_all
 from outrider.models.ops import Placement, Programs, Result
 
-__all__ = ["Program", "Recorder"]
+__all__ = ["Calls", "Program", "Recorder"]
 
 
 class Followed(NamedTuple):
@@ -52,7 +53,7 @@ class Recorder:
     def empty(self, *shape: int) -> Tensor:
         """The buffer for results of this shape."""
         if shape not in self._buffers:
-            self._buffers[shape] = torch.empty(shape)
+            self._buffers[shape] = torch.empty(shape, dtype=torch.float32)
         return self._buffers[shape]
 
     def add(self, kernel: int, arguments: tuple[int, ...], tensors: Sequence[Tensor | None]) -> None:
@@ -74,6 +75,21 @@ class Recorder:
         for block_B, arguments in zip(blocks_NB, self.arguments, strict=True):
             block_B[: len(arguments)] = arguments
         return blocks_NB
+
+
+@final
+class Calls(threading.local):
+    """State of the calls that one thread makes on a back end, which all engines of a target share.
+
+    recorder    takes the kernels down instead of running them, while a body is recorded
+    placement   the last one whose indices were checked, for caches of `sizes`; its tensors lie at `addresses`
+    """
+
+    def __init__(self) -> None:
+        self.recorder: Recorder | None = None
+        self.placement: Placement | None = None
+        self.sizes = (0, 0, 0)
+        self.addresses: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

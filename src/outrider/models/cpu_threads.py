@@ -15,8 +15,8 @@ every thread instead: with other processes on the machine a forward took three t
 Worked example: 60 tasks, two threads: both call `ticket` on one counter until it returns 60 or more; each number below
 60 is drawn by exactly one of them. If the worker is away, the caller draws all 60.
 
-PyTorch's own threads spin for a while after each of its parallel regions and then compete with these: a forward of two
-rows took half as long again. A decoding loop therefore holds `lone_torch_thread`.
+Several Python threads may launch kernels at once, as two engines do. All share one pool: whoever finds its workers busy
+works alone, and nobody waits. A pool for each engine would have more threads spin than there are cores.
 """
 
 import ctypes
@@ -24,18 +24,14 @@ import os
 import struct
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
 from llvmlite import ir
 from numba import cfunc, types
 
-from outrider.errors import ConfigError
 from outrider.models.cpu_vector import I64, Emitter, Value, emitted, i64, inlined, lowered
 
 __all__ = [
@@ -45,8 +41,6 @@ __all__ = [
     "finished",
     "launch",
     "launch_all",
-    "lone_torch_thread",
-    "num_threads",
     "stack",
     "ticket",
     "wait_for",
@@ -63,27 +57,6 @@ JOINED, OPEN = 2**16 - 1, 2**16
 AWAKE_S, MISSED_S = 0.005, 0.002
 
 Block = ctypes.c_int64 * BLOCK
-
-
-def num_threads() -> int:
-    """Threads per kernel: OUTRIDER_NUM_THREADS, or PyTorch's own number."""
-    text = os.environ.get("OUTRIDER_NUM_THREADS")
-    if text is None:
-        return torch.get_num_threads()
-    if not text.isdigit() or int(text) == 0:
-        raise ConfigError(f"OUTRIDER_NUM_THREADS is {text!r}; set a whole number from 1 on, or unset it")
-    return int(text)
-
-
-@contextmanager
-def lone_torch_thread() -> Iterator[None]:
-    """PyTorch works on the calling thread alone while this is held; entering and leaving takes a microsecond."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def launch(address: int, threads: int, *arguments: int) -> None:
@@ -184,9 +157,27 @@ class _Pool:
                 self._awake.value -= 1
 
 
-_pool = cache(_Pool)
+class _Pools:
+    """The process's pools by number of workers; a pool is made once, whoever asks."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self._made: dict[int, _Pool] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, num_workers: int) -> _Pool:
+        pool = self._made.get(num_workers)
+        if pool is None:
+            with self._lock:
+                pool = self._made.get(num_workers) or self._made.setdefault(num_workers, _Pool(num_workers))
+        return pool
+
+
+_pool = _Pools()
 if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_pool.forget)  # threads do not survive a fork
 
 
 def _word(emitter: Emitter, base: Value, index: Value | int) -> Value:

@@ -25,7 +25,7 @@ from outrider.cache import KVCache
 from outrider.models.block import Block
 from outrider.models.chain import Link
 from outrider.models.ops import Ops, Packed, Placement, Programs, Result, Rope
-from outrider.models.rope import rope_tables
+from outrider.models.rope import KeptRope
 from outrider.models.spec import DecoderSpec
 
 __all__ = ["Decoder", "Output"]
@@ -60,7 +60,7 @@ class Decoder:
         self.embed_VE = weights["model.embed_tokens.weight"].to(device)
         self.norm_E = self._vector(weights["model.norm.weight"])
         self.head = ops.pack(self.embed_VE if spec.tie_word_embeddings else weights["lm_head.weight"])
-        self._rope: Rope | None = None
+        self._rope = KeptRope(spec, self.device, ops.activation_dtype)
         self._special: tuple[int, Tensor] | None = None
 
     def keep(self, layers: Sequence[int]) -> "Decoder":
@@ -80,7 +80,7 @@ class Decoder:
             for index in range(spec.num_layers)
         ]
         other.norm_E = self._vector(weights["model.norm.weight"])
-        other._rope = None
+        other._rope = KeptRope(spec, self.device, self.ops.activation_dtype)
         return other
 
     def read_as(self, token: int, vector_E: Tensor) -> None:
@@ -102,13 +102,7 @@ class Decoder:
 
     def rope(self, num_positions: int) -> Rope:
         """Rotary tables for at least that many positions, made once and kept."""
-        if self._rope is None or self._rope.cos_PD.shape[0] < num_positions:
-            tables = rope_tables(self.spec, num_positions, self.device)
-            half = self.spec.head_dim // 2
-            wide = torch.float64 if self.ops.activation_dtype == torch.float64 else torch.float32
-            cos_PD, sin_PD = (table[:, :half].to(wide).contiguous() for table in tables)
-            self._rope = Rope(cos_PD=cos_PD, sin_PD=sin_PD)
-        return self._rope
+        return self._rope.reaching(num_positions)
 
     @torch.inference_mode()
     def __call__(

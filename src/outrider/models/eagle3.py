@@ -32,7 +32,7 @@ from outrider.models.block import Block
 from outrider.models.chain import Link
 from outrider.models.ops import Placement, Programs, Result, Rope, choose_ops
 from outrider.models.recurrent import Reading, RecurrentHead, below, run
-from outrider.models.rope import rope_tables
+from outrider.models.rope import KeptRope
 from outrider.models.spec import DecoderSpec
 
 __all__ = ["LAYER", "Eagle3Head", "Eagle3Spec", "default_layer_ids"]
@@ -144,7 +144,7 @@ class Eagle3Head(RecurrentHead):
         self.fc_norms_AE = (
             torch.stack([wide[f"fc_norm.{tap}.weight"] for tap in range(spec.num_taps)]) if spec.fc_norm else None
         )
-        self._rope: Rope | None = None
+        self._rope = KeptRope(spec.layer, device, ops.activation_dtype)
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -238,10 +238,4 @@ class Eagle3Head(RecurrentHead):
         layer = self.spec.layer
         if layer.rope.type == "dynamic":
             num_positions = min(num_positions, layer.max_position_embeddings)
-        if self._rope is None or self._rope.cos_PD.shape[0] < num_positions:
-            tables = rope_tables(layer, num_positions, self.device)
-            wide = torch.float64 if self.ops.activation_dtype == torch.float64 else torch.float32
-            half = layer.head_dim // 2
-            cos_PD, sin_PD = (table[:, :half].to(wide).contiguous() for table in tables)
-            self._rope = Rope(cos_PD=cos_PD, sin_PD=sin_PD)
-        return self._rope
+        return self._rope.reaching(num_positions)

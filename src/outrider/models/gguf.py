@@ -185,7 +185,7 @@ def _llama3_scaling(source: GgufFile, head_dim: int, theta: float) -> dict[str, 
     """Recover the rule behind a stored table of divisors: its largest is the factor, the rest must then agree."""
     stored = torch.from_numpy(source.tensors["rope_freqs.weight"].data.astype("float32"))
     low, high, context, factor = 1.0, 4.0, 8192, round(float(stored.max()), 3)
-    turns = context * theta ** -(torch.arange(0, head_dim, 2) / head_dim) / (2 * torch.pi)
+    turns = context * theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim) / (2 * torch.pi)
     smooth = ((turns - low) / (high - low)).clamp(0, 1)
     if not torch.allclose(stored, 1 / ((1 - smooth) / factor + smooth), rtol=1e-3):
         raise CheckpointError(f"{source.path} has rope_freqs that are not Llama 3's; use the original checkpoint")

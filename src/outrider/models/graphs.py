@@ -16,8 +16,10 @@ tape is fit for a graph, and that is how the GPU path is tested where there is n
 """
 
 import os
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar, final
 
@@ -26,15 +28,27 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["CudaRecording", "Graphs", "Recording", "Tape", "default_graphs"]
+__all__ = ["CudaRecording", "Graphs", "Recording", "Tape", "alone", "default_graphs"]
 
 Made = TypeVar("Made")
 
 WARM_UPS = 2
 """Calls before a capture: libraries choose their kernels, kernels are compiled, lazy tables are made."""
 
+_ALONE = threading.RLock()
+
 HOST = ("_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "unique_dim", "_unique2", "bincount")
 """Operations that a capture forbids: they bring numbers to the host, from it, or make shapes of them."""
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """No other thread that holds this uses a GPU: during a capture, waiting for the device is an error in all threads.
+
+    Threads launch on one stream anyway, so taking turns costs little.
+    """
+    with _ALONE:
+        yield
 
 
 class Recording(ABC, Generic[Made]):
@@ -68,7 +82,7 @@ class CudaRecording(Recording[Made]):
         main.wait_stream(side)
         before = torch.cuda.memory_reserved()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self._result = function()
         self._num_bytes = max(0, torch.cuda.memory_reserved() - before)
 
@@ -169,11 +183,12 @@ class Graphs:
 
     def record(self, function: Callable[[], Made]) -> Recording[Made]:
         """Call the function for warming up, then record it. Its arguments are the buffers it closes over."""
-        if self._is_cuda and self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        recording: Recording[Made] = CudaRecording(function, self._pool) if self._is_cuda else Tape(function)
-        self._recordings.append(recording)
-        return recording
+        with alone():
+            if self._is_cuda and self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            recording: Recording[Made] = CudaRecording(function, self._pool) if self._is_cuda else Tape(function)
+            self._recordings.append(recording)
+            return recording
 
     @property
     def num_captured(self) -> int:

@@ -31,10 +31,10 @@ from torch import Tensor
 from outrider.cache import CachePlan, KVCache
 from outrider.models.block import Block
 from outrider.models.chain import Link
-from outrider.models.ops import Placement, Programs, Result, Rope
+from outrider.models.ops import Placement, Programs, Result
 from outrider.models.output_head import OutputHead
 from outrider.models.recurrent import Reading, RecurrentHead, below, run
-from outrider.models.rope import rope_tables
+from outrider.models.rope import KeptRope
 from outrider.models.spec import DecoderSpec
 from outrider.target import Target
 
@@ -77,7 +77,7 @@ class MtpModule(RecurrentHead):
             weights[f"{prefix}{name}_layernorm.weight"].to(device, dtype) for name in ("hidden", "token", "final")
         )
         self.state_norm_E = None if state_norm_E is None else state_norm_E.to(device, dtype)
-        self._rope: Rope | None = None
+        self._rope = KeptRope(spec, device, dtype)
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -156,19 +156,10 @@ class MtpModule(RecurrentHead):
         ops.collect(embedded_RE, self.token_norm_E, eps, pair_RF, E)
         ops.collect(ops.norm_project(pair_RF, None, eps, self.input), None, eps, x_RE, 0)
         qkv_RQ = ops.norm_project(x_RE, self.block.input_norm_E, eps, self.block.qkv)
-        rope = self._tables(cache.plan.num_positions)
+        rope = self._rope.reaching(cache.plan.num_positions)
         self.block.apply(ops, x_RE, qkv_RQ, rope, cache.keys_LCHSD[0], cache.values_LCHSD[0], placement)
         ops.collect(x_RE, self.final_norm_E, eps, out_RE, 0)
         return out_RE
 
     def predict(self, states_RE: Tensor) -> Tensor:
         return self.output(states_RE)
-
-    def _tables(self, num_positions: int) -> Rope:
-        if self._rope is None or self._rope.cos_PD.shape[0] < num_positions:
-            half = self.spec.head_dim // 2
-            wide = torch.promote_types(self.ops.activation_dtype, torch.float32)
-            tables = rope_tables(self.spec, num_positions, self.target.spec.device)
-            cos_PD, sin_PD = (table[:, :half].to(wide).contiguous() for table in tables)
-            self._rope = Rope(cos_PD=cos_PD, sin_PD=sin_PD)
-        return self._rope

@@ -161,20 +161,20 @@ class Programs(dict[Hashable, Any]):
     def __init__(self, *, lends: bool = False) -> None:
         super().__init__()
         self._lends = lends
-        self._room = self._scratch = torch.empty(0)
+        self._room = self._scratch = torch.empty(0, dtype=torch.float32)
 
     def scratch(self, count: int) -> Tensor:
         """At least that many fp32 numbers, which all bodies share: they run one after the other."""
         if self._scratch.numel() < count:
-            self._scratch = torch.empty(count)
+            self._scratch = torch.empty(count, dtype=torch.float32)
         return self._scratch
 
     def logits(self, R: int, V: int) -> Tensor:
         """Where R rows of logits go, fp32 [R, V]."""
         if not self._lends:
-            return torch.empty(R, V)
+            return torch.empty(R, V, dtype=torch.float32)
         if self._room.numel() < R * V:
-            self._room = torch.empty(R * V)
+            self._room = torch.empty(R * V, dtype=torch.float32)
         return self._room[: R * V].view(R, V)
 
 

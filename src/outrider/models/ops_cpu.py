@@ -7,7 +7,8 @@ The bits of an output row depend on that row's input and on what it sees in the 
 call, on the number of threads or on how the call is tiled (`cpu_linear` and `cpu_attention` say how). A draft verified
 in one forward therefore gives exactly the logits of decoding token by token.
 
-Kernels are compiled on first use, for this processor, and kept in numba's cache. Legend in `ops.py`.
+Engines in several threads share one `CpuOps`: what a call leaves behind is its thread's own (`Calls`). Kernels are
+compiled on first use, for this processor, and kept in numba's cache. Legend in `ops.py`.
 
 >>> ops = CpuOps(torch.float32)
 >>> eye = ops.pack(torch.eye(2))
@@ -33,10 +34,10 @@ from outrider.models.cpu_linear import BYTE, FULL, HALF, collect, embed, linear
 from outrider.models.cpu_memory import Arena
 from outrider.models.cpu_packing import draft_in_bytes, interleaved, packed, unpacked, whole_blocks
 from outrider.models.cpu_placement import address, checked_addresses, placement_addresses, placement_shape
-from outrider.models.cpu_program import Program, Recorder
+from outrider.models.cpu_program import Calls, Program, Recorder
 from outrider.models.cpu_rows import ADD, ASSIGN, GATED
 from outrider.models.cpu_softmax import MAX_HEADS
-from outrider.models.cpu_threads import launch, lone_torch_thread, num_threads
+from outrider.models.cpu_threads import launch
 from outrider.models.cpu_vector import TILE_ROWS, WIDTH
 from outrider.models.ops import (
     AttentionShape,
@@ -49,6 +50,7 @@ from outrider.models.ops import (
     Result,
     Rope,
 )
+from outrider.models.torch_threads import lone_torch_thread, num_threads
 
 __all__ = ["CpuOps"]
 
@@ -70,10 +72,7 @@ class CpuOps(Ops):
         self._dtype = self._packing = dtype
         self._threads = num_threads() if threads is None else threads
         self._arena = Arena()
-        self._placement: Placement | None = None
-        self._sizes = (0, 0, 0)
-        self._addresses: tuple[int, ...] = ()
-        self._recorder: Recorder | None = None
+        self._calls = Calls()
 
     @property
     def activation_dtype(self) -> torch.dtype:
@@ -103,14 +102,14 @@ class CpuOps(Ops):
         tokens = tokens_R.numpy()
         R, (V, F) = len(tokens), table_VF.shape
         assert R == 0 or 0 <= tokens.min() <= tokens.max() < V, f"tokens are not within 0..{V - 1}"
-        out_RF = torch.empty(R, F)
+        out_RF = torch.empty(R, F, dtype=torch.float32)
         half = int(table_VF.dtype == torch.bfloat16)
         table = address(table_VF, torch.bfloat16 if half else torch.float32)
         arguments = (table, half, F, address(tokens_R, torch.int64), out_RF.data_ptr(), R)
-        if self._recorder is None:
+        if self._calls.recorder is None:
             launch(embed.address, 1, *arguments)
         else:
-            self._recorder.add(embed.address, arguments, (table_VF, tokens_R, out_RF))
+            self._calls.recorder.add(embed.address, arguments, (table_VF, tokens_R, out_RF))
         return out_RF
 
     def norm_project(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
@@ -164,10 +163,10 @@ class CpuOps(Ops):
 
     def _run(self, kernel: int, tensors: tuple[Tensor | None, ...], *arguments: int) -> None:
         """Launch a kernel on these tensors, or record it."""
-        if self._recorder is None:
+        if self._calls.recorder is None:
             launch(kernel, self._threads, *arguments)
         else:
-            self._recorder.add(kernel, arguments, tensors)
+            self._calls.recorder.add(kernel, arguments, tensors)
 
     def hosting(self) -> AbstractContextManager[None]:
         return lone_torch_thread()
@@ -186,14 +185,14 @@ class CpuOps(Ops):
         """Record a body on buffers of its own; attention gets room for as many positions as the cache has."""
         recorder = Recorder()
         buffer_RF = x_RF.clone()
-        self._recorder = recorder
+        self._calls.recorder = recorder
         try:
             result = body(buffer_RF, placement)
         finally:
-            self._recorder = None
+            self._calls.recorder = None
         kernels_N, blocks_NB = np.array(recorder.kernels, dtype=np.int64), recorder.blocks_NB()
         attends_N = np.flatnonzero(kernels_N == attention.address)
-        row = scores_in(self._sizes[1])
+        row = scores_in(self._calls.sizes[1])
         scratch = programs.scratch(scratch_size(self._threads, MAX_ROWS, MAX_HEADS, row))
         blocks_NB[attends_N, SCRATCH], blocks_NB[attends_N, SCRATCH + 1] = scratch.data_ptr(), row
         logits_RV, features_RT = result
@@ -209,7 +208,7 @@ class CpuOps(Ops):
             blocks_NB=blocks_NB,
             x_RF=buffer_RF,
             features_RT=features_RT,
-            sizes=self._sizes,
+            sizes=self._calls.sizes,
             num_ahead=recorder.num_ahead,
             followed=np.array(recorder.followed, dtype=np.int64).T,
             logits=None if logits_RV is None else (logits_RV.shape[0], logits_RV.shape[1]),
@@ -220,7 +219,8 @@ class CpuOps(Ops):
 
     def _empty(self, *shape: int) -> Tensor:
         """A buffer for a result: new, or while recording the one of the last operation with this shape."""
-        return torch.empty(shape) if self._recorder is None else self._recorder.empty(*shape)
+        recorder = self._calls.recorder
+        return torch.empty(shape, dtype=torch.float32) if recorder is None else recorder.empty(*shape)
 
     def attend(
         self,
@@ -243,7 +243,8 @@ class CpuOps(Ops):
         out_RO = self._empty(B * M, H * D)
         row, heads = scores_in(placement.limit), min(MAX_HEADS, H // G) if self._threads <= B * M * G else 1
         height = max(1, min(MAX_ROWS, B * M * G // (TASKS_PER_THREAD * self._threads)))
-        scratch = torch.empty(scratch_size(self._threads, height, heads, row)) if self._recorder is None else None
+        size = (scratch_size(self._threads, height, heads, row),)
+        scratch = torch.empty(size, dtype=torch.float32) if self._calls.recorder is None else None
         self._run(
             attention.address,
             (qkv_RQ, out_RO, rope.cos_PD, rope.sin_PD, keys_CHSD, values_CHSD, scratch),
@@ -270,9 +271,9 @@ class CpuOps(Ops):
             heads,
             height,
         )
-        if self._recorder is not None and not self._recorder.knows(placement):
+        if self._calls.recorder is not None and not self._calls.recorder.knows(placement):
             for number in range(8):
-                self._recorder.follow(PLACED + number, number)
+                self._calls.recorder.follow(PLACED + number, number)
         return out_RO
 
     def next_tokens(
@@ -311,21 +312,21 @@ class CpuOps(Ops):
             positions_BM=positions_B[:, None],
             write_BM=write_B[:, None],
         )
-        if self._recorder is not None:
+        if self._calls.recorder is not None:
             for column, number in enumerate((0, 3, 2, 3)):
-                self._recorder.follow(column, number)
-            self._recorder.moved.append(moved)
-            self._recorder.num_ahead = max(by, self._recorder.num_ahead)
+                self._calls.recorder.follow(column, number)
+            self._calls.recorder.moved.append(moved)
+            self._calls.recorder.num_ahead = max(by, self._calls.recorder.num_ahead)
         return moved
 
     def _placed(self, placement: Placement, keys_CHSD: Tensor, rope: Rope) -> tuple[int, ...]:
         """The addresses of a placement's tensors, checked once for all layers, since kernels trust every index."""
         sizes = (keys_CHSD.shape[0], keys_CHSD.shape[2], rope.cos_PD.shape[0])
-        if self._placement is not placement or self._sizes != sizes:
-            is_known = self._recorder is not None and self._recorder.knows(placement)  # not computed yet
-            self._addresses = placement_addresses(placement) if is_known else checked_addresses(placement, *sizes)
-            self._placement, self._sizes = placement, sizes
-        return self._addresses
+        if self._calls.placement is not placement or self._calls.sizes != sizes:
+            is_known = self._calls.recorder is not None and self._calls.recorder.knows(placement)  # not computed yet
+            self._calls.addresses = placement_addresses(placement) if is_known else checked_addresses(placement, *sizes)
+            self._calls.placement, self._calls.sizes = placement, sizes
+        return self._calls.addresses
 
 
 @cache

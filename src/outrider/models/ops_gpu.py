@@ -63,7 +63,7 @@ def compare(ops: Ops, device: torch.device) -> float:
         slots_B=slots_B, lengths_B=lengths_B, positions_BM=at_BM, write_BM=at_BM, mask_BMT=mask_BMT, limit=253
     )
     shape = AttentionShape(num_heads=H, num_kv_heads=G, head_dim=D, scale=D**-0.5)
-    angles_PD = torch.outer(torch.arange(S), 10000.0 ** -(torch.arange(0, D, 2) / D)).to(device)
+    angles_PD = torch.outer(torch.arange(S).float(), 10000.0 ** -(torch.arange(0, D, 2).float() / D)).to(device)
     qkv_RQ, keys_CHSD, values_CHSD = randn(B * M, (H + 2 * G) * D), randn(2, G, S, D), randn(2, G, S, D)
     results = []
     for back, dtype in ((ops, ops.activation_dtype), (TorchOps(torch.float64, device), torch.float64)):

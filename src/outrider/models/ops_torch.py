@@ -18,13 +18,14 @@ Legend in `ops.py`.
 """
 
 from collections.abc import Hashable
+from contextlib import AbstractContextManager, nullcontext
 from typing import final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
-from outrider.models.graphs import Graphs
+from outrider.models.graphs import Graphs, alone
 from outrider.models.ops import AttentionShape, Body, HeadNorm, Ops, Packed, Placement, Programs, Result, Rope
 from outrider.models.replay import Replayer
 
@@ -125,6 +126,9 @@ class TorchOps(Ops):
     @property
     def static_shapes(self) -> bool:
         return self._replayer is not None
+
+    def hosting(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._replayer is None else alone()
 
     def replay(self, programs: Programs, key: Hashable, body: Body, x_RF: Tensor, placement: Placement) -> Result:
         if self._replayer is None:

@@ -10,6 +10,7 @@ slots 4.
 """
 
 from collections.abc import Hashable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, final
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from outrider.models import triton_kernels as kernels
-from outrider.models.graphs import Graphs
+from outrider.models.graphs import Graphs, alone
 from outrider.models.ops import AttentionShape, Body, HeadNorm, Ops, Packed, Placement, Programs, Result, Rope
 from outrider.models.ops_torch import TorchOps, attend_fused
 from outrider.models.replay import Replayer
@@ -204,6 +205,9 @@ class TritonOps(Ops):
     @property
     def static_shapes(self) -> bool:
         return self._replayer is not None
+
+    def hosting(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._replayer is None else alone()
 
     def replay(self, programs: Programs, key: Hashable, body: Body, x_RF: Tensor, placement: Placement) -> Result:
         if self._replayer is None:

@@ -15,15 +15,17 @@ Example: D = 4, theta = 10 000 gives f = (1, 0.01); at p = 3 the angles are (3, 
 """
 
 import math
-from typing import NamedTuple
+import threading
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from outrider.errors import CapacityError
+from outrider.models.ops import Rope
 from outrider.models.spec import DecoderSpec, RopeSpec
 
-__all__ = ["RopeFrequencies", "RopeTables", "rope_frequencies", "rope_tables"]
+__all__ = ["KeptRope", "RopeFrequencies", "RopeTables", "rope_frequencies", "rope_tables"]
 
 
 class RopeFrequencies(NamedTuple):
@@ -56,6 +58,31 @@ def rope_tables(spec: DecoderSpec, num_positions: int, device: torch.device | st
     angles_PD = torch.cat((angles, angles), dim=-1)
     factor = frequencies.attention_factor
     return RopeTables(angles_PD.cos() * factor, angles_PD.sin() * factor)
+
+
+@final
+class KeptRope:
+    """The tables of one model as its back end reads them, for as many positions as the longest cache has.
+
+    Tables that were handed out are kept beside longer ones: recordings know their addresses. Threads may ask at once.
+    """
+
+    def __init__(self, spec: DecoderSpec, device: torch.device, activation_dtype: torch.dtype) -> None:
+        self._spec = spec
+        self._device = device
+        self._dtype = torch.promote_types(activation_dtype, torch.float32)
+        self._made: list[Rope] = []
+        self._lock = threading.Lock()
+
+    def reaching(self, num_positions: int) -> Rope:
+        """Tables for at least that many positions."""
+        with self._lock:
+            if not self._made or self._made[-1].cos_PD.shape[0] < num_positions:
+                half = self._spec.head_dim // 2
+                tables = rope_tables(self._spec, num_positions, self._device)
+                cos_PD, sin_PD = (table[:, :half].to(self._dtype).contiguous() for table in tables)
+                self._made.append(Rope(cos_PD=cos_PD, sin_PD=sin_PD))
+            return self._made[-1]
 
 
 def rope_frequencies(spec: DecoderSpec) -> RopeFrequencies:

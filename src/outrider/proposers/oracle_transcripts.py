@@ -3,7 +3,8 @@
 Noise is a function of (seed, position), so under greedy decoding and under the coupled rule the continuation of a text
 is a fact about the target and the sampling. `Transcripts` looks it up, and decodes it on a session of its own where it
 is not known yet: the caller's batch, cache and forward count are not touched. While it decodes, that session holds one
-more slot of cache; afterwards four bytes a token are kept, for the last `NUM_KEPT` texts of a target.
+more slot of cache; afterwards four bytes a token are kept, for the last `NUM_KEPT` texts of a target. Engines in
+several threads share them.
 
 Example: after `continuation([5, 9], greedy, 3)` gave [7, 7, 2], `continuation([5, 9, 7], greedy, 2)` is [7, 2] without
 a forward.
@@ -54,7 +55,7 @@ class Transcripts:
 
     def _find(self, tokens_T: Text, sampling: Sampling, length: int) -> Text | None:
         end = len(tokens_T) + length
-        for their_sampling, text in self._texts:
+        for their_sampling, text in tuple(self._texts):  # other threads append
             if len(text) >= end and their_sampling == sampling and np.array_equal(text[: len(tokens_T)], tokens_T):
                 return text
         return None

@@ -15,11 +15,14 @@ Not every model listens. Some count positions themselves (ALiBi), some keep a ru
 with a rehearsal (`rehearsal.py`) that compares a drafted step with a plain forward. Example: BLOOM is refused because
 its forward does not take position_ids.
 
-This path is slower than the native decoder: keys and values are copied out of the slots in every layer.
+This path is slower than the native decoder: keys and values are copied out of the slots in every layer. And one thread
+at a time runs or loads such a model: `transformers` sets PyTorch's default dtype of the whole process while it loads,
+and some rotary tables change in place.
 
 Shapes: B slots, M rows, S cached positions, H key/value heads, D head size, F features, L layers, C slots of the cache.
 """
 
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -42,6 +45,8 @@ from outrider.targets.rehearsal import CacheShape, cache_shape, rehearse
 
 __all__ = ["HFSession", "HFTarget"]
 
+_TURN = threading.RLock()
+
 
 @final
 class HFTarget(Target):
@@ -53,6 +58,10 @@ class HFTarget(Target):
         Raises:
             CheckpointError: if the model cannot be run on a given cache with given masks and positions.
         """
+        with _TURN:
+            self._adopt(model, name, tokenizer, directory)
+
+    def _adopt(self, model: Any, name: str, tokenizer: Any, directory: Path | None) -> None:
         self.model = model.eval().requires_grad_(False)
         self.name = name
         self.directory = directory
@@ -79,15 +88,16 @@ class HFTarget(Target):
         """
         read_weights(directory)
         try:
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                str(directory),
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=trust_remote_code,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
-                output_loading_info=True,
-            )
+            with _TURN:
+                model, loading = AutoModelForCausalLM.from_pretrained(
+                    str(directory),
+                    dtype=dtype,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    trust_remote_code=trust_remote_code,
+                    ignore_mismatched_sizes=True,  # they are refused below, by name
+                    output_loading_info=True,
+                )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
             raise _unloadable(directory, error) from error
         _check_complete(directory, loading)
@@ -185,15 +195,16 @@ class HFSession(TargetSession):
 
     @torch.inference_mode()
     def _run(self, module: Any, tokens_BM: Tensor, placement: Placement) -> Any:
-        return module(
-            input_ids=tokens_BM,
-            attention_mask=self.masks(placement, self.model.dtype),
-            position_ids=placement.positions_BM,
-            past_key_values=SlotCache(self._cache, placement),
-            use_cache=True,
-            output_hidden_states=bool(self.taps),
-            return_dict=True,
-        )
+        with _TURN:
+            return module(
+                input_ids=tokens_BM,
+                attention_mask=self.masks(placement, self.model.dtype),
+                position_ids=placement.positions_BM,
+                past_key_values=SlotCache(self._cache, placement),
+                use_cache=True,
+                output_hidden_states=bool(self.taps),
+                return_dict=True,
+            )
 
     def _features(self, output: Any) -> Tensor | None:
         return torch.cat([output.hidden_states[tap] for tap in self.taps], dim=-1) if self.taps else None

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from outrider.errors import ConfigError
-from outrider.models.cpu_threads import num_threads
 from outrider.models.ops import AttentionShape, HeadNorm, Placement, Rope, choose_ops
 from outrider.models.ops_cpu import CpuOps
 from outrider.models.ops_torch import TorchOps
+from outrider.models.torch_threads import num_threads
 
 REFERENCE = TorchOps(torch.float64)
 DTYPES = st.sampled_from([torch.bfloat16, torch.float32])
