@@ -28,6 +28,7 @@ __all__ = [
     "ProposerError",
     "RequestError",
     "RunError",
+    "Terminated",
     "as_error",
     "nearest",
     "on_one_line",
@@ -68,6 +69,10 @@ class RunError(OutriderError):
 
 class EndpointError(RunError):
     """A server does not answer, or not as an OpenAI-compatible server."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM where it is obeyed as Ctrl-C is; the command line ends with status 143."""
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

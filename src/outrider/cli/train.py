@@ -62,8 +62,7 @@ class TrainMethod:
             raise ConfigError("there is nothing to train on; give --data DIR, as written by outrider synthesize")
         if self.resume is not None and self.run_dir is not None:
             raise ConfigError(f"--resume {self.resume} goes on in that directory; leave out --run-dir")
-        record = None if self.resume is None else read_record(self.resume)
-        command = self if record is None else _resumed(self, record)
+        command = self if self.resume is None else _resumed(self, read_record(self.resume), self.resume)
         processes = accelerator(command.device)
         try:
             report = _train(command, self.resume, processes)
@@ -145,20 +144,27 @@ def _objective(name: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-def _resumed(command: Any, record: Mapping[str, Any]) -> Any:
+def _resumed(command: Any, record: Mapping[str, Any], directory: Path) -> Any:
     """The command that started the run.
 
     Raises:
         ConfigError: for a setting that was given and differs.
+        RunError: for a record that is damaged.
     """
     from outrider.errors import ConfigError
+    from outrider.train.record import checked_options, checked_settings
 
     if type(command).__name__ != record["method"]:
         raise ConfigError(f"that run trains {record['method']}; resume it with outrider train {record['method']}")
-    own = TrainMethod(**{name: getattr(command, name) for name in record["options"]})
+    names = [one.name for one in fields(TrainMethod) if one.name in record["options"] and one.name not in OWN]
+    checked_options(record["options"], directory)
+    own = TrainMethod(**{name: getattr(command, name) for name in names})
     changes = asdict(_merged(own, record["options"]))
-    parts = {"settings": _merged(command.settings, record["settings"]), "loop": _merged(command.loop, record["train"])}
-    return replace(command, **{name: changes[name] for name in record["options"]}, **parts)
+    parts = {
+        "settings": _merged(command.settings, checked_settings(type(command.settings), record, "settings", directory)),
+        "loop": _merged(command.loop, checked_settings(type(command.loop), record, "train", directory)),
+    }
+    return replace(command, **{name: changes[name] for name in names}, **parts)
 
 
 def _merged(given: Any, stored: Mapping[str, Any]) -> Any:

@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from outrider.formats.store import read_json
+from outrider.errors import RunError, as_error
+from outrider.formats.json_fields import read_json
 from outrider.train.files import size, write_text
 from outrider.train.record import read_record
 from outrider.train.run_log import evaluations
@@ -30,14 +31,20 @@ SCHEMA = "outrider.training/1"
 
 def write_card(run: Path, name: str) -> None:
     """Write both files beside the weights `run/name`, of a run that has its `summary.json`."""
-    told = story(run, name)
+    with as_error(RunError, f"the record of the run in {run} is damaged", "restore config.json, or start a new run"):
+        told = story(run, name)
+        text = card(told)
     write_text(run / name / TRAINING, json.dumps(told, indent=1) + "\n")
-    write_text(run / name / CARD, card(told))
+    write_text(run / name / CARD, text)
 
 
 def story(run: Path, name: str) -> dict[str, Any]:
     """All that is told, as data. `held_out` are the figures of the very weights: the best ones, or the last."""
-    record, summary, curve = read_record(run), read_json(run / "summary.json"), evaluations(run)
+    record, summary, curve = (
+        read_record(run),
+        read_json(run / "summary.json", RunError, "resume the run to write it again"),
+        evaluations(run),
+    )
     if not curve:
         held_out = None
     elif name == "best":

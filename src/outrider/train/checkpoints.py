@@ -18,7 +18,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from outrider.errors import RunError
+from outrider.formats.json_fields import Fields, read_json
 from outrider.train.files import replace_directory, write_tensors, write_text, writing
 
 __all__ = ["Progressed", "load_checkpoint", "newest", "save_checkpoint"]
@@ -61,7 +61,7 @@ def save_checkpoint(root: Path, module: nn.Module, optimizer: AdamW, progressed:
     Raises:
         RunError: if the disk is full; earlier checkpoints are untouched.
     """
-    path = root / f"step-{progressed.step:06d}"
+    path = root / _name(progressed.step)
     part = root / f".{path.name}.part"
     try:
         with writing(part):
@@ -102,8 +102,7 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: AdamW) -> Progress
             raise RunError(f"{path} is of another network: '{name}' differs; resume with the settings of the run")
         wanted[name].data.copy_(stored[name])
     _restore(module, optimizer, load_file(path / OPTIMIZER))
-    state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    return Progressed(**{name: state[name] for name in Progressed.__dataclass_fields__})
+    return _progressed(read_json(path / STATE, RunError, "delete that checkpoint"))
 
 
 def _all(root: Path) -> list[Path]:
@@ -114,16 +113,34 @@ def _all(root: Path) -> list[Path]:
 def _fault(path: Path) -> str | None:
     """Why a checkpoint is not good."""
     try:
-        state: Any = json.loads((path / STATE).read_text(encoding="utf-8"))
-        if state["schema"] != SCHEMA:
-            return f"it is of version {state['schema']}, not {SCHEMA}"
+        state = read_json(path / STATE, RunError, "delete that checkpoint")
+        state.text("schema", choices=[SCHEMA])
+        progressed, files = _progressed(state), state.section("files")
+        if path.name != _name(progressed.step):
+            return f"its {STATE} is of step {progressed.step}"
         for name in FILES:
-            known = state["files"][name]
-            if (path / name).stat().st_size != known["bytes"] or _hash(path / name) != known["sha256"]:
+            known = files.section(name)
+            size, digest = known.integer("bytes"), known.text("sha256")
+            if (path / name).stat().st_size != size or _hash(path / name) != digest:
                 return f"{name} is damaged"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{STATE} or a file it names cannot be read ({error})"
+    except RunError as error:
+        return str(error)
+    except OSError as error:
+        return f"a file that {STATE} names cannot be read ({error.strerror})"
     return None
+
+
+def _name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def _progressed(state: Fields) -> Progressed:
+    return Progressed(
+        step=state.integer("step", low=0),
+        num_tokens=state.integer("num_tokens", low=0),
+        seconds=state.number("seconds", low=0.0),
+        best_tau=state.number("best_tau", low=0.0),
+    )
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:

@@ -19,10 +19,24 @@ from typing import Any, Self, final
 from filelock import FileLock, Timeout
 
 from outrider.errors import RunError
+from outrider.formats.json_fields import Fields, parse_json
 from outrider.train.files import write_text, writing
-from outrider.train.shards import MANIFEST, SCHEMA, Text, read_header, read_manifest, shard_paths, write_shard
+from outrider.train.shards import (
+    DELETE,
+    MANIFEST,
+    SCHEMA,
+    Text,
+    check_shard,
+    read_header,
+    read_manifest,
+    shard_paths,
+    write_shard,
+)
 
 __all__ = ["DataDirectory", "Shard", "Totals"]
+
+
+COUNTS = ("num_prompts", "num_texts", "num_tokens", "num_learnt_tokens", "num_cut_answers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +94,20 @@ class DataDirectory:
 
     def __init__(self, directory: Path, manifest: Mapping[str, Any]) -> None:
         self.directory = directory
+        self._lock = FileLock(directory / ".lock")
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(directory / ".lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(
-                f"another process is writing into {directory}; wait for it or give another --output"
-            ) from None
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise RunError(
+                    f"another process is writing into {directory}; wait for it or give another --output"
+                ) from None
         try:
             self.manifest = self._adopt({"schema": SCHEMA, **manifest})
-            self._headers = [read_header(path) for path in shard_paths(directory)]
+            self._headers = [_header(path, self.manifest) for path in shard_paths(directory)]
+            if self._headers and self.manifest.get("totals") != self._plain_totals():
+                self._write_manifest()  # a process that was killed wrote a shard and not the sum
         except BaseException:
             self.close()
             raise
@@ -133,11 +149,12 @@ class DataDirectory:
         for number, header in enumerate(self._headers):
             path = self._path(number, "jsonl")
             try:
-                found = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-            except (OSError, ValueError) as error:
-                raise RunError(f"{path} cannot be read ({error}); delete this shard and all later ones") from error
+                lines = path.read_bytes().split(b"\n")
+            except OSError as error:
+                raise RunError(f"{path} cannot be read ({error.strerror}); {DELETE}") from error
+            found = [_record(line, f"{path}, line {at}") for at, line in enumerate(lines, start=1) if line.strip()]
             if len(found) != header["counts"]["num_prompts"]:
-                raise RunError(f"{path} does not fit its shard; delete this shard and all later ones")
+                raise RunError(f"{path} does not fit its shard; {DELETE}")
             yield from found
 
     def write(self, shard: Shard) -> None:
@@ -163,10 +180,12 @@ class DataDirectory:
         return self.directory / f"shard-{number:05}.{suffix}"
 
     def _write_manifest(self) -> None:
-        totals = self.totals
-        plain = {key: value for key, value in vars(totals).items() if key != "position"}
-        content = json.dumps({**self.manifest, "totals": plain}, indent=2, sort_keys=True, ensure_ascii=False)
+        self.manifest["totals"] = self._plain_totals()
+        content = json.dumps(self.manifest, indent=2, sort_keys=True, ensure_ascii=False)
         write_text(self.directory / MANIFEST, content + "\n")
+
+    def _plain_totals(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self.totals).items() if key != "position"}
 
     def _adopt(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         if (self.directory / MANIFEST).exists():
@@ -188,3 +207,31 @@ class DataDirectory:
                         f"{self.directory} was started with {key}={started[part].get(key)}, not {key}="
                         f"{wanted.get(key)}; go on with the same settings or give another --output"
                     )
+
+
+def _header(path: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a shard says about itself, once the shard is known to be what it says.
+
+    Raises:
+        RunError: if it was damaged or changed, or another target wrote it.
+    """
+    header = Fields(read_header(path), f"{path}, its header", RunError, DELETE)
+    counts, dropped = header.section("counts"), header.section("dropped")
+    header.integer("position", low=0)
+    for name in COUNTS:
+        counts.integer(name, low=0)
+    for name in dropped:
+        dropped.integer(name, low=0)
+    if header["target_fingerprint"] != manifest["target"]["fingerprint"]:
+        raise RunError(f"{path} was written by another target than the manifest beside it says; {DELETE}")
+    check_shard(path, header)
+    return header.plain()
+
+
+def _record(line: bytes, where: str) -> dict[str, Any]:
+    """One conversation: its messages, the user's among them."""
+    record = parse_json(line, where, RunError, DELETE)
+    roles = [message.text("role") for message in record.sections("messages") if message.text("content") is not None]
+    if "user" not in roles:
+        record.refuse("messages", "a list with a message of the user")
+    return record.plain()

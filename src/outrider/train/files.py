@@ -8,7 +8,7 @@ Example: `write_text(path, "{}")` leaves either the old content of `path` or "{}
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from outrider.errors import RunError
 
-__all__ = ["replace_directory", "size", "sync", "write_tensors", "write_text", "writing"]
+__all__ = ["replace_directory", "replacing", "size", "sync", "write_tensors", "write_text", "writing"]
 
 
 @contextmanager
@@ -37,23 +37,37 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give the place for a file's new content, which takes the name `path` once it is on disk; nothing is left of a
+    write that failed.
+
+    Raises:
+        RunError: if the disk is full or the place cannot be written.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with writing(path):
+            yield part
+            sync(part)
+            part.replace(path)
+    except RunError:
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A safetensors file, its tensors sorted by name."""
-    part = path.with_name(f".{path.name}.part")
-    with writing(path):
-        ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    with replacing(path) as part:
         save_file(ordered, part, metadata={"format": "pt"})
-        sync(part)
-        part.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:
     """A text file."""
-    part = path.with_name(f".{path.name}.part")
-    with writing(path):
+    with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
-        sync(part)
-        part.replace(path)
 
 
 def replace_directory(new: Path, path: Path) -> None:

@@ -19,6 +19,7 @@ Worked example: two micro-batches with 3 and 1 texts and loss sums 6 and 4: the 
 """
 
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
@@ -145,6 +146,8 @@ class Trainer:
             self._log = RunLog(self.directory, self.progressed.step)
         self._saved_at = perf_counter()
         try:
+            if self.progressed.step == self.num_steps:
+                self._measure_again()
             while self.progressed.step < self.num_steps:
                 if self._advance():
                     return self.progressed.step == self.num_steps
@@ -243,6 +246,12 @@ class Trainer:
             if self.decoded is not None:
                 self._note("decoded", asdict(self.decoded))
 
+    def _measure_again(self) -> None:
+        """After the last step of a run that was resumed there: the figures, and what the objective keeps of them."""
+        self.held_out = self._evaluate()
+        if self.config.real_tau_every and self.accelerator.is_main_process:
+            self.decoded = self._decode()
+
     def _evaluate(self) -> HeldOut:
         """Held-out texts, shared among the processes."""
         objective, micros = self.task.objective, self.task.micros
@@ -271,9 +280,8 @@ class Trainer:
     def _export(self, name: str) -> None:
         part = self.directory / f".{name}.part"
         with writing(part):
-            part.mkdir(parents=True, exist_ok=True)
-            for stale in part.iterdir():
-                stale.unlink()
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
             self.task.objective.save(part, getattr(torch, self.config.save_dtype))
             if self.task.ranking_N is not None:
                 write_ranking(part, self.task.ranking_N, self.task.target)

@@ -15,15 +15,17 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from outrider.errors import RunError
-from outrider.formats.store import read_json
+from outrider.bench.codec import from_plain
+from outrider.errors import ConfigError, RunError
+from outrider.formats.json_fields import Fields, read_json
 from outrider.train.files import write_text
 
-__all__ = ["RECORD", "adopt", "plain", "read_record", "rebuilt"]
+__all__ = ["RECORD", "SCHEMA", "adopt", "checked_options", "checked_settings", "plain", "read_record", "rebuilt"]
 
 RECORD = "config.json"
 SCHEMA = "outrider.train/1"
 FREE = ("options", "provenance")
+REMEDY = "restore that file, or start a new run"
 
 T = TypeVar("T")
 
@@ -48,14 +50,51 @@ def adopt(directory: Path, record: Mapping[str, Any], resume: bool) -> None:
 
 
 def read_record(directory: Path) -> dict[str, Any]:
-    """The record of a run.
+    """Return the record of a run.
 
     Raises:
-        RunError: if there is no run.
+        RunError: if there is no run, or its record is damaged; names what is wrong.
     """
     if not (directory / RECORD).is_file():
         raise RunError(f"{directory} holds no training run ({RECORD} is missing); give the directory of one")
-    return read_json(directory / RECORD)
+    record = read_json(directory / RECORD, RunError, REMEDY)
+    if record.text("schema") != SCHEMA:
+        record.refuse("schema", f"'{SCHEMA}' for this version")
+    record.text("method")
+    for name in ("settings", "train", "options", "target", "data", "provenance"):
+        record.section(name)
+    return record.plain()
+
+
+def checked_options(options: Mapping[str, Any], directory: Path) -> None:
+    """Check the types of a record's `options`.
+
+    Raises:
+        RunError: naming the option that is damaged.
+    """
+    known = Fields(options, str(directory / RECORD), RunError, REMEDY, "options.")
+    known.texts("data")
+    known.text("target")
+    known.text("dtype")
+    known.number("heldout_fraction", None, low=0.0, high=1.0)
+    known.text("features", choices=("live", "cached"))
+    known.text("feature_dir", None)
+    known.text("device", None)
+    known.integer("threads", None, low=1)
+
+
+def checked_settings(kind: type[Any], record: Mapping[str, Any], part: str, directory: Path) -> Mapping[str, Any]:
+    """Return the part of a record that holds the settings `kind`, once they are known to be such settings.
+
+    Raises:
+        RunError: naming the setting that is damaged.
+    """
+    try:
+        from_plain(kind, record[part])
+    except (RunError, ConfigError) as error:
+        raise RunError(f"{directory / RECORD}, '{part}': {str(error).partition(';')[0]}; {REMEDY}") from error
+    found: Mapping[str, Any] = record[part]
+    return found
 
 
 def plain(value: Any) -> Any:

@@ -13,8 +13,8 @@ Example: `train(Setup(...), Path("runs/try"), accelerator())` trains, and
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +24,12 @@ from filelock import FileLock, Timeout
 
 from outrider.bench.provenance import collect_manifest, template_hash
 from outrider.errors import ConfigError, RunError
+from outrider.formats.json_fields import read_json
 from outrider.formats.store import fingerprint
 from outrider.formats.token_ranking import rank_tokens
 from outrider.target import Target
 from outrider.train.batch import fill_rows
-from outrider.train.card import write_card
+from outrider.train.card import CARD, TRAINING, write_card
 from outrider.train.config import TrainConfig
 from outrider.train.estimate import Estimate, num_parameters
 from outrider.train.evaluate import prompts_of
@@ -38,7 +39,7 @@ from outrider.train.files import size, write_text, writing
 from outrider.train.leak import find_overlap
 from outrider.train.loop import Progress, Task, Trainer
 from outrider.train.objective import Corpus, Objective, Teacher
-from outrider.train.record import adopt, plain
+from outrider.train.record import SCHEMA, adopt, plain
 from outrider.train.run_log import curve
 from outrider.train.schedule import Micro, plan
 from outrider.train.signals import stopping
@@ -48,6 +49,7 @@ __all__ = ["Features", "Setup", "accelerator", "train"]
 
 Features = Literal["live", "cached"]
 Say = Callable[[str], None]
+SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,13 +108,18 @@ def train(
 
     Raises:
         OutriderError: for settings, data or a directory that do not fit.
-        KeyboardInterrupt: after the checkpoint that an interrupted run leaves; says how to resume.
+        KeyboardInterrupt: after the checkpoint that an interrupted run leaves (`Terminated` for SIGTERM); says how to
+            resume.
     """
     say = say if processes.is_main_process else lambda sentence: None
     setup = replace(setup, config=_resolved(setup.config, processes.device))
-    with _locked(directory) if processes.is_main_process else nullcontext():
+    with _locked(directory) if processes.is_main_process else nullcontext(), _resumable(setup.method, directory):
         if processes.is_main_process:
             adopt(directory, _record(setup, processes.num_processes), resume)
+        if resume and (known := _finished(directory)) is not None:
+            say(f"{directory} is finished after step {known['steps']}: its weights and figures stay as they are")
+            _write_cards(directory, processes, missing=True)
+            return known
         task = _task(setup, processes, say)
         say(f"writing to {directory}")
         with stopping() as stop:
@@ -122,20 +129,44 @@ def train(
                 trainer.resume()
                 say(f"resuming after step {trainer.progressed.step}")
             if not trainer.run():
-                step = trainer.progressed.step
-                raise KeyboardInterrupt(
-                    f"stopped after step {step}; resume with: outrider train {setup.method} --resume {directory}"
-                )
+                raise stop.kind(f"stopped after step {trainer.progressed.step}")
             trainer.finish()
         report = _report(setup, directory, trainer)
         if processes.is_main_process and setup.target.tokenizer is not None:
             report["overlap"] = find_overlap(setup.data.train, setup.target.tokenizer)
         if processes.is_main_process:
-            write_text(directory / "summary.json", json.dumps(report) + "\n")
-            for name in ("best", "final"):
-                if (directory / name).is_dir():
-                    write_card(directory, name)
+            write_text(directory / SUMMARY, json.dumps(report) + "\n")
+        _write_cards(directory, processes)
         return report
+
+
+@contextmanager
+def _resumable(method: str, directory: Path) -> Iterator[None]:
+    """Let the sentence of an interruption say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        said = str(stop) or "stopped at once"
+        raise type(stop)(f"{said}; resume with: outrider train {method} --resume {directory}") from None
+
+
+def _finished(directory: Path) -> dict[str, Any] | None:
+    """The report of a run whose final weights and figures are all there."""
+    try:
+        report = read_json(directory / SUMMARY, RunError)
+        schema, _ = report.text("schema"), report.integer("steps", low=0)
+    except RunError:
+        return None
+    is_whole = schema == SCHEMA and (directory / "final" / "config.json").is_file()
+    return report.plain() if is_whole else None
+
+
+def _write_cards(directory: Path, processes: Any, *, missing: bool = False) -> None:
+    """Put the model cards beside the weights; `missing` leaves those that are there."""
+    for name in ("best", "final"):
+        is_there = missing and all((directory / name / file).is_file() for file in (TRAINING, CARD))
+        if processes.is_main_process and (directory / name).is_dir() and not is_there:
+            write_card(directory, name)
 
 
 def _resolved(config: TrainConfig, device: torch.device) -> TrainConfig:
@@ -245,7 +276,7 @@ def _record(setup: Setup, num_processes: int) -> dict[str, Any]:
 def _report(setup: Setup, directory: Path, trainer: Trainer) -> dict[str, Any]:
     done = trainer.progressed
     return {
-        "schema": "outrider.train/1",
+        "schema": SCHEMA,
         "method": setup.method,
         "proposer": setup.objective.method,
         "target": setup.target.spec.name,
@@ -268,13 +299,19 @@ def _report(setup: Setup, directory: Path, trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _locked(directory: Path) -> AbstractContextManager[Any]:
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
     """One process tree at a time works in a run's directory."""
+    lock = FileLock(directory / ".lock")
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(
+                f"another process is training into {directory}; wait for it or give a new --run-dir"
+            ) from None
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RunError(f"another process is training into {directory}; wait for it or give a new --run-dir") from None
-    return lock
+        yield
+    finally:
+        lock.release()

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
-from outrider.errors import ConfigError
+from outrider.errors import ConfigError, RunError
+from outrider.formats.json_fields import Fields, parse_json
 from outrider.train.files import write_text, writing
 
 __all__ = ["RunLog", "curve", "evaluations"]
@@ -39,10 +40,10 @@ class RunLog:
         self.path = directory / LOG
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
-            kept = [line for line in _lines(self.path) if line["step"] <= from_step]
-            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-            self._file = self.path.open("a", encoding="utf-8")
+            kept = [line for line in _lines(self.path) if line.integer("step") <= from_step]
+            write_text(self.path, "".join(json.dumps(line.plain()) + "\n" for line in kept))
             self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=from_step + 1)
+            self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, kind: str, step: int, figures: Mapping[str, Any]) -> None:
         """Log figures: numbers, lists of numbers by depth, or None."""
@@ -62,26 +63,49 @@ class RunLog:
 
 
 def curve(directory: Path, points: int = CURVE_POINTS) -> list[tuple[int, float]]:
-    """At most `points` (step, loss) pairs of a run's log, evenly spaced, the last one included."""
-    losses = [(line["step"], line["loss"]) for line in _lines(directory / LOG) if line["kind"] == "step"]
+    """Return at most `points` (step, loss) pairs of a run's log, evenly spaced, the last one included."""
+    steps = [line for line in _lines(directory / LOG) if line["kind"] == "step"]
+    losses = [(line.integer("step"), line.number("loss", None)) for line in steps]
     known: Sequence[tuple[int, float]] = [(step, loss) for step, loss in losses if loss is not None]
     stride = max(1, -(-len(known) // points))
     return sorted(known[::-1][::stride])
 
 
 def evaluations(directory: Path) -> list[dict[str, Any]]:
-    """The `held_out` lines of a run's log, each with the `tokens` that had been read by then."""
+    """Return the `held_out` lines of a run's log, each with the `tokens` that had been read by then."""
     found, tokens = [], 0
     for line in _lines(directory / LOG):
-        tokens = line["tokens"] if line["kind"] == "step" else tokens
+        tokens = line.integer("tokens", low=0) if line["kind"] == "step" else tokens
         if line["kind"] == "held_out":
+            line.number("tau")
+            line.number("loss", None)
+            line.integer("num_texts", low=0)
+            line.integer("num_anchors", low=0)
+            conditional = line.array("conditional")
+            if not all(isinstance(one, float | int) and 0 <= one <= 1 for one in conditional):
+                line.refuse("conditional", "a list of numbers from 0 to 1")
             found.append({**line, "tokens": tokens})
     return found
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines; what a crash left of the last one is dropped."""
-    if not path.exists():
+def _lines(path: Path) -> list[Fields]:
+    """Whole lines; what a crash left of the last one is dropped.
+
+    Raises:
+        RunError: for a line that is damaged; names it.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
         return []
-    data = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in data[: data.rfind("\n") + 1].splitlines()]
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be read ({error.strerror}); mend it, or delete it to go on without it"
+        ) from error
+    found = []
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n"), start=1):
+        if line.strip():
+            found.append(parse_json(line, f"{path}, line {number}", RunError, "delete that line and resume the run"))
+            found[-1].integer("step", low=0)
+            found[-1].text("kind")
+    return found

@@ -32,20 +32,34 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from outrider.bench.overlap import words_of
-from outrider.errors import ConfigError, RunError
+from outrider.errors import ConfigError, RunError, on_one_line
+from outrider.formats.json_fields import parse_json, read_json, shown
 from outrider.formats.store import fingerprint, fingerprints
 from outrider.target import Target
 from outrider.train.batch import Example
-from outrider.train.files import sync, writing
+from outrider.train.files import replacing, sync, writing
 from outrider.train.texts import Data
 
-__all__ = ["MANIFEST", "SCHEMA", "Dataset", "Text", "prompt_hash", "read_header", "read_manifest", "write_shard"]
+__all__ = [
+    "MANIFEST",
+    "SCHEMA",
+    "Dataset",
+    "Text",
+    "check_shard",
+    "prompt_hash",
+    "read_header",
+    "read_manifest",
+    "write_shard",
+]
 
 SCHEMA = "outrider.texts/1"
 MANIFEST = "manifest.json"
 HASH_BITS = 63
 HEADER = "outrider"  # the one key of a shard's metadata: several would be stored in no particular order
-TENSORS = frozenset({"tokens", "learn", "offsets", "prompt_hashes"})
+DTYPES = {"tokens": "I32", "learn": "BOOL", "offsets": "I64", "prompt_hashes": "I64"}
+"""Of a shard's tensors, as safetensors names them."""
+AGAIN = "write the data set again"
+DELETE = "delete this shard and all later ones, then run the same outrider synthesize again"
 
 
 class Text(NamedTuple):
@@ -79,16 +93,19 @@ def write_shard(path: Path, texts: Sequence[Text], header: Mapping[str, Any]) ->
         "prompt_hashes": torch.tensor([text.prompt_hash for text in texts], dtype=torch.int64),
         "tokens": torch.tensor([token for text in texts for token in text.tokens], dtype=torch.int32),
     }
+    kept = json.dumps({"schema": SCHEMA, "digest": _digest(tensors), **header}, sort_keys=True)
+    with replacing(path) as part:
+        save_file(tensors, part, metadata={HEADER: kept})
+    with writing(path):
+        sync(path.parent)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of the tensors, which the header keeps."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        digest.update(tensors[name].numpy().tobytes())
-    kept = json.dumps({"schema": SCHEMA, "digest": digest.hexdigest()[:16], **header}, sort_keys=True)
-    part = path.with_name(f".{path.name}.part")
-    with writing(path):
-        save_file(tensors, part, metadata={HEADER: kept})
-        sync(part)
-        part.replace(path)
-        sync(path.parent)
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -98,14 +115,15 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         RunError: if it is missing, damaged or of another version.
     """
     path = directory / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{directory} holds no {MANIFEST}; name a directory that outrider synthesize wrote") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read ({error}); write the data set again") from error
+    if not path.exists():
+        raise RunError(f"{directory} holds no {MANIFEST}; name a directory that outrider synthesize wrote")
+    manifest = read_json(path, RunError, AGAIN)
     _check_schema(manifest, path)
-    return dict(manifest)
+    target, settings = manifest.section("target"), manifest.section("settings")
+    target.text("name")
+    target.text("fingerprint")
+    settings.number("heldout_fraction", None, low=0.0, high=1.0)
+    return manifest.plain()
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -116,22 +134,40 @@ def read_header(path: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(HEADER, "null"))
+            text = (file.metadata() or {}).get(HEADER, "{}")
             names = set(file.keys())
-    except (OSError, SafetensorError, ValueError) as error:
-        raise RunError(
-            f"{path} is truncated or damaged ({error}); delete it and run outrider synthesize again"
-        ) from error
+            kinds = {name: str(file.get_slice(name).get_dtype()) for name in names & DTYPES.keys()}
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path} is truncated or damaged ({on_one_line(str(error))}); {DELETE}") from error
+    header = parse_json(text, f"{path}, its header", RunError, DELETE)
     _check_schema(header, path)
-    if names != TENSORS:
-        raise RunError(f"{path} holds {', '.join(sorted(names))}, not the tensors of a shard; delete it")
-    return dict(header)
+    if kinds != DTYPES or names != DTYPES.keys():
+        held = ", ".join(sorted(map(repr, names)))
+        raise RunError(f"{path} holds {held:.200}, which are not the tensors of a shard; {DELETE}")
+    header.text("target_fingerprint")
+    header.text("digest")
+    return header.plain()
 
 
-def _check_schema(found: Any, path: Path) -> None:
-    schema = found.get("schema") if isinstance(found, dict) else None
+def check_shard(path: Path, header: Mapping[str, Any]) -> None:
+    """Read a shard whole and compare it with its header.
+
+    Raises:
+        RunError: if a tensor was changed.
+    """
+    tensors = _fitting(path)
+    if _digest(tensors) != header["digest"]:
+        raise RunError(f"{path} was changed since it was written: its digest is not {header['digest']:.16}; {DELETE}")
+    if isinstance(header.get("counts"), Mapping):
+        found = [len(tensors["offsets"]) - 1, len(tensors["tokens"]), int(tensors["learn"].sum())]
+        if found != [header["counts"].get(name) for name in ("num_texts", "num_tokens", "num_learnt_tokens")]:
+            raise RunError(f"{path} holds other counts than its header says; {DELETE}")
+
+
+def _check_schema(found: Mapping[str, Any], path: Path) -> None:
+    schema = found.get("schema")
     if schema != SCHEMA:
-        raise RunError(f"{path} has schema {schema} but this version reads {SCHEMA}; write the data set again")
+        raise RunError(f"{path} has schema {shown(schema).strip(chr(39))} but this version reads {SCHEMA}; {AGAIN}")
 
 
 def shard_paths(directory: Path) -> list[Path]:
@@ -147,11 +183,35 @@ def shard_paths(directory: Path) -> list[Path]:
     return paths
 
 
-@lru_cache(maxsize=256)
 def _opened(path: Path) -> Mapping[str, Tensor]:
     """A shard's tensors, mapped into memory."""
+    try:
+        now = path.stat()
+        return _mapped(path, now.st_ino, now.st_mtime_ns, now.st_size)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path} is truncated or damaged ({on_one_line(str(error))}); {DELETE}") from error
+
+
+@lru_cache(maxsize=256)
+def _mapped(path: Path, inode: int, modified: int, size: int) -> Mapping[str, Tensor]:
+    """The same; opened again when the file is another one."""
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in TENSORS}
+        return {name: file.get_tensor(name) for name in DTYPES}
+
+
+def _fitting(path: Path) -> Mapping[str, Tensor]:
+    """A shard's tensors, once their lengths are known to fit.
+
+    Raises:
+        RunError: if they do not.
+    """
+    tensors = _opened(path)
+    offsets, num_tokens = tensors["offsets"], tensors["tokens"].numel()
+    fits = all(tensor.dim() == 1 for tensor in tensors.values()) and len(offsets) == len(tensors["prompt_hashes"]) + 1
+    fits = fits and len(tensors["learn"]) == num_tokens
+    if not fits or offsets[0] != 0 or offsets[-1] != num_tokens or (offsets.diff() < 1).any():
+        raise RunError(f"{path} is damaged: its offsets do not fit its {num_tokens} tokens; {DELETE}")
+    return tensors
 
 
 @final
@@ -202,6 +262,8 @@ class Dataset:
             raise RunError(f"{roots[0]} holds no finished shard; run outrider synthesize to its end")
         wanted: str = manifests[0]["target"]["fingerprint"]
         headers = [_header_of(path, wanted) for path in shards]
+        for path, header in zip(shards, headers, strict=True):
+            check_shard(path, header)
         fractions = {manifest["settings"].get("heldout_fraction") for manifest in manifests}
         return cls(
             target=manifests[0]["target"]["name"],
@@ -257,12 +319,8 @@ def _header_of(path: Path, wanted: str) -> dict[str, Any]:
 
 def _places(shard: int, path: Path, max_tokens: int | None) -> Tensor:
     """[texts, 4]; see `Dataset`."""
-    tensors = _opened(path)
+    tensors = _fitting(path)
     offsets, hashes, learn = tensors["offsets"], tensors["prompt_hashes"], tensors["learn"]
-    num_tokens = len(tensors["tokens"])
-    fits = len(offsets) == len(hashes) + 1 and len(learn) == num_tokens
-    if not fits or offsets[0] != 0 or offsets[-1] != num_tokens or (offsets.diff() < 1).any():
-        raise RunError(f"{path} is damaged: its offsets do not fit its {num_tokens} tokens; delete it")
     start, end = offsets[:-1], offsets[1:]
     places_N4 = torch.stack([torch.full_like(start, shard), start, end, hashes], dim=1)
     if max_tokens is None:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from outrider.errors import Terminated
+
 __all__ = ["Stop", "stopping"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -20,9 +22,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass
 class Stop:
-    """Whether somebody asked to stop."""
+    """Whether somebody asked to stop, and by which signal."""
 
     asked: bool = False
+    kind: type[KeyboardInterrupt] = KeyboardInterrupt
 
 
 @contextmanager
@@ -35,9 +38,10 @@ def stopping() -> Iterator[Stop]:
     before = {one: signal.getsignal(one) for one in SIGNALS}
 
     def ask(number: int, frame: FrameType | None) -> None:
+        kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
         if stop.asked:
-            raise KeyboardInterrupt("stopped at once; resume from the last checkpoint")
-        stop.asked = True
+            raise kind
+        stop.asked, stop.kind = True, kind
 
     for one in SIGNALS:
         signal.signal(one, ask)

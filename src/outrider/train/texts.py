@@ -81,11 +81,13 @@ def count(texts: Texts, vocab_size: int) -> Corpus:
     counts_V, pending = torch.zeros(vocab_size, dtype=torch.int64), []
     for index in range(len(texts)):
         example = texts.example(index)
-        if len(example.tokens_T) and int(example.tokens_T.max()) >= vocab_size:
-            raise ConfigError(
-                f"a text holds token {int(example.tokens_T.max())} but the target knows {vocab_size}; "
-                "synthesize the data with this target"
-            )
+        if len(example.tokens_T):
+            low, high = int(example.tokens_T.min()), int(example.tokens_T.max())
+            if low < 0 or high >= vocab_size:
+                raise ConfigError(
+                    f"a text holds token {low if low < 0 else high} but the target knows {vocab_size}; "
+                    "synthesize the data with this target"
+                )
         pending.append(example.tokens_T[example.learn_T].long())
         if len(pending) == TEXTS_COUNTED or index == len(texts) - 1:
             counts_V += torch.bincount(torch.cat(pending), minlength=vocab_size)
