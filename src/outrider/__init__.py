@@ -17,19 +17,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from outrider.batch import Event
     from outrider.draft import Draft, Tree
-    from outrider.engine import Completion, Engine
+    from outrider.engine import Engine
     from outrider.errors import (
         CapacityError,
         CheckpointError,
         ConfigError,
+        EngineBusyError,
         LosslessnessError,
         OutriderError,
         ProposerError,
         RequestError,
         RunError,
     )
+    from outrider.events import Completion, Event
     from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
     from outrider.proposers import load_proposer, proposer_names
     from outrider.sampling import Sampling
@@ -46,6 +47,7 @@ __all__ = [
     "ConfigError",
     "Draft",
     "Engine",
+    "EngineBusyError",
     "Event",
     "Forward",
     "LosslessnessError",
@@ -68,13 +70,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "batch": ("Event",),
     "draft": ("Draft", "Tree"),
-    "engine": ("Completion", "Engine"),
+    "engine": ("Engine",),
+    "events": ("Completion", "Event"),
     "errors": (
         "CapacityError",
         "CheckpointError",
         "ConfigError",
+        "EngineBusyError",
         "LosslessnessError",
         "OutriderError",
         "ProposerError",

@@ -5,21 +5,20 @@ stop string, the request's limit, the context limit. What the target accepted be
 counted. Example: accepted [5, EOS, 9], bonus 4 emits 5 and EOS; the step counts two accepted tokens and no bonus.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, final
+from typing import final
 
 from outrider.budget import Ask
 from outrider.draft import Draft
+from outrider.events import Event, FinishReason, Outbox
 from outrider.metrics import SlotStep
 from outrider.proposer import Commit, Session
-from outrider.sampling import Sampling
+from outrider.sampling import NO_TOKEN, Sampling
 from outrider.text import Piece, TextStream
 from outrider.verify import Accepted
 
 __all__ = ["Batch", "Event", "FinishReason", "Request", "Running"]
-
-FinishReason = Literal["eos", "stop", "length", "context", "cancelled"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,26 +31,7 @@ class Request:
     sampling: Sampling
     stop: tuple[str, ...]
     ignore_eos: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """What one step (or a cancellation) gave one request.
-
-    tokens        emitted token ids; the first `num_accepted` of them came from the draft
-    pieces        their text as far as it is certain
-    finished      why the request ended, or None while it goes on
-    """
-
-    request: int
-    tokens: tuple[int, ...] = ()
-    num_accepted: int = 0
-    pieces: tuple[Piece, ...] = ()
-    finished: FinishReason | None = None
-
-    @property
-    def text(self) -> str:
-        return "".join(piece.text for piece in self.pieces)
+    outbox: Outbox = field(default_factory=Outbox, compare=False)
 
 
 @dataclass
@@ -66,6 +46,20 @@ class Running:
     @property
     def num_emitted(self) -> int:
         return len(self.tokens) - len(self.request.prompt)
+
+    @classmethod
+    def of(cls, request: Request, slot: int, text: TextStream) -> "Running":
+        """Return the request as its outbox has it; `text` is a new stream.
+
+        >>> Running.of(request, 0, text).tokens == [*request.prompt, *tokens_of_all_its_events]
+        True
+        """
+        running = cls(request, slot, text, list(request.prompt))
+        for event in request.outbox.events:
+            running.tokens += event.tokens
+            for index, token in enumerate(event.tokens):
+                text.push(token, drafted=index < event.num_accepted)
+        return running
 
 
 @final
@@ -109,17 +103,26 @@ class Batch:
         return [slot for slot in range(self.num_slots) if slot not in self.running]
 
     def place(self, request: Request, slot: int, text: TextStream) -> None:
-        self.running[slot] = Running(request, slot, text, list(request.prompt))
+        self.running[slot] = Running.of(request, slot, text)
+
+    def restore(self, text_of: Callable[[Request], TextStream]) -> None:
+        """Set every request back to what its outbox holds, and drop those that have ended."""
+        for slot, running in list(self.running.items()):
+            if running.request.outbox.finished:
+                self.running.pop(slot)
+            else:
+                self.place(running.request, slot, text_of(running.request))
 
     def release(self, slot: int) -> Running:
         return self.running.pop(slot)
 
     def advance(self, draft: Draft, accepted: Sequence[Accepted]) -> tuple[list[SlotStep], list[Event]]:
-        """Emit; the events' `finished` says which requests ended (their slots are still taken)."""
+        """Emit into the outboxes; the events' `finished` says which requests ended (their slots are still taken)."""
         steps, events = [], []
         for running, verdict, tree in zip(list(self.running.values()), accepted, draft.trees, strict=True):
             context_length = len(running.tokens)
             event = self._emit(running, verdict)
+            running.request.outbox.events.append(event)
             events.append(event)
             steps.append(
                 SlotStep(
@@ -146,6 +149,9 @@ class Batch:
         pieces: list[Piece] = []
         finished: FinishReason | None = None
         for index, token in enumerate([*verdict.tokens, verdict.bonus]):
+            if token == NO_TOKEN:
+                finished = "error"
+                break
             running.tokens.append(token)
             emitted.append(token)
             pieces += running.text.push(token, drafted=index < len(verdict.tokens))
@@ -160,6 +166,7 @@ class Batch:
             num_accepted=min(len(verdict.tokens), len(emitted)),
             pieces=tuple(pieces),
             finished=finished,
+            error=_not_finite(running) if finished == "error" else None,
         )
 
     def _reason_to_stop(self, running: Running, token: int) -> FinishReason | None:
@@ -170,3 +177,10 @@ class Batch:
         if running.num_emitted >= running.request.max_new_tokens:
             return "length"
         return "context" if len(running.tokens) >= self.max_positions else None
+
+
+def _not_finite(running: Running) -> str:
+    return (
+        f"the target's logits behind {len(running.tokens)} tokens are not finite, so no token can be chosen; "
+        "the dtype overflows (load the target in bfloat16 or float32) or its weights are damaged"
+    )

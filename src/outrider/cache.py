@@ -217,6 +217,12 @@ class KVCache:
         """Free a slot for the next request."""
         self.lengths[slot] = 0
 
+    def clear(self) -> None:
+        """Free all slots and zero what lies in them: not even numbers that are not finite outlive it."""
+        self.lengths[:] = [0] * self.plan.num_slots
+        self.keys_LCHSD.zero_()
+        self.values_LCHSD.zero_()
+
     def lengths_of(self, slots: Sequence[int]) -> list[int]:
         return [self.lengths[slot] for slot in slots]
 

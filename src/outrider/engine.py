@@ -12,52 +12,46 @@ draft.
 
 Around it: requests wait until a slot is free, take it while others go on (continuous admission), and leave it at an
 end-of-text token, a stop string or a limit. The cache holds every committed token of a slot except the root.
+
+What was decided for a request lies in its outbox (`events.py`) until it is read. The outboxes are the truth: after an
+exception anywhere in a step, cache and session are made anew from them before the next one (`guard.py`).
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import islice
 from typing import final
 
 from outrider.adaptive import BudgetChoice, budget_named
-from outrider.batch import Batch, Event, FinishReason, Request
+from outrider.batch import Batch, Request
 from outrider.budget import Budget
 from outrider.clock import Clock
-from outrider.errors import ConfigError, RequestError
+from outrider.draft_check import check_draft
+from outrider.errors import ConfigError
+from outrider.events import Completion, Event, Outboxes
+from outrider.guard import Guard
 from outrider.memory import MemoryPlan, check_fits
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.noise import Stream
 from outrider.proposer import Proposer, SessionPlan
-from outrider.requests import Prompt, as_prompts, settings_of
+from outrider.requests import Prompt, as_prompts, check_fit, settings_of
 from outrider.sampling import Sampling
 from outrider.target import Target
-from outrider.text import Piece, TextStream, encode
+from outrider.text import TextStream, encode
 from outrider.values import shown
 from outrider.verify import Verification, verifier
 
-__all__ = ["Completion", "Engine"]
+__all__ = ["Engine"]
 
 Recorder = Callable[[StepRecord | PrefillRecord], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Completion:
-    """A finished answer: its token ids, its text in pieces (with what came from a draft), and why it ended."""
-
-    request: int
-    prompt: tuple[int, ...]
-    tokens: tuple[int, ...]
-    pieces: tuple[Piece, ...]
-    finished: FinishReason
-
-    @property
-    def text(self) -> str:
-        return "".join(piece.text for piece in self.pieces)
 
 
 @final
 class Engine:
     """Decodes requests in a batch of slots, with a target and a proposer.
+
+    One thread uses an engine at a time; engines in several threads may share a target and a proposer.
 
     Args:
         max_batch: slots; more requests wait.
@@ -95,72 +89,104 @@ class Engine:
         self.verifier = verifier(verification)
         self.hosting = target.hosting
         self.target = target.open(self.memory.cache, proposer.taps)
-        self.session = proposer.open(
-            SessionPlan(
-                max_slots=self.memory.cache.num_slots,
-                max_positions=self.memory.cache.capacity,
-                noise=Stream.TARGET if verification == "coupled" else Stream.DRAFT,
-                device=spec.device,
-            )
+        self.proposer = proposer
+        self.session_plan = SessionPlan(
+            max_slots=self.memory.cache.num_slots,
+            max_positions=self.memory.cache.capacity,
+            noise=Stream.TARGET if verification == "coupled" else Stream.DRAFT,
+            device=spec.device,
         )
+        self.session = proposer.open(self.session_plan)
         self.budget = budget if isinstance(budget, Budget) else budget_named(budget, target, self.memory.num_nodes)
         self.batch = Batch(self.memory.cache.num_slots, self.memory.cache.capacity, spec.eos_ids)
         self.waiting: deque[Request] = deque()
+        self.outboxes = Outboxes()
+        self.cancelled: set[int] = set()
+        self.guard = Guard(self._rebuild)
         self.num_requests = 0
         self.num_steps = 0
 
-    def step(self) -> list[Event]:
-        """Give every running request at least one token."""
-        clock, batch = Clock(self.spec.device), self.batch
-        slots, samplings = batch.slots, batch.samplings
-        rooms = self.budget.rooms(batch.asks(self.session), len(self.waiting))
-        draft = self.budget.cut(self.session.propose(slots, rooms))  # may be wrong, never unsafe
-        clock.lap("propose")
-        forward = self.target.forward(slots, batch.roots, draft)  # the only target call in the loop
-        clock.lap("verify")
-        accepted = self.verifier(
-            draft, Verification(forward.logits_BMV, self.target.cache.lengths_of(slots), samplings)
-        )
-        clock.lap("accept")
-        self.target.cache.commit(slots, [verdict.path for verdict in accepted])  # it holds every token but the root
-        clock.lap("commit")
-        steps, events = batch.advance(draft, accepted)  # emit, and stop where a text ends
-        clock.lap("host")
-        commits = batch.commits(accepted, events)
-        self.session.observe(commits, forward.features_BMF)
-        clock.lap("propose")
-        self.budget.observe(commits, clock.seconds())
-        self._release([event.request for event in events if event.finished])
-        clock.lap("host")
-        self.num_steps += 1
+    def step(self) -> None:
+        """Give every running request at least one token. `take` gives what became of them."""
+        with self.guard:
+            if not self.batch.running:
+                return
+            clock, batch = Clock(self.spec.device), self.batch
+            slots, samplings = batch.slots, batch.samplings
+            rooms = self.budget.rooms(batch.asks(self.session), len(self.waiting))
+            proposed = check_draft(self.session.propose(slots, rooms), slots, rooms, self.spec.vocab_size)
+            draft = self.budget.cut(proposed)  # may be wrong, never unsafe
+            clock.lap("propose")
+            forward = self.target.forward(slots, batch.roots, draft)  # the only target call in the loop
+            clock.lap("verify")
+            accepted = self.verifier(
+                draft, Verification(forward.logits_BMV, self.target.cache.lengths_of(slots), samplings)
+            )
+            clock.lap("accept")
+            self.target.cache.commit(slots, [verdict.path for verdict in accepted])  # it holds every token but the root
+            clock.lap("commit")
+            steps, events = batch.advance(draft, accepted)  # emit, and stop where a text ends
+            self.outboxes.announce(event.request for event in events)
+            clock.lap("host")
+            if any(event.finished == "error" for event in events):
+                self._rebuild()  # numbers that are not finite may be anywhere behind a length
+            else:
+                commits = batch.commits(accepted, events)
+                self.session.observe(commits, forward.features_BMF)
+                clock.lap("propose")
+                self.budget.observe(commits, clock.seconds())
+                self._release([event.request for event in events if event.finished])
+            clock.lap("host")
+            self.num_steps += 1
         self.record(StepRecord(self.num_steps, draft.num_rows, draft.is_chain, tuple(steps), **clock.seconds()))
-        return events
 
     def admit(self) -> None:
         """Let waiting requests take the free slots: read their prompts, all in one go."""
-        free = self.batch.free_slots()
-        requests = [self.waiting.popleft() for _ in range(min(len(free), len(self.waiting)))]
-        if not requests:
-            return
-        slots = free[: len(requests)]
-        clock = Clock(self.spec.device)
-        features = self.target.prefill(slots, [request.prompt[:-1] for request in requests])
-        clock.lap("verify")
-        for slot, request, features_TF in zip(slots, requests, features, strict=True):
-            self.batch.place(request, slot, TextStream(self.tokenizer, request.stop))
-            self.session.admit(slot, request.prompt, request.sampling, features_TF)
-        if self.budget.reads_ahead:
-            self.session.catch_up(slots)
-        clock.lap("propose")
+        self._drop_cancelled()
+        with self.guard:
+            free = self.batch.free_slots()
+            requests = list(islice(self.waiting, len(free)))
+            if not requests:
+                return
+            clock = Clock(self.spec.device)
+            slots = free[: len(requests)]
+            features = self.target.prefill(slots, [request.prompt[:-1] for request in requests])
+            clock.lap("verify")
+            for slot, request, features_TF in zip(slots, requests, features, strict=True):
+                self.batch.place(request, slot, self._text(request))
+                self.session.admit(slot, request.prompt, request.sampling, features_TF)
+                self.waiting.popleft()
+            if self.budget.reads_ahead:
+                self.session.catch_up(slots)
+            clock.lap("propose")
         seconds = clock.seconds()
         num_tokens = sum(len(request.prompt) - 1 for request in requests)
         ids = tuple(request.id for request in requests)
         self.record(PrefillRecord(ids, num_tokens, seconds["verify_s"], seconds["propose_s"]))
 
+    def _rebuild(self) -> None:
+        """Make everything anew from the outboxes: the batch, the cache, the proposer's session, the budget.
+
+        What the proposer learnt from earlier requests is lost.
+        """
+        batch, cache = self.batch, self.target.cache
+        batch.restore(self._text)
+        self.outboxes.announce_all()
+        running = {one.request.id for one in batch.running.values()}
+        self.waiting = deque(request for request in self.waiting if request.id not in running)
+        cache.clear()
+        self.session = self.proposer.open(self.session_plan)
+        self.budget.reset()
+        if not batch.running:
+            return
+        features = self.target.prefill(batch.slots, [one.tokens[:-1] for one in batch.running.values()])
+        for (slot, one), features_TF in zip(batch.running.items(), features, strict=True):
+            self.session.admit(slot, one.tokens, one.request.sampling, features_TF)
+
     @property
     def busy(self) -> bool:
-        """Whether a request is running or waiting."""
-        return bool(self.batch.running or self.waiting)
+        """Whether a request is running or waiting, or has events that nobody has read."""
+        return bool(self.batch.running or self.waiting or self.outboxes.pending)
 
     def add(
         self,
@@ -182,7 +208,7 @@ class Engine:
         """
         settings = settings_of(max_new_tokens, sampling, stop, ignore_eos)
         tokens = tuple(encode(self.tokenizer, prompt))
-        self._check(tokens, settings.stop)
+        check_fit(tokens, settings, self.tokenizer, self.spec.vocab_size, self.batch.max_positions)
         self.num_requests += 1
         self.waiting.append(
             Request(
@@ -192,17 +218,31 @@ class Engine:
                 sampling=settings.sampling,
                 stop=settings.stop,
                 ignore_eos=settings.ignore_eos,
+                outbox=self.outboxes.open(self.num_requests),
             )
         )
         return self.num_requests
 
+    def take(self) -> list[Event]:
+        """Take the events that nobody has read, of all requests but those of a `stream`."""
+        return list(self.outboxes.take())
+
     def run(self) -> Iterator[Event]:
-        """Work until no request is left. Requests may be added and cancelled between events."""
-        while self.busy:
-            with self.hosting():
-                self.admit()
-                events = self.step()
-            yield from events
+        """Work until no request is left, and give the events of all requests but those of a `stream`.
+
+        Requests may be added and cancelled between events. An iterator that is left loses nothing: the next one goes on
+        where it ended.
+        """
+        while True:
+            yield from self.outboxes.take()
+            if not self.busy:
+                return
+            self._advance()
+
+    def _advance(self) -> None:
+        with self.hosting():
+            self.admit()
+            self.step()
 
     def stream(
         self,
@@ -223,22 +263,19 @@ class Engine:
                 id = self.add(
                     prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, ignore_eos=ignore_eos
                 )
+                self.outboxes.claim(id)
                 ids[id] = index
-            for event in self.run():
-                if event.request in ids:
+            while ids:
+                for event in self.outboxes.take(ids):
                     index = ids[event.request] if event.finished is None else ids.pop(event.request)
-                    yield Event(
-                        request=index,
-                        tokens=event.tokens,
-                        num_accepted=event.num_accepted,
-                        pieces=event.pieces,
-                        finished=event.finished,
-                    )
-                if not ids:
-                    return
+                    yield replace(event, request=index)
+                for id in [id for id in ids if id not in self.outboxes]:
+                    yield Event(request=ids.pop(id), finished="cancelled")
+                if ids:
+                    self._advance()
         finally:
-            for id in ids:
-                self.cancel(id)
+            self.cancelled |= ids.keys()
+            self._drop_cancelled()
 
     def generate(
         self,
@@ -256,53 +293,55 @@ class Engine:
             encoded, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, ignore_eos=ignore_eos
         ):
             events[event.request].append(event)
-        return [
-            Completion(
-                request=index,
-                prompt=tuple(prompt),
-                tokens=tuple(token for event in events[index] for token in event.tokens),
-                pieces=tuple(piece for event in events[index] for piece in event.pieces),
-                finished=next(event.finished for event in events[index] if event.finished),
-            )
-            for index, prompt in enumerate(encoded)
-        ]
+        return [Completion.of(index, prompt, events[index]) for index, prompt in enumerate(encoded)]
 
     def cancel(self, request: int) -> bool:
-        """End a running or waiting request now; False if there is none with that id."""
-        for waiting in self.waiting:
-            if waiting.id == request:
-                self.waiting.remove(waiting)
-                return True
-        found = any(running.request.id == request for running in self.batch.running.values())
-        self._release([request])
+        """End a running or waiting request and drop what was not read of it; False if there is none with that id.
+
+        While a step is at work (this is a signal handler, or another thread) it takes effect before the next one.
+        """
+        running = {one.request.id for one in self.batch.running.values()}
+        found = request in running or any(one.id == request for one in self.waiting)
+        self.cancelled.add(request)
+        self._drop_cancelled()
         return found
 
     def reset(self) -> None:
         """Drop all requests, and what the proposer and the budget learnt from earlier ones."""
-        self.waiting.clear()
-        self._release([running.request.id for running in self.batch.running.values()])
-        self.session.reset()
-        self.budget.reset()
+        if self.guard.sound or self.guard.held:
+            with self.guard:
+                self._release([running.request.id for running in self.batch.running.values()])
+                self.session.reset()
+                self.budget.reset()
+                self.waiting.clear()
+                self.outboxes.clear()
+        else:  # all that is known is dropped now, and the rest is made anew before the next step
+            self.batch.running.clear()
+            self.waiting.clear()
+            self.outboxes.clear()
+
+    def _drop_cancelled(self) -> None:
+        if not self.cancelled or self.guard.held:
+            return
+        requests = list(self.cancelled)
+        self.waiting = deque(one for one in self.waiting if one.id not in self.cancelled)
+        if self.guard.sound:
+            with self.guard:
+                self._release(requests)
+        for slot in [slot for slot, one in self.batch.running.items() if one.request.id in self.cancelled]:
+            self.batch.release(slot)  # of a batch that will be made anew
+        for request in requests:
+            self.outboxes.close(request)
+        self.cancelled.difference_update(requests)
 
     def _release(self, requests: Sequence[int]) -> None:
         for slot in [slot for slot, running in self.batch.running.items() if running.request.id in requests]:
-            self.batch.release(slot)
             self.session.release(slot)
             self.target.cache.reset(slot)
+            self.batch.release(slot)
 
-    def _check(self, tokens: Sequence[int], stop: Sequence[str]) -> None:
-        if not tokens:
-            raise RequestError("the prompt is empty; give at least one token")
-        if len(tokens) >= self.batch.max_positions:
-            raise RequestError(
-                f"the prompt has {len(tokens)} tokens but the context limit is {self.batch.max_positions}, "
-                "answer included; shorten it or raise max_len"
-            )
-        for token in tokens:
-            if not 0 <= token < self.spec.vocab_size:
-                raise RequestError(f"token {shown(token)} is outside the vocabulary of {self.spec.vocab_size}")
-        if stop and self.tokenizer is None:
-            raise RequestError("stop strings need a tokenizer, and this target has none")
+    def _text(self, request: Request) -> TextStream:
+        return TextStream(self.tokenizer, request.stop)
 
 
 def _check_types(target: object, proposer: object, record: object) -> None:

@@ -5,6 +5,7 @@ remedy; the command line prints it and exits with status 2. A failed `assert` is
 
     OutriderError
     ├── RequestError          a prompt or a setting of one request: empty, too long, a token out of range
+    │   └── EngineBusyError   a second thread, or a call from inside a step, on an engine that is working
     ├── ConfigError           an unknown name or setting, or one out of its range; names the nearest known one
     ├── CheckpointError       missing, truncated, misshapen or mismatching weights, config or tokenizer
     ├── CapacityError         what was asked for does not fit; says what would
@@ -23,6 +24,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "EndpointError",
+    "EngineBusyError",
     "LosslessnessError",
     "OutriderError",
     "ProposerError",
@@ -41,6 +43,10 @@ class OutriderError(Exception):
 
 class RequestError(OutriderError):
     """One request cannot be served as asked."""
+
+
+class EngineBusyError(RequestError):
+    """The engine is in the middle of a step, in this thread or another."""
 
 
 class ConfigError(OutriderError):

@@ -21,7 +21,7 @@ from outrider.errors import RequestError
 from outrider.sampling import Sampling
 from outrider.values import flag, native, shown, whole
 
-__all__ = ["Prompt", "Settings", "as_prompt", "as_prompts", "check_text", "settings_of"]
+__all__ = ["Prompt", "Settings", "as_prompt", "as_prompts", "check_fit", "check_text", "settings_of"]
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -165,3 +165,30 @@ def _part(part: Any, name: str) -> str:
     if not isinstance(text, str):
         raise RequestError(f"{name} has the part {shown(part)}; only parts of text are read")
     return text
+
+
+def check_fit(
+    tokens: Sequence[int], settings: Settings, tokenizer: object, vocab_size: int, max_positions: int
+) -> None:
+    """Refuse a request that an engine cannot serve.
+
+    Args:
+        tokens: of the prompt.
+        tokenizer: the target's, or None.
+        max_positions: the longest text in tokens, answer included.
+
+    Raises:
+        RequestError: naming the value and its limit.
+    """
+    if not tokens:
+        raise RequestError("the prompt is empty; give at least one token")
+    if len(tokens) >= max_positions:
+        raise RequestError(
+            f"the prompt has {len(tokens)} tokens but the context limit is {max_positions}, "
+            "answer included; shorten it or raise max_len"
+        )
+    for token in tokens:
+        if not 0 <= token < vocab_size:
+            raise RequestError(f"token {shown(token)} is outside the vocabulary of {vocab_size}")
+    if settings.stop and tokenizer is None:
+        raise RequestError("stop strings need a tokenizer, and this target has none")

@@ -13,6 +13,7 @@ Everything downstream sees the transformed distribution only: verification, and 
 Shapes: R rows, V vocabulary. Work is done in the logits' own precision, at least float32.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,10 @@ from outrider.noise import Stream, pick, position_key, position_keys
 from outrider.nucleus import nucleus
 from outrider.values import real, shown, whole
 
-__all__ = ["Sampling", "choose", "choose_one", "distribution", "largest", "transform"]
+__all__ = ["NO_TOKEN", "Sampling", "choose", "choose_one", "distribution", "has_law", "largest", "transform"]
+
+NO_TOKEN = -1
+"""Stands for the token of a row without a distribution: its logits are not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +122,14 @@ def distribution(logits_RV: Tensor, sampling: Sampling) -> Tensor:
 
 def largest(logits_RV: Tensor) -> Tensor:
     """The token with the largest logit of each row, int64 [R]; ties go to the lowest id."""
-    if logits_RV.device.type == "cpu" and logits_RV.dtype in (torch.float32, torch.float64):
-        return torch.from_numpy(np.argmax(logits_RV.numpy(), axis=-1))  # no thread pool is woken for microseconds
+    if _on_numpy(logits_RV):
+        return torch.from_numpy(np.argmax(logits_RV.numpy(), axis=-1))
     return logits_RV.argmax(-1)
+
+
+def _on_numpy(logits_RV: Tensor) -> bool:
+    """Whether NumPy can read them; PyTorch would wake a thread pool for microseconds of work."""
+    return logits_RV.device.type == "cpu" and logits_RV.dtype in (torch.float32, torch.float64)
 
 
 def choose(
@@ -149,10 +158,20 @@ def choose(
 
 
 def choose_one(logits_V: Tensor, position: int, sampling: Sampling) -> int:
-    """`choose` for a single row, with the target's noise. It runs behind every target forward, so it is short."""
+    """`choose` for a single row, with the target's noise, or NO_TOKEN. It runs behind every target forward."""
     if sampling.greedy:
-        return int(largest(logits_V[None]))
+        token = int(largest(logits_V[None]))
+        return token if math.isfinite(logits_V[token]) else NO_TOKEN
+    if not has_law(logits_V[None]).item():
+        return NO_TOKEN
     return int(_chosen(logits_V[None], torch.tensor([position]), [sampling], Stream.TARGET, 0))
+
+
+def has_law(logits_RV: Tensor) -> Tensor:
+    """Return which rows have a distribution, bool [R]: no NaN, no +inf, and not -inf alone. The maximum shows all."""
+    if _on_numpy(logits_RV):
+        return torch.from_numpy(np.isfinite(logits_RV.numpy().max(-1)))
+    return logits_RV.amax(-1).isfinite()
 
 
 def _chosen(logits_RV: Tensor, positions_R: Tensor, samplings: list[Sampling], stream: Stream, draw: int) -> Tensor:

@@ -40,7 +40,7 @@ from torch import Tensor
 from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError, nearest
 from outrider.noise import Stream, pick, position_key
-from outrider.sampling import Sampling, choose, choose_one, distribution
+from outrider.sampling import NO_TOKEN, Sampling, choose, choose_one, distribution, has_law
 from outrider.target import Logits, as_tensor
 
 __all__ = [
@@ -59,7 +59,10 @@ __all__ = [
 
 
 class Accepted(NamedTuple):
-    """The verdict on one slot: rows of the accepted path (root excluded), their tokens, and the token after them."""
+    """The verdict on one slot: rows of the accepted path (root excluded), their tokens, and the token after them.
+
+    `bonus` is NO_TOKEN where the target's logits are not finite.
+    """
 
     path: list[int]
     tokens: list[int]
@@ -135,7 +138,8 @@ def _coupled_at_once(draft: Draft, given: Verification) -> list[Accepted]:
     if len(draft.real_rows) < logits_RV.shape[0]:
         logits_RV = logits_RV[draft.real_rows]
     row_samplings = [sampling for sampling, count in zip(given.samplings, counts, strict=True) for _ in range(count)]
-    choices = choose(logits_RV, _next_positions_R(draft, given), row_samplings).tolist()
+    choices_R = choose(logits_RV, _next_positions_R(draft, given), row_samplings)
+    choices = choices_R.where(has_law(logits_RV), NO_TOKEN).tolist()
     ends = list(accumulate(counts))
     wanted = [choices[end - count : end] for end, count in zip(ends, counts, strict=True)]
     return [walk(tree, tokens.__getitem__) for tree, tokens in zip(draft.trees, wanted, strict=True)]
@@ -155,6 +159,7 @@ def coupled_chains(draft: Draft, given: Verification) -> list[Accepted]:
         positions_BM = firsts_B1 + torch.arange(M, device=firsts_B1.device)
         row_samplings = [sampling for sampling in given.samplings for _ in range(M)]
         choices_BM = choose(logits_BMV.flatten(0, 1), positions_BM.flatten(), row_samplings).view(B, M)
+    choices_BM = choices_BM.where(has_law(logits_BMV), NO_TOKEN)
     right_BN = choices_BM[:, :-1] == draft.tokens_BN
     if min(draft.num_nodes) < M - 1:
         right_BN &= draft.real_rows_BM()[:, 1:]
@@ -191,6 +196,8 @@ def rejection(draft: Draft, given: Verification) -> list[Accepted]:
     """The ratio test, down the tree of each slot."""
     return [
         reject_tree(tree, *_distributions(draft, given, slot), given.lengths[slot] + 1, _chance(given, slot))
+        if _has_laws(given, slot, tree)
+        else Accepted([], [], NO_TOKEN)
         for slot, tree in enumerate(draft.trees)
     ]
 
@@ -201,8 +208,14 @@ def block(draft: Draft, given: Verification) -> list[Accepted]:
         raise ConfigError("verification 'block' needs chain drafts; use 'rejection' or 'coupled' for trees")
     return [
         judge_block(tree.tokens, *_distributions(draft, given, slot), given.lengths[slot] + 1, _chance(given, slot))
+        if _has_laws(given, slot, tree)
+        else Accepted([], [], NO_TOKEN)
         for slot, tree in enumerate(draft.trees)
     ]
+
+
+def _has_laws(given: Verification, slot: int, tree: Tree) -> bool:
+    return bool(has_law(given.logits_BMV[slot][: len(tree.tokens) + 1]).all())
 
 
 def _distributions(draft: Draft, given: Verification, slot: int) -> tuple[Tensor, Tensor | None]:

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from outrider import CapacityError, ConfigError, Draft, Engine, RequestError, Sampling, load_proposer
+from outrider import CapacityError, ConfigError, Draft, Engine, ProposerError, RequestError, Sampling, load_proposer
 from outrider.draft import Tree
 from outrider.metrics import PrefillRecord, StepRecord, summarize
 from outrider.proposer import Room
@@ -118,11 +118,11 @@ def test_limits_inside_an_accepted_path(limit: int) -> None:
     assert answer.finished == ("length" if limit < 21 else "context")
 
 
-def test_a_session_that_overdraws_its_room_is_our_mistake() -> None:
+def test_a_session_that_overdraws_its_room_is_named() -> None:
     target = tiny_target()
     greedy_drafter = Scripted(lambda tokens, sampling, room: Tree.chain([0] * (room.num_nodes + 5)), max_nodes=2)
     engine = Engine(target, greedy_drafter)
-    with pytest.raises(AssertionError, match="do not fit a tail"):
+    with pytest.raises(ProposerError, match=r"slot 0: 7 nodes were drafted and its limit is 2"):
         engine.generate([[1]], max_new_tokens=8)
 
 

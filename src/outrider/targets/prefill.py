@@ -45,6 +45,7 @@ def read_prompts(
     Returns:
         Features [T, F] of each prompt, or None without taps.
     """
+    assert not any(cache.lengths_of(slots)), f"slots {list(slots)} are not empty: {cache.lengths_of(slots)}"
     features: dict[int, Tensor] = {}
     if feature is not None:
         lengths = map(len, prompts)

@@ -13,11 +13,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from outrider.batch import Batch, Event
+from outrider.batch import Batch
 from outrider.budget import Budget, FixedBudget
 from outrider.cache import KVCache
 from outrider.draft import Draft, Tree
 from outrider.engine import Engine
+from outrider.events import Event
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.proposer import Proposer, Session
 from outrider.sampling import Sampling
@@ -137,7 +138,8 @@ class Player:
                 if arrival == clock:
                     ids[_add(self.engine, case, index)] = index
             self.engine.admit()
-            for event in self.engine.step() if self.engine.batch.running else []:
+            self.engine.step()
+            for event in self.engine.take():
                 _take(event, ids, tokens, finished)
             after_step(self.engine, self.watched)
             for id, index in ids.items():

@@ -1,0 +1,85 @@
+"""Exclusive work that an exception may end anywhere.
+
+An engine changes several things in a step: the batch, the cache, the proposer's session. An exception (a signal, a
+callback, a proposer, a lack of memory) can leave them in disagreement, and a second thread can see them so. A `Guard`
+surrounds such work:
+
+- While one call works, another one is refused with an `EngineBusyError`.
+- Work that did not reach its end leaves the guard unsound. Before the next work, `repair` is called.
+
+A signal can interrupt the guard itself, between any two calls. So no lock has to be given back: whoever works is known
+by its stack frame, and a frame that no thread executes any more holds nothing.
+
+    with guard:      # repaired first, if the last work did not end
+        ...          # an exception here: unsound
+"""
+
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import NamedTuple, final
+
+from outrider.errors import EngineBusyError
+
+__all__ = ["Guard"]
+
+
+class _Holder(NamedTuple):
+    thread: int
+    name: str
+    frame: FrameType
+
+    @property
+    def works(self) -> bool:
+        """Whether its frame is on the stack of its thread."""
+        frame = sys._current_frames().get(self.thread)
+        while frame is not None and frame is not self.frame:
+            frame = frame.f_back
+        return frame is not None
+
+
+@final
+class Guard:
+    """A context manager around work on one engine.
+
+    Args:
+        repair: makes everything consistent again; called with the guard held.
+    """
+
+    def __init__(self, repair: Callable[[], None]) -> None:
+        self.sound = True
+        self._repair = repair
+        self._holders: dict[str, _Holder] = {}
+
+    @property
+    def held(self) -> bool:
+        """Whether some call works now."""
+        holder = self._holders.get("now")
+        return holder is not None and holder.works
+
+    def __enter__(self) -> None:
+        me = _Holder(threading.get_ident(), threading.current_thread().name, sys._getframe(1))
+        holder = self._holders.setdefault("now", me)  # one operation, so two threads cannot both succeed
+        if holder is not me:
+            if holder.works:
+                raise EngineBusyError(_refusal(holder, me))
+            self._holders["now"] = me
+        if not self.sound:
+            self._repair()
+        self.sound = False
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.sound = kind is None
+        self._holders.clear()
+
+
+def _refusal(holder: _Holder, me: _Holder) -> str:
+    if holder.thread == me.thread:
+        return "this engine is in the middle of a step; call it between two events, not from what a step calls"
+    return (
+        f"this engine is working in thread '{holder.name}'; use one engine from one thread at a time, and open another "
+        "engine on the same target for another thread: they share the weights"
+    )
