@@ -114,8 +114,9 @@ class Engine:
             clock, batch = Clock(self.spec.device), self.batch
             slots, samplings = batch.slots, batch.samplings
             rooms = self.budget.rooms(batch.asks(self.session), len(self.waiting))
-            proposed = check_draft(self.session.propose(slots, rooms), slots, rooms, self.spec.vocab_size)
-            draft = self.budget.cut(proposed)  # may be wrong, never unsafe
+            proposed = self.session.propose(slots, rooms)  # may be wrong, never unsafe
+            limits = [(room.num_nodes, room.num_nodes) for room in rooms]  # what is too deep costs time alone
+            draft = self.budget.cut(check_draft(proposed, slots, limits, self.spec.vocab_size))
             clock.lap("propose")
             forward = self.target.forward(slots, batch.roots, draft)  # the only target call in the loop
             clock.lap("verify")
@@ -161,8 +162,9 @@ class Engine:
             clock.lap("propose")
         seconds = clock.seconds()
         num_tokens = sum(len(request.prompt) - 1 for request in requests)
-        ids = tuple(request.id for request in requests)
-        self.record(PrefillRecord(ids, num_tokens, seconds["verify_s"], seconds["propose_s"]))
+        self.record(
+            PrefillRecord(tuple(one.id for one in requests), num_tokens, seconds["verify_s"], seconds["propose_s"])
+        )
 
     def _rebuild(self) -> None:
         """Make everything anew from the outboxes: the batch, the cache, the proposer's session, the budget.
@@ -300,11 +302,10 @@ class Engine:
 
         While a step is at work (this is a signal handler, or another thread) it takes effect before the next one.
         """
-        running = {one.request.id for one in self.batch.running.values()}
-        found = request in running or any(one.id == request for one in self.waiting)
+        known = [*self.waiting, *(running.request for running in self.batch.running.values())]
         self.cancelled.add(request)
         self._drop_cancelled()
-        return found
+        return any(one.id == request for one in known)
 
     def reset(self) -> None:
         """Drop all requests, and what the proposer and the budget learnt from earlier ones."""
@@ -313,12 +314,8 @@ class Engine:
                 self._release([running.request.id for running in self.batch.running.values()])
                 self.session.reset()
                 self.budget.reset()
-                self.waiting.clear()
-                self.outboxes.clear()
-        else:  # all that is known is dropped now, and the rest is made anew before the next step
-            self.batch.running.clear()
-            self.waiting.clear()
-            self.outboxes.clear()
+        for requests in (self.batch.running, self.waiting, self.outboxes):  # of an unsound engine, this is enough
+            requests.clear()
 
     def _drop_cancelled(self) -> None:
         if not self.cancelled or self.guard.held:

@@ -65,8 +65,12 @@ class Guard:
             if holder.works:
                 raise EngineBusyError(_refusal(holder, me))
             self._holders["now"] = me
-        if not self.sound:
-            self._repair()
+        try:
+            if not self.sound:
+                self._repair()
+        except BaseException:
+            self._holders.clear()
+            raise
         self.sound = False
 
     def __exit__(

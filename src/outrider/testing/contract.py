@@ -28,8 +28,9 @@ from torch import Tensor
 
 from outrider.budget import FixedBudget
 from outrider.draft import Draft
-from outrider.engine import Completion, Engine
+from outrider.engine import Engine
 from outrider.errors import LosslessnessError
+from outrider.events import Completion
 from outrider.metrics import summarize
 from outrider.proposer import Proposer
 from outrider.proposers.none import NoProposer
