@@ -151,11 +151,11 @@ class Batch:
         for index, token in enumerate([*verdict.tokens, verdict.bonus]):
             if token == NO_TOKEN:
                 finished = "error"
-                break
-            running.tokens.append(token)
-            emitted.append(token)
-            pieces += running.text.push(token, drafted=index < len(verdict.tokens))
-            finished = self._reason_to_stop(running, token)
+            else:
+                running.tokens.append(token)
+                emitted.append(token)
+                pieces += running.text.push(token, drafted=index < len(verdict.tokens))
+                finished = self._reason_to_stop(running, token)
             if finished is not None:
                 break
         if finished is not None and finished != "stop":

@@ -15,6 +15,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, final
 
+from outrider.errors import RequestError
 from outrider.text import Piece
 
 __all__ = ["Completion", "Event", "FinishReason", "Outbox", "Outboxes"]
@@ -42,6 +43,15 @@ class Event:
     @property
     def text(self) -> str:
         return "".join(piece.text for piece in self.pieces)
+
+    def raise_for_error(self) -> None:
+        """Raise what ended the request, if that was an error.
+
+        Raises:
+            RequestError: with the event's `error`.
+        """
+        if self.error is not None:
+            raise RequestError(self.error)
 
 
 @dataclass(frozen=True, kw_only=True)

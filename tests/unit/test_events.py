@@ -6,12 +6,13 @@ from collections import defaultdict
 import pytest
 import torch
 
-from outrider import Engine, Event, Sampling, load_proposer
+from outrider import Engine, Event, RequestError, Sampling, load_proposer
 from outrider.events import Outboxes
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.proposers.none import NoProposer
+from outrider.sampling import NO_TOKEN
 from outrider.target import Forward
-from outrider.testing import Oracle, tiny_target
+from outrider.testing import Oracle, assert_lossless, tiny_target
 
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6], [20, 21], [30, 3, 2, 1, 4]]
 
@@ -148,3 +149,13 @@ def test_logits_that_are_not_finite_end_their_request_alone(bad: float, sampling
     engine.target = inner
     again = engine.generate([[1, 2, 3, 4]], max_new_tokens=4, ignore_eos=True)
     assert again == Engine(target, NoProposer()).generate([[1, 2, 3, 4]], max_new_tokens=4, ignore_eos=True)
+
+
+def test_nobody_calls_an_answer_that_ended_in_an_error_lossless(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tiny_target()
+    monkeypatch.setattr("outrider.verify.choose_one", lambda *arguments: NO_TOKEN)
+    with pytest.raises(RequestError, match="prompt 0: the target's logits behind 3 tokens are not finite"):
+        assert_lossless(target, NoProposer(), [[1, 2, 3]], max_new_tokens=4)
+    event = next(Engine(target, NoProposer()).stream([[1, 2, 3]]))
+    with pytest.raises(RequestError, match="not finite"):
+        event.raise_for_error()

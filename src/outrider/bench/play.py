@@ -130,6 +130,7 @@ class _Asked:
 
 def _listen(engine: Engine, asked: dict[int, _Asked]) -> list[Answer]:
     for event in engine.run():
+        event.raise_for_error()
         one = asked[event.request]
         waited = perf_counter() - one.start
         one.answer = replace(

@@ -82,6 +82,7 @@ class Generate:
         for event in events:
             sys.stdout.write(show(event.pieces))
             sys.stdout.flush()
+            event.raise_for_error()
         sys.stdout.write("\n")
         print(f"{DIM}{statistics(records)}{PLAIN}" if sys.stderr.isatty() else statistics(records), file=sys.stderr)
 

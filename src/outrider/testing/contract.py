@@ -29,7 +29,7 @@ from torch import Tensor
 from outrider.budget import FixedBudget
 from outrider.draft import Draft
 from outrider.engine import Engine
-from outrider.errors import LosslessnessError
+from outrider.errors import LosslessnessError, RequestError
 from outrider.events import Completion
 from outrider.metrics import summarize
 from outrider.proposer import Proposer
@@ -277,10 +277,13 @@ def assert_lossless(
 
     Raises:
         LosslessnessError: naming the first difference.
+        RequestError: if the target's logits are not finite.
     """
     plain = Engine(target, NoProposer()).generate(prompts, **settings)
     drafted = Engine(target, proposer, max_batch=max_batch).generate(prompts, **settings)
     for index, (want, got) in enumerate(zip(plain, drafted, strict=True)):
+        if want.error is not None:
+            raise RequestError(f"prompt {index}: {want.error}")
         if want.tokens != got.tokens or want.finished != got.finished:
             at = next((i for i, (a, b) in enumerate(zip(want.tokens, got.tokens, strict=False)) if a != b), "the end")
             raise LosslessnessError(f"prompt {index} differs from plain decoding at answer token {at}")

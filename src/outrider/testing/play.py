@@ -172,6 +172,7 @@ def _add(engine: Engine, case: Case, index: int) -> int:
 
 
 def _take(event: Event, ids: dict[int, int], tokens: list[list[int]], finished: list[str | None]) -> None:
+    event.raise_for_error()
     tokens[ids[event.request]] += event.tokens
     finished[ids[event.request]] = event.finished
 

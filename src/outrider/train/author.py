@@ -96,6 +96,7 @@ class EngineAuthor(Author):
         for event in engine.run():
             if event.request not in open_jobs:
                 continue
+            event.raise_for_error()
             one = open_jobs[event.request]
             one.tokens.extend(event.tokens)
             end = next((at for at, token in enumerate(one.tokens) if token in one.job.ends), None)
