@@ -15,7 +15,7 @@ import torch
 from outrider.draft import Draft, Tree
 from outrider.errors import ProposerError
 
-__all__ = ["check_draft"]
+__all__ = ["check_draft", "check_siblings"]
 
 
 def check_draft(draft: object, slots: Sequence[int], limits: Sequence[tuple[int, int]], vocab_size: int) -> Draft:
@@ -75,6 +75,15 @@ def _check_tree(slot: int, tree: Tree, vocab_size: int) -> None:
     if tokens and (min(parents) < -1 or not all(map(operator.lt, parents, range(len(parents))))):
         node, parent = next((node, parent) for node, parent in enumerate(parents) if not -1 <= parent < node)
         raise ProposerError(f"slot {slot}: node {node} has parent {parent}; a parent comes before its child, or is -1")
+
+
+def check_siblings(slot: int, tree: Tree) -> None:
+    """Refuse a token that stands twice under one parent: the target reads it, but the second costs time alone.
+
+    Raises:
+        ProposerError: naming the slot, the token and the parent.
+    """
+    tokens, parents = tree
     if len(set(zip(parents, tokens, strict=True))) < len(tokens):
         pairs = list(zip(parents, tokens, strict=True))
         parent, token = next(pair for node, pair in enumerate(pairs) if pair in pairs[:node])

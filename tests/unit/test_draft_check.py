@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from outrider.draft import Draft, Tree
-from outrider.draft_check import check_draft
+from outrider.draft_check import check_draft, check_siblings
 from outrider.errors import ProposerError
 
 VOCAB = 6
@@ -59,7 +59,6 @@ def test_a_draft_within_its_limits_is_passed_on_as_it_is(draft: Draft) -> None:
         (Draft.of_trees([Tree([1, 2], [-1]), Tree([], [])]), r"slot 3: 2 tokens have 1 parents"),
         (Draft.of_trees([Tree([1, 2], [-1, 1]), Tree([], [])]), r"slot 3: node 1 has parent 1"),
         (Draft.of_trees([Tree([1], [-2]), Tree([], [])]), r"slot 3: node 0 has parent -2"),
-        (Draft.of_trees([Tree([1, 2, 2], [-1, 0, 0]), Tree([], [])]), r"slot 3: token 2 stands twice under node 0"),
         (
             Draft.of_chains([[1], []], probs_BMV=torch.ones(2, 2, VOCAB - 1)),
             r"shape \(2, 2, 5\) and must have \(2, 2, 6\)",
@@ -74,3 +73,9 @@ def test_a_draft_within_its_limits_is_passed_on_as_it_is(draft: Draft) -> None:
 def test_a_draft_that_the_target_cannot_read_is_refused_in_words(draft: object, said: str) -> None:
     with pytest.raises(ProposerError, match=said):
         check_draft(draft, SLOTS, LIMITS, VOCAB)
+
+
+def test_equal_siblings_are_named() -> None:
+    check_siblings(3, Tree([1, 2, 2], [-1, 0, 1]))
+    with pytest.raises(ProposerError, match=r"slot 3: token 2 stands twice under node 0"):
+        check_siblings(3, Tree([1, 2, 2], [-1, 0, 0]))

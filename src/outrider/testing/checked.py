@@ -16,7 +16,7 @@ from torch import Tensor
 
 from outrider.batch import Batch
 from outrider.draft import Draft, Tree
-from outrider.draft_check import check_draft
+from outrider.draft_check import check_draft, check_siblings
 from outrider.errors import ProposerError
 from outrider.proposer import Commit, Proposer, Room, Session
 from outrider.sampling import Sampling
@@ -109,6 +109,8 @@ def check_whole_draft(draft: object, slots: Sequence[int], rooms: Sequence[Room]
         draft = check_draft(draft, slots, rooms, spec.vocab_size)
         if not draft.on_host:
             check_draft(Draft.of_trees(trees_of(draft)), slots, rooms, spec.vocab_size)
+        for slot, tree in zip(slots, trees_of(draft), strict=True):
+            check_siblings(slot, tree)
     except ProposerError as error:
         raise ContractError(f"C8: {error}") from error
     if draft.device.type != spec.device.type:
