@@ -161,14 +161,38 @@ def test_generate_streams_the_same_text_with_every_method(tiny_model: Path, caps
     assert texts[0].strip()
 
 
-def test_generate_colours_what_was_drafted(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_marks_what_was_drafted(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = ("abc", "--method", "draft_model:layers=0,1", "--max-new-tokens", "8")
     assert generate(tiny_model, *arguments) == 0
     plain = capsys.readouterr().out
+    monkeypatch.setenv("FORCE_COLOR", "1")
     assert generate(tiny_model, *arguments, "--show-drafts") == 0
     shown = capsys.readouterr().out
     assert "\x1b[32m" in shown
     assert shown.replace("\x1b[32m", "").replace("\x1b[0m", "") == plain
+    monkeypatch.delenv("FORCE_COLOR")
+    assert generate(tiny_model, *arguments, "--show-drafts") == 0
+    marked = capsys.readouterr().out
+    assert "\x1b" not in marked
+    assert marked == shown.replace("\x1b[32m", "[").replace("\x1b[0m", "]")
+    assert "[" in marked.replace(plain, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--max-new-tokens", "3"), "(length)"),
+        (("--max-new-tokens", "100000"), "(context)"),
+        (("--max-new-tokens", "60", "--stop", *map(chr, range(33, 127))), "(stop)"),
+    ],
+)
+def test_generate_says_why_it_ended(
+    arguments: tuple[str, ...], reason: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(tiny_model, "abc", "--method", "none", "--no-chat", "--temperature", "1", *arguments) == 0
+    assert reason in capsys.readouterr().err.splitlines()[-2]
 
 
 def test_generate_reads_standard_input_and_takes_a_system_message(

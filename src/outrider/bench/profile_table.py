@@ -12,13 +12,12 @@ Example: `21.3 (1.42)` in the column "8" is a forward of eight rows per slot tha
 """
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from outrider.bench.fitting import print_note, print_sheet
+from outrider.bench.sheet import Sheet
 from outrider.costs import CostFile, MeasuredDraftCosts
 
 __all__ = ["bandwidth_share", "print_profile"]
@@ -28,33 +27,27 @@ STEADY: Final = 0.1
 """Sweeps of a quiet machine are less than this share apart."""
 
 
-class Titled(NamedTuple):
-    """A table under a title that does not wrap."""
-
-    title: str
-    body: Table
-
-
 def print_profile(file: CostFile, console: Console) -> None:
     """All tables."""
     identity = file.identity
     threads = f", {identity.num_threads} threads" if identity.num_threads else ""
     machine = identity.cpu if identity.device == "cpu" else identity.device
-    console.print(Text(f"{identity.target}, {identity.dtype}, on {machine}{threads}", style="bold"))
-    console.print(_spread(file))
-    for table in (_forwards(file), _bandwidth(file), _contexts(file), *_drafts(file), _around(file)):
-        console.print(Text(f"\n{table.title}", style="bold"))
-        console.print(table.body)
+    print_note(f"{identity.target}, {identity.dtype}, on {machine}{threads}", console, style="bold")
+    spread, style = _spread(file)
+    print_note(spread, console, style=style)
+    for sheet in (_forwards(file), _bandwidth(file), _contexts(file), *_drafts(file), _around(file)):
+        print_sheet(sheet, console)
 
 
-def _spread(file: CostFile) -> Text:
+def _spread(file: CostFile) -> tuple[str, str]:
+    """How far sweeps were apart in words, and their colour."""
     spread = file.facts.get("spread")
     if not isinstance(spread, int | float):
-        return Text("how far sweeps were apart is unknown")
+        return "how far sweeps were apart is unknown", ""
     said = f"{file.facts.get('repeats')} sweeps, {100 * spread:.0f} % apart"
     if spread <= STEADY:
-        return Text(said)
-    return Text(f"{said}: something else used the machine; measure again when it is quiet", style="yellow")
+        return said, ""
+    return f"{said}: something else used the machine; measure again when it is quiet", "yellow"
 
 
 def bandwidth_share(file: CostFile, batch: int, context: float) -> float | None:
@@ -66,69 +59,75 @@ def bandwidth_share(file: CostFile, batch: int, context: float) -> float | None:
     return num_bytes / file.target.forward_s(batch, batch, context) / bytes_per_s
 
 
-def _forwards(file: CostFile) -> Titled:
+def _forwards(file: CostFile) -> Sheet:
     slots, rows, contexts = _axes(file)
     context = _middle(contexts)
-    table = _table(f"forward at context {context}: ms (in one-row forwards), by rows per slot", "batch", rows)
+    lines = []
     for batch in slots:
         one = file.target.forward_s(batch, batch, context)
-        table.body.add_row(
-            str(batch), *[_ratio(file.target.forward_s(batch, batch * count, context), one) for count in rows]
+        lines.append(
+            (str(batch), *[_ratio(file.target.forward_s(batch, batch * count, context), one) for count in rows])
         )
-    return table
+    legend = "12.3 (1.42): ms, and how many forwards of one row per slot that is"
+    return _sheet(f"forward at context {context}, by rows per slot", "batch", rows, lines, legend)
 
 
-def _bandwidth(file: CostFile) -> Titled:
+def _bandwidth(file: CostFile) -> Sheet:
     slots, _, contexts = _axes(file)
     context = _middle(contexts)
     reached = file.facts.get("memory_bytes_per_s")
     known = f"{reached / 1e9:.1f} GB/s" if isinstance(reached, (int, float)) else "unknown"
-    table = _table(f"one row per slot at context {context}; memory is read at {known}", "batch", ["ms", "share"])
+    lines = []
     for batch in slots:
         share = bandwidth_share(file, batch, context)
         seconds = file.target.forward_s(batch, batch, context)
-        table.body.add_row(str(batch), _ms(seconds), "-" if share is None else f"{100 * share:.0f} %")
-    return table
+        lines.append((str(batch), _ms(seconds), "-" if share is None else f"{100 * share:.0f} %"))
+    title = f"one row per slot at context {context}; memory is read at {known}"
+    return _sheet(
+        title, "batch", ["ms", "share"], lines, "share: of that rate, which reading weights and cache reaches"
+    )
 
 
-def _contexts(file: CostFile) -> Titled:
+def _contexts(file: CostFile) -> Sheet:
     slots, rows, contexts = _axes(file)
-    table = _table("forward by context, ms", "batch, rows per slot", contexts)
+    lines = []
     for batch in slots:
         for count in dict.fromkeys((rows[0], rows[-1])):
             cells = [_ms(file.target.forward_s(batch, batch * count, context)) for context in contexts]
-            table.body.add_row(f"{batch}, {count}", *cells)
-    return table
+            lines.append((f"{batch}, {count}", *cells))
+    return _sheet("forward by context, ms", "batch, rows per slot", contexts, lines)
 
 
-def _drafts(file: CostFile) -> list[Titled]:
+def _drafts(file: CostFile) -> list[Sheet]:
     _, _, contexts = _axes(file)
     return [_draft(file, label, costs, _middle(contexts)) for label, costs in file.drafts.items()]
 
 
-def _draft(file: CostFile, label: str, costs: MeasuredDraftCosts, context: float) -> Titled:
+def _draft(file: CostFile, label: str, costs: MeasuredDraftCosts, context: float) -> Sheet:
     slots, nodes = (tuple(map(int, points)) for points in costs.propose.axes.values())
-    table = _table(f"{label}: ms a step (in plain forwards), by nodes per slot", "batch", nodes)
+    lines = []
     for batch in slots:
         plain = file.target.forward_s(batch, batch, context)
         seconds = [costs.propose_s(batch, batch * count, count) for count in nodes]
-        table.body.add_row(str(batch), *[_ratio(each, plain) for each in seconds])
-    return table
+        lines.append((str(batch), *[_ratio(each, plain) for each in seconds]))
+    legend = "0.12 (0.05): ms, and how many plain forwards that is"
+    return _sheet(f"{label}: ms a step, by nodes per slot", "batch", nodes, lines, legend)
 
 
-def _around(file: CostFile) -> Titled:
+def _around(file: CostFile) -> Sheet:
     slots, rows, _ = _axes(file)
     few, many = rows[0], rows[-1]
     heads = [f"accept {count}, {kind}" for count in dict.fromkeys((few, many)) for kind in ("greedy", "sampled")]
-    table = _table("judging rows per slot, and the rest of a step, ms", "batch", [*heads, "rest"])
+    lines = []
     for batch in slots:
         cells = [
             _ms(file.target.accept_s(batch, batch * count, greedy))
             for count in dict.fromkeys((few, many))
             for greedy in (True, False)
         ]
-        table.body.add_row(str(batch), *cells, _ms(file.target.rest_s(batch)))
-    return table
+        lines.append((str(batch), *cells, _ms(file.target.rest_s(batch))))
+    legend = "accept: verifying so many rows; rest: what a step costs besides its forward, draft and verification"
+    return _sheet("judging rows per slot, and the rest of a step, ms", "batch", [*heads, "rest"], lines, legend)
 
 
 def _axes(file: CostFile) -> tuple[tuple[int, ...], ...]:
@@ -139,12 +138,21 @@ def _middle(points: Sequence[int]) -> int:
     return points[(len(points) - 1) // 2]
 
 
-def _table(title: str, first: str, heads: Sequence[object]) -> Titled:
-    body = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    body.add_column(first, no_wrap=True)
-    for head in heads:
-        body.add_column(str(head), justify="right", no_wrap=True)
-    return Titled(title, body)
+def _sheet(
+    title: str, first: str, heads: Sequence[object], lines: Sequence[tuple[str, ...]], legend: str = ""
+) -> Sheet:
+    """Return a table of which a narrow terminal shows every second point, or the ends."""
+    points = [str(head) for head in heads]
+    inner = points[1:-1]
+    return Sheet(
+        title=title,
+        head=(first, *points),
+        lines=tuple(lines),
+        styles=("",) * len(lines),
+        legend=(((first,), legend),) if legend else (),
+        names=(0,),
+        drops=(*inner[::2], *inner[1::2]),
+    )
 
 
 def _ratio(seconds: float, one: float) -> str:

@@ -36,6 +36,18 @@ HEAD = (
     "tpot ms",
     "equal",
 )
+DROPS = ("length", "accepted", "e2e", "e2e tok/s", "tpot ms", "ttft ms", "tau", "tok/s")
+LEGEND = (
+    (("tok/s",), "tok/s: of all requests together"),
+    (("e2e tok/s", "e2e"), "e2e: prompts included"),
+    (("tau",), "tau: tokens per target forward"),
+    (("length",), "length: tokens per step with a draft"),
+    (("accepted",), "accepted: share of drafts accepted to depth 1, 2, 3"),
+    (("speedup",), "speedup: over the engine's own plain decoding, with its 95 % interval"),
+    (("ttft ms",), "ttft: to the first token, p50/p95"),
+    (("tpot ms",), "tpot: per token after it, p50/p95/p99"),
+    (("equal",), "equal: greedy answers that equal plain decoding's"),
+)
 ENGINES = ("outrider", *SERVING)
 
 
@@ -66,6 +78,8 @@ def _sheet(engine: str, key: _Key, rows: Sequence[Row]) -> Sheet:
         head=HEAD,
         lines=tuple(_line(row) for row in members),
         styles=tuple(style_of(row) for row in members),
+        legend=LEGEND,
+        drops=DROPS,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from outrider.bench.schema import PLAIN, Row
 from outrider.bench.statistics import Interval
+from outrider.untrusted import markdown_text
 
 __all__ = ["LOSES", "WINS", "Sheet", "by_category", "interval_text", "number_text", "style_of"]
 
@@ -16,20 +17,45 @@ LOSES, WINS = "red", "green"
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """A table; `styles[i]` is the colour of line i, or empty."""
+    """A table.
+
+    styles           of line i its colour, or empty
+    legend           what columns mean: their names, and the explanation that is printed while one of them is shown
+    names            places of the columns that hold names; they may wrap
+    drops            columns that a narrow terminal does without, the first of them first
+    ends_with_text   whether the last column holds words
+    """
 
     title: str
     head: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
     styles: tuple[str, ...]
+    legend: tuple[tuple[tuple[str, ...], str], ...] = ()
+    names: tuple[int, ...] = (0, 1)
+    drops: tuple[str, ...] = ()
+    ends_with_text: bool = False
+
+    def explained(self, columns: Sequence[str]) -> str:
+        """Return the legend of these columns, in a sentence."""
+        return "; ".join(text for names, text in self.legend if {*names} & {*columns})
+
+    @property
+    def texts(self) -> tuple[int, ...]:
+        """Places of the columns that hold words."""
+        return (*self.names, len(self.head) - 1) if self.ends_with_text else self.names
 
     @property
     def markdown(self) -> str:
         """Without its title."""
-        rule = "|".join(["---", "---", *["---:"] * (len(self.head) - 2)])
-        lines = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in self.lines]
+        texts = {*self.texts}
+        rule = "|".join("---" if place in texts else "---:" for place in range(len(self.head)))
+        lines = [
+            " | ".join(markdown_text(cell) if place in texts else cell for place, cell in enumerate(line))
+            for line in self.lines
+        ]
         body = "\n".join(f"| {line} |" for line in lines)
-        return f"| {' | '.join(self.head)} |\n|{rule}|\n{body}"
+        legend = f"\n\n{self.explained(self.head)}" if self.legend else ""
+        return f"| {' | '.join(self.head)} |\n|{rule}|\n{body}{legend}"
 
 
 def by_category(rows: Sequence[Row]) -> list[Row]:

@@ -17,15 +17,14 @@ Example of a speedup: `1.92 [1.71, 2.10]`; of one prompt alone: `1.92`, without 
 
 from collections.abc import Iterable, Sequence
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from outrider.bench.fitting import print_note, print_sheet
 from outrider.bench.schema import PLAIN, SERVING, Report, Row
 from outrider.bench.serving_table import serving_sheets
 from outrider.bench.sheet import Sheet, by_category, interval_text, number_text, style_of
 from outrider.bench.statistics import Interval
+from outrider.untrusted import markdown_text
 
 __all__ = ["Sheet", "markdown", "print_report", "sheets_of"]
 
@@ -41,6 +40,23 @@ HEAD = (
     "even",
     "p/v/a/c/h %",
     "lossless",
+)
+DROPS = ("p/v/a/c/h %", "predicted", "even", "accepted", "e2e", "tok/s")
+LEGEND = (
+    (("tok/s",), "tok/s: of all requests together"),
+    (("tau",), "tau: tokens per target forward"),
+    (("accepted",), "accepted: share of drafts accepted to depth 1, 2, 3"),
+    (("speedup",), "speedup: over plain decoding, with its 95 % interval"),
+    (("e2e",), "e2e: prompt included"),
+    (("predicted",), "predicted: from tau and costs"),
+    (("even",), "even: the tau below which it loses"),
+    (("p/v/a/c/h %",), "p/v/a/c/h: time to propose, verify, accept, commit, on the host"),
+)
+EXTERNAL_DROPS = ("e2e", "e2e tok/s", "tok/s")
+EXTERNAL_LEGEND = (
+    (("tok/s",), "tok/s: tokens per second"),
+    (("e2e tok/s", "e2e"), "e2e: prompt included"),
+    (("our plain is faster by",), "faster by: times, with a 95 % interval"),
 )
 EXTERNAL_HEAD = ("category", "baseline", "tok/s", "e2e tok/s", "our plain is faster by", "e2e")
 PARTS = ("propose", "verify", "accept", "commit", "host")
@@ -58,24 +74,19 @@ def sheets_of(report: Report) -> list[Sheet]:
 
 def print_report(report: Report, console: Console) -> None:
     """Notes and tables for a terminal."""
-    console.print(Text(_headline(report), style="bold"))
+    print_note(_headline(report), console, style="bold")
     for sheet in sheets_of(report):
-        table = Table(title=sheet.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
-        for column, name in enumerate(sheet.head):
-            table.add_column(
-                name, justify="left" if column < 2 or column == len(sheet.head) - 1 else "right", no_wrap=True
-            )
-        for line, style in zip(sheet.lines, sheet.styles, strict=True):
-            table.add_row(*map(Text, line), style=style)
-        console.print(table)
+        print_sheet(sheet, console)
+    if report.notes:
+        console.print()
     for note in report.notes:
-        console.print(Text(f"- {note}"))
+        print_note(f"- {note}", console)
 
 
 def markdown(report: Report) -> str:
     """The same as Markdown."""
-    parts = [f"# {_headline(report)}", "\n".join(f"- {note}" for note in report.notes)]
-    parts += [f"## {sheet.title}\n\n{sheet.markdown}" for sheet in sheets_of(report)]
+    parts = [f"# {markdown_text(_headline(report))}", "\n".join(f"- {markdown_text(note)}" for note in report.notes)]
+    parts += [f"## {markdown_text(sheet.title)}\n\n{sheet.markdown}" for sheet in sheets_of(report)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -94,6 +105,9 @@ def _sheet(batch: int, temperature: float, rows: Iterable[Row]) -> Sheet:
         head=HEAD,
         lines=tuple(_line(row) for row in members),
         styles=tuple(style_of(row) for row in members),
+        legend=LEGEND,
+        drops=DROPS,
+        ends_with_text=True,
     )
 
 
@@ -104,6 +118,8 @@ def _external_sheet(rows: Sequence[Row]) -> Sheet:
         head=EXTERNAL_HEAD,
         lines=tuple(_external_line(row) for row in members),
         styles=("",) * len(members),
+        legend=EXTERNAL_LEGEND,
+        drops=EXTERNAL_DROPS,
     )
 
 

@@ -4,20 +4,24 @@ A command is a frozen dataclass; its fields are the options, its `run` does the 
 command runs, so that help is instant.
 
     exit 0     done
+    exit 1     a fault of Outrider's own; the traceback belongs into a report
     exit 2     bad input, or a run that cannot go on; one sentence on standard error says why
     exit 130   interrupted; where work can be resumed, the sentence says how
+    exit 143   terminated (SIGTERM), in the same way
 """
 
+import contextlib
 import logging
 import os
+import select
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Annotated, Any, Union
 
-import tyro
-
-from outrider.errors import OutriderError
+from outrider.errors import ConfigError, OutriderError, Terminated, nearest
+from outrider.untrusted import visible, visible_line
 
 __all__ = ["COMMANDS", "main"]
 
@@ -39,29 +43,75 @@ SPELLED = {"train": "outrider.cli.train:spelled"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and give its exit status."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("outrider").setLevel(logging.INFO)
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    """Run one command and give its exit status; words that are no command end with `SystemExit`, as help does."""
     try:
-        if given and given[0] in SPELLED:
-            given[1:] = _named(SPELLED[given[0]])(given[1:])
-        command: Any = tyro.cli(_commands(given[:1]), prog="outrider", description=DESCRIPTION, args=given)
-        command.run()
-    except OutriderError as error:
-        return _say(str(error), 2)
-    except KeyboardInterrupt as stop:
-        return _say(str(stop) or "interrupted", 130)
-    except BrokenPipeError:  # the reader of our output has left; nothing is left to say to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return 0
+        return _guarded(arguments)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if _is_unwritable(stream):
+                _discard(stream)
 
 
 DESCRIPTION = "Speculative decoding of language models: one loop, one verifier, one benchmark for every method."
 
 
+def _guarded(arguments: Sequence[str] | None) -> int:
+    """Turn everything that ends a command into a sentence and a status."""
+    try:
+        from outrider.cli.interruption import interruptible
+        from outrider.cli.terminal import prepare_streams
+
+        prepare_streams()
+        with interruptible():
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except OutriderError as error:
+        return _say(str(error), 2)
+    except KeyboardInterrupt as stop:
+        is_terminated = isinstance(stop, Terminated)
+        return _say(str(stop) or ("terminated" if is_terminated else "interrupted"), 143 if is_terminated else 130)
+    except OSError as error:
+        return _failed_system_call(error)
+    except MemoryError as error:
+        return _say(f"there is not enough memory ({error or 'an allocation failed'}); use a smaller batch or model", 2)
+    except Exception as error:
+        return _our_fault(error)
+
+
+def _run(words: list[str]) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_VisibleFormatter("%(message)s"))
+    logging.getLogger("outrider").setLevel(logging.INFO)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # other libraries' bars rewrite their line
+    if "--version" in words[:1]:
+        print(_version())
+        return 0
+    if words and words[0] in SPELLED:
+        words[1:] = _named(SPELLED[words[0]])(words[1:])
+    try:
+        command = _command(words)
+    except ConfigError as error:
+        sys.exit(_say(str(error), 2))
+    command.run()
+    sys.stdout.flush()  # while a failure can still be told
+    return 0
+
+
+def _command(words: list[str]) -> Any:
+    from outrider.cli.parsing import parsed
+
+    if not words:
+        raise ConfigError(f"give a command: {', '.join(COMMANDS)}; outrider --help explains them")
+    if words[0] not in COMMANDS and words[0] not in ("-h", "--help"):
+        kind = "option" if words[0].startswith("-") else "command"
+        raise ConfigError(f"there is no {kind} '{words[0]}'{nearest(words[0], [*COMMANDS, '--help', '--version'])}")
+    return parsed(_commands(words[:1]), words, prog="outrider", description=DESCRIPTION)
+
+
 def _commands(asked: Sequence[str]) -> Any:
+    import tyro
+
     found = []
     for name, path in COMMANDS.items():
         command = _named(LATE[name])() if name in LATE and name in asked else _named(path)
@@ -74,6 +124,72 @@ def _named(path: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+    from platform import python_version
+
+    found = []
+    for package in ("outrider", "torch"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"{package} (not installed)")
+    return ", ".join([*found, f"Python {python_version()}"])
+
+
+class _VisibleFormatter(logging.Formatter):
+    """Messages may quote names and text that others wrote."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+def _failed_system_call(error: OSError) -> int:
+    """One sentence; nothing at all where the reader of our output has left."""
+    if isinstance(error, BrokenPipeError) and any(map(_is_left, (sys.stdout, sys.stderr))):
+        return 0
+    places = " and ".join(str(place) for place in (error.filename, error.filename2) if place is not None)
+    if not places:
+        places = "standard output" if _is_unwritable(sys.stdout) else "a file or a connection"
+    reason = error.strerror or str(error) or type(error).__name__
+    return _say(f"{places} cannot be used ({reason}); what was finished before is kept", 2)
+
+
+def _is_left(stream: Any) -> bool:
+    """Return whether the stream is a pipe that nobody reads any more."""
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), 0)
+    except (OSError, ValueError):  # a stream in memory
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _is_unwritable(stream: Any) -> bool:
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        return True
+    return False
+
+
+def _discard(stream: Any) -> None:
+    """Let what is left in a buffer go nowhere, so that the interpreter does not complain when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _our_fault(error: Exception) -> int:
+    with contextlib.suppress(OSError):
+        print(visible("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+    return _say(
+        "this is a fault of Outrider, not yours; please report it with the lines above, the command and the output of "
+        "outrider --version",
+        1,
+    )
+
+
 def _say(sentence: str, status: int) -> int:
-    print(f"outrider: {' '.join(sentence.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"outrider: {visible_line(' '.join(sentence.split()))}", file=sys.stderr)
     return status

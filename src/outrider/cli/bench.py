@@ -1,14 +1,9 @@
 """`outrider bench`: measure methods against plain decoding."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from outrider.bench.runner import Progress
+from typing import Literal
 
 __all__ = ["Bench"]
 
@@ -18,8 +13,8 @@ class Bench:
     """Measure methods against plain decoding, side by side on the same prompts.
 
     Options that are not given come from the preset. An interrupted run is resumed by the same command; nothing is
-    measured twice. Tables go to the terminal, one JSON line ends standard output, and all records are kept in the run's
-    directory.
+    measured twice. Tables go to standard output, ended by one line of JSON where that is not a terminal; all records
+    are kept in the run's directory.
     """
 
     preset: str = "quick"
@@ -89,28 +84,30 @@ class Bench:
     """Times that they are measured."""
 
     def run(self) -> None:
-        from rich.console import Console
-
         from outrider.bench.benchmark import benchmark
         from outrider.bench.config import configured, read_preset
         from outrider.bench.schema import to_json
         from outrider.bench.table import print_report
+        from outrider.cli.interruption import resumable
+        from outrider.cli.terminal import console, end_with, progress
 
         config = configured(read_preset(self.preset), **self._given())
         directory: list[Path] = []
-        try:
-            with _progress() as listen:
-                name = Path(self.preset).stem
-                report = benchmark(
-                    config, self.run_dir, name=name, resume=self.resume, started=directory.append, listen=listen
-                )
-        except KeyboardInterrupt:
-            place = f"; finished units are in {directory[0]}, and the same command goes on there" if directory else ""
-            raise KeyboardInterrupt(f"interrupted{place}") from None
-        console = Console()
-        print_report(report, console if console.is_terminal else Console(width=WIDTH))
-        print(to_json(report))
-        sys.stdout.flush()
+
+        def place() -> str:
+            return f"; finished units are in {directory[0]}, and the same command goes on there" if directory else ""
+
+        with resumable(place), progress() as bar:
+            report = benchmark(
+                config,
+                self.run_dir,
+                name=Path(self.preset).stem,
+                resume=self.resume,
+                started=directory.append,
+                listen=lambda at: bar.show(at.num_done, at.num_units, at.unit),
+            )
+        print_report(report, console(sys.stdout))
+        end_with(to_json(report), f"All columns: {report.run}/report.md; as data: report.json there")
 
     def _given(self) -> dict[str, object]:
         """What was said on the command line."""
@@ -122,16 +119,3 @@ class Bench:
 
 
 OWN = ("preset", "run_dir", "resume")
-WIDTH = 160
-
-
-@contextmanager
-def _progress() -> "Iterator[Callable[[Progress], None]]":
-    """A bar on standard error: units done, the current one, time left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("loading", total=None)
-        yield lambda at: bar.update(task, completed=at.num_done, total=at.num_units, description=at.unit)

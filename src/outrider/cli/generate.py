@@ -1,11 +1,19 @@
-"""`outrider generate`: stream an answer, and show which part of it was drafted."""
+"""`outrider generate`: stream an answer, and show which part of it was drafted.
+
+A terminal sees escape sequences that a model writes instead of obeying them; in a pipe or a file the text is exactly
+the model's.
+"""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 import tyro
+
+from outrider.cli.terminal import is_styled
+from outrider.untrusted import visible
 
 if TYPE_CHECKING:
     from outrider.metrics import PrefillRecord, StepRecord
@@ -16,7 +24,10 @@ __all__ = ["Generate"]
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Stream an answer to a prompt; statistics follow on standard error."""
+    """Stream an answer to a prompt; why it ended, and statistics, follow on standard error.
+
+    A terminal shows control characters in the answer as escapes; a pipe gets the text as it is.
+    """
 
     prompt: tyro.conf.Positional[str]
     """The prompt; - reads it from standard input."""
@@ -43,7 +54,7 @@ class Generate:
     chat: bool = True
     """Use the target's chat template; --no-chat continues the prompt as it is."""
     show_drafts: bool = False
-    """Colour the text that was accepted from drafts."""
+    """Colour the text that was accepted from drafts; where there are no colours it stands in [brackets]."""
     budget: Literal["fixed", "auto"] = "fixed"
     """fixed drafts as much as the method is set to; auto as much as pays here, which may be nothing."""
     verification: str = "coupled"
@@ -77,14 +88,19 @@ class Generate:
             budget=self.budget,
             record=records.append,
         )
-        show = _shown if self.show_drafts else _plain
+        show = _marking(is_styled(sys.stdout)) if self.show_drafts else _plain
+        clean = visible if sys.stdout.isatty() else str
+        finished = None
         events = engine.stream([prompt], max_new_tokens=self.max_new_tokens, sampling=sampling, stop=self.stop)
         for event in events:
-            sys.stdout.write(show(event.pieces))
+            sys.stdout.write(show([piece._replace(text=clean(piece.text)) for piece in event.pieces]))
             sys.stdout.flush()
             event.raise_for_error()
+            finished = event.finished
         sys.stdout.write("\n")
-        print(f"{DIM}{statistics(records)}{PLAIN}" if sys.stderr.isatty() else statistics(records), file=sys.stderr)
+        sys.stdout.flush()
+        for line in (ENDS.get(str(finished), f"ended: {finished}"), statistics(records)):
+            print(f"{DIM}{line}{PLAIN}" if is_styled(sys.stderr) else line, file=sys.stderr)
 
     def _prompt(self, tokenizer: object) -> "Prompt":
         from outrider.errors import RequestError
@@ -102,6 +118,12 @@ class Generate:
 
 
 DRAFTED, DIM, PLAIN = "\x1b[32m", "\x1b[2m", "\x1b[0m"
+ENDS = {
+    "eos": "ended by the model (eos)",
+    "stop": "ended at a stop string (stop)",
+    "length": "ended at --max-new-tokens (length)",
+    "context": "ended at the context limit of the target (context)",
+}
 
 
 def _raw(tokenizer: object, text: str) -> "Prompt":
@@ -116,8 +138,15 @@ def _plain(pieces: "Sequence[Piece]") -> str:
     return "".join(piece.text for piece in pieces)
 
 
-def _shown(pieces: "Sequence[Piece]") -> str:
-    return "".join(f"{DRAFTED}{piece.text}{PLAIN}" if piece.drafted and piece.text else piece.text for piece in pieces)
+def _marking(is_coloured: bool) -> "Callable[[Sequence[Piece]], str]":
+    before, after = (DRAFTED, PLAIN) if is_coloured else ("[", "]")
+
+    def shown(pieces: "Sequence[Piece]") -> str:
+        runs = groupby((piece for piece in pieces if piece.text), key=lambda piece: piece.drafted)
+        texts = ((drafted, "".join(piece.text for piece in run)) for drafted, run in runs)
+        return "".join(f"{before}{text}{after}" if drafted else text for drafted, text in texts)
+
+    return shown
 
 
 def statistics(records: "Sequence[StepRecord | PrefillRecord]") -> str:

@@ -18,8 +18,8 @@ class Plan:
     """Predict the speedup of methods by batch size and number of nodes, before anything runs.
 
     Costs come from `outrider profile` (--costs) or from a data sheet (--hardware and --model), acceptance from numbers
-    (--acceptance) or from a finished run (--run). Tables go to the terminal; one JSON line ends standard output. With
-    --check, a finished run is predicted row by row instead, and compared with what was measured.
+    (--acceptance) or from a finished run (--run). Tables go to standard output, ended by one line of JSON where that is
+    not a terminal. With --check, a finished run is predicted row by row instead, and compared with what was measured.
     """
 
     costs: Path | None = None
@@ -54,22 +54,16 @@ class Plan:
     """Length of each answer; without it, the loss at an answer's end is left out."""
 
     def run(self) -> None:
-        from rich.console import Console
-
         from outrider.bench.codec import dumps
         from outrider.bench.planning.tables import print_outlook
+        from outrider.cli.terminal import console, end_with
 
         outlook = self._outlook()
-        console = Console()
-        print_outlook(outlook, console if console.is_terminal else Console(width=WIDTH))
-        print(dumps(outlook))
-        sys.stdout.flush()
+        print_outlook(outlook, console(sys.stdout))
+        end_with(dumps(outlook), "")
 
     def _outlook(self) -> "Outlook":
         from outrider.bench.planning.planner import Wish, checked, planned
 
         wish = Wish(**{field.name: getattr(self, field.name) for field in fields(self) if field.name != "check"})
         return planned(wish) if self.check is None else checked(wish, self.check)
-
-
-WIDTH = 180

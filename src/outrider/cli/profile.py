@@ -2,14 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from outrider.bench.profile import GroupProgress
 
 __all__ = ["ProfileCommand"]
 
@@ -18,8 +12,8 @@ __all__ = ["ProfileCommand"]
 class ProfileCommand:
     """Measure what forwards and drafts cost on this machine, and keep it for budgets and plans.
 
-    An interrupted profile is resumed by the same command. Tables go to the terminal, one JSON line ends standard
-    output, and the numbers are kept where engines look for them, or in --output.
+    An interrupted profile is resumed by the same command. Tables go to standard output, ended by one line
+    of JSON where that is not a terminal; the numbers are kept where engines look for them, or in --output.
     """
 
     target: str = "smollm2-135m"
@@ -44,10 +38,10 @@ class ProfileCommand:
     """Fewer points and 3 repeats, where none are given."""
 
     def run(self) -> None:
-        from rich.console import Console
-
         from outrider.bench.profile import ProfileConfig, profile
         from outrider.bench.profile_table import print_profile
+        from outrider.cli.interruption import resumable
+        from outrider.cli.terminal import console, end_with, progress
 
         config = ProfileConfig(
             target=self.target,
@@ -62,33 +56,16 @@ class ProfileCommand:
             quick=self.quick,
         )
         unfinished: list[Path] = []
-        try:
-            with _progress() as listen:
-                found = profile(config, listen, unfinished.append)
-        except KeyboardInterrupt:
-            place = f"; finished points are in {unfinished[0]}, and the same command goes on" if unfinished else ""
-            raise KeyboardInterrupt(f"interrupted{place}") from None
-        console = Console()
-        print_profile(found.file, console if console.is_terminal else Console(width=WIDTH))
-        print(json.dumps({**found.file.to_plain(), "output": str(found.path)}, allow_nan=False))
-        sys.stdout.flush()
 
+        def place() -> str:
+            return f"; finished points are in {unfinished[0]}, and the same command goes on" if unfinished else ""
 
-WIDTH = 160
-
-
-@contextmanager
-def _progress() -> "Iterator[Callable[[GroupProgress], None]]":
-    """A bar on standard error: groups done, the current one."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("loading", total=None)
-        yield lambda at: bar.update(
-            task,
-            completed=at.num_done + at.part,
-            total=at.num_groups,
-            description=f"{at.group} ({at.num_done} of {at.num_groups} groups done)",
+        with resumable(place), progress() as bar:
+            found = profile(
+                config, lambda at: bar.show(at.num_done + at.part, at.num_groups, at.group), unfinished.append
+            )
+        print_profile(found.file, console(sys.stdout))
+        end_with(
+            json.dumps({**found.file.to_plain(), "output": str(found.path)}, allow_nan=False),
+            f"All numbers: {found.path}",
         )

@@ -2,13 +2,15 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from outrider.untrusted import visible
+
 if TYPE_CHECKING:
+    from outrider.cli.terminal import Bar
     from outrider.train.author import Author
     from outrider.train.identity import Identity
     from outrider.train.synthesize import Progress, Result, SynthesisConfig
@@ -21,7 +23,8 @@ class Synthesize:
     """Let the target write its own training data: token ids, and which of them it wrote.
 
     An interrupted run is resumed by the same command; a larger --num-prompts lets a finished one grow. Prompts of the
-    benchmark are left out. Counts go to standard error, one JSON line ends standard output.
+    benchmark are left out. Counts go to standard error; where standard output is not a terminal, one line of JSON
+    goes there.
     """
 
     output: Path
@@ -76,21 +79,19 @@ class Synthesize:
     """cpu, cuda, ...; by default the GPU if there is one."""
 
     def run(self) -> None:
+        from outrider.cli.interruption import resumable
+        from outrider.cli.terminal import end_with, progress
         from outrider.train.synthesize import SynthesisConfig, synthesize
 
         given = {field.name: getattr(self, field.name) for field in fields(SynthesisConfig)}
         config = SynthesisConfig(**{name: value for name, value in given.items() if value not in (None, ())})
         identity, author = self._writer(config)
         by = f"server {self.endpoint}" if self.endpoint else f"engine, {self.dtype}"
-        try:
-            with closing(author), _progress() as listen:
-                result = synthesize(config, self.output, identity, author, written_by=by, listen=listen)
-        except KeyboardInterrupt:
-            place = f"finished shards are in {self.output}, and the same command goes on there"
-            raise KeyboardInterrupt(f"interrupted; {place}") from None
-        print(_summary(result), file=sys.stderr)
-        print(json.dumps(self._line(identity, result)))
-        sys.stdout.flush()
+        place = f"; finished shards are in {self.output}, and the same command goes on there"
+        with resumable(lambda: place), closing(author), progress() as bar:
+            result = synthesize(config, self.output, identity, author, written_by=by, listen=lambda at: _show(at, bar))
+        print(visible(_summary(result)), file=sys.stderr)
+        end_with(json.dumps(self._line(identity, result)), f"All counts: {self.output}")
 
     def _writer(self, config: "SynthesisConfig") -> "tuple[Identity, Author]":
         """Who writes, and for whom."""
@@ -140,22 +141,10 @@ def _summary(result: "Result") -> str:
     return "\n".join(lines)
 
 
-@contextmanager
-def _progress() -> "Iterator[Callable[[Progress], None]]":
-    """A bar on standard error: prompts answered, tokens, tokens per second, time left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("loading", total=None)
-
-        def listen(at: "Progress") -> None:
-            done, total = (at.num_prompts, at.num_prompts_wanted)
-            if total is None and at.num_tokens_wanted is not None:
-                done, total = at.num_tokens, at.num_tokens_wanted
-            words = f"{at.num_prompts} prompts, {at.num_tokens} tokens, {at.tokens_per_s:.0f} tokens/s: {at.stage}"
-            bar.update(task, completed=done, total=total, description=words)
-
-        yield listen
+def _show(at: "Progress", bar: "Bar") -> None:
+    """Prompts answered, tokens, tokens per second."""
+    done, total = at.num_prompts, at.num_prompts_wanted
+    if total is None and at.num_tokens_wanted is not None:
+        done, total = at.num_tokens, at.num_tokens_wanted
+    words = f"{at.num_prompts} prompts, {at.num_tokens} tokens, {at.tokens_per_s:.0f} tokens/s: {at.stage}"
+    bar.show(done, total, words)

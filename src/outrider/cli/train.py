@@ -6,21 +6,19 @@ A method's own settings are the fields of its objective's `Config`; they stand b
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
+
+from outrider.cli.terminal import end_with, progress
 
 if TYPE_CHECKING:
     from outrider.train.loop import Progress
 
 __all__ = ["Train", "spelled", "with_methods"]
-
-SECONDS_BETWEEN_LINES = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +67,9 @@ class TrainMethod:
         finally:
             processes.end_training()
         if processes.is_main_process:
-            print(json.dumps(report))
-            sys.stdout.flush()
+            end_with(
+                json.dumps(report), f"checkpoint: {report['checkpoint']}; all figures: {report['run']}/summary.json"
+            )
 
 
 def spelled(arguments: Sequence[str]) -> list[str]:
@@ -128,8 +127,15 @@ def _train(command: Any, resume: Path | None, processes: Any) -> dict[str, Any]:
         options={field.name: getattr(command, field.name) for field in fields(TrainMethod) if field.name not in OWN},
     )
     directory = _shared(resume or command.run_dir or _new_directory(name))
-    with _progress(processes.is_main_process) as (listen, say):
-        return train(setup, directory, processes, resume=resume is not None, listen=listen, say=say)
+    with progress(is_quiet=not processes.is_main_process) as bar:
+        return train(
+            setup,
+            directory,
+            processes,
+            resume=resume is not None,
+            listen=lambda at: bar.show(at.step, at.num_steps, described(at)),
+            say=bar.say,
+        )
 
 
 OWN = ("run_dir", "resume")
@@ -225,29 +231,6 @@ def _shared(directory: Path) -> Path:
 def _first_sentence(objective: Any) -> str:
     text = " ".join((sys.modules[objective.__module__].__doc__ or "").partition("\n\n")[0].split())
     return text.partition(". ")[0].rstrip(".") + "."
-
-
-@contextmanager
-def _progress(visible: bool) -> "Iterator[tuple[Callable[[Progress], None], Callable[[str], None]]]":
-    """A bar on standard error where that is a terminal, else a line now and then; and a place for sentences."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True, quiet=not visible, highlight=False)
-    columns = (BarColumn(bar_width=16), MofNCompleteColumn(), TextColumn("{task.description}"))
-    last = monotonic()
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def listen(at: "Progress") -> None:
-            nonlocal last
-            bar.update(task, completed=at.step, total=at.num_steps, description=described(at))
-            if not console.is_terminal and (monotonic() - last > SECONDS_BETWEEN_LINES or at.step == at.num_steps):
-                last = monotonic()
-                console.print(f"{at.step}/{at.num_steps} {described(at)}", soft_wrap=True)
-
-        yield listen, lambda sentence: console.print(sentence, soft_wrap=True)
 
 
 def described(at: "Progress") -> str:

@@ -16,6 +16,7 @@ from outrider.bench.crossover import Curve, curves_of
 from outrider.bench.schema import PLAIN, Report, Row
 from outrider.errors import RunError
 from outrider.report.svg import element, escaped, label, picture, text_width, wrapped
+from outrider.untrusted import markdown_code
 
 __all__ = ["batch_chart", "batch_table", "has_batches"]
 
@@ -79,7 +80,7 @@ def batch_table(report: Report) -> str:
         rows = {row.batch: row for row in curve.rows}
         cells = [_cell(rows[batch]) if batch in rows else "-" for batch in batches]
         words = "-" if curve.rows[0].method == PLAIN else curve.words
-        lines.append(f"| `{curve.label}` | {curve.temperature:g} | {words} | {' | '.join(cells)} |")
+        lines.append(f"| {markdown_code(curve.label)} | {curve.temperature:g} | {words} | {' | '.join(cells)} |")
     legend = (
         "A cell: speedup over plain decoding in the same run; tokens per second of all requests together / of one "
         "request; median time to the first token in seconds, waiting for a slot included."

@@ -12,6 +12,7 @@ from typing import Any
 
 from outrider.formats.store import read_json
 from outrider.report.svg import element, escaped, label, picture
+from outrider.untrusted import markdown_code
 
 __all__ = ["Head", "curve_chart", "heads_table", "read_heads"]
 
@@ -56,8 +57,8 @@ def heads_table(heads: Sequence[Head]) -> str:
         held_out = head.told["held_out"]
         depths = " ".join(f"{share:.2f}" for share in held_out["conditional"])
         lines.append(
-            f"| `{head.name}` | {head.num_bytes / 1e6:.1f} MB | {head.told['budget']['tokens'] / 1e6:.1f} million "
-            f"| {held_out['tau']:.2f} | {depths} |"
+            f"| {markdown_code(head.name)} | {head.num_bytes / 1e6:.1f} MB "
+            f"| {head.told['budget']['tokens'] / 1e6:.1f} million | {held_out['tau']:.2f} | {depths} |"
         )
     return "\n".join(lines)
 

@@ -10,7 +10,8 @@ Example: tau 2.00, verify 1.09, draft 0.12, rest 0.02: break-even 1.23, predicte
 from collections.abc import Mapping, Sequence
 
 from outrider.bench.schema import PLAIN, Report, Row
-from outrider.report.results import category_places, cell_text, interval_text, our_rows
+from outrider.report.results import category_places, interval_text, our_rows
+from outrider.untrusted import markdown_code, markdown_text
 
 __all__ = ["detail_table"]
 
@@ -45,8 +46,8 @@ def detail_table(report: Report) -> str:
 
 def _cells(row: Row) -> Sequence[str]:
     return (
-        cell_text(row.category),
-        f"`{row.label}`",
+        markdown_text(row.category),
+        markdown_code(row.label),
         f"{row.batch}, {row.temperature:g}",
         _number(row.tau),
         _number(row.mean_acceptance_length),

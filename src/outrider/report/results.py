@@ -15,8 +15,9 @@ from dataclasses import replace
 from outrider.bench.schema import PLAIN, SERVING, Report, Row
 from outrider.bench.serving_table import serving_sheets
 from outrider.bench.statistics import Interval
+from outrider.untrusted import markdown_code, markdown_text
 
-__all__ = ["category_places", "cell_text", "interval_text", "our_rows", "short_tables", "tables"]
+__all__ = ["category_places", "interval_text", "our_rows", "short_tables", "tables"]
 
 VERDICTS = ("exact", "ties", "unverified", "violated")
 """From the best to the worst."""
@@ -25,7 +26,7 @@ VERDICTS = ("exact", "ties", "unverified", "violated")
 def tables(report: Report, hardware: str | None = None) -> str:
     """The run as Markdown: a table, external baselines, memory, and where the numbers come from."""
     ours, external = our_rows(report), _externals(report)
-    served = [f"{sheet.title}:\n\n{sheet.markdown}" for sheet in serving_sheets(report.rows)]
+    served = [f"{markdown_text(sheet.title)}:\n\n{sheet.markdown}" for sheet in serving_sheets(report.rows)]
     parts = [_table(ours) if ours else "", *served, _external(external), _memory(ours)]
     parts.append(_origin(report, ours or report.rows, hardware))
     return "\n\n".join(part for part in parts if part)
@@ -60,7 +61,7 @@ def _table(rows: Sequence[Row]) -> str:
         line = cells[category, method]
         figures = [_figure(line[setting]) if setting in line else "-" for setting in settings]
         lines.append(
-            "| " + " | ".join([cell_text(category), f"`{cell_text(method)}`", *figures, _verdict(line)]) + " |"
+            "| " + " | ".join([markdown_text(category), markdown_code(method), *figures, _verdict(line)]) + " |"
         )
     return "\n".join(lines)
 
@@ -104,9 +105,9 @@ def _external(rows: Sequence[Row]) -> str:
         assert row.speedup is not None, "rows without one were left out"
         rate = "-" if row.tokens_per_s is None else f"{row.tokens_per_s:.1f}"
         setting = f"{row.batch}, {row.temperature:g}"
-        name = cell_text(f"{row.engine} {row.method}")
+        name = markdown_text(f"{row.engine} {row.method}")
         lines.append(
-            f"| {cell_text(row.category)} | {name} | {setting} | {rate} | {interval_text(_inverse(row.speedup))} |"
+            f"| {markdown_text(row.category)} | {name} | {setting} | {rate} | {interval_text(_inverse(row.speedup))} |"
         )
     return "\n".join(lines)
 
@@ -118,8 +119,9 @@ def _memory(rows: Sequence[Row]) -> str:
         largest = sizes.setdefault(row.label, {})
         largest |= {name: max(size, largest.get(name, 0)) for name, size in (row.memory_bytes or {}).items()}
     lines = [
-        f"| `{cell_text(method)}` | {size['proposer_weights'] / 1e6:.1f} MB | {size['proposer_cache'] / 1e6:.2f} MB | "
-        f"{size['proposer_cache_per_token']} B | {size['target_cache_per_token']} B |"
+        f"| {markdown_code(method)} | {size['proposer_weights'] / 1e6:.1f} MB "
+        f"| {size['proposer_cache'] / 1e6:.2f} MB | {size['proposer_cache_per_token']} B "
+        f"| {size['target_cache_per_token']} B |"
         for method, size in sizes.items()
         if "proposer_cache_per_token" in size
     ]
@@ -135,13 +137,9 @@ def _inverse(interval: Interval) -> Interval:
 def _origin(report: Report, rows: Sequence[Row], hardware: str | None) -> str:
     prompts = max((row.num_prompts for row in rows if row.category != "all"), default=0)
     repeats = max((row.num_repeats for row in rows), default=0)
-    commit = f", commit `{report.commit[:10]}`{' with local changes' if report.dirty else ''}" if report.commit else ""
-    facts = f"{report.target}, {report.dtype}, on {hardware or report.device}{commit}"
+    changes = " with local changes" if report.dirty else ""
+    commit = f", commit {markdown_code(report.commit[:10])}{changes}" if report.commit else ""
+    facts = markdown_text(f"{report.target}, {report.dtype}, on {hardware or report.device}") + commit
     counts = f"at most {prompts} prompts a category, {repeats} repeats"
-    notes = "".join(f"\n- {cell_text(note)}" for note in report.notes)
+    notes = "".join(f"\n- {markdown_text(note)}" for note in report.notes)
     return f"Speedup over plain decoding in the same run, with its 95 % interval. {facts}; {counts}.\n{notes}".rstrip()
-
-
-def cell_text(value: str) -> str:
-    """A text as one cell of a Markdown table."""
-    return value.replace("|", "\\|").replace("\n", " ")

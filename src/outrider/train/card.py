@@ -22,6 +22,7 @@ from outrider.formats.json_fields import read_json
 from outrider.train.files import size, write_text
 from outrider.train.record import read_record
 from outrider.train.run_log import evaluations
+from outrider.untrusted import markdown_code, markdown_text, visible_line
 
 __all__ = ["CARD", "TRAINING", "story", "write_card"]
 
@@ -78,10 +79,10 @@ def card(told: Mapping[str, Any]) -> str:
     target, data, budget = told["target"], told["data"], told["budget"]
     return "\n".join(
         [
-            f"# {told['method']} for {target['name']}",
+            f"# {told['method']} for {markdown_text(target['name'])}",
             "",
-            f"A drafter for speculative decoding of {target['name']} in {target['dtype']}, trained with Outrider. The "
-            "text that is written with it is the target's own; it changes the speed alone.",
+            f"A drafter for speculative decoding of {markdown_text(target['name'])} in {target['dtype']}, trained with "
+            "Outrider. The text that is written with it is the target's own; it changes the speed alone.",
             "",
             f'    outrider generate --method {told["proposer"]}:checkpoint=DIRECTORY "Why is the sky blue?"',
             "",
@@ -91,15 +92,15 @@ def card(told: Mapping[str, Any]) -> str:
                 {
                     "Data": f"{data['texts']:,} texts of {data['tokens']:,} tokens, {data['learnt_tokens']:,} of them "
                     f"written by the target; {data['held_out_texts']:,} texts held out",
-                    "Data hash": f"`{data['hash']}`",
+                    "Data hash": markdown_code(data["hash"]),
                     **_leaks(told.get("overlap")),
                     "Budget": f"{budget['tokens']:,} tokens in {budget['steps']:,} steps and "
                     f"{budget['seconds'] / 60:.0f} minutes",
-                    "Machine": _machine(told["hardware"]),
+                    "Machine": markdown_text(_machine(told["hardware"])),
                     "Settings": _settings(told["settings"]),
                     "Loop": _settings(told["train"]),
-                    "Commit": f"`{str(told['commit'])[:12]}`" + (" with changes" if told["dirty"] else ""),
-                    "Target's fingerprint": f"`{target['fingerprint']}`",
+                    "Commit": markdown_code(str(told["commit"])[:12]) + (" with changes" if told["dirty"] else ""),
+                    "Target's fingerprint": markdown_code(target["fingerprint"]),
                 }
             ),
             "",
@@ -124,11 +125,11 @@ def _leaks(overlap: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def _settings(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"`{name}={value}`" for name, value in values.items() if value is not None)
+    return ", ".join(markdown_code(f"{name}={value}") for name, value in values.items() if value is not None)
 
 
 def _command(words: Sequence[str]) -> str:
-    return shlex.join([Path(words[0]).name, *words[1:]])
+    return visible_line(shlex.join([Path(words[0]).name, *words[1:]]))
 
 
 def _machine(found: Mapping[str, Any]) -> str:

@@ -20,8 +20,8 @@ WANTED = """\
 |---|---|---|---|---|
 | editing | elsewhere generate | 1, 0 | 50.0 | 4.00 [2.00, 5.00] |
 
-Speedup over plain decoding in the same run, with its 95 % interval. tiny <&> model, bfloat16, on a machine, commit \
-`0123456789` with local changes; at most 12 prompts a category, 3 repeats.
+Speedup over plain decoding in the same run, with its 95 % interval. tiny &lt;&amp;&gt; model, bfloat16, on a machine, \
+commit `0123456789` with local changes; at most 12 prompts a category, 3 repeats.
 
 - a slice."""
 

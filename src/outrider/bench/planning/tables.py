@@ -10,42 +10,56 @@ Example of a line: batch 4, plain 610 tok/s, `1.00 1.31 1.42 1.38`, best 2, tau 
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from outrider.bench.fitting import print_note, print_sheet
 from outrider.bench.planning.check import Check
 from outrider.bench.planning.outlook import BatchOutlook, Choice, MethodOutlook, Outlook
+from outrider.bench.sheet import Sheet
 
 __all__ = ["print_outlook"]
 
 GAINS, LOSES = "green", "red"
+WATERFALL = "ideal > verify > draft > host"
 
 
 def print_outlook(outlook: Outlook, console: Console) -> None:
     """Headline, tables, notes."""
-    console.print(Text(f"{outlook.target} on {outlook.costs}", style="bold"))
+    print_note(f"{outlook.target} on {outlook.costs}", console, style="bold")
     for method in outlook.methods:
-        console.print(_method_table(method))
-        console.print(Text(_verdict(method, outlook.largest_batch)))
+        print_sheet(_method_table(method), console)
+        print_note(_verdict(method, outlook.largest_batch), console)
     if len(outlook.methods) > 1:
-        console.print(_best_table(outlook.best))
+        print_sheet(_best_table(outlook.best), console)
     if outlook.check is not None:
-        console.print(_check_table(outlook.check))
-        console.print(Text(_errors(outlook.check)))
+        print_sheet(_check_table(outlook.check), console)
+        print_note(_errors(outlook.check), console)
+    if outlook.notes:
+        console.print()
     for note in outlook.notes:
-        console.print(Text(f"- {note}"))
+        print_note(f"- {note}", console)
 
 
-def _method_table(method: MethodOutlook) -> Table:
+def _method_table(method: MethodOutlook) -> Sheet:
     counts = [str(one.num_nodes) for one in method.batches[0].nodes]
-    head = ("batch", "plain tok/s", *counts, "best", "depth", "tau", "even", "tok/s", "ideal > verify > draft > host")
-    table = _table(f"{method.method}: predicted speedup by number of nodes", head, left=(len(head) - 1,))
-    for batch in method.batches:
-        style = GAINS if batch.best.num_nodes else LOSES
-        table.add_row(*map(Text, _batch_line(batch)), style=style)
-    return table
+    chosen = {str(batch.best.num_nodes) for batch in method.batches}
+    others = [count for count in counts if count not in chosen]
+    return Sheet(
+        title=f"{method.method}: predicted speedup by number of nodes",
+        head=("batch", "plain tok/s", *counts, "best", "depth", "tau", "even", "tok/s", WATERFALL),
+        lines=tuple(tuple(_batch_line(batch)) for batch in method.batches),
+        styles=tuple(GAINS if batch.best.num_nodes else LOSES for batch in method.batches),
+        legend=(
+            (("batch",), "0, 1, ..: the speedup with that many nodes; best: where it is largest"),
+            (("depth",), "depth: of that draft"),
+            (("tau",), "tau: tokens per target forward"),
+            (("even",), "even: the tau below which it loses"),
+            ((WATERFALL,), f"{WATERFALL}: what each cost leaves"),
+        ),
+        names=(),
+        drops=(WATERFALL, "tok/s", "plain tok/s", *others[1::2], "depth", *others[::2], "even", "tau"),
+        ends_with_text=True,
+    )
 
 
 def _batch_line(batch: BatchOutlook) -> list[str]:
@@ -73,33 +87,67 @@ def _verdict(method: MethodOutlook, limit: int | None) -> str:
     return f"{method.method} pays {until}."
 
 
-def _best_table(choices: Sequence[Choice]) -> Table:
-    table = _table("the best of all", ("batch", "method", "nodes", "depth", "speedup", "even"), left=(1,))
-    for one in choices:
-        numbers = (str(one.num_nodes), str(one.depth), f"{one.speedup:.2f}", f"{one.break_even_tau:.2f}")
-        table.add_row(str(one.batch), Text(one.method or "plain decoding"), *numbers)
-    return table
+def _best_table(choices: Sequence[Choice]) -> Sheet:
+    lines = [
+        (
+            str(one.batch),
+            one.method or "plain decoding",
+            str(one.num_nodes),
+            str(one.depth),
+            f"{one.speedup:.2f}",
+            f"{one.break_even_tau:.2f}",
+        )
+        for one in choices
+    ]
+    return Sheet(
+        title="the best of all",
+        head=("batch", "method", "nodes", "depth", "speedup", "even"),
+        lines=tuple(lines),
+        styles=("",) * len(lines),
+        legend=((("nodes", "depth"), "nodes, depth: of the draft"), (("even",), "even: the tau below which it loses")),
+        names=(1,),
+        drops=("even", "depth"),
+    )
 
 
-def _check_table(check: Check) -> Table:
-    head = ("category", "method", "batch", "temp", "tau", "measured", "predicted", "error", "from steps", "error")
-    table = _table(f"{check.run}: predicted against measured speedup", head, left=(0, 1))
-    for row in check.rows:
-        steps = ("-", "-") if row.predicted_from_steps is None else (f"{row.predicted_from_steps:.2f}", "")
-        error = "-" if row.error_from_steps is None else _percent(row.error_from_steps)
-        table.add_row(
-            Text(row.category),
-            Text(row.method),
+def _check_table(check: Check) -> Sheet:
+    lines = [
+        (
+            row.category,
+            row.method,
             str(row.batch),
             f"{row.temperature:g}",
             f"{row.tau:.2f}",
             f"{row.measured:.2f}",
             f"{row.predicted:.2f}",
             _percent(row.error),
-            steps[0],
-            error,
+            "-" if row.predicted_from_steps is None else f"{row.predicted_from_steps:.2f}",
+            "-" if row.error_from_steps is None else _percent(row.error_from_steps),
         )
-    return table
+        for row in check.rows
+    ]
+    return Sheet(
+        title=f"{check.run}: predicted against measured speedup",
+        head=(
+            "category",
+            "method",
+            "batch",
+            "temp",
+            "tau",
+            "measured",
+            "predicted",
+            "error",
+            "from steps",
+            "its error",
+        ),
+        lines=tuple(lines),
+        styles=("",) * len(lines),
+        legend=(
+            (("predicted",), "predicted: from tau and costs"),
+            (("from steps",), "from steps: with every step priced by its own shape"),
+        ),
+        drops=("its error", "from steps", "tau"),
+    )
 
 
 def _errors(check: Check) -> str:
@@ -113,10 +161,3 @@ def _errors(check: Check) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:+.1f} %"
-
-
-def _table(title: str, head: Sequence[str], left: Sequence[int]) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
-    for column, name in enumerate(head):
-        table.add_column(name, justify="left" if column in left else "right", no_wrap=True)
-    return table

@@ -1,0 +1,73 @@
+r"""Text that others wrote, such as model output, prompts and names, made safe to show.
+
+A terminal obeys escape sequences and a reader is misled by characters that reorder a line, so both are shown as what
+they are: ESC as `\x1b`, a right-to-left override as `\u202e`. Markdown and HTML in a report are escaped, so that a name
+is a name, whatever is in it.
+
+Example: `visible("\x1b[2J")` is `\x1b[2J` in eight plain characters, and `markdown_text("a|<b>")` is `a\|&lt;b&gt;`.
+"""
+
+import re
+
+__all__ = ["markdown_code", "markdown_text", "visible", "visible_line"]
+
+COMMANDS = (
+    "\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but for newline and tab
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks and overrides of the writing direction
+    "\u200b\u2028\u2029\u2060-\u2064\u206a-\u206f\ufeff\ufff9-\ufffb"  # line ends and characters without a shape
+    "\U000e0000-\U000e001f\ud800-\udfff"
+)
+UNSEEN = re.compile(f"[{COMMANDS}]")
+UNSEEN_IN_A_LINE = re.compile(f"[{COMMANDS}\n\t]")
+MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
+BLOCK = re.compile(r"^(?:#|[-+](?=[-+\s])|\d+(?=[.)]))")
+
+
+def visible(text: str) -> str:
+    r"""Return the text with every character that commands a terminal or hides as its escape; newlines and tabs stay.
+
+    >>> print(visible("a\x1b[31mb\nc"))
+    a\x1b[31mb
+    c
+    """
+    return UNSEEN.sub(_escape, text)
+
+
+def visible_line(text: str) -> str:
+    r"""Return `visible`, with newlines and tabs escaped too: for a cell, or a line of its own.
+
+    >>> print(visible_line("a\nb"))
+    a\nb
+    """
+    return UNSEEN_IN_A_LINE.sub(_escape, text)
+
+
+def markdown_text(text: str) -> str:
+    r"""Return the text as Markdown that shows it, in a table's cell too.
+
+    >>> print(markdown_text("a|b [c](d) <script> snake_case _x_"))
+    a\|b \[c\](d) &lt;script&gt; snake_case \_x\_
+    """
+    line = MARKDOWN.sub(r"\\\g<0>", visible_line(text))
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return BLOCK.sub(lambda found: f"{found[0]}\\" if found[0].isdigit() else f"\\{found[0]}", line)
+
+
+def markdown_code(text: str) -> str:
+    """Return the text as a code span, in a table's cell too.
+
+    >>> markdown_code("a`b|c")
+    '`` a`b\\\\|c ``'
+    """
+    line = visible_line(text).replace("|", "\\|")
+    runs = re.findall("`+", line)
+    fence = "`" * (1 + max(map(len, runs), default=0))
+    needs_room = bool(runs) or not line.strip() or line != line.strip()
+    return f"{fence} {line or '-'} {fence}" if needs_room else f"{fence}{line}{fence}"
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if found[0] in "\n\t":
+        return "\\n" if found[0] == "\n" else "\\t"
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
