@@ -7,5 +7,7 @@ refused; anything else that it raises is a failure, an `AssertionError` of its o
 
 KINDS: dict[str, str] = {
     "config": "benchmarks.fuzz.checkpoints:config",
+    "bench_run": "benchmarks.fuzz.runs:bench_run",
+    "profile": "benchmarks.fuzz.runs:profile",
     "server": "benchmarks.fuzz.servers:server",
 }

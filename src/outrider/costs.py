@@ -119,7 +119,10 @@ class MeasuredCosts(TargetCosts):
         Raises:
             RunError: naming the table that is missing or damaged.
         """
-        return cls(**_grids(TARGET_AXES, value, "target"))
+        grids = _grids(TARGET_AXES, value, "target")
+        if not grids["forward"].measured.min() > 0:
+            raise RunError("target.forward has a forward that takes no time")
+        return cls(**grids)
 
 
 @final
@@ -227,7 +230,7 @@ class CostFile:
             value = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise RunError(f"{path} cannot be read ({error.strerror}); `outrider profile` writes one") from error
-        except ValueError as error:  # not UTF-8, or not JSON
+        except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
             raise RunError(f"{path} is not a file of costs; `outrider profile` writes one") from error
         if not isinstance(value, dict) or value.get("schema") != COSTS_SCHEMA:
             raise RunError(f"{path} is not a file of costs with schema {COSTS_SCHEMA}; `outrider profile` writes one")
@@ -241,6 +244,8 @@ class CostFile:
         drafts, facts = value.get("drafts", {}), value.get("facts", {})
         if not isinstance(drafts, dict) or not isinstance(facts, dict):
             raise RunError("'drafts' or 'facts' is not a set of entries")
+        if strange := [label for label in drafts if not label.isprintable()]:
+            raise RunError(f"'drafts' holds a method called {ascii(strange[0])[:60]}")
         return cls(
             identity=Identity.from_plain(value.get("identity")),
             target=MeasuredCosts.from_plain(value.get("target")),

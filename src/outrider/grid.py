@@ -16,13 +16,16 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Self, final
+from typing import Any, Final, Self, final
 
 import numpy as np
 
 from outrider.errors import RunError
 
 __all__ = ["Grid"]
+
+LARGEST: Final = 1e12
+MOST_AXES: Final = 4
 
 
 @final
@@ -119,7 +122,8 @@ class Grid:
         axes = {}
         for name in names:
             points = _numbers(value.get(name))
-            if points is None or points.ndim != 1 or not points.size or not bool((np.diff(points) > 0).all()):
+            rising = points is not None and points.ndim == 1 and points.size and bool((np.diff(points) > 0).all())
+            if points is None or not rising or points[0] < (name == "slots"):
                 raise RunError(f"{where} has no rising list '{name}'")
             axes[name] = tuple(int(point) if point == int(point) else point for point in points.tolist())
         seconds = _numbers(value.get("seconds"))
@@ -140,11 +144,20 @@ def _place(points: tuple[float, ...], at: float) -> tuple[int, float]:
 
 def _numbers(value: Any) -> "np.ndarray[Any, np.dtype[np.float64]] | None":
     """An array of finite numbers, or None."""
+    if not _holds_numbers(value):
+        return None
     try:
         array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except ValueError:  # lists of different lengths
         return None
-    return array if bool(np.isfinite(array).all()) else None
+    return array
+
+
+def _holds_numbers(value: Any, depth: int = MOST_AXES) -> bool:
+    """Return whether it is a number, or lists of numbers; a text or true is none."""
+    if isinstance(value, list):
+        return depth > 0 and all(_holds_numbers(one, depth - 1) for one in value)
+    return type(value) in (int, float) and abs(value) <= LARGEST
 
 
 def _running_maximum(

@@ -65,7 +65,8 @@ class Identity:
         """
         given = value if isinstance(value, dict) else {}
         for name, kind in cls.__annotations__.items():
-            if not isinstance(given.get(name), kind):
+            fact = given.get(name)
+            if type(fact) is not kind or not str(fact).isprintable():
                 raise RunError(f"'identity' lacks '{name}'")
         return cls(**{name: given[name] for name in cls.__annotations__})
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -102,6 +103,13 @@ def broken(**changes: Any) -> str:
     return json.dumps({name: value for name, value in {**plain, **changes}.items() if value is not None})
 
 
+def idle() -> dict[str, Any]:
+    """The tables of a target whose forwards take no time."""
+    target: dict[str, Any] = a_file().to_plain()["target"]
+    seconds = np.zeros_like(target["forward"]["seconds"]).tolist()
+    return {**target, "forward": {**target["forward"], "seconds": seconds}}
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -110,6 +118,9 @@ def broken(**changes: Any) -> str:
         ('{"schema": "outrider.bench/1"}', "is not a file of costs with schema"),
         (broken(target=None), "'target' is not a set of tables"),
         (broken(target={"forward": {}}), "target.forward has no rising list 'slots'"),
+        ("[" * 100_000, "is not a file of costs"),
+        (broken(drafts={"\x1b[2J": {}}), r"a method called '\\x1b\[2J'"),
+        (broken(target=idle()), "a forward that takes no time"),
         (broken(drafts=[]), "'drafts' or 'facts'"),
         (broken(drafts={"m": {}}), "drafts.m.propose is not a table"),
         (broken(identity={"cpu": 3}), "lacks 'cpu'"),

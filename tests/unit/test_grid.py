@@ -1,5 +1,6 @@
 """Reading a table between and beyond its points."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,13 @@ def test_the_worked_example() -> None:
         ({"rows": [1, 2], "seconds": [1.0, None]}, "no number of seconds"),
         ({"rows": [1, 2], "seconds": [1.0, -1.0]}, "no number of seconds"),
         ({"rows": [1, 2], "seconds": [[1.0], [1.0, 2.0]]}, "no number of seconds"),
+        ({"rows": [1, 2], "seconds": ["1.0", "2.0"]}, "no number of seconds"),
+        ({"rows": [1, 2], "seconds": [True, False]}, "no number of seconds"),
+        ({"rows": [1, 2], "seconds": [1.0, math.nan]}, "no number of seconds"),
+        ({"rows": [1, 2], "seconds": [1.0, 10**400]}, "no number of seconds"),
+        ({"rows": [1, 2], "seconds": [[[[[1.0]]]], 2.0]}, "no number of seconds"),
+        ({"rows": ["1"], "seconds": [1.0]}, "no rising list 'rows'"),
+        ({"rows": [-1, 2], "seconds": [1.0, 1.0]}, "no rising list 'rows'"),
     ],
 )
 def test_damaged_tables_are_refused(value: Any, words: str) -> None:

@@ -48,6 +48,6 @@ def test_a_processor_without_a_description_still_has_a_name(monkeypatch: pytest.
 def test_json_there_and_back() -> None:
     found = identity_of(tiny_target(0))
     assert Identity.from_plain(asdict(found)) == found
-    for value in (None, {}, {**asdict(found), "num_layers": "2"}):
+    for value in (None, {}, {**asdict(found), "num_layers": "2"}, {**asdict(found), "cpu": "\x1b[2J"}):
         with pytest.raises(RunError, match="'identity' lacks"):
             Identity.from_plain(value)

@@ -19,11 +19,12 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from outrider.errors import RunError
+from outrider.errors import RunError, on_one_line
 
-__all__ = ["dumps", "from_plain", "loads", "to_plain"]
+__all__ = ["dumps", "from_plain", "loads", "parsed", "to_plain"]
 
 T = TypeVar("T")
+LARGEST_INT, LARGEST_FLOAT = 2**63, 1e300
 
 
 def to_plain(value: Any) -> Any:
@@ -50,11 +51,21 @@ def loads(kind: type[T], text: str) -> T:
     Raises:
         RunError: if the text is not JSON, or does not fit; names the field.
     """
+    return from_plain(kind, parsed(text, f"a {kind.__name__}"))
+
+
+def parsed(text: str, what: str) -> Any:
+    """Return the value of a JSON document; `what` names it in messages.
+
+    Raises:
+        RunError: if the text is not JSON.
+    """
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise RunError(f"a {kind.__name__} cannot be read: not JSON at character {error.pos} ({error.msg})") from error
-    return from_plain(kind, value)
+        raise RunError(f"{what} cannot be read: not JSON at character {error.pos} ({error.msg})") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+        raise RunError(f"{what} cannot be read: not JSON ({type(error).__name__})") from error
 
 
 def from_plain(kind: type[T], value: Any) -> T:
@@ -104,7 +115,9 @@ def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
     hints = get_type_hints(kind)
     required = {field.name for field in dataclasses.fields(kind) if _is_required(field)}
     if missing := sorted(required - set(value)):
-        raise RunError(f"{where} lacks the field '{missing[0]}'; the file is damaged or of another version")
+        raise RunError(
+            f"{on_one_line(where)} lacks the field '{missing[0]}'; the file is damaged or of another version"
+        )
     names = [field.name for field in dataclasses.fields(kind) if field.init and field.name in value]
     return kind(**{name: _build(hints[name], value[name], f"{where}.{name}") for name in names})
 
@@ -115,14 +128,25 @@ def _is_required(field: "dataclasses.Field[Any]") -> bool:
 
 def _build_scalar(kind: Any, value: Any, where: str) -> Any:
     if kind is float:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return float(_checked(number, value, where, "a number"))
+        return float(_checked(_is_number(value), value, where, "a number"))
     if kind is int:
-        return _checked(isinstance(value, int) and not isinstance(value, bool), value, where, "a whole number")
-    return _checked(isinstance(value, kind), value, where, {bool: "true or false", str: "a string"}[kind])
+        fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INT
+        return _checked(fits, value, where, "a whole number")
+    if kind is str:
+        fits = isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
+        return _checked(fits, value, where, "a string")
+    return _checked(isinstance(value, kind), value, where, {bool: "true or false"}[kind])
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and abs(value) <= LARGEST_FLOAT
 
 
 def _checked(fits: bool, value: Any, where: str, wanted: str) -> Any:
     if not fits:
-        raise RunError(f"{where} is {value!r:.60} but must be {wanted}; the file is damaged or of another version")
+        shown = on_one_line(repr(value), 60) if not isinstance(value, int) or abs(value) < 10**60 else "a huge number"
+        raise RunError(
+            f"{on_one_line(where)} is {shown} but must be {wanted}; the file is damaged or of another version"
+        )
     return value

@@ -24,6 +24,7 @@ import torch
 
 import outrider
 from outrider.bench.codec import dumps, loads
+from outrider.errors import RunError, on_one_line
 from outrider.models.torch_threads import num_threads
 
 __all__ = [
@@ -123,7 +124,10 @@ def manifest_from_json(text: str) -> Manifest:
     Raises:
         RunError: if it is damaged or of another version.
     """
-    return loads(Manifest, text)
+    manifest = loads(Manifest, text)
+    if manifest.schema != MANIFEST_SCHEMA:
+        raise RunError(f"its schema is '{on_one_line(manifest.schema)}', not '{MANIFEST_SCHEMA}'")
+    return manifest
 
 
 def template_hash(tokenizer: Any) -> str | None:

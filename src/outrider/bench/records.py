@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from outrider.errors import RunError
+from outrider.bench.codec import parsed
+from outrider.errors import RunError, on_one_line
 from outrider.metrics import PrefillRecord, SlotStep, StepRecord
 
 __all__ = ["Record", "event_of", "prefill_of", "record_from_json", "record_of", "record_to_json", "step_of"]
 
 Record = StepRecord | PrefillRecord
+LARGEST_COUNT, LONGEST_S = 2**53, 1e9
 
 
 def record_to_json(record: Record) -> str:
@@ -31,11 +33,7 @@ def record_from_json(line: str) -> Record:
     Raises:
         RunError: if the line is damaged.
     """
-    try:
-        event = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise RunError(f"a record cannot be read: not JSON at character {error.pos} ({error.msg})") from error
-    return record_of(event)
+    return record_of(parsed(line, "a record"))
 
 
 def event_of(record: Record) -> dict[str, Any]:
@@ -68,8 +66,9 @@ def step_of(event: Any) -> StepRecord:
     """
     with _damage(event):
         slots = tuple(SlotStep(*_checked_slot(slot)) for slot in event["slots"])
-        seconds = [float(value) for value in event["s"]]
-        return StepRecord(int(event["step"]), int(event["rows"]), bool(event["chain"]), slots, *seconds)
+        if type(event["chain"]) is not bool:
+            raise ValueError("'chain' is true or false")
+        return StepRecord(_count(event["step"]), _count(event["rows"]), event["chain"], slots, *_seconds(event, 5))
 
 
 def prefill_of(event: Any) -> PrefillRecord:
@@ -78,8 +77,7 @@ def prefill_of(event: Any) -> PrefillRecord:
         RunError: if it is not a prefill.
     """
     with _damage(event):
-        seconds = [float(value) for value in event["s"]]
-        return PrefillRecord(tuple(map(int, event["prefill"])), int(event["tokens"]), *seconds)
+        return PrefillRecord(tuple(map(_count, event["prefill"])), _count(event["tokens"]), *_seconds(event, 2))
 
 
 @contextmanager
@@ -87,7 +85,7 @@ def _damage(event: Any) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"a record is damaged ({error}): {event!r:.80}; delete its unit and resume the run") from error
+        raise RunError(f"a record is damaged ({error}): {on_one_line(repr(event), 80)}") from error
 
 
 def _slot_of(slot: SlotStep) -> list[int | bool]:
@@ -105,7 +103,23 @@ def _slot_of(slot: SlotStep) -> list[int | bool]:
 def _checked_slot(slot: Any) -> Any:
     if [type(value) for value in slot] != [int] * 6 + [bool]:
         raise ValueError("a slot is six whole numbers and true or false")
-    return slot
+    return [*map(_count, slot[:6]), slot[6]]
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= LARGEST_COUNT:
+        raise ValueError("a count is a whole number of at least 0")
+    return value
+
+
+def _seconds(event: Any, num: int) -> list[float]:
+    """The `num` times of an event."""
+    times = event["s"]
+    if not isinstance(times, list) or len(times) != num:
+        raise ValueError(f"there are {num} times")
+    if not all(type(value) in (int, float) and 0 <= value <= LONGEST_S for value in times):
+        raise ValueError("a time is a number of at least 0")
+    return [float(value) for value in times]
 
 
 def _rounded(*seconds: float) -> list[float]:

@@ -14,18 +14,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, product
 from time import perf_counter
 from typing import final
 
 from outrider.audit.replay import DEFAULT_ROWS
 from outrider.audit.verdict import Verdict, judge
 from outrider.bench.contender import Contender, Name
+from outrider.bench.kept import REMEDY
 from outrider.bench.plan import Cell, Group, running_order
 from outrider.bench.play import Dialogue, Rules
 from outrider.bench.schema import PLAIN
 from outrider.bench.store import RunStore
 from outrider.bench.unit import UnitResult
+from outrider.errors import RunError, on_one_line
 from outrider.target import Target
 
 __all__ = ["Progress", "Runner"]
@@ -77,7 +79,12 @@ class Runner:
     _places: dict[Name, _Place] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Measure what is missing."""
+        """Measure what is missing.
+
+        Raises:
+            RunError: if a unit on disk answers other prompts, or in other tokens, than the target has.
+        """
+        self._check_kept()
         for cast in self.casts:
             with ExitStack() as leaving:
                 for contender in cast:
@@ -86,6 +93,24 @@ class Runner:
         for cell in self.cells:
             for group in cell.groups:
                 self._judge(cell, group)
+
+    def _check_kept(self) -> None:
+        places = [(cell, group) for cell in self.cells for group in cell.groups]
+        for (cell, group), contender in product(places, self.contenders):
+            unit = self.store.units.get(contender.name.unit(cell, group))
+            if unit is not None and (flaw := self._flaw_of(unit, group)):
+                place = self.store.place(unit.unit)
+                raise RunError(f"{place}: the unit '{on_one_line(unit.unit, 120)}' {flaw}; {REMEDY}")
+
+    def _flaw_of(self, unit: UnitResult, group: Group) -> str | None:
+        num_turns = {conversation.id: len(conversation.turns) for conversation in group}
+        if unit.conversations != tuple(num_turns):
+            return "answers other conversations than those of its group"
+        if any(answer.turn >= num_turns[answer.conversation] for answer in unit.answers):
+            return "answers a turn that its conversation does not have"
+        if any(token >= self.target.spec.vocab_size for answer in unit.answers for token in answer.tokens):
+            return "has a token id that the target does not have"
+        return None
 
     def _run_cast(self, cast: Sequence[Contender]) -> None:
         for batch, cells in groupby(self.cells, key=lambda cell: cell.batch):
@@ -171,7 +196,12 @@ class Runner:
         for answer in unit.answers:
             id, dialogue = answer.conversation, dialogues[answer.conversation]
             if last[id].kind == "exact":
-                reference = want[id, answer.turn]
+                reference = want.get((id, answer.turn))
+                if reference is None:
+                    raise RunError(
+                        f"{self.store.place(plain.unit)} lacks the answer to '{on_one_line(id)}', turn {answer.turn}, "
+                        f"that {self.store.place(unit.unit)} has; delete both lines and run the same command again"
+                    )
                 prompt = dialogue.ask(answer.turn, self.target.tokenizer)
                 sampling = rules.sampling(dialogue.conversation, answer.turn)
                 last[id] = judge(

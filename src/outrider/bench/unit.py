@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from outrider.audit.verdict import Verdict
-from outrider.bench.codec import from_plain, to_plain
+from outrider.bench.codec import from_plain, parsed, to_plain
 from outrider.bench.counters import Counters
 from outrider.bench.records import event_of, prefill_of, step_of
 from outrider.errors import RunError
@@ -187,13 +187,19 @@ class UnitResult:
         Raises:
             RunError: if the line is damaged, cut off, or of another version.
         """
-        try:
-            plain: dict[str, Any] = json.loads(line)
-            steps = tuple(step_of(event) for event in plain.pop("steps"))
-            prefills = tuple(prefill_of(event) for event in plain.pop("prefills"))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"a unit cannot be read ({error}); delete its line and resume the run") from error
-        return replace(from_plain(cls, plain), steps=steps, prefills=prefills)
+        plain = parsed(line, "a unit")
+        if not isinstance(plain, dict):
+            raise RunError("a unit cannot be read: it is not a JSON object")
+        steps, prefills = (_events(plain, name) for name in _RECORDS)
+        records = {"steps": tuple(map(step_of, steps)), "prefills": tuple(map(prefill_of, prefills))}
+        return replace(from_plain(cls, plain), **records)  # type: ignore[arg-type]
+
+
+def _events(plain: dict[str, Any], name: str) -> list[Any]:
+    events = plain.pop(name, None)
+    if not isinstance(events, list):
+        raise RunError(f"a unit cannot be read: its '{name}' are not a list")
+    return events
 
 
 class _Span(NamedTuple):

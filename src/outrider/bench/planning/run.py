@@ -17,12 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from outrider.bench.kept import read_units
 from outrider.bench.planning.acceptance_profile import AcceptanceProfile, DraftShape
 from outrider.bench.planning.drafters import WARM
 from outrider.bench.schema import PLAIN, Report, Row, from_json
 from outrider.bench.store import REPORT, UNITS
 from outrider.bench.unit import UnitResult
-from outrider.errors import ConfigError, RunError, nearest
+from outrider.errors import ConfigError, RunError, nearest, on_one_line
 
 __all__ = [
     "Evidence",
@@ -36,6 +37,10 @@ __all__ = [
     "read_run",
     "shape_of",
 ]
+
+
+LARGEST = 10_000
+"""No run accepts so many tokens in a step, or is so many times faster."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +59,32 @@ def read_run(path: Path) -> Evidence:
     """
     file = path / REPORT if path.is_dir() else path
     try:
-        text = file.read_text(encoding="utf-8")
-        units = path / UNITS
-        lines = units.read_text(encoding="utf-8").splitlines() if units.is_file() else []
+        report = from_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(f"{file} does not exist; give the directory of a finished `outrider bench` run") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{file} cannot be read ({error}); give the directory of a finished run") from error
-    return Evidence(from_json(text), tuple(map(UnitResult.from_json, lines)))
+    except (OSError, ValueError, RunError) as error:
+        reason = on_one_line(str(error))
+        raise RunError(f"{file} cannot be read ({reason}); give the directory of a finished run") from error
+    for place, row in enumerate(report.rows):
+        if flaw := _flaw_of(row):
+            raise RunError(f"{file}: rows[{place}] has a {flaw} that cannot be; give the directory of another run")
+    return Evidence(report, tuple(one.unit for one in read_units(path / UNITS).values()) if path.is_dir() else ())
+
+
+def _flaw_of(row: Row) -> str | None:
+    """Return the field of a row with a number that no run gives; None if there is none."""
+    shares = (*(row.acceptance_per_pos or ()), *(row.conditional_acceptance_per_pos or ()))
+    rates = [one for one in (row.draft_coverage, row.draft_acceptance_rate, row.node_efficiency) if one is not None]
+    fits = {
+        "batch": row.batch >= 1,
+        "temperature": row.temperature >= 0,
+        "tau": row.tau is None or 0 < row.tau <= LARGEST,
+        "speedup": row.speedup is None or 1 / LARGEST <= row.speedup.point <= LARGEST,
+        "mean_acceptance_length": row.mean_acceptance_length is None or 1 <= row.mean_acceptance_length <= LARGEST,
+        "share": all(0 <= share <= 1 for share in (*shares, *rates)),
+        "depth": len(shares) <= LARGEST,
+    }
+    return next((name for name, holds in fits.items() if not holds), None)
 
 
 def drafted_rows(report: Report) -> list[Row]:
