@@ -92,7 +92,7 @@ def copy_of(family: str, directory: Path) -> Path:
 def use(model: Path) -> None:
     """Load a model and decode two tokens of a text, as `outrider generate` does."""
     target = outrider.load_target(str(model), dtype="float32")
-    engine = outrider.Engine(target, outrider.load_proposer("none", target), max_len=16)
+    engine = outrider.Engine(target, outrider.load_proposer("none", target), max_len=40)
     engine.generate(["hi" if target.tokenizer is not None else [5, 6]], max_new_tokens=2)
 
 

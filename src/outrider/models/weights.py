@@ -13,22 +13,26 @@ Example:
 """
 
 import difflib
-import json
+import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import safe_open
 from torch import Tensor
 
-from outrider.errors import CheckpointError
+from outrider.errors import CheckpointError, as_error, on_one_line
+from outrider.formats.json_fields import Fields, parse_json, read_json, shown
+from outrider.models.directory import no_weights
+from outrider.models.spec import DecoderSpec
 
-__all__ = ["StoredTensor", "Weights", "read_weights"]
+__all__ = ["StoredTensor", "Weights", "cast", "check_finite", "read_weights", "settle_head"]
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = frozenset({"F64", "F32", "F16", "BF16", "I64", "I32", "BOOL"})
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +56,19 @@ class Weights(Mapping[str, Tensor]):
         self.stored = stored
 
     def __getitem__(self, name: str) -> Tensor:
-        """Raises `CheckpointError` for a name that is not there and for a dtype that is not read."""
+        """Raises `CheckpointError` for an unknown name, a dtype that is not read, and NaN or infinite values."""
         tensor = self._find(name)
         if tensor.dtype not in DTYPES:
             raise CheckpointError(
                 f"tensor {name} in {tensor.file} is stored as {tensor.dtype}, which is not read;"
                 " use a bf16, fp16 or fp32 checkpoint"
             )
-        with _opened(tensor.file) as file:  # pages of the map count as resident until it is closed
+        with (
+            as_error(CheckpointError, f"tensor {name} in {tensor.file} cannot be read", "download it again"),
+            _opened(tensor.file) as file,  # pages of the map count as resident until it is closed
+        ):
             loaded: Tensor = file.get_tensor(name).clone()
+        check_finite(loaded, f"tensor {name} in {tensor.file}")
         return loaded
 
     def __iter__(self) -> Iterator[str]:
@@ -111,6 +119,53 @@ class Weights(Mapping[str, Tensor]):
             )
 
 
+def check_finite(tensor: Tensor, what: str) -> None:
+    """Refuse a tensor with values that are NaN or infinite: whatever it is multiplied with becomes NaN too."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return
+    low, high = tensor.aminmax()  # one pass without a copy; NaN wins
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        is_bad = ~torch.isfinite(tensor)
+        place, count = is_bad.nonzero()[0].tolist(), int(is_bad.sum())
+        raise CheckpointError(
+            f"{what} holds {float(tensor[tuple(place)])} at {place}, in all {count} of {tensor.numel()} values are not"
+            " finite; the file is damaged or its training diverged: download it again"
+        )
+
+
+def cast(tensor: Tensor, dtype: torch.dtype, what: str) -> Tensor:
+    """Return a tensor in another dtype; refuse values that are too large for it."""
+    narrow = tensor.to(dtype)
+    if tensor.dtype == dtype or not tensor.is_floating_point():
+        return narrow
+    if torch.finfo(dtype).max < torch.finfo(tensor.dtype).max and narrow.numel():
+        low, high = narrow.aminmax()
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            raise CheckpointError(
+                f"{what} holds values up to {float(tensor.abs().max()):.3g}, too large for"
+                f" {str(dtype).removeprefix('torch.')}; use dtype bfloat16 or float32"
+            )
+    return narrow
+
+
+def settle_head(spec: DecoderSpec, weights: "Weights") -> DecoderSpec:
+    """Check a complete decoder's tensors and return its spec, untied where a head of its own is stored.
+
+    A config may say that embedding and output head are one while the file holds a head that differs; the tensors are
+    what was trained, and `transformers` believes them too.
+    """
+    weights.check(spec.weight_shapes(), optional=(HEAD,) if spec.tie_word_embeddings else ())
+    if not spec.tie_word_embeddings or HEAD not in weights:
+        return spec
+    return replace(spec, tie_word_embeddings=_equal(weights[HEAD], weights[EMBEDDING]))
+
+
+def _equal(left: Tensor, right: Tensor) -> bool:
+    if left.dtype != right.dtype:
+        left, right = left.to(torch.float64), right.to(torch.float64)
+    return torch.equal(left, right)
+
+
 def read_weights(directory: str | Path) -> Weights:
     """Open a checkpoint directory (or one safetensors file); reads headers only.
 
@@ -133,8 +188,8 @@ def _read_shards(directory: Path) -> dict[str, StoredTensor]:
     shard_of = _weight_map(directory / INDEX)
     found: dict[str, StoredTensor] = {}
     for shard in sorted(set(shard_of.values())):
-        if Path(shard).name != shard:
-            raise CheckpointError(f"{directory / INDEX} names shard {shard!r}, which leaves the directory")
+        if Path(shard).name != shard or not shard:
+            raise CheckpointError(f"{directory / INDEX} names shard {shown(shard)}, which leaves the directory")
         found |= _read_header(directory / shard)
     for name, shard in shard_of.items():
         if name not in found or found[name].file.name != shard:
@@ -143,35 +198,28 @@ def _read_shards(directory: Path) -> dict[str, StoredTensor]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{index} is not a safetensors index ({error!r}); download it again") from error
-    return weight_map
+    content = Fields(read_json(index), f"{index} is not a safetensors index")
+    shards = content.section("weight_map")
+    for name in shards:
+        if not name.isprintable():
+            raise CheckpointError(f"{index} names a tensor {shown(name)}; it is damaged: download it again")
+    return {name: shards.text(name) for name in shards}
 
 
 def _only_file(directory: Path) -> Path:
-    files = sorted(directory.glob("*.safetensors"))
-    if len(files) == 1:
+    files = sorted(file for file in directory.glob("*.safetensors") if not file.name.startswith("adapter_"))
+    if len(files) == 1 and not re.search(r"-\d+-of-0*([2-9]|[1-9]\d)", files[0].stem):
         return files[0]
     if files:
         raise CheckpointError(
             f"{directory} holds {len(files)} safetensors files but no {INDEX}; download the index too"
         )
-    pickled = sorted(file.name for file in directory.iterdir() if file.suffix in PICKLE_SUFFIXES)
-    if pickled:
-        raise CheckpointError(
-            f"{directory} holds only pickled weights ({pickled[0]}), which are never opened because unpickling runs"
-            " code; convert them to safetensors in a sandbox you trust, or use a safetensors revision"
-        )
-    raise CheckpointError(f"{directory} holds no {SINGLE} and no {INDEX}; pickled weights are never used")
+    raise no_weights(directory)
 
 
 def _opened(file: Path) -> Any:
-    try:
+    with as_error(CheckpointError, f"{file} is not a valid safetensors file", "download it again"):
         return safe_open(file, framework="pt", device="cpu")
-    except SafetensorError as error:
-        raise CheckpointError(f"{file} is not a valid safetensors file ({error}); download it again") from error
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:
@@ -179,30 +227,39 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
         size = file.stat().st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length)) if 8 + length <= size else None
+            header = stream.read(length) if 8 + length <= size else None
     except FileNotFoundError:
         raise CheckpointError(f"{file} does not exist; download the missing shard") from None
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not a safetensors file ({error}); download it again") from error
-    if header is None:
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read ({on_one_line(str(error))}); check its permissions") from error
+    if header is None or size < 8:
         raise CheckpointError(f"{file} is {size} bytes, too short for its own header; download it again")
-    return _stored_tensors(file, header, 8 + length, size)
+    fields = parse_json(header, f"{file} is not a safetensors file: the broken safetensors header")
+    return _stored_tensors(file, fields, size - 8 - length)
 
 
-def _stored_tensors(file: Path, header: Any, data_start: int, size: int) -> dict[str, StoredTensor]:
-    try:
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        expected = data_start + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        stored = {
-            name: StoredTensor(name=name, file=file, dtype=entry["dtype"], shape=tuple(entry["shape"]))
-            for name, entry in entries.items()
-        }
-    except (AttributeError, KeyError, TypeError, IndexError) as error:
-        raise CheckpointError(f"{file} has a broken safetensors header ({error!r}); download it again") from error
-    if expected != size:
+def _stored_tensors(file: Path, header: Fields, num_bytes: int) -> dict[str, StoredTensor]:
+    """Read the header's entries, which must cover the `num_bytes` behind it exactly, as safetensors demands."""
+    stored: dict[str, StoredTensor] = {}
+    spans: list[tuple[int, int]] = []
+    for name in header:
+        if name == "__metadata__":
+            continue
+        if not name.isprintable() or len(name) > 500:
+            raise CheckpointError(f"{file} holds a tensor named {shown(name)}; it is damaged: download it again")
+        entry = header.section(name)
+        start, end = entry.integers("data_offsets", low=0, length=2)
+        spans.append((start, end))
+        shape = tuple(entry.integers("shape", low=0))
+        stored[name] = StoredTensor(name=name, file=file, dtype=entry.text("dtype"), shape=shape)
+    expected = max((end for _, end in spans), default=0)
+    if expected != num_bytes:
+        size = file.stat().st_size
         raise CheckpointError(
-            f"{file} is {size} bytes, expected {expected}: it is truncated or damaged; download it again"
+            f"{file} is {size} bytes, expected {size - num_bytes + expected}: it is truncated or damaged; download it"
+            " again"
         )
+    _opened(file)  # checks that entries neither overlap nor leave gaps, and that each is as long as its shape
     return stored
 
 

@@ -4,12 +4,15 @@ A Llama-family model runs on the native decoder; any other Hugging Face causal l
 slower, behind the same interface.
 """
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import AutoTokenizer
 
-from outrider.errors import CheckpointError, ConfigError, nearest
+from outrider.errors import CheckpointError, ConfigError, as_error, nearest
+from outrider.formats.json_fields import read_json
+from outrider.models.directory import CONFIG, check_directory
 from outrider.models.locate import locate
 from outrider.target import Target
 
@@ -44,8 +47,10 @@ def load_target(
         raise ConfigError(f"unknown backend '{backend}'{nearest(backend, ('auto', 'native', 'hf'))}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     directory = locate(name)
+    check_directory(directory)
+    is_native = backend == "native" or (backend == "auto" and _is_native(directory))
     tokenizer = load_tokenizer(directory)
-    if backend == "native" or (backend == "auto" and _is_native(directory)):
+    if is_native:
         from outrider.targets.native import NativeTarget
 
         return NativeTarget.from_directory(directory, name, DTYPES[dtype], device, tokenizer)
@@ -62,16 +67,15 @@ def load_tokenizer(directory: Any) -> Any:
     """
     if not any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         return None
-    try:
+    with as_error(CheckpointError, f"the tokenizer in {directory} cannot be read", "download it again"):
         return AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"the tokenizer in {directory} cannot be read ({error}); download it again") from error
 
 
-def _is_native(directory: Any) -> bool:
-    from outrider.models.spec import DecoderSpec
+def _is_native(directory: Path) -> bool:
+    """Whether the native decoder runs it; raises where the config is damaged or has a key that nobody would obey."""
+    from outrider.models.spec import FAMILIES, is_supported, read_config
 
-    try:
-        return not DecoderSpec.from_config_file(directory).mlp_bias
-    except CheckpointError:
+    if read_json(directory / CONFIG).text("model_type", None) not in FAMILIES:
         return False
+    config = read_config(directory / CONFIG)
+    return is_supported(config) is None and not getattr(config, "mlp_bias", False)

@@ -23,21 +23,20 @@ Shapes: B slots, M rows, S cached positions, H key/value heads, D head size, F f
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, final
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from outrider.cache import CachePlan, KVCache
 from outrider.draft import Draft
-from outrider.errors import CheckpointError
+from outrider.errors import CheckpointError, on_one_line
 from outrider.models.ops import Placement
-from outrider.models.weights import read_weights
+from outrider.models.weights import check_finite, read_weights
 from outrider.target import Forward, SharedWeights, Target, TargetSession, TargetSpec
 from outrider.targets.layers import LayerMasks
 from outrider.targets.prefill import read_prompts
@@ -98,9 +97,10 @@ class HFTarget(Target):
                     ignore_mismatched_sizes=True,  # they are refused below, by name
                     output_loading_info=True,
                 )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        except Exception as error:  # a foreign library, and a config that nobody has checked
             raise _unloadable(directory, error) from error
-        _check_complete(directory, loading)
+        _check_complete(directory, loading, model)
+        _check_finite(directory, model)
         return cls(model.to(device), name, tokenizer, directory)
 
     def _describe(self) -> TargetSpec:
@@ -115,7 +115,7 @@ class HFTarget(Target):
             vocab_size=self._shape.vocab_size,
             hidden_size=self._shape.hidden_size,
             num_layers=self._shape.num_states - 1,
-            max_positions=int(max_positions),
+            max_positions=min(int(max_positions), _one_scaling(config, int(max_positions))),
             eos_ids=_eos_ids(self.model),
             dtype=self.model.dtype,
             device=self.model.device,
@@ -251,24 +251,52 @@ def _eos_ids(model: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def _one_scaling(config: Any, max_positions: int) -> int:
+    """Return how many positions one set of rotary frequencies serves.
+
+    LongRoPE has two sets and changes to the second when a text outgrows the first, while cached keys keep the first; so
+    texts end there.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    is_long = isinstance(rope, Mapping) and rope.get("rope_type") == "longrope"
+    return int(rope.get("original_max_position_embeddings") or max_positions) if is_long else max_positions
+
+
 def _unloadable(directory: Path, error: Exception) -> CheckpointError:
-    reason = " ".join(str(error).split())
-    if "trust_remote_code" in reason:
+    reason = on_one_line(f"{type(error).__name__}: {error}")
+    if "trust_remote_code" in str(error):
         return CheckpointError(
             f"{directory} needs Python code that comes with it; read that code, then pass trust_remote_code=True"
         )
     return CheckpointError(
-        f"transformers cannot load {directory}: {reason[:200]}; check that config.json and the weights are whole"
+        f"transformers cannot load {directory}: {reason}; check that config.json and the weights are whole"
     )
 
 
-def _check_complete(directory: Path, loading: Mapping[str, Any]) -> None:
-    """`transformers` fills what it does not find with random numbers; here that is an error."""
+def _check_complete(directory: Path, loading: Mapping[str, Any], model: Any) -> None:
+    """`transformers` fills what it does not find with random numbers, and drops what it does not know.
+
+    Here both are errors; a tensor it does not know counts if it belongs to a module that the model has, as a bias, a
+    scale or an adapter does, and not if it belongs to another part, such as a vision tower.
+    """
+    modules = {name for name, _ in model.named_modules() if name}
+    unknown = [name for name in sorted(loading["unexpected_keys"]) if _changes_a_module(name, modules)]
     missing = sorted(loading["missing_keys"])
     misshapen = sorted(name for name, *_ in loading["mismatched_keys"])
-    for problem, names in (("lack", missing), ("misshape", misshapen)):
+    for problem, names in (("lack", missing), ("misshape", misshapen), ("hold an unknown tensor", unknown)):
         if names:
             raise CheckpointError(
                 f"the weights in {directory} {problem} {names[0]} ({len(names)} such in all);"
                 " check that config.json belongs to these weights"
             )
+
+
+def _changes_a_module(name: str, modules: Collection[str]) -> bool:
+    parents = [name[:at] for at, letter in enumerate(name) if letter == "."]
+    owned = any(parent in modules for parent in parents[-3:] if parent.count(".") > 1)
+    return owned and not name.endswith((".inv_freq", ".masked_bias", ".attn.bias"))
+
+
+def _check_finite(directory: Path, model: Any) -> None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        check_finite(tensor.detach(), f"tensor {name} in {directory}, as {str(tensor.dtype).removeprefix('torch.')},")

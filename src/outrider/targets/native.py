@@ -18,7 +18,7 @@ from outrider.memory import give_back
 from outrider.models.decoder import Decoder, Output
 from outrider.models.ops import Ops, Placement, Programs, choose_ops
 from outrider.models.spec import DecoderSpec
-from outrider.models.weights import read_weights
+from outrider.models.weights import cast, read_weights, settle_head
 from outrider.target import Forward, SharedWeights, Target, TargetSession, TargetSpec
 from outrider.targets.prefill import read_prompts
 from outrider.targets.static import Placed, place_chains
@@ -35,7 +35,7 @@ class _Cast(Mapping[str, Tensor]):
         self._dtype = dtype
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._weights[name].to(self._dtype)
+        return cast(self._weights[name], self._dtype, f"tensor {name}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)
@@ -64,9 +64,8 @@ class NativeTarget(Target):
         Raises:
             CheckpointError: if a file or a tensor is missing, truncated or misshapen.
         """
-        spec = DecoderSpec.from_config_file(directory)
         weights = read_weights(directory)
-        weights.check(spec.weight_shapes(), optional=("lm_head.weight",) if spec.tie_word_embeddings else ())
+        spec = settle_head(DecoderSpec.from_config_file(directory), weights)
         target = cls.from_weights(spec, weights, name, dtype, device, tokenizer)
         target.directory = directory
         give_back()
@@ -85,7 +84,7 @@ class NativeTarget(Target):
     ) -> "NativeTarget":
         """Use tensors in memory, under their Hugging Face names; `ops` is by default the device's fastest back end."""
         if spec.mlp_bias:
-            raise CheckpointError(f"{name} has biases in its MLP (mlp_bias), which needs the hf target: pass native=no")
+            raise CheckpointError(f"{name} has biases in its MLP (mlp_bias), which needs the hf target: backend='hf'")
         decoder = Decoder(spec, _Cast(weights, dtype), ops or choose_ops(device, dtype), device)
         return cls(decoder, name, dtype, tokenizer)
 

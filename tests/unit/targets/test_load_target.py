@@ -140,11 +140,25 @@ def test_a_missing_head_is_not_taken_as_tied(backend: str, llama: Path) -> None:
         load(llama, backend=backend)
 
 
-def test_a_tied_config_may_hold_a_head_and_does_not_use_it(llama: Path) -> None:
+def test_a_stored_head_that_differs_is_used_although_the_config_ties_it(llama: Path) -> None:
+    """`transformers` 5 believes the tensors: both are there and differ, so they are not tied."""
     edit(llama / "config.json", lambda config: config.update(tie_word_embeddings=True))
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    wanted = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=8, do_sample=False, eos_token_id=None)[0, 3:]
+    for backend in ("native", "hf"):
+        target = load(llama, backend=backend)
+        engine = outrider.Engine(target, outrider.load_proposer("none", target))
+        found = engine.generate([[1, 2, 3]], max_new_tokens=8, ignore_eos=True)[0].tokens
+        assert list(found) == wanted.tolist()
+        assert torch.equal(target.shared_weights().head_VE.float(), model.lm_head.weight)
+
+
+def test_a_stored_head_that_is_the_embedding_is_tied(llama: Path) -> None:
+    edit(llama / "config.json", lambda config: config.update(tie_word_embeddings=True))
+    edit_weights(llama, lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"].clone()}))
     target = load(llama)
     assert isinstance(target, NativeTarget)
-    assert torch.equal(target.decoder.head.data, target.decoder.ops.pack(target.decoder.embed_VE).data)
+    assert target.decoder.spec.tie_word_embeddings
 
 
 def test_more_layers_than_the_config_says(llama: Path) -> None:
@@ -205,3 +219,53 @@ def test_loading_does_not_need_the_directory_afterwards(llama: Path) -> None:
     shutil.rmtree(llama)
     engine = outrider.Engine(target, outrider.load_proposer("none", target))
     assert len(engine.generate([[1, 2, 3]], max_new_tokens=4, ignore_eos=True)[0].tokens) == 4
+
+
+@pytest.mark.parametrize("backend", ["native", "hf"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    "name", ["model.embed_tokens.weight", "model.norm.weight", "model.layers.1.mlp.up_proj.weight"]
+)
+def test_weights_that_are_not_finite_are_refused_by_name(backend: str, value: float, name: str, llama: Path) -> None:
+    def spoil(weights: dict[str, Any]) -> None:
+        weights[name].view(-1)[7] = value
+
+    edit_weights(llama, spoil)
+    with pytest.raises(CheckpointError, match=rf"tensor {name} in .* holds {value} at .*not finite"):
+        load(llama, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["native", "hf"])
+def test_weights_too_large_for_the_dtype_are_refused(backend: str, llama: Path) -> None:
+    def grow(weights: dict[str, Any]) -> None:
+        weights["model.norm.weight"][3] = 1e6
+
+    edit_weights(llama, grow)
+    load(llama, dtype="bfloat16", backend=backend)
+    with pytest.raises(CheckpointError, match=r"tensor model\.norm\.weight.*float16"):
+        load(llama, dtype="float16", backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["native", "hf"])
+@pytest.mark.parametrize("name", ["self_attn.q_proj.bias", "self_attn.o_proj.bias", "mlp.up_proj.weight_scale"])
+def test_tensors_that_the_model_would_not_use_are_refused(backend: str, name: str, llama: Path) -> None:
+    extra = f"model.layers.0.{name}"
+    edit_weights(llama, lambda weights: weights.update({extra: torch.ones(16)}))
+    with pytest.raises(CheckpointError, match=extra.replace(".", r"\.")):
+        load(llama, backend=backend)
+
+
+def test_longrope_ends_where_its_second_set_of_frequencies_begins(llama: Path) -> None:
+    factors = {"short_factor": [1.0, 2.0], "long_factor": [4.0, 8.0], "original_max_position_embeddings": 32}
+
+    def scale(config: dict[str, Any]) -> None:
+        config["rope_parameters"] = {"rope_type": "longrope", "rope_theta": 10_000.0, **factors}
+
+    edit(llama / "config.json", scale)
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    prompt = [[place % 31 for place in range(20)]]
+    wanted = model.generate(torch.tensor(prompt), max_new_tokens=12, do_sample=False, eos_token_id=None)[0, 20:]
+    target = load(llama)
+    assert target.spec.max_positions == 32
+    engine = outrider.Engine(target, outrider.load_proposer("none", target))
+    assert list(engine.generate(prompt, max_new_tokens=12, ignore_eos=True)[0].tokens) == wanted.tolist()
