@@ -160,6 +160,8 @@ class Batch:
                 break
         if finished is not None and finished != "stop":
             pieces += running.text.flush()
+            if running.text.stopped and finished != "eos":
+                finished = "stop"
         return Event(
             request=running.request.id,
             tokens=tuple(emitted),

@@ -77,8 +77,14 @@ def check_text(text: str, name: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
+        half = ord(text[error.start])
+        if 0xDC80 <= half <= 0xDCFF:  # how Python keeps a byte of an argument or a file name that it cannot decode
+            raise RequestError(
+                f"{name} holds the byte 0x{half - 0xDC00:02X} at character {error.start}, which is not UTF-8; give text"
+                " in UTF-8"
+            ) from error
         raise RequestError(
-            f"{name} holds half of a surrogate pair, U+{ord(text[error.start]):04X}, at character {error.start}, which"
+            f"{name} holds half of a surrogate pair, U+{half:04X}, at character {error.start}, which"
             " is no text; remove it, or read the text as UTF-8"
         ) from error
 

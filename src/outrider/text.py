@@ -9,10 +9,11 @@ come out as nothing, nothing, "the ENext".
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
-from tokenizers.decoders import DecodeStream
-
+from outrider.chat import render, tokenize
+from outrider.detokenize import UNFINISHED, Detokenizer, Vocabulary
 from outrider.errors import RequestError
 from outrider.requests import Prompt, as_prompt
 
@@ -30,7 +31,8 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
     """The token ids of a prompt.
 
     Raises:
-        RequestError: for anything that is no prompt, an empty one, or text without a tokenizer.
+        RequestError: for anything that is no prompt, an empty one, text without a tokenizer, or text that the
+            tokenizer or its chat template does not take.
     """
     given = as_prompt(prompt)
     if not isinstance(given, str) and isinstance(given[0], int):
@@ -39,12 +41,32 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
         raise RequestError("this target has no tokenizer; give the prompt as a list of token ids")
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
-        tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    elif isinstance(given, str):
-        tokens = tokenizer(given)["input_ids"]
-    else:
-        raise RequestError("this target has no chat template; give the prompt as plain text or token ids")
-    return [int(token) for token in tokens]
+        return tokenize(tokenizer, render(tokenizer, messages), add_special_tokens=False)
+    if isinstance(given, str):
+        return tokenize(tokenizer, given)
+    raise RequestError("this target has no chat template; give the prompt as plain text or token ids")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Segment:
+    """What one token adds: to the text that stop strings are looked for in, and to the text that is given out.
+
+    raw      with special tokens
+    piece    without them
+    hidden   characters of the special token that ends `raw`, if it is one
+    before   in that case, the text that is not certain yet and stands before the token
+    """
+
+    raw: str
+    piece: Piece
+    hidden: int = 0
+    before: str = ""
+
+    def cut(self, at: int) -> Piece:
+        """The part in front of a stop string that begins at this place of `raw`."""
+        text = self.before if self.hidden else self.piece.text
+        behind = max(0, len(self.raw) - self.hidden - at)
+        return Piece(text[: max(0, len(text) - behind)], self.piece.drafted)
 
 
 @final
@@ -52,40 +74,66 @@ class TextStream:
     """The text of one growing answer."""
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
-        self._backend = None if tokenizer is None else tokenizer.backend_tokenizer
-        self._decode = DecodeStream(skip_special_tokens=True)
         self._stop = tuple(stop)
-        self._held: list[Piece] = []
+        self._held: list[_Segment] = []
+        self._drafted = False
         self.stopped = False
+        self._vocabulary = None if tokenizer is None else Vocabulary(tokenizer)
+        if self._vocabulary is not None:
+            self._text = Detokenizer(self._vocabulary)
+            self._raw = self._text  # until there is a special token
 
     def push(self, token: int, drafted: bool) -> list[Piece]:
         """Pieces that are now certain; sets `stopped` when a stop string is complete (it and what follows is cut)."""
-        text = "" if self._backend is None else self._decode.step(self._backend, token) or ""
-        self._held.append(Piece(text, drafted))
-        joined = "".join(piece.text for piece in self._held)
-        found = [at for at in (joined.find(stop) for stop in self._stop) if at >= 0]
-        if found:
-            self.stopped = True
-            return self._take(min(found), cut=True)
-        return self._take(len(joined) - self._longest_partial(joined), cut=False)
+        if self._vocabulary is None:
+            return [Piece("", drafted)]
+        self._drafted = drafted
+        special = self._vocabulary.hidden(token) if self._stop else None
+        if special is not None and self._raw is self._text:
+            self._raw = self._text.with_special_tokens()
+        piece = Piece(self._text.push(token), drafted)
+        if not self._stop:
+            return [piece]
+        raw = piece.text if self._raw is self._text else self._raw.push(token)
+        before, hidden = ("", 0) if special is None else (self._text.tail, len(special))
+        self._held.append(_Segment(raw=raw, piece=piece, hidden=hidden, before=before))
+        held = self._joined()
+        seen = held + self._raw.tail.rstrip(UNFINISHED)
+        if any(stop in seen for stop in self._stop):
+            return self._rest()
+        return self._take(min(len(held) - self._longest_partial(held), len(seen) - self._longest_partial(seen)))
 
     def flush(self) -> list[Piece]:
         """What was held back, when the answer ended for another reason."""
-        held, self._held = self._held, []
-        return held
+        return [] if self._vocabulary is None or self.stopped else self._rest()
+
+    def _rest(self) -> list[Piece]:
+        """Everything that is left, up to the first stop string."""
+        piece = Piece(self._text.flush(), self._drafted)
+        raw = piece.text if self._raw is self._text else self._raw.flush()
+        held, self._held = [*self._held, *([_Segment(raw=raw, piece=piece)] if raw or piece.text else [])], []
+        joined = "".join(segment.raw for segment in held)
+        found = [at for at in (joined.find(stop) for stop in self._stop) if at >= 0]
+        if not found:
+            return [segment.piece for segment in held]
+        self.stopped = True
+        left, pieces = min(found), []
+        while len(held[0].raw) <= left:
+            left -= len(held[0].raw)
+            pieces.append(held.pop(0).piece)
+        return [*pieces, held[0].cut(left)]
+
+    def _joined(self) -> str:
+        return "".join(segment.raw for segment in self._held)
 
     def _longest_partial(self, joined: str) -> int:
         lengths = (n for stop in self._stop for n in range(1, len(stop)) if joined.endswith(stop[:n]))
         return max(lengths, default=0)
 
-    def _take(self, num_chars: int, cut: bool) -> list[Piece]:
+    def _take(self, num_chars: int) -> list[Piece]:
         taken: list[Piece] = []
-        while self._held and len(self._held[0].text) <= num_chars:
-            piece = self._held.pop(0)
-            num_chars -= len(piece.text)
-            taken.append(piece)
-        if cut and self._held:
-            head = self._held[0]
-            taken.append(Piece(head.text[:num_chars], head.drafted))
-            self._held = []
+        while self._held and len(self._held[0].raw) <= num_chars:
+            segment = self._held.pop(0)
+            num_chars -= len(segment.raw)
+            taken.append(segment.piece)
         return taken

@@ -119,7 +119,7 @@ def test_settings_in_every_form() -> None:
         ({"stop": [None]}, "is a NoneType; give strings"),
         ({"stop": ""}, "a stop string is empty"),
         ({"stop": ["a", ""]}, "a stop string is empty"),
-        ({"stop": "\udc80"}, "surrogate"),
+        ({"stop": "\udc80"}, "the byte 0x80 at character 0, which is not UTF-8"),
         ({"ignore_eos": "false"}, "ignore_eos='false' must be True or False"),
     ],
 )

@@ -105,7 +105,7 @@ class Generate:
     def _prompt(self, tokenizer: object) -> "Prompt":
         from outrider.errors import RequestError
 
-        text = sys.stdin.read() if self.prompt == "-" else self.prompt
+        text = _standard_input() if self.prompt == "-" else self.prompt
         if not text:
             raise RequestError("the prompt is empty; give at least one character")
         if not self.chat:
@@ -127,11 +127,31 @@ ENDS = {
 
 
 def _raw(tokenizer: object, text: str) -> "Prompt":
+    from outrider.chat import tokenize
     from outrider.errors import RequestError
+    from outrider.requests import check_text
 
     if tokenizer is None:
         raise RequestError("this target has no tokenizer, so it cannot read text")
-    return list(tokenizer(text)["input_ids"])  # type: ignore[operator]
+    check_text(text, "the prompt")
+    return tokenize(tokenizer, text)
+
+
+def _standard_input() -> str:
+    """All of it, as UTF-8 whatever the locale."""
+    from outrider.errors import RequestError
+
+    if sys.stdin is None:
+        raise RequestError("standard input is closed; give the prompt as an argument")
+    binary = getattr(sys.stdin, "buffer", None)
+    data = sys.stdin.read().encode("utf-8", "surrogatepass") if binary is None else binary.read()
+    try:
+        return str(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"standard input is not UTF-8 (byte 0x{data[error.start]:02X} at {error.start}); convert it, for example"
+            " with iconv -t UTF-8"
+        ) from error
 
 
 def _plain(pieces: "Sequence[Piece]") -> str:

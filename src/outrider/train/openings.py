@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from outrider.chat import render
 from outrider.errors import ConfigError
 
 __all__ = ["OPENINGS", "Opening", "UserTurn", "draw", "read_openings", "user_turn"]
@@ -156,11 +157,12 @@ def user_turn(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> UserTurn
 
     Raises:
         ConfigError: if the tokenizer has no chat template, or one that does not show the user's text as it is.
+        RequestError: if the template refuses these messages.
     """
     if tokenizer is None or not tokenizer.chat_template:
         raise ConfigError("this target has no chat template, so it cannot write prompts; give some with --source")
     asked = [*messages, {"role": "user", "content": MARKER}]
-    text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    text = render(tokenizer, asked)
     before, found, after = text.rpartition(MARKER)
     if not found:
         raise ConfigError("the chat template does not show the user's text as it is; give prompts with --source")
