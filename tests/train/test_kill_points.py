@@ -2,14 +2,19 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dying import Killed, dying_at
+from safetensors import SafetensorError
 from toys import play, setup, small
 from writing import files_of, tiny_identity, word_author
 
+from outrider.cli import main
+from outrider.interop.exported import Export, export_checkpoint, export_into
+from outrider.testing.directory import write_tiny_model
 from outrider.train.objectives.medusa import MedusaObjective, MedusaObjectiveConfig
 from outrider.train.run import Setup
 from outrider.train.synthesize import SynthesisConfig, synthesize
@@ -109,3 +114,54 @@ def test_texts_are_the_same_whatever_file_operation_was_the_last(tmp_path: Path)
         with pytest.raises(Killed), dying_at(number, cut):
             write(cut)
         assert write(cut) == wanted, f"operation {number} of {watch.count}"
+
+
+def test_an_export_is_whole_or_not_there_and_replaces_what_a_killed_one_left(
+    whole: tuple[Path, int], tmp_path: Path
+) -> None:
+    def export(place: Path) -> dict[str, bytes]:
+        plan = Export(
+            checkpoint=whole[0] / "final",
+            target=made().target,
+            output=place,
+            engine="vllm",
+            num_nodes=2,
+            served_from=tmp_path / "out",
+        )
+        export_into(place, lambda part: export_checkpoint(replace(plan, output=part)))
+        return {path.name: path.read_bytes() for path in sorted(place.iterdir())}
+
+    with dying_at(0, tmp_path / ".out") as watch:
+        wanted = export(tmp_path / "out")
+    assert b".out.part" not in wanted["serving.json"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    shutil.rmtree(tmp_path / "out")
+    for number in range(1, watch.count + 1):
+        with pytest.raises(Killed), dying_at(number, tmp_path / ".out"):
+            export(tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        (tmp_path / ".out.part").mkdir(exist_ok=True)
+        (tmp_path / ".out.part" / "config.json").write_text("half")  # as SIGKILL leaves it
+        assert export(tmp_path / "out") == wanted, f"operation {number} of {watch.count}"
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_a_full_disk_ends_an_export_with_a_sentence_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    directory = str(model)
+
+    def full(tensors: Any, path: Path, metadata: Any) -> None:
+        Path(path).write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("outrider.formats.store.save_file", full)
+    given = ["export", directory, "--target", directory, "--dtype", "float32", "--output", str(tmp_path / "out")]
+    assert main(given) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("outrider: ")]
+    assert f"{tmp_path / 'out'} cannot be written (I/O error: No space left on device (os error 28))" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+    monkeypatch.undo()
+    assert main(given) == 0
+    assert (tmp_path / "out" / "serving.json").is_file()

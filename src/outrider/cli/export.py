@@ -1,7 +1,7 @@
 """`outrider export`: write a trained proposer as a serving engine loads it, and print how to serve it."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,29 +31,25 @@ class ExportCommand:
     def run(self) -> None:
         from outrider.bench.choice import exported_checkpoint
         from outrider.errors import ConfigError
-        from outrider.interop.exported import Export, export_checkpoint
+        from outrider.interop.exported import Export, export_checkpoint, export_into
         from outrider.targets import load_target
 
         if self.num_nodes < 1:
             raise ConfigError(f"num_nodes={self.num_nodes} must be at least 1")
-        if self.output.is_dir() and any(self.output.iterdir()):
-            raise ConfigError(f"{self.output} is not empty; choose another directory")
+        if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
+            reason = "is not empty" if self.output.is_dir() else "is not a directory"
+            raise ConfigError(f"{self.output} {reason}; choose another --output")
         target = load_target(self.target, dtype=self.dtype, device="cpu")
         checkpoint = exported_checkpoint(self.checkpoint, target)
-        self.output.mkdir(parents=True, exist_ok=True)
+        output = self.output.resolve()
         export = Export(
             checkpoint=checkpoint,
             target=target,
-            output=self.output.resolve(),
+            output=output,
             engine=self.to,
             num_nodes=self.num_nodes,
         )
-        try:
-            exported = export_checkpoint(export)
-        except BaseException:
-            if not any(self.output.iterdir()):
-                self.output.rmdir()
-            raise
+        exported = export_into(output, lambda part: export_checkpoint(replace(export, output=part, served_from=output)))
         for note in exported.notes:
             print(f"note: {note}")
         print(exported.command(export))

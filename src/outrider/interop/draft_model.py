@@ -10,8 +10,8 @@ from torch import Tensor
 
 from outrider.errors import ConfigError
 from outrider.formats.hf_draft import EMBEDDING, HEAD, MASK, read_draft, widened, write_draft
-from outrider.interop.exported import Export, Exported
-from outrider.interop.serving import Order, export_into, served_checkpoint
+from outrider.interop.exported import Export, Exported, export_into
+from outrider.interop.serving import Order, served_checkpoint
 from outrider.models.spec import DecoderSpec
 from outrider.models.weights import read_weights, settle_head
 from outrider.proposers.draft_model import DraftModelConfig, layer_list
@@ -75,13 +75,13 @@ def write(export: Export) -> Exported:
     if export.engine == "sglang":
         flags = {
             "speculative-algorithm": "STANDALONE",
-            "speculative-draft-model-path": export.output,
+            "speculative-draft-model-path": export.place,
             "speculative-num-steps": export.num_nodes,
             "speculative-eagle-topk": 1,
             "speculative-num-draft-tokens": export.num_nodes + 1,
         }
         return Exported(speculative=flags)
-    speculative = {"method": "draft_model", "model": str(export.output), "num_speculative_tokens": export.num_nodes}
+    speculative = {"method": "draft_model", "model": str(export.place), "num_speculative_tokens": export.num_nodes}
     return Exported(speculative=speculative)
 
 

@@ -49,7 +49,7 @@ def write(export: Export) -> Exported:
         return Exported(speculative=_vllm(export))
     flags = {
         "speculative-algorithm": "EAGLE3",
-        "speculative-draft-model-path": export.output,
+        "speculative-draft-model-path": export.place,
         "speculative-num-steps": export.num_nodes,
         "speculative-eagle-topk": 1,
         "speculative-num-draft-tokens": export.num_nodes + 1,
@@ -66,4 +66,4 @@ def _config_file(export: Export) -> Path:
 
 
 def _vllm(export: Export) -> dict[str, Any]:
-    return {"method": "eagle3", "model": str(export.output), "num_speculative_tokens": export.num_nodes}
+    return {"method": "eagle3", "model": str(export.place), "num_speculative_tokens": export.num_nodes}

@@ -10,17 +10,22 @@ Example: an EAGLE-3 head for Qwen2.5-7B, exported for vLLM with 5 drafted tokens
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from outrider.errors import CheckpointError
+from safetensors import SafetensorError
+
+from outrider.errors import CheckpointError, RunError, on_one_line
 from outrider.formats.store import read_json, replace_file
 from outrider.target import Target
+from outrider.train.files import sync
 
-__all__ = ["ENGINES", "MARKER", "Engine", "Export", "Exported", "export_checkpoint", "served_name"]
+__all__ = ["ENGINES", "MARKER", "Engine", "Export", "Exported", "export_checkpoint", "export_into", "served_name"]
 
 Engine = Literal["vllm", "speculators", "sglang"]
 ENGINES: tuple[Engine, ...] = ("vllm", "speculators", "sglang")
@@ -37,6 +42,7 @@ class Export:
 
     checkpoint   a directory written by `outrider train`, or any published one that Outrider reads
     output       an existing, empty directory
+    served_from  where the directory will stand when it is complete; None if it stays where it is
     engine       "vllm", "speculators" (vLLM's other layout, EAGLE-3 only) or "sglang"
     num_nodes    tokens that the engine shall draft per step
     """
@@ -46,6 +52,12 @@ class Export:
     output: Path
     engine: Engine
     num_nodes: int
+    served_from: Path | None = None
+
+    @property
+    def place(self) -> Path:
+        """Where an engine will find the export."""
+        return self.output if self.served_from is None else self.served_from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +87,45 @@ class Exported:
 def served_name(target: Target) -> str:
     """What an engine is told to serve: the target's directory, or its hub id."""
     return target.spec.directory or target.spec.name
+
+
+def export_into(output: Path, write: Callable[[Path], Exported]) -> Exported:
+    """Let `write` fill a directory that takes the name `output`, which must not exist or be empty, when it is complete.
+
+    What an export that was killed has left is replaced; one that fails leaves nothing.
+
+    Raises:
+        RunError: if the disk is full or the place cannot be written.
+    """
+    part = output.with_name(f".{output.name}.part")
+    try:
+        with _writing(output, part):
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            exported = write(part)
+            for file in part.iterdir():
+                sync(file)
+            part.rename(output)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return exported
+
+
+@contextmanager
+def _writing(output: Path, part: Path) -> Iterator[None]:
+    """Turn a failed write into an error that names the export."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        place = error.filename if isinstance(error, OSError) else None
+        reason = (error.strerror if isinstance(error, OSError) else None) or on_one_line(str(error))
+        if place is not None and not str(place).startswith((str(part), str(output))):
+            raise CheckpointError(f"{place} cannot be read ({reason}); give a checkpoint that can be read") from error
+        raise RunError(
+            f"{output} cannot be written ({reason}); nothing was left there: free some space or choose another "
+            "directory, then run the same command again"
+        ) from error
 
 
 def export_checkpoint(export: Export) -> Exported:

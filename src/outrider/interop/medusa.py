@@ -49,7 +49,7 @@ def write(export: Export) -> Exported:
         name: tensor if tensor.dtype == torch.int64 else tensor.to(torch.bfloat16) for name, tensor in tensors.items()
     }
     write_medusa(export.output, shape, stored, "vllm", provenance(export.target))
-    speculative = {"model": str(export.output), "num_speculative_tokens": export.num_nodes}
+    speculative = {"model": str(export.place), "num_speculative_tokens": export.num_nodes}
     return Exported(
         speculative={"method": "medusa", **speculative},
         notes=("vLLM drafts a chain, not the tree", "vLLM has Medusa up to version 0.32"),

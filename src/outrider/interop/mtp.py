@@ -50,7 +50,7 @@ def write(export: Export) -> Exported:
         )
     write_mtp(export.output, checkpoint, torch.bfloat16)
     return Exported(
-        speculative={"method": "mtp", "model": str(export.output), "num_speculative_tokens": export.num_nodes},
+        speculative={"method": "mtp", "model": str(export.place), "num_speculative_tokens": export.num_nodes},
         flags={"hf-overrides": json.dumps({"num_nextn_predict_layers": checkpoint.num_modules})},
         notes=("vLLM runs the first module alone, again for every further token",),
     )

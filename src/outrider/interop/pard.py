@@ -28,7 +28,7 @@ def write(export: Export) -> Exported:
     return Exported(
         speculative={
             "method": "draft_model",
-            "model": str(export.output),
+            "model": str(export.place),
             "num_speculative_tokens": export.num_nodes,
             "parallel_drafting": True,
         }

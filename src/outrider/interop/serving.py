@@ -9,7 +9,6 @@ Example: prompt lookup with `num_nodes=8, min_n=2, max_n=4` becomes
 """
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from outrider.bench.schema import PLAIN
-from outrider.interop.exported import MARKER, Export, Exported, export_checkpoint
+from outrider.interop.exported import MARKER, Export, Exported, export_checkpoint, export_into
 from outrider.models.locate import locate
 from outrider.target import Target
 
@@ -64,19 +63,16 @@ def served_checkpoint(order: Order, checkpoint: str | None, num_nodes: int, *not
     return replace(exported, notes=(*notes, *exported.notes))
 
 
-def export_into(output: Path, write: Callable[[Path], Exported]) -> Exported:
-    """Let `write` fill a directory that appears under its name when it is complete."""
-    part = output.with_name(f".{output.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    exported = write(part)
-    part.rename(output)
-    return replace(exported, speculative={**exported.speculative, "model": str(output)})
-
-
 def _export(order: Order, source: Path, part: Path, num_nodes: int) -> Exported:
     return export_checkpoint(
-        Export(checkpoint=source, target=order.target, output=part, engine="vllm", num_nodes=num_nodes)
+        Export(
+            checkpoint=source,
+            target=order.target,
+            output=part,
+            engine="vllm",
+            num_nodes=num_nodes,
+            served_from=order.output,
+        )
     )
 
 

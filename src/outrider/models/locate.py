@@ -32,6 +32,7 @@ from typing import Final
 from filelock import FileLock
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError
 
 from outrider.errors import CheckpointError, ConfigError, nearest, on_one_line
 from outrider.formats.json_fields import shown
@@ -197,7 +198,7 @@ def _cached(key: str, build: Callable[[Path, Path], Provenance]) -> Path:
         with FileLock(place.with_name(f"{key}.lock")):
             if not _is_complete(place):
                 _build(place, build)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{place} cannot be written ({error}); free space or set OUTRIDER_CACHE") from error
     return place
 

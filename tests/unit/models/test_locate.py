@@ -14,6 +14,7 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from outrider.errors import CheckpointError, ConfigError
@@ -215,6 +216,22 @@ def test_a_cache_that_cannot_be_written_says_so(
     monkeypatch.setenv("OUTRIDER_CACHE", str(tmp_path / "file"))
     with pytest.raises(CheckpointError, match=r"cannot be written .*; free space or set OUTRIDER_CACHE"):
         locate(tiny_file)
+
+
+def test_a_full_disk_ends_a_conversion_with_a_sentence_and_leaves_nothing(
+    cache: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Path, directory: Path) -> None:
+        (directory / "model.safetensors").write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(locating, "convert_gguf", full)
+    with pytest.raises(CheckpointError, match=r"No space left on device.*; free space or set OUTRIDER_CACHE"):
+        locate(tiny_file)
+    assert left_behind(cache) == []
+    monkeypatch.undo()
+    monkeypatch.setenv("OUTRIDER_CACHE", str(cache))
+    assert (locate(tiny_file) / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("name", ["smollm2-135b", "", "a/b/c", "./a", "../a", "/no/such/place"])
