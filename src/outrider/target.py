@@ -8,8 +8,9 @@ of a running batch and the two ways to advance it,
 
 so that after prefill each step is exactly one `forward`. The last prompt token is simply the first root.
 
-A *tap* asks for a hidden state: tap k is Hugging Face's `hidden_states[k]`, the residual stream before layer k, and tap
-`num_layers` is the state after the final norm, which the output head reads.
+A *tap* asks for a hidden state: tap k is Hugging Face's `hidden_states[k]`, the residual stream before layer k, tap
+`num_layers` is the state after the final norm, which the output head reads, and tap `num_layers + 1` is the stream that
+enters that norm.
 
 Shapes: B slots of the call, M rows, V vocabulary, F = taps * hidden_size, T prompt tokens.
 """

@@ -9,8 +9,9 @@ The native layout (EAGLE, SpecForge, SGLang, vLLM) is a Llama config with `draft
     t2d  bool [V]                   which tokens have a column
     embed_tokens.weight             [V, E], only where the target's embedding is not shared
 
-`layers.0.` is read for `midlayer.`, a leading `model.` is dropped, and `aux_norm_{low,mid,high}` are the `fc_norm`s of
-older files. The speculators layout (`eagle3_speculators.py`) holds the same tensors under another config.
+Other spellings of tensors are read by `eagle3_tensors.py`, of config keys by `eagle3_config.py`; where a key
+contradicts the tensors, these decide. The speculators layout (`eagle3_speculators.py`) holds the same tensors under
+another config.
 
 What engines disagree on is written out: `norm_before_residual` always; the layer ids only where they are not the
 default, since vLLM takes an id as the state before that layer and SGLang as the state after it.
@@ -26,23 +27,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from outrider.errors import CheckpointError
+from outrider.formats.eagle3_config import LAYER_IDS, TARGET_LAYER_IDS, spec_of
 from outrider.formats.eagle3_speculators import is_speculators, native_of, speculators_of
+from outrider.formats.eagle3_tensors import Shapes, canonical_names, column_ids
 from outrider.formats.hf_config import config_of
-from outrider.formats.store import check_target, read_json, write_checkpoint
+from outrider.formats.json_fields import read_json
+from outrider.formats.store import check_target, write_checkpoint
 from outrider.models.eagle3 import LAYER, Eagle3Spec
-from outrider.models.spec import FAMILIES, DecoderSpec, is_supported
 from outrider.models.weights import Weights, read_weights
 from outrider.target import Target
 
 __all__ = ["Eagle3Checkpoint", "native_config", "offsets_of", "read_eagle3", "write_native", "write_speculators"]
-
-UNPREFIXED = ("lm_head.weight", "d2t", "t2d")
-OLD_NORMS = {f"fc_norm.{tap}.weight": f"aux_norm_{name}.weight" for tap, name in enumerate(("low", "mid", "high"))}
-LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,7 +110,11 @@ def native_config(checkpoint: Eagle3Checkpoint, dtype: torch.dtype) -> dict[str,
     for key in ("norm_before_fc", "fc_norm", "norm_output"):
         if getattr(spec, key):
             config[key] = True
-    if spec.layer_ids is not None:
+    if not spec.has_fc:
+        config["eagle_config"] = {"use_aux_hidden_state": False}
+    elif spec.reads_normed and spec.layer_ids is not None:
+        config[TARGET_LAYER_IDS] = [layer - 1 for layer in spec.layer_ids]
+    elif spec.layer_ids is not None:
         config["num_aux_hidden_states"] = spec.num_taps
         config["eagle_config"] = {"use_aux_hidden_state": True, LAYER_IDS: list(spec.layer_ids)}
     return config | ({"outrider": dict(checkpoint.provenance)} if checkpoint.provenance else {})
@@ -127,101 +129,59 @@ def read_eagle3(directory: Path, target: Target) -> Eagle3Checkpoint:
     file = directory / "config.json"
     raw = read_json(file)
     config = native_of(raw, file) if is_speculators(raw) else raw
-    spec = spec_of(config, file)
     check_target(raw, target, directory)
-    _check_sizes(spec, target, directory)
     weights = read_weights(directory)
-    names = _stored_names(spec, weights)
-    if spec.num_taps == len(OLD_NORMS) and any(name in weights for name in OLD_NORMS.values()):
-        spec = replace(spec, fc_norm=True)
-        names |= OLD_NORMS
+    names = canonical_names(weights, directory)
+    shapes = {name: weights.shape(stored) for name, stored in names.items()}
+    _check_width(config, shapes, target, directory)
+    spec = spec_of(config, file, shapes, target.spec.hidden_size)
+    if not spec.layer_ids and spec.reads_normed:
+        spec = replace(spec, layer_ids=(target.spec.num_layers,))
+    spec = replace(spec, reads_normed=spec.reads_normed and target.spec.num_layers in (spec.layer_ids or ()))
+    spec = _sized(spec, config.get("vocab_size"), shapes, target, directory)
     tensors = _tensors(spec, weights, names, directory)
-    ids_K = _ids(spec, weights, names, directory)
-    return Eagle3Checkpoint(spec=spec, tensors=tensors, ids_K=ids_K, provenance=raw.get("outrider") or {})
+    maps = {name: weights.integers(names[name]) for name in ("d2t", "t2d") if name in names}
+    ids_K = column_ids(maps.get("d2t"), maps.get("t2d"), spec.draft_vocab_size, spec.layer.vocab_size, str(directory))
+    return Eagle3Checkpoint(spec=spec, tensors=tensors, ids_K=ids_K, provenance=raw.section("outrider", {}))
 
 
-def spec_of(config: Mapping[str, Any], file: Path) -> Eagle3Spec:
-    """What a native config says."""
-    layer = _layer(config, file)
-    nested = config.get("eagle_config") or {}
-    if nested.get("use_aux_hidden_state") is False:
-        raise CheckpointError(
-            f"{file} sets use_aux_hidden_state to false, which makes it an EAGLE-1 head; give an EAGLE-3 checkpoint"
-        )
-    layer_ids = config.get(LAYER_IDS) or nested.get(LAYER_IDS)
-    num_taps = config.get("num_aux_hidden_states")
-    if layer_ids is not None and num_taps not in (None, len(layer_ids)):
-        raise CheckpointError(f"{file} names {len(layer_ids)} layers but sets num_aux_hidden_states to {num_taps}")
-    if layer_ids is None and num_taps not in (None, 3):
-        raise CheckpointError(f"{file} fuses {num_taps} states but does not name their layers; add {LAYER_IDS}")
-    return Eagle3Spec(
-        layer=layer,
-        draft_vocab_size=config.get("draft_vocab_size") or layer.vocab_size,
-        target_hidden_size=config.get("target_hidden_size") or layer.hidden_size,
-        layer_ids=None if layer_ids is None else tuple(layer_ids),
-        norm_before_residual=bool(config.get("norm_before_residual", False)),
-        norm_before_fc=bool(config.get("norm_before_fc") or nested.get("norm_before_fc")),
-        fc_norm=bool(config.get("fc_norm")),
-        norm_output=bool(config.get("norm_output")),
+def _check_width(config: Mapping[str, Any], shapes: Shapes, target: Target, directory: Path) -> None:
+    """Say it in the target's terms where the head was made for another model."""
+    told, found = config.get("target_hidden_size"), target.spec.hidden_size
+    fc = shapes.get("fc.weight", ())
+    fused = {told} if told is not None else {fc[0]} if len(fc) == 2 and fc[1] % found else {found}
+    if fused != {found}:
+        raise CheckpointError(_other(directory, "hidden size", fused.pop(), target, found))
+
+
+def _other(directory: Path, what: str, ours: object, target: Target, theirs: int) -> str:
+    return (
+        f"{directory} was made for a target with {what} {ours}, but {target.spec.name} has {theirs}; "
+        "load it with its own target"
     )
 
 
-def _layer(config: Mapping[str, Any], file: Path) -> DecoderSpec:
-    family, num_layers = config.get("model_type"), config.get("num_hidden_layers", 1)
-    if family not in ("llama", "qwen3"):
-        raise CheckpointError(f"{file} has model_type {family!r}; heads of type llama and qwen3 are read")
-    if num_layers != 1:
-        raise CheckpointError(
-            f"{file} has {num_layers} layers; heads of one layer are run, since engines differ on what more layers do"
-        )
-    known = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype", "architectures")}
-    try:
-        filled = FAMILIES[family].from_dict({**known, "num_hidden_layers": 1})
-    except (StrictDataclassError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file} is not a valid {family} config: {' '.join(str(error).split())}") from error
-    reason = is_supported(filled)
-    if reason is None and getattr(filled, "mlp_bias", False):
-        reason = "its MLP has biases (mlp_bias)"
-    if reason is not None:
-        raise CheckpointError(f"{file} describes a layer that cannot be run: {reason}; give another head")
-    return replace(DecoderSpec.from_config(filled), tie_word_embeddings=False, windows=(None,))
-
-
-def _check_sizes(spec: Eagle3Spec, target: Target, directory: Path) -> None:
+def _sized(spec: Eagle3Spec, told: int | None, shapes: Shapes, target: Target, directory: Path) -> Eagle3Spec:
+    """Check sizes against the target's; some configs give the number of columns as `told`, their vocabulary size."""
     found = target.spec
-    for name, ours, theirs in (
-        ("hidden size", spec.target_hidden_size, found.hidden_size),
-        ("vocabulary size", spec.layer.vocab_size, found.vocab_size),
-    ):
-        if ours != theirs:
-            raise CheckpointError(
-                f"{directory} was made for a target with {name} {ours}, but {found.name} has {theirs}; "
-                "load it with its own target"
-            )
+    shown = [shapes[name][0] for name in ("embed_tokens.weight", "t2d") if shapes.get(name)]
+    vocab_size = (
+        shown[0] if shown and told in (None, spec.draft_vocab_size) else found.vocab_size if told is None else told
+    )
+    if vocab_size != found.vocab_size:
+        raise CheckpointError(_other(directory, "vocabulary size", vocab_size, target, found.vocab_size))
     for layer in spec.layer_ids or ():
-        if not 0 <= layer < found.num_layers:
+        if not 0 <= layer <= found.num_layers:
             raise CheckpointError(
                 f"{directory} reads the state before layer {layer}, but {found.name} has layers 0 to "
                 f"{found.num_layers - 1}; load it with its own target"
             )
-    if spec.draft_vocab_size > spec.layer.vocab_size:
+    if spec.draft_vocab_size > vocab_size:
         raise CheckpointError(
-            f"{directory} has draft_vocab_size {spec.draft_vocab_size}, more than its {spec.layer.vocab_size} tokens; "
-            "check its config.json"
+            f"{directory} has {spec.draft_vocab_size} columns, more than its {vocab_size} tokens; "
+            "check that config.json belongs to these weights"
         )
-
-
-def _stored_names(spec: Eagle3Spec, weights: Weights) -> dict[str, str]:
-    """How this file spells each tensor."""
-    prefix = "model." if "model.fc.weight" in weights else ""
-    layer = "layers.0." if any(name.startswith(f"{prefix}layers.0.") for name in weights) else LAYER
-
-    def spelled(name: str) -> str:
-        if name in UNPREFIXED:
-            return name
-        return prefix + (layer + name.removeprefix(LAYER) if name.startswith(LAYER) else name)
-
-    return {name: spelled(name) for name in (*spec.shapes(), "embed_tokens.weight", "d2t", "t2d")}
+    return replace(spec, layer=replace(spec.layer, vocab_size=vocab_size))
 
 
 def _tensors(spec: Eagle3Spec, weights: Weights, names: Mapping[str, str], directory: Path) -> dict[str, Tensor]:
@@ -233,31 +193,17 @@ def _tensors(spec: Eagle3Spec, weights: Weights, names: Mapping[str, str], direc
     optional = {"embed_tokens.weight", "t2d"}
     if spec.draft_vocab_size == spec.layer.vocab_size:
         optional |= {"d2t", "lm_head.weight"}
-    weights.check({names[name]: shape for name, shape in shapes.items()}, {names[name] for name in optional})
-    if spec.layer.hidden_size != spec.target_hidden_size and names["embed_tokens.weight"] not in weights:
-        raise CheckpointError(
-            f"{directory} has no embed_tokens.weight, and its hidden size {spec.layer.hidden_size} differs from the "
-            f"target's {spec.target_hidden_size}, so that the target's embedding cannot be shared"
-        )
-    kept = [name for name in shapes if name not in ("d2t", "t2d") and names[name] in weights]
+    unused = [name for name in weights.stored if name not in names.values()]
+    weights.check(
+        {names.get(name, name): shape for name, shape in shapes.items()},
+        {*unused, *(names.get(name, name) for name in optional)},
+    )
+    width, wide = spec.layer.hidden_size, spec.target_hidden_size
+    for name in ("embed_tokens.weight", *(["fc.weight"] if not spec.has_fc else []), "lm_head.weight"):
+        if width != wide and name not in names:
+            raise CheckpointError(
+                f"{directory} has no {name}, and its hidden size {width} differs from the target's {wide}, so that "
+                f"the target's {'states' if name == 'fc.weight' else name.partition('.')[0]} cannot be shared"
+            )
+    kept = [name for name in shapes if name not in ("d2t", "t2d") and name in names]
     return {name: weights[names[name]] for name in kept}
-
-
-def _ids(spec: Eagle3Spec, weights: Weights, names: Mapping[str, str], directory: Path) -> Tensor:
-    vocab_size = spec.layer.vocab_size
-    ids_K = torch.arange(spec.draft_vocab_size)
-    if names["d2t"] in weights:
-        ids_K = ids_K + weights[names["d2t"]].to(torch.int64)
-    low, high = int(ids_K.min()), int(ids_K.max())
-    if low < 0 or high >= vocab_size:
-        raise CheckpointError(
-            f"d2t of {directory} points to token {high if high >= vocab_size else low}, outside the vocabulary of "
-            f"{vocab_size}; it must hold offsets, token id = column + d2t[column]"
-        )
-    if len(set(ids_K.tolist())) < len(ids_K):
-        raise CheckpointError(f"d2t of {directory} gives two columns the same token; it must hold offsets")
-    if names["t2d"] in weights:
-        has_column_V = weights[names["t2d"]].bool()
-        if int(has_column_V.sum()) != len(ids_K) or not bool(has_column_V[ids_K].all()):
-            raise CheckpointError(f"t2d of {directory} marks other tokens than d2t; one of both is of another head")
-    return ids_K

@@ -25,14 +25,12 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import Qwen2Config
 
 from outrider.errors import CheckpointError, ConfigError
 from outrider.formats.hf_config import config_of
 from outrider.formats.store import check_target, read_json, write_checkpoint
-from outrider.models.spec import DecoderSpec
+from outrider.models.spec import DecoderSpec, filled_config
 from outrider.models.weights import Weights, read_weights
 from outrider.target import Target
 from outrider.targets.native import NativeTarget
@@ -214,10 +212,7 @@ def _check_sizes(spec: DecoderSpec, target: Target, directory: Path) -> None:
 def _spec(config: Mapping[str, Any], file: Path) -> DecoderSpec:
     if config.get("model_type") not in FAMILIES:
         raise CheckpointError(f"{file} has model_type {config.get('model_type')!r}; known: {', '.join(FAMILIES)}")
-    try:
-        known = Qwen2Config.from_dict({**config, "model_type": "qwen2"})
-    except (StrictDataclassError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file} is not a valid config: {' '.join(str(error).split())}") from error
+    known = filled_config({**config, "model_type": "qwen2"}, "qwen2", file, own=("attention_bias",))
     spec = DecoderSpec.from_config(known)
     return replace(spec, windows=(None,) * spec.num_layers)
 

@@ -31,7 +31,13 @@ def on_vllm(order: Order) -> Exported:
 
 def write(export: Export) -> Exported:
     checkpoint = read_eagle3(export.checkpoint, export.target)
+    if checkpoint.spec.reads_normed and checkpoint.spec.has_fc:
+        raise ConfigError(
+            f"{export.checkpoint} fuses the target's state behind its final norm, which the engines take from before it"
+        )
     if export.engine == "speculators":
+        if not checkpoint.spec.has_fc:
+            raise ConfigError(f"{export.checkpoint} has no fc.weight, which the speculators layout has; use --to vllm")
         architectures = read_json(_config_file(export)).get("architectures") or []
         write_speculators(
             export.output,

@@ -151,6 +151,7 @@ class Decoder:
             qkv_RQ = ops.norm_project(x_RE, layer.input_norm_E, eps, layer.qkv)
             layer.apply(ops, x_RE, qkv_RQ, rope, cache.keys_LCHSD[index], cache.values_LCHSD[index], placement)
         tap(len(self.layers), self.norm_E)
+        tap(len(self.layers) + 1, None)
         return Result(ops.norm_project(x_RE, self.norm_E, eps, self.head) if want_logits else None, features_RF)
 
     def link(self, cache: KVCache, head: Packed, ids_K: Tensor | None) -> Link | None:

@@ -57,13 +57,17 @@ class Eagle3Spec:
     layer               its one decoder layer: sizes, rotary positions; `vocab_size` is the target's
     draft_vocab_size    K
     target_hidden_size  the width of each fused state
-    layer_ids           the taps; None for the default, which depends on the target's depth
+    layer_ids           k is the state before layer k; None for the default, which depends on the target's depth
+    reads_normed        k = number of layers is the state behind the final norm, and not the stream that enters it
+    has_fc              states are fused; without, the one state that is read is g itself
     """
 
     layer: DecoderSpec
     draft_vocab_size: int
     target_hidden_size: int
     layer_ids: tuple[int, ...] | None = None
+    reads_normed: bool = False
+    has_fc: bool = True
     norm_before_residual: bool = False
     norm_before_fc: bool = False
     fc_norm: bool = False
@@ -79,8 +83,11 @@ class Eagle3Spec:
         return self.num_taps * self.target_hidden_size
 
     def taps(self, num_layers: int) -> tuple[int, ...]:
-        """The taps on a target of that depth."""
-        return default_layer_ids(num_layers) if self.layer_ids is None else self.layer_ids
+        """The taps on a target of that depth; behind its last layer, see `outrider.target`."""
+        if self.layer_ids is None:
+            return default_layer_ids(num_layers)
+        last = num_layers if self.reads_normed else num_layers + 1
+        return tuple(last if layer == num_layers else layer for layer in self.layer_ids)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every trained tensor under its published name, with its shape."""
@@ -93,7 +100,9 @@ class Eagle3Spec:
             for name, shape in plain.items()
             if name.startswith(("self_attn.", "mlp.", "input_layernorm.", "post_attention_layernorm."))
         }
-        shapes |= {f"{LAYER}hidden_norm.weight": (width,), "fc.weight": (width, self.features), "norm.weight": (width,)}
+        shapes |= {f"{LAYER}hidden_norm.weight": (width,), "norm.weight": (width,)}
+        if self.has_fc:
+            shapes["fc.weight"] = (width, self.features)
         if self.fc_norm:
             shapes |= {f"fc_norm.{tap}.weight": (self.target_hidden_size,) for tap in range(self.num_taps)}
         if self.norm_before_fc:
@@ -131,7 +140,7 @@ class Eagle3Head(RecurrentHead):
         cast = {name: weights[name].to(device, dtype) for name in spec.shapes()}
         packer = ops.narrow()
         self.block = Block.packed(spec.layer, cast, LAYER, packer, device)
-        self.fc = packer.pack(cast["fc.weight"])
+        self.fc = packer.pack(cast["fc.weight"]) if spec.has_fc else None
         self.lm_head = packer.pack(cast["lm_head.weight"])
         self.embedding_VE = embedding_VE.to(device)
         self.owns_embedding = owns_embedding
@@ -157,7 +166,8 @@ class Eagle3Head(RecurrentHead):
     @property
     def num_bytes(self) -> int:
         own = self.embedding_VE.nbytes if self.owns_embedding else 0
-        return self.block.num_bytes + self.fc.num_bytes + self.lm_head.num_bytes + own
+        fc = 0 if self.fc is None else self.fc.num_bytes
+        return self.block.num_bytes + fc + self.lm_head.num_bytes + own
 
     def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
         return CachePlan(
@@ -178,6 +188,8 @@ class Eagle3Head(RecurrentHead):
             features_RAE = features_RF.view(-1, *self.fc_norms_AE.shape)
             normalised_RAE = rms_norm(features_RAE, features_RAE.shape[-1:], eps=self.block.eps)
             features_RF = (normalised_RAE * self.fc_norms_AE).flatten(1)
+        if self.fc is None:
+            return features_RF
         return self.ops.norm_project(features_RF, self.input_norm_F, self.block.eps, self.fc)
 
     @torch.inference_mode()

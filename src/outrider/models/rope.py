@@ -25,7 +25,14 @@ from outrider.errors import CapacityError
 from outrider.models.ops import Rope
 from outrider.models.spec import DecoderSpec, RopeSpec
 
-__all__ = ["KeptRope", "RopeFrequencies", "RopeTables", "rope_frequencies", "rope_tables"]
+__all__ = [
+    "KeptRope",
+    "RopeFrequencies",
+    "RopeTables",
+    "reach",
+    "rope_frequencies",
+    "rope_tables",
+]
 
 
 class RopeFrequencies(NamedTuple):
@@ -63,6 +70,13 @@ def rope_tables(
     angles_PD = torch.cat((angles, angles), dim=-1)
     factor = frequencies.attention_factor
     return RopeTables(angles_PD.cos() * factor, angles_PD.sin() * factor)
+
+
+def reach(spec: DecoderSpec) -> int:
+    """Return how many positions a decoder is made for: its own number, or what YaRN stretches the original ones to."""
+    rope = spec.rope
+    stretched = int(rope.factor * rope.original_max_position_embeddings) if rope.type == "yarn" else 0
+    return max(spec.max_position_embeddings, stretched)
 
 
 @final

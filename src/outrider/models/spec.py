@@ -12,11 +12,11 @@ Example: SmolLM2-135M has 30 layers, 9 query heads and 3 key/value heads of size
 `DecoderSpec.from_config_file(directory).weight_shapes()["model.layers.0.self_attn.k_proj.weight"] == (192, 576)`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from transformers import GenerationConfig, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
@@ -24,7 +24,7 @@ from outrider.errors import CheckpointError, as_error
 from outrider.formats.json_fields import Fields, read_json
 from outrider.models.config_keys import check_eos, check_keys, check_types
 
-__all__ = ["FAMILIES", "DecoderSpec", "RopeSpec", "is_supported", "read_config"]
+__all__ = ["FAMILIES", "DecoderSpec", "RopeSpec", "filled_config", "is_supported", "read_config"]
 
 FAMILIES: Mapping[str, type[PreTrainedConfig]] = {
     "llama": LlamaConfig,
@@ -194,13 +194,28 @@ def read_config(path: str | Path) -> PreTrainedConfig:
     family = raw.text("model_type", "None")
     if family not in FAMILIES:
         raise CheckpointError(f"{path} has model_type {family!r}; the native decoder runs {', '.join(FAMILIES)}")
-    raw = Fields(raw, f"{path} is not a valid {family} config", remedy="check it against the original")
-    check_types(raw)
+    return filled_config(raw, family, path)
+
+
+def filled_config(
+    values: Mapping[str, Any], family: str, path: str | Path, *, own: Collection[str] = (), partial: bool = False
+) -> PreTrainedConfig:
+    """Return the content of a `config.json` as a family's `transformers` config.
+
+    Args:
+        own: further keys that the caller obeys.
+        partial: the shape may be left out, as in the config of a draft head.
+
+    Raises:
+        CheckpointError: for a value of another type, and for a key that is not obeyed but changes the numbers.
+    """
+    raw = Fields(values, f"{path} is not a valid {family} config", remedy="check it against the original")
+    check_types(raw, partial=partial)
     with as_error(CheckpointError, raw.where, raw.remedy):
         config = FAMILIES[family].from_dict(deepcopy(raw.plain()))
         config.standardize_rope_params()  # as the model does again, with a context that stands outside the section
         rope = config.rope_parameters or {}
-        check_keys(raw, frozenset(FAMILIES[family]().to_dict()), config, rope.get("rope_theta"))
+        check_keys(raw, frozenset(FAMILIES[family]().to_dict()) | set(own), config, rope.get("rope_theta"))
     return config
 
 

@@ -33,6 +33,7 @@ __all__ = ["StoredTensor", "Weights", "cast", "check_finite", "read_weights", "s
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = frozenset({"F64", "F32", "F16", "BF16", "I64", "I32", "BOOL"})
+WHOLE = frozenset({"I64", "I32", "I16", "I8", "U8", "BOOL"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,21 @@ class Weights(Mapping[str, Tensor]):
             loaded: Tensor = file.get_tensor(name).clone()
         check_finite(loaded, f"tensor {name} in {tensor.file}")
         return loaded
+
+    def integers(self, name: str) -> Tensor:
+        """Read a map of token ids or marks as int64, in whatever whole-number dtype it is stored.
+
+        Raises:
+            CheckpointError: for a dtype that holds fractions.
+        """
+        tensor = self._find(name)
+        if tensor.dtype not in WHOLE:
+            raise CheckpointError(f"tensor {name} in {tensor.file} is stored as {tensor.dtype}, not as whole numbers")
+        with (
+            as_error(CheckpointError, f"tensor {name} in {tensor.file} cannot be read", "download it again"),
+            _opened(tensor.file) as file,
+        ):
+            return file.get_tensor(name).to(torch.int64)  # type: ignore[no-any-return]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.stored)

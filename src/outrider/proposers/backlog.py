@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from outrider.draft import Draft
-from outrider.errors import ConfigError
 from outrider.models.chain import GreedyChain
 from outrider.models.graphs import default_graphs
 from outrider.models.output_head import OutputHead
@@ -40,14 +39,8 @@ class Row(NamedTuple):
 
 
 def open_model(model: Target, plan: SessionPlan, tail: int) -> TargetSession:
-    """A draft model's own cache for a session.
-
-    Raises:
-        ConfigError: if the model reads fewer positions than the session has.
-    """
-    known = model.spec.max_positions
-    if known < plan.max_positions:
-        raise ConfigError(f"the draft model reads {known} positions, not {plan.max_positions}; set max_len={known}")
+    """Open a draft model's own cache for a session, which is within its reach."""
+    assert plan.max_positions <= model.spec.max_positions, "a session is opened within the model's reach"
     return model.open(model.plan(plan.max_slots, plan.max_positions, tail))
 
 

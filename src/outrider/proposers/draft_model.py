@@ -38,6 +38,7 @@ from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
 from outrider.proposers.backlog import Backlog, Row, open_model
 from outrider.proposers.chains import Chains
 from outrider.proposers.model_loop import NUM_PENDING, ModelLoop
+from outrider.proposers.reach import within_reach
 from outrider.proposers.recorded import in_their_places
 from outrider.proposers.trees import Growth, ranked
 from outrider.sampling import Sampling
@@ -130,9 +131,12 @@ class DraftModelProposer(Proposer):
         return self._num_bytes
 
     def open(self, plan: SessionPlan) -> Session:
-        model = open_model(self.model, plan, tail=self.config.num_nodes * self.config.width + 2)
-        backlog = Backlog(model, self.output, plan.device)
-        return DraftModelSession(backlog, self.config, plan, self.model.spec.vocab_size)
+        def within(plan: SessionPlan) -> Session:
+            model = open_model(self.model, plan, tail=self.config.num_nodes * self.config.width + 2)
+            backlog = Backlog(model, self.output, plan.device)
+            return DraftModelSession(backlog, self.config, plan, self.model.spec.vocab_size)
+
+        return within_reach(self.model.spec.max_positions, plan, within)
 
 
 def cut_from(target: Target, layers: str) -> Target:

@@ -22,8 +22,10 @@ from outrider.formats.eagle3 import Eagle3Checkpoint, read_eagle3
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
 from outrider.models.eagle3 import Eagle3Head, Eagle3Spec, default_layer_ids
 from outrider.models.locate import locate
+from outrider.models.rope import reach
 from outrider.models.spec import DecoderSpec, RopeSpec
 from outrider.proposer import Proposer, Session, SessionPlan
+from outrider.proposers.reach import within_reach
 from outrider.proposers.recurrent import RecurrentSession
 from outrider.proposers.recurrent_tree import parse_paths
 from outrider.target import Target
@@ -123,16 +125,20 @@ class Eagle3Proposer(Proposer):
         return self.head.num_bytes
 
     def open(self, plan: SessionPlan) -> Session:
-        config = self.config
-        return RecurrentSession(
-            self.head,
+        config, layer = self.config, self.head.spec.layer
+        return within_reach(
+            reach(layer),
             plan,
-            vocab_size=self.head.spec.layer.vocab_size,
-            num_nodes=config.num_nodes,
-            depth=config.levels,
-            width=config.width,
-            paths=None if config.tree is None else parse_paths(config.tree),
-            sampled=config.sampled,
+            lambda plan: RecurrentSession(
+                self.head,
+                plan,
+                vocab_size=layer.vocab_size,
+                num_nodes=config.num_nodes,
+                depth=config.levels,
+                width=config.width,
+                paths=None if config.tree is None else parse_paths(config.tree),
+                sampled=config.sampled,
+            ),
         )
 
 

@@ -32,8 +32,10 @@ from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
 from outrider.models.locate import locate
 from outrider.models.mtp import MtpModule
 from outrider.models.output_head import OutputHead
+from outrider.models.rope import reach
 from outrider.proposer import Proposer, Session, SessionPlan
 from outrider.proposers.mtp_modules import MtpModulesSession
+from outrider.proposers.reach import within_reach
 from outrider.proposers.recurrent import RecurrentSession
 from outrider.target import Target
 
@@ -157,6 +159,9 @@ class MtpProposer(Proposer):
         return self.output.num_bytes + sum(module.num_bytes for module in self.modules)
 
     def open(self, plan: SessionPlan) -> Session:
+        return within_reach(reach(self.modules[0].spec), plan, self._open)
+
+    def _open(self, plan: SessionPlan) -> Session:
         if len(self.modules) > 1:
             return MtpModulesSession(
                 self.modules,

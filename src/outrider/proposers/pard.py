@@ -37,6 +37,7 @@ from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
 from outrider.proposers.backlog import Backlog, Row, open_model
 from outrider.proposers.chains import Chains
 from outrider.proposers.draft_model import cut_from
+from outrider.proposers.reach import within_reach
 from outrider.sampling import Sampling
 from outrider.target import Target
 
@@ -118,8 +119,11 @@ class PardProposer(Proposer):
         return self._num_bytes
 
     def open(self, plan: SessionPlan) -> Session:
-        model = open_model(self.model, plan, tail=2 * self.config.num_nodes + 2)
-        return PardSession(Backlog(model, self.output, plan.device), self, plan)
+        def within(plan: SessionPlan) -> Session:
+            model = open_model(self.model, plan, tail=2 * self.config.num_nodes + 2)
+            return PardSession(Backlog(model, self.output, plan.device), self, plan)
+
+        return within_reach(self.model.spec.max_positions, plan, within)
 
 
 def names_mask(config: Mapping[str, Any]) -> bool:

@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from outrider.cache import CachePlan, KVCache
 from outrider.draft import Draft
-from outrider.errors import CheckpointError, on_one_line
+from outrider.errors import CheckpointError, ConfigError, on_one_line
 from outrider.models.ops import Placement
 from outrider.models.weights import check_finite, read_weights
 from outrider.target import Forward, SharedWeights, Target, TargetSession, TargetSpec
@@ -163,6 +163,12 @@ class HFSession(TargetSession):
     """A cache over a `transformers` model."""
 
     def __init__(self, model: PreTrainedModel, masks: LayerMasks, cache: KVCache, taps: tuple[int, ...]) -> None:
+        num_layers = model.config.get_text_config().num_hidden_layers
+        if max(taps, default=0) > num_layers:
+            raise ConfigError(
+                f"this head reads the stream behind layer {num_layers - 1}, before the final norm, which only targets "
+                "on the native decoder give; use another head"
+            )
         self.model = model
         self.masks = masks
         self.taps = taps

@@ -151,9 +151,9 @@ def checked_example(proposer_class: type[Proposer], target: Target, seed: int) -
         "taps": (
             lambda: proposer.taps,
             lambda taps: (
-                isinstance(taps, tuple) and all(_is_count(tap) and tap <= target.spec.num_layers for tap in taps)
+                isinstance(taps, tuple) and all(_is_count(tap) and tap <= target.spec.num_layers + 1 for tap in taps)
             ),
-            f"a tuple of ints between 0 and {target.spec.num_layers}",
+            f"a tuple of ints between 0 and {target.spec.num_layers + 1}",
         ),
         "learns": (lambda: proposer.learns, lambda learns: isinstance(learns, bool), "True or False"),
         "num_bytes": (lambda: proposer.num_bytes, _is_count, "an int of at least 0"),

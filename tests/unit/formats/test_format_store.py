@@ -1,5 +1,6 @@
 """Writing checkpoints: equal bytes, readable files, nothing half written; and whose they are."""
 
+import hashlib
 import stat
 from pathlib import Path
 
@@ -7,7 +8,14 @@ import pytest
 import torch
 
 from outrider.errors import CheckpointError
-from outrider.formats.store import check_target, fingerprint, provenance, write_checkpoint
+from outrider.formats.store import (
+    belongs_to,
+    check_target,
+    fingerprint,
+    fingerprint_of,
+    provenance,
+    write_checkpoint,
+)
 from outrider.testing import tiny_target
 
 
@@ -26,6 +34,27 @@ def test_equal_content_gives_equal_bytes_that_others_can_read(tmp_path: Path) ->
 def test_a_fingerprint_does_not_depend_on_the_dtype_that_holds_equal_values() -> None:
     assert fingerprint(tiny_target(dtype=torch.bfloat16)) != fingerprint(tiny_target(1, dtype=torch.bfloat16))
     assert fingerprint(tiny_target(dtype=torch.bfloat16)) == fingerprint(tiny_target(dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_fingerprint_is_of_the_weights_whatever_dtype_stores_or_holds_them(stored: torch.dtype) -> None:
+    embedding_VE = torch.randn(1000, 32, dtype=torch.float64) * 1e-4
+    embedding_VE[90, :4] = torch.tensor([0.0, -1e-9, 1e-9, -1.0])  # a half has no such small numbers
+    found = {fingerprint_of(embedding_VE.to(stored).to(dtype)) for dtype in (torch.bfloat16, torch.half, torch.float)}
+    assert found == {fingerprint_of(embedding_VE)}
+    embedding_VE[975, 3] *= -1
+    assert fingerprint_of(embedding_VE) not in found
+
+
+def test_fingerprints_of_older_checkpoints_are_known() -> None:
+    target = tiny_target(dtype=torch.float32)
+    rows = target.shared_weights().embedding_VE[::97]
+    for held in (rows, rows.to(torch.bfloat16)):
+        old = hashlib.sha256(held.float().contiguous().numpy().tobytes()).hexdigest()[:16]
+        assert belongs_to({"outrider": {"target_fingerprint": old}}, target)
+        assert not belongs_to({"outrider": {"target_fingerprint": old}}, tiny_target(1, dtype=torch.float32))
+    assert not belongs_to({"outrider": "x"}, target)
+    assert not belongs_to({}, target)
 
 
 def test_another_targets_checkpoint_is_refused() -> None:

@@ -207,7 +207,7 @@ BIAS = "model.mtp_layers.0.self_attn.k_proj.bias"
             "num_nextn_predict_layers None, so it holds no prediction modules",
         ),
         ({"model_type": "deepseek_v3"}, {}, "has model_type 'deepseek_v3'; known: mimo, qwen2"),
-        ({"hidden_size": "wide"}, {}, "is not a valid config"),
+        ({"hidden_size": "wide"}, {}, "is not a valid qwen2 config: hidden_size is 'wide' but must be"),
         ({"outrider": {"state": "cooked"}}, {}, "has state 'cooked'"),
         ({"num_hidden_layers": 9}, {}, "made for a target with num_hidden_layers 9, but tiny-0 has 2"),
         ({"vocab_size": 30}, {}, "made for a target with vocab_size 30, but tiny-0 has 31"),

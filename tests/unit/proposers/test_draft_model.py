@@ -78,14 +78,6 @@ def test_other_tokens_under_the_same_ids_are_refused(target: Target, tmp_path: P
         load_proposer("draft_model", target, checkpoint=str(tmp_path / "draft"))
 
 
-def test_a_draft_model_that_reads_fewer_positions_names_the_limit(target: Target, tmp_path: Path) -> None:
-    write_tiny_model(tmp_path / "draft", max_positions=64)
-    drafter = load_proposer("draft_model", target, checkpoint=str(tmp_path / "draft"))
-    with pytest.raises(ConfigError, match="reads 64 positions, not 512; set max_len=64"):
-        Engine(target, drafter)
-    Engine(target, drafter, max_len=64)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

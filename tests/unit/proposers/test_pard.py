@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from outrider import CheckpointError, Commit, ConfigError, Engine, Room, Sampling, SessionPlan, load_proposer
-from outrider.errors import OutriderError
 from outrider.noise import Stream
 from outrider.proposers.draft_model import cut_from
 from outrider.proposers.pard import PardConfig, PardProposer, PardSession
@@ -151,14 +150,3 @@ def test_a_checkpoint_must_name_its_mask(tmp_path: Path, keys: dict[str, object]
 def test_bad_settings_get_one_sentence(num_nodes: int) -> None:
     with pytest.raises(ConfigError, match=f"num_nodes={num_nodes} must be between 1 and 64"):
         PardConfig(checkpoint="x", num_nodes=num_nodes)
-
-
-def test_a_model_that_reads_fewer_positions_names_the_limit(tmp_path: Path) -> None:
-    target = load_target(str(write_tiny_model(tmp_path / "target")), dtype="float64")
-    write_tiny_model(tmp_path / "draft", max_positions=64)
-    (tmp_path / "draft/config.json").write_text(
-        json.dumps(json.loads((tmp_path / "draft/config.json").read_text()) | {"pard_token": 255})
-    )
-    drafter = load_proposer("pard", target, checkpoint=str(tmp_path / "draft"))
-    with pytest.raises(OutriderError, match="reads 64 positions, not 512; set max_len=64"):
-        Engine(target, drafter)

@@ -1,0 +1,159 @@
+"""What an EAGLE-3 head is: its config where that decides, its tensors where they do.
+
+Read from the config: rotary positions, the norm's epsilon, the number of heads, `norm_before_residual`, `norm_output`,
+and which states are fused. Layers are named in three ways, which count differently:
+
+    eagle_aux_hidden_state_layer_ids   k is the state before layer k; the number of layers is the stream behind the last
+    (top level or in eagle_config; aux_hidden_state_layer_ids is the same)
+    target_layer_ids                   k is the state after layer k; after the last one, behind the final norm
+    none, null or []                   the published three, if three states are fused
+
+With `use_aux_hidden_state` false and no `fc.weight`, the head reads the target's final state as it is.
+
+Example: 6 layers and ids [2, 4, 6] fuse the states before layers 2 and 4 and the stream that enters the final norm.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from outrider.errors import CheckpointError
+from outrider.formats.eagle3_tensors import Shapes, layer_sizes
+from outrider.formats.json_fields import Fields
+from outrider.models.eagle3 import LAYER, NUM_TAPS, Eagle3Spec
+from outrider.models.spec import DecoderSpec, filled_config, is_supported
+
+__all__ = ["LAYER_IDS", "TARGET_LAYER_IDS", "spec_of"]
+
+LAYER_IDS: Final = "eagle_aux_hidden_state_layer_ids"
+TARGET_LAYER_IDS: Final = "target_layer_ids"
+LLAMA_LIKE: Final = (None, "llama", "qwen2", "qwen3", "mistral")
+UNREAD: Final = ("torch_dtype", "dtype", "architectures", "layer_types", "outrider")
+OWN: Final = (
+    "norm_before_residual",
+    "norm_before_fc",
+    "fc_norm",
+    "norm_output",
+    "eagle_config",
+    "use_aux_hidden_state",
+)
+BLOCK: Final = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fused:
+    """Which states are fused. `normed` says that the last layer's is meant behind the final norm."""
+
+    ids: tuple[int, ...] | None
+    normed: bool = False
+    has_fc: bool = True
+
+
+def spec_of(
+    config: Mapping[str, Any], file: Path, shapes: Shapes | None = None, width: int | None = None
+) -> Eagle3Spec:
+    """Return what a native config and the shapes of a head's tensors say together.
+
+    Args:
+        shapes: by published name; without them the config alone is read.
+        width: the target's hidden size, which the fusion's width is a multiple of.
+
+    Raises:
+        CheckpointError: naming the key that is of another type, contradicts the tensors, or is not obeyed here.
+    """
+    fields, shapes = Fields(config, str(file)), shapes or {}
+    layer = _layer(fields, file, shapes)
+    columns = shapes.get("lm_head.weight", shapes.get("d2t", ()))
+    told = fields.integer("draft_vocab_size", None, low=1) or layer.vocab_size
+    target_width = fields.integer("target_hidden_size", None, low=1) or width or layer.hidden_size
+    fused = _fused(fields, file, shapes, target_width)
+    nested = fields.section("eagle_config", None) or Fields({}, str(file))
+    return Eagle3Spec(
+        layer=layer,
+        draft_vocab_size=columns[0] if columns else told,
+        target_hidden_size=target_width,
+        layer_ids=fused.ids,
+        reads_normed=fused.normed,
+        has_fc=fused.has_fc,
+        norm_before_residual=any(one.flag("norm_before_residual", None) for one in (fields, nested)),
+        norm_before_fc=any(one.flag("norm_before_fc", None) for one in (fields, nested))
+        or "input_norm.weight" in shapes,
+        fc_norm=bool(fields.flag("fc_norm", None)) or "fc_norm.0.weight" in shapes,
+        norm_output=bool(fields.flag("norm_output", None)),
+    )
+
+
+def _fused(fields: Fields, file: Path, shapes: Shapes, width: int) -> _Fused:
+    nested = fields.section("eagle_config", None) or Fields({}, str(file))
+    named = _named_layers(fields, nested)
+    uses_final = (
+        nested.flag("use_aux_hidden_state", None) is False or fields.flag("use_aux_hidden_state", None) is False
+    )
+    fc = shapes.get("fc.weight")
+    if uses_final and (fc is None or fc[-1:] == (width,)):
+        return _Fused(ids=(), normed=True, has_fc=fc is not None)
+    count = _num_fused(fc, width, file) if fc is not None else len(named.ids or ()) or NUM_TAPS
+    if named.ids is not None and len(named.ids) != count:
+        raise CheckpointError(
+            f"{file} names {len(named.ids)} layers, but its fc.weight fuses {count} states; correct the list"
+        )
+    if named.ids is None and count != NUM_TAPS:
+        raise CheckpointError(f"{file} fuses {count} states but does not name their layers; add {LAYER_IDS}")
+    return named
+
+
+def _num_fused(fc: tuple[int, ...], width: int, file: Path) -> int:
+    if len(fc) != 2 or fc[1] < width or fc[1] % width:
+        raise CheckpointError(
+            f"fc.weight beside {file} has shape {fc}, whose columns are no multiple of the target's hidden size "
+            f"{width}; load the head with its own target"
+        )
+    return fc[1] // width
+
+
+def _named_layers(fields: Fields, nested: Fields) -> _Fused:
+    """Return the layers that the config names, None where it leaves them to the default."""
+    for one in (fields, nested):
+        for key in (LAYER_IDS, "aux_hidden_state_layer_ids"):
+            if ids := one.integers(key, None, low=0, high=10_000):
+                return _Fused(ids=tuple(ids))
+        if ids := one.integers(TARGET_LAYER_IDS, None, low=0, high=10_000):
+            return _Fused(ids=tuple(layer + 1 for layer in ids), normed=True)
+    return _Fused(ids=None)
+
+
+def _layer(fields: Fields, file: Path, shapes: Shapes) -> DecoderSpec:
+    """Return the one decoder layer, with the sizes and biases that its tensors have."""
+    family = fields.get("model_type")
+    if family not in LLAMA_LIKE:
+        raise CheckpointError(
+            f"{file} has model_type {family!r}; heads of type llama, qwen2, qwen3 and mistral are read"
+        )
+    known = {key: value for key, value in fields.plain().items() if key not in UNREAD}
+    known |= {"model_type": family or "llama", "num_hidden_layers": 1}
+    if shapes:
+        known |= layer_sizes(shapes, fields.integer("num_attention_heads", low=1, high=2**16))
+    filled = filled_config(known, family or "llama", file, own=OWN, partial=True)
+    reason = is_supported(filled)
+    if reason is None and any(name.startswith(f"{LAYER}mlp.") and name.endswith(".bias") for name in shapes):
+        reason = "its MLP has biases"
+    if reason is not None:
+        raise CheckpointError(f"{file} describes a layer that cannot be run: {reason}; give another head")
+    spec = DecoderSpec.from_config(filled)
+    window = spec.windows[0]
+    if "sliding_attention" in (fields.texts("layer_types", None) or ())[:1]:
+        window = fields.integer("sliding_window", low=1)
+    if window is not None and window < spec.max_position_embeddings:
+        raise CheckpointError(
+            f"{file} lets the layer see a window of {window} tokens (sliding_window), which heads are not run with"
+        )
+    spec = replace(spec, tie_word_embeddings=False, windows=(None,), mlp_bias=False)
+    if not shapes:
+        return spec
+    return replace(  # there are the biases and norms that are stored
+        spec,
+        qkv_bias=any(f"{LAYER}{name}.bias" in shapes for name in BLOCK),
+        o_bias=f"{LAYER}self_attn.o_proj.bias" in shapes,
+        qk_norm=spec.qk_norm or any(f"{LAYER}self_attn.{part}_norm.weight" in shapes for part in "qk"),
+    )

@@ -1,0 +1,134 @@
+"""What the tensors of an EAGLE-3 head say, whatever its config says: names, sizes, variants, and the vocabulary map.
+
+Publishers spell the same tensors differently. `canonical_names` gives each its published name:
+
+    model.layers.0.self_attn.q_proj.weight      midlayer.self_attn.q_proj.weight
+    aux_norm_low.weight                         fc_norm.0.weight
+    verifier_lm_head.weight, *.inv_freq         left out: nothing reads them
+
+A config is often a copy of the target's (40 layers for a head of one), or names a size that was changed later. Sizes
+that a shape determines are therefore taken from it, and only the rest from the config.
+
+`d2t` holds offsets (token = column + d2t[column]); some files hold token ids instead, and some leave a buffer of zeros.
+`t2d`, which marks the tokens that have a column, decides; without it offsets are tried first.
+
+Worked example: d2t = [0, 4, 4] gives the tokens 0, 5, 6; d2t = [0, 5, 6] beside a t2d of those three, the same.
+
+Shapes: E hidden size, F input width of the fusion, K columns, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from outrider.errors import CheckpointError
+from outrider.models.eagle3 import LAYER
+from outrider.models.weights import Weights
+
+__all__ = ["Shapes", "canonical_names", "column_ids", "layer_sizes"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Of each tensor under its published name."""
+
+PREFIXES: Final = ("module.", "draft_model.", "eagle_module.", "model.")
+LAYERS: Final = ("layers.0.", "decoder.layers.0.", "midlayer.")
+OLD_NORMS: Final = {
+    f"aux_norm_{name}.weight": f"fc_norm.{tap}.weight" for tap, name in enumerate(("low", "mid", "high"))
+}
+UNUSED: Final = ("verifier_lm_head.", "verifier_norm.")
+
+
+def canonical_names(weights: Weights, directory: Path) -> dict[str, str]:
+    """Return the name in the file of each tensor, under its published name.
+
+    Raises:
+        CheckpointError: for two tensors of one meaning, and for a head of several layers.
+    """
+    found: dict[str, str] = {}
+    for stored in weights.stored:
+        name = _canonical(stored)
+        if name.startswith(UNUSED) or name.endswith("rotary_emb.inv_freq"):
+            continue
+        if name.startswith("layers."):
+            raise CheckpointError(
+                f"{directory} holds tensor {stored} of a second layer; heads of one layer are run, since engines "
+                "differ on what more layers do"
+            )
+        if name in found:
+            raise CheckpointError(f"{directory} holds {found[name]} and {stored}, which are one tensor; drop one")
+        found[name] = stored
+    return found
+
+
+def _canonical(name: str) -> str:
+    while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), ""):
+        name = name.removeprefix(prefix)
+    layer = next((layer for layer in LAYERS if name.startswith(layer)), None)
+    return OLD_NORMS.get(name, name) if layer is None else LAYER + name.removeprefix(layer)
+
+
+def layer_sizes(shapes: Shapes, num_heads: int) -> dict[str, int]:
+    """Return what the layer's shapes determine, by config key, as far as they fit together.
+
+    Args:
+        num_heads: the config's; a head's size follows from it.
+    """
+
+    def rows(name: str) -> int | None:
+        shape = shapes.get(name, ())
+        return shape[0] if len(shape) > 0 and shape[0] > 0 else None
+
+    queries, keys = rows(f"{LAYER}self_attn.q_proj.weight"), rows(f"{LAYER}self_attn.k_proj.weight")
+    sizes = {
+        "hidden_size": rows("norm.weight"),
+        "intermediate_size": rows(f"{LAYER}mlp.gate_proj.weight"),
+        "head_dim": queries // num_heads if queries is not None and queries % num_heads == 0 else None,
+    }
+    head_dim = sizes["head_dim"]
+    if keys is not None and head_dim is not None and keys % head_dim == 0:
+        sizes["num_key_value_heads"] = keys // head_dim
+    return {key: size for key, size in sizes.items() if size is not None}
+
+
+def column_ids(d2t_K: Tensor | None, t2d_V: Tensor | None, num_columns: int, vocab_size: int, place: str) -> Tensor:
+    """Return the token of each column, int64 [K].
+
+    Raises:
+        CheckpointError: if the maps fit no reading, or contradict each other.
+    """
+    plain_K = torch.arange(num_columns)
+    if d2t_K is None and num_columns == vocab_size:
+        return plain_K
+    marked = None if t2d_V is None or not bool(t2d_V.any()) else t2d_V.bool().nonzero().flatten()
+    assert d2t_K is not None, "a head with fewer columns has the map"
+    if marked is not None and len(marked) == num_columns and not bool(d2t_K.any()):
+        return marked
+    readings = [
+        ids_K for ids_K in (plain_K + d2t_K.to(torch.int64), d2t_K.to(torch.int64)) if _are_ids(ids_K, vocab_size)
+    ]
+    if not readings:
+        raise CheckpointError(_why(plain_K + d2t_K.to(torch.int64), vocab_size, place))
+    if marked is None:
+        return readings[0]
+    fitting = [ids_K for ids_K in readings if torch.equal(ids_K.sort().values, marked)]
+    if not fitting:
+        raise CheckpointError(f"t2d of {place} marks other tokens than d2t; one of both is of another head")
+    return fitting[0]
+
+
+def _are_ids(ids_K: Tensor, vocab_size: int) -> bool:
+    in_range = bool(((ids_K >= 0) & (ids_K < vocab_size)).all())
+    return in_range and len(set(ids_K.tolist())) == len(ids_K)
+
+
+def _why(ids_K: Tensor, vocab_size: int, place: str) -> str:
+    low, high = int(ids_K.min()), int(ids_K.max())
+    if low < 0 or high >= vocab_size:
+        return (
+            f"d2t of {place} points to token {high if high >= vocab_size else low}, outside the vocabulary of "
+            f"{vocab_size}; it must hold offsets, token id = column + d2t[column], or token ids"
+        )
+    return f"d2t of {place} gives two columns the same token; it must hold offsets, or token ids"
