@@ -69,7 +69,7 @@ def _fit(sheet: Sheet, cells: Sequence[Sequence[str]], limit: int) -> _Fit:
     room = limit - _total([natural[place] if place not in names else 0 for place in places])
     widths = _shared(room, [natural[place] for place in names])
     if not widths:
-        return _Fit(places, ())
+        return _Fit(range(len(sheet.head)), ())  # a list has room for all
     given = dict(zip(names, widths, strict=True))
     return _Fit(places, [given.get(place, natural[place]) for place in places])
 

@@ -7,6 +7,9 @@ from typing import Literal
 
 import tyro
 
+from outrider.cli.terminal import end_with
+from outrider.untrusted import visible, visible_line
+
 __all__ = ["ExportCommand"]
 
 
@@ -51,13 +54,10 @@ class ExportCommand:
         )
         exported = export_into(output, lambda part: export_checkpoint(replace(export, output=part, served_from=output)))
         for note in exported.notes:
-            print(f"note: {note}")
-        print(exported.command(export))
-        print(
-            json.dumps(
-                {"output": str(export.output), "speculative": {k: _plain(v) for k, v in exported.speculative.items()}}
-            )
-        )
+            print(visible_line(f"note: {note}"))
+        print(visible(exported.command(export)))
+        told = {"output": str(export.output), "speculative": {k: _plain(v) for k, v in exported.speculative.items()}}
+        end_with(json.dumps(told), "")
 
 
 def _plain(value: object) -> object:
