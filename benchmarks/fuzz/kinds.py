@@ -7,6 +7,14 @@ refused; anything else that it raises is a failure, an `AssertionError` of its o
 
 KINDS: dict[str, str] = {
     "config": "benchmarks.fuzz.checkpoints:config",
+    "directory": "benchmarks.fuzz.checkpoints:directory_of_other_files",
+    "generation_config": "benchmarks.fuzz.checkpoints:generation_config",
+    "gguf": "benchmarks.fuzz.gguf_files:gguf_file",
+    "hf_config": "benchmarks.fuzz.checkpoints:hf_config",
+    "index": "benchmarks.fuzz.checkpoints:index",
+    "tokenizer": "benchmarks.fuzz.checkpoints:tokenizer",
+    "tokenizer_config": "benchmarks.fuzz.checkpoints:tokenizer_config",
+    "weights": "benchmarks.fuzz.checkpoints:weights",
     "bench_run": "benchmarks.fuzz.runs:bench_run",
     "profile": "benchmarks.fuzz.runs:profile",
     "server": "benchmarks.fuzz.servers:server",

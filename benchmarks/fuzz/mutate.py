@@ -2,6 +2,7 @@
 
 import json
 import random
+from copy import deepcopy
 from typing import Any
 
 ODD_VALUES: tuple[Any, ...] = (
@@ -34,7 +35,7 @@ def mutate_json(value: Any, rng: random.Random, changes: int | None = None) -> A
     for _ in range(changes or rng.choice((1, 1, 1, 2, 3, 4))):
         places = list(_places(copy))
         if not places:
-            return rng.choice(ODD_VALUES)
+            return _odd(rng)
         holder, key = rng.choice(places)
         _change(holder, key, places, rng)
     return copy
@@ -95,6 +96,10 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
     return bytes(damaged)
 
 
+def _odd(rng: random.Random) -> Any:
+    return deepcopy(rng.choice(ODD_VALUES))  # further changes go into it
+
+
 def _places(value: Any) -> Any:
     if isinstance(value, dict | list):
         for key in list(value) if isinstance(value, dict) else range(len(value)):
@@ -106,7 +111,7 @@ def _change(holder: Any, key: Any, places: list[Any], rng: random.Random) -> Non
     found = holder[key]
     match rng.randrange(9):
         case 0 | 1 | 2:
-            holder[key] = rng.choice(ODD_VALUES)
+            holder[key] = _odd(rng)
         case 3:
             del holder[key]
         case 4:
@@ -119,6 +124,6 @@ def _change(holder: Any, key: Any, places: list[Any], rng: random.Random) -> Non
         case 7 if isinstance(holder, dict):
             holder[rng.choice(ODD_KEYS)] = holder.pop(key)
         case 8 if isinstance(holder, dict):
-            holder[rng.choice(ODD_KEYS)] = rng.choice(ODD_VALUES)
+            holder[rng.choice(ODD_KEYS)] = _odd(rng)
         case _:
             holder[key] = [found, found] if rng.random() < 0.5 else {str(key)[:20]: found}

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Final
 
 from outrider.errors import CheckpointError, as_error
-from outrider.formats.json_fields import read_json, shown
+from outrider.formats.json_fields import Fields, read_json, shown
+from outrider.models.config_keys import check_eos
 
 __all__ = ["CONFIG", "check_directory", "no_weights"]
 
 CONFIG: Final = "config.json"
 ADAPTER: Final = "adapter_config.json"
 PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-JSON_FILES: Final = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+GENERATION: Final = "generation_config.json"
+JSON_FILES: Final = (GENERATION, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 MERGE: Final = "merge it into its base model (peft: merge_and_unload) and load the result"
 
 
@@ -38,7 +40,17 @@ def check_directory(directory: Path) -> None:
         raise CheckpointError(_described(directory, f"has no {CONFIG}"))
     for name in (CONFIG, *JSON_FILES):
         if (directory / name).exists():
-            read_json(directory / name)
+            _check_fields(name, read_json(directory / name))
+
+
+def _check_fields(name: str, fields: Fields) -> None:
+    """Check what `transformers` looks at only when it is used: the ids that end a text, a tokenizer's limits."""
+    if name in (CONFIG, GENERATION):
+        check_eos(fields)
+    elif name == "tokenizer_config.json":
+        fields.number("model_max_length", None, low=1.0)
+        fields.text("padding_side", None, choices=("left", "right"))
+        fields.text("truncation_side", None, choices=("left", "right"))
 
 
 def no_weights(directory: Path) -> CheckpointError:

@@ -136,7 +136,10 @@ def _check_spans(path: Path, tensors: list[ReaderTensor]) -> None:
 def _check_kind(first: GgufFile) -> None:
     kind = first.metadata.text("general.type", "model")
     if kind != "model" or "adapter.type" in first.metadata:
-        what = OTHER_TYPES.get("adapter" if "adapter.type" in first.metadata else kind, f"of type {shown(kind)}")
+        what = OTHER_TYPES.get(
+            "adapter" if "adapter.type" in first.metadata else kind,
+            f"of type {shown(kind)}; pass the file of the model",
+        )
         raise CheckpointError(f"{first.path} is {what}")
 
 

@@ -35,7 +35,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from safetensors import SafetensorError
 
 from outrider.errors import CheckpointError, ConfigError, nearest, on_one_line
-from outrider.formats.json_fields import shown
+from outrider.formats.json_fields import read_json, shown
 from outrider.models.gguf import CONVERTER_VERSION, convert_gguf
 from outrider.models.gguf_file import parts_of
 
@@ -219,9 +219,9 @@ def _build(place: Path, build: Callable[[Path, Path], Provenance]) -> None:
 
 def _is_complete(place: Path) -> bool:
     try:
-        files = json.loads((place / PROVENANCE).read_text(encoding="utf-8"))["files"]
-        return all((place / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError):
+        files = read_json(place / PROVENANCE).section("files")
+        return all((place / name).stat().st_size == files.integer(name) for name in files)
+    except (OSError, ValueError, CheckpointError):
         return False
 
 

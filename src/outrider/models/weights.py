@@ -30,6 +30,7 @@ from outrider.models.spec import DecoderSpec
 
 __all__ = ["StoredTensor", "Weights", "cast", "check_finite", "read_weights", "settle_head"]
 
+SHARD_NAME = re.compile(r"[\w +()=-][\w +()=.-]{0,200}")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = frozenset({"F64", "F32", "F16", "BF16", "I64", "I32", "BOOL"})
@@ -204,8 +205,10 @@ def _read_shards(directory: Path) -> dict[str, StoredTensor]:
     shard_of = _weight_map(directory / INDEX)
     found: dict[str, StoredTensor] = {}
     for shard in sorted(set(shard_of.values())):
-        if Path(shard).name != shard or not shard:
-            raise CheckpointError(f"{directory / INDEX} names shard {shown(shard)}, which leaves the directory")
+        if not SHARD_NAME.fullmatch(shard):
+            raise CheckpointError(
+                f"{directory / INDEX} names shard {shown(shard)}, which is no file name or leaves the directory"
+            )
         found |= _read_header(directory / shard)
     for name, shard in shard_of.items():
         if name not in found or found[name].file.name != shard:

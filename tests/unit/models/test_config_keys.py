@@ -176,7 +176,7 @@ def test_values_of_other_types_are_named(key: str, value: Any, tmp_path: Path) -
     directory = write(tmp_path / "model", **{key: value})
     if (key, value) in (("eos_token_id", -1), ("eos_token_id", []), ("rms_norm_eps", 1.5)):
         return
-    with pytest.raises(CheckpointError, match=rf"not a valid llama config: {key} is "):
+    with pytest.raises(CheckpointError, match=rf"config(\.json)?: {key} is "):
         decoded(directory)
 
 
@@ -184,3 +184,71 @@ def test_a_head_may_leave_its_shape_out() -> None:
     check_types(Fields({"rope_theta": 500.0}, "a head"), partial=True)
     with pytest.raises(CheckpointError, match="vocab_size is missing"):
         check_types(Fields({"rope_theta": 500.0}, "a model"))
+
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "SmolLM2-135M": {
+        "model_type": "llama",
+        "attention_bias": False,
+        "initializer_range": 0.041666666666666664,
+        "is_llama_config": True,
+        "pretraining_tp": 1,
+        "rope_interleaved": False,
+        "rope_scaling": None,
+        "rope_theta": 100000,
+        "tie_word_embeddings": True,
+        "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+    },
+    "Llama-3.1-8B": {
+        "model_type": "llama",
+        "eos_token_id": [128001, 128008, 128009],
+        "rope_scaling": {
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+        "rope_theta": 500000.0,
+    },
+    "Qwen2.5-7B": {
+        "model_type": "qwen2",
+        "max_window_layers": 28,
+        "sliding_window": 131072,
+        "use_sliding_window": False,
+        "use_mrope": False,
+        "rope_theta": 1000000.0,
+    },
+    "Qwen2.5-7B-1M-yarn": {
+        "model_type": "qwen2",
+        "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"},
+    },
+    "Qwen3-0.6B": {
+        "model_type": "qwen3",
+        "attention_bias": False,
+        "head_dim": 128,
+        "max_window_layers": 28,
+        "sliding_window": None,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+    },
+    "Mistral-7B-v0.1": {"model_type": "mistral", "sliding_window": 4096, "rope_theta": 10000.0},
+    "Vicuna": {"model_type": "llama", "max_sequence_length": 2048, "_name_or_path": "x", "pad_token_id": -1},
+    "fine-tuned": {
+        "model_type": "llama",
+        "unsloth_fixed": True,
+        "unsloth_version": "2025.3.19",
+        "_attn_implementation_autoset": True,
+        "neftune_noise_alpha": 5,
+        "use_flash_attention_2": True,
+        "original_max_position_embeddings": 2048,
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_are_read(name: str, tmp_path: Path) -> None:
+    sizes = {key: value for key, value in SIZES.items() if key not in ("head_dim", "rope_theta")}
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(sizes | {"hidden_act": "silu", "torch_dtype": "bfloat16"} | PUBLISHED[name]))
+    assert outrider.models.spec.DecoderSpec.from_config_file(tmp_path).num_layers == 2

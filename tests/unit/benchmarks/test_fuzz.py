@@ -1,0 +1,80 @@
+"""The driver of damaged inputs: seeds repeat, and each way to fail is told apart."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.fuzz import child, driver, mutate  # noqa: E402
+from benchmarks.fuzz.kinds import KINDS  # noqa: E402
+
+from outrider.errors import CheckpointError  # noqa: E402
+
+OBJECT = {"a": [1, 2, {"b": "text"}], "c": None, "d": 0.5}
+
+
+def test_a_seed_gives_the_same_input_again() -> None:
+    for seed in range(200):
+        first, again = (mutate.json_text(mutate.mutate_json(OBJECT, rng), rng) for rng in _twins(seed))
+        assert first == again
+        first, again = (mutate.mutate_bytes(b"0123456789" * 9, rng) for rng in _twins(seed))
+        assert first == again
+    assert OBJECT == {"a": [1, 2, {"b": "text"}], "c": None, "d": 0.5}
+
+
+def _twins(seed: int) -> tuple[random.Random, random.Random]:
+    return driver.rng_of("config", seed), driver.rng_of("config", seed)
+
+
+def test_outcomes() -> None:
+    def refuse(message: str) -> child.Kind:
+        def kind(rng: random.Random, directory: Path) -> None:
+            raise CheckpointError(message)
+
+        return kind
+
+    def crash(rng: random.Random, directory: Path) -> None:
+        raise KeyError("x")
+
+    rng = random.Random(0)
+    assert child.attempt(lambda rng, directory: None, rng) == "taken"
+    assert child.attempt(refuse("config.json is damaged; download it again"), rng) == "refused"
+    assert child.attempt(crash, rng).startswith("KeyError \"'x'\" at test_fuzz.py:")
+    assert "not printable" in child.attempt(refuse("config.json holds \x1b[31m"), rng)
+    assert "a message of 2 characters" in child.attempt(refuse("no"), rng)
+
+
+def test_a_process_that_dies_or_hangs_is_a_failure_of_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "first, num = int(sys.argv[-2]), int(sys.argv[-1])\n"
+        "print('ready', flush=True)\n"
+        "for seed in range(first, first + num):\n"
+        "    if seed == 2: os._exit(9)\n"
+        "    if seed == 4: time.sleep(600)\n"
+        "    print('taken' if seed % 2 else 'refused', flush=True)\n"
+    )
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        driver.subprocess, "Popen", lambda command, **rest: popen([sys.executable, script, *command[3:]], **rest)
+    )
+    tally = driver.run_kind("config", range(6), timeout=3.0)
+    assert (tally.accepted, tally.refused) == (3, 1)
+    assert [(failure.seed, failure.reason) for failure in tally.failures] == [
+        (2, "died: status 9"),
+        (4, "no answer within 3 s"),
+    ]
+
+
+def test_every_kind_is_a_function() -> None:
+    for place in KINDS.values():
+        module, _, name = place.partition(":")
+        file = ROOT / f"{module.replace('.', os.sep)}.py"
+        assert f"\ndef {name}(rng" in file.read_text(encoding="utf-8")
