@@ -24,6 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from outrider.deferral import uninterrupted
+
 __all__ = ["Key", "Stream", "gumbel", "pick", "position_key", "position_keys", "uniform"]
 
 Words = TypeVar("Words", int, Tensor)
@@ -176,6 +178,7 @@ def _num_above(logits_C: np.ndarray, bits_C: np.ndarray, score: Any) -> Any:
     return above
 
 
+@uninterrupted
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _pick_rows(logits_RV: np.ndarray, temperature: float, keys_R2: np.ndarray, out_R: np.ndarray) -> None:
     rest_C = np.empty(CHUNK, np.float32)

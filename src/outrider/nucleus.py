@@ -18,6 +18,8 @@ from typing import Any
 import numba
 import numpy as np
 
+from outrider.deferral import uninterrupted
+
 __all__ = ["nucleus"]
 
 
@@ -34,6 +36,7 @@ def nucleus(logits_RV: np.ndarray, probs_RV: np.ndarray, top_p: float) -> np.nda
     return kept_RV
 
 
+@uninterrupted
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _keep_rows(logits_RV: np.ndarray, probs_RV: np.ndarray, top_p: float, kept_RV: np.ndarray) -> None:
     vocab_size = logits_RV.shape[1]

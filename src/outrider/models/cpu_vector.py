@@ -24,6 +24,8 @@ from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from outrider.deferral import signals_deferred
+
 __all__ = [
     "TILE_ROWS",
     "WIDE",
@@ -76,7 +78,8 @@ def inlined(function: Function) -> Function:
 
 def kernel(function: Function) -> Any:
     """Compile a kernel `void (int64 block, int64 lane)` that any native thread can run; `.address` is its entry."""
-    return cfunc(types.void(types.int64, types.int64), cache=True, error_model="numpy")(function)
+    with signals_deferred():
+        return cfunc(types.void(types.int64, types.int64), cache=True, error_model="numpy")(function)
 
 
 def emitted(function: Callable[..., Any]) -> Any:

@@ -12,6 +12,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from outrider.deferral import uninterrupted
+
 __all__ = ["Float32Array", "Int32Array", "as_tokens", "compiled", "float32", "grown", "inlined", "int32"]
 
 Float32Array = NDArray[np.float32]
@@ -29,7 +31,7 @@ float32 = cast(Callable[[float], float], np.float32)
 
 def compiled(function: Function) -> Function:
     """The machine-code version of `function`; same signature, arrays and numbers only."""
-    return cast(Function, numba.njit(**_OPTIONS)(function))
+    return cast(Function, uninterrupted(numba.njit(**_OPTIONS)(function)))
 
 
 def inlined(function: Function) -> Function:
