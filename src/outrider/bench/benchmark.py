@@ -39,6 +39,7 @@ from outrider.models.locate import locate
 from outrider.target import Target
 from outrider.targets import load_target
 from outrider.targets.deferred import DeferredTarget
+from outrider.targets.placing import device_named
 from outrider.train.leak import recorded_overlap
 
 __all__ = ["Workload", "benchmark", "read_workload"]
@@ -173,6 +174,7 @@ def _rules(config: BenchConfig, max_len: int, temperature: float, repeat: int) -
 
 def _target(config: BenchConfig) -> Target:
     """Loaded where this process computes with it."""
+    device_named(config.device)
     if "outrider" in config.engines:
         return load_target(config.target, dtype=config.dtype, device=config.device)
     return DeferredTarget(config.target, dtype=config.dtype)

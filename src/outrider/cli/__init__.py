@@ -21,6 +21,7 @@ from importlib import import_module
 from typing import Annotated, Any, Union
 
 from outrider.errors import ConfigError, OutriderError, Terminated, nearest
+from outrider.models.variables import check_variables
 from outrider.untrusted import visible, visible_line
 
 __all__ = ["COMMANDS", "main"]
@@ -87,6 +88,7 @@ def _run(words: list[str]) -> int:
     if "--version" in words[:1]:
         print(_version())
         return 0
+    check_variables()
     if words and words[0] in SPELLED:
         words[1:] = _named(SPELLED[words[0]])(words[1:])
     try:

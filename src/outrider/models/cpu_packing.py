@@ -9,16 +9,14 @@ Worked example: the column (0.5, -1.27, 0.004) has the scale 0.01 and is packed 
 Shapes: O output columns, F features, I inner size of a gated MLP.
 """
 
-import os
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from outrider.errors import ConfigError
 from outrider.models.cpu_memory import Arena
 from outrider.models.cpu_vector import WIDTH
 from outrider.models.ops import Packed
+from outrider.models.variables import draft_weights
 
 __all__ = ["draft_in_bytes", "interleaved", "packed", "unpacked", "whole_blocks"]
 
@@ -73,7 +71,4 @@ def draft_in_bytes() -> bool:
     Raises:
         ConfigError: if it is something else.
     """
-    wanted = os.environ.get("OUTRIDER_DRAFT_WEIGHTS", "int8")
-    if wanted not in ("int8", "target"):
-        raise ConfigError(f"OUTRIDER_DRAFT_WEIGHTS={wanted!r} must be int8 or target")
-    return wanted == "int8"
+    return draft_weights() == "int8"

@@ -15,7 +15,6 @@ graph; results are written into the recorded tensors; and what a capture forbids
 tape is fit for a graph, and that is how the GPU path is tested where there is no GPU.
 """
 
-import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -27,6 +26,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from outrider.models.variables import cuda_graphs
 
 __all__ = ["CudaRecording", "Graphs", "Recording", "Tape", "alone", "default_graphs"]
 
@@ -208,5 +209,5 @@ def _shared(device: torch.device) -> Graphs:
 def default_graphs(device: torch.device | str) -> Graphs | None:
     """The recordings of a GPU, shared by all that runs there; None elsewhere, or with OUTRIDER_CUDA_GRAPHS=0."""
     device = torch.device(device)
-    is_wanted = device.type == "cuda" and os.environ.get("OUTRIDER_CUDA_GRAPHS", "1") != "0"
+    is_wanted = device.type == "cuda" and cuda_graphs()
     return _shared(device) if is_wanted else None

@@ -17,7 +17,6 @@ Example: `locate("smollm2-135m")` returns `~/.cache/outrider/models/smollm2-135m
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import subprocess
@@ -38,6 +37,7 @@ from outrider.errors import CheckpointError, ConfigError, nearest, on_one_line
 from outrider.formats.json_fields import read_json, shown
 from outrider.models.gguf import CONVERTER_VERSION, convert_gguf
 from outrider.models.gguf_file import parts_of
+from outrider.models.variables import cache_home
 
 __all__ = ["CONFIG", "EMBEDDED", "EmbeddedTarget", "cache_directory", "head_roots", "locate"]
 
@@ -86,8 +86,7 @@ EMBEDDED: Final = {SMOLLM2.name: SMOLLM2}
 
 def cache_directory() -> Path:
     """Where converted models are kept: `$OUTRIDER_CACHE`, else `~/.cache/outrider`."""
-    chosen = os.environ.get("OUTRIDER_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "outrider"
+    return cache_home()
 
 
 def locate(name_or_path: str | Path) -> Path:

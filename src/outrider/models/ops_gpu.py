@@ -6,7 +6,6 @@ runs every forward anew. Kernels are compiled for the GPU at hand, so before the
 reference there: a GPU on which they are wrong is refused with a sentence, not served with wrong text.
 """
 
-import os
 from functools import lru_cache
 from importlib.util import find_spec
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from outrider.errors import ConfigError
+from outrider.models import variables
 from outrider.models.graphs import default_graphs
 from outrider.models.ops import AttentionShape, Ops, Placement, Rope
 from outrider.models.ops_torch import TorchOps
@@ -29,7 +29,7 @@ def gpu_ops(device: torch.device, dtype: torch.dtype) -> Ops:
         ConfigError: if it asks for none that there is, or if the kernels are wrong on this GPU.
     """
     has_triton = find_spec("triton") is not None
-    name = os.environ.get("OUTRIDER_GPU_OPS") or ("triton" if has_triton and dtype != torch.float64 else "torch")
+    name = variables.gpu_ops() or ("triton" if has_triton and dtype != torch.float64 else "torch")
     graphs = default_graphs(device)
     if name == "torch":
         return TorchOps(dtype, device, fused=True, graphs=graphs)

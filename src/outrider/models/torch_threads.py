@@ -20,7 +20,7 @@ from typing import final
 
 import torch
 
-from outrider.errors import ConfigError
+from outrider.models.variables import num_kernel_threads
 
 __all__ = ["lone_torch_thread", "num_threads", "torch_threads"]
 
@@ -59,12 +59,7 @@ def torch_threads() -> int:
 
 def num_threads() -> int:
     """Threads per kernel: OUTRIDER_NUM_THREADS, or PyTorch's own number."""
-    text = os.environ.get("OUTRIDER_NUM_THREADS")
-    if text is None:
-        return torch_threads()
-    if not text.isdigit() or int(text) == 0:
-        raise ConfigError(f"OUTRIDER_NUM_THREADS is {text!r}; set a whole number from 1 on, or unset it")
-    return int(text)
+    return num_kernel_threads() or torch_threads()
 
 
 @contextmanager

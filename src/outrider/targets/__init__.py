@@ -7,7 +7,6 @@ slower, behind the same interface.
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from transformers import AutoTokenizer
 
 from outrider.errors import CheckpointError, ConfigError, as_error, nearest
@@ -15,10 +14,9 @@ from outrider.formats.json_fields import read_json
 from outrider.models.directory import CONFIG, check_directory
 from outrider.models.locate import locate
 from outrider.target import Target
+from outrider.targets.placing import DTYPES, device_named, dtype_named
 
 __all__ = ["DTYPES", "load_target", "load_tokenizer"]
-
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 
 
 def load_target(
@@ -32,20 +30,18 @@ def load_target(
     """Load a target: a directory, a GGUF file, a hub id, or `smollm2-135m`.
 
     Args:
-        dtype: of the weights.
-        device: "cpu", "cuda", ...; by default the GPU if there is one.
+        dtype: of the weights: "bfloat16", "float16", "float32" or "float64".
+        device: "cpu", "cuda" or "cuda:1"; by default the GPU if there is one.
         backend: "native" for the fast decoder, "hf" for `transformers`; "auto" takes native where it fits.
         trust_remote_code: run model code that comes with the checkpoint; only for "hf".
 
     Raises:
         CheckpointError: if it cannot be found or read.
-        ConfigError: for an unknown dtype or back end.
+        ConfigError: for an unknown dtype, device or back end, or a device that is not there.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"unknown dtype '{dtype}'{nearest(dtype, DTYPES)}")
+    numbers, place = dtype_named(dtype), device_named(device)
     if backend not in ("auto", "native", "hf"):
         raise ConfigError(f"unknown backend '{backend}'{nearest(backend, ('auto', 'native', 'hf'))}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     directory = locate(name)
     check_directory(directory)
     is_native = backend == "native" or (backend == "auto" and _is_native(directory))
@@ -53,10 +49,10 @@ def load_target(
     if is_native:
         from outrider.targets.native import NativeTarget
 
-        return NativeTarget.from_directory(directory, name, DTYPES[dtype], device, tokenizer)
+        return NativeTarget.from_directory(directory, name, numbers, place, tokenizer)
     from outrider.targets.hf import HFTarget
 
-    return HFTarget.from_directory(directory, name, DTYPES[dtype], device, tokenizer, trust_remote_code)
+    return HFTarget.from_directory(directory, name, numbers, place, tokenizer, trust_remote_code)
 
 
 def load_tokenizer(directory: Any) -> Any:

@@ -16,10 +16,11 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig
 
 from outrider.cache import CachePlan
-from outrider.errors import CheckpointError, ConfigError, nearest
+from outrider.errors import CheckpointError
 from outrider.models.locate import locate
 from outrider.target import SharedWeights, Target, TargetSession, TargetSpec
-from outrider.targets import DTYPES, load_target, load_tokenizer
+from outrider.targets import load_target, load_tokenizer
+from outrider.targets.placing import dtype_named
 
 __all__ = ["DeferredTarget"]
 
@@ -34,13 +35,12 @@ class DeferredTarget(Target):
     """
 
     def __init__(self, name: str, *, dtype: str) -> None:
-        if dtype not in DTYPES:
-            raise ConfigError(f"unknown dtype '{dtype}'{nearest(dtype, DTYPES)}")
+        numbers = dtype_named(dtype)
         self.name = name
         self.dtype = dtype
         self.directory = locate(name)
         self._tokenizer = load_tokenizer(self.directory)
-        self._spec = _described(name, self.directory, DTYPES[dtype])
+        self._spec = _described(name, self.directory, numbers)
 
     @property
     def spec(self) -> TargetSpec:

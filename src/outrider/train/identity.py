@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from outrider.bench.provenance import template_hash
-from outrider.errors import CheckpointError, ConfigError, nearest
+from outrider.errors import CheckpointError, ConfigError
 from outrider.formats.store import fingerprint, fingerprint_of
 from outrider.models.locate import locate
 from outrider.models.spec import DecoderSpec
 from outrider.models.weights import read_weights
 from outrider.target import Target
-from outrider.targets import DTYPES, load_tokenizer
+from outrider.targets import load_tokenizer
+from outrider.targets.placing import dtype_named
 
 __all__ = ["Identity"]
 
@@ -63,8 +64,7 @@ class Identity:
             CheckpointError: if it cannot be found or read.
             ConfigError: if it has no tokenizer, or for an unknown dtype.
         """
-        if dtype not in DTYPES:
-            raise ConfigError(f"unknown dtype '{dtype}'{nearest(dtype, DTYPES)}")
+        numbers = dtype_named(dtype)
         directory = locate(name)
         tokenizer = load_tokenizer(directory)
         if tokenizer is None:
@@ -74,7 +74,7 @@ class Identity:
             raise CheckpointError(f"{name} has no tensor {EMBEDDING}; leave out --endpoint to load it whole")
         return cls(
             name=name,
-            fingerprint=fingerprint_of(weights[EMBEDDING].to(DTYPES[dtype])),
+            fingerprint=fingerprint_of(weights[EMBEDDING].to(numbers)),
             vocab_size=spec.vocab_size,
             eos_ids=spec.eos_ids,
             max_positions=spec.max_position_embeddings,

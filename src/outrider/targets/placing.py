@@ -1,0 +1,55 @@
+"""Where a target's weights go and in which numbers: devices and dtypes by name, checked before anything is read.
+
+Example: "cuda:7" on a machine with two GPUs is refused with a sentence that names cuda:0 and cuda:1.
+"""
+
+from typing import Any
+
+import torch
+
+from outrider.errors import ConfigError, nearest
+from outrider.values import shown
+
+__all__ = ["DTYPES", "device_named", "dtype_named"]
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+
+
+def dtype_named(name: Any) -> torch.dtype:
+    """Return the dtype of that name; one of PyTorch's own is taken too.
+
+    Raises:
+        ConfigError: if it is none in which weights are kept.
+    """
+    if isinstance(name, torch.dtype):
+        name = str(name).removeprefix("torch.")
+    if not isinstance(name, str):
+        raise ConfigError(f"dtype={shown(name)} must be one of {', '.join(DTYPES)}")
+    if name not in DTYPES:
+        raise ConfigError(f"unknown dtype {shown(name)}{nearest(name, DTYPES)}")
+    return DTYPES[name]
+
+
+def device_named(name: Any) -> torch.device:
+    """Return the device of that name: the CPU or a GPU that is there. None is the GPU if there is one.
+
+    Raises:
+        ConfigError: for an unknown name, or a GPU that PyTorch does not see.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not isinstance(name, str | torch.device):
+        raise ConfigError(f"device={shown(name)} must be a name such as cpu, cuda or cuda:0")
+    kind, _, number = str(name).partition(":")
+    if kind not in ("cpu", "cuda") or (":" in str(name) and not (number.isascii() and number.isdecimal())):
+        raise ConfigError(f"unknown device {shown(str(name))}; use cpu, cuda, or cuda:0 for the first of several GPUs")
+    if kind == "cpu":
+        if int(number or 0) > 0:
+            raise ConfigError(f"device {str(name)!r} does not exist; all cores are the device cpu")
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(f"device {str(name)!r} needs a GPU and a PyTorch that sees it; leave it out or use cpu")
+    count = torch.cuda.device_count()
+    if int(number or 0) >= count:
+        raise ConfigError(f"device {str(name)!r} does not exist; use {', '.join(f'cuda:{at}' for at in range(count))}")
+    return torch.device(str(name))
