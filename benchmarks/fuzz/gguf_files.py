@@ -97,7 +97,9 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
             writer.add_float32(key, value)
         case str():
             writer.add_string(key, value.encode("utf-8", "replace").decode())
-        case list() if value and len({type(one) for one in value}) == 1 and isinstance(value[0], str | int):
+        case list() if value and all(isinstance(one, str) for one in value):
+            writer.add_array(key, value)
+        case list() if value and all(type(one) is int and abs(one) < 2**31 for one in value):
             writer.add_array(key, value)
         case _:
             writer.add_string(key, "odd")
