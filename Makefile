@@ -4,6 +4,7 @@
 # make vllm        an environment of its own for vLLM, in .venv-vllm or $OUTRIDER_VLLM
 # make bench-vllm  vLLM beside our engine on the same prompts: builds that environment first
 # make test-vllm   exported heads draft on vLLM what they draft here: builds that environment first
+# make heads-archive   the heads of checkpoints/ in one file, for `outrider fetch heads` beside an installed wheel
 # make check       lint, types and tests: the gate, at home and in CI
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: bench bench-copy bench-batch bench-memory small-run bench-full bench-lookup bench-ops peers vllm bench-vllm test test-vllm lint check clean
+.PHONY: bench bench-copy bench-batch bench-memory small-run bench-full bench-lookup bench-ops heads-archive peers vllm bench-vllm test test-vllm lint check clean
 
 bench: $(READY)
 	$(BIN)/outrider bench --preset quick
@@ -40,6 +41,9 @@ bench-lookup: $(READY)
 
 bench-ops: $(READY)
 	$(BIN)/python benchmarks/ops.py
+
+heads-archive: $(READY)
+	$(BIN)/python recipes/archive_heads.py checkpoints dist/outrider-heads.zip
 
 peers: $(READY)
 	$(BIN)/python benchmarks/peers/build.py

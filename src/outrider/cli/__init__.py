@@ -29,6 +29,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "bench": "outrider.cli.bench:Bench",
     "export": "outrider.cli.export:ExportCommand",
+    "fetch": "outrider.cli.fetch:Fetch",
     "generate": "outrider.cli.generate:Generate",
     "plan": "outrider.cli.plan:Plan",
     "profile": "outrider.cli.profile:ProfileCommand",

@@ -1,0 +1,28 @@
+"""`outrider fetch`: get what an installed package does not hold."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+__all__ = ["Fetch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetch:
+    """Install the trained heads that come beside a release, so that every preset runs without a checkout.
+
+    They lie in the cache afterwards (`$OUTRIDER_CACHE`, else ~/.cache/outrider), under the names that a checkout has.
+    """
+
+    what: tyro.conf.Positional[Literal["heads"]]
+    """heads: the archive of a release, or one that `make heads-archive` wrote in a checkout."""
+    source: Annotated[str, tyro.conf.arg(name="from")]
+    """The archive: a .zip on this machine, or its http(s) address."""
+
+    def run(self) -> None:
+        from outrider.models.heads_archive import fetch_heads
+        from outrider.models.locate import cache_directory
+
+        for name in fetch_heads(self.source):
+            print(f"{name}  in {cache_directory() / 'heads' / name}")
