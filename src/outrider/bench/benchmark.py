@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import Any, Literal
 
 from outrider.adaptive import BudgetChoice
+from outrider.bench.at_hand import at_hand
 from outrider.bench.bandwidth import memory_bytes_per_s
 from outrider.bench.choice import Choice, choices_of, load_choice, with_heads
 from outrider.bench.config import BenchConfig
@@ -70,6 +71,7 @@ def benchmark(
     *,
     name: str = "bench",
     resume: bool = True,
+    from_preset: bool = False,
     started: Callable[[Path], None] = lambda directory: None,
     listen: Listener = lambda progress: None,
 ) -> Report:
@@ -79,6 +81,7 @@ def benchmark(
         run_dir: the run's directory; None takes the unfinished run with these settings under `runs/`, or a new one.
         name: part of a new directory's name.
         resume: whether an unfinished run may be taken.
+        from_preset: whether nobody asked for these methods by name: those whose weights are not here are left out.
         started: told the directory when the run begins.
 
     Raises:
@@ -88,7 +91,8 @@ def benchmark(
     choices = choices_of(config.methods)
     vllm = find_vllm() if {"vllm", "vllm-custom"} & {*config.engines} else None
     target = _target(config)
-    choices, workload = with_heads(choices, target), read_workload(config, target)
+    choices, missing = at_hand(choices, target) if from_preset else (with_heads(choices, target), ())
+    workload = read_workload(config, target)
     warm_up = _warm_up(workload, target)
     ours = _contenders(config, choices, target, workload, warm_up)
     manifest = _manifest(config, target, workload)
@@ -119,7 +123,7 @@ def benchmark(
         settings = [f"{one.label}: {one.settings}" for one in choices if one.settings]
         overlaps = _overlaps(choices)
         leaks = map(_leak_note, overlaps, overlaps.values())
-        notes = [config.title, *workload.notes, *settings, *leaks, *lineup.notes]
+        notes = [config.title, *missing, *workload.notes, *settings, *leaks, *lineup.notes]
         shares = {label: float(found["share"]) for label, found in overlaps.items()}
         report = replace(_report(config, target, store, runner.start_up_s, notes), overlap=shares or None)
         store.finish(to_json(report), markdown(report))

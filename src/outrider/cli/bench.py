@@ -91,7 +91,8 @@ class Bench:
         from outrider.cli.interruption import resumable
         from outrider.cli.terminal import console, end_with, progress
 
-        config = configured(read_preset(self.preset), **self._given())
+        given = self._given()
+        config = configured(read_preset(self.preset), **given)
         directory: list[Path] = []
 
         def place() -> str:
@@ -103,6 +104,7 @@ class Bench:
                 self.run_dir,
                 name=Path(self.preset).stem,
                 resume=self.resume,
+                from_preset="methods" not in given,
                 started=directory.append,
                 listen=lambda at: bar.show(at.num_done, at.num_units, at.unit),
             )

@@ -31,6 +31,7 @@ from outrider.errors import ConfigError, OutriderError, RunError
 __all__ = ["VARIABLE", "Vllm", "build", "chosen_home", "find_vllm"]
 
 VARIABLE: Final = "OUTRIDER_VLLM"
+BUILD: Final = "without a checkout, `python -m outrider.interop.vllm_environment` builds it"
 DEFAULT: Final = Path(".venv-vllm")
 MARKER: Final = ".outrider-ready"
 CPU_TORCH: Final = "torch==2.13.0"
@@ -118,13 +119,17 @@ def find_vllm(directory: Path | None = None) -> Vllm:
     home = directory or chosen_home()
     python = _python(home)
     if not python.is_file():
-        raise ConfigError(f"there is no environment with vLLM at {home}; run make vllm, or set {VARIABLE} to one")
+        raise ConfigError(
+            f"there is no environment with vLLM at {home}; run make vllm, or set {VARIABLE} to one; {BUILD}"
+        )
     done = subprocess.run([python, "-I", "-c", PROBE], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ConfigError(f"{python} does not run ({_last_line(done.stderr)}); build it again with make vllm")
+        raise ConfigError(f"{python} does not run ({_last_line(done.stderr)}); build it again with make vllm; {BUILD}")
     seen = json.loads(done.stdout)
     if not seen["found"]:
-        raise ConfigError(f"the environment at {home} holds no vLLM; run make vllm, or set {VARIABLE} to one that does")
+        raise ConfigError(
+            f"the environment at {home} holds no vLLM; run make vllm, or set {VARIABLE} to one that does; {BUILD}"
+        )
     return Vllm(
         python=python,
         version=seen["version"],

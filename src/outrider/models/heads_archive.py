@@ -27,11 +27,10 @@ import httpx
 from filelock import FileLock
 
 from outrider.errors import CheckpointError, RunError
-from outrider.models.locate import cache_directory
+from outrider.models.locate import CONFIG, cache_directory
 
 __all__ = ["fetch_heads", "install_heads", "write_archive"]
 
-CONFIG: Final = "config.json"
 MANIFEST: Final = "manifest.json"
 SCHEMA: Final = "outrider.heads/1"
 NAME: Final = re.compile(r"[A-Za-z0-9][\w.+-]*/[A-Za-z0-9][\w.+-]*/[A-Za-z0-9][\w.+-]*", re.ASCII)

@@ -39,7 +39,7 @@ from outrider.models.gguf import CONVERTER_VERSION, convert_gguf
 from outrider.models.gguf_file import parts_of
 from outrider.models.variables import cache_home
 
-__all__ = ["CONFIG", "EMBEDDED", "EmbeddedTarget", "cache_directory", "head_roots", "locate"]
+__all__ = ["CONFIG", "EMBEDDED", "FETCH", "EmbeddedTarget", "cache_directory", "head_roots", "locate"]
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,10 @@ SMOLLM2: Final = EmbeddedTarget(
 EMBEDDED: Final = {SMOLLM2.name: SMOLLM2}
 
 
+FETCH: Final = "`outrider fetch heads --from ARCHIVE` installs those of a release"
+"""How an installed package gets the heads, for the end of a message."""
+
+
 def cache_directory() -> Path:
     """Where converted models are kept: `$OUTRIDER_CACHE`, else `~/.cache/outrider`."""
     return cache_home()
@@ -123,7 +127,7 @@ def _shipped(name: str) -> Path:
             return root / name
     target = name.partition("/")[0]
     found = sorted({file.parent.name for root in head_roots() for file in root.glob(f"{target}/*/{CONFIG}")})
-    at_hand = f"there are {', '.join(found)}" if found else "they come with a checkout of the repository"
+    at_hand = f"there are {', '.join(found)}" if found else f"they come with a checkout, and {FETCH}"
     raise CheckpointError(f"no head {name!r} is shipped here; {at_hand}")
 
 

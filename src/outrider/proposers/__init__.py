@@ -173,10 +173,11 @@ def with_checkpoint(name: str, config: Any, target: Target, spelled: str | None 
 
 def _no_head(name: str, target: Target, spelled: str, others: list[str]) -> str:
     from outrider.formats.shipped import shipped_names
+    from outrider.models.locate import FETCH
 
     instead = "".join(f", or {name}:{other}=..." for other in others)
     names = shipped_names()
-    at_hand = f"at hand are {', '.join(names)}" if names else "no shipped heads are on this machine"
+    at_hand = f"at hand are {', '.join(names)}" if names else f"no heads are on this machine, and {FETCH}"
     return (
         f"method '{name}' needs the setting 'checkpoint', since no head of its kind is shipped for {target.spec.name}: "
         f"write {spelled} with a directory or hub id{instead}; {at_hand}"
