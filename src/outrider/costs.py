@@ -33,6 +33,7 @@ from outrider.identity import Identity
 
 __all__ = [
     "COSTS_SCHEMA",
+    "STEADY",
     "CostFile",
     "DraftCosts",
     "MeasuredCosts",
@@ -169,6 +170,9 @@ def joined_draft_costs(parts: Sequence[MeasuredDraftCosts]) -> MeasuredDraftCost
     return MeasuredDraftCosts(propose=Grid.joined([part.propose for part in parts]))
 
 
+STEADY: Final = 0.1
+"""Sweeps of a quiet machine are less than this share apart."""
+
 TARGET_AXES: Final[Mapping[str, tuple[str, ...]]] = {
     "forward": ("slots", "rows_per_slot", "contexts"),
     "accept_greedy": ("slots", "rows_per_slot"),
@@ -202,6 +206,14 @@ class CostFile:
     target: MeasuredCosts
     drafts: Mapping[str, MeasuredDraftCosts] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def spread(self) -> float | None:
+        """How far sweeps were apart, as a share, or None if not told; above `STEADY` something disturbed them."""
+        value = self.facts.get("spread")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
+            return None
+        return float(value)
 
     def to_plain(self) -> dict[str, Any]:
         return {

@@ -255,3 +255,65 @@ def test_a_model_is_its_config_alone(tiny_model: Path, monkeypatch: pytest.Monke
         CheckpointError, match=r"config\.json of some/absent could not be fetched \(OSError: no route\)"
     ):
         model_spec("some/absent")
+
+
+def test_a_lookup_is_not_planned_from_a_learned_drafters_acceptance(capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(capsys, *SHEET, "--acceptance", "0.8,0.6", "--batches", "1")
+    assert [method["method"] for method in found["methods"]] == ["eagle3", "mtp", "medusa", "draft_model", "pard"]
+    (note,) = [note for note in found["notes"] if note.startswith("left out")]
+    assert note.startswith("left out: ngram, suffix: a lookup drafts only where the text repeats itself")
+    assert "give ngram=0.8@0.3" in note
+    found = planned(capsys, *SHEET, "--acceptance", "0.8", "ngram=0.9@0.3", "suffix=0.9", "--batches", "1")
+    labels = [method["method"] for method in found["methods"]]
+    assert {"ngram", "suffix"} <= {*labels}
+    assert [note for note in found["notes"] if "every step is assumed" in note] == [
+        "suffix: a draft in every step is assumed; write suffix=0.8@0.3 where it finds one in 30 % of them"
+    ]
+    for acceptance in ("0.8", "0.8@0.4"):
+        assert main((*SHEET, "--acceptance", acceptance, "--methods", "eagle3", "ngram")) == 2
+        assert "nothing is known of 'ngram': a lookup drafts only" in capsys.readouterr().err
+
+
+def told(costs: Path, tmp_path: Path, spread: object) -> Path:
+    """The same costs with what they say of their sweeps."""
+    plain = json.loads(costs.read_text(encoding="utf-8"))
+    plain["facts"]["spread"] = spread
+    (tmp_path / "told.json").write_text(json.dumps(plain), encoding="utf-8")
+    return tmp_path / "told.json"
+
+
+@pytest.mark.parametrize(
+    ("spread", "margin", "words"),
+    [
+        (0.02, 0.05, None),
+        (0.1, 0.1, None),
+        (0.38, 0.38, "was disturbed while it was measured: its sweeps were 38 % apart"),
+        (None, 0.1, "does not say how far its sweeps were apart"),
+        ("much", 0.1, "does not say how far its sweeps were apart"),
+        (-1, 0.1, "does not say how far its sweeps were apart"),
+    ],
+)
+def test_a_disturbed_profile_widens_the_margin_and_says_so(
+    spread: object, margin: float, words: str | None, costs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = planned(capsys, "plan", "--costs", str(told(costs, tmp_path, spread)), "--acceptance", "0.5")
+    assert found["margin"] == margin
+    said = [note for note in found["notes"] if "sweeps were" in note]
+    assert len(said) == (words is not None)
+    assert words is None or words in said[0]
+
+
+def test_a_crossover_is_about_even_within_the_margin(
+    costs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One node gains 1.5 (9 + B) / (9 + 2.5 B): 1.1 at B = 2.88, 1 at 4.5, 1 / 1.1 at 6.82."""
+    more = ("--acceptance", "0.5", "--batches", "1", "4", "--nodes", "1")
+    path = str(told(costs, tmp_path, 0.1))
+    found = planned(capsys, "plan", "--costs", path, *more)
+    method = found["methods"][0]
+    assert (method["even_from"], method["crossover_batch"], method["loses_from"]) == (3, 5, 7)
+    assert [one["about_even"] for one in found["best"]] == [False, True]
+    assert main(("plan", "--costs", path, *more)) == 0
+    out = capsys.readouterr().out
+    assert "lookup pays up to batch 2, is about even from 3 to 6 (within 10 %), and loses from 7 on." in out
+    assert "1 (even)" in out

@@ -8,7 +8,7 @@ which the speedup passes 1 downwards for the first time, between two measured si
 
 It is read off the speedup and off both ends of its interval: `4.9 [4.1, 6.0]`, where the lower end loses certainty of a
 win and the upper end begins the certainty of a loss. 0 means that the smallest measured batch already loses, infinity
-that the largest does not.
+that the largest does not. Where the lower end is never a win and the upper end never a loss, the method is about even.
 """
 
 import math
@@ -63,8 +63,11 @@ class Curve:
     @property
     def words(self) -> str:
         """The crossover for a table: `4.9 [4.1, 6.0]`."""
+        if any(row.speedup is None or row.speedup.low is None for row in self.rows):
+            return f"{self._said(self.crossover)} [no interval]"
         ends = [crossing(self.batches, values) for values in (self.lows, self.highs)]
-        return f"{self._said(self.crossover)} [{', '.join(map(self._said, ends))}]"
+        said = f"{self._said(self.crossover)} [{', '.join(map(self._said, ends))}]"
+        return f"{said}, about even" if ends == [0, math.inf] else said
 
     def _said(self, batch: float) -> str:
         if batch == 0:

@@ -12,19 +12,14 @@ Example: `21.3 (1.42)` in the column "8" is a forward of eight rows per slot tha
 """
 
 from collections.abc import Sequence
-from typing import Final
 
 from rich.console import Console
 
 from outrider.bench.fitting import print_note, print_sheet
 from outrider.bench.sheet import Sheet
-from outrider.costs import CostFile, MeasuredDraftCosts
+from outrider.costs import STEADY, CostFile, MeasuredDraftCosts
 
 __all__ = ["bandwidth_share", "print_profile"]
-
-
-STEADY: Final = 0.1
-"""Sweeps of a quiet machine are less than this share apart."""
 
 
 def print_profile(file: CostFile, console: Console) -> None:
@@ -41,8 +36,8 @@ def print_profile(file: CostFile, console: Console) -> None:
 
 def _spread(file: CostFile) -> tuple[str, str]:
     """How far sweeps were apart in words, and their colour."""
-    spread = file.facts.get("spread")
-    if not isinstance(spread, int | float):
+    spread = file.spread
+    if spread is None:
         return "how far sweeps were apart is unknown", ""
     said = f"{file.facts.get('repeats')} sweeps, {100 * spread:.0f} % apart"
     if spread <= STEADY:

@@ -1,6 +1,7 @@
 """Up to which batch a method pays."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -57,3 +58,12 @@ def test_several_categories_are_judged_by_their_sum() -> None:
     (curve,) = curves_of(report(*rows))
     assert curve.points == [2.0, 2.0]
     assert curves_of(report(*(one for one in rows if one.category != "all"))) == []
+
+
+def test_a_crossover_without_an_interval_says_so_and_one_whose_interval_is_everything_is_even() -> None:
+    bare = [row("bare", batch, 1.5 / batch) for batch in (1, 2)]
+    bare = [replace(one, speedup=Interval(point=one.speedup.point, low=None, high=None)) for one in bare if one.speedup]
+    close = [row("close", batch, speedup) for batch, speedup in ((1, 1.1), (2, 0.95), (4, 0.9))]
+    curves = curves_of(report(*bare, *close))
+    assert curves[0].words == "1.5 [no interval]"
+    assert curves[1].words == "1.6 [below 1, above 4], about even"

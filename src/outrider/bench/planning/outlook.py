@@ -1,11 +1,13 @@
 """The plan: for every method, batch size and number of nodes, what to expect; the result schema "outrider.plan/1".
 
-    {"schema": "outrider.plan/1", "target": "...", "costs": "...",
-     "methods": [{"method": "...", "crossover_batch": 23, "batches": [{"batch": 1, "best": {...}, "nodes": [...]}]}]}
+    {"schema": "outrider.plan/1", "target": "...", "costs": "...", "margin": 0.05,
+     "methods": [{"method": "...", "crossover_batch": 23, "even_from": 17, "loses_from": 30,
+                  "batches": [{"batch": 1, "best": {...}, "nodes": [...]}]}]}
 
 `best` is the entry of `nodes` with the largest speedup; its `num_nodes` is 0 where plain decoding is fastest. A
 `crossover_batch` of 1 says that the method never pays, null that it still pays at `largest_batch`, beyond which nothing
-is said. Numbers are numbers, and what was not asked for is null.
+is said. Speedups closer to 1 than the `margin` of the costs are about even. Numbers are numbers, and what was not asked
+for is null.
 
 Worked example: flat costs and one node accepted half of the time give tau 1.5 at any batch size: the speedup is 1.5,
 and there is no crossover.
@@ -42,6 +44,7 @@ class Question:
     batches        in rising order
     nodes          numbers of nodes to choose from; 0 is always among the choices
     largest_batch  how far the crossover is looked for
+    margin         a speedup this share away from 1, or less, is about even
     """
 
     batches: tuple[int, ...]
@@ -50,6 +53,7 @@ class Question:
     temperature: float
     num_tokens: int | None
     largest_batch: int
+    margin: float = 0.0
 
     def setting(self, batch: int) -> Setting:
         return Setting(num_slots=batch, context=self.context, greedy=self.temperature == 0, num_tokens=self.num_tokens)
@@ -95,18 +99,26 @@ class BatchOutlook:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodOutlook:
-    """One method. `known_depth` levels of its acceptance were given; deeper ones repeat the last."""
+    """One method. `known_depth` levels of its acceptance were given; deeper ones repeat the last.
+
+    From batch `even_from` on it is about even, and from `loses_from` on it loses by more than the margin.
+    """
 
     method: str
     acceptance: AcceptanceProfile
     known_depth: int
     crossover_batch: int | None
+    even_from: int | None
+    loses_from: int | None
     batches: tuple[BatchOutlook, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What to run at one batch size: of all methods the largest speedup. Without a method, plain decoding."""
+    """What to run at one batch size: of all methods the largest speedup. Without a method, plain decoding.
+
+    `about_even` says that the speedup is within the margin of 1.
+    """
 
     batch: int
     method: str | None
@@ -114,6 +126,7 @@ class Choice:
     depth: int
     speedup: float
     break_even_tau: float
+    about_even: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +140,7 @@ class Outlook:
     temperature: float
     num_tokens: int | None = None
     largest_batch: int | None = None
+    margin: float = 0.0
     notes: tuple[str, ...] = ()
     methods: tuple[MethodOutlook, ...] = ()
     best: tuple[Choice, ...] = ()
@@ -138,7 +152,7 @@ def outlook_of(question: Question, methods: Mapping[str, Method], tables: CostTa
     return tuple(_method(label, method, question, tables) for label, method in methods.items())
 
 
-def choices_of(methods: Sequence[MethodOutlook]) -> tuple[Choice, ...]:
+def choices_of(methods: Sequence[MethodOutlook], margin: float = 0.0) -> tuple[Choice, ...]:
     """The best of all methods, by batch size; of equals the first."""
     chosen = []
     for batches in zip(*(method.batches for method in methods), strict=True):
@@ -152,6 +166,7 @@ def choices_of(methods: Sequence[MethodOutlook]) -> tuple[Choice, ...]:
                 depth=found.depth,
                 speedup=found.speedup,
                 break_even_tau=found.break_even_tau,
+                about_even=bool(found.num_nodes) and found.speedup <= 1 + margin,
             )
         )
     return tuple(chosen)
@@ -161,6 +176,9 @@ def _method(label: str, method: Method, question: Question, tables: CostTables) 
     def forecasts(batch: int, nodes: Sequence[int]) -> list[Prediction]:
         setting = question.setting(batch)
         return [predict(tables.target, method, setting, count, tables.plain) for count in nodes]
+
+    def first_below(speedup: float) -> int | None:
+        return crossover(lambda batch: best(forecasts(batch, drafting)).speedup > speedup, question.largest_batch)
 
     drafting = [count for count in question.nodes if count > 0]
     batches = []
@@ -178,6 +196,8 @@ def _method(label: str, method: Method, question: Question, tables: CostTables) 
         method=label,
         acceptance=method.acceptance,
         known_depth=len(method.acceptance.ranks),
-        crossover_batch=crossover(lambda batch: best(forecasts(batch, drafting)).speedup > 1, question.largest_batch),
+        crossover_batch=first_below(1.0),
+        even_from=first_below(1 + question.margin),
+        loses_from=first_below(1 / (1 + question.margin)),
         batches=tuple(batches),
     )

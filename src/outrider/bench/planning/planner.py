@@ -14,9 +14,9 @@ from typing import Final, NamedTuple
 
 from outrider.bench.choice import spelled
 from outrider.bench.planning.acceptance_profile import AcceptanceProfile
-from outrider.bench.planning.ask import acceptances_of, parse_nodes
+from outrider.bench.planning.ask import acceptances_of, parse_acceptance, parse_nodes
 from outrider.bench.planning.check import CostTables, check_run
-from outrider.bench.planning.drafters import read_drafters, sized
+from outrider.bench.planning.drafters import WARM, read_drafters, sized
 from outrider.bench.planning.models import model_spec
 from outrider.bench.planning.outlook import MethodOutlook, Outlook, Question, choices_of, outlook_of
 from outrider.bench.planning.predict import LARGEST_BATCH, Method
@@ -31,7 +31,7 @@ from outrider.bench.planning.run import (
     read_run,
 )
 from outrider.bench.schema import PLAIN
-from outrider.costs import CostFile
+from outrider.costs import STEADY, CostFile
 from outrider.errors import ConfigError, nearest
 
 __all__ = ["Wish", "checked", "planned"]
@@ -39,6 +39,10 @@ __all__ = ["Wish", "checked", "planned"]
 DEFAULT_CONTEXT: Final = 512.0
 BEYOND: Final = 4
 """How many times the largest measured batch the crossover is looked for; there the table is a straight line."""
+MEASURED_MARGIN: Final = 0.05
+ROOFLINE_MARGIN: Final = 0.15
+"""Predictions were off by about that much in the checks of docs/planning.md: from a profile, and from a data sheet."""
+UNKNOWN_MARGIN: Final = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +98,7 @@ def planned(wish: Wish) -> Outlook:
     context = _context(wish, evidence)
     measured = _measured(wish, evidence)
     sources = _sources(wish, context)
-    methods = _methods(wish, measured, sources)
+    methods, doubts = _methods(wish, measured, sources)
     question = Question(
         batches=tuple(sorted(set(wish.batches))),
         nodes=parse_nodes(wish.nodes),
@@ -102,6 +106,7 @@ def planned(wish: Wish) -> Outlook:
         temperature=wish.temperature,
         num_tokens=wish.tokens,
         largest_batch=max(sources.largest_batch, *wish.batches),
+        margin=sources.margin,
     )
     outlooks = outlook_of(question, methods, sources.tables)
     return Outlook(
@@ -111,9 +116,10 @@ def planned(wish: Wish) -> Outlook:
         temperature=wish.temperature,
         num_tokens=wish.tokens,
         largest_batch=question.largest_batch,
-        notes=(*sources.notes, *_notes(question, outlooks, sources)),
+        margin=sources.margin,
+        notes=(*sources.notes, *doubts, *_notes(question, outlooks, sources)),
         methods=outlooks,
-        best=choices_of(outlooks),
+        best=choices_of(outlooks, sources.margin),
     )
 
 
@@ -143,6 +149,7 @@ class _Sources(NamedTuple):
 
     largest_batch   how far they can be trusted, or the memory goes
     limit           what the reader must know where a plan goes beyond `known_batch`
+    margin          a speedup this share away from 1, or less, is about even
     """
 
     name: str
@@ -152,6 +159,7 @@ class _Sources(NamedTuple):
     known_batch: int
     largest_batch: int
     limit: str
+    margin: float
     notes: tuple[str, ...] = ()
 
 
@@ -162,7 +170,7 @@ def _sources(wish: Wish, context: float, *, of_run: bool = False) -> _Sources:
 def _from_file(path: Path) -> _Sources:
     file = CostFile.read(path)
     who = file.identity
-    known = int(max(file.target.forward.axes["slots"]))
+    known, spread = int(max(file.target.forward.axes["slots"])), file.spread
     return _Sources(
         name=f"{path} ({who.cpu}, {who.device}, {who.num_threads} threads, {who.dtype})",
         target=who.target,
@@ -171,6 +179,22 @@ def _from_file(path: Path) -> _Sources:
         known_batch=known,
         largest_batch=BEYOND * known,
         limit=f"costs were measured up to batch {known}; beyond, they go on in a straight line",
+        margin=max(MEASURED_MARGIN, UNKNOWN_MARGIN if spread is None else spread),
+        notes=_doubts(path, spread),
+    )
+
+
+def _doubts(path: Path, spread: float | None) -> tuple[str, ...]:
+    """What a profile says of itself."""
+    if spread is None:
+        return (
+            f"{path} does not say how far its sweeps were apart, so {100 * UNKNOWN_MARGIN:.0f} % either way is even",
+        )
+    if spread <= STEADY:
+        return ()
+    return (
+        f"{path} was disturbed while it was measured: its sweeps were {100 * spread:.0f} % apart, so speedups within "
+        "that share of 1 are called even; measure again with `outrider profile` when the machine is quiet",
     )
 
 
@@ -195,6 +219,7 @@ def _from_sheet(wish: Wish, context: float, of_run: bool) -> _Sources:
         known_batch=fits,
         largest_batch=min(fits, LARGEST_BATCH),
         limit=f"at a context of {context:.0f}, memory ends at batch {fits}",
+        margin=ROOFLINE_MARGIN,
         notes=(f"a roofline, not a measurement. {hardware.source}",),
     )
 
@@ -212,14 +237,31 @@ def _measured(wish: Wish, evidence: Evidence | None) -> dict[str, AcceptanceProf
     return {label_of(row): acceptance_of(row) for row in rows}
 
 
-def _methods(wish: Wish, measured: Mapping[str, AcceptanceProfile], sources: _Sources) -> dict[str, Method]:
-    """Those that were asked for, or all of which both costs and acceptance are known."""
+def _methods(
+    wish: Wish, measured: Mapping[str, AcceptanceProfile], sources: _Sources
+) -> tuple[dict[str, Method], list[str]]:
+    """Those that were asked for, or all of which both costs and acceptance are known; and what to say of the rest."""
     if not measured and not wish.acceptance:
         raise ConfigError("nothing is known of acceptance; give --acceptance 0.8,0.6 or --run RUN_DIR")
     asked = list(wish.methods) or list(measured) or list(sources.labels)
     for label in asked:
         if measured and not wish.acceptance and label not in measured:
             raise ConfigError(f"the run has no method '{label}'{nearest(label, measured)}")
+    own = {given.method: given.acceptance for given in map(parse_acceptance, wish.acceptance)}
+    lookups = [label for label in asked if _is_lookup(label, wish)]
+    bare = [label for label in lookups if label not in own and label not in measured]
+    notes = [
+        f"{label}: a draft in every step is assumed; write {label}=0.8@0.3 where it finds one in 30 % of them"
+        for label in lookups
+        if label in own and own[label].coverage == 1
+    ]
+    if bare:
+        why = "a lookup drafts only where the text repeats itself, which an acceptance without a name does not say"
+        remedy = f"give {bare[0]}=0.8@0.3 (right in 80 %, a draft in 30 % of the steps) or --run RUN_DIR"
+        if wish.methods or len(bare) == len(asked):
+            raise ConfigError(f"nothing is known of '{bare[0]}': {why}; {remedy}")
+        notes.append(f"left out: {', '.join(bare)}: {why}; {remedy}")
+        asked = [label for label in asked if label not in bare]
     acceptances = dict(measured)
     if wish.acceptance:
         acceptances |= acceptances_of(wish.acceptance, asked, measured)
@@ -227,7 +269,14 @@ def _methods(wish: Wish, measured: Mapping[str, AcceptanceProfile], sources: _So
     missing = [label for label, drafts in found.items() if drafts is None]
     if missing and (wish.methods or len(missing) == len(asked)):
         raise ConfigError(f"{sources.name} has no costs of '{missing[0]}'{nearest(missing[0], sources.labels)}")
-    return {label: Method(acceptances[label], drafts) for label, drafts in found.items() if drafts is not None}
+    return {label: Method(acceptances[label], drafts) for label, drafts in found.items() if drafts is not None}, notes
+
+
+def _is_lookup(label: str, wish: Wish) -> bool:
+    """Whether its sizes say that it computes nothing, in the file of drafters or in ours."""
+    name = label.partition(":")[0].removesuffix(WARM)
+    known = read_drafters("published") | read_drafters(wish.drafters)
+    return name in known and known[name].passes == "none"
 
 
 def _notes(question: Question, outlooks: tuple[MethodOutlook, ...], sources: _Sources) -> list[str]:

@@ -1,7 +1,7 @@
 """A plan and a check as tables for the terminal.
 
     each node count    predicted speedup with that many nodes
-    best               the number of nodes with the largest one, and the depth of its draft
+    best               the number of nodes with the largest one, and the depth of its draft; "even" within the margin
     even               the tau below which that setting loses
     ideal > .. > host  the waterfall: free drafts, then the larger forward, drafting, and the rest of the step
 
@@ -20,6 +20,7 @@ from outrider.bench.sheet import Sheet
 __all__ = ["print_outlook"]
 
 GAINS, LOSES = "green", "red"
+SAID_EVEN = ", (even) within the margin of 1"
 WATERFALL = "ideal > verify > draft > host"
 
 
@@ -27,8 +28,8 @@ def print_outlook(outlook: Outlook, console: Console) -> None:
     """Headline, tables, notes."""
     print_note(f"{outlook.target} on {outlook.costs}", console, style="bold")
     for method in outlook.methods:
-        print_sheet(_method_table(method), console)
-        print_note(_verdict(method, outlook.largest_batch), console)
+        print_sheet(_method_table(method, outlook.margin), console)
+        print_note(_verdict(method, outlook.largest_batch, outlook.margin), console)
     if len(outlook.methods) > 1:
         print_sheet(_best_table(outlook.best), console)
     if outlook.check is not None:
@@ -40,17 +41,24 @@ def print_outlook(outlook: Outlook, console: Console) -> None:
         print_note(f"- {note}", console)
 
 
-def _method_table(method: MethodOutlook) -> Sheet:
+def _method_table(method: MethodOutlook, margin: float) -> Sheet:
     counts = [str(one.num_nodes) for one in method.batches[0].nodes]
     chosen = {str(batch.best.num_nodes) for batch in method.batches}
     others = [count for count in counts if count not in chosen]
+    even = [bool(batch.best.num_nodes) and batch.best.speedup <= 1 + margin for batch in method.batches]
     return Sheet(
         title=f"{method.method}: predicted speedup by number of nodes",
         head=("batch", "plain tok/s", *counts, "best", "depth", "tau", "even", "tok/s", WATERFALL),
-        lines=tuple(tuple(_batch_line(batch)) for batch in method.batches),
-        styles=tuple(GAINS if batch.best.num_nodes else LOSES for batch in method.batches),
+        lines=tuple(tuple(_batch_line(*pair)) for pair in zip(method.batches, even, strict=True)),
+        styles=tuple(
+            "" if is_even else GAINS if batch.best.num_nodes else LOSES
+            for batch, is_even in zip(method.batches, even, strict=True)
+        ),
         legend=(
-            (("batch",), "0, 1, ..: the speedup with that many nodes; best: where it is largest"),
+            (
+                ("batch",),
+                "0, 1, ..: the speedup with that many nodes; best: where it is largest" + SAID_EVEN * any(even),
+            ),
             (("depth",), "depth: of that draft"),
             (("tau",), "tau: tokens per target forward"),
             (("even",), "even: the tau below which it loses"),
@@ -62,7 +70,7 @@ def _method_table(method: MethodOutlook) -> Sheet:
     )
 
 
-def _batch_line(batch: BatchOutlook) -> list[str]:
+def _batch_line(batch: BatchOutlook, even: bool) -> list[str]:
     top = batch.best
     falls = top.waterfall
     waterfall = (falls.ideal, falls.with_verify, falls.with_draft, falls.with_host)
@@ -70,7 +78,7 @@ def _batch_line(batch: BatchOutlook) -> list[str]:
         str(batch.batch),
         f"{batch.plain_tokens_per_s:.0f}",
         *(f"{one.speedup:.2f}" for one in batch.nodes),
-        str(top.num_nodes) if top.num_nodes else "none",
+        f"{top.num_nodes} (even)" if even else str(top.num_nodes) if top.num_nodes else "none",
         str(top.depth),
         f"{top.tau:.2f}",
         f"{top.break_even_tau:.2f}",
@@ -79,19 +87,25 @@ def _batch_line(batch: BatchOutlook) -> list[str]:
     ]
 
 
-def _verdict(method: MethodOutlook, limit: int | None) -> str:
-    at = method.crossover_batch
-    if at == 1:
-        return f"{method.method} never pays here."
-    until = f"up to batch {at - 1}, and from {at} on no more" if at is not None else f"up to batch {limit} at least"
-    return f"{method.method} pays {until}."
+def _verdict(method: MethodOutlook, limit: int | None, margin: float) -> str:
+    """Where it pays, where it is about even, and where it loses."""
+    even, loses = method.even_from, method.loses_from
+    said = f"{method.method} "
+    if even is None:
+        return f"{said}pays up to batch {limit} at least."
+    said += f"pays up to batch {even - 1}" if even > 1 else "pays nowhere for certain"
+    if loses is None:
+        return f"{said}, and from {even} to {limit} at least it is about even (within {100 * margin:.0f} %)."
+    if loses > even:
+        said += f", is about even from {even} to {loses - 1} (within {100 * margin:.0f} %)"
+    return f"{method.method} never pays here." if loses == 1 else f"{said}, and loses from {loses} on."
 
 
 def _best_table(choices: Sequence[Choice]) -> Sheet:
     lines = [
         (
             str(one.batch),
-            one.method or "plain decoding",
+            (one.method or "plain decoding") + ", about even" * one.about_even,
             str(one.num_nodes),
             str(one.depth),
             f"{one.speedup:.2f}",
