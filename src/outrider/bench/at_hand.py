@@ -20,8 +20,16 @@ __all__ = ["at_hand"]
 log = logging.getLogger(__name__)
 
 
-def at_hand(choices: Sequence[Choice], target: Target) -> tuple[list[Choice], tuple[str, ...]]:
-    """Return the choices whose weights are here, with their checkpoints settled, and a note on each kind left out."""
+def at_hand(
+    choices: Sequence[Choice], target: Target, from_preset: bool = True
+) -> tuple[list[Choice], tuple[str, ...]]:
+    """Return the choices whose weights are here, with their checkpoints settled, and a note on each kind left out.
+
+    Raises:
+        ConfigError: if they are not `from_preset` and a checkpoint is needed that is not shipped for this target.
+    """
+    if not from_preset:
+        return with_heads(choices, target), ()
     found: list[Choice] = []
     missing: dict[str, list[tuple[str, str]]] = {FETCH: [], "train them first (docs/training.md)": []}
     for choice in choices:
@@ -32,7 +40,7 @@ def at_hand(choices: Sequence[Choice], target: Target) -> tuple[list[Choice], tu
                 locate(checkpoint)
         except (CheckpointError, ConfigError):
             shipped = not checkpoint or checkpoint.partition("/")[0] in EMBEDDED
-            missing[[*missing][0 if shipped else 1]].append((choice.label, checkpoint or "head of its kind"))
+            missing[[*missing][0 if shipped else 1]].append((choice.name, checkpoint or "head of its kind"))
         else:
             found.append(settled)
     notes = tuple(_note(left_out, remedy) for remedy, left_out in missing.items() if left_out)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from outrider.adaptive import BudgetChoice
 from outrider.bench.at_hand import at_hand
 from outrider.bench.bandwidth import memory_bytes_per_s
-from outrider.bench.choice import Choice, choices_of, load_choice, with_heads
+from outrider.bench.choice import Choice, choices_of, load_choice
 from outrider.bench.config import BenchConfig
 from outrider.bench.contender import Contender, EngineContender
 from outrider.bench.derive import Machine, derive_rows
@@ -91,10 +91,8 @@ def benchmark(
     choices = choices_of(config.methods)
     vllm = find_vllm() if {"vllm", "vllm-custom"} & {*config.engines} else None
     target = _target(config)
-    choices, missing = at_hand(choices, target) if from_preset else (with_heads(choices, target), ())
-    workload = read_workload(config, target)
-    warm_up = _warm_up(workload, target)
-    ours = _contenders(config, choices, target, workload, warm_up)
+    (choices, missing), workload = at_hand(choices, target, from_preset), read_workload(config, target)
+    ours = _contenders(config, choices, target, workload, warm_up := _warm_up(workload, target))
     manifest = _manifest(config, target, workload)
     directory = run_dir or choose_directory(RUNS, name, manifest, resume)
     with RunStore(directory, manifest) as store:
@@ -124,8 +122,7 @@ def benchmark(
         overlaps = _overlaps(choices)
         leaks = map(_leak_note, overlaps, overlaps.values())
         notes = [config.title, *missing, *workload.notes, *settings, *leaks, *lineup.notes]
-        shares = {label: float(found["share"]) for label, found in overlaps.items()}
-        report = replace(_report(config, target, store, runner.start_up_s, notes), overlap=shares or None)
+        report = replace(_report(config, target, store, runner.start_up_s, notes), overlap=_shares(overlaps))
         store.finish(to_json(report), markdown(report))
     return report
 
@@ -253,6 +250,10 @@ def _overlaps(choices: Sequence[Choice]) -> dict[str, Mapping[str, Any]]:
     places = {one.label: locate(one.settings["checkpoint"]) for one in choices if one.settings.get("checkpoint")}
     found = {label: recorded_overlap(place) for label, place in places.items()}
     return {label: overlap for label, overlap in found.items() if overlap is not None}
+
+
+def _shares(overlaps: Mapping[str, Mapping[str, Any]]) -> dict[str, float] | None:
+    return {label: float(found["share"]) for label, found in overlaps.items()} or None
 
 
 def _leak_note(label: str, overlap: Mapping[str, Any]) -> str:

@@ -63,11 +63,18 @@ class Curve:
     @property
     def words(self) -> str:
         """The crossover for a table: `4.9 [4.1, 6.0]`."""
-        if any(row.speedup is None or row.speedup.low is None for row in self.rows):
+        if not self._is_bounded:
             return f"{self._said(self.crossover)} [no interval]"
         ends = [crossing(self.batches, values) for values in (self.lows, self.highs)]
         said = f"{self._said(self.crossover)} [{', '.join(map(self._said, ends))}]"
         return f"{said}, about even" if ends == [0, math.inf] else said
+
+    @property
+    def _is_bounded(self) -> bool:
+        """Whether a row beside the crossover has an interval."""
+        measured = [row.speedup for row in self.rows if row.speedup is not None]
+        place = next((place for place, one in enumerate(measured) if one.point < 1), len(measured) - 1)
+        return any(one.low is not None for one in measured[max(0, place - 1) : place + 1])
 
     def _said(self, batch: float) -> str:
         if batch == 0:

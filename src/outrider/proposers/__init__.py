@@ -177,7 +177,7 @@ def _no_head(name: str, target: Target, spelled: str, others: list[str]) -> str:
 
     instead = "".join(f", or {name}:{other}=..." for other in others)
     names = shipped_names()
-    at_hand = f"at hand are {', '.join(names)}" if names else f"no heads are on this machine, and {FETCH}"
+    at_hand = f"at hand are {', '.join(names)}" if names else f"no shipped heads are on this machine, and {FETCH}"
     return (
         f"method '{name}' needs the setting 'checkpoint', since no head of its kind is shipped for {target.spec.name}: "
         f"write {spelled} with a directory or hub id{instead}; {at_hand}"
