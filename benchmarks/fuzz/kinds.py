@@ -18,4 +18,8 @@ KINDS: dict[str, str] = {
     "bench_run": "benchmarks.fuzz.runs:bench_run",
     "profile": "benchmarks.fuzz.runs:profile",
     "server": "benchmarks.fuzz.servers:server",
+    "draft_model": "benchmarks.fuzz.heads:draft_model",
+    "eagle3": "benchmarks.fuzz.heads:eagle3",
+    "medusa": "benchmarks.fuzz.heads:medusa",
+    "mtp": "benchmarks.fuzz.heads:mtp",
 }

@@ -34,7 +34,7 @@ from outrider.formats.eagle3_config import LAYER_IDS, TARGET_LAYER_IDS, spec_of
 from outrider.formats.eagle3_speculators import is_speculators, native_of, speculators_of
 from outrider.formats.eagle3_tensors import Shapes, canonical_names, column_ids
 from outrider.formats.hf_config import config_of
-from outrider.formats.json_fields import read_json
+from outrider.formats.json_fields import Fields, read_json
 from outrider.formats.store import check_target, write_checkpoint
 from outrider.models.eagle3 import LAYER, Eagle3Spec
 from outrider.models.weights import Weights, read_weights
@@ -128,7 +128,7 @@ def read_eagle3(directory: Path, target: Target) -> Eagle3Checkpoint:
     """
     file = directory / "config.json"
     raw = read_json(file)
-    config = native_of(raw, file) if is_speculators(raw) else raw
+    config = Fields(native_of(raw, file) if is_speculators(raw) else raw, str(file))
     check_target(raw, target, directory)
     weights = read_weights(directory)
     names = canonical_names(weights, directory)
@@ -138,16 +138,16 @@ def read_eagle3(directory: Path, target: Target) -> Eagle3Checkpoint:
     if not spec.layer_ids and spec.reads_normed:
         spec = replace(spec, layer_ids=(target.spec.num_layers,))
     spec = replace(spec, reads_normed=spec.reads_normed and target.spec.num_layers in (spec.layer_ids or ()))
-    spec = _sized(spec, config.get("vocab_size"), shapes, target, directory)
+    spec = _sized(spec, config.integer("vocab_size", None, low=1), shapes, target, directory)
     tensors = _tensors(spec, weights, names, directory)
     maps = {name: weights.integers(names[name]) for name in ("d2t", "t2d") if name in names}
     ids_K = column_ids(maps.get("d2t"), maps.get("t2d"), spec.draft_vocab_size, spec.layer.vocab_size, str(directory))
     return Eagle3Checkpoint(spec=spec, tensors=tensors, ids_K=ids_K, provenance=raw.section("outrider", {}))
 
 
-def _check_width(config: Mapping[str, Any], shapes: Shapes, target: Target, directory: Path) -> None:
+def _check_width(config: Fields, shapes: Shapes, target: Target, directory: Path) -> None:
     """Say it in the target's terms where the head was made for another model."""
-    told, found = config.get("target_hidden_size"), target.spec.hidden_size
+    told, found = config.integer("target_hidden_size", None, low=1), target.spec.hidden_size
     fc = shapes.get("fc.weight", ())
     fused = {told} if told is not None else {fc[0]} if len(fc) == 2 and fc[1] % found else {found}
     if fused != {found}:

@@ -29,8 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from outrider.errors import CheckpointError
+from outrider.errors import CheckpointError, on_one_line
 from outrider.formats.hf_config import config_of
+from outrider.formats.json_fields import shown
 from outrider.formats.store import check_target, provenance, read_json, write_checkpoint
 from outrider.models.decoder import Decoder
 from outrider.models.locate import locate
@@ -135,7 +136,8 @@ def _read_slim(
 ) -> StoredDraft:
     facts = _facts(config)
     if facts["shares"] != SHARES:
-        raise CheckpointError(f"{directory} shares {facts['shares']} with its target; only {SHARES} is known here")
+        shares = on_one_line(str(facts["shares"]))
+        raise CheckpointError(f"{directory} shares {shares} with its target; only {SHARES} is known here")
     check_target(config, target, directory)
     ours = target.spec
     sizes = {"vocab_size": ours.vocab_size, "hidden_size": ours.hidden_size}
@@ -149,8 +151,8 @@ def _read_slim(
     mask_id = facts.get("mask_id")
     if mask_id is not None:
         shapes[MASK] = (spec.hidden_size,)
-        if not 0 <= mask_id < spec.vocab_size:
-            raise CheckpointError(f"{directory} has mask_id {mask_id}, outside its {spec.vocab_size} tokens")
+        if type(mask_id) is not int or not 0 <= mask_id < spec.vocab_size:
+            raise CheckpointError(f"{directory} has mask_id {shown(mask_id)}, outside its {spec.vocab_size} tokens")
     weights.check(shapes)
     return StoredDraft(directory, config, spec, {key: weights[key] for key in shapes}, is_slim=True, mask_id=mask_id)
 

@@ -12,9 +12,9 @@
                          token_map                                    target ids of a reduced vocabulary, int64 [K]
 
 Which one it is, is seen from the tensors' names; a prefix `medusa_heads.` is dropped. Three traps: the authors' configs
-say 2 heads where their files hold 5, so there the file decides; vLLM fills an output projection that is not stored with
-whatever memory held, so it is stored even where it is the target's; and vLLM cuts a projection of the whole vocabulary
-down to the rows of the token map, so both sizes are read.
+say 2 heads where their files hold 5, so there the file decides, and so it does on biases; vLLM fills an output
+projection that is not stored with whatever memory held, so it is stored even where it is the target's; and vLLM cuts a
+projection of the whole vocabulary down to the rows of the token map, so both sizes are read.
 
 What was measured in training stands under the config's key `outrider`: `rank_accuracies`, and the tree that follows.
 
@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from outrider.errors import CheckpointError, ConfigError
+from outrider.formats.json_fields import Fields, shown
 from outrider.formats.store import check_target, read_json, write_checkpoint
 from outrider.models.medusa import LM_HEAD, TOKEN_MAP, MedusaShape, layer_name, output_name
 from outrider.models.weights import Weights, read_weights
@@ -42,6 +43,9 @@ __all__ = ["LAYOUTS", "Layout", "MedusaCheckpoint", "read_medusa", "write_medusa
 Layout = Literal["fasterdecoding", "vllm"]
 LAYOUTS: Final[tuple[Layout, ...]] = ("fasterdecoding", "vllm")
 HEADS_FILE: Final = "medusa_lm_head.safetensors"
+LARGEST: Final = 2**24
+MOST: Final = 256
+"""Heads, and layers of each."""
 PREFIX: Final = re.compile(r"medusa_heads?\.")
 
 
@@ -154,7 +158,7 @@ def _layout(names: Mapping[str, str], place: Path) -> Layout:
         )
     if any(name.startswith("blocks.") for name in names):
         return "vllm"
-    if any(re.match(r"\d+\.\d+\.", name) for name in names):
+    if any(re.match(r"[0-9]{1,3}\.[0-9]+\.", name) for name in names):
         return "fasterdecoding"
     raise CheckpointError(
         f"{place} holds no Medusa heads: neither 0.0.linear.weight nor blocks.0.layers.0.weight is among its"
@@ -163,10 +167,10 @@ def _layout(names: Mapping[str, str], place: Path) -> Layout:
 
 
 def _fasterdecoding_shape(config: Mapping[str, Any], names: Mapping[str, str], target: Target) -> MedusaShape:
-    num_stored = 1 + max(int(name.split(".")[0]) for name in names if name[0].isdigit())
-    num_layers = _count(config, ("medusa_num_layers", "num_hidden_layers"), 1)
+    num_stored = _num_stored(names, r"([0-9]{1,3})\.")
+    num_layers = _count(config, ("medusa_num_layers", "num_hidden_layers"), 1, MOST)
     return MedusaShape(
-        num_heads=max(num_stored, _count(config, ("medusa_num_heads", "num_heads"), num_stored)),
+        num_heads=max(num_stored, _count(config, ("medusa_num_heads", "num_heads"), num_stored, MOST)),
         num_layers=num_layers,
         hidden_size=target.spec.hidden_size,
         vocab_size=target.spec.vocab_size,
@@ -178,25 +182,34 @@ def _fasterdecoding_shape(config: Mapping[str, Any], names: Mapping[str, str], t
 
 def _vllm_shape(config: Mapping[str, Any], names: Mapping[str, str], place: Path) -> MedusaShape:
     if config.get("logit_scale", 1) != 1:
-        raise CheckpointError(f"{place} wants logit_scale={config['logit_scale']}, which is not read; fold it in")
-    shares = bool(config.get("original_lm_head", False))
+        scale = shown(config["logit_scale"])
+        raise CheckpointError(f"{place} wants logit_scale={scale}, which is not read; fold it in")
+    shares = bool(Fields(config, str(place)).flag("original_lm_head", None))
+    num_stored = _num_stored(names, r"blocks\.([0-9]{1,3})\.")
     vocab_size = _count(config, ("vocab_size",), None)
     return MedusaShape(
-        num_heads=_count(config, ("num_heads", "medusa_num_heads"), None),
-        num_layers=_count(config, ("num_hidden_layers", "medusa_num_layers"), 1),
+        num_heads=_count(config, ("num_heads", "medusa_num_heads"), num_stored, MOST),
+        num_layers=_count(config, ("num_hidden_layers", "medusa_num_layers"), 1, MOST),
         hidden_size=_count(config, ("hidden_size",), None),
         vocab_size=vocab_size,
         num_columns=_count(config, ("truncated_vocab_size",), vocab_size),
-        bias=bool(config.get("medusa_fc_bias", False)),
+        bias=any(name.startswith("blocks.") and name.endswith(".bias") for name in names),
         output=("one" if LM_HEAD in names or output_name(0) in names else "target") if shares else "own",
     )
 
 
-def _count(config: Mapping[str, Any], keys: tuple[str, ...], default: int | None) -> int:
-    """The first of these keys that is there, a whole number above 0."""
-    value = next((config[key] for key in keys if config.get(key) is not None), default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"the config of these Medusa heads has {keys[0]}={value!r}; it must be a positive number")
+def _num_stored(names: Mapping[str, str], pattern: str) -> int:
+    """Return how many heads the file holds, by the numbers in their names."""
+    return 1 + max((int(found[1]) for name in names if (found := re.match(pattern, name))), default=0)
+
+
+def _count(config: Mapping[str, Any], keys: tuple[str, ...], default: int | None, most: int = LARGEST) -> int:
+    """Return the first of these keys that is there, a whole number above 0."""
+    key = next((key for key in keys if config.get(key) is not None), keys[0])
+    value = default if config.get(key) is None else config[key]
+    if type(value) is not int or not 1 <= value <= most:
+        told = None if value is None else shown(value)
+        raise CheckpointError(f"the config of these Medusa heads has {key}={told}; it must be a positive number")
     return value
 
 
@@ -270,7 +283,7 @@ def _accuracies(measured: Mapping[str, Any], shape: MedusaShape, directory: Path
     found = measured.get("rank_accuracies", [])
     try:
         accuracies = tuple(tuple(float(share) for share in shares) for shares in found)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         accuracies = ((-1.0,),)
     shares = [share for row in accuracies for share in row]
     if (accuracies and len(accuracies) != shape.num_heads) or not all(0 <= share <= 1 for share in shares):
@@ -288,7 +301,7 @@ def _tree(measured: Mapping[str, Any], shape: MedusaShape, directory: Path) -> t
         ranks = tuple(path) if isinstance(path, list) and all(isinstance(rank, int) for rank in path) else ()
         if not 1 <= len(ranks) <= shape.num_heads or min(ranks) < 0 or ranks in paths or ranks[:-1] not in paths:
             raise CheckpointError(
-                f"tree in {directory / 'config.json'} has {path} where a path of ranks must be, at most"
+                f"tree in {directory / 'config.json'} has {shown(path)} where a path of ranks must be, at most"
                 f" {shape.num_heads} deep and behind its parent; delete the key to draft with the built-in tree"
             )
         paths.append(ranks)

@@ -5,9 +5,9 @@
     model.mtp_layers.{i}.{input_layernorm, self_attn.*, post_attention_layernorm, mlp.*}               a Qwen2 layer
     model.norm.weight                              the target's final norm, where the modules read the stream before it
 
-vLLM puts the layer into a submodule `mtp_block`; files do not have that name. Its query, key and value projections have
-biases, always. A checkpoint is a directory of its own, or the target's whole directory with the modules among its
-layers; of the latter only these tensors are read.
+vLLM puts the layer into a submodule `mtp_block`; files that have that name are read too. Its query, key and value
+projections have biases in published files; what is stored is used. A checkpoint is a directory of its own, or the
+target's whole directory with the modules among its layers; of the latter only these tensors are read.
 
 The config is the target's as vLLM wants it (`MiMoForCausalLM`, `num_nextn_predict_layers`, and the decoder's sizes).
 `model_type` is written as `qwen2`, which `transformers` knows; `mimo` needs remote code there. Both are read. What the
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from outrider.errors import CheckpointError, ConfigError
 from outrider.formats.hf_config import config_of
+from outrider.formats.json_fields import shown
 from outrider.formats.store import check_target, read_json, write_checkpoint
 from outrider.models.spec import DecoderSpec, filled_config
 from outrider.models.weights import Weights, read_weights
@@ -53,6 +54,7 @@ FINAL_NORM: Final = "model.norm.weight"
 MODULES: Final = "model.mtp_layers."
 SHARED: Final = ("model.embed_tokens.weight", "lm_head.weight")
 FAMILIES: Final = ("mimo", "qwen2")
+MOST_MODULES: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -167,17 +169,20 @@ def open_mtp(directory: Path) -> MtpCheckpoint:
     file = directory / "config.json"
     config = read_json(file)
     num_modules = config.get("num_nextn_predict_layers")
-    if not isinstance(num_modules, int) or num_modules < 1:
+    if type(num_modules) is not int or not 1 <= num_modules <= MOST_MODULES:
+        told = None if num_modules is None else shown(num_modules)
         raise CheckpointError(
-            f"{file} has num_nextn_predict_layers {num_modules!r}, so it holds no prediction modules; "
+            f"{file} has num_nextn_predict_layers {told}, so it holds no prediction modules; "
             "give a checkpoint in the MiMo layout"
         )
     spec = _spec(config, file)
-    facts = config.get("outrider") or {}
+    facts = config.get("outrider")
+    facts = facts if isinstance(facts, Mapping) else {}
     state = facts.get("state", "residual")
     if state not in ("residual", "normed"):
-        raise CheckpointError(f'{file} has state {state!r} under outrider; it must be "residual" or "normed"')
+        raise CheckpointError(f'{file} has state {shown(state)} under outrider; it must be "residual" or "normed"')
     weights = _modules_of(read_weights(directory), keep_norm=state == "residual")
+    spec = replace(spec, qkv_bias=any(name.endswith("_proj.bias") for name in weights))
     found = MtpCheckpoint(spec=spec, num_modules=num_modules, state=state, tensors=weights, provenance=facts)
     weights.check(found.shapes, optional=SHARED)
     return found
@@ -185,6 +190,8 @@ def open_mtp(directory: Path) -> MtpCheckpoint:
 
 def _modules_of(weights: Weights, keep_norm: bool) -> Weights:
     """The modules alone, if the whole target lies beside them; else everything, so that a stray tensor is found."""
+    stored = {name.replace(".mtp_block.", "."): tensor for name, tensor in weights.stored.items()}
+    weights = Weights(stored) if len(stored) == len(weights) else weights
     if not any(name.startswith("model.layers.") for name in weights):
         return weights
     return Weights(
@@ -211,7 +218,7 @@ def _check_sizes(spec: DecoderSpec, target: Target, directory: Path) -> None:
 
 def _spec(config: Mapping[str, Any], file: Path) -> DecoderSpec:
     if config.get("model_type") not in FAMILIES:
-        raise CheckpointError(f"{file} has model_type {config.get('model_type')!r}; known: {', '.join(FAMILIES)}")
+        raise CheckpointError(f"{file} has model_type {shown(config.get('model_type'))}; known: {', '.join(FAMILIES)}")
     known = filled_config({**config, "model_type": "qwen2"}, "qwen2", file, own=("attention_bias",))
     spec = DecoderSpec.from_config(known)
     return replace(spec, windows=(None,) * spec.num_layers)

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from outrider.errors import CheckpointError
+from outrider.errors import CheckpointError, on_one_line
 from outrider.formats.json_fields import read_json
 from outrider.target import Target
 
@@ -108,7 +108,8 @@ def check_target(config: Mapping[str, Any], target: Target, where: Path) -> None
     if not isinstance(known, Mapping) or "target_fingerprint" not in known:
         return
     if not belongs_to(config, target):
+        name = on_one_line(str(known.get("target")))
         raise CheckpointError(
-            f"{where} was trained for {known.get('target')}, whose embedding differs from that of {target.spec.name}; "
+            f"{where} was trained for {name}, whose embedding differs from that of {target.spec.name}; "
             "load it with its own target, or train one for this target"
         )

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from outrider.errors import CheckpointError, ConfigError
+from outrider.formats.json_fields import shown
 from outrider.formats.store import check_target, provenance, read_json, replace_file
 from outrider.target import Target
 
@@ -72,8 +73,9 @@ def read_ranking(directory: Path, target: Target) -> Tensor | None:
     check_target(content, target, file)
     vocab_size, ids = target.spec.vocab_size, content.get("ids")
     if content.get("schema") != SCHEMA or content.get("vocab_size") != vocab_size:
+        schema, size = (shown(content.get(key)) for key in ("schema", "vocab_size"))
         raise CheckpointError(
-            f"{file} has schema {content.get('schema')!r} and vocab_size {content.get('vocab_size')!r} instead of "
+            f"{file} has schema {schema} and vocab_size {size} instead of "
             f"{SCHEMA!r} and {vocab_size}; delete it to draft from the whole vocabulary"
         )
     if not _are_tokens(ids, vocab_size):

@@ -215,6 +215,8 @@ def filled_config(
         config = FAMILIES[family].from_dict(deepcopy(raw.plain()))
         config.standardize_rope_params()  # as the model does again, with a context that stands outside the section
         rope = config.rope_parameters or {}
+        if rope.get("rope_theta") is None:
+            raise raw.error(f"{raw.where}: rope_theta is null but must be a number above 1; {raw.remedy}")
         check_keys(raw, frozenset(FAMILIES[family]().to_dict()) | set(own), config, rope.get("rope_theta"))
     return config
 

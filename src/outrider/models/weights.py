@@ -69,7 +69,7 @@ class Weights(Mapping[str, Tensor]):
             as_error(CheckpointError, f"tensor {name} in {tensor.file} cannot be read", "download it again"),
             _opened(tensor.file) as file,  # pages of the map count as resident until it is closed
         ):
-            loaded: Tensor = file.get_tensor(name).clone()
+            loaded: Tensor = file.get_tensor(tensor.name).clone()
         check_finite(loaded, f"tensor {name} in {tensor.file}")
         return loaded
 
@@ -86,7 +86,7 @@ class Weights(Mapping[str, Tensor]):
             as_error(CheckpointError, f"tensor {name} in {tensor.file} cannot be read", "download it again"),
             _opened(tensor.file) as file,
         ):
-            return file.get_tensor(name).to(torch.int64)  # type: ignore[no-any-return]
+            return file.get_tensor(tensor.name).to(torch.int64)  # type: ignore[no-any-return]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.stored)

@@ -29,6 +29,7 @@ from torch import Tensor
 from outrider.draft import Draft
 from outrider.errors import CheckpointError, ConfigError
 from outrider.formats.hf_draft import load_draft
+from outrider.formats.json_fields import shown
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
 from outrider.models.chain import GreedyChain
 from outrider.models.locate import locate
@@ -142,12 +143,12 @@ def mask_of(config: Mapping[str, Any], where: str | Path, vocab_size: int) -> in
         raise CheckpointError(
             f"{where} names no mask token (pard_token) in its config.json; it is a plain draft model, so run it as one"
         )
-    masks = set(named) if isinstance(named, list) else {named}
-    if len(masks) != 1:
+    masks = named if isinstance(named, list) else [named]
+    if not masks or any(mask != masks[0] for mask in masks):
         raise CheckpointError(f"{where} names {len(masks)} mask tokens; only one for all places is run here")
-    mask = masks.pop()
-    if not isinstance(mask, int) or not 0 <= mask < vocab_size:
-        raise CheckpointError(f"{where} names mask token {mask!r}, which is not one of its {vocab_size} tokens")
+    mask = masks[0]
+    if type(mask) is not int or not 0 <= mask < vocab_size:
+        raise CheckpointError(f"{where} names mask token {shown(mask)}, which is not one of its {vocab_size} tokens")
     return mask
 
 

@@ -203,7 +203,6 @@ def test_a_wrong_tensor_is_named(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_heads": None}, "num_heads=None; it must be a positive number"),
         ({"num_heads": 0}, "num_heads=0; it must be a positive number"),
         ({"hidden_size": 24}, "hidden size 24, but target tiny-0 has 16"),
         ({"vocab_size": 99, "truncated_vocab_size": None}, "vocabulary size 99, but target tiny-0 has 31"),
