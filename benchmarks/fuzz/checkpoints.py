@@ -81,7 +81,7 @@ def intact(family: str = "llama") -> Path:
         eos_token_id=2,
         tie_word_embeddings=False,
     )
-    AutoModelForCausalLM.from_config(config).to(torch.float32).save_pretrained(directory)
+    AutoModelForCausalLM.from_config(config, trust_remote_code=False).to(torch.float32).save_pretrained(directory)
     return directory
 
 

@@ -69,7 +69,9 @@ def _cut(model: Path, into: Path) -> None:
     import torch
     import transformers
 
-    whole = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, local_files_only=True)
+    whole = transformers.AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.bfloat16, local_files_only=True, trust_remote_code=False
+    )
     kept_layers(whole, range(CUT_LAYERS)).save_pretrained(into)
     _tokenizer(model, into)
 

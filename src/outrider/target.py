@@ -40,6 +40,7 @@ class TargetSpec:
     eos_ids         tokens that end a text
     dtype           of the weights
     exact_rows      a row's bits do not depend on how many rows or slots are in the call
+    trusts_code     the user lets Python code run that comes with the checkpoint and with its draft models
     """
 
     name: str
@@ -53,6 +54,7 @@ class TargetSpec:
     device: torch.device
     weight_bytes: int
     exact_rows: bool
+    trusts_code: bool = False
 
 
 @dataclass(frozen=True, eq=False)

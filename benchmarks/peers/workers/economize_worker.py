@@ -14,7 +14,7 @@ class EconomizeWorker(Worker):
         self.eos, self.models, self.decoding = frozenset(order["eos"]), {}, {}
         for method, settings in order["methods"].items():
             base = transformers.AutoModelForCausalLM.from_pretrained(
-                order["model"], dtype=torch.bfloat16, local_files_only=True
+                order["model"], dtype=torch.bfloat16, local_files_only=True, trust_remote_code=False
             ).eval()
             drafts = settings.get("draft", False)
             technique = DraftModelConfig(model=order["draft"]) if drafts else LookupConfig()

@@ -53,7 +53,7 @@ class FlashspecWorker(Worker):
 
 def load(directory: str) -> transformers.PreTrainedModel:
     return transformers.AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.bfloat16, local_files_only=True
+        directory, dtype=torch.bfloat16, local_files_only=True, trust_remote_code=False
     ).eval()
 
 

@@ -177,8 +177,10 @@ def _target(config: BenchConfig) -> Target:
     """Loaded where this process computes with it."""
     device_named(config.device)
     if "outrider" in config.engines:
-        return load_target(config.target, dtype=config.dtype, device=config.device)
-    return DeferredTarget(config.target, dtype=config.dtype)
+        return load_target(
+            config.target, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
+        )
+    return DeferredTarget(config.target, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
 
 
 def _warm_up(workload: Workload, target: Target) -> list[int]:

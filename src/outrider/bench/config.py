@@ -37,6 +37,7 @@ class BenchConfig:
 
     title                what this run is, in a sentence; printed with its results
     methods              `name` or `name:setting=value,setting=value`
+    trust_remote_code    run Python code that comes with the target and with draft models
     budgets              each method is measured under each; plain decoding once
     categories           of our own prompts
     prompts              further prompts: JSONL files or `hub:` data sets, see `outrider.bench.workloads`
@@ -66,6 +67,7 @@ class BenchConfig:
     target: str = "smollm2-135m"
     dtype: str = "bfloat16"
     device: str | None = None
+    trust_remote_code: bool = False
     methods: tuple[str, ...] = (PLAIN,)
     budgets: tuple[BudgetChoice, ...] = ("fixed",)
     verification: str = "coupled"

@@ -117,7 +117,7 @@ class ExternalModel:
         spec = self.target.spec
         try:
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                directory, dtype=spec.dtype, local_files_only=True
+                directory, dtype=spec.dtype, local_files_only=True, trust_remote_code=spec.trusts_code
             )
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]

@@ -69,7 +69,7 @@ def hub_fields(place: str) -> Iterator[Mapping[str, Any]]:
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(wanted.name, wanted.configuration, split=wanted.split)
+        rows = load_dataset(wanted.name, wanted.configuration, split=wanted.split, trust_remote_code=False)
     except Exception as error:  # the package raises many kinds, its own among them
         raise ConfigError(
             f"'{place}' cannot be loaded from the hub ({error}); check name, split and network"

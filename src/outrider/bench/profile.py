@@ -76,6 +76,7 @@ class ProfileConfig:
     target: str = "smollm2-135m"
     dtype: str = "bfloat16"
     device: str | None = None
+    trust_remote_code: bool = False
     methods: tuple[str, ...] = ()
     batches: tuple[int, ...] = ()
     rows: tuple[int, ...] = ()
@@ -130,7 +131,9 @@ def profile(
         RunError: if the output is another file, or cannot be written.
     """
     choices = choices_of(config.methods)
-    target = load_target(config.target, dtype=config.dtype, device=config.device)
+    target = load_target(
+        config.target, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
+    )
     choices = with_heads(choices, target)
     grids, identity = config.grids(target.spec.max_positions), identity_of(target)
     path = profile_path(identity) if config.output is None else config.output

@@ -29,6 +29,8 @@ class Bench:
     """Of the weights: bfloat16, float16, float32, float64."""
     device: str | None = None
     """cpu, cuda, ...; by default the GPU if there is one."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the target and its draft models; read it first."""
     methods: tuple[str, ...] = ()
     """For example: none ngram:num_nodes=8,max_n=4. Plain decoding (none) always takes part."""
     budget: tuple[Literal["fixed", "auto"], ...] = ()
@@ -116,6 +118,7 @@ class Bench:
         given = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in OWN}
         for plural, singular in (("budgets", "budget"), ("engines", "engine"), ("endpoints", "endpoint")):
             given[plural] = given.pop(singular)
+        given["trust_remote_code"] = self.trust_remote_code or None
         alone = {"engines": ()} if self.endpoint and not self.engine else {}
         return {name: value for name, value in given.items() if value is not None and value != ()} | alone
 

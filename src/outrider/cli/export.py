@@ -30,6 +30,8 @@ class ExportCommand:
     """Tokens that the engine shall draft per step."""
     dtype: str = "bfloat16"
     """Of the target's weights while reading."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the target and its draft models; read it first."""
 
     def run(self) -> None:
         from outrider.bench.choice import exported_checkpoint
@@ -42,7 +44,7 @@ class ExportCommand:
         if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
             reason = "is not empty" if self.output.is_dir() else "is not a directory"
             raise ConfigError(f"{self.output} {reason}; choose another --output")
-        target = load_target(self.target, dtype=self.dtype, device="cpu")
+        target = load_target(self.target, dtype=self.dtype, device="cpu", trust_remote_code=self.trust_remote_code)
         checkpoint = exported_checkpoint(self.checkpoint, target)
         output = self.output.resolve()
         export = Export(

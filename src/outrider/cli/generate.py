@@ -63,6 +63,8 @@ class Generate:
     """Of the weights."""
     device: str | None = None
     """cpu, cuda, ...; by default the GPU if there is one."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the target and its draft models; read it first."""
 
     def run(self) -> None:
         from outrider.bench.choice import choices_of, load_choice
@@ -76,7 +78,9 @@ class Generate:
             temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p, seed=self.seed
         )
         choice = choices_of([self.method or DEFAULT_METHOD])[0]
-        target = load_target(self.target, dtype=self.dtype, device=self.device)
+        target = load_target(
+            self.target, dtype=self.dtype, device=self.device, trust_remote_code=self.trust_remote_code
+        )
         proposer = load_choice(choice, target)
         prompt = encode(target.tokenizer, self._prompt(target.tokenizer))
         records: list[StepRecord | PrefillRecord] = []

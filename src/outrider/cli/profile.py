@@ -22,6 +22,8 @@ class ProfileCommand:
     """Of the weights: bfloat16, float16, float32, float64."""
     device: str | None = None
     """cpu, cuda, ...; by default the GPU if there is one."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the target and its draft models; read it first."""
     methods: tuple[str, ...] = ()
     """Also what these methods' drafts cost: ngram eagle3:checkpoint=DIR."""
     batches: tuple[int, ...] = ()
@@ -47,6 +49,7 @@ class ProfileCommand:
             target=self.target,
             dtype=self.dtype,
             device=self.device,
+            trust_remote_code=self.trust_remote_code,
             methods=self.methods,
             batches=self.batches,
             rows=self.rows,

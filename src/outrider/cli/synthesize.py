@@ -77,6 +77,8 @@ class Synthesize:
     """Of the weights."""
     device: str | None = None
     """cpu, cuda, ...; by default the GPU if there is one."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the target and its draft models; read it first."""
 
     def run(self) -> None:
         from outrider.cli.interruption import resumable
@@ -101,12 +103,14 @@ class Synthesize:
             from outrider.train.endpoint import ServerAuthor, ServerConfig
 
             server = ServerConfig(url=self.endpoint, model=self.model, concurrency=self.concurrency)
-            identity = Identity.from_files(self.target, self.dtype)
+            identity = Identity.from_files(self.target, self.dtype, self.trust_remote_code)
             return identity, ServerAuthor(server, identity.tokenizer, identity.eos_ids, identity.vocab_size)
         from outrider.targets import load_target
         from outrider.train.author import EngineAuthor
 
-        target = load_target(self.target, dtype=self.dtype, device=self.device)
+        target = load_target(
+            self.target, dtype=self.dtype, device=self.device, trust_remote_code=self.trust_remote_code
+        )
         author = EngineAuthor(target, max_batch=self.max_batch, max_len=config.max_len, method=self.method)
         return Identity.of(target), author
 

@@ -50,6 +50,8 @@ class TrainMethod:
     """cpu or cuda; by default the GPU if there is one."""
     threads: int | None = None
     """CPU threads; by default PyTorch's own number."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the target and its draft models; read it first."""
 
     def run(self) -> None:
         from outrider.errors import ConfigError
@@ -113,7 +115,12 @@ def _train(command: Any, resume: Path | None, processes: Any) -> dict[str, Any]:
 
     _set_threads(command.threads)
     name = type(command).__name__
-    target = load_target(command.target, dtype=command.dtype, device=str(processes.device))
+    target = load_target(
+        command.target,
+        dtype=command.dtype,
+        device=str(processes.device),
+        trust_remote_code=command.trust_remote_code,
+    )
     setup = Setup(
         method=name,
         objective=_objective(name),
@@ -138,7 +145,7 @@ def _train(command: Any, resume: Path | None, processes: Any) -> dict[str, Any]:
         )
 
 
-OWN = ("run_dir", "resume")
+OWN = ("run_dir", "resume", "trust_remote_code")
 
 
 def _objective(name: str) -> Any:

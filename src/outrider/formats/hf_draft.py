@@ -104,7 +104,9 @@ def load_draft(name: str, target: Target) -> LoadedDraft:
     if _facts(config).get("shares"):
         return _surrounded(name, read_draft(name, target), target)
     spec = target.spec
-    model = load_target(name, dtype=str(spec.dtype).removeprefix("torch."), device=str(spec.device))
+    model = load_target(
+        name, dtype=str(spec.dtype).removeprefix("torch."), device=str(spec.device), trust_remote_code=spec.trusts_code
+    )
     check_vocabulary(target, model)
     return LoadedDraft(model, config, model.spec.weight_bytes)
 
@@ -122,7 +124,7 @@ def read_draft(name: str, target: Target) -> StoredDraft:
     if _facts(config).get("shares"):
         return _read_slim(directory, config, spec, weights, target)
     spec = settle_head(spec, weights)
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory, target.spec.trusts_code)
     if tokenizer is not None and target.tokenizer is not None:
         _check_tokens(name, tokenizer, target)
     if spec.vocab_size > target.spec.vocab_size:

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -93,8 +93,8 @@ def cache_directory() -> Path:
     return cache_home()
 
 
-def locate(name_or_path: str | Path) -> Path:
-    """The local directory of a model, fetched or converted first if need be.
+def locate(name_or_path: str | Path, *, with_code: bool = False) -> Path:
+    """The local directory of a model, fetched or converted first if need be; `with_code` fetches Python files too.
 
     Raises `ConfigError` for a name that is none of these kinds, and `CheckpointError` when the model is not there or
     cannot be fetched or converted.
@@ -112,7 +112,7 @@ def locate(name_or_path: str | Path) -> Path:
         raise ConfigError(f"{shown(name)} is a file; pass the directory that holds the model, or a .gguf file")
     if not HUB_ID.fullmatch(name) or name.startswith("."):
         raise ConfigError(f"no model directory, .gguf file or hub id {shown(name, 200)}{nearest(name, EMBEDDED)}")
-    return _from_hub(name)
+    return _from_hub(name, (*HUB_PATTERNS, "*.py") if with_code else HUB_PATTERNS)
 
 
 def head_roots() -> list[Path]:
@@ -131,11 +131,11 @@ def _shipped(name: str) -> Path:
     raise CheckpointError(f"no head {name!r} is shipped here; {at_hand}")
 
 
-def _from_hub(hub_id: str) -> Path:
+def _from_hub(hub_id: str, patterns: Sequence[str]) -> Path:
     try:
         directory = snapshot_download(
             hub_id,
-            allow_patterns=list(HUB_PATTERNS),
+            allow_patterns=list(patterns),
             ignore_patterns=list(HUB_IGNORED),
             etag_timeout=HUB_TIMEOUT_S,
         )

@@ -9,12 +9,14 @@ from typing import Any, Literal
 
 from transformers import AutoTokenizer
 
-from outrider.errors import CheckpointError, ConfigError, as_error, nearest
+from outrider.errors import ConfigError, nearest
 from outrider.formats.json_fields import read_json
 from outrider.models.directory import CONFIG, check_directory
 from outrider.models.locate import locate
 from outrider.target import Target
+from outrider.targets.foreign import reading
 from outrider.targets.placing import DTYPES, device_named, dtype_named
+from outrider.values import flag
 
 __all__ = ["DTYPES", "load_target", "load_tokenizer"]
 
@@ -33,29 +35,35 @@ def load_target(
         dtype: of the weights: "bfloat16", "float16", "float32" or "float64".
         device: "cpu", "cuda" or "cuda:1"; by default the GPU if there is one.
         backend: "native" for the fast decoder, "hf" for `transformers`; "auto" takes native where it fits.
-        trust_remote_code: run model code that comes with the checkpoint; only for "hf".
+        trust_remote_code: run Python code that comes with the checkpoint, for its config, tokenizer and model, and with
+            draft models that are loaded for it. Nothing is ever asked on standard input.
 
     Raises:
         CheckpointError: if it cannot be found or read.
-        ConfigError: for an unknown dtype, device or back end, or a device that is not there.
+        ConfigError: for an unknown dtype, device or back end, a device that is not there, or an argument of a
+            wrong type.
     """
+    trusts = flag("trust_remote_code", trust_remote_code, ConfigError)
     numbers, place = dtype_named(dtype), device_named(device)
     if backend not in ("auto", "native", "hf"):
         raise ConfigError(f"unknown backend '{backend}'{nearest(backend, ('auto', 'native', 'hf'))}")
-    directory = locate(name)
+    directory = locate(name, with_code=trusts)
     check_directory(directory)
-    is_native = backend == "native" or (backend == "auto" and _is_native(directory))
-    tokenizer = load_tokenizer(directory)
+    own_model = trusts and _brings_model_code(directory)
+    is_native = backend == "native" or (backend == "auto" and not own_model and _is_native(directory))
+    tokenizer = load_tokenizer(directory, trusts)
     if is_native:
         from outrider.targets.native import NativeTarget
 
-        return NativeTarget.from_directory(directory, name, numbers, place, tokenizer)
+        target = NativeTarget.from_directory(directory, name, numbers, place, tokenizer)
+        target.trusts_code = trusts
+        return target
     from outrider.targets.hf import HFTarget
 
-    return HFTarget.from_directory(directory, name, numbers, place, tokenizer, trust_remote_code)
+    return HFTarget.from_directory(directory, name, numbers, place, tokenizer, trusts)
 
 
-def load_tokenizer(directory: Any) -> Any:
+def load_tokenizer(directory: Path, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model directory, or None where the directory has none.
 
     Raises:
@@ -63,8 +71,14 @@ def load_tokenizer(directory: Any) -> Any:
     """
     if not any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         return None
-    with as_error(CheckpointError, f"the tokenizer in {directory} cannot be read", "download it again"):
-        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+    with reading(f"the tokenizer in {directory} cannot be read", directory, trust_remote_code, "download it again"):
+        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=trust_remote_code)
+
+
+def _brings_model_code(directory: Path) -> bool:
+    """Whether the config names a model class of the checkpoint's own."""
+    auto_map = read_json(directory / CONFIG).get("auto_map")
+    return isinstance(auto_map, dict) and "AutoModelForCausalLM" in auto_map
 
 
 def _is_native(directory: Path) -> bool:

@@ -20,6 +20,7 @@ from outrider.errors import CheckpointError
 from outrider.models.locate import locate
 from outrider.target import SharedWeights, Target, TargetSession, TargetSpec
 from outrider.targets import load_target, load_tokenizer
+from outrider.targets.foreign import reading
 from outrider.targets.placing import dtype_named
 
 __all__ = ["DeferredTarget"]
@@ -34,13 +35,13 @@ class DeferredTarget(Target):
         ConfigError: for an unknown dtype.
     """
 
-    def __init__(self, name: str, *, dtype: str) -> None:
+    def __init__(self, name: str, *, dtype: str, trust_remote_code: bool = False) -> None:
         numbers = dtype_named(dtype)
         self.name = name
         self.dtype = dtype
-        self.directory = locate(name)
-        self._tokenizer = load_tokenizer(self.directory)
-        self._spec = _described(name, self.directory, numbers)
+        self.directory = locate(name, with_code=trust_remote_code)
+        self._tokenizer = load_tokenizer(self.directory, trust_remote_code)
+        self._spec = _described(name, self.directory, numbers, trust_remote_code)
 
     @property
     def spec(self) -> TargetSpec:
@@ -53,7 +54,8 @@ class DeferredTarget(Target):
     @cached_property
     def loaded(self) -> Target:
         """The target itself."""
-        return load_target(self.name, dtype=self.dtype, device="cpu")
+        trusts = self._spec.trusts_code
+        return load_target(self.name, dtype=self.dtype, device="cpu", trust_remote_code=trusts)
 
     def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
         return self.loaded.plan(num_slots, capacity, tail)
@@ -71,15 +73,14 @@ class DeferredTarget(Target):
         return self.loaded.shared_weights()
 
 
-def _described(name: str, directory: Path, dtype: torch.dtype) -> TargetSpec:
-    try:
-        config = AutoConfig.from_pretrained(str(directory), local_files_only=True).get_text_config()
+def _described(name: str, directory: Path, dtype: torch.dtype, trusts: bool) -> TargetSpec:
+    with reading(f"the config in {directory} cannot be read", directory, trusts, "download the model again"):
+        config = AutoConfig.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=trusts
+        ).get_text_config()
         generation = directory / "generation_config.json"
-        ends = GenerationConfig.from_pretrained(str(directory)).eos_token_id if generation.is_file() else None
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"the config in {directory} cannot be read ({error}); download the model again"
-        ) from error
+        read = GenerationConfig.from_pretrained
+        ends = read(str(directory), local_files_only=True).eos_token_id if generation.is_file() else None
     max_positions = getattr(config, "max_position_embeddings", None)
     if not max_positions:
         raise CheckpointError(f"the config of {name} has no max_position_embeddings; add its context limit")
@@ -95,6 +96,7 @@ def _described(name: str, directory: Path, dtype: torch.dtype) -> TargetSpec:
         device=torch.device("cpu"),
         weight_bytes=sum(file.stat().st_size for file in directory.glob("*.safetensors")),
         exact_rows=False,
+        trusts_code=trusts,
     )
 
 

@@ -25,6 +25,7 @@ Shapes: B slots, M rows, S cached positions, H key/value heads, D head size, F f
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -34,10 +35,11 @@ from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from outrider.cache import CachePlan, KVCache
 from outrider.draft import Draft
-from outrider.errors import CheckpointError, ConfigError, on_one_line
+from outrider.errors import CheckpointError, ConfigError
 from outrider.models.ops import Placement
 from outrider.models.weights import check_finite, read_weights
 from outrider.target import Forward, SharedWeights, Target, TargetSession, TargetSpec
+from outrider.targets.foreign import reading
 from outrider.targets.layers import LayerMasks
 from outrider.targets.prefill import read_prompts
 from outrider.targets.rehearsal import CacheShape, cache_shape, rehearse
@@ -86,22 +88,22 @@ class HFTarget(Target):
             CheckpointError: if a file or a tensor is missing, truncated or misshapen, or the model cannot be run here.
         """
         read_weights(directory)
-        try:
-            with _TURN:
-                model, loading = AutoModelForCausalLM.from_pretrained(
-                    str(directory),
-                    dtype=dtype,
-                    use_safetensors=True,
-                    local_files_only=True,
-                    trust_remote_code=trust_remote_code,
-                    ignore_mismatched_sizes=True,  # they are refused below, by name
-                    output_loading_info=True,
-                )
-        except Exception as error:  # a foreign library, and a config that nobody has checked
-            raise _unloadable(directory, error) from error
+        remedy = "check that config.json and the weights are whole"
+        with reading(f"transformers cannot load {directory}", directory, trust_remote_code, remedy), _TURN:
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                str(directory),
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                output_loading_info=True,
+            )
         _check_complete(directory, loading, model)
         _check_finite(directory, model)
-        return cls(model.to(device), name, tokenizer, directory)
+        target = cls(model.to(device), name, tokenizer, directory)
+        target._spec = replace(target._spec, trusts_code=trust_remote_code)
+        return target
 
     def _describe(self) -> TargetSpec:
         config = self.model.config.get_text_config()
@@ -266,17 +268,6 @@ def _one_scaling(config: Any, max_positions: int) -> int:
     rope = getattr(config, "rope_parameters", None) or {}
     is_long = isinstance(rope, Mapping) and rope.get("rope_type") == "longrope"
     return int(rope.get("original_max_position_embeddings") or max_positions) if is_long else max_positions
-
-
-def _unloadable(directory: Path, error: Exception) -> CheckpointError:
-    reason = on_one_line(f"{type(error).__name__}: {error}")
-    if "trust_remote_code" in str(error):
-        return CheckpointError(
-            f"{directory} needs Python code that comes with it; read that code, then pass trust_remote_code=True"
-        )
-    return CheckpointError(
-        f"transformers cannot load {directory}: {reason}; check that config.json and the weights are whole"
-    )
 
 
 def _check_complete(directory: Path, loading: Mapping[str, Any], model: Any) -> None:

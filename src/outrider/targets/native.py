@@ -53,6 +53,7 @@ class NativeTarget(Target):
         self.name = name
         self.dtype = dtype
         self.directory: Path | None = None
+        self.trusts_code = False
         self._tokenizer = tokenizer
 
     @classmethod
@@ -103,6 +104,7 @@ class NativeTarget(Target):
             device=self.decoder.device,
             weight_bytes=self.decoder.num_bytes,
             exact_rows=self.decoder.device.type == "cpu" and self.dtype in (torch.bfloat16, torch.float32),
+            trusts_code=self.trusts_code,
         )
 
     @property

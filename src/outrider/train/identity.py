@@ -57,7 +57,7 @@ class Identity:
         )
 
     @classmethod
-    def from_files(cls, name: str, dtype: str) -> Self:
+    def from_files(cls, name: str, dtype: str, trust_remote_code: bool = False) -> Self:
         """Of a directory, hub id or `smollm2-135m`, reading its embedding as `dtype`.
 
         Raises:
@@ -65,8 +65,8 @@ class Identity:
             ConfigError: if it has no tokenizer, or for an unknown dtype.
         """
         numbers = dtype_named(dtype)
-        directory = locate(name)
-        tokenizer = load_tokenizer(directory)
+        directory = locate(name, with_code=trust_remote_code)
+        tokenizer = load_tokenizer(directory, trust_remote_code)
         if tokenizer is None:
             raise ConfigError(f"{name} has no tokenizer, so it cannot read prompts; add its tokenizer files")
         spec, weights = DecoderSpec.from_config_file(directory), read_weights(directory)
