@@ -258,7 +258,7 @@ BROKEN = {
     "max_nodes is no number": Broken(
         {"max_nodes": property(lambda self: "3")}, ("max_nodes is '3'", "must be an int of at least 0")
     ),
-    "taps beyond the layers": Broken({"taps": property(lambda self: (7,))}, ("taps is (7,)", "between 0 and 2")),
+    "taps beyond the layers": Broken({"taps": property(lambda self: (7,))}, ("taps is (7,)", "between 0 and 3")),
     "learns is not said": Broken({"learns": property(lambda self: None)}, ("learns is None", "True or False")),
     "open returns nothing": Broken({"open": lambda self, plan: None}, ("open(plan) returned None", "no Session")),
     "learns, and says it does not": Broken({"session": Learner}, ("C11", "request 0, step 0", "learns is False")),
