@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,8 +40,7 @@ def test_bench_measures_everything_and_ends_with_one_json_line(
     ours = {
         ("outrider", method, category, batch, temperature)
         for method in ("none", "draft_model")
-        for category in ("alpha", "beta", "all")
-        for batch in (1, 2)
+        for category, batch in (("alpha", 1), ("beta", 1), ("all", 1), ("alpha", 2))
         for temperature in (0.0, 1.0)
     }
     theirs = {
@@ -53,7 +53,58 @@ def test_bench_measures_everything_and_ends_with_one_json_line(
     assert all(row.speedup is not None and row.tokens_per_s for row in report.rows)
     assert any("4 of 4 answers equal" in note for note in report.notes)
     assert "batch 2, temperature 1" in out
+    assert "left out: batch 2 of 'beta', which has 1 prompts" in report.notes
     assert "draft_model" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_what_a_preset_lists_for_its_own_target_is_left_out_with_a_note(
+    preset: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own.toml"
+    lines = ('target = "somebody/elses"', 'methods = ["ngram", "draft_model:layers=7,num_nodes=2"]',
+             'external = ["transformers", "transformers-assisted:layers=0,7"]')  # fmt: skip
+    kept = [line for line in preset.read_text().splitlines() if not line.startswith(("methods", "target"))]
+    own.write_text("\n".join((*kept, *lines)) + "\n", encoding="utf-8")
+    assert bench(own, tmp_path / "run", "--target", str(tiny_model)) == 0
+    report = from_json(capsys.readouterr().out.splitlines()[-1])
+    rows = {(row.engine, row.method) for row in report.rows}
+    assert rows == {("outrider", "none"), ("outrider", "ngram"), ("transformers", "generate")}
+    left_out = [note for note in report.notes if note.startswith("left out: ")]
+    assert [note.split(",")[0].split(":")[1].strip() for note in left_out] == ["draft_model", "transformers-assisted"]
+    assert all("layer 7 does not exist" in note for note in left_out)
+    asked = ("--methods", "draft_model:layers=7,num_nodes=2")
+    assert bench(own, tmp_path / "asked", "--target", str(tiny_model), *asked) == 2
+    assert "layer 7 does not exist" in sentence(capsys)
+
+
+@pytest.mark.parametrize("external", ["transformers", "transformers-lookup"])
+def test_a_target_that_never_ends_by_itself_is_measured(
+    external: str, preset: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "endless"
+    shutil.copytree(tiny_model, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
+    (model / "generation_config.json").unlink(missing_ok=True)
+    assert bench(preset, tmp_path / "run", "--target", str(model), "--external", external) == 0
+    report = from_json(capsys.readouterr().out.splitlines()[-1])
+    assert {row.num_tokens for row in report.rows if row.category == "beta"} == {6}
+
+
+def test_prompts_of_any_name_and_category_are_measured(
+    preset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "strange.jsonl"
+    names = ["../x", "a/b", "", "n" * 3000, "two\nlines", "[/red]|<b>\x1b[2J", "\u2028"]
+    lines = [{"id": f"{name}{at}", "category": name, "turns": ["ab"]} for name in names for at in range(2)]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    more = ("--prompts", str(prompts), "--methods", "--max-new-tokens", "2")
+    assert bench(preset, tmp_path / "run", *more) == 0
+    report = from_json(capsys.readouterr().out.splitlines()[-1])
+    named = [name or "strange" for name in names]
+    assert {row.category: row.num_prompts for row in report.rows} == dict.fromkeys(named, 2) | {"all": 14}
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "strange.jsonl"}
+    assert bench(preset, tmp_path / "run", *more) == 0
 
 
 def test_multi_turn_answers_go_into_the_next_prompt(preset: Path, tmp_path: Path) -> None:

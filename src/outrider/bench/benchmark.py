@@ -13,7 +13,7 @@ from itertools import product, zip_longest
 from pathlib import Path
 from statistics import mean
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from outrider.adaptive import BudgetChoice
 from outrider.bench.at_hand import at_hand
@@ -21,22 +21,23 @@ from outrider.bench.bandwidth import memory_bytes_per_s
 from outrider.bench.choice import Choice, choices_of, load_choice
 from outrider.bench.config import BenchConfig
 from outrider.bench.contender import Contender, EngineContender
-from outrider.bench.derive import Machine, derive_rows
+from outrider.bench.derive import ALL, Machine, derive_rows
 from outrider.bench.equality import equal_share
 from outrider.bench.external import external_contenders
 from outrider.bench.plan import cells_of
 from outrider.bench.play import Dialogue, Rules, longest_text
 from outrider.bench.provenance import Manifest, collect_manifest, template_hash
 from outrider.bench.runner import BASELINE, Listener, Progress, Runner
-from outrider.bench.schema import Report, to_json
+from outrider.bench.schema import PLAIN, Report, to_json
 from outrider.bench.serving.lineup import line_up
 from outrider.bench.store import RunStore, choose_directory
 from outrider.bench.table import markdown
 from outrider.bench.unit import UnitResult
 from outrider.bench.workloads import Conversation, load_category, load_prompts, workload_hash
-from outrider.errors import ConfigError
+from outrider.errors import CheckpointError, ConfigError, OutriderError
 from outrider.interop.vllm_environment import find_vllm
 from outrider.models.locate import locate
+from outrider.proposer import Proposer
 from outrider.target import Target
 from outrider.targets import load_target
 from outrider.targets.deferred import DeferredTarget
@@ -56,11 +57,13 @@ STATES: tuple[Literal["cold", "warm"], ...] = ("cold", "warm")
 class Workload:
     """The prompts of a run by category.
 
+    whole     categories of which every prompt is taken
     max_len   tokens of the longest conversation, answers included
     notes     which prompts were left out, and why
     """
 
     conversations: Mapping[str, Sequence[Conversation]]
+    whole: frozenset[str]
     max_len: int
     notes: tuple[str, ...]
 
@@ -71,7 +74,6 @@ def benchmark(
     *,
     name: str = "bench",
     resume: bool = True,
-    from_preset: bool = False,
     started: Callable[[Path], None] = lambda directory: None,
     listen: Listener = lambda progress: None,
 ) -> Report:
@@ -81,18 +83,20 @@ def benchmark(
         run_dir: the run's directory; None takes the unfinished run with these settings under `runs/`, or a new one.
         name: part of a new directory's name.
         resume: whether an unfinished run may be taken.
-        from_preset: whether nobody asked for these methods by name: those whose weights are not here are left out.
         started: told the directory when the run begins.
 
     Raises:
         OutriderError: for settings that cannot be run, and if the directory cannot be written or is another run's.
     """
     start = perf_counter()
-    choices = choices_of(config.methods)
+    choices_of(config.methods)  # an unknown name is told before anything is loaded
     vllm = find_vllm() if {"vllm", "vllm-custom"} & {*config.engines} else None
     target = _target(config)
-    (choices, missing), workload = at_hand(choices, target, from_preset), read_workload(config, target)
-    ours = _contenders(config, choices, target, workload, warm_up := _warm_up(workload, target))
+    workload, notes = read_workload(config, target), list[str]()
+    warm_up = _warm_up(workload, target)
+    loaded = _loaded(config, target, notes)
+    choices = [one.choice for one in loaded]
+    ours = _contenders(config, loaded, target, workload, warm_up, notes)
     manifest = _manifest(config, target, workload)
     directory = run_dir or choose_directory(RUNS, name, manifest, resume)
     with RunStore(directory, manifest) as store:
@@ -110,7 +114,7 @@ def benchmark(
         runner = Runner(
             target=target,
             casts=[ours, *lineup.casts],
-            cells=list(cells_of(config, workload.conversations)),
+            cells=list(cells_of(config, workload.conversations, workload.whole)),
             rules_of=lambda cell: _rules(config, workload.max_len, cell.temperature, cell.repeat),
             verified=lambda temperature: temperature == 0 or config.verification == "coupled",
             store=store,
@@ -121,7 +125,7 @@ def benchmark(
         settings = [f"{one.label}: {one.settings}" for one in choices if one.settings]
         overlaps = _overlaps(choices)
         leaks = map(_leak_note, overlaps, overlaps.values())
-        notes = [config.title, *missing, *workload.notes, *settings, *leaks, *lineup.notes]
+        notes = [config.title, *workload.notes, *notes, *settings, *leaks, *lineup.notes]
         report = replace(_report(config, target, store, runner.start_up_s, notes), overlap=_shares(overlaps))
         store.finish(to_json(report), markdown(report))
     return report
@@ -133,23 +137,43 @@ def read_workload(config: BenchConfig, target: Target) -> Workload:
     Raises:
         ConfigError: if prompts cannot be read, share an id, or none of a category fits.
     """
-    read = [one for category in config.categories for one in load_category(category)]
-    read += [one for path in config.prompts for one in load_prompts(path)]
+    own = [one for category in config.categories for one in load_category(category)]
+    others = [one for path in config.prompts for one in load_prompts(path)]
+    read = own + others
     if repeated := [key for key, times in Counter((one.category, one.id) for one in read).items() if times > 1]:
         raise ConfigError(f"the prompts of category '{repeated[0][0]}' use the id '{repeated[0][1]}' twice")
+    if len(_categories(read)) > 1 and ALL in _categories(read):
+        raise ConfigError(f"a category of prompts is called '{ALL}', as the sum of all is; give it another name")
     positions = target.spec.max_positions
     limit = min(positions - 1, config.max_prompt_tokens or positions)
     kept = [one for one in read if len(Dialogue(one).ask(0, target.tokenizer)) <= limit]
     workload = {category: [one for one in kept if one.category == category] for category in _categories(read)}
+    whole = frozenset(_categories(others) if config.all_prompts else ())
     if config.pooled:
-        workload = {POOL: _in_turn(list(workload.values()))}
+        workload, whole = {POOL: _in_turn(list(workload.values()))}, frozenset({POOL} if whole else ())
     if empty := [category for category, members in workload.items() if not members]:
         raise ConfigError(f"no prompt of '{empty[0]}' has at most {limit} tokens; leave the category out")
     notes = [f"left out: {len(read) - len(kept)} of {len(read)} prompts, of more than {limit} tokens"] * (read != kept)
+    notes += _left_out(config, workload)
     rules = _rules(config, positions, 0.0, 0)
-    used = [one for cell in cells_of(config, workload) for group in (*cell.groups, *cell.teaching) for one in group]
+    cells = cells_of(config, workload, whole)
+    used = [one for cell in cells for group in (*cell.groups, *cell.teaching) for one in group]
+    if not used:
+        most = max(map(len, workload.values()))
+        raise ConfigError(f"no category has {min(config.batches)} prompts, at most {most}; give smaller --batches")
     longest = max(longest_text(one, target.tokenizer, rules) for one in dict.fromkeys(used))
-    return Workload(conversations=workload, max_len=max(2, min(longest, positions)), notes=tuple(notes))
+    max_len = max(2, min(longest, positions))
+    return Workload(conversations=workload, whole=whole, max_len=max_len, notes=tuple(notes))
+
+
+def _left_out(config: BenchConfig, workload: Mapping[str, Sequence[Conversation]]) -> list[str]:
+    """Return a note for each category and batch size that would not be filled."""
+    return [
+        f"left out: batch {batch} of '{category}', which has {len(members)} prompts"
+        for batch in config.batches
+        for category, members in workload.items()
+        if len(members) < batch
+    ]
 
 
 def _in_turn(categories: Sequence[Sequence[Conversation]]) -> list[Conversation]:
@@ -189,15 +213,46 @@ def _warm_up(workload: Workload, target: Target) -> list[int]:
     return Dialogue(first).ask(0, target.tokenizer)[: min(WARM_UP_PROMPT, workload.max_len // 2)]
 
 
+class _Loaded(NamedTuple):
+    """A method that takes part; the proposer is None where this process drafts nothing."""
+
+    choice: Choice
+    proposer: Proposer | None
+
+
+def _loaded(config: BenchConfig, target: Target, notes: list[str]) -> list[_Loaded]:
+    """Return the methods that fit the target; a preset's own that do not are notes, unless nothing else is left."""
+    is_ours, found = "outrider" in config.engines, list[_Loaded]()
+    is_optional = set(config.methods) <= set(config.optional)
+    choices, missing = at_hand(choices_of(config.methods), target, is_optional)
+    notes += missing
+    first: OutriderError | None = None
+    for choice in choices:
+        try:
+            found.append(_Loaded(choice, load_choice(choice, target) if is_ours else None))
+        except (ConfigError, CheckpointError) as error:
+            if not is_optional:
+                raise
+            first = first or error
+            notes.append(f"left out: {choice.label}, for {error}")
+    if first is not None and [one.choice.name for one in found] == [PLAIN] and not config.external:
+        raise first
+    return found
+
+
 def _contenders(
-    config: BenchConfig, choices: Sequence[Choice], target: Target, workload: Workload, warm_up: Sequence[int]
+    config: BenchConfig,
+    loaded: Sequence[_Loaded],
+    target: Target,
+    workload: Workload,
+    warm_up: Sequence[int],
+    notes: list[str],
 ) -> list[Contender]:
     """Those of this process: ours, plain decoding first, and the external ones beside them."""
-    if "outrider" not in config.engines:
-        return []
     contenders: list[Contender] = []
-    for choice in choices:
-        proposer = load_choice(choice, target)
+    for choice, proposer in loaded:
+        if proposer is None:
+            continue
         budgets = config.budgets if proposer.max_nodes else FIXED
         states = STATES if config.warm and proposer.learns else STATES[:1]
         for budget, state in product(budgets, states):
@@ -214,7 +269,7 @@ def _contenders(
                     temperatures=config.temperatures,
                 )
             )
-    return [*contenders, *external_contenders(config, target, warm_up)]
+    return [*contenders, *external_contenders(config, target, warm_up, notes)] if contenders else []
 
 
 def _manifest(config: BenchConfig, target: Target, workload: Workload) -> Manifest:

@@ -15,6 +15,7 @@ with `"low": "1.7"` it is a RunError that names `low`.
 import dataclasses
 import json
 import math
+import re
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -24,6 +25,7 @@ from outrider.errors import RunError, on_one_line
 __all__ = ["dumps", "from_plain", "loads", "parsed", "to_plain"]
 
 T = TypeVar("T")
+LINE_ENDS = re.compile("[\x7f-\x9f\u2028\u2029]")
 LARGEST_INT, LARGEST_FLOAT = 2**63, 1e300
 
 
@@ -41,8 +43,9 @@ def to_plain(value: Any) -> Any:
 
 
 def dumps(value: Any) -> str:
-    """One line of JSON."""
-    return json.dumps(to_plain(value), ensure_ascii=False, allow_nan=False, separators=(", ", ": "))
+    """Return one line of JSON, also for readers to which U+2028 or U+0085 ends a line."""
+    text = json.dumps(to_plain(value), ensure_ascii=False, allow_nan=False, separators=(", ", ": "))
+    return LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def loads(kind: type[T], text: str) -> T:

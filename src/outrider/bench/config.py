@@ -42,6 +42,7 @@ class BenchConfig:
     categories           of our own prompts
     prompts              further prompts: JSONL files or `hub:` data sets, see `outrider.bench.workloads`
     num_prompts          of each category, from the top; rounded up to fill the last batch
+    all_prompts          take all of `prompts`, however many; `num_prompts` is for our own categories
     queue                conversations that wait behind each full batch for a slot to fall free, in batches: 0.5 puts
                          48 conversations before 32 slots
     pooled               all categories are one, "mixed", taken in turn: work for batches larger than a category
@@ -59,8 +60,9 @@ class BenchConfig:
     start_timeout        seconds that a server may take to become healthy
     stall_timeout        seconds that a server may say nothing while it answers
     external             baselines beside our engine, see `outrider.bench.external`; batch 1, temperature 0
-    external_categories  where those take part; empty for everywhere
+    external_categories  where those take part; None for everywhere
     external_prompts     of each category
+    optional             methods and external baselines that are left out, with a note, where they do not fit the target
     """
 
     title: str = ""
@@ -74,6 +76,7 @@ class BenchConfig:
     categories: tuple[str, ...] = CATEGORIES
     prompts: tuple[str, ...] = ()
     num_prompts: int = 12
+    all_prompts: bool = False
     queue: float = 0.0
     pooled: bool = False
     max_prompt_tokens: int | None = None
@@ -93,20 +96,22 @@ class BenchConfig:
     start_timeout: float = 900.0
     stall_timeout: float = 120.0
     external: tuple[str, ...] = ()
-    external_categories: tuple[str, ...] = ()
+    external_categories: tuple[str, ...] | None = None
     external_prompts: int = 2
     external_repeats: int = 1
+    optional: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in UNIQUE:
-            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         object.__setattr__(self, "methods", tuple(dict.fromkeys((PLAIN, *self.methods))))
         for name, low, high in LIMITS:
             values = getattr(self, name)
             for value in values if isinstance(values, tuple) else [values]:
                 if value is not None and not low <= value <= high:
                     raise ConfigError(f"{name}={value} must be between {low} and {high}")
-        for category in (*self.categories, *(() if self.prompts else self.external_categories)):
+        for category in (*self.categories, *(() if self.prompts else self.external_categories or ())):
             if category not in CATEGORIES:
                 raise ConfigError(f"unknown category '{category}'{nearest(category, CATEGORIES)}")
         for name in ("budgets", "batches", "temperatures"):
@@ -166,6 +171,7 @@ def configured(preset: Mapping[str, Any], **given: Any) -> BenchConfig:
         if name not in known:
             raise ConfigError(f"a benchmark has no setting '{name}'{nearest(name, known)}")
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
+    plain = {name: value for name, value in plain.items() if value is not None}
     try:
         return from_plain(BenchConfig, plain)
     except RunError as error:

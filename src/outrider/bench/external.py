@@ -28,7 +28,7 @@ from outrider.bench.contender import Contender, Name
 from outrider.bench.plan import Cell, Group
 from outrider.bench.play import Dialogue, Rules
 from outrider.bench.unit import Answer, UnitResult
-from outrider.errors import CheckpointError, ConfigError, nearest
+from outrider.errors import CheckpointError, ConfigError, RunError, as_error, nearest
 from outrider.models.locate import locate
 from outrider.target import Target
 
@@ -43,8 +43,10 @@ EXTERNAL = {
 """Name -> its settings."""
 
 
-def external_contenders(config: BenchConfig, target: Target, warm_up: Sequence[int]) -> list["TransformersContender"]:
-    """The external baselines of a run.
+def external_contenders(
+    config: BenchConfig, target: Target, warm_up: Sequence[int], notes: list[str]
+) -> list["TransformersContender"]:
+    """Return the external baselines of a run; an optional one that does not fit the target is a note.
 
     Raises:
         ConfigError: for an unknown name or setting, or a target without files.
@@ -52,18 +54,29 @@ def external_contenders(config: BenchConfig, target: Target, warm_up: Sequence[i
     model = ExternalModel(target)
     found = []
     for text in config.external:
-        name, settings = split_settings(text)
-        if name not in EXTERNAL:
-            raise ConfigError(f"unknown external baseline '{name}'{nearest(name, EXTERNAL)}")
-        for key in settings:
-            if key not in EXTERNAL[name]:
-                raise ConfigError(f"'{name}' has no setting '{key}'{nearest(key, EXTERNAL[name])}")
-        if target.spec.directory is None:
-            raise ConfigError(f"'{name}' reads the target's files, but {target.spec.name} has none")
-        arguments = _arguments(name, settings, model, target)
-        method = name.partition("-")[2] or "generate"
-        found.append(TransformersContender(method, model, arguments, config, warm_up))
+        try:
+            found.append(_contender(text, model, config, warm_up))
+        except ConfigError as error:
+            if text not in config.optional:
+                raise
+            notes.append(f"left out: {text}, for {error}")
     return found
+
+
+def _contender(
+    text: str, model: "ExternalModel", config: BenchConfig, warm_up: Sequence[int]
+) -> "TransformersContender":
+    name, settings = split_settings(text)
+    if name not in EXTERNAL:
+        raise ConfigError(f"unknown external baseline '{name}'{nearest(name, EXTERNAL)}")
+    for key in settings:
+        if key not in EXTERNAL[name]:
+            raise ConfigError(f"'{name}' has no setting '{key}'{nearest(key, EXTERNAL[name])}")
+    target = model.target
+    if target.spec.directory is None:
+        raise ConfigError(f"'{name}' reads the target's files, but {target.spec.name} has none")
+    method = name.partition("-")[2] or "generate"
+    return TransformersContender(method, model, _arguments(name, settings, target), config, warm_up)
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,7 @@ class _Arguments:
     checkpoint: str | None = None
 
 
-def _arguments(name: str, settings: dict[str, str], model: "ExternalModel", target: Target) -> _Arguments:
+def _arguments(name: str, settings: dict[str, str], target: Target) -> _Arguments:
     try:
         if "num_tokens" in EXTERNAL[name]:
             return _Arguments({"prompt_lookup_num_tokens": int(settings.get("num_tokens", "10"))})
@@ -115,19 +128,19 @@ class ExternalModel:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         spec = self.target.spec
-        try:
+        what = f"transformers cannot load {directory}"
+        with as_error(CheckpointError, what, "leave out --external or check the files"):
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 directory, dtype=spec.dtype, local_files_only=True, trust_remote_code=spec.trusts_code
             )
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"transformers cannot load {directory} ({reason}); check the files") from error
         return model.to(spec.device).eval()
 
 
 def kept_layers(model: Any, layers: Sequence[int]) -> Any:
     """The model with some of its layers only, renumbered for its cache."""
-    kept = [model.model.layers[layer] for layer in layers]
+    what = "an assistant cannot be made of this target's layers"
+    with as_error(ConfigError, what, "give one as checkpoint=DIRECTORY"):
+        kept = [model.model.layers[layer] for layer in layers]
     for index, layer in enumerate(kept):
         layer.self_attn.layer_idx = index
     model.model.layers = torch.nn.ModuleList(kept)
@@ -184,7 +197,7 @@ class TransformersContender(Contender):
             and cell.temperature == 0
             and cell.repeat < config.external_repeats
             and index < config.external_prompts
-            and (not config.external_categories or cell.category in config.external_categories)
+            and (config.external_categories is None or cell.category in config.external_categories)
         )
 
     def open(self, batch: int) -> None:
@@ -255,15 +268,17 @@ class TransformersContender(Contender):
         spec = self.source.target.spec
         prompt_1S = torch.tensor([prompt], device=spec.device)
         assistant = {} if self._assistant is None else {"assistant_model": self._assistant}
-        with torch.inference_mode():
+        ends = list(spec.eos_ids)
+        what = f"transformers cannot write with {self.name.method}"
+        with torch.inference_mode(), as_error(RunError, what, "leave it out of --external"):
             text_1S = self.source.model.generate(
                 prompt_1S,
                 attention_mask=torch.ones_like(prompt_1S),
                 do_sample=False,
                 max_new_tokens=limit,
                 min_new_tokens=limit if ignore_eos else None,
-                eos_token_id=list(spec.eos_ids),
-                pad_token_id=spec.eos_ids[0],
+                eos_token_id=ends or None,
+                pad_token_id=ends[0] if ends else 0,
                 streamer=streamer,
                 **self.arguments.keywords,
                 **assistant,

@@ -9,10 +9,11 @@
 Neighbouring groups, and repeats of one group, run in opposite orders.
 
 Example: three prompts at batch 2 are rounded up to four, two groups; where a category has three only, they are one
-group of three, and the third conversation takes the first free slot.
+group of three, and the third conversation takes the first free slot. At batch 4 it takes no part: it would be measured
+at batch 3 under another name.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import TypeVar
@@ -43,15 +44,24 @@ class Cell:
     first: int
 
 
-def cells_of(config: BenchConfig, workload: Mapping[str, Sequence[Conversation]]) -> Iterator[Cell]:
-    """Every cell of a run, in order."""
+def cells_of(
+    config: BenchConfig, workload: Mapping[str, Sequence[Conversation]], whole: Collection[str] = ()
+) -> Iterator[Cell]:
+    """Yield every cell of a run, in order; a category of fewer prompts than the batch has slots has none.
+
+    Args:
+        whole: categories of which all prompts are taken.
+    """
     for batch in config.batches:
         for repeat in range(config.repeats):
             first = 0
             for temperature in config.temperatures:
                 for category, conversations in workload.items():
+                    if len(conversations) < batch:
+                        continue
                     size = batch + ceil(config.queue * batch)
-                    count = _rounded_up(config.num_prompts, size)
+                    wanted = len(conversations) if category in whole else config.num_prompts
+                    count = _rounded_up(wanted, size)
                     groups = groups_of(conversations[:count], size)
                     yield Cell(
                         batch=batch,

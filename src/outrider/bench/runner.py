@@ -96,8 +96,14 @@ class Runner:
 
     def _check_kept(self) -> None:
         places = [(cell, group) for cell in self.cells for group in cell.groups]
+        taken: dict[str, tuple[Cell, Group]] = {}
         for (cell, group), contender in product(places, self.contenders):
-            unit = self.store.units.get(contender.name.unit(cell, group))
+            name = contender.name.unit(cell, group)
+            if name in taken:
+                shown = on_one_line(name, 120)
+                raise RunError(f"two groups of prompts would be called '{shown}'; give the prompts other ids")
+            taken[name] = (cell, group)
+            unit = self.store.units.get(name)
             if unit is not None and (flaw := self._flaw_of(unit, group)):
                 place = self.store.place(unit.unit)
                 raise RunError(f"{place}: the unit '{on_one_line(unit.unit, 120)}' {flaw}; {REMEDY}")

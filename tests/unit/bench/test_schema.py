@@ -112,6 +112,12 @@ def test_numbers_that_are_not_finite_become_null() -> None:
     assert dumps({"a": math.nan, "b": [math.inf, 1.5], "c": -math.inf}) == '{"a": null, "b": [null, 1.5], "c": null}'
 
 
+def test_a_document_is_one_line_for_every_reader() -> None:
+    text = "a\u2028b\u2029c\x85d\x0be\x1cf\r\n"
+    assert len(dumps({text: text}).splitlines()) == 1
+    assert json.loads(dumps({text: text})) == {text: text}
+
+
 def test_an_integer_will_do_for_a_float() -> None:
     interval = loads(Interval, '{"point": 2, "low": 1, "high": null}')
     assert interval == Interval(point=2.0, low=1.0, high=None)

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import final
 
@@ -23,12 +24,12 @@ from outrider.bench.schema import PLAIN
 from outrider.bench.serving.contender import Reader, ServedContender
 from outrider.bench.serving.endpoint import endpoint_of
 from outrider.bench.serving.service import Launched, Remote
-from outrider.errors import ConfigError
+from outrider.errors import CheckpointError, ConfigError
 from outrider.interop.exported import Exported, served_name
 from outrider.interop.guests import import_path, on_custom_class
 from outrider.interop.serving import Order, on_vllm
 from outrider.interop.vllm_environment import Vllm
-from outrider.proposers import configure, with_checkpoint
+from outrider.proposers import configure, known_method, with_checkpoint
 from outrider.target import Target
 
 __all__ = ["Lineup", "line_up", "serve_flags"]
@@ -143,6 +144,10 @@ class _Servers:
             exported = on_vllm(choice.name, Order(config=settings, target=self.target, output=output))
         except ConfigError as error:
             return str(error)
+        except CheckpointError as error:
+            if not any(choice.name == known_method(text.partition(":")[0]) for text in self.config.optional):
+                raise
+            return str(error)
         return "vLLM has no such method" if exported is None else self._missing(exported) or exported
 
     def _with_our_code(self, choice: Choice) -> Exported | str:
@@ -217,4 +222,6 @@ def _plain(value: object) -> object:
 
 
 def _file_name(label: str) -> str:
-    return "".join(char if char.isalnum() or char in "-_." else "-" for char in label)[:80]
+    """Return a name that no other label of a run has."""
+    clean = "".join(char if char.isalnum() or char in "-_." else "-" for char in label)
+    return clean if clean == label and len(label) < 80 else f"{clean[:60]}-{sha256(label.encode()).hexdigest()[:8]}"
