@@ -223,7 +223,7 @@ class _Loaded(NamedTuple):
 def _loaded(config: BenchConfig, target: Target, notes: list[str]) -> list[_Loaded]:
     """Return the methods that fit the target; a preset's own that do not are notes, unless nothing else is left."""
     is_ours, found = "outrider" in config.engines, list[_Loaded]()
-    is_optional = set(config.methods) <= set(config.optional)
+    is_optional = set(config.methods) <= {PLAIN, *config.optional}
     choices, missing = at_hand(choices_of(config.methods), target, is_optional)
     notes += missing
     first: OutriderError | None = None

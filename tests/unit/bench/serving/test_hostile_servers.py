@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ def listening(send: Send) -> Iterator[str]:
                 with connection:
                     connection.settimeout(2.0)
                     try:
-                        connection.recv(65536)
+                        _read_request(connection)
                         send(connection)
                     except OSError:
                         continue
@@ -49,6 +50,17 @@ def listening(send: Send) -> Iterator[str]:
         finally:
             over.set()
             thread.join()
+
+
+def _read_request(connection: socket.socket) -> None:
+    """Read all of it: a socket that is closed with bytes unread resets, and what it sent may be lost."""
+    data = b""
+    while chunk := connection.recv(65536):
+        data += chunk
+        head, end, rest = data.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: *(\d+)", head)
+        if end and len(rest) >= int(length[1] if length else 0):
+            return
 
 
 def event(ids: object = None, reason: object = None, **more: Any) -> bytes:
