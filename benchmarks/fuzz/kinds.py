@@ -22,4 +22,8 @@ KINDS: dict[str, str] = {
     "eagle3": "benchmarks.fuzz.heads:eagle3",
     "medusa": "benchmarks.fuzz.heads:medusa",
     "mtp": "benchmarks.fuzz.heads:mtp",
+    "prompts_file": "benchmarks.fuzz.training:prompts_file",
+    "run_log": "benchmarks.fuzz.training:run_log",
+    "shards": "benchmarks.fuzz.training:shards",
+    "train_run": "benchmarks.fuzz.training:train_run",
 }

@@ -124,8 +124,7 @@ def benchmark(
         runner.run()
         settings = [f"{one.label}: {one.settings}" for one in choices if one.settings]
         overlaps = _overlaps(choices)
-        leaks = map(_leak_note, overlaps, overlaps.values())
-        notes = [config.title, *workload.notes, *notes, *settings, *leaks, *lineup.notes]
+        notes = [config.title, *workload.notes, *notes, *settings, *_leak_notes(overlaps), *lineup.notes]
         report = replace(_report(config, target, store, runner.start_up_s, notes), overlap=_shares(overlaps))
         store.finish(to_json(report), markdown(report))
     return report
@@ -311,6 +310,10 @@ def _overlaps(choices: Sequence[Choice]) -> dict[str, Mapping[str, Any]]:
 
 def _shares(overlaps: Mapping[str, Mapping[str, Any]]) -> dict[str, float] | None:
     return {label: float(found["share"]) for label, found in overlaps.items()} or None
+
+
+def _leak_notes(overlaps: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [_leak_note(label, overlap) for label, overlap in overlaps.items()]
 
 
 def _leak_note(label: str, overlap: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, final
 
-from outrider.errors import ConfigError
+from outrider.errors import ConfigError, on_one_line
 from outrider.formats.prompt_rows import PromptRow
 
 __all__ = ["PromptText", "is_beside_a_request", "read_prompt"]
@@ -126,7 +126,7 @@ def _request_key(row: PromptRow) -> str:
     filled = [key for key in present if not _is_empty(row.fields[key])]
     if not present:
         some = sorted(row.fields)
-        found = ", ".join(f"{key:.40}" for key in some[:12]) + (", ..." if len(some) > 12 else "") or "nothing"
+        found = ", ".join(on_one_line(key, 40) for key in some[:12]) + (", ..." if len(some) > 12 else "") or "nothing"
         raise ConfigError(
             f"{row.where} has none of messages, turns and {', '.join(TEXT_KEYS[:6])}; it has {found}; rename the key "
             'of the prompt, such as {"prompt": "..."}'
@@ -281,8 +281,8 @@ def _check_other_keys(row: PromptRow, key: str, turns: tuple[str, ...]) -> None:
                 )
         elif _speaks_of_a_prompt(name):
             raise ConfigError(
-                f"'{name:.40}' in {row.where} looks like part of the prompt but would not be read; write it into "
-                f"'{key}', or rename the key to 'metadata_{name:.40}'"
+                f"'{on_one_line(name, 40)}' in {row.where} looks like part of the prompt but would not be read; write "
+                f"it into '{key}', or rename the key to 'metadata_{on_one_line(name, 40)}'"
             )
 
 

@@ -18,7 +18,7 @@ from typing import Any, Self, final
 
 from filelock import FileLock, Timeout
 
-from outrider.errors import RunError
+from outrider.errors import RunError, on_one_line
 from outrider.formats.json_fields import Fields, parse_json
 from outrider.train.files import write_text, writing
 from outrider.train.shards import (
@@ -127,7 +127,7 @@ class DataDirectory:
         counts: Counter[str] = Counter()
         dropped: Counter[str] = Counter()
         for header in self._headers:
-            counts.update(header["counts"])
+            counts.update({name: header["counts"][name] for name in COUNTS})
             dropped.update(header["dropped"])
         return Totals(
             num_shards=len(self._headers),
@@ -203,9 +203,9 @@ class DataDirectory:
         for part, wanted in plain.items():
             for key in sorted(wanted.keys() | started[part].keys()):
                 if started[part].get(key) != wanted.get(key):
+                    kept = on_one_line(f"{key}={started[part].get(key)}, not {key}={wanted.get(key)}")
                     raise RunError(
-                        f"{self.directory} was started with {key}={started[part].get(key)}, not {key}="
-                        f"{wanted.get(key)}; go on with the same settings or give another --output"
+                        f"{self.directory} was started with {kept}; use the same settings or give another --output"
                     )
 
 

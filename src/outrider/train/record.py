@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from outrider.bench.codec import from_plain
-from outrider.errors import ConfigError, RunError
+from outrider.errors import ConfigError, RunError, on_one_line
 from outrider.formats.json_fields import Fields, read_json
 from outrider.train.files import write_text
 
@@ -40,7 +40,9 @@ def adopt(directory: Path, record: Mapping[str, Any], resume: bool) -> None:
     if resume:
         started = read_record(directory)
         if difference := _difference("", _bound(started), _bound(now)):
-            raise RunError(f"{directory} was started with {difference}; resume it unchanged or start a new run")
+            raise RunError(
+                f"{directory} was started with {on_one_line(difference)}; resume it unchanged or start a new run"
+            )
         return
     strangers = sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
     strangers = [name for name in strangers if not name.startswith(".")]
