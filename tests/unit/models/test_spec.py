@@ -169,3 +169,8 @@ def test_a_broken_config_is_one_sentence(text: str, message: str, tmp_path: Path
 def test_a_missing_config_names_the_path(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json does not exist"):
         DecoderSpec.from_config_file(tmp_path)
+
+
+def test_a_long_value_is_shortened_in_the_reason() -> None:
+    config = LlamaConfig(hidden_act="a" * 5000)
+    assert len(str(is_supported(config))) < 120
