@@ -36,6 +36,7 @@ from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 from outrider.cache import CachePlan, KVCache
 from outrider.draft import Draft
 from outrider.errors import CheckpointError, ConfigError
+from outrider.formats.json_fields import read_json, shown
 from outrider.models.ops import Placement
 from outrider.models.weights import check_finite, read_weights
 from outrider.target import Forward, SharedWeights, Target, TargetSession, TargetSpec
@@ -87,7 +88,7 @@ class HFTarget(Target):
         Raises:
             CheckpointError: if a file or a tensor is missing, truncated or misshapen, or the model cannot be run here.
         """
-        read_weights(directory)
+        _check_layers(directory, len(read_weights(directory)))
         remedy = "check that config.json and the weights are whole"
         with reading(f"transformers cannot load {directory}", directory, trust_remote_code, remedy), _TURN:
             model, loading = AutoModelForCausalLM.from_pretrained(
@@ -268,6 +269,19 @@ def _one_scaling(config: Any, max_positions: int) -> int:
     rope = getattr(config, "rope_parameters", None) or {}
     is_long = isinstance(rope, Mapping) and rope.get("rope_type") == "longrope"
     return int(rope.get("original_max_position_embeddings") or max_positions) if is_long else max_positions
+
+
+def _check_layers(directory: Path, num_tensors: int) -> None:
+    """Refuse more layers than there are tensors, which `transformers` would make for hours before it missed any."""
+    config = read_json(directory / "config.json").plain()
+    for key in ("num_hidden_layers", "n_layer", "num_layers"):
+        for section in (config, config.get("text_config")):
+            wanted = section.get(key) if isinstance(section, Mapping) else None
+            if isinstance(wanted, int) and wanted > num_tensors:
+                raise CheckpointError(
+                    f"{directory / 'config.json'} asks for {key} {shown(wanted)}, but the weights are {num_tensors} "
+                    "tensors in all; check that config.json belongs to these weights"
+                )
 
 
 def _check_complete(directory: Path, loading: Mapping[str, Any], model: Any) -> None:

@@ -5,6 +5,7 @@ windows shorter than the text (Gemma 2 and 3, Phi-3), soft-capped scores (Gemma 
 """
 
 import inspect
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ from outrider.targets.hf import HFTarget
 from outrider.targets.native import NativeTarget
 from outrider.testing import Adversary, Case, Oracle, RandomTrees, Scripted, assert_lossless
 from outrider.testing.contract import CHECKS
+from outrider.testing.directory import write_tiny_model
 
 VOCAB = 31
 TOKENS: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": None, "eos_token_id": VOCAB - 1, "pad_token_id": None}
@@ -311,3 +313,12 @@ def test_an_mlp_with_biases_goes_to_transformers(tmp_path: Path) -> None:
     config = LlamaConfig(**MODERN | {"num_key_value_heads": 2, "mlp_bias": True})
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     assert isinstance(load_target(str(tmp_path), dtype="float32", device="cpu"), HFTarget)
+
+
+@pytest.mark.parametrize("backend", ["native", "hf"])
+def test_more_layers_than_tensors_are_refused_at_once(tmp_path: Path, backend: str) -> None:
+    write_tiny_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2**31}))
+    with pytest.raises(CheckpointError, match=r"num_hidden_layers|layer"):
+        load_target(str(tmp_path), dtype="float32", device="cpu", backend=backend)
