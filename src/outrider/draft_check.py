@@ -101,7 +101,7 @@ def _check_tensors(draft: Draft, vocab_size: int) -> None:
     if not all(0 <= count < draft.num_rows for count in draft.num_nodes):
         raise ProposerError(f"num_nodes={draft.num_nodes} must be between 0 and the {shape[1]} columns of tokens_BN")
     if draft.device.type == "cpu" and tokens_BN.numel():
-        least, most = (int(value) for value in tokens_BN.aminmax())
-        if least < 0 or most >= vocab_size:
-            wrong = least if least < 0 else most
+        tokens = tokens_BN.numpy()  # the same memory: the device is asked nothing
+        if tokens.min() < 0 or tokens.max() >= vocab_size:
+            wrong = tokens.min() if tokens.min() < 0 else tokens.max()
             raise ProposerError(f"token {wrong} in tokens_BN is outside the vocabulary of {vocab_size}")

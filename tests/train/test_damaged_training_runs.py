@@ -49,7 +49,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 LINES = [
     ("{", r"log\.jsonl, line 2 cannot be read as JSON"),
-    ("[]", r"log\.jsonl, line 2 holds an array"),
+    ("[]", r"log\.jsonl, line 2 holds a list"),
     ('{"kind": "step", "loss": 1.0, "tokens": 3}', r"log\.jsonl, line 2: step is missing"),
     ('{"kind": "step", "step": "two", "loss": 1.0, "tokens": 3}', r"log\.jsonl, line 2: step is 'two'"),
     ('{"step": 2, "loss": 1.0, "tokens": 3}', r"log\.jsonl, line 2: kind is missing"),

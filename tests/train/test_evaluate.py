@@ -127,7 +127,7 @@ class Perfect(Objective):
         source = Path(self.target.spec.directory)
         weights = read_weights(source)
         write_checkpoint(
-            directory, {name: weights[name].to(dtype) for name in weights}, read_json(source / "config.json")
+            directory, {name: weights[name].to(dtype) for name in weights}, read_json(source / "config.json").plain()
         )
 
 

@@ -21,7 +21,8 @@ from outrider.errors import ConfigError, nearest
 __all__ = ["parsed"]
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
-KINDS = {"INT": "a whole number", "FLOAT": "a number", "{None}|INT": "a whole number", "{None}|FLOAT": "a number"}
+KINDS = {"INT": "a whole number", "FLOAT": "a number"}
+KIND = re.compile(r"\b(INT|FLOAT)\b")
 VALUE = re.compile(r"(?:from \[|with base 10: |to float: )('[^']*')")
 SUBCOMMANDS = re.compile(r"^usage: .*\{([\w,-]+)\}$", re.MULTILINE)
 FRAME = re.compile(r"[|+]|-{3,}|\s+")
@@ -109,11 +110,11 @@ def _unknown(token: str, place: list[str], read: Any) -> str:
 
 
 def _wrong_value(event: Any) -> str:
-    metavar = str(event.argument.lowered.metavar).strip("[]").partition(" ")[0]
-    if metavar not in KINDS:
+    kind = KIND.search(str(event.argument.lowered.metavar))
+    if kind is None:
         return f"cannot take its value ({event.message})"
     found = VALUE.search(event.message)
-    return f"needs {KINDS[metavar]}{f', not {found[1]}' if found else ''}"
+    return f"needs {KINDS[kind[1]]}{f', not {found[1]}' if found else ''}"
 
 
 def _name(argument: Any) -> str:

@@ -174,7 +174,8 @@ def install_datasets(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:
 def test_prompts_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def load(name: str, configuration: str | None, *, split: str) -> Rows:
+    def load(name: str, configuration: str | None, *, split: str, trust_remote_code: bool) -> Rows:
+        assert trust_remote_code is False
         asked.append((name, configuration, split))
         return Rows()
 
