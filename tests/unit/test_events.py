@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from outrider import Engine, Event, RequestError, Sampling, load_proposer
+from outrider.draft import Tree
 from outrider.events import Outboxes
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.proposers.none import NoProposer
 from outrider.sampling import NO_TOKEN
 from outrider.target import Forward
-from outrider.testing import Oracle, assert_lossless, tiny_target
+from outrider.testing import Oracle, Scripted, assert_lossless, tiny_target
 
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6], [20, 21], [30, 3, 2, 1, 4]]
 
@@ -159,3 +160,24 @@ def test_nobody_calls_an_answer_that_ended_in_an_error_lossless(monkeypatch: pyt
     event = next(Engine(target, NoProposer()).stream([[1, 2, 3]]))
     with pytest.raises(RequestError, match="not finite"):
         event.raise_for_error()
+
+
+def test_reset_after_a_step_that_was_broken_off() -> None:
+    target = tiny_target()
+    fails = [True]
+
+    def script(tokens: object, sampling: Sampling, room: object) -> Tree:
+        if fails:
+            raise ValueError("a proposer's own mistake")
+        return Tree([], [])
+
+    engine = Engine(target, Scripted(script, max_nodes=2), max_batch=2)
+    for prompt in PROMPTS:
+        engine.add(prompt, max_new_tokens=6, ignore_eos=True)
+    with pytest.raises(ValueError, match="own mistake"):
+        next(engine.run())
+    engine.reset()
+    assert not engine.busy
+    fails.clear()
+    answers = engine.generate(PROMPTS, max_new_tokens=6, ignore_eos=True)
+    assert [list(answer.tokens) for answer in answers] == plain(6)

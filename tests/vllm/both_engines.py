@@ -217,7 +217,7 @@ def write_normed_mtp(source: Path, directory: Path, target: Target) -> None:
 
 def shift_layer_ids(head: Path, num_layers: int) -> None:
     """A bug in an export: the head's layer ids are one too high, as if they counted states behind a layer."""
-    config = read_json(head / "config.json")
+    config = read_json(head / "config.json").plain()
     ids = [layer + 1 for layer in (2, num_layers // 2, num_layers - 3)]
     config["eagle_config"] = {"use_aux_hidden_state": True, "eagle_aux_hidden_state_layer_ids": ids}
     replace_file(head / "config.json", json.dumps(config))
