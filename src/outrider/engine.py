@@ -144,6 +144,8 @@ class Engine:
     def admit(self) -> None:
         """Let waiting requests take the free slots: read their prompts, all in one go."""
         self._drop_cancelled()
+        if not self.waiting:
+            return
         with self.guard:
             free = self.batch.free_slots()
             requests = list(islice(self.waiting, len(free)))
@@ -160,11 +162,9 @@ class Engine:
             if self.budget.reads_ahead:
                 self.session.catch_up(slots)
             clock.lap("propose")
-        seconds = clock.seconds()
+        ids, seconds = tuple(one.id for one in requests), clock.seconds()
         num_tokens = sum(len(request.prompt) - 1 for request in requests)
-        self.record(
-            PrefillRecord(tuple(one.id for one in requests), num_tokens, seconds["verify_s"], seconds["propose_s"])
-        )
+        self.record(PrefillRecord(ids, num_tokens, seconds["verify_s"], seconds["propose_s"]))
 
     def _rebuild(self) -> None:
         """Make everything anew from the outboxes: the batch, the cache, the proposer's session, the budget.

@@ -27,8 +27,11 @@ __all__ = ["Guard"]
 
 class _Holder(NamedTuple):
     thread: int
-    name: str
     frame: FrameType
+
+    @property
+    def name(self) -> str:
+        return next((one.name for one in threading.enumerate() if one.ident == self.thread), "of another library")
 
     @property
     def works(self) -> bool:
@@ -59,7 +62,7 @@ class Guard:
         return holder is not None and holder.works
 
     def __enter__(self) -> None:
-        me = _Holder(threading.get_ident(), threading.current_thread().name, sys._getframe(1))
+        me = _Holder(threading.get_ident(), sys._getframe(1))
         holder = self._holders.setdefault("now", me)  # one operation, so two threads cannot both succeed
         if holder is not me:
             if holder.works:
