@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from outrider.detokenize import guarded
-from outrider.errors import RequestError
+from outrider.errors import RequestError, on_one_line
 from outrider.requests import check_text
 from outrider.values import native, whole
 
@@ -93,8 +93,7 @@ def _refuse_text(error: Exception) -> list[int]:
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return (text if len(text) <= 200 else f"{text[:200]}...").rstrip(".") or "no reason given"
+    return on_one_line(str(error)).rstrip(".") or "no reason given"
 
 
 @contextmanager

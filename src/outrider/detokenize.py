@@ -20,6 +20,8 @@ from typing import Any, TypeVar, final
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from outrider.errors import is_failure
+
 __all__ = ["UNFINISHED", "Detokenizer", "Vocabulary", "guarded"]
 
 T = TypeVar("T")
@@ -37,7 +39,7 @@ def guarded(call: Callable[[], T], otherwise: Callable[[Exception], T]) -> T:
     except Exception as error:
         return otherwise(error)
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if not is_failure(error):
             raise
         return otherwise(RuntimeError(str(error)))
 

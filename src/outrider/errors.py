@@ -32,8 +32,10 @@ __all__ = [
     "RunError",
     "Terminated",
     "as_error",
+    "is_failure",
     "nearest",
     "on_one_line",
+    "said",
 ]
 
 
@@ -104,8 +106,17 @@ def as_error(error: type[OutriderError], what: str, remedy: str) -> Iterator[Non
     except OutriderError:
         raise
     except Exception as reason:
-        said = on_one_line(str(reason)) or "no message"
-        raise error(f"{what} ({type(reason).__name__}: {said}); {remedy}") from reason
+        raise error(f"{what} ({said(reason)}); {remedy}") from reason
+
+
+def said(error: BaseException) -> str:
+    """Return another library's error for use in a message: its kind and its words."""
+    return f"{type(error).__name__}: {on_one_line(str(error)) or 'no message'}"
+
+
+def is_failure(error: BaseException) -> bool:
+    """Return whether a library failed: an exception, or a panic of a Rust library, which is no `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def on_one_line(text: str, max_chars: int = 200) -> str:

@@ -63,6 +63,8 @@ def as_prompt(prompt: Any, name: str = "the prompt") -> str | list[int] | list[d
     if isinstance(found, str):
         check_text(found, name)
         return found
+    if _are_plain(found):
+        return found
     if any(isinstance(item, Mapping) for item in found):
         return [_message(item, f"message {index} of {name}") for index, item in enumerate(found)]
     return [_token(item, index, name) for index, item in enumerate(found)]
@@ -136,7 +138,13 @@ def _listed(value: Any, name: str) -> str | list[Any]:
         raise RequestError(f"{name} is a single {type(found).__name__}; {remedy}")
     if not isinstance(found, Iterable) or isinstance(found, Set):
         raise RequestError(f"{name} is {shown(value)}; {KINDS}")
-    return [native(item) for item in found]
+    items = list(found)
+    return items if _are_plain(items) else [native(item) for item in items]
+
+
+def _are_plain(items: list[Any]) -> bool:
+    """Whether all are Python's own ints: a prompt of 100,000 tokens is looked at several times on its way."""
+    return set(map(type, items)) == {int}
 
 
 def _token(item: Any, index: int, name: str) -> int:

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, Final
 import httpx
 from filelock import FileLock
 
-from outrider.errors import CheckpointError, RunError
+from outrider.errors import CheckpointError, RunError, on_one_line
 from outrider.models.locate import CONFIG, cache_directory
 
 __all__ = ["fetch_heads", "install_heads", "write_archive"]
@@ -196,7 +196,7 @@ def _download(address: str, file: Path) -> None:
                 if copy.write(chunk) and copy.tell() > MOST_BYTES:
                     raise RunError(f"{address} sends more than {MOST_BYTES:,} bytes; it is no archive of heads")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = on_one_line(str(error)) or type(error).__name__
         raise RunError(
             f"{address} could not be downloaded ({reason}); check it, or give the path of the file"
         ) from error

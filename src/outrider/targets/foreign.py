@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from outrider.errors import CheckpointError, OutriderError, on_one_line
+from outrider.errors import CheckpointError, OutriderError, is_failure, said
 
 __all__ = ["reading"]
 
@@ -27,12 +27,11 @@ def reading(what: str, directory: Path | str, trusts: bool, remedy: str) -> Iter
     except OutriderError:
         raise
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not is_failure(error):
             raise
         if not trusts and "trust_remote_code" in str(error):
             raise CheckpointError(
                 f"{directory} needs Python code that comes with it; read that code, then pass trust_remote_code=True"
                 " (on the command line --trust-remote-code)"
             ) from error
-        said = on_one_line(str(error)) or "no message"
-        raise CheckpointError(f"{what} ({type(error).__name__}: {said}); {remedy}") from error
+        raise CheckpointError(f"{what} ({said(error)}); {remedy}") from error

@@ -66,6 +66,15 @@ def run(config: BenchConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return found
 
 
+def refused(run: Run, said: str) -> re.Match[str]:
+    """Resume the run, which must be refused with these words; its advice names the file and the line."""
+    with pytest.raises(RunError, match=said) as caught:
+        run.resume()
+    advice = ADVICE.match(str(caught.value))
+    assert advice, str(caught.value)
+    return advice
+
+
 def figures(report: Report) -> list[tuple[object, ...]]:
     return sorted((row.method, row.num_tokens, row.num_prompts, row.tau, row.lossless.verdict) for row in report.rows)
 
@@ -108,10 +117,7 @@ def test_a_damaged_unit_is_named_and_measured_again_without_its_line(run: Run, n
     edit, said = UNITS[name]
     before = figures(run.resume())
     run.write("units.jsonl", edit(run.lines("units.jsonl")))
-    with pytest.raises(RunError, match=said) as caught:
-        run.resume()
-    advice = ADVICE.match(str(caught.value))
-    assert advice, str(caught.value)
+    advice = refused(run, said)
     assert advice[1] == str(run.directory / "units.jsonl")
     run.delete(*advice.groups())
     assert figures(run.resume()) == before
@@ -132,10 +138,7 @@ def test_a_damaged_verdict_is_named_and_judged_again_without_its_line(run: Run, 
     edit, said = VERDICTS[name]
     before = figures(run.resume())
     run.write("verdicts.jsonl", edit(run.lines("verdicts.jsonl")))
-    with pytest.raises(RunError, match=said) as caught:
-        run.resume()
-    advice = ADVICE.match(str(caught.value))
-    assert advice, str(caught.value)
+    advice = refused(run, said)
     run.delete(*advice.groups())
     assert figures(run.resume()) == before
 

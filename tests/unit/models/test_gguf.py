@@ -133,29 +133,6 @@ def test_llama3_rope_is_recovered_from_the_stored_divisors(
 
 
 @pytest.mark.parametrize(
-    ("metadata", "expected"),
-    [
-        ({"type": "linear", "factor": 2.0}, {"type": "linear", "factor": 2.0}),
-        (
-            {"type": "yarn", "factor": 4.0, "original_context_length": 64},
-            {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
-        ),
-        ({"type": "none"}, {"type": "default"}),
-    ],
-)
-def test_rope_scaling_is_read(
-    metadata: dict[str, Any],
-    expected: dict[str, Any],
-    tiny_llama: PreTrainedModel,
-    write_gguf: GgufWriter,
-    tmp_path: Path,
-) -> None:
-    keys = {f"llama.rope.scaling.{key}": value for key, value in metadata.items()}
-    rope = DecoderSpec.from_config_file(converted(write_gguf(tmp_path / "a.gguf", tiny_llama, metadata=keys))).rope
-    assert {key: getattr(rope, key) for key in expected} == expected
-
-
-@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"architecture": "gemma"}, "has architecture 'gemma'; GGUF files of llama, qwen2, qwen3 are converted"),

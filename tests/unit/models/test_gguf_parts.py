@@ -92,6 +92,12 @@ def test_parts_that_do_not_fit_are_refused(
 @pytest.mark.parametrize(
     ("metadata", "expected"),
     [
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 2.0}, {"type": "linear", "factor": 2.0}),
+        (
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64},
+            {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        ),
+        ({"rope.scaling.type": "none"}, {"type": "default"}),
         ({"rope.scale_linear": 4.0}, {"type": "linear", "factor": 4.0}),
         ({"rope.scaling.factor": 4.0}, {"type": "linear", "factor": 4.0}),
         ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, {"type": "default"}),
@@ -102,7 +108,7 @@ def test_parts_that_do_not_fit_are_refused(
         ({"logit_scale": 1.0, "attention.causal": True, "expert_used_count": 0}, {"type": "default"}),
     ],
 )
-def test_missing_rope_keys_mean_what_llama_cpp_takes(
+def test_rope_keys_and_missing_ones_mean_what_llama_cpp_takes(
     metadata: dict[str, Any],
     expected: dict[str, Any],
     tiny_llama: PreTrainedModel,
