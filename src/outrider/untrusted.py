@@ -63,7 +63,7 @@ def markdown_code(text: str) -> str:
     runs = re.findall("`+", line)
     fence = "`" * (1 + max(map(len, runs), default=0))
     needs_room = bool(runs) or not line.strip() or line != line.strip()
-    return f"{fence} {line or '-'} {fence}" if needs_room else f"{fence}{line}{fence}"
+    return f"{fence} {line if line.strip() else '-'} {fence}" if needs_room else f"{fence}{line}{fence}"
 
 
 def _escape(found: re.Match[str]) -> str:
