@@ -50,7 +50,7 @@ peers: $(READY)
 	$(BIN)/python benchmarks/peers/run.py
 
 vllm: $(READY)
-	$(BIN)/python -m outrider.interop.vllm_environment
+	$(BIN)/python -m outrider.vllm.environment
 
 bench-vllm: vllm
 	$(BIN)/outrider bench --preset vllm
@@ -62,8 +62,8 @@ test-vllm: vllm
 	OUTRIDER_TEST_VLLM=1 $(BIN)/python -m pytest tests/vllm -s -rs
 
 lint: $(READY)
-	$(BIN)/ruff format --no-cache --check src tests benchmarks examples
-	$(BIN)/ruff check --no-cache src tests benchmarks examples
+	$(BIN)/ruff format --no-cache --check src tests benchmarks examples tools
+	$(BIN)/ruff check --no-cache src tests benchmarks examples tools
 	$(BIN)/mypy
 
 check: lint test

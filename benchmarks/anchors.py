@@ -13,12 +13,14 @@ import torch
 import tyro
 
 from outrider import Engine, load_proposer, load_target
-from outrider.bench.workloads import load_category
+from outrider.data.texts import Example
+from outrider.data.workloads import load_category
 from outrider.formats.eagle3 import read_eagle3
+from outrider.formats.locate import locate
 from outrider.metrics import PrefillRecord, StepRecord, summarize
-from outrider.models.locate import locate
-from outrider.text import encode
-from outrider.train.batch import Example, collate
+from outrider.requests.text import encode
+from outrider.sampling import SamplingParams
+from outrider.train.batch import collate
 from outrider.train.features import FeatureReader
 from outrider.train.objective import Teacher
 from outrider.train.objectives.eagle3 import Eagle3Objective, Eagle3ObjectiveConfig
@@ -41,7 +43,7 @@ class Anchors:
         records: list[StepRecord | PrefillRecord] = []
         head = load_proposer("eagle3", target, checkpoint=self.checkpoint, num_nodes=self.depth)
         engine = Engine(target, head, max_len=2048, record=records.append)
-        answers = engine.generate(prompts, max_new_tokens=self.max_new_tokens)
+        answers = engine.generate(prompts, SamplingParams(max_tokens=self.max_new_tokens))
         decoded = summarize([one for one in records if isinstance(one, StepRecord)])
 
         stored = read_eagle3(locate(self.checkpoint), target)
@@ -49,7 +51,7 @@ class Anchors:
         network.load_state_dict({name: tensor.float() for name, tensor in stored.tensors.items()})
         config = Eagle3ObjectiveConfig(draft_vocab=len(stored.ids_K), num_depths=self.depth)
         objective = Eagle3Objective(Teacher.of(target, "cpu"), config, network, stored.ids_K)
-        reader = FeatureReader(target, objective.taps, 2048, torch.float32)
+        reader = FeatureReader(target, objective.feature_layers, 2048, torch.float32)
         right_K, count = torch.zeros(self.depth), 0
         for prompt, answer in zip(prompts, answers, strict=True):
             tokens_T = torch.tensor([*prompt, *answer.tokens])

@@ -26,12 +26,12 @@ import tyro
 from torch import Tensor
 
 from outrider import Engine, load_proposer, load_target
-from outrider.bench.workloads import load_category
 from outrider.budget import FixedBudget
+from outrider.data.workloads import load_category
 from outrider.draft import Draft
-from outrider.proposers import chains
-from outrider.proposers.recurrent import RecurrentSession
-from outrider.sampling import largest
+from outrider.proposers.drafting import chains
+from outrider.proposers.drafting.recurrent import RecurrentSession
+from outrider.sampling import SamplingParams, largest
 
 
 class Seen(NamedTuple):
@@ -54,7 +54,7 @@ Rule = Callable[[list[float]], Step]
 class Looking(FixedBudget):
     """Drafts and verifies nothing of it."""
 
-    def cut(self, draft: Draft) -> Draft:
+    def prune(self, draft: Draft) -> Draft:
         drafts.append(draft.trees[0].tokens)
         return draft.keep([[]])
 
@@ -105,7 +105,7 @@ class Confidence:
             for conversation in load_category(category)[: self.num_prompts]:
                 drafts.clear()
                 probabilities.clear()
-                [answer] = engine.generate([conversation.turns[0]], max_new_tokens=self.max_new_tokens)
+                [answer] = engine.generate([conversation.turns[0]], SamplingParams(max_tokens=self.max_new_tokens))
                 yield list(judged(answer.tokens))
 
     def speedup(self, answers: list[list[Seen]], rule: Rule) -> float:

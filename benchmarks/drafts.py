@@ -21,15 +21,16 @@ from typing import Any
 
 import torch
 
+from outrider.data.texts import Corpus
 from outrider.draft import Draft
 from outrider.formats.token_ranking import rank_tokens, write_ranking
 from outrider.noise import Stream
-from outrider.proposer import Commit, Proposer, Room, SessionPlan
+from outrider.proposer import Commit, DraftLimit, Proposer, SessionPlan
 from outrider.proposers import load_proposer
-from outrider.sampling import Sampling
+from outrider.sampling import SamplingParams
 from outrider.target import Target
 from outrider.targets import load_target
-from outrider.train.objective import OBJECTIVES, Corpus, Teacher
+from outrider.train.objective import OBJECTIVES, Teacher
 
 PROMPT, MAX_LEN, WARM = 64, 1024, 3
 
@@ -81,8 +82,8 @@ class Case:
     def __init__(self, name: str, proposer: Proposer | None, target: Target, nodes: int, slots: int) -> None:
         self.name, self.target, self.nodes, self.slots = name, target, nodes, list(range(slots))
         self.generator = torch.Generator().manual_seed(1)
-        taps = () if proposer is None else proposer.taps
-        self.forward = target.open(target.plan(slots, MAX_LEN, nodes + 2), taps)
+        feature_layers = () if proposer is None else proposer.feature_layers
+        self.forward = target.open(target.plan(slots, MAX_LEN, nodes + 2), feature_layers)
         plan = SessionPlan(max_slots=slots, max_positions=MAX_LEN, noise=Stream.TARGET, device=target.spec.device)
         self.session = None if proposer is None else proposer.open(plan)
         self.roots = self._tokens(slots)
@@ -90,7 +91,7 @@ class Case:
         features = self.forward.prefill(self.slots, [prompt[:-1] for prompt in prompts])
         for slot, prompt, features_TF in zip(self.slots, prompts, features, strict=True):
             if self.session is not None:
-                self.session.admit(slot, prompt, Sampling(), features_TF)
+                self.session.admit(slot, prompt, SamplingParams(), features_TF)
         self.samples: list[float] = []
 
     def _tokens(self, count: int) -> list[int]:
@@ -103,7 +104,7 @@ class Case:
             self.forward.forward(self.slots, self.roots, Draft.empty(len(self.slots)))
             self.samples.append(time.perf_counter() - start)
             return
-        draft = self.session.propose(self.slots, [Room(self.nodes, self.nodes)] * len(self.slots))
+        draft = self.session.propose(self.slots, [DraftLimit(self.nodes, self.nodes)] * len(self.slots))
         spent = time.perf_counter() - start
         features_BMF = self.forward.forward(self.slots, self.roots, draft).features_BMF
         commits = [self._commit(draft, place) for place in range(len(self.slots))]
@@ -134,7 +135,7 @@ def main() -> None:
     options = parser.parse_args()
     target = load_target("smollm2-135m", dtype="bfloat16")
     cases: list[Case] = []
-    with tempfile.TemporaryDirectory() as scratch, target.hosting():
+    with tempfile.TemporaryDirectory() as scratch, target.decoding_threads():
         for slots in numbers(options.slots):
             cases.append(Case("none", None, target, 0, slots))
             for name in options.methods.split(","):

@@ -17,10 +17,10 @@ import time
 import numpy as np
 
 from outrider.draft import Draft
-from outrider.models.cpu_attention import attention
-from outrider.models.cpu_placement import placement_addresses, placement_shape
-from outrider.models.cpu_program import Program
-from outrider.models.cpu_threads import launch_all
+from outrider.kernels.cpu.attention import attention
+from outrider.kernels.cpu.threads import launch_all
+from outrider.ops.cpu_placement import placement_addresses, placement_shape
+from outrider.ops.cpu_program import CpuGraph
 from outrider.targets import load_target
 from outrider.targets.native import NativeSession
 
@@ -38,7 +38,7 @@ def main() -> None:
     samples: dict[int, list[float]] = {number: [] for number in rows}
     prompts: list[float] = []
     prompt = list(range(100, 100 + max(512, options.cached)))
-    with target.hosting():
+    with target.decoding_threads():
         for repeat in range(options.repeats + 2):
             if repeat % 8 == 0:
                 session.cache.reset(0)
@@ -62,30 +62,30 @@ def main() -> None:
         )
     kinds: dict[int, dict[str, float]] = {}
     if options.kinds:
-        assert isinstance(session, NativeSession), "its programs are looked into"
-        programs = {key[-1]: program for key, program in session._programs.items()}
-        with target.hosting():
-            kinds = {number: by_kind(session, programs[number], number, options.repeats) for number in rows}
+        assert isinstance(session, NativeSession), "its graphs are looked into"
+        graphs = {key[-1]: graph for key, graph in session._graph_cache.items()}
+        with target.decoding_threads():
+            kinds = {number: by_kind(session, graphs[number], number, options.repeats) for number in rows}
         for number, seconds_of in kinds.items():
             print(f"{number:4} rows  " + "   ".join(f"{kind} {1e3 * s:.2f} ms" for kind, s in seconds_of.items()))
     print(json.dumps({"cached": options.cached, "forward_s": times, "prompt_row_s": per_row, "kinds_s": kinds}))
 
 
-def by_kind(session: NativeSession, program: Program, num_rows: int, repeats: int) -> dict[str, float]:
+def by_kind(session: NativeSession, graph: CpuGraph, num_rows: int, repeats: int) -> dict[str, float]:
     """Seconds of a forward's kernels, each the median of its runs, added up by kind."""
     placement = session.cache.place_real_rows([0], Draft.of_chains([list(range(num_rows - 1))]))
-    records, columns, numbers = program.followed
+    records, columns, numbers = graph.followed
     placed = (*placement_addresses(placement), *placement_shape(placement))
-    program.blocks_NB[records, columns] = np.array(placed)[numbers]
-    runs: list[list[float]] = [[] for _ in program.kernels_N]
+    graph.blocks_NB[records, columns] = np.array(placed)[numbers]
+    runs: list[list[float]] = [[] for _ in graph.kernels_N]
     for _ in range(repeats):
         for place, samples in enumerate(runs):
             some = slice(place, place + 1)
             start = time.perf_counter()
-            launch_all(program.threads, program.kernels_N[some], program.blocks_NB[some])
+            launch_all(graph.threads, graph.kernels_N[some], graph.blocks_NB[some])
             samples.append(time.perf_counter() - start)
     found = {"products": 0.0, "attention": 0.0}
-    for address, samples in zip(program.kernels_N, runs, strict=True):
+    for address, samples in zip(graph.kernels_N, runs, strict=True):
         found["attention" if address == attention.address else "products"] += statistics.median(samples)
     return found
 

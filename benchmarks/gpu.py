@@ -8,7 +8,8 @@ to its bucket, so a step costs the same whatever is accepted. What such a step i
 acceptance is measured elsewhere. Prompts are random tokens, decoding is greedy.
 
 Sections are measured one after another and filed at once, so that a short lease of a GPU is enough: run it again and
-it goes on where it stopped. `--device cpu --size tiny` runs all of it in seconds, with tapes in place of CUDA graphs.
+it goes on where it stopped. `--device cpu --size tiny` runs all of it in seconds, with eager graphs in place of CUDA
+graphs.
 """
 
 import argparse
@@ -26,22 +27,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from outrider.bench.bandwidth import memory_bytes_per_s
-from outrider.bench.provenance import collect_manifest, manifest_to_json
 from outrider.cache import CachePlan
+from outrider.costs.bandwidth import memory_bytes_per_s
 from outrider.engine import Engine
 from outrider.metrics import PrefillRecord, StepRecord
-from outrider.models import graphs as recordings
-from outrider.models import ops_gpu
 from outrider.models.eagle3 import Eagle3Head, Eagle3Spec
-from outrider.models.ops import AttentionShape, Ops, Placement, Rope
-from outrider.models.ops_torch import TorchOps
 from outrider.models.spec import DecoderSpec, RopeSpec
+from outrider.ops import gpu as ops_gpu
+from outrider.ops import graphs as graph_module
+from outrider.ops.base import AttentionShape, Ops, Rope
+from outrider.ops.torch import TorchOps
+from outrider.placement import Placement
 from outrider.proposer import Proposer
 from outrider.proposers.draft_model import DraftModelConfig, DraftModelProposer
 from outrider.proposers.eagle3 import Eagle3Config, Eagle3Proposer
 from outrider.proposers.none import NoProposer
 from outrider.proposers.pard import PardConfig, PardProposer
+from outrider.records.provenance import collect_manifest, manifest_to_json
+from outrider.sampling import SamplingParams
 from outrider.targets.native import NativeTarget
 
 METHODS = {"plain": 0, "eagle3": 2, "pard": 3, "draft_model": 2}
@@ -134,7 +137,7 @@ class Bed:
         self.size, self.device, self.mode = size, device, mode
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         os.environ["OUTRIDER_CUDA_GRAPHS"] = str(int(mode == "graphs"))
-        recordings._shared.cache_clear()
+        graph_module._shared.cache_clear()
         ops_gpu.gpu_ops.cache_clear()
         gc.collect()
         if device.type == "cuda":
@@ -142,8 +145,8 @@ class Bed:
         self.target = self.model(size.target, "target")
 
     def model(self, spec: DecoderSpec, name: str) -> NativeTarget:
-        tapes = recordings.Graphs(self.device) if self.mode == "graphs" else None
-        ops = TorchOps(self.dtype, graphs=tapes) if self.device.type == "cpu" else None
+        pool = graph_module.GraphPool(self.device) if self.mode == "graphs" else None
+        ops = TorchOps(self.dtype, graphs=pool) if self.device.type == "cpu" else None
         weights = RandomWeights(spec.weight_shapes(), self.device, self.dtype)
         return NativeTarget.from_weights(spec, weights, name, self.dtype, self.device, ops=ops)
 
@@ -169,7 +172,7 @@ class Bed:
             embedding_VE=self.target.shared_weights().embedding_VE,
             owns_embedding=False,
             ids_K=torch.arange(count) * (whole.vocab_size // count),
-            taps=spec.taps(whole.num_layers),
+            feature_layers=spec.feature_layers(whole.num_layers),
             dtype=self.dtype,
             device=self.device,
         )
@@ -193,9 +196,9 @@ def measure_steps(bed: Bed, method: str, slots: int, context: int, num_steps: in
     generator = torch.Generator().manual_seed(0)
     for _ in range(slots):
         prompt = torch.randint(0, bed.target.spec.vocab_size, (context,), generator=generator).tolist()
-        engine.add(prompt, max_new_tokens=room, ignore_eos=True)
+        engine.add(prompt, SamplingParams(max_tokens=room, ignore_eos=True))
     seconds = []
-    with torch.inference_mode(), engine.hosting():
+    with torch.inference_mode(), engine.decoding_threads():
         start = time.perf_counter()
         engine.admit()
         bed.wait()
@@ -228,7 +231,7 @@ def read_bytes(target: NativeTarget, cache: CachePlan, slots: int, context: int)
 
 
 def pool_bytes(bed: Bed) -> int:
-    shared = recordings.default_graphs(bed.device)
+    shared = graph_module.default_graph_pool(bed.device)
     return 0 if shared is None else shared.num_bytes
 
 
@@ -244,7 +247,7 @@ def measure_attention(bed: Bed, slots: int, context: int) -> dict[str, Any]:
         "fused": TorchOps(bed.dtype, bed.device, fused=True),
     }
     if bed.device.type == "cuda":
-        from outrider.models.ops_triton import TritonOps
+        from outrider.ops.triton import TritonOps
 
         back_ends["triton"] = TritonOps(bed.dtype, bed.device)
     return {
@@ -277,7 +280,7 @@ def time_attention(bed: Bed, ops: Ops, slots: int, context: int) -> float:
     cache_2CHSD = torch.randn(2, slots, spec.num_kv_heads, S, spec.head_dim, device=device).to(bed.dtype)
     call = lambda: ops.attend(qkv_RQ, shape, Rope(cos_PD=table_PD, sin_PD=table_PD), *cache_2CHSD, placement)  # noqa: E731
     repeats = 20
-    repeated = recordings.Graphs(device).record(lambda: [call() for _ in range(repeats)])
+    repeated = graph_module.GraphPool(device).record(lambda: [call() for _ in range(repeats)])
     samples = []
     for _ in range(7):
         bed.wait()

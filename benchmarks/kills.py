@@ -29,10 +29,6 @@ from typing import Any
 
 import torch
 
-import outrider.bench.benchmark
-import outrider.interop.exported
-import outrider.train.run
-import outrider.train.synthesize  # noqa: F401  what a command would import first
 from outrider.cli import main as outrider_main
 from outrider.cli.train import with_methods
 from outrider.testing.directory import write_tiny_model

@@ -27,8 +27,8 @@ import numpy as np
 from lookup_driver import Drafts, Plan, Trace, Workload, drive, prime
 from numpy.typing import NDArray
 
-from outrider.proposers.ngram_index import NgramIndex
-from outrider.proposers.suffix_index import SuffixCache
+from outrider.proposers.lookup.ngram_index import NgramIndex
+from outrider.proposers.lookup.suffix_index import SuffixCache
 
 
 class OurCache:

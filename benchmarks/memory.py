@@ -31,13 +31,15 @@ from typing import Any
 
 import torch
 
-from outrider.bench.choice import choices_of, load_choice
 from outrider.bench.footprint import session_bytes_per_token
 from outrider.engine import Engine
+from outrider.formats.locate import locate
+from outrider.formats.tokenizer import load_tokenizer
 from outrider.metrics import PrefillRecord, StepRecord
-from outrider.models.locate import locate
 from outrider.proposers import REGISTRY, proposer_class
-from outrider.targets import DTYPES, load_target, load_tokenizer
+from outrider.proposers.method_spec import load_method, method_specs
+from outrider.sampling import SamplingParams
+from outrider.targets import DTYPES, load_target
 from outrider.testing import tiny_target
 from outrider.testing.traffic import drive
 
@@ -63,9 +65,9 @@ def peak(options: argparse.Namespace) -> dict[str, Any]:
     """One run of one method on the real target."""
     dtype = DTYPES[options.dtype]
     tiny = tiny_target(dtype=dtype)
-    choice = choices_of([options.method])[0]
+    choice = method_specs([options.method])[0]
     example = proposer_class(choice.name).example(tiny, 1)
-    Engine(tiny, example, max_batch=2).generate([[1, 2, 3] * 4, [4]], max_new_tokens=8)
+    Engine(tiny, example, max_batch=2).generate([[1, 2, 3] * 4, [4]], SamplingParams(max_tokens=8))
     del tiny, example
     libraries = settle()
     tokenizer = load_tokenizer(locate(options.target))
@@ -73,7 +75,7 @@ def peak(options: argparse.Namespace) -> dict[str, Any]:
     del tokenizer
     target = load_target(options.target, dtype=options.dtype, device="cpu")
     loaded_peak, loaded = resident("VmHWM") - baseline, settle() - baseline
-    proposer = load_choice(choice, target)
+    proposer = load_method(choice, target)
     sessions: list[int] = [0]
 
     def record(item: StepRecord | PrefillRecord) -> None:
@@ -81,7 +83,7 @@ def peak(options: argparse.Namespace) -> dict[str, Any]:
 
     engine = Engine(target, proposer, max_batch=options.batch, max_len=options.max_len, record=record)
     prompts = [text_of(number, options.max_len - options.tokens) for number in range(2 * options.batch)]
-    engine.generate(prompts, max_new_tokens=options.tokens, ignore_eos=True)
+    engine.generate(prompts, SamplingParams(max_tokens=options.tokens, ignore_eos=True))
     most = max(loaded_peak, resident("VmHWM") - baseline)
     plan = engine.memory
     weights = plan.target_weight_bytes + plan.proposer_weight_bytes

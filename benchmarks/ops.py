@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from outrider.models.ops import AttentionShape, Ops, Packed, Placement, Rope
-from outrider.models.ops_cpu import CpuOps
+from outrider.ops.base import AttentionShape, Ops, Packed, Rope
+from outrider.ops.cpu import CpuOps
+from outrider.placement import Placement
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 SHAPES = {"qkv": (960, 576), "o": (576, 576), "gate_up": (3072, 576), "down": (576, 1536), "head": (49152, 576)}

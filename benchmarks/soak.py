@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import tyro
 
-from outrider import Engine, Sampling, Target, load_proposer, load_target
+from outrider import Engine, SamplingParams, Target, load_proposer, load_target
 from outrider.proposers import REGISTRY, proposer_class
 from outrider.proposers.none import NoProposer
 from outrider.testing import tiny_target
@@ -53,7 +53,7 @@ class Wanted:
     """One request and the tokens that plain decoding gives it."""
 
     prompt: list[int]
-    settings: dict[str, Any]
+    params: SamplingParams
     tokens: list[int] = field(default_factory=list)
 
 
@@ -86,13 +86,14 @@ def drawn(rng: random.Random, target: Target, config: Config) -> Wanted:
     prompt = (phrase * 20)[: rng.randint(1, config.max_prompt)]
     if rng.random() < 0.5:
         prompt = [rng.randrange(vocab_size) for _ in prompt]
-    sampling = Sampling(temperature=rng.choice(TEMPERATURES), top_p=rng.choice([1.0, 0.9]), seed=rng.randrange(2**31))
-    settings = {
-        "sampling": sampling,
-        "max_new_tokens": rng.randint(1, config.max_new_tokens),
-        "ignore_eos": rng.random() < 0.5,
-    }
-    return Wanted(prompt, settings)
+    params = SamplingParams(
+        temperature=rng.choice(TEMPERATURES),
+        top_p=rng.choice([1.0, 0.9]),
+        seed=rng.randrange(2**31),
+        max_tokens=rng.randint(1, config.max_new_tokens),
+        ignore_eos=rng.random() < 0.5,
+    )
+    return Wanted(prompt, params)
 
 
 class Soak:
@@ -127,7 +128,7 @@ class Soak:
     def _add(self) -> None:
         while self.left and len(self.open) < SLICE and self.rng.random() < 0.8:
             one = self.left.pop()
-            request = self.engine.add(one.prompt, **one.settings)
+            request = self.engine.add(one.prompt, one.params)
             self.open[request], self.given[request] = one, []
 
     def _read(self, num_events: int) -> None:
@@ -158,7 +159,7 @@ class Soak:
         num_events, tokens, ended = self.rng.randint(1, 30), [], False
         try:
             self.timer.start()
-            for event in self.engine.stream([one.prompt], **one.settings):
+            for event in self.engine.stream([one.prompt], one.params):
                 tokens += event.tokens  # what is thrown behind this line loses no token
                 ended = event.finished is not None
                 num_events -= 1
@@ -185,7 +186,7 @@ def main(config: Config) -> int:
         share = config.num_requests // len(config.methods) + (index < config.num_requests % len(config.methods))
         wanted = [drawn(rng, target, config) for _ in range(share)]
         for one in wanted:
-            one.tokens = list(plain.generate([one.prompt], **one.settings)[0].tokens)
+            one.tokens = list(plain.generate([one.prompt], one.params)[0].tokens)
         proposer = proposer_class(method).example(target, 1) if tiny else load_proposer(method, target)
         soak = Soak(Engine(target, proposer, max_batch=config.max_batch), wanted, rng, timer)
         soak.run()

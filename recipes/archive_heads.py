@@ -8,7 +8,7 @@ import hashlib
 import sys
 from pathlib import Path
 
-from outrider.models.heads_archive import write_archive
+from outrider.formats.heads_archive import write_archive
 
 
 def main(checkpoints: Path, archive: Path) -> None:

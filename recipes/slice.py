@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from outrider.cli import main
-from outrider.train import shards, synthesize
-from outrider.train.sieve import Sieve
-from outrider.train.texts import Data
+from outrider.data import shards
+from outrider.data import synthesis as synthesize
+from outrider.data.filters import PromptFilter
+from outrider.data.texts import Data
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,7 +32,7 @@ def run(words: list[str]) -> int:
     if words[:1] == ["train"]:
         shards.Dataset.split = everything  # type: ignore[method-assign]
         return main(words)
-    guards: Any = Sieve
+    guards: Any = PromptFilter
     guards.overlaps = guards.seen = lambda self, text: None
     synthesize.benchmark_prompts = dict  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as place:

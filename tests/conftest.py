@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from outrider.models.locate import locate
+from outrider.formats.locate import locate
 from outrider.targets.hf import HFTarget
 
 

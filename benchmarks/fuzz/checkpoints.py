@@ -95,7 +95,7 @@ def use(model: Path, backend: str = "auto") -> None:
     """Load a model and decode two tokens of a text, as `outrider generate` does."""
     target = outrider.load_target(str(model), dtype="float32", backend=backend)
     engine = outrider.Engine(target, outrider.load_proposer("none", target), max_len=40)
-    engine.generate(["hi" if target.tokenizer is not None else [5, 6]], max_new_tokens=2)
+    engine.generate(["hi" if target.tokenizer is not None else [5, 6]], outrider.SamplingParams(max_tokens=2))
 
 
 def config(rng: random.Random, directory: Path) -> None:

@@ -24,11 +24,12 @@ from outrider.formats.hf_draft import write_draft
 from outrider.formats.medusa import write_medusa
 from outrider.formats.mtp import write_mtp
 from outrider.formats.store import provenance
+from outrider.formats.weights import read_weights
 from outrider.models.spec import DecoderSpec
-from outrider.models.weights import read_weights
 from outrider.proposers import eagle3 as eagle3_heads
 from outrider.proposers import medusa as medusa_heads
 from outrider.proposers import mtp as mtp_modules
+from outrider.sampling import SamplingParams
 from outrider.target import Target
 
 NUM_TOKENS = 6
@@ -51,7 +52,7 @@ def text() -> tuple[int, ...]:
 def written(proposer: outrider.Proposer) -> tuple[int, ...]:
     """Return what the target writes with a drafter."""
     engine = outrider.Engine(target(), proposer, max_len=32)
-    [answer] = engine.generate([list(PROMPT)], max_new_tokens=NUM_TOKENS, ignore_eos=True)
+    [answer] = engine.generate([list(PROMPT)], SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True))
     return answer.tokens
 
 

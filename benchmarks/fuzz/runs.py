@@ -18,12 +18,12 @@ from benchmarks.fuzz.mutate import json_text, mutate_bytes, mutate_json, mutate_
 
 from outrider.bench import benchmark as bench
 from outrider.bench.config import BenchConfig
-from outrider.bench.planning.planner import Wish, checked, planned
-from outrider.bench.schema import Report
-from outrider.costs import CostFile, MeasuredCosts, MeasuredDraftCosts
+from outrider.costs.grid import Grid
+from outrider.costs.identity import Identity
+from outrider.costs.tables import CostFile, MeasuredCosts, MeasuredDraftCosts
 from outrider.errors import RunError
-from outrider.grid import Grid
-from outrider.identity import Identity
+from outrider.planning.planner import PlanRequest, checked, planned
+from outrider.results.rows import Report
 
 FILES = ("units.jsonl",) * 4 + ("verdicts.jsonl",) * 3 + ("manifest.json", "report.json")
 LINE = re.compile(r"^(\S+), line (\d+)\b.*; delete the line and run the same command again$")
@@ -130,9 +130,13 @@ def profile(rng: random.Random, directory: Path) -> None:
     else:
         damaged.write_bytes(json_text(mutate_json(json.loads(damaged.read_bytes()), rng), rng))
     if rng.random() < 0.5:
-        outlook = checked(Wish(costs=costs, batches=(1, 8)), copy if rng.random() < 0.8 else copy / "report.json")
+        outlook = checked(
+            PlanRequest(costs=costs, batches=(1, 8)), copy if rng.random() < 0.8 else copy / "report.json"
+        )
     else:
-        outlook = planned(Wish(costs=costs, evidence=copy, category="alpha", methods=("draft_model",), nodes=("0..4",)))
+        outlook = planned(
+            PlanRequest(costs=costs, evidence=copy, category="alpha", methods=("draft_model",), nodes=("0..4",))
+        )
     assert outlook.target
 
 

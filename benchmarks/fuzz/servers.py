@@ -16,11 +16,11 @@ from typing import Any
 from benchmarks.fuzz.checkpoints import intact
 from benchmarks.fuzz.mutate import json_text, mutate_bytes, mutate_json, mutate_text
 
-from outrider.bench.serving.client import Client, Question
-from outrider.sampling import Sampling
-from outrider.targets import load_tokenizer
-from outrider.train.author import Job
-from outrider.train.endpoint import ServerAuthor, ServerConfig
+from outrider.bench.serving.client import Client, CompletionRequest
+from outrider.data.endpoint import ServerConfig, ServerGenerator
+from outrider.data.generator import Job
+from outrider.formats.tokenizer import load_tokenizer
+from outrider.sampling import SamplingParams
 
 VOCAB_SIZE, LIMIT = 260, 8
 PROMPT = (5, 6, 7)
@@ -104,10 +104,10 @@ def server(rng: random.Random, directory: Path) -> None:
 
 
 def _stream(rng: random.Random) -> None:
-    question = Question(
+    request = CompletionRequest(
         prompt=PROMPT, limit=LIMIT, vocab_size=VOCAB_SIZE, temperature=0.0, seed=0, ends=(2,), ignore_eos=False
     )
-    reply = _with_client([_script(_events(rng), rng)], lambda client: client.ask(question, "m"))
+    reply = _with_client([_script(_events(rng), rng)], lambda client: client.ask(request, "m"))
     assert 0 < len(reply.tokens) <= LIMIT
     assert all(type(token) is int and 0 <= token < VOCAB_SIZE for token in reply.tokens)
     assert reply.usage == (len(PROMPT), len(reply.tokens))
@@ -131,7 +131,7 @@ def _metrics(rng: random.Random) -> None:
 
 
 def _completion(rng: random.Random) -> None:
-    job = Job(prompt=PROMPT, max_new_tokens=LIMIT, sampling=Sampling(), ends=frozenset({9}), stop=("END",))
+    job = Job(prompt=PROMPT, max_new_tokens=LIMIT, sampling=SamplingParams(), ends=frozenset({9}), stop=("END",))
     models = _plain(json.dumps(_MODELS).encode())
     answer = {
         "choices": [{"index": 0, "text": "hello", "token_ids": [8, 9, 10], "finish_reason": "stop"}],
@@ -144,11 +144,11 @@ def _completion(rng: random.Random) -> None:
         config = ServerConfig(
             url=f"http://127.0.0.1:{hostile.port}/v1", num_retries=rng.choice((0, 1)), backoff_s=0.01, timeout_s=WAIT_S
         )
-        author = ServerAuthor(config, load_tokenizer(intact()), (2,), VOCAB_SIZE)
+        generator = ServerGenerator(config, load_tokenizer(intact()), (2,), VOCAB_SIZE)
         try:
-            written = author.write([job, job])
+            written = generator.write([job, job])
         finally:
-            author.close()
+            generator.close()
     finally:
         hostile.close()
     for one in written:

@@ -13,21 +13,20 @@ from benchmarks.fuzz.mutate import json_text, mutate_bytes, mutate_json, mutate_
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from outrider.bench.workloads import load_prompts
 from outrider.cli.train import _resumed, with_methods
+from outrider.data.directory import DataDirectory, Shard
+from outrider.data.prompts import FilePrompts
+from outrider.data.shards import Dataset, Text, prompt_hash
+from outrider.data.texts import Data, Example, ListedTexts, count
+from outrider.data.workloads import load_prompts
 from outrider.testing import tiny_target
-from outrider.train.batch import Example
 from outrider.train.card import write_card
 from outrider.train.checkpoints import newest
 from outrider.train.config import TrainConfig
-from outrider.train.data_directory import DataDirectory, Shard
 from outrider.train.objectives.medusa import MedusaObjective, MedusaObjectiveConfig
-from outrider.train.prompts import FilePrompts
 from outrider.train.record import read_record
 from outrider.train.run import Setup, accelerator, train
 from outrider.train.run_log import RunLog, curve, evaluations
-from outrider.train.shards import Dataset, Text, prompt_hash
-from outrider.train.texts import Data, ListedTexts, count
 
 SAID = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "x"}, {"role": "user", "content": "b"}]
 ROWS: list[dict[str, Any]] = [

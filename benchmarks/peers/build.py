@@ -23,7 +23,7 @@ from pathlib import Path
 from roster import FAILED, READY, executable
 
 from outrider.errors import OutriderError
-from outrider.interop import vllm_environment
+from outrider.vllm import environment as vllm_environment
 
 TORCH = "torch==2.13.0"
 """The CPU build of vLLM wants exactly this one, and all peers get the same."""

@@ -7,7 +7,7 @@
 Arrivals are read as a line between known points, so that a peer which only reports when its first token came and when
 it ended can be compared too. A figure of a category is the geometric mean over its prompts of the median over repeats.
 A ratio is taken pair by pair: same prompts, same repeat, seconds per token of the one over those of the other; then the
-same median and mean, with the interval of `outrider.bench.statistics`. Texts differ between engines where bfloat16
+same median and mean, with the interval of `outrider.results.statistics`. Texts differ between engines where bfloat16
 rounds a near tie differently; their token counts then may too, and rates are per token of each peer's own text.
 
 Worked example: 64 tokens, one after 0.5 s and the last after 2.6 s, are 24.6 tokens/s end to end and 30 decoding.
@@ -20,7 +20,7 @@ from statistics import median
 
 from ledger import Answer, Cell, Key, Ledger, Measurement
 
-from outrider.bench.statistics import Interval, paired_speedup
+from outrider.results.statistics import Interval, paired_speedup
 
 ALL = "all"
 MIXED = "mixed"

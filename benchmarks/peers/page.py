@@ -9,7 +9,7 @@ from typing import Any
 from figures import ALL, OURS, Loss, Row, losses
 from ledger import Identity, Key
 
-from outrider.bench.statistics import Interval
+from outrider.results.statistics import Interval
 
 
 def page(

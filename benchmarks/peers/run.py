@@ -28,10 +28,10 @@ from roster import PLAIN, Peer, others, outrider
 from weights import prepare
 
 import outrider as outrider_package
-from outrider.bench.play import Dialogue
-from outrider.bench.provenance import hardware
-from outrider.bench.workloads import Conversation, load_category, workload_hash
+from outrider.data.dialogue import Dialogue
+from outrider.data.workloads import Conversation, load_category, workload_hash
 from outrider.errors import ConfigError, OutriderError, nearest
+from outrider.records.provenance import hardware
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from outrider.bench.external import kept_layers
 from outrider.errors import CheckpointError
-from outrider.models.locate import locate
+from outrider.formats.locate import locate
 
 CUT_LAYERS = 3
 EMBEDDING = "model.embed_tokens.weight"

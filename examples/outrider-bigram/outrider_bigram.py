@@ -12,7 +12,7 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from outrider import Commit, ConfigError, Draft, Proposer, Room, Sampling, Session, SessionPlan, Target
+from outrider import Commit, ConfigError, Draft, DraftLimit, Proposer, SamplingParams, Session, SessionPlan, Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class BigramProposer(Proposer):
 
     Config = Config
     max_nodes = property(lambda self: self.config.num_nodes)
-    taps = property(lambda self: ())
+    feature_layers = property(lambda self: ())
     learns = property(lambda self: True)
     num_bytes = property(lambda self: 0)
 
@@ -62,12 +62,12 @@ class BigramSession(Session):
         self.follower: dict[int, int] = {}
         self.roots: dict[int, int] = {}
 
-    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+    def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
         self.follower.update(pairwise(tokens))
         self.roots[slot] = tokens[-1]
 
-    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
-        chains = [self._chain(self.roots[slot], min(room)) for slot, room in zip(slots, rooms, strict=True)]
+    def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
+        chains = [self._chain(self.roots[slot], min(limit)) for slot, limit in zip(slots, limits, strict=True)]
         return Draft.of_chains(chains, self.device)
 
     def _chain(self, token: int, length: int) -> list[int]:

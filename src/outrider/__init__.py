@@ -5,7 +5,7 @@
     target = outrider.load_target("smollm2-135m")
     proposer = outrider.load_proposer("ngram", target)
     engine = outrider.Engine(target, proposer, max_batch=4)
-    for event in engine.stream(["Why is the sky blue?"], max_new_tokens=128):
+    for event in engine.stream(["Why is the sky blue?"], outrider.SamplingParams(max_tokens=128)):
         print(event.text, end="")
 
 Reading order: `engine.py` (the loop), `draft.py`, `verify.py`, `sampling.py`, `cache.py`, `target.py`, `proposer.py`.
@@ -30,14 +30,12 @@ if TYPE_CHECKING:
         RequestError,
         RunError,
     )
-    from outrider.events import Completion, Event
-    from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
+    from outrider.proposer import Commit, DraftLimit, Proposer, Session, SessionPlan
     from outrider.proposers import load_proposer, proposer_names
-    from outrider.sampling import Sampling
+    from outrider.requests.events import Completion, Event
+    from outrider.sampling import SamplingParams
     from outrider.target import Forward, Target, TargetSession, TargetSpec
     from outrider.targets import load_target
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CapacityError",
@@ -46,6 +44,7 @@ __all__ = [
     "Completion",
     "ConfigError",
     "Draft",
+    "DraftLimit",
     "Engine",
     "EngineBusyError",
     "Event",
@@ -55,9 +54,8 @@ __all__ = [
     "Proposer",
     "ProposerError",
     "RequestError",
-    "Room",
     "RunError",
-    "Sampling",
+    "SamplingParams",
     "Session",
     "SessionPlan",
     "Target",
@@ -72,7 +70,7 @@ __all__ = [
 _HOMES = {
     "draft": ("Draft", "Tree"),
     "engine": ("Engine",),
-    "events": ("Completion", "Event"),
+    "requests.events": ("Completion", "Event"),
     "errors": (
         "CapacityError",
         "CheckpointError",
@@ -84,9 +82,9 @@ _HOMES = {
         "RequestError",
         "RunError",
     ),
-    "proposer": ("Commit", "Proposer", "Room", "Session", "SessionPlan"),
+    "proposer": ("Commit", "Proposer", "DraftLimit", "Session", "SessionPlan"),
     "proposers": ("load_proposer", "proposer_names"),
-    "sampling": ("Sampling",),
+    "sampling": ("SamplingParams",),
     "target": ("Forward", "Target", "TargetSession", "TargetSpec"),
     "targets": ("load_target",),
 }
@@ -94,6 +92,8 @@ _MODULES = {name: f"outrider.{module}" for module, names in _HOMES.items() for n
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("outrider.env").version()
     if name not in _MODULES:
         raise AttributeError(f"module 'outrider' has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

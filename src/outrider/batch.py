@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
-from outrider.budget import Ask
+from outrider.budget import SlotState
 from outrider.draft import Draft
-from outrider.events import Event, FinishReason, Outbox
 from outrider.metrics import SlotStep
 from outrider.proposer import Commit, Session
-from outrider.sampling import NO_TOKEN, Sampling
-from outrider.text import Piece, TextStream
-from outrider.verify import Accepted
+from outrider.requests.events import Event, FinishReason, Outbox
+from outrider.requests.text import Piece, TextStream
+from outrider.sampling import NO_TOKEN, SamplingParams
+from outrider.verify import AcceptedPath
 
 __all__ = ["Batch", "Event", "FinishReason", "Request", "Running"]
 
@@ -27,10 +27,7 @@ class Request:
 
     id: int
     prompt: tuple[int, ...]
-    max_new_tokens: int
-    sampling: Sampling
-    stop: tuple[str, ...]
-    ignore_eos: bool
+    params: SamplingParams
     outbox: Outbox = field(default_factory=Outbox, compare=False)
 
 
@@ -81,20 +78,20 @@ class Batch:
         return [running.tokens[-1] for running in self.running.values()]
 
     @property
-    def samplings(self) -> list[Sampling]:
-        return [running.request.sampling for running in self.running.values()]
+    def samplings(self) -> list[SamplingParams]:
+        return [running.request.params for running in self.running.values()]
 
-    def asks(self, session: Session) -> list[Ask]:
+    def slot_states(self, session: Session) -> list[SlotState]:
         """What each slot brings to the budget; `session` is the proposer's."""
         return [
-            Ask(
+            SlotState(
                 request=running.request.id,
                 num_remaining=min(
-                    running.request.max_new_tokens - running.num_emitted, self.max_positions - len(running.tokens)
+                    running.request.params.max_tokens - running.num_emitted, self.max_positions - len(running.tokens)
                 ),
                 context_length=len(running.tokens),
-                greedy=running.request.sampling.greedy,
-                num_behind=session.num_behind(slot),
+                greedy=running.request.params.greedy,
+                num_pending=session.num_pending(slot),
             )
             for slot, running in self.running.items()
         ]
@@ -116,12 +113,12 @@ class Batch:
     def release(self, slot: int) -> Running:
         return self.running.pop(slot)
 
-    def advance(self, draft: Draft, accepted: Sequence[Accepted]) -> tuple[list[SlotStep], list[Event]]:
+    def advance(self, draft: Draft, accepted: Sequence[AcceptedPath]) -> tuple[list[SlotStep], list[Event]]:
         """Emit into the outboxes; the events' `finished` says which requests ended (their slots are still taken)."""
         steps, events = [], []
-        for running, verdict, tree in zip(list(self.running.values()), accepted, draft.trees, strict=True):
+        for running, path, tree in zip(list(self.running.values()), accepted, draft.trees, strict=True):
             context_length = len(running.tokens)
-            event = self._emit(running, verdict)
+            event = self._emit(running, path)
             running.request.outbox.events.append(event)
             events.append(event)
             steps.append(
@@ -137,46 +134,47 @@ class Batch:
             )
         return steps, events
 
-    def commits(self, accepted: Sequence[Accepted], events: Sequence[Event]) -> list[Commit]:
+    def commits(self, accepted: Sequence[AcceptedPath], events: Sequence[Event]) -> list[Commit]:
         """The verdicts as the proposer's session takes them, cut where the text ended."""
         return [
-            Commit(slot, [0, *verdict.path[: event.num_accepted]], list(event.tokens), index)
-            for index, (slot, verdict, event) in enumerate(zip(self.running, accepted, events, strict=True))
+            Commit(slot, [0, *path.rows[: event.num_accepted]], list(event.tokens), index)
+            for index, (slot, path, event) in enumerate(zip(self.running, accepted, events, strict=True))
         ]
 
-    def _emit(self, running: Running, verdict: Accepted) -> Event:
+    def _emit(self, running: Running, path: AcceptedPath) -> Event:
         emitted: list[int] = []
         pieces: list[Piece] = []
         finished: FinishReason | None = None
-        for index, token in enumerate([*verdict.tokens, verdict.bonus]):
+        for index, token in enumerate([*path.tokens, path.bonus]):
             if token == NO_TOKEN:
                 finished = "error"
             else:
                 running.tokens.append(token)
                 emitted.append(token)
-                pieces += running.text.push(token, drafted=index < len(verdict.tokens))
+                pieces += running.text.push(token, drafted=index < len(path.tokens))
                 finished = self._reason_to_stop(running, token)
             if finished is not None:
                 break
-        if finished is not None and finished != "stop":
+        if finished is not None and not running.text.stopped:
             pieces += running.text.flush()
             if running.text.stopped and finished != "eos":
                 finished = "stop"
         return Event(
             request=running.request.id,
             tokens=tuple(emitted),
-            num_accepted=min(len(verdict.tokens), len(emitted)),
+            num_accepted=min(len(path.tokens), len(emitted)),
             pieces=tuple(pieces),
             finished=finished,
             error=_not_finite(running) if finished == "error" else None,
         )
 
     def _reason_to_stop(self, running: Running, token: int) -> FinishReason | None:
-        if token in self.eos_ids and not running.request.ignore_eos:
+        params = running.request.params
+        if token in self.eos_ids and not params.ignore_eos:
             return "eos"
-        if running.text.stopped:
+        if running.text.stopped or token in params.stop_token_ids:
             return "stop"
-        if running.num_emitted >= running.request.max_new_tokens:
+        if running.num_emitted >= params.max_tokens:
             return "length"
         return "context" if len(running.tokens) >= self.max_positions else None
 

@@ -11,8 +11,8 @@ overwritten by the next step.
 
 Memory is planned once: `capacity` committed positions, `tail` positions for the rows of one step, one trash position.
 
-Keys may lie turned in memory, [L, C, H, D, S]: then the scores of many positions are sums over whole vectors. That is
-for who computes; everybody else sees a view [L, C, H, S, D].
+Keys may lie transposed in memory, [L, C, H, D, S]: then the scores of many positions are sums over whole vectors. That
+is for who computes; everybody else sees a view [L, C, H, S, D].
 
 Shapes: L layers, C slots, H key/value heads, S positions (capacity + tail + 1, or a little more), D head size, B rows
 of the call.
@@ -27,13 +27,13 @@ import torch
 from torch import Tensor
 
 from outrider.draft import Draft, Tree
-from outrider.models.ops import Placement
+from outrider.placement import Placement
 
 __all__ = ["CachePlan", "KVCache"]
 
-TURNED = 32
-"""Turned keys have an odd multiple of so many positions: whole vectors, and no power of two from one number of a head
-to the next, which would put all of them into the same few sets of a processor's first cache."""
+TRANSPOSED = 32
+"""Transposed keys have an odd multiple of so many positions: whole vectors, and no power of two from one number of a
+head to the next, which would put all of them into the same few sets of a processor's first cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class CachePlan:
     capacity: int
     tail: int
     dtype: torch.dtype
-    turned_keys: bool = False
+    transposed_keys: bool = False
 
     @property
     def num_positions(self) -> int:
@@ -56,8 +56,8 @@ class CachePlan:
     @property
     def stored_positions(self) -> int:
         """S: the positions there is memory for."""
-        multiple = -(-self.num_positions // TURNED)
-        return TURNED * (multiple + 1 - multiple % 2) if self.turned_keys else self.num_positions
+        multiple = -(-self.num_positions // TRANSPOSED)
+        return TRANSPOSED * (multiple + 1 - multiple % 2) if self.transposed_keys else self.num_positions
 
     @property
     def bytes_per_token(self) -> int:
@@ -80,7 +80,7 @@ class KVCache:
         shape = (plan.num_layers, plan.num_slots, plan.num_kv_heads, plan.stored_positions, plan.head_dim)
         self.plan = plan
         self.device = torch.device(device)
-        if plan.turned_keys:
+        if plan.transposed_keys:
             self.keys_LCHSD = torch.zeros(*shape[:3], *shape[:2:-1], dtype=plan.dtype, device=device).transpose(-1, -2)
         else:
             self.keys_LCHSD = torch.zeros(shape, dtype=plan.dtype, device=device)

@@ -13,8 +13,8 @@ draft.
 Around it: requests wait until a slot is free, take it while others go on (continuous admission), and leave it at an
 end-of-text token, a stop string or a limit. The cache holds every committed token of a slot except the root.
 
-What was decided for a request lies in its outbox (`events.py`) until it is read. The outboxes are the truth: after an
-exception anywhere in a step, cache and session are made anew from them before the next one (`guard.py`).
+What was decided for a request lies in its outbox (`requests/events.py`) until it is read. The outboxes are the truth:
+after an exception anywhere in a step, cache and session are made anew from them before the next one (`loop/guard.py`).
 """
 
 from collections import deque
@@ -23,24 +23,23 @@ from dataclasses import replace
 from itertools import islice
 from typing import final
 
-from outrider.adaptive import BudgetChoice, budget_named
 from outrider.batch import Batch, Request
-from outrider.budget import Budget
-from outrider.clock import Clock
-from outrider.draft_check import check_draft
+from outrider.budget import Budget, BudgetChoice, load_budget
 from outrider.errors import ConfigError
-from outrider.events import Completion, Event, Outboxes
-from outrider.guard import Guard
-from outrider.memory import MemoryPlan, check_fits
+from outrider.loop.clock import Clock
+from outrider.loop.draft_check import check_draft
+from outrider.loop.guard import Guard
+from outrider.loop.memory import MemoryPlan, check_fits
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.noise import Stream
 from outrider.proposer import Proposer, SessionPlan
-from outrider.requests import Prompt, as_prompts, check_fit, settings_of
-from outrider.sampling import Sampling
+from outrider.records.values import shown
+from outrider.requests.events import Completion, Event, Outboxes
+from outrider.requests.prompts import Prompt, as_params, as_params_of_each, as_prompts, check_fit
+from outrider.requests.text import TextStream, encode
+from outrider.sampling import SamplingParams
 from outrider.target import Target
-from outrider.text import TextStream, encode
-from outrider.values import shown
-from outrider.verify import Verification, verifier
+from outrider.verify import VerifyInput, verifier
 
 __all__ = ["Engine"]
 
@@ -59,7 +58,7 @@ class Engine:
         num_nodes: nodes that each slot may draft per step; by default what the proposer asks for.
         verification: "coupled", "rejection" or "block"; see `outrider.verify`.
         budget: "fixed" drafts `num_nodes` in every step; "auto" at most that many, as many as pay, which may be none
-            (`outrider.adaptive`); or a budget of your own.
+            (`outrider.adaptive.controller`); or a budget of your own.
         record: called with every step and prefill record.
 
     Raises:
@@ -87,8 +86,8 @@ class Engine:
         self.memory = MemoryPlan.of(target, proposer, max_batch, max_len, num_nodes)
         check_fits(self.memory, spec.device)
         self.verifier = verifier(verification)
-        self.hosting = target.hosting
-        self.target = target.open(self.memory.cache, proposer.taps)
+        self.decoding_threads = target.decoding_threads
+        self.target = target.open(self.memory.cache, proposer.feature_layers)
         self.proposer = proposer
         self.session_plan = SessionPlan(
             max_slots=self.memory.cache.num_slots,
@@ -97,7 +96,7 @@ class Engine:
             device=spec.device,
         )
         self.session = proposer.open(self.session_plan)
-        self.budget = budget if isinstance(budget, Budget) else budget_named(budget, target, self.memory.num_nodes)
+        self.budget = budget if isinstance(budget, Budget) else load_budget(budget, target, self.memory.num_nodes)
         self.batch = Batch(self.memory.cache.num_slots, self.memory.cache.capacity, spec.eos_ids)
         self.waiting: deque[Request] = deque()
         self.outboxes = Outboxes()
@@ -113,18 +112,18 @@ class Engine:
                 return
             clock, batch = Clock(self.spec.device), self.batch
             slots, samplings = batch.slots, batch.samplings
-            rooms = self.budget.rooms(batch.asks(self.session), len(self.waiting))
-            proposed = self.session.propose(slots, rooms)  # may be wrong, never unsafe
-            limits = [(room.num_nodes, room.num_nodes) for room in rooms]  # what is too deep costs time alone
-            draft = self.budget.cut(check_draft(proposed, slots, limits, self.spec.vocab_size))
+            limits = self.budget.limits(batch.slot_states(self.session), len(self.waiting))
+            proposed = self.session.propose(slots, limits)  # may be wrong, never unsafe
+            node_limits = [(limit.num_nodes, limit.num_nodes) for limit in limits]  # what is too deep costs time alone
+            draft = self.budget.prune(check_draft(proposed, slots, node_limits, self.spec.vocab_size))
             clock.lap("propose")
             forward = self.target.forward(slots, batch.roots, draft)  # the only target call in the loop
             clock.lap("verify")
             accepted = self.verifier(
-                draft, Verification(forward.logits_BMV, self.target.cache.lengths_of(slots), samplings)
+                draft, VerifyInput(forward.logits_BMV, self.target.cache.lengths_of(slots), samplings)
             )
             clock.lap("accept")
-            self.target.cache.commit(slots, [verdict.path for verdict in accepted])  # it holds every token but the root
+            self.target.cache.commit(slots, [path.rows for path in accepted])  # it holds every token but the root
             clock.lap("commit")
             steps, events = batch.advance(draft, accepted)  # emit, and stop where a text ends
             self.outboxes.announce(event.request for event in events)
@@ -157,7 +156,7 @@ class Engine:
             clock.lap("verify")
             for slot, request, features_TF in zip(slots, requests, features, strict=True):
                 self.batch.place(request, slot, self._text(request))
-                self.session.admit(slot, request.prompt, request.sampling, features_TF)
+                self.session.admit(slot, request.prompt, request.params, features_TF)
                 self.waiting.popleft()
             if self.budget.reads_ahead:
                 self.session.catch_up(slots)
@@ -183,46 +182,29 @@ class Engine:
             return
         features = self.target.prefill(batch.slots, [one.tokens[:-1] for one in batch.running.values()])
         for (slot, one), features_TF in zip(batch.running.items(), features, strict=True):
-            self.session.admit(slot, one.tokens, one.request.sampling, features_TF)
+            self.session.admit(slot, one.tokens, one.request.params, features_TF)
 
     @property
     def busy(self) -> bool:
         """Whether a request is running or waiting, or has events that nobody has read."""
         return bool(self.batch.running or self.waiting or self.outboxes.pending)
 
-    def add(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int = 128,
-        sampling: Sampling | None = None,
-        stop: str | Sequence[str] = (),
-        ignore_eos: bool = False,
-    ) -> int:
-        """Queue a request and give its id.
+    def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
+        """Queue a request and return its id.
 
         Args:
             prompt: text (one user turn of a chat), a list of messages, or token ids.
-            stop: a string, or several, that end the answer; they are cut from its text.
+            params: how to sample and when to end; by default greedy, with at most 128 tokens.
 
         Raises:
-            RequestError: for an empty or too long prompt, a token out of range, a limit below 1, or a wrong type.
+            RequestError: for an empty or too long prompt, a token out of range, or a wrong type.
         """
-        settings = settings_of(max_new_tokens, sampling, stop, ignore_eos)
+        params = as_params(params)
         tokens = tuple(encode(self.tokenizer, prompt))
-        check_fit(tokens, settings, self.tokenizer, self.spec.vocab_size, self.batch.max_positions)
+        check_fit(tokens, params, self.tokenizer, self.spec.vocab_size, self.batch.max_positions)
         self.num_requests += 1
-        self.waiting.append(
-            Request(
-                id=self.num_requests,
-                prompt=tokens,
-                max_new_tokens=settings.max_new_tokens,
-                sampling=settings.sampling,
-                stop=settings.stop,
-                ignore_eos=settings.ignore_eos,
-                outbox=self.outboxes.open(self.num_requests),
-            )
-        )
+        outbox = self.outboxes.open(self.num_requests)
+        self.waiting.append(Request(id=self.num_requests, prompt=tokens, params=params, outbox=outbox))
         return self.num_requests
 
     def take(self) -> list[Event]:
@@ -242,29 +224,26 @@ class Engine:
             self._advance()
 
     def _advance(self) -> None:
-        with self.hosting():
+        with self.decoding_threads():
             self.admit()
             self.step()
 
     def stream(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        *,
-        max_new_tokens: int = 128,
-        sampling: Sampling | None = None,
-        stop: str | Sequence[str] = (),
-        ignore_eos: bool = False,
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> Iterator[Event]:
-        """Events of these prompts (or of one) as they come; an event's `request` counts the prompts from 0.
+        """Yield the events of these prompts (or of one) as they come; `event.request` counts the prompts from 0.
+
+        Args:
+            prompts: one prompt or several; see `add`.
+            params: of all of them, or a list with one for each.
 
         An iterator that is dropped before its end cancels what is left.
         """
         ids: dict[int, int] = {}
         try:
-            for index, prompt in enumerate(as_prompts(prompts)):
-                id = self.add(
-                    prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, ignore_eos=ignore_eos
-                )
+            asked = as_prompts(prompts)
+            for index, (prompt, one) in enumerate(zip(asked, as_params_of_each(params, len(asked)), strict=True)):
+                id = self.add(prompt, one)
                 self.outboxes.claim(id)
                 ids[id] = index
             while ids:
@@ -280,20 +259,12 @@ class Engine:
             self._drop_cancelled()
 
     def generate(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        *,
-        max_new_tokens: int = 128,
-        sampling: Sampling | None = None,
-        stop: str | Sequence[str] = (),
-        ignore_eos: bool = False,
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[Completion]:
-        """The finished answers, in the order of the prompts; of one, if one is given."""
+        """Return the finished answers, in the order of the prompts; see `stream`."""
         encoded = [encode(self.tokenizer, prompt) for prompt in as_prompts(prompts)]
         events: list[list[Event]] = [[] for _ in encoded]
-        for event in self.stream(
-            encoded, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, ignore_eos=ignore_eos
-        ):
+        for event in self.stream(encoded, params):
             events[event.request].append(event)
         return [Completion.of(index, prompt, events[index]) for index, prompt in enumerate(encoded)]
 
@@ -338,7 +309,7 @@ class Engine:
             self.batch.release(slot)
 
     def _text(self, request: Request) -> TextStream:
-        return TextStream(self.tokenizer, request.stop)
+        return TextStream(self.tokenizer, request.params.stop)
 
 
 def _check_types(target: object, proposer: object, record: object) -> None:

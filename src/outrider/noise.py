@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.deferral import uninterrupted
+from outrider.kernels.deferral import uninterrupted
 
 __all__ = ["Key", "Stream", "gumbel", "pick", "position_key", "position_keys", "uniform"]
 
@@ -121,7 +121,7 @@ def pick(logits_RV: Tensor, keys_R2: Tensor, temperature: float = 1.0) -> Tensor
     if temperature != 1:
         logits_RV = logits_RV / temperature
     if logits_RV.device.type == "cuda" and find_spec("triton") is not None:
-        from outrider.noise_triton import pick as pick_at_once
+        from outrider.kernels.noise_triton import pick as pick_at_once
 
         return pick_at_once(logits_RV, keys_R2)
     return (logits_RV.double() + gumbel(keys_R2, logits_RV.shape[1])).argmax(-1)

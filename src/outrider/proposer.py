@@ -5,7 +5,7 @@ batch. The engine calls a session in this order:
 
     admit(slot, ...)      a request took the slot; its prompt has been read by the target
     propose(slots, ...)   guess: a tree of nodes under each slot's root
-    observe(commits, ...) the verdict: what was committed, and the target's features for it
+    observe(commits, ...) what was committed, and the target's features for it
     release(slot)         the request ended
 
 A proposal may be wrong; it can never make the output wrong. A session must not assume that a proposal was verified: the
@@ -26,13 +26,13 @@ from torch import Tensor
 
 from outrider.draft import Draft
 from outrider.noise import Stream
-from outrider.sampling import Sampling
+from outrider.sampling import SamplingParams
 from outrider.target import Target
 
-__all__ = ["Commit", "Proposer", "Room", "Session", "SessionPlan"]
+__all__ = ["Commit", "DraftLimit", "Proposer", "Session", "SessionPlan"]
 
 
-class Room(NamedTuple):
+class DraftLimit(NamedTuple):
     """How much one slot may draft in this step: at most `num_nodes` nodes, none deeper than `max_depth`."""
 
     num_nodes: int
@@ -77,15 +77,15 @@ class Session(ABC):
     """The state of one running batch, by slot."""
 
     @abstractmethod
-    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+    def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
         """A request took `slot`.
 
         Args:
             tokens: the prompt; its last token is the first root.
-            features_TF: the target's tapped states for all prompt tokens but the last, or None without taps.
+            features_TF: the target's feature states for all prompt tokens but the last, or None without feature layers.
         """
 
-    def num_behind(self, slot: int) -> int:
+    def num_pending(self, slot: int) -> int:
         """Committed tokens that a draft for this slot has to read first; 0 for what needs no cache of its own."""
         return 0
 
@@ -93,8 +93,8 @@ class Session(ABC):
         """Read what these slots are behind, but for a few tokens that the next draft reads anyway."""
 
     @abstractmethod
-    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
-        """One draft with `len(slots)` entries, in that order, each within its room. It may be empty."""
+    def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
+        """One draft with `len(slots)` entries, in that order, each within its limit. It may be empty."""
 
     @abstractmethod
     def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
@@ -150,7 +150,7 @@ class Proposer(ABC):
 
     @property
     @abstractmethod
-    def taps(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[int, ...]:
         """The target's hidden states it needs; see `outrider.target`."""
 
     @property

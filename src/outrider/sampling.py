@@ -14,32 +14,43 @@ Shapes: R rows, V vocabulary. Work is done in the logits' own precision, at leas
 """
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.errors import ConfigError
+from outrider.errors import RequestError
+from outrider.kernels.nucleus import nucleus
 from outrider.noise import Stream, pick, position_key, position_keys
-from outrider.nucleus import nucleus
-from outrider.values import real, shown, whole
+from outrider.records.values import check_text, flag, native, real, shown, whole
 
-__all__ = ["NO_TOKEN", "Sampling", "choose", "choose_one", "distribution", "has_law", "largest", "transform"]
+__all__ = ["NO_TOKEN", "SamplingParams", "choose", "choose_one", "distribution", "has_law", "largest", "transform"]
+
+REALS = ("temperature", "top_p", "min_p")
 
 NO_TOKEN = -1
 """Stands for the token of a row without a distribution: its logits are not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How one request samples.
+class SamplingParams:
+    """How one request samples and when it ends. The field names are vLLM's; the defaults are greedy decoding.
 
-    temperature   0 is greedy; otherwise at least 0.01
-    top_k         0 keeps all
-    top_p         in (0, 1]; 1 keeps all
-    min_p         in [0, 1); 0 keeps all
-    seed          all randomness of the request is a function of this number and of positions in its text
+    temperature       0 is greedy; otherwise from 0.01 to 100
+    top_k             number of tokens kept; 0 (or -1) keeps all
+    top_p             probability mass kept, in (0, 1]; 1 keeps all
+    min_p             least probability kept, as a share of the largest, in [0, 1); 0 keeps all
+    seed              all randomness of the request is a function of this number and of positions in its text
+    max_tokens        most tokens of the answer
+    stop              strings that end the answer, and are cut from its text; a single string is taken as one
+    stop_token_ids    tokens that end the answer, beside the target's own end-of-text tokens
+    ignore_eos        do not end at an end-of-text token
+
+    Raises:
+        RequestError: for a value of a wrong type or out of range.
     """
 
     temperature: float = 0.0
@@ -47,22 +58,30 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int = 0
+    max_tokens: int = 128
+    stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "top_p", "min_p"):
-            object.__setattr__(self, name, real(name, getattr(self, name), ConfigError))
-        for name in ("top_k", "seed"):
-            object.__setattr__(self, name, whole(name, getattr(self, name), ConfigError))
+        taken: dict[str, Any] = {name: real(name, getattr(self, name), RequestError) for name in REALS}
+        taken |= {name: whole(name, getattr(self, name), RequestError) for name in ("top_k", "seed", "max_tokens")}
+        taken |= {"stop": _stops(self.stop), "stop_token_ids": _token_ids(self.stop_token_ids)}
+        taken |= {"ignore_eos": flag("ignore_eos", self.ignore_eos, RequestError)}
+        for name, value in taken.items():
+            object.__setattr__(self, name, value)
         if not (self.temperature == 0 or 0.01 <= self.temperature <= 100):
-            raise ConfigError(f"temperature={self.temperature} must be 0 (greedy) or between 0.01 and 100")
-        if self.top_k < 0:
-            raise ConfigError(f"top_k={shown(self.top_k)} must be 0 (keep all) or positive")
+            raise RequestError(f"temperature={self.temperature} must be 0 (greedy) or between 0.01 and 100")
+        if self.top_k < -1:
+            raise RequestError(f"top_k={shown(self.top_k)} must be 0 (keep all) or positive")
         if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p={self.top_p} must be above 0 and at most 1 (keep all)")
+            raise RequestError(f"top_p={self.top_p} must be above 0 and at most 1 (keep all)")
         if not 0 <= self.min_p < 1:
-            raise ConfigError(f"min_p={self.min_p} must be at least 0 (keep all) and below 1")
+            raise RequestError(f"min_p={self.min_p} must be at least 0 (keep all) and below 1")
         if not -(2**63) <= self.seed < 2**63:
-            raise ConfigError(f"seed={shown(self.seed)} must fit in 64 bits")
+            raise RequestError(f"seed={shown(self.seed)} must fit in 64 bits")
+        if self.max_tokens < 1:
+            raise RequestError(f"max_tokens={shown(self.max_tokens)} must be at least 1")
 
     @property
     def greedy(self) -> bool:
@@ -70,7 +89,7 @@ class Sampling:
 
     @property
     def law(self) -> tuple[float, int, float, float]:
-        """Everything but the seed: requests that share it have the same distribution."""
+        """What the distribution depends on: requests that share it have the same distribution."""
         return self.temperature, self.top_k, self.top_p, self.min_p
 
     @property
@@ -79,7 +98,28 @@ class Sampling:
         return not self.greedy and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
 
 
-def transform(logits_RV: Tensor, sampling: Sampling) -> Tensor:
+def _stops(stop: Any) -> tuple[str, ...]:
+    found = native([] if stop is None else [stop] if isinstance(stop, str) else stop)
+    if not isinstance(found, Iterable) or isinstance(found, Mapping | bytes | bytearray):
+        raise RequestError(f"stop={shown(stop)} must be a string or a list of strings")
+    strings = tuple(found)
+    for string in strings:
+        if not isinstance(string, str):
+            raise RequestError(f"the stop string {shown(string)} is a {type(string).__name__}; give strings")
+        if not string:
+            raise RequestError("a stop string is empty; give at least one character")
+        check_text(string, f"the stop string {shown(string)}")
+    return tuple(dict.fromkeys(str(string) for string in strings))
+
+
+def _token_ids(ids: Any) -> tuple[int, ...]:
+    found = native(ids)
+    if not isinstance(found, Iterable) or isinstance(found, Mapping | str | bytes | bytearray):
+        raise RequestError(f"stop_token_ids={shown(ids)} must be a list of token ids")
+    return tuple(whole("a stop token", one, RequestError) for one in found)
+
+
+def transform(logits_RV: Tensor, sampling: SamplingParams) -> Tensor:
     """Logits whose softmax is the distribution: scaled, with -inf for tokens that are cut off. [R, V], a new tensor."""
     logits_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
     if sampling.greedy:
@@ -115,7 +155,7 @@ def _cut(logits_RV: Tensor, probs_RV: Tensor, top_p: float) -> Tensor:
     return torch.zeros_like(cut_RV).scatter_(-1, order_RV, cut_RV)
 
 
-def distribution(logits_RV: Tensor, sampling: Sampling) -> Tensor:
+def distribution(logits_RV: Tensor, sampling: SamplingParams) -> Tensor:
     """Probabilities [R, V] of the transformed logits."""
     return transform(logits_RV, sampling).softmax(-1)
 
@@ -133,7 +173,11 @@ def _on_numpy(logits_RV: Tensor) -> bool:
 
 
 def choose(
-    logits_RV: Tensor, positions_R: Tensor, samplings: list[Sampling], stream: Stream = Stream.TARGET, draw: int = 0
+    logits_RV: Tensor,
+    positions_R: Tensor,
+    samplings: list[SamplingParams],
+    stream: Stream = Stream.TARGET,
+    draw: int = 0,
 ) -> Tensor:
     """One token of each row's distribution, int64 [R]: `argmax(log p + gumbel(seed, position))`.
 
@@ -157,7 +201,7 @@ def choose(
     return tokens_R
 
 
-def choose_one(logits_V: Tensor, position: int, sampling: Sampling) -> int:
+def choose_one(logits_V: Tensor, position: int, sampling: SamplingParams) -> int:
     """`choose` for a single row, with the target's noise, or NO_TOKEN. It runs behind every target forward."""
     if sampling.greedy:
         token = int(largest(logits_V[None]))
@@ -174,7 +218,9 @@ def has_law(logits_RV: Tensor) -> Tensor:
     return logits_RV.amax(-1).isfinite()
 
 
-def _chosen(logits_RV: Tensor, positions_R: Tensor, samplings: list[Sampling], stream: Stream, draw: int) -> Tensor:
+def _chosen(
+    logits_RV: Tensor, positions_R: Tensor, samplings: list[SamplingParams], stream: Stream, draw: int
+) -> Tensor:
     """`choose` where all rows have the same law; seeds may differ."""
     law = samplings[0]
     if law.greedy:

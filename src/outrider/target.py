@@ -8,24 +8,27 @@ of a running batch and the two ways to advance it,
 
 so that after prefill each step is exactly one `forward`. The last prompt token is simply the first root.
 
-A *tap* asks for a hidden state: tap k is Hugging Face's `hidden_states[k]`, the residual stream before layer k, tap
-`num_layers` is the state after the final norm, which the output head reads, and tap `num_layers + 1` is the stream that
-enters that norm.
+A *feature layer* asks for a hidden state: feature layer k is Hugging Face's `hidden_states[k]`, the residual stream
+before layer k, feature layer `num_layers` is the state after the final norm, which the output head reads, and feature
+layer `num_layers + 1` is the stream that enters that norm.
 
-Shapes: B slots of the call, M rows, V vocabulary, F = taps * hidden_size, T prompt tokens.
+Shapes: B slots of the call, M rows, V vocabulary, F = feature layers * hidden_size, T prompt tokens.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from outrider.cache import CachePlan, KVCache
 from outrider.draft import Draft
+
+if TYPE_CHECKING:
+    from outrider.models.decoder import Decoder
 
 __all__ = ["Forward", "Logits", "SharedWeights", "Target", "TargetSession", "TargetSpec", "as_tensor"]
 
@@ -34,13 +37,13 @@ __all__ = ["Forward", "Logits", "SharedWeights", "Target", "TargetSession", "Tar
 class TargetSpec:
     """What the engine and the proposers need to know about a target.
 
-    name            as the user gave it
-    directory       where its files lie; None for a model made in memory
-    max_positions   the longest text, prompt included, in tokens
-    eos_ids         tokens that end a text
-    dtype           of the weights
-    exact_rows      a row's bits do not depend on how many rows or slots are in the call
-    trusts_code     the user lets Python code run that comes with the checkpoint and with its draft models
+    name              as the user gave it
+    directory         where its files lie; None for a model made in memory
+    max_positions     the longest text, prompt included, in tokens
+    eos_ids           tokens that end a text
+    dtype             of the weights
+    batch_invariant   a row's bits do not depend on how many rows or slots are in the call
+    trusts_code       the user lets Python code run that comes with the checkpoint and with its draft models
     """
 
     name: str
@@ -53,7 +56,7 @@ class TargetSpec:
     dtype: torch.dtype
     device: torch.device
     weight_bytes: int
-    exact_rows: bool
+    batch_invariant: bool
     trusts_code: bool = False
 
 
@@ -81,7 +84,7 @@ def as_tensor(logits_BMV: Logits) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Forward:
-    """What one target forward gives: raw logits at every row and, if taps were asked for, features.
+    """What one target forward gives: raw logits at every row and, if feature layers were asked for, features.
 
     The logits are valid until the session's next forward.
     """
@@ -100,7 +103,8 @@ class TargetSession(ABC):
 
     @abstractmethod
     def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[Tensor | None]:
-        """Read `prompts[b]` (without the root) into the empty slot `slots[b]`; features [T, F] of each, if tapped."""
+        """Read `prompts[b]` (without the root) into the empty slot `slots[b]`; features [T, F] of each, if there are
+        feature layers."""
 
     @abstractmethod
     def forward(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Forward:
@@ -127,16 +131,21 @@ class Target(ABC):
     def tokenizer(self) -> Any:
         """The Hugging Face tokenizer, or None for a model that only knows token ids."""
 
+    @property
+    def native(self) -> "Decoder | None":
+        """The native decoder that computes this target, for drafters that share its packed weights; None elsewhere."""
+        return None
+
     @abstractmethod
     def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
         """The cache that `open` would allocate."""
 
     @abstractmethod
-    def open(self, plan: CachePlan, taps: tuple[int, ...] = ()) -> TargetSession:
+    def open(self, plan: CachePlan, feature_layers: tuple[int, ...] = ()) -> TargetSession:
         """Allocate the cache for a running batch."""
 
     @abstractmethod
-    def hosting(self) -> AbstractContextManager[None]:
+    def decoding_threads(self) -> AbstractContextManager[None]:
         """What the engine holds while it works: kernels with threads of their own keep PyTorch's from spinning here."""
 
     @abstractmethod

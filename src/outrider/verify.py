@@ -40,15 +40,15 @@ from torch import Tensor
 from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError, nearest
 from outrider.noise import Stream, pick, position_key
-from outrider.sampling import NO_TOKEN, Sampling, choose, choose_one, distribution, has_law
+from outrider.sampling import NO_TOKEN, SamplingParams, choose, choose_one, distribution, has_law
 from outrider.target import Logits, as_tensor
 
 __all__ = [
     "VERIFIERS",
-    "Accepted",
+    "AcceptedPath",
     "Chance",
     "NoiseChance",
-    "Verification",
+    "VerifyInput",
     "block",
     "coupled",
     "coupled_chains",
@@ -58,13 +58,13 @@ __all__ = [
 ]
 
 
-class Accepted(NamedTuple):
-    """The verdict on one slot: rows of the accepted path (root excluded), their tokens, and the token after them.
+class AcceptedPath(NamedTuple):
+    """The accepted path of one slot: rows of the accepted path (root excluded), their tokens, and the token after them.
 
     `bonus` is NO_TOKEN where the target's logits are not finite.
     """
 
-    path: list[int]
+    rows: list[int]
     tokens: list[int]
     bonus: int
 
@@ -97,7 +97,7 @@ class NoiseChance(Chance):
 
 
 @dataclass(frozen=True)
-class Verification:
+class VerifyInput:
     """What the rules are given about a batch.
 
     logits_BMV   raw target logits of every row
@@ -107,10 +107,10 @@ class Verification:
 
     logits_BMV: Logits
     lengths: list[int]
-    samplings: list[Sampling]
+    samplings: list[SamplingParams]
 
 
-def coupled(draft: Draft, given: Verification) -> list[Accepted]:
+def coupled(draft: Draft, given: VerifyInput) -> list[AcceptedPath]:
     """Descend while the target's own token is a child. A row is looked at only when the walk gets there."""
     if isinstance(given.logits_BMV, list) or given.logits_BMV.device.type == "cpu":
         return [walk(tree, _OwnTokens(given, slot, tree)) for slot, tree in enumerate(draft.trees)]
@@ -120,7 +120,7 @@ def coupled(draft: Draft, given: Verification) -> list[Accepted]:
 class _OwnTokens:
     """The target's own token after a row of one slot."""
 
-    def __init__(self, given: Verification, slot: int, tree: Tree) -> None:
+    def __init__(self, given: VerifyInput, slot: int, tree: Tree) -> None:
         self._logits_MV = given.logits_BMV[slot]
         self._sampling = given.samplings[slot]
         self._positions = [given.lengths[slot] + 1 + depth for depth in [0, *tree.depths()]]
@@ -129,7 +129,7 @@ class _OwnTokens:
         return choose_one(self._logits_MV[row], self._positions[row], self._sampling)
 
 
-def _coupled_at_once(draft: Draft, given: Verification) -> list[Accepted]:
+def _coupled_at_once(draft: Draft, given: VerifyInput) -> list[AcceptedPath]:
     """One choice for every real row, one copy to the host."""
     if draft.is_chain:
         return coupled_chains(draft, given)
@@ -145,7 +145,7 @@ def _coupled_at_once(draft: Draft, given: Verification) -> list[Accepted]:
     return [walk(tree, tokens.__getitem__) for tree, tokens in zip(draft.trees, wanted, strict=True)]
 
 
-def coupled_chains(draft: Draft, given: Verification) -> list[Accepted]:
+def coupled_chains(draft: Draft, given: VerifyInput) -> list[AcceptedPath]:
     """`coupled` for chains, on the device: one copy brings choices, drafted tokens and accepted counts to the host.
 
     What the target would have written is the choices themselves, up to and with the first that the draft missed.
@@ -164,14 +164,12 @@ def coupled_chains(draft: Draft, given: Verification) -> list[Accepted]:
     if min(draft.num_nodes) < M - 1:
         right_BN &= draft.real_rows_BM()[:, 1:]
     counts_B1 = right_BN.long().cumprod(1).sum(1, keepdim=True)
-    verdicts = torch.cat([choices_BM, draft.tokens_BN, counts_B1], dim=1).tolist()
-    draft.tell_tokens([verdict[M:-1] for verdict in verdicts])
-    return [
-        Accepted(list(range(1, verdict[-1] + 1)), verdict[: verdict[-1]], verdict[verdict[-1]]) for verdict in verdicts
-    ]
+    rows = torch.cat([choices_BM, draft.tokens_BN, counts_B1], dim=1).tolist()
+    draft.tell_tokens([row[M:-1] for row in rows])
+    return [AcceptedPath(list(range(1, row[-1] + 1)), row[: row[-1]], row[row[-1]]) for row in rows]
 
 
-def _next_positions_R(draft: Draft, given: Verification) -> Tensor:
+def _next_positions_R(draft: Draft, given: VerifyInput) -> Tensor:
     positions = [
         length + 1 + depth
         for length, tree in zip(given.lengths, draft.trees, strict=True)
@@ -180,7 +178,7 @@ def _next_positions_R(draft: Draft, given: Verification) -> Tensor:
     return torch.tensor(positions, device=as_tensor(given.logits_BMV).device)
 
 
-def walk(tree: Tree, own: Callable[[int], int]) -> Accepted:
+def walk(tree: Tree, own: Callable[[int], int]) -> AcceptedPath:
     """Descend while `own(row)`, the target's own token after that row, is a child of it."""
     by_token = {(parent + 1, token): node + 1 for node, (token, parent) in enumerate(zip(*tree, strict=True))}
     path: list[int] = []
@@ -189,45 +187,45 @@ def walk(tree: Tree, own: Callable[[int], int]) -> Accepted:
         row = by_token[row, token]
         path.append(row)
         token = own(row)
-    return Accepted(path, [tree.tokens[row - 1] for row in path], token)
+    return AcceptedPath(path, [tree.tokens[row - 1] for row in path], token)
 
 
-def rejection(draft: Draft, given: Verification) -> list[Accepted]:
+def rejection(draft: Draft, given: VerifyInput) -> list[AcceptedPath]:
     """The ratio test, down the tree of each slot."""
     return [
         reject_tree(tree, *_distributions(draft, given, slot), given.lengths[slot] + 1, _chance(given, slot))
         if _has_laws(given, slot, tree)
-        else Accepted([], [], NO_TOKEN)
+        else AcceptedPath([], [], NO_TOKEN)
         for slot, tree in enumerate(draft.trees)
     ]
 
 
-def block(draft: Draft, given: Verification) -> list[Accepted]:
+def block(draft: Draft, given: VerifyInput) -> list[AcceptedPath]:
     """The block rule, on the chain of each slot."""
     if not draft.is_chain:
         raise ConfigError("verification 'block' needs chain drafts; use 'rejection' or 'coupled' for trees")
     return [
         judge_block(tree.tokens, *_distributions(draft, given, slot), given.lengths[slot] + 1, _chance(given, slot))
         if _has_laws(given, slot, tree)
-        else Accepted([], [], NO_TOKEN)
+        else AcceptedPath([], [], NO_TOKEN)
         for slot, tree in enumerate(draft.trees)
     ]
 
 
-def _has_laws(given: Verification, slot: int, tree: Tree) -> bool:
+def _has_laws(given: VerifyInput, slot: int, tree: Tree) -> bool:
     return bool(has_law(given.logits_BMV[slot][: len(tree.tokens) + 1]).all())
 
 
-def _distributions(draft: Draft, given: Verification, slot: int) -> tuple[Tensor, Tensor | None]:
+def _distributions(draft: Draft, given: VerifyInput, slot: int) -> tuple[Tensor, Tensor | None]:
     p_MV = distribution(given.logits_BMV[slot], given.samplings[slot])
     return p_MV, None if draft.probs_BMV is None else draft.probs_BMV[slot].to(p_MV.dtype)
 
 
-def _chance(given: Verification, slot: int) -> Chance:
+def _chance(given: VerifyInput, slot: int) -> Chance:
     return NoiseChance(given.samplings[slot].seed)
 
 
-def reject_tree(tree: Tree, p_MV: Tensor, q_MV: Tensor | None, position: int, chance: Chance) -> Accepted:
+def reject_tree(tree: Tree, p_MV: Tensor, q_MV: Tensor | None, position: int, chance: Chance) -> AcceptedPath:
     """Recursive rejection sampling on one tree.
 
     Args:
@@ -251,10 +249,10 @@ def reject_tree(tree: Tree, p_MV: Tensor, q_MV: Tensor | None, position: int, ch
                 p_V = _residual(p_V, _one_hot(p_V, token) if q_V is None else q_V)
             q_V = None if q_V is None else _without(q_V, token)
         else:
-            return Accepted(path, [tree.tokens[row - 1] for row in path], chance.pick(p_V, position + len(path)))
+            return AcceptedPath(path, [tree.tokens[row - 1] for row in path], chance.pick(p_V, position + len(path)))
 
 
-def judge_block(tokens: list[int], p_MV: Tensor, q_MV: Tensor | None, position: int, chance: Chance) -> Accepted:
+def judge_block(tokens: list[int], p_MV: Tensor, q_MV: Tensor | None, position: int, chance: Chance) -> AcceptedPath:
     """Block verification of one chain; arguments as in `reject_tree`."""
     length = len(tokens)
     if q_MV is None:
@@ -274,7 +272,7 @@ def judge_block(tokens: list[int], p_MV: Tensor, q_MV: Tensor | None, position: 
             num_accepted = i
             residual_V = excess_V / excess if excess > 0 else p_MV[i]
     path = list(range(1, num_accepted + 1))
-    return Accepted(path, tokens[:num_accepted], chance.pick(residual_V, position + num_accepted))
+    return AcceptedPath(path, tokens[:num_accepted], chance.pick(residual_V, position + num_accepted))
 
 
 def _residual(p_V: Tensor, q_V: Tensor) -> Tensor:
@@ -297,7 +295,7 @@ def _one_hot(p_V: Tensor, token: int) -> Tensor:
     return q_V
 
 
-Verifier = Callable[[Draft, Verification], list[Accepted]]
+Verifier = Callable[[Draft, VerifyInput], list[AcceptedPath]]
 VERIFIERS: dict[str, Verifier] = {"coupled": coupled, "rejection": rejection, "block": block}
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from outrider.bench.contender import EngineContender
-from outrider.bench.schema import from_json
-from outrider.bench.unit import UnitResult
 from outrider.cli import main
+from outrider.results.rows import from_json
+from outrider.results.unit import UnitResult
 from outrider.testing.directory import write_tiny_model
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from outrider.bench.planning.models import model_spec
-from outrider.bench.schema import Report, Row, to_json
-from outrider.bench.statistics import Interval
 from outrider.cli import main
-from outrider.costs import CostFile, Identity, MeasuredCosts, MeasuredDraftCosts
+from outrider.costs.grid import Grid
+from outrider.costs.tables import CostFile, Identity, MeasuredCosts, MeasuredDraftCosts
 from outrider.errors import CheckpointError
-from outrider.grid import Grid
+from outrider.planning.models import model_spec
+from outrider.results.rows import Report, Row, to_json
+from outrider.results.statistics import Interval
 
 SHEET = ("plan", "--hardware", "h100", "--model", "qwen2.5-7b")
 
@@ -249,7 +249,7 @@ def test_a_model_is_its_config_alone(tiny_model: Path, monkeypatch: pytest.Monke
             raise OSError("no route")
         return str(tiny_model / file)
 
-    monkeypatch.setattr("outrider.bench.planning.models.hf_hub_download", fetch)
+    monkeypatch.setattr("outrider.planning.models.hf_hub_download", fetch)
     assert model_spec(str(tiny_model)) == model_spec(str(tiny_model / "config.json")) == model_spec("some/model")
     with pytest.raises(
         CheckpointError, match=r"config\.json of some/absent could not be fetched \(OSError: no route\)"

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from outrider.bench import profile as module
 from outrider.cli import main
-from outrider.costs import COSTS_SCHEMA, CostFile
+from outrider.costs.tables import COSTS_SCHEMA, CostFile
+from outrider.profiling import profile as module
 
 GRID = ("--batches", "1", "2", "--rows", "1", "2", "--contexts", "8", "--repeats", "1")
 
@@ -81,7 +81,7 @@ def test_bad_input_is_one_sentence(
 def test_a_batch_that_does_not_fit(
     tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("outrider.calibrate.free_bytes", lambda device: 100_000)
+    monkeypatch.setattr("outrider.costs.calibrate.free_bytes", lambda device: 100_000)
     assert run(tiny_model, "--batches", "1", "2000") == 2
     assert "batches=2000" in sentence(capsys)
 

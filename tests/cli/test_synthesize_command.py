@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from outrider.cli import main
-from outrider.train.author import EngineAuthor
-from outrider.train.shards import Dataset
+from outrider.data.generator import EngineGenerator
+from outrider.data.shards import Dataset
 
 
 @pytest.fixture
@@ -47,16 +47,16 @@ def test_an_interrupted_run_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    write, calls = EngineAuthor.write, []
+    write, calls = EngineGenerator.write, []
 
-    def stopping(self: EngineAuthor, *arguments):  # type: ignore[no-untyped-def]
+    def stopping(self: EngineGenerator, *arguments):  # type: ignore[no-untyped-def]
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return write(self, *arguments)
 
     with monkeypatch.context() as broken:
-        broken.setattr(EngineAuthor, "write", stopping)
+        broken.setattr(EngineGenerator, "write", stopping)
         assert synthesize(tiny_model, tmp_path / "d", "--source", prompts) == 130
     assert f"finished shards are in {tmp_path}/d, and the same command goes on there" in capsys.readouterr().err
     assert synthesize(tiny_model, tmp_path / "d", "--source", prompts) == 0
@@ -68,7 +68,7 @@ def test_an_interrupted_run_says_how_to_go_on(
 def test_a_target_that_writes_gibberish_cannot_write_prompts(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("outrider.train.synthesize.PATIENCE", 20)
+    monkeypatch.setattr("outrider.data.synthesis.PATIENCE", 20)
     assert synthesize(tiny_model, tmp_path / "d", "--num-prompts", 3, "--max-turn-tokens", 12) == 2
     assert "prompts in a row cannot be used; left out:" in capsys.readouterr().err
 
@@ -80,7 +80,7 @@ BAD = [
     (("--temperatures", "-1"), "temperatures="),
     (("--max-new-tokens", "100000"), "do not fit"),
     (("--max-batch", "0"), "max_batch=0"),
-    (("--openings", "nowhere.txt"), "the openings in nowhere.txt cannot be read"),
+    (("--seed-phrases", "nowhere.txt"), "the seed phrases in nowhere.txt cannot be read"),
     (("--endpoint", "localhost"), "endpoint=localhost must begin with http://"),
     (("--method", "sufix"), "did you mean 'suffix'?"),
     (("--dtype", "float63"), "did you mean 'float64'?"),

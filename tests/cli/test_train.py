@@ -9,14 +9,15 @@ import pytest
 
 from outrider.cli import main
 from outrider.cli.train import _objective
+from outrider.data.shards import MANIFEST, SCHEMA, Text, prompt_hash, write_shard
 from outrider.engine import Engine
 from outrider.formats.store import fingerprint
 from outrider.proposers import load_proposer
 from outrider.proposers.none import NoProposer
+from outrider.sampling import SamplingParams
 from outrider.targets import load_target
 from outrider.train.loop import Trainer
 from outrider.train.objective import OBJECTIVES
-from outrider.train.shards import MANIFEST, SCHEMA, Text, prompt_hash, write_shard
 
 NUM_TEXTS, ANSWER = 24, 20
 
@@ -29,7 +30,7 @@ def data(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     prompts = [f"prompt {index}" for index in range(NUM_TEXTS)]
     encoded = [list(target.tokenizer(prompt)["input_ids"]) for prompt in prompts]
     engine = Engine(target, NoProposer(), max_batch=8, max_len=64)
-    answers = engine.generate([list(one) for one in encoded], max_new_tokens=ANSWER, ignore_eos=True)
+    answers = engine.generate([list(one) for one in encoded], SamplingParams(max_tokens=ANSWER, ignore_eos=True))
     texts = []
     for prompt, read, answer in zip(prompts, encoded, answers, strict=True):
         learn = (False,) * len(read) + (True,) * len(answer.tokens)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from outrider.batch import Batch
 from outrider.cache import KVCache
 from outrider.engine import Engine
-from outrider.guard import Guard
+from outrider.loop.guard import Guard
 
 WATCHED: tuple[Callable[..., Any], ...] = (
     Engine.admit,

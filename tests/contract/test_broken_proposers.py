@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from outrider import Commit, Draft, Engine, Proposer, Room, Sampling, Session, SessionPlan, Target, Tree
+from outrider import Commit, Draft, DraftLimit, Engine, Proposer, SamplingParams, Session, SessionPlan, Target, Tree
 from outrider.testing import ContractError, check_contract, tiny_target
 
 VOCAB = 31
@@ -24,7 +24,7 @@ class Follows(Session):
         self.device = plan.device
         self.texts: dict[int, list[int]] = {}
 
-    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+    def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
         self.texts[slot] = list(tokens)
 
     def chain(self, slot: int, length: int) -> list[Any]:
@@ -36,8 +36,8 @@ class Follows(Session):
             chain.append(token)
         return chain
 
-    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
-        chains = [self.chain(slot, min(room)) for slot, room in zip(slots, rooms, strict=True)]
+    def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
+        chains = [self.chain(slot, min(limit)) for slot, limit in zip(slots, limits, strict=True)]
         return Draft.of_chains(chains, self.device)
 
     def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
@@ -57,7 +57,7 @@ class Sound(Proposer):
     Config = dict
     session: type[Session] = Follows
     max_nodes = property(lambda self: 3)
-    taps = property(lambda self: ())
+    feature_layers = property(lambda self: ())
     learns = property(lambda self: False)
     num_bytes = property(lambda self: 0)
 
@@ -73,17 +73,17 @@ class Sound(Proposer):
         return self.session(plan)  # type: ignore[call-arg]
 
 
-def proposing(change: Callable[[Follows, Sequence[int], Sequence[Room]], Any]) -> dict[str, Any]:
+def proposing(change: Callable[[Follows, Sequence[int], Sequence[DraftLimit]], Any]) -> dict[str, Any]:
     """A session whose `propose` is replaced."""
     return {"session": type("Changed", (Follows,), {"propose": change})}
 
 
-def chains_of(change: Callable[[list[int], Room], list[Any]]) -> dict[str, Any]:
+def chains_of(change: Callable[[list[int], DraftLimit], list[Any]]) -> dict[str, Any]:
     """A session whose chains are changed before they are drafted."""
 
-    def propose(self: Follows, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
-        pairs = zip(slots, rooms, strict=True)
-        return Draft.of_chains([change(self.chain(slot, min(room)), room) for slot, room in pairs], self.device)
+    def propose(self: Follows, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
+        pairs = zip(slots, limits, strict=True)
+        return Draft.of_chains([change(self.chain(slot, min(limit)), limit) for slot, limit in pairs], self.device)
 
     return proposing(propose)
 
@@ -91,8 +91,8 @@ def chains_of(change: Callable[[list[int], Room], list[Any]]) -> dict[str, Any]:
 def probs_of(fill: Callable[[Tensor, list[list[int]]], Tensor]) -> dict[str, Any]:
     """A session that gives probabilities with its drafts."""
 
-    def propose(self: Follows, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
-        chains = [self.chain(slot, min(room)) for slot, room in zip(slots, rooms, strict=True)]
+    def propose(self: Follows, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
+        chains = [self.chain(slot, min(limit)) for slot, limit in zip(slots, limits, strict=True)]
         probs_BMV = torch.full((len(slots), 1 + max(map(len, chains)), VOCAB), 1 / VOCAB)
         return Draft.of_chains(chains, self.device, fill(probs_BMV, chains))
 
@@ -106,15 +106,15 @@ def without_the_token(probs_BMV: Tensor, chains: list[list[int]]) -> Tensor:
     return probs_BMV / probs_BMV.sum(2, keepdim=True)
 
 
-def on_the_device(self: Follows, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
-    return Draft.on_device(torch.full((len(slots), 1), 99), [min(1, *room) for room in rooms])
+def on_the_device(self: Follows, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
+    return Draft.on_device(torch.full((len(slots), 1), 99), [min(1, *limit) for limit in limits])
 
 
 def a_fork(tokens: list[int], parents: list[int]) -> dict[str, Any]:
     """A session that drafts this tree wherever it has room."""
 
-    def propose(self: Follows, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
-        fits = [len(tokens) <= room.num_nodes and room.max_depth >= 2 for room in rooms]
+    def propose(self: Follows, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
+        fits = [len(tokens) <= limit.num_nodes and limit.max_depth >= 2 for limit in limits]
         return Draft.of_trees([Tree(tokens, parents) if fit else Tree([], []) for fit in fits], self.device)
 
     return proposing(propose)
@@ -180,20 +180,20 @@ def shared_memory() -> dict[str, Any]:
 
 def dice() -> dict[str, Any]:
     draw = random.Random(0)
-    return chains_of(lambda chain, room: [draw.randrange(VOCAB - 1) for _ in range(min(room))])
+    return chains_of(lambda chain, limit: [draw.randrange(VOCAB - 1) for _ in range(min(limit))])
 
 
 def fail(*_: Any) -> Any:
     raise NotImplementedError("no example yet")
 
 
-def reversed_slots(self: Follows, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
-    shortest = min(min(room) for room in rooms)
+def reversed_slots(self: Follows, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
+    shortest = min(min(limit) for limit in limits)
     return Draft.of_chains([self.chain(slot, shortest) for slot in reversed(slots)], self.device)
 
 
-def in_order_of_admission(self: Follows, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
-    shortest = min(min(room) for room in rooms)
+def in_order_of_admission(self: Follows, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
+    shortest = min(min(limit) for limit in limits)
     return Draft.of_chains([self.chain(slot, shortest) for slot in sorted(self.texts)][: len(slots)], self.device)
 
 
@@ -206,34 +206,34 @@ class Broken(NamedTuple):
 
 BROKEN = {
     "ignores its limit of nodes": Broken(
-        chains_of(lambda chain, room: [1] * 5), ("C8", "slot 0", "5 nodes were drafted", "limit is 3", "num_nodes")
+        chains_of(lambda chain, limit: [1] * 5), ("C8", "slot 0", "5 nodes were drafted", "limit is 3", "num_nodes")
     ),
     "ignores its limit of depth": Broken(
-        chains_of(lambda chain, room: [1] * room.num_nodes), ("C8", "slot", "depth 3", "limit is 2", "max_depth")
+        chains_of(lambda chain, limit: [1] * limit.num_nodes), ("C8", "slot", "depth 3", "limit is 2", "max_depth")
     ),
     "a negative token": Broken(
-        chains_of(lambda chain, room: [-1] * min(room)), ("C8", "slot 0", "token -1 of node 0", "vocabulary of 31")
+        chains_of(lambda chain, limit: [-1] * min(limit)), ("C8", "slot 0", "token -1 of node 0", "vocabulary of 31")
     ),
     "a token behind the vocabulary": Broken(
-        chains_of(lambda chain, room: [31] * min(room)), ("C8", "slot 0", "token 31 of node 0", "vocabulary of 31")
+        chains_of(lambda chain, limit: [31] * min(limit)), ("C8", "slot 0", "token 31 of node 0", "vocabulary of 31")
     ),
     "a token behind the vocabulary, made on the device": Broken(
         proposing(on_the_device), ("C8", "token 99", "vocabulary of 31")
     ),
     "a token that is a float": Broken(
-        chains_of(lambda chain, room: [1.5] * min(room)), ("C8", "slot 0", "1.5 is a float", "plain ints")
+        chains_of(lambda chain, limit: [1.5] * min(limit)), ("C8", "slot 0", "1.5 is a float", "plain ints")
     ),
     "no draft": Broken(
-        proposing(lambda self, slots, rooms: None), ("C8", "returned None", "slots [0", "return a Draft")
+        proposing(lambda self, slots, limits: None), ("C8", "returned None", "slots [0", "return a Draft")
     ),
     "a list and not a draft": Broken(
-        proposing(lambda self, slots, rooms: [[1]]), ("C8", "returned [[1]]", "return a Draft")
+        proposing(lambda self, slots, limits: [[1]]), ("C8", "returned [[1]]", "return a Draft")
     ),
     "too few entries": Broken(
-        proposing(lambda self, slots, rooms: Draft.empty(1)), ("C8", "1 entries for 2 slots", "one entry per slot")
+        proposing(lambda self, slots, limits: Draft.empty(1)), ("C8", "1 entries for 2 slots", "one entry per slot")
     ),
     "an entry that is None": Broken(
-        proposing(lambda self, slots, rooms: Draft.of_trees([None for _ in slots])),  # type: ignore[misc]
+        proposing(lambda self, slots, limits: Draft.of_trees([None for _ in slots])),  # type: ignore[misc]
         ("C8", "propose(slots=[0", "AttributeError"),
     ),
     "a parent behind its child": Broken(a_fork([1, 2], [1, -1]), ("C8", "slot 0", "node 0 has parent 1")),
@@ -258,7 +258,9 @@ BROKEN = {
     "max_nodes is no number": Broken(
         {"max_nodes": property(lambda self: "3")}, ("max_nodes is '3'", "must be an int of at least 0")
     ),
-    "taps beyond the layers": Broken({"taps": property(lambda self: (7,))}, ("taps is (7,)", "between 0 and 3")),
+    "feature layers beyond the layers": Broken(
+        {"feature_layers": property(lambda self: (7,))}, ("feature_layers is (7,)", "between 0 and 3")
+    ),
     "learns is not said": Broken({"learns": property(lambda self: None)}, ("learns is None", "True or False")),
     "open returns nothing": Broken({"open": lambda self, plan: None}, ("open(plan) returned None", "no Session")),
     "learns, and says it does not": Broken({"session": Learner}, ("C11", "request 0, step 0", "learns is False")),
@@ -284,7 +286,7 @@ BROKEN = {
     ),
     "places taken for slots": Broken({"session": Mixed}, ("C12", "request", "in company", "alone")),
     "never drafts": Broken(
-        chains_of(lambda chain, room: []), ("never drafted", "0 nodes in", "max_nodes is 3", "says max_nodes = 0")
+        chains_of(lambda chain, limit: []), ("never drafted", "0 nodes in", "max_nodes is 3", "says max_nodes = 0")
     ),
     "observe raises": Broken({"session": Crashing}, ("observe(commits of slots [0", "KeyError: 'commit 7'", ".py:")),
 }
@@ -324,4 +326,4 @@ def test_a_learner_that_says_so_and_one_that_drafts_nothing_by_design_pass(targe
 
 
 def test_the_sound_one_in_an_engine(target: Target) -> None:
-    assert Engine(target, Sound()).generate([[1, 2, 1, 2]], max_new_tokens=4)[0].tokens
+    assert Engine(target, Sound()).generate([[1, 2, 1, 2]], SamplingParams(max_tokens=4))[0].tokens

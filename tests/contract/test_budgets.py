@@ -5,13 +5,14 @@ from typing import final
 
 import pytest
 
-from outrider.adaptive import FEW, AdaptiveBudget, AdaptiveConfig
-from outrider.budget import Ask, Budget, FixedBudget
+from outrider.adaptive.controller import FEW, AdaptiveBudget, AdaptiveConfig
+from outrider.budget import Budget, FixedBudget, SlotState
 from outrider.draft import Draft
 from outrider.engine import Engine
 from outrider.metrics import StepRecord
-from outrider.proposer import Commit, Room
+from outrider.proposer import Commit, DraftLimit
 from outrider.proposers import proposer_class, proposer_names
+from outrider.sampling import SamplingParams
 from outrider.target import Target
 from outrider.testing import Metronome, RandomTrees, Restless, TableCosts, draw_case, tiny_target
 from outrider.testing.contract import CHECKS
@@ -19,7 +20,7 @@ from outrider.testing.contract import CHECKS
 POSITIONS = 64
 TARGETS: dict[int, Target] = {}
 COSTS = TableCosts({1: 1.0, 3: 1.0, 4: 1.2, 8: 2.0})
-EAGER = AdaptiveConfig(enter=0.9, leave=0.8, probing=0.3, interest=0.3, giving=1.0)
+EAGER = AdaptiveConfig(enter=0.9, leave=0.8, probing=0.3, interest=0.3, allowance=1.0)
 
 
 def target_of(seed: int) -> Target:
@@ -50,12 +51,14 @@ class Fixed(Budget):
         self.inner = FixedBudget(num_nodes)
         self.reads_ahead = reads_ahead
 
-    def rooms(self, asks: Sequence[Ask], num_waiting: int = 0) -> list[Room]:
+    def limits(self, slot_states: Sequence[SlotState], num_waiting: int = 0) -> list[DraftLimit]:
         if self.reads_ahead:
-            assert all(ask.num_behind <= self.inner.num_nodes + FEW for ask in asks), "who reads ahead is never behind"
-        return self.inner.rooms(asks, num_waiting)
+            assert all(state.num_pending <= self.inner.num_nodes + FEW for state in slot_states), (
+                "who reads ahead is never behind"
+            )
+        return self.inner.limits(slot_states, num_waiting)
 
-    def cut(self, draft: Draft) -> Draft:
+    def prune(self, draft: Draft) -> Draft:
         return draft
 
     def observe(self, commits: Sequence[Commit], seconds: Mapping[str, float]) -> None:
@@ -78,7 +81,9 @@ def test_reading_a_prompt_ahead_changes_no_draft(name: str) -> None:
             budget=Fixed(proposer.max_nodes, reads_ahead=reads_ahead),
             record=lambda record, to=records: to.append(record) if isinstance(record, StepRecord) else None,
         )
-        engine.generate([[1 + n % 7 for n in range(40)], [3, 4], [5] * 20], max_new_tokens=12, ignore_eos=True)
+        engine.generate(
+            [[1 + n % 7 for n in range(40)], [3, 4], [5] * 20], SamplingParams(max_tokens=12, ignore_eos=True)
+        )
     ahead, behind = ([record.slots for record in records] for records in steps)
     assert ahead == behind
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from outrider.proposer import Proposer
 from outrider.proposers import proposer_class, proposer_names
-from outrider.sampling import Sampling
+from outrider.sampling import SamplingParams
 from outrider.target import Target
 from outrider.testing import Adversary, Case, Oracle, RandomTrees, tiny_target
 from outrider.testing.contract import CHECKS
@@ -23,9 +23,9 @@ tokens = st.integers(0, VOCAB - 2)
 phrases = st.lists(tokens, min_size=1, max_size=6)
 prompts = st.builds(lambda phrase, times, tail: tuple(phrase * times + tail), phrases, st.integers(1, 5), phrases)
 samplings = st.one_of(
-    st.just(Sampling()),
+    st.just(SamplingParams()),
     st.builds(
-        Sampling,
+        SamplingParams,
         temperature=st.sampled_from([0.3, 0.7, 1.0]),
         top_k=st.sampled_from([0, 5]),
         top_p=st.sampled_from([1.0, 0.9]),

@@ -36,11 +36,11 @@ def test_nothing_grows_after_warm_up(name: str) -> None:
     assert isinstance(session, NativeSession)
     most = drive(engine, WARM_UP)
     cache = (session.cache.keys_LCHSD.data_ptr(), session.cache.values_LCHSD.data_ptr())
-    programs, held, before = len(session._programs), engine.session.num_bytes, living()
+    graphs, held, before = len(session._graph_cache), engine.session.num_bytes, living()
     later = drive(engine, MORE)
     assert engine.num_steps >= WARM_UP + MORE
     assert (session.cache.keys_LCHSD.data_ptr(), session.cache.values_LCHSD.data_ptr()) == cache
-    assert len(session._programs) == programs
+    assert len(session._graph_cache) == graphs
     assert living() == before
     assert engine.session.num_bytes == held
     assert later == most

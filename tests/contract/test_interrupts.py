@@ -1,12 +1,13 @@
 """After an exception anywhere in a step the engine goes on: every text is plain decoding's, and no token is lost."""
 
 from collections import defaultdict
+from dataclasses import replace
 from functools import cache
 
 import pytest
 from interrupting import Site, interrupted, sites
 
-from outrider import Engine, Sampling
+from outrider import Engine, SamplingParams
 from outrider.proposer import Proposer
 from outrider.proposers import REGISTRY, proposer_class
 from outrider.proposers.none import NoProposer
@@ -15,7 +16,7 @@ from outrider.testing import tiny_target
 
 PROMPTS = [[1, 2, 3, 1, 2, 3, 1], [4, 5], [6, 7, 6, 7, 6]]
 LIMITS = [4, 2, 5]
-WARM = Sampling(temperature=0.8, seed=3)
+WARM = SamplingParams(temperature=0.8, seed=3)
 SHARES = 3
 """Each method takes every third call, so that three methods after one another take all."""
 OTHER = [[9, 8, 7, 9, 8, 7, 9]]
@@ -34,13 +35,13 @@ def example(target: Target, method: str) -> Proposer:
 def started(target: Target, method: str) -> Engine:
     """Return an engine of two slots that has answered a request."""
     engine = Engine(target, example(target, method), max_batch=2)
-    engine.generate(OTHER, max_new_tokens=1, ignore_eos=True)
+    engine.generate(OTHER, SamplingParams(max_tokens=1, ignore_eos=True))
     return engine
 
 
 def queued(engine: Engine) -> list[int]:
     return [
-        engine.add(prompt, max_new_tokens=limit, sampling=WARM, ignore_eos=True)
+        engine.add(prompt, replace(WARM, max_tokens=limit, ignore_eos=True))
         for prompt, limit in zip(PROMPTS, LIMITS, strict=True)
     ]
 
@@ -79,16 +80,16 @@ def test_requests_go_on_after_an_exception_at_any_call(target: Target, method: s
 def test_an_answer_that_was_given_up_leaves_nothing_behind(target: Target, method: str) -> None:
     """As Ctrl-C in `generate` does."""
     plain = Engine(target, NoProposer())
-    want = [answer.tokens for answer in plain.generate(OTHER, max_new_tokens=5, ignore_eos=True)]
+    want = [answer.tokens for answer in plain.generate(OTHER, SamplingParams(max_tokens=5, ignore_eos=True))]
     with sites() as counts:
-        started(target, method).generate(PROMPTS, max_new_tokens=3, ignore_eos=True)
+        started(target, method).generate(PROMPTS, SamplingParams(max_tokens=3, ignore_eos=True))
     place = ["none", "suffix", "draft_model"].index(method)
     for site, count in list(counts.items())[place::SHARES]:
         engine = started(target, method)
         with interrupted(site, nth=count):
-            engine.generate(PROMPTS, max_new_tokens=3, ignore_eos=True)
+            engine.generate(PROMPTS, SamplingParams(max_tokens=3, ignore_eos=True))
         assert not engine.busy, site
-        again = engine.generate(OTHER, max_new_tokens=5, ignore_eos=True)
+        again = engine.generate(OTHER, SamplingParams(max_tokens=5, ignore_eos=True))
         assert [answer.tokens for answer in again] == want, site
 
 

@@ -6,7 +6,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from outrider.models.ops import AttentionShape, HeadNorm, Ops, Placement, Rope
+from outrider.ops.base import AttentionShape, HeadNorm, Ops, Rope
+from outrider.placement import Placement
 
 __all__ = ["TRASH", "Call", "calls"]
 

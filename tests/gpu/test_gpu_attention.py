@@ -6,7 +6,7 @@ from attention_cases import TRASH, Call, calls
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from outrider.models.ops_torch import TorchOps
+from outrider.ops.torch import TorchOps
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -24,8 +24,8 @@ def test_fused_attention_matches_the_reference(device: str, call: Call, dtype: t
 
 @pytest.mark.parametrize("slots", [1, 2])
 def test_one_slot_is_read_in_place(slots: int) -> None:
-    from outrider.models.ops import Placement
-    from outrider.models.ops_torch import _cached
+    from outrider.ops.base import Placement
+    from outrider.ops.torch import _cached
 
     cache_CHSD = torch.zeros(slots, 2, 8, 4)
     index = torch.zeros(slots, dtype=torch.int64)

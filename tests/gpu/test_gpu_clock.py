@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from outrider.clock import Clock
+from outrider.loop.clock import Clock
 
 
 class FakeEvent:

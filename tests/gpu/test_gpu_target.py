@@ -1,4 +1,4 @@
-"""The native target through recordings: the contract, few captures, nothing stale, one copy back."""
+"""The native target through graphs: the contract, few captures, nothing stale, one copy back."""
 
 import pytest
 import torch
@@ -9,24 +9,26 @@ from hypothesis import strategies as st
 from outrider import verify
 from outrider.draft import Draft
 from outrider.engine import Engine
-from outrider.models.graphs import Graphs
-from outrider.models.ops_torch import TorchOps
-from outrider.proposers import backlog, proposer_class, recurrent
+from outrider.ops.graphs import GraphPool
+from outrider.ops.torch import TorchOps
+from outrider.proposers import proposer_class
+from outrider.proposers.drafting import pending as backlog
+from outrider.proposers.drafting import recurrent
 from outrider.proposers.none import NoProposer
-from outrider.sampling import Sampling
+from outrider.sampling import SamplingParams
 from outrider.targets.native import NativeTarget
 from outrider.testing import draw_case, tiny_spec, tiny_target, tiny_weights
 from outrider.testing.contract import CHECKS
-from outrider.verify import Verification, coupled_chains
+from outrider.verify import VerifyInput, coupled_chains
 
 
 def recorded_target(device: str, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: object) -> NativeTarget:
     spec = tiny_spec(max_positions=64, **changes)
-    ops = TorchOps(dtype, device, fused=dtype != torch.float64, graphs=Graphs(device))
+    ops = TorchOps(dtype, device, fused=dtype != torch.float64, graphs=GraphPool(device))
     return NativeTarget.from_weights(spec, tiny_weights(spec, seed), f"recorded-{seed}", dtype, device, ops=ops)
 
 
-def graphs_of(target: NativeTarget) -> Graphs:
+def graphs_of(target: NativeTarget) -> GraphPool:
     return target.decoder.ops._replayer.graphs  # type: ignore[attr-defined]
 
 
@@ -40,7 +42,7 @@ def test_contract(name: str, seed: int, check: str, device: str, monkeypatch: py
     target = recorded_target(device)
     monkeypatch.setitem(verify.VERIFIERS, "coupled", verify._coupled_at_once)  # the way of a GPU
     for module in (recurrent, backlog):
-        monkeypatch.setattr(module, "default_graphs", lambda device: graphs_of(target))
+        monkeypatch.setattr(module, "default_graph_pool", lambda device: graphs_of(target))
     case = draw_case(seed, target.spec.vocab_size, target.spec.max_positions)
     CHECKS[check](target, proposer_class(name).example(target, seed), case)
     assert graphs_of(target).num_captured > 0
@@ -51,7 +53,7 @@ def test_contract(name: str, seed: int, check: str, device: str, monkeypatch: py
 def test_recorded_steps_equal_eager_ones(device: str, data: st.DataObject) -> None:
     """Batches and drafts of changing size through the same buffers, with stale cache positions poisoned."""
     ours, theirs = recorded_target(device), tiny_target(0, max_positions=64)
-    sessions = [target.open(target.plan(4, 64, 9), taps=(1,)) for target in (ours, theirs)]
+    sessions = [target.open(target.plan(4, 64, 9), feature_layers=(1,)) for target in (ours, theirs)]
     prompts = [[3, 1, 4], [1, 5, 9, 2, 6], [5], [3, 5, 8, 9, 7]]
     for session in sessions:
         session.prefill([0, 1, 2, 3], prompts)
@@ -88,7 +90,7 @@ def test_few_recordings_serve_many_shapes(device: str) -> None:
 
 def test_results_outlive_the_next_step(device: str) -> None:
     target = recorded_target(device)
-    session = target.open(target.plan(2, 64, 4), taps=(1,))
+    session = target.open(target.plan(2, 64, 4), feature_layers=(1,))
     session.prefill([0], [[1, 2, 3]])
     first = session.forward([0], [4], Draft.of_chains([[5]], device))
     kept = first.logits_BMV.clone(), first.features_BMF.clone()  # type: ignore[union-attr]
@@ -105,8 +107,8 @@ def test_chains_are_accepted_alike_on_the_device(data: st.DataObject, seed: int)
     logits_BMV = torch.randn(B, N + 1, V, generator=generator, dtype=torch.float64)
     tokens_BN = torch.randint(0, V, (B, N), generator=generator)
     counts = [data.draw(st.integers(0, N)) for _ in range(B)]
-    samplings = [Sampling(temperature=data.draw(st.sampled_from([0.0, 0.0, 1.0])), seed=seed) for _ in range(B)]
-    given_ = Verification(logits_BMV, [7 * b for b in range(B)], samplings)
+    samplings = [SamplingParams(temperature=data.draw(st.sampled_from([0.0, 0.0, 1.0])), seed=seed) for _ in range(B)]
+    given_ = VerifyInput(logits_BMV, [7 * b for b in range(B)], samplings)
     on_device = Draft.on_device(tokens_BN, counts)
     want = verify.coupled(Draft.of_chains([row[:n] for row, n in zip(tokens_BN.tolist(), counts, strict=True)]), given_)
     assert coupled_chains(on_device, given_) == want

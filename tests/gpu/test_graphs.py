@@ -1,14 +1,14 @@
-"""Recordings: what a replay computes, what it shares, and what may not be recorded."""
+"""Graphs: what a replay computes, what it shares, and what may not be recorded."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from outrider.models.graphs import Graphs, Tape
+from outrider.ops.graphs import EagerGraph, GraphPool
 
 
 def test_a_replay_computes_from_what_the_buffers_hold(device: str) -> None:
-    graphs = Graphs(device)
+    graphs = GraphPool(device)
     x, total = torch.ones(4, device=device), torch.zeros(4, device=device)
 
     def step() -> Tensor:
@@ -16,32 +16,32 @@ def test_a_replay_computes_from_what_the_buffers_hold(device: str) -> None:
         total.add_(doubled.flatten())
         return doubled[0] + torch.arange(2, device=device)
 
-    recording = graphs.record(step)
+    graph = graphs.record(step)
     total.zero_()
     for value in (3.0, 5.0):
         x.fill_(value)
-        recording.replay()
-        assert recording.result.tolist() == [2 * value, 2 * value + 1]
+        graph.replay()
+        assert graph.result.tolist() == [2 * value, 2 * value + 1]
     assert total.tolist() == [16.0] * 4
     assert graphs.num_captured == 1
 
 
 def test_the_host_is_not_asked_again(device: str) -> None:
     x, factor = torch.ones(2, device=device), [2]
-    recording = Graphs(device).record(lambda: x * factor[0])
+    graph = GraphPool(device).record(lambda: x * factor[0])
     factor[0] = 7
-    recording.replay()
-    assert recording.result.tolist() == [2.0, 2.0]
+    graph.replay()
+    assert graph.result.tolist() == [2.0, 2.0]
 
 
 def test_results_keep_their_place(device: str) -> None:
     x = torch.zeros(3, device=device)
-    recording = Graphs(device).record(lambda: (x + 1).sort().values)
-    place = recording.result.data_ptr()
+    graph = GraphPool(device).record(lambda: (x + 1).sort().values)
+    place = graph.result.data_ptr()
     x.copy_(torch.tensor([5.0, 1.0, 3.0]))
-    recording.replay()
-    assert recording.result.data_ptr() == place
-    assert recording.result.tolist() == [2.0, 4.0, 6.0]
+    graph.replay()
+    assert graph.result.data_ptr() == place
+    assert graph.result.tolist() == [2.0, 4.0, 6.0]
 
 
 @pytest.mark.parametrize(
@@ -52,11 +52,11 @@ def test_results_keep_their_place(device: str) -> None:
 def test_a_tape_refuses_what_a_graph_refuses(waits) -> None:
     x = torch.ones(2)
     with pytest.raises(RuntimeError, match="waits for the host"):
-        Tape(lambda: waits(x))
+        EagerGraph(lambda: waits(x))
 
 
 def test_views_are_not_repeated() -> None:
     x = torch.ones(2, 3)
-    tape = Tape(lambda: x.t().reshape(-1).view(3, 2)[1:] + 1)
-    assert tape.num_operations == 2  # the reshape of a transposed tensor copies
-    assert tape.num_bytes == 24 + 16
+    graph = EagerGraph(lambda: x.t().reshape(-1).view(3, 2)[1:] + 1)
+    assert graph.num_operations == 2  # the reshape of a transposed tensor copies
+    assert graph.num_bytes == 24 + 16

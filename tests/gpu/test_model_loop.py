@@ -6,17 +6,18 @@ from counted_steps import questions
 
 from outrider import verify
 from outrider.engine import Engine
-from outrider.models.graphs import Graphs
-from outrider.proposers import backlog
+from outrider.ops.graphs import GraphPool
 from outrider.proposers.draft_model import DraftModelConfig, DraftModelProposer, cut_from
+from outrider.proposers.drafting import pending as backlog
+from outrider.sampling import SamplingParams
 from outrider.testing import tiny_target
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [9], [4, 4], [8, 1, 2, 8, 1, 2]]
 
 
-def engine_of(seed: int, graphs: Graphs | None, monkeypatch: pytest.MonkeyPatch, max_batch: int = 3) -> Engine:
+def engine_of(seed: int, graphs: GraphPool | None, monkeypatch: pytest.MonkeyPatch, max_batch: int = 3) -> Engine:
     """Of a draft model that is sometimes right: one of the target's layers; every other one drafts half the tokens."""
-    monkeypatch.setattr(backlog, "default_graphs", lambda device: graphs)
+    monkeypatch.setattr(backlog, "default_graph_pool", lambda device: graphs)
     target = tiny_target(seed, max_positions=96)
     ids_K = torch.arange(0, target.spec.vocab_size, 2) if seed % 2 else None
     config = DraftModelConfig(layers="0", num_nodes=3)
@@ -28,26 +29,26 @@ def drafts_of(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> tuple[list[lis
     drafts: list[list[list[int]]] = []
     propose = engine.session.propose
 
-    def spy(slots, rooms):
-        rooms = [replace_room(room, len(drafts) + slot) for slot, room in zip(slots, rooms, strict=True)]
-        draft = propose(slots, rooms)
+    def spy(slots, limits):
+        limits = [replace_limit(limit, len(drafts) + slot) for slot, limit in zip(slots, limits, strict=True)]
+        draft = propose(slots, limits)
         drafts.append([list(tree.tokens) for tree in draft.trees])
         return draft
 
     monkeypatch.setattr(engine.session, "propose", spy)
-    texts = engine.generate(PROMPTS, max_new_tokens=24, ignore_eos=True)
+    texts = engine.generate(PROMPTS, SamplingParams(max_tokens=24, ignore_eos=True))
     return drafts, [tuple(text.tokens) for text in texts]
 
 
-def replace_room(room, number: int):
-    """Rooms from nothing to more than the method drafts, so that backlogs grow and chains are cut."""
+def replace_limit(limit, number: int):
+    """Limits from nothing to more than the method drafts, so that pending tokens grow and chains are cut."""
     most = number % 5
-    return room._replace(num_nodes=min(room.num_nodes, most), max_depth=min(room.max_depth, most))
+    return limit._replace(num_nodes=min(limit.num_nodes, most), max_depth=min(limit.max_depth, most))
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_loop_drafts_what_is_drafted_token_by_token(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs = Graphs("cpu")
+    graphs = GraphPool("cpu")
     by_token, texts = drafts_of(engine_of(seed, None, monkeypatch), monkeypatch)
     recorded, same_texts = drafts_of(engine_of(seed, graphs, monkeypatch), monkeypatch)
     assert same_texts == texts
@@ -58,5 +59,5 @@ def test_the_loop_drafts_what_is_drafted_token_by_token(seed: int, monkeypatch: 
 
 def test_a_drafted_step_asks_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(verify.VERIFIERS, "coupled", verify._coupled_at_once)
-    engine = engine_of(0, Graphs("cpu"), monkeypatch, max_batch=2)
+    engine = engine_of(0, GraphPool("cpu"), monkeypatch, max_batch=2)
     assert questions(engine, PROMPTS[:2], max_new_tokens=60, num_steps=4) == ["tolist"] * 4

@@ -6,7 +6,7 @@ import torch
 from outrider.noise import Stream, gumbel, position_keys
 
 pytest.importorskip("triton", reason="triton is not installed; it comes with PyTorch for CUDA")
-from outrider.noise_triton import pick
+from outrider.kernels.noise_triton import pick
 
 
 @pytest.mark.parametrize("vocab_size", [31, 2048, 5000])

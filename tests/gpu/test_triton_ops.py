@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed; it comes with PyTorch for CUDA")
-from outrider.models.ops_torch import TorchOps
-from outrider.models.ops_triton import TritonOps, _Tiling
+from outrider.ops.torch import TorchOps
+from outrider.ops.triton import TritonOps, _Tiling
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's numpy speaks up about exp(-inf)
 REFERENCE = TorchOps(torch.float64)
@@ -80,6 +80,6 @@ def test_the_parts_fill_the_device(slots: int, rows: int, parts: int) -> None:
 
 
 def calls_shape(heads: int, groups: int):
-    from outrider.models.ops import AttentionShape
+    from outrider.ops.base import AttentionShape
 
     return AttentionShape(num_heads=heads, num_kv_heads=groups, head_dim=128, scale=1.0)

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from outrider.errors import ConfigError
-from outrider.interop.custom_class import OutriderDrafter, first_path, spec_of
-from outrider.interop.guests import METHOD, on_custom_class
-from outrider.proposer import Commit, Room
-from outrider.sampling import Sampling
+from outrider.proposer import Commit, DraftLimit
+from outrider.sampling import SamplingParams
+from outrider.vllm.custom_class import OutriderDrafter, first_path, spec_of
+from outrider.vllm.custom_drafters import METHOD, on_custom_class
 
 MAX_LEN, MAX_ROWS = 96, 6
 
@@ -63,7 +63,7 @@ def test_drafts_are_those_of_a_session_that_is_told_which_row_is_whose(method: s
     chance = random.Random(seed)
     rows = Rows(drafter(method, num_nodes=16, **SETTINGS[method]))
     other = drafter(method, num_nodes=16, **SETTINGS[method])
-    told, room = other.seats.session, Room(other.num_nodes, other.num_nodes)
+    told, limit = other.tracker.session, DraftLimit(other.num_nodes, other.num_nodes)
     texts: dict[int, list[int]] = {}
     seated: list[int] = []
     drafted = 0
@@ -86,8 +86,8 @@ def test_drafts_are_those_of_a_session_that_is_told_which_row_is_whose(method: s
                 told.release(name)
         for name in now:
             if name not in goes_on:
-                told.admit(name, texts[name], Sampling(), None)
-        want = [first_path(tree) for tree in told.propose(now, [room] * len(now)).trees] if now else []
+                told.admit(name, texts[name], SamplingParams(), None)
+        want = [first_path(tree) for tree in told.propose(now, [limit] * len(now)).trees] if now else []
         assert rows.step([texts[name] for name in now], [len(written[name]) for name in now]) == want
         drafted += sum(map(len, want))
         seated = now
@@ -98,7 +98,7 @@ def test_a_prompt_that_begins_with_an_earlier_text_is_a_new_request() -> None:
     rows = Rows(drafter("ngram"))
     rows.step([[1, 2, 3, 4]], [1])
     rows.step([[1, 2, 3, 4, 5]], [1])
-    session = rows.drafter.seats.session
+    session = rows.drafter.tracker.session
     first = session.indices[0]  # type: ignore[attr-defined]
     rows.step([[1, 2, 3, 4, 5, 9, 9, 6]], [1])
     assert session.indices[0] is not first  # type: ignore[attr-defined]
@@ -109,7 +109,7 @@ def test_equal_texts_have_a_seat_each() -> None:
     for text in ([1, 2, 1, 2, 3], [1, 2, 1, 2, 3, 1], [1, 2, 1, 2, 3, 1, 2]):
         drafts = rows.step([text, text], [1, 1])
         assert drafts[0] == drafts[1]
-    assert len(rows.drafter.seats.texts) == 2
+    assert len(rows.drafter.tracker.texts) == 2
     assert rows.step([[1, 2, 1, 2, 3, 1, 2, 4], [1, 2, 1, 2, 3, 1, 2, 1]], [1, 1])[1]
 
 
@@ -130,7 +130,7 @@ def test_all_seats_can_be_taken_again_and_again() -> None:
     rows = Rows(drafter("suffix"))
     for turn in range(5):
         rows.step([[turn, row, turn, row, 7] for row in range(MAX_ROWS)], [1] * MAX_ROWS)
-    assert sorted([*rows.drafter.seats.texts, *rows.drafter.seats.free]) == list(range(MAX_ROWS))
+    assert sorted([*rows.drafter.tracker.texts, *rows.drafter.tracker.free]) == list(range(MAX_ROWS))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_our_settings_become_vllms_flags() -> None:
     exported = on_custom_class("suffix", {"num_nodes": 7, "factor": 2.0}, spec)
     assert exported.speculative == {
         "method": METHOD,
-        "model": "outrider.interop.custom_class.OutriderDrafter",
+        "model": "outrider.vllm.custom_class.OutriderDrafter",
         "num_speculative_tokens": 7,
     }
     assert exported.flags["additional-config"] == (
@@ -169,7 +169,7 @@ def test_our_settings_become_vllms_flags() -> None:
 def test_vllms_process_needs_nothing_that_it_has_not_got() -> None:
     """numpy, torch and numba are vLLM's own requirements."""
     code = (
-        "import sys, outrider.interop.custom_class, outrider.proposers.hybrid, outrider.proposers.ngram, "
+        "import sys, outrider.vllm.custom_class, outrider.proposers.hybrid, outrider.proposers.ngram, "
         "outrider.proposers.suffix; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

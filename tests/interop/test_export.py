@@ -10,15 +10,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from outrider.cli import main
+from outrider.data.texts import Corpus
 from outrider.engine import Engine
 from outrider.errors import CheckpointError, ConfigError
-from outrider.interop.exported import Export, export_checkpoint
+from outrider.export.exported import Export, export_checkpoint
 from outrider.metrics import StepRecord, summarize
 from outrider.proposers import load_proposer
+from outrider.sampling import SamplingParams
 from outrider.target import Target
 from outrider.targets import load_target
 from outrider.testing.directory import write_tiny_model
-from outrider.train.objective import OBJECTIVES, Corpus, Objective, Teacher
+from outrider.train.objective import OBJECTIVES, Objective, Teacher
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "eagle3": {"draft_vocab": 100},
@@ -59,7 +61,7 @@ def drafted(target: Target, method: str, checkpoint: Path) -> list[tuple[tuple[i
         engine = Engine(
             target, load_proposer(method, target, checkpoint=str(checkpoint), num_nodes=3), record=records.append
         )
-        answer = engine.generate([prompt], max_new_tokens=24, ignore_eos=True)[0]
+        answer = engine.generate([prompt], SamplingParams(max_tokens=24, ignore_eos=True))[0]
         steps = [record for record in records if isinstance(record, StepRecord)]
         results.append((answer.tokens, summarize(steps, []).tokens_per_target_forward))
     return results

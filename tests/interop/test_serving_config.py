@@ -8,18 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from outrider.bench.choice import choices_of
 from outrider.bench.config import BenchConfig
-from outrider.bench.serving.lineup import line_up
+from outrider.bench.serving.contenders import serving_contenders
+from outrider.data.texts import Corpus
 from outrider.errors import ConfigError
-from outrider.interop.exported import MARKER, Export, Exported, export_checkpoint
-from outrider.interop.serving import SERVED, Order, on_vllm
-from outrider.interop.vllm_environment import Vllm
+from outrider.export.exported import MARKER, Export, Exported, export_checkpoint
+from outrider.export.serving import SERVED, Order, on_vllm
 from outrider.proposers import REGISTRY, configure, load_proposer
+from outrider.proposers.method_spec import method_specs
 from outrider.target import Target
 from outrider.targets.deferred import DeferredTarget
 from outrider.testing.directory import write_tiny_model
-from outrider.train.objective import OBJECTIVES, Corpus, Objective, Teacher
+from outrider.train.objective import OBJECTIVES, Objective, Teacher
+from outrider.vllm.environment import Vllm
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
 
 
 def served(text: str, target: Target, output: Path) -> Exported:
-    [choice] = choices_of([text])
+    [choice] = method_specs([text])
     exported = on_vllm(choice.name, Order(config=configure(choice.name, choice.settings), target=target, output=output))
     assert exported is not None
     return exported
@@ -157,9 +158,9 @@ def test_several_modules_need_a_multiple(target: Target, tmp_path: Path) -> None
 def test_a_head_that_vllm_has_no_place_for_is_left_out(target: Target, tmp_path: Path) -> None:
     source = checkpoint("mtp", target, tmp_path / "head", state="residual")
     vllm = Vllm(python=Path("python"), version="1", is_cpu=True, methods=frozenset(), has_suffix=True)
-    lineup = line_up(
+    joined = serving_contenders(
         BenchConfig(engines=("vllm",)),
-        choices_of(["none", f"mtp:checkpoint={source}"]),
+        method_specs(["none", f"mtp:checkpoint={source}"]),
         target,
         [1],
         64,
@@ -167,7 +168,7 @@ def test_a_head_that_vllm_has_no_place_for_is_left_out(target: Target, tmp_path:
         tell=print,
         vllm=vllm,
     )
-    assert [[one.name.method for one in cast] for cast in lineup.casts] == [["none"]]
-    [reason] = [note for note in lineup.notes if note.startswith("left out")]
+    assert [[one.name.method for one in contenders] for contenders in joined.contender_groups] == [["none"]]
+    [reason] = [note for note in joined.notes if note.startswith("left out")]
     assert "left out: mtp, for" in reason
     assert "state" in reason

@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from outrider.interop.exported import Export, Exported, export_checkpoint
+from outrider.data.texts import Corpus
+from outrider.export.exported import Export, Exported, export_checkpoint
 from outrider.models.spec import DecoderSpec
 from outrider.target import Target
 from outrider.targets import load_target
 from outrider.testing.directory import write_tiny_model
-from outrider.train.objective import OBJECTIVES, Corpus, Objective, Teacher
+from outrider.train.objective import OBJECTIVES, Objective, Teacher
 
 FUSED = {
     "q_proj": "qkv_proj",

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from outrider.errors import ConfigError, RunError
-from outrider.interop import vllm_environment
-from outrider.interop.vllm_environment import Vllm, build, find_vllm
 from outrider.testing.fake_vllm import write_environment
+from outrider.vllm import environment as vllm_environment
+from outrider.vllm.environment import Vllm, build, find_vllm
 
 CONFIG = (
     'MTPTypes = Literal["deep_mtp", "mtp"]\nSpeculativeMethod = Literal[\n    "one",\n    MTPTypes,\n]\nx = ["other"]\n'

@@ -8,11 +8,12 @@ import pytest
 
 import outrider
 from outrider import Engine, load_proposer, load_target
-from outrider.bench.workloads import load_category
+from outrider.data.contamination import recorded_contamination
+from outrider.data.workloads import load_category
+from outrider.formats.locate import locate
 from outrider.metrics import PrefillRecord, StepRecord, summarize
-from outrider.models.locate import locate
+from outrider.sampling import SamplingParams
 from outrider.target import Target
-from outrider.train.leak import recorded_overlap
 
 pytestmark = pytest.mark.model
 
@@ -33,7 +34,7 @@ def decoded(target: Target, method: str, settings: dict[str, Any]) -> tuple[list
     prompts = [load_category(name)[0].turns[0] for name in ("chat", "reasoning", "writing", "code")]
     records: list[StepRecord | PrefillRecord] = []
     engine = Engine(target, load_proposer(method, target, **settings), max_batch=1, max_len=512, record=records.append)
-    answers = engine.generate(prompts, max_new_tokens=NUM_TOKENS)
+    answers = engine.generate(prompts, SamplingParams(max_tokens=NUM_TOKENS))
     found = summarize([one for one in records if isinstance(one, StepRecord)])
     assert found.tokens_per_target_forward is not None
     return [answer.tokens for answer in answers], found.tokens_per_target_forward
@@ -56,7 +57,7 @@ def test_all_heads_had_the_same_texts_and_tokens_and_none_of_our_prompts() -> No
     assert len({(one["data"]["hash"], one["budget"]["tokens"]) for one in told}) == 1
     assert told[0]["data"]["learnt_tokens"] > 2_000_000
     for name in HEADS:
-        overlap = recorded_overlap(ROOT / name)
+        overlap = recorded_contamination(ROOT / name)
         assert overlap is not None
         assert overlap["prompts"] == []
 

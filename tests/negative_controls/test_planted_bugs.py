@@ -15,13 +15,13 @@ from planting import Plant, plant
 
 from outrider import sampling as transforms
 from outrider import verify
-from outrider.adaptive import AdaptiveBudget
+from outrider.adaptive.controller import AdaptiveBudget
 from outrider.audit import enumerate as enumeration
 from outrider.audit.enumerate import Drafter, law_error, random_model
 from outrider.batch import Batch
 from outrider.cache import KVCache
 from outrider.draft import Draft
-from outrider.models.ops_torch import TorchOps
+from outrider.ops.torch import TorchOps
 
 
 class Bug(NamedTuple):
@@ -114,7 +114,7 @@ BUGS = [
     ),
     Bug(
         "a budget cuts sampled drafts, and so chooses among the draws",
-        plant(AdaptiveBudget, name="cut", old="self._may_cut = False", new="pass"),
+        plant(AdaptiveBudget, name="prune", old="self._may_prune = False", new="pass"),
         checks.sampled_drafts_stay_whole,
     ),
     Bug(
@@ -192,7 +192,7 @@ BUGS = [
     ),
     Bug(
         "acceptance counted past the end of the text",
-        emitted(old="min(len(verdict.tokens), len(emitted))", new="len(verdict.tokens)"),
+        emitted(old="min(len(path.tokens), len(emitted))", new="len(path.tokens)"),
         checks.stop_counts,
     ),
     Bug(
@@ -258,6 +258,6 @@ def test_under_the_block_rule_a_drafter_must_not_reuse_noise_that_an_earlier_ste
 def test_the_transcripts_are_varied() -> None:
     """What the checks on text rely on."""
     for prompt in checks.PROMPTS:
-        for sampling in (checks.Sampling(), checks.SAMPLED):
+        for sampling in (checks.SamplingParams(), checks.SAMPLED):
             assert len(set(checks.truth(prompt, sampling))) > 5
     assert torch.tensor(checks.truth(checks.PROMPTS[1], checks.SAMPLED)).eq(0).any()

@@ -1,23 +1,25 @@
 """What the tests of PARD and of distillation share: a target with files, its texts, and a few training steps."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from outrider import Engine, Sampling, load_target
+from outrider import Engine, SamplingParams, load_target
+from outrider.data.texts import Corpus, Example
 from outrider.metrics import PrefillRecord, StepRecord, summarize
 from outrider.proposer import Proposer
 from outrider.proposers.none import NoProposer
 from outrider.target import Target
 from outrider.testing.directory import write_tiny_model
-from outrider.train.batch import Batch, Example, collate
-from outrider.train.objective import Corpus, Objective, Teacher
+from outrider.train.batch import Batch, collate
+from outrider.train.objective import Objective, Teacher
 
 PROMPTS = ([1, 2, 3], [40, 41], [77, 5, 6, 7])
 NUM_NEW = 30
-SAMPLING = Sampling(temperature=1.0, seed=11)
+SAMPLING = SamplingParams(temperature=1.0, seed=11)
 
 
 def stored_target(directory: Path, dtype: str = "float64", seed: int = 0) -> Target:
@@ -40,15 +42,19 @@ def teacher_of(target: Target, dtype: torch.dtype = torch.float32) -> Teacher:
 
 
 @cache
-def texts_of(target: Target, taps: tuple[int, ...] = ()) -> list[Example]:
+def texts_of(target: Target, feature_layers: tuple[int, ...] = ()) -> list[Example]:
     """Prompts with what the target writes after them, which is what is learnt, and its features."""
     written = Engine(target, NoProposer()).generate(
-        [list(prompt) for prompt in PROMPTS], max_new_tokens=NUM_NEW, sampling=SAMPLING, ignore_eos=True
+        [list(prompt) for prompt in PROMPTS], replace(SAMPLING, max_tokens=NUM_NEW, ignore_eos=True)
     )
     examples = []
     for prompt, done in zip(PROMPTS, written, strict=True):
         tokens = [*prompt, *done.tokens]
-        features = target.open(target.plan(1, len(tokens), 1), taps).prefill([0], [tokens])[0] if taps else None
+        features = (
+            target.open(target.plan(1, len(tokens), 1), feature_layers).prefill([0], [tokens])[0]
+            if feature_layers
+            else None
+        )
         learn_T = torch.arange(len(tokens)) >= len(prompt)
         examples.append(Example(torch.tensor(tokens), learn_T, None if features is None else features.clone()))
     return examples
@@ -77,7 +83,7 @@ def tau(target: Target, proposer: Proposer) -> float:
     """Tokens per step when the target writes the training texts again."""
     records: list[StepRecord | PrefillRecord] = []
     engine = Engine(target, proposer, record=records.append)
-    engine.generate([list(p) for p in PROMPTS], max_new_tokens=NUM_NEW, sampling=SAMPLING, ignore_eos=True)
+    engine.generate([list(p) for p in PROMPTS], replace(SAMPLING, max_tokens=NUM_NEW, ignore_eos=True))
     steps = [record for record in records if isinstance(record, StepRecord)]
     prefills = [record for record in records if isinstance(record, PrefillRecord)]
     return summarize(steps, prefills).num_emitted_tokens / len(steps)

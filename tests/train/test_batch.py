@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.train.batch import Batch, Example, collate, fill_rows
+from outrider.data.texts import Example
+from outrider.train.batch import Batch, collate, fill_rows
 
 
 def example(length: int, start: int, width: int = 0) -> Example:

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from outrider.data.texts import Corpus
 from outrider.errors import ConfigError
 from outrider.testing import tiny_target
-from outrider.train.losses import LOSSES
-from outrider.train.objective import Corpus, Teacher
+from outrider.train.objective import Teacher
 from outrider.train.objectives.columns import Columns
+from outrider.train.objectives.losses import LOSSES
 
 STATES_RE = torch.linspace(-1, 1, 48).view(3, 16)
 

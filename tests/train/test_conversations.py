@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from writing import tiny_identity
 
-from outrider.bench.overlap import Sought
-from outrider.testing.author import ScriptedAuthor
-from outrider.text import encode
-from outrider.train.author import Job, Written
-from outrider.train.conversations import AnswerRules, Talk, Talks, Turn, pieces
-from outrider.train.identity import Identity
-from outrider.train.prompts import FilePrompts, Prompt
-from outrider.train.sieve import Sieve
+from outrider.data.contamination import Sought
+from outrider.data.conversations import AnswerRules, ConversationWriter, GrowingConversation, Turn, pieces
+from outrider.data.filters import PromptFilter
+from outrider.data.generator import Job, Written
+from outrider.data.identity import Identity
+from outrider.data.prompts import FilePrompts, Prompt
+from outrider.requests.text import encode
+from outrider.testing.generator import ScriptedGenerator
 
 RULES = AnswerRules(temperatures=(0.0, 0.7), top_p=1.0, seed=0, max_new_tokens=20, max_prompt_tokens=150)
 tokens = st.lists(st.integers(0, 9), min_size=1, max_size=4).map(tuple)
@@ -42,34 +42,36 @@ def test_every_answer_is_learnt_once_after_the_prompt_it_had(steps: list[tuple[t
         )
 
 
-def talk(
-    identity: Identity, author: ScriptedAuthor, tmp_path: Path, *turns: str, rules: AnswerRules = RULES
-) -> tuple[list[Talk], Counter[str]]:
+def conversation(
+    identity: Identity, generator: ScriptedGenerator, tmp_path: Path, *turns: str, rules: AnswerRules = RULES
+) -> tuple[list[GrowingConversation], Counter[str]]:
     (tmp_path / "p.jsonl").write_text("{}")
-    sieve = Sieve(max_tokens=100, evaluation={"chat": Sought(["one two three four five six"])})
-    talks = Talks(author, FilePrompts(str(tmp_path / "p.jsonl")), sieve, identity.tokenizer, rules)
+    prompt_filter = PromptFilter(max_tokens=100, evaluation={"chat": Sought(["one two three four five six"])})
+    conversations = ConversationWriter(
+        generator, FilePrompts(str(tmp_path / "p.jsonl")), prompt_filter, identity.tokenizer, rules
+    )
     prompt = Prompt(number=0, turns=turns, num_turns=len(turns))
-    assert talks.judge(prompt) is None
+    assert conversations.judge(prompt) is None
     dropped = Counter[str]()
-    return talks.answer([prompt], dropped, lambda jobs, tokens: None), dropped
+    return conversations.answer([prompt], dropped, lambda jobs, tokens: None), dropped
 
 
-def says(identity: Identity, *texts: str, finished: str = "end") -> ScriptedAuthor:
+def says(identity: Identity, *texts: str, finished: str = "end") -> ScriptedGenerator:
     left = list(texts)
 
     def script(job: Job) -> Written:
         return Written((*identity.tokenizer.encode(left.pop(0)), identity.eos_ids[0]), finished)  # type: ignore[arg-type]
 
-    return ScriptedAuthor(script)
+    return ScriptedGenerator(script)
 
 
 def test_turns_are_rendered_as_they_are_served(identity: Identity, tmp_path: Path) -> None:
-    author = says(identity, "yes", "no")
-    (found,), dropped = talk(identity, author, tmp_path, "hello there", "really?")
+    generator = says(identity, "yes", "no")
+    (found,), dropped = conversation(identity, generator, tmp_path, "hello there", "really?")
     assert not dropped
     messages = [{"role": "user", "content": "hello there"}, {"role": "assistant", "content": "yes"}]
     messages.append({"role": "user", "content": "really?"})
-    assert [list(job.prompt) for job in author.jobs] == [
+    assert [list(job.prompt) for job in generator.jobs] == [
         encode(identity.tokenizer, messages[:1]),
         encode(identity.tokenizer, messages),
     ]
@@ -85,7 +87,7 @@ def test_a_template_that_changes_earlier_answers_gives_two_texts(tmp_path: Path)
     identity.tokenizer.chat_template = identity.tokenizer.chat_template.replace(
         "{{ message['content'] }}", "{{ message['content'].split('</think>')[-1] }}"
     )
-    (found,), _ = talk(identity, says(identity, "hm</think>yes", "no"), tmp_path, "hello there", "really?")
+    (found,), _ = conversation(identity, says(identity, "hm</think>yes", "no"), tmp_path, "hello there", "really?")
     first, second = found.texts
     decode = identity.tokenizer.decode
     assert decode(first.tokens).endswith("assistant\nhm</think>yes<|im_end|>")
@@ -96,8 +98,8 @@ def test_a_template_that_changes_earlier_answers_gives_two_texts(tmp_path: Path)
 
 
 def test_an_answer_at_the_limit_is_kept_and_ends_the_conversation(identity: Identity, tmp_path: Path) -> None:
-    author = ScriptedAuthor(lambda job: Written(tuple(identity.tokenizer.encode("so long")), "length"))
-    (found,), _ = talk(identity, author, tmp_path, "hello there", "really?")
+    generator = ScriptedGenerator(lambda job: Written(tuple(identity.tokenizer.encode("so long")), "length"))
+    (found,), _ = conversation(identity, generator, tmp_path, "hello there", "really?")
     assert (len(found.answers), found.num_cut) == (1, 1)
     assert found.texts[0].tokens[-1] not in identity.eos_ids
 
@@ -113,12 +115,12 @@ def test_an_answer_at_the_limit_is_kept_and_ends_the_conversation(identity: Iden
 def test_an_answer_that_is_none_is_counted(
     identity: Identity, tmp_path: Path, text: str, finished: str, wanted: str
 ) -> None:
-    found, dropped = talk(identity, says(identity, text, finished=finished), tmp_path, "hello there", "really?")
+    found, dropped = conversation(identity, says(identity, text, finished=finished), tmp_path, "hello there", "really?")
     assert (found, dropped) == ([], {wanted: 1})
 
 
 def test_a_follow_up_that_does_not_fit_is_not_asked(identity: Identity, tmp_path: Path) -> None:
-    (found,), _ = talk(identity, says(identity, "yes"), tmp_path, "hello there", "x" * 200)
+    (found,), _ = conversation(identity, says(identity, "yes"), tmp_path, "hello there", "x" * 200)
     assert [one["content"] for one in found.dialogue.messages] == ["hello there", "yes"]
 
 

@@ -10,16 +10,16 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from toys import play, setup, small
-from writing import tiny_identity, word_author
+from writing import tiny_identity, word_generator
 
+from outrider.data.identity import Identity
+from outrider.data.shards import Dataset
+from outrider.data.synthesis import SynthesisConfig, synthesize
 from outrider.errors import ConfigError, RunError
 from outrider.train.card import write_card
 from outrider.train.checkpoints import newest
-from outrider.train.identity import Identity
 from outrider.train.record import checked_options, checked_settings, read_record
 from outrider.train.run_log import curve, evaluations
-from outrider.train.shards import Dataset
-from outrider.train.synthesize import SynthesisConfig, synthesize
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def texts(identity: Identity, directory: Path, num_prompts: int = 6) -> Any:
     config = SynthesisConfig(
         num_prompts=num_prompts, shard_size=3, max_new_tokens=100, max_prompt_tokens=400, max_turn_tokens=100
     )
-    return synthesize(config, directory, identity, word_author(identity))
+    return synthesize(config, directory, identity, word_generator(identity))
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:

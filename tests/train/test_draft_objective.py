@@ -9,15 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outrider import ConfigError, load_proposer, load_target
+from outrider.data.texts import Corpus, Example
 from outrider.draft import Draft
-from outrider.formats.hf_draft import load_draft
 from outrider.target import Target
+from outrider.targets.draft import load_draft
 from outrider.targets.hf import HFTarget
 from outrider.targets.native import NativeTarget
 from outrider.testing.directory import write_tiny_model
 from outrider.testing.tiny import tiny_spec, tiny_weights
-from outrider.train.batch import Example, collate
-from outrider.train.objective import OBJECTIVES, Corpus
+from outrider.train.batch import collate
+from outrider.train.objective import OBJECTIVES
 from outrider.train.objectives.chained import chained_KBL
 from outrider.train.objectives.draft_model import DraftObjective, DraftObjectiveConfig, further_on
 from outrider.train.objectives.scoring import Scorer
@@ -79,7 +80,7 @@ def test_a_target_of_another_family_gets_a_llama(tiny_gpt2_target: HFTarget, tmp
 
 def test_the_target_itself_agrees_everywhere(target: Target) -> None:
     objective = objective_of(target, layers="0,1", num_depths=3)
-    examples = texts_of(target, objective.taps)
+    examples = texts_of(target, objective.feature_layers)
     with torch.no_grad():
         outcome = objective(batch_of(examples), torch.Generator())
     assert outcome.overlap_KR is not None
@@ -137,7 +138,7 @@ def test_the_whole_distribution_is_learnt_from_the_targets_states(target: Target
     objective = objective_of(target, layers="0,1", loss="kl")
     for parameter in objective.module.parameters():
         parameter.data.mul_(0.8)
-    batch = batch_of(texts_of(target, objective.taps))
+    batch = batch_of(texts_of(target, objective.feature_layers))
     with torch.no_grad():
         before = objective(batch, torch.Generator()).overlap_KR
     train(objective, batch, 40)
@@ -175,7 +176,7 @@ def test_a_small_model_with_fewer_rows_is_padded_to_the_target(tmp_path: Path) -
     wide = NativeTarget.from_weights(tiny_spec(vocab_size=264), weights, "wide", torch.float64)
     objective = objective_of(wide, checkpoint=str(tmp_path / "small"))
     assert objective.network.head_VE.shape == (264, 16)
-    assert torch.isfinite(objective(batch_of(texts_of(wide, objective.taps)), torch.Generator()).loss)
+    assert torch.isfinite(objective(batch_of(texts_of(wide, objective.feature_layers)), torch.Generator()).loss)
 
 
 def test_a_small_model_of_the_family_is_trained_with_its_own_embedding(target: Target, tmp_path: Path) -> None:

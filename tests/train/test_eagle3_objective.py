@@ -9,18 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from outrider import Commit, ConfigError, Engine, Room, Sampling, SessionPlan, load_proposer, load_target
+from outrider import Commit, ConfigError, DraftLimit, Engine, SamplingParams, SessionPlan, load_proposer, load_target
+from outrider.data.texts import Corpus, Example
+from outrider.formats.weights import read_weights
 from outrider.metrics import StepRecord, summarize
 from outrider.models.eagle3 import Eagle3Head
-from outrider.models.ops import Ops
-from outrider.models.ops_cpu import CpuOps
-from outrider.models.weights import read_weights
 from outrider.noise import Stream
+from outrider.ops.base import Ops
+from outrider.ops.cpu import CpuOps
 from outrider.target import Target
 from outrider.testing import Oracle, tiny_target
 from outrider.testing.directory import write_tiny_model
-from outrider.train.batch import Batch, Example, collate
-from outrider.train.objective import Corpus, Teacher
+from outrider.train.batch import Batch, collate
+from outrider.train.objective import Teacher
 from outrider.train.objectives import eagle3_network, scoring
 from outrider.train.objectives.columns import choose_columns
 from outrider.train.objectives.eagle3 import Eagle3Objective, Eagle3ObjectiveConfig
@@ -47,20 +48,20 @@ def objective_on(
     return objective
 
 
-def example(target: Target, taps: tuple[int, ...], tokens: Sequence[int], num_prompt: int) -> Example:
-    features_TF = features_of(target, taps, tokens)
+def example(target: Target, feature_layers: tuple[int, ...], tokens: Sequence[int], num_prompt: int) -> Example:
+    features_TF = features_of(target, feature_layers, tokens)
     return Example(torch.tensor(tokens), torch.arange(len(tokens)) >= num_prompt, features_TF)
 
 
-def features_of(target: Target, taps: tuple[int, ...], tokens: Sequence[int]) -> Tensor:
-    session = target.open(target.plan(1, target.spec.max_positions, 1), taps)
+def features_of(target: Target, feature_layers: tuple[int, ...], tokens: Sequence[int]) -> Tensor:
+    session = target.open(target.plan(1, target.spec.max_positions, 1), feature_layers)
     features_TF = session.prefill([0], [tokens])[0]
     assert features_TF is not None
     return features_TF.clone()
 
 
 def written(target: Target, prompt: Sequence[int], count: int) -> list[int]:
-    return [*prompt, *Oracle(target).continuation(list(prompt), Sampling(), count)]
+    return [*prompt, *Oracle(target).continuation(list(prompt), SamplingParams(), count)]
 
 
 # ---- the attention of training-time test
@@ -123,12 +124,15 @@ def test_serving_predicts_what_training_scored_at_every_depth(
     objective = objective_on(target, **variant)
     objective.save(tmp_path, torch.float64)
     proposer = load_proposer("eagle3", target, checkpoint=str(tmp_path), num_nodes=4)
-    assert proposer.taps == objective.taps[:-1]
+    assert proposer.feature_layers == objective.feature_layers[:-1]
     committed = written(target, [3, 1, 4, 1, 5], accepted)
     served, chain = serve(target, proposer, committed, accepted)  # type: ignore[arg-type]
 
     text = [*committed, *chain]
-    batch = collate([[example(target, objective.taps, [7, 8, 9], 1), example(target, objective.taps, text, 5)]], 64)
+    batch = collate(
+        [[example(target, objective.feature_layers, [7, 8, 9], 1), example(target, objective.feature_layers, text, 5)]],
+        64,
+    )
     slot = 3 + len(committed) - 2  # of the pair that ends in the root
     for depth, states_BLE in enumerate(objective.states(batch)):
         trained_K = objective.network.predict(states_BLE[0, slot])
@@ -147,15 +151,15 @@ def serve(target: Target, proposer: object, committed: list[int], accepted: int)
 
     proposer.head.predict = watched
     session = proposer.open(SessionPlan(max_slots=1, max_positions=64, noise=Stream.TARGET, device=target.spec.device))
-    features_TF = features_of(target, proposer.taps, committed)
+    features_TF = features_of(target, proposer.feature_layers, committed)
     first = len(committed) - accepted
-    session.admit(0, committed[:first], Sampling(), features_TF[: first - 1])
+    session.admit(0, committed[:first], SamplingParams(), features_TF[: first - 1])
     if accepted:
-        session.propose([0], [Room(4, 4)])
+        session.propose([0], [DraftLimit(4, 4)])
         rows = list(range(accepted))
         session.observe([Commit(0, rows, committed[first:], 0)], features_TF[None, first - 1 : -1])
     served.clear()
-    chain = session.propose([0], [Room(4, 4)]).trees[0].tokens
+    chain = session.propose([0], [DraftLimit(4, 4)]).trees[0].tokens
     assert len(served) == len(chain) == 4
     return served, chain
 
@@ -163,14 +167,14 @@ def serve(target: Target, proposer: object, committed: list[int], accepted: int)
 def test_serving_a_head_in_fp32_agrees_to_single_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Step by step, so that every logit can be seen; recorded reads have the same bits."""
     monkeypatch.setattr(CpuOps, "replay", Ops.replay)
-    monkeypatch.setattr(Eagle3Head, "link", lambda self, cache: None)
+    monkeypatch.setattr(Eagle3Head, "draft_step", lambda self, cache: None)
     target = tiny_target(vocab_size=VOCAB, dtype=torch.float32)
     objective = objective_on(target, dtype=torch.float32)
     objective.save(tmp_path, torch.float32)
     proposer = load_proposer("eagle3", target, checkpoint=str(tmp_path), num_nodes=4)
     committed = written(target, [3, 1, 4, 1, 5], 2)
     served, chain = serve(target, proposer, committed, 2)
-    batch = collate([[example(target, objective.taps, [*committed, *chain], 5)]], 64)
+    batch = collate([[example(target, objective.feature_layers, [*committed, *chain], 5)]], 64)
     for depth, states_BLE in enumerate(objective.states(batch)):
         trained_K = objective.network.predict(states_BLE[0, len(committed) - 2])
         assert (served[depth] - trained_K).abs().max() < 1e-5 * trained_K.abs().max().clamp(min=1)
@@ -183,7 +187,7 @@ def test_agreement_and_validity_are_counted_at_the_right_token() -> None:
     target = tiny_target(vocab_size=VOCAB)
     objective = objective_on(target, draft_vocab=VOCAB, num_depths=2)
     tokens = written(target, [3, 1, 4], 5)
-    batch = collate([[example(target, objective.taps, tokens, 3)]], 64)
+    batch = collate([[example(target, objective.feature_layers, tokens, 3)]], 64)
     outcome = objective(batch, torch.Generator())
     # roots that the target wrote are x3..x7: slots 2..6; depth 1 predicts x[slot + 2], depth 2 x[slot + 3]
     assert outcome.valid_KR.nonzero().tolist() == [[0, 2], [0, 3], [0, 4], [0, 5], [1, 2], [1, 3], [1, 4]]
@@ -199,7 +203,7 @@ def test_the_loss_is_the_mean_of_each_text_with_decaying_depths() -> None:
     target = tiny_target(vocab_size=VOCAB)
     objective = objective_on(target, num_depths=3, decay=0.5)
     texts = [written(target, [3, 1], 6), written(target, [9], 3)]
-    batch = collate([[example(target, objective.taps, text, 1) for text in texts]], 64)
+    batch = collate([[example(target, objective.feature_layers, text, 1) for text in texts]], 64)
     ids_K, final = objective.ids_K, batch.features_BLF[0, :, objective.spec.features :]
     p_LV = (final @ objective.teacher.head_VE.T).softmax(-1)
     want, starts = torch.zeros((), dtype=torch.float64), (0, len(texts[0]))
@@ -219,7 +223,7 @@ def test_the_loss_is_the_mean_of_each_text_with_decaying_depths() -> None:
 def test_every_loss_reaches_every_parameter(loss: str) -> None:
     target = tiny_target(vocab_size=VOCAB)
     objective = objective_on(target, loss=loss, fc_norm=True, norm_before_fc=True)
-    batch = collate([[example(target, objective.taps, written(target, [3, 1], 12), 1)]], 64)
+    batch = collate([[example(target, objective.feature_layers, written(target, [3, 1], 12), 1)]], 64)
     objective(batch, torch.Generator()).loss.backward()
     with torch.no_grad():
         outcome = objective(batch, torch.Generator())
@@ -233,7 +237,7 @@ def test_every_loss_reaches_every_parameter(loss: str) -> None:
 def test_a_batch_with_nothing_to_learn_has_a_loss_of_zero_with_gradient() -> None:
     target = tiny_target(vocab_size=VOCAB)
     objective = objective_on(target)
-    batch = collate([[example(target, objective.taps, [1, 2, 3], 3)]], 64)
+    batch = collate([[example(target, objective.feature_layers, [1, 2, 3], 3)]], 64)
     outcome = objective(batch, torch.Generator())
     outcome.loss.backward()
     assert (outcome.loss.item(), outcome.num_texts, bool(outcome.valid_KR.any())) == (0.0, 0, False)
@@ -242,11 +246,11 @@ def test_a_batch_with_nothing_to_learn_has_a_loss_of_zero_with_gradient() -> Non
 def test_gradients_through_chunks_equal_those_without(monkeypatch: pytest.MonkeyPatch) -> None:
     target = tiny_target(vocab_size=VOCAB)
     objective = objective_on(target)
-    batch = collate([[example(target, objective.taps, written(target, [3, 1], 12), 1)]], 64)
+    batch = collate([[example(target, objective.feature_layers, written(target, [3, 1], 12), 1)]], 64)
     found = []
     for chunk, small in ((1024, 1 << 22), (3, 0)):
         monkeypatch.setitem(eagle3_network.CHUNKS, "cpu", chunk)
-        monkeypatch.setitem(scoring.ROOMS, "cpu", scoring.Room(small, chunk))
+        monkeypatch.setitem(scoring.CHUNK_LIMITS, "cpu", scoring.ChunkLimits(small, chunk))
         objective.module.zero_grad()
         objective(batch, torch.Generator()).loss.backward()
         found.append(torch.cat([parameter.grad.flatten() for parameter in objective.module.parameters()]))
@@ -269,7 +273,7 @@ def tokens_per_step(target: Target, directory: Path, prompts: list[list[int]]) -
     """Of 20 tokens after each prompt, drafting 4 at a time: 5 is the most."""
     records: list[object] = []
     proposer = load_proposer("eagle3", target, checkpoint=str(directory), num_nodes=4)
-    Engine(target, proposer, record=records.append).generate(prompts, max_new_tokens=20, ignore_eos=True)
+    Engine(target, proposer, record=records.append).generate(prompts, SamplingParams(max_tokens=20, ignore_eos=True))
     steps = [record for record in records if isinstance(record, StepRecord)]
     return summarize(steps, []).tokens_per_target_forward or 0.0
 
@@ -285,7 +289,9 @@ def test_it_learns_its_targets_texts(tmp_path: Path, loss: str, shift: int, low:
         target, dtype=torch.float32, draft_vocab=VOCAB, loss=loss, intermediate_size=128, decay=1.0
     )
     prompts = [[3, 1, 4], [15, 9, 2]]
-    examples = [example(target, objective.taps, written(target, prompt, 20), len(prompt)) for prompt in prompts]
+    examples = [
+        example(target, objective.feature_layers, written(target, prompt, 20), len(prompt)) for prompt in prompts
+    ]
     if shift:
         examples = [off_by(one, shift) for one in examples]
     train(objective, collate([examples], 64), 160 if loss == "kl" else 80)

@@ -10,17 +10,17 @@ from server import FakeServer, serving
 from writing import files_of, tiny_identity
 
 import outrider
+from outrider.data.endpoint import ServerConfig, ServerGenerator
+from outrider.data.generator import EngineGenerator, Job, Written
+from outrider.data.identity import Identity
+from outrider.data.synthesis import SynthesisConfig, synthesize
 from outrider.errors import ConfigError, EndpointError, RunError
-from outrider.sampling import Sampling
+from outrider.sampling import SamplingParams
 from outrider.targets import load_target
 from outrider.testing.directory import write_tiny_model
-from outrider.train.author import EngineAuthor, Job, Written
-from outrider.train.endpoint import ServerAuthor, ServerConfig
-from outrider.train.identity import Identity
-from outrider.train.synthesize import SynthesisConfig, synthesize
 
 END = 257  # of the tiny model
-JOB = Job(prompt=(1, 2, 3), max_new_tokens=9, sampling=Sampling(temperature=0.5, top_p=0.9, seed=7))
+JOB = Job(prompt=(1, 2, 3), max_new_tokens=9, sampling=SamplingParams(temperature=0.5, top_p=0.9, seed=7))
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +33,13 @@ def completion(body: dict[str, Any], **choice: Any) -> dict[str, Any]:
     return {"choices": [{"text": "", "finish_reason": "stop", **choice}], "usage": usage}
 
 
-def author(server: FakeServer, identity: Identity, **changes: Any) -> ServerAuthor:
+def generator(server: FakeServer, identity: Identity, **changes: Any) -> ServerGenerator:
     config = ServerConfig(url=server.url, **({"backoff_s": 0.001, "num_retries": 3} | changes))
-    return ServerAuthor(config, identity.tokenizer, (END,))
+    return ServerGenerator(config, identity.tokenizer, (END,))
 
 
 def written(server: FakeServer, identity: Identity, job: Job = JOB) -> Written:
-    one = author(server, identity)
+    one = generator(server, identity)
     try:
         return one.write([job])[0]
     finally:
@@ -64,7 +64,7 @@ def test_token_ids_are_taken_as_they_are(identity: Identity, choice: dict[str, A
 
 
 def test_a_jobs_own_ends_are_asked_for_and_cut_at(identity: Identity) -> None:
-    job = Job(prompt=(1,), max_new_tokens=9, sampling=Sampling(), ends=frozenset({6}), stop=("[/X]",))
+    job = Job(prompt=(1,), max_new_tokens=9, sampling=SamplingParams(), ends=frozenset({6}), stop=("[/X]",))
     with serving(lambda body: (200, completion(body, token_ids=[5, 6, 7, 8]))) as server:
         assert written(server, identity, job) == Written((5, 6), "stop")
         assert (server.bodies[0]["stop_token_ids"], server.bodies[0]["stop"]) == ([6], ["[/X]"])
@@ -84,7 +84,7 @@ def refusing_ids(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable
 def test_text_is_cut_anew_where_no_ids_come_back(identity: Identity) -> None:
     tokens = tuple(identity.tokenizer.encode("hello"))
     with serving(refusing_ids(lambda body: completion(body, text="hello", completion_tokens=6))) as server:
-        one = author(server, identity)
+        one = generator(server, identity)
         assert one.write([JOB, JOB, JOB]) == [Written((*tokens, END), "end")] * 3
         num_asked = sum("return_token_ids" in body for body in server.bodies)
         assert one.write([JOB]) == [Written((*tokens, END), "end")]
@@ -145,7 +145,9 @@ def test_an_answer_that_does_not_fit_what_was_asked_is_refused(
     identity: Identity, choice: dict[str, Any], said: str
 ) -> None:
     with serving(lambda body: (200, completion(body, **choice))) as server:
-        one = ServerAuthor(ServerConfig(url=server.url, num_retries=0), identity.tokenizer, (END,), identity.vocab_size)
+        one = ServerGenerator(
+            ServerConfig(url=server.url, num_retries=0), identity.tokenizer, (END,), identity.vocab_size
+        )
         with pytest.raises(EndpointError, match=re.escape(said)) as caught:
             one.write([JOB])
         assert str(caught.value).startswith(f"{server.url}/completions ")
@@ -162,23 +164,23 @@ def test_a_full_answer_gets_no_token_more(identity: Identity) -> None:
 def test_a_list_of_models_that_is_none_is_refused(identity: Identity, names: bytes) -> None:
     said = "did not answer as an OpenAI-compatible server"
     with serving(lambda body: (200, {}), models=names) as server, pytest.raises(EndpointError, match=said):
-        author(server, identity, num_retries=0)
+        generator(server, identity, num_retries=0)
 
 
 def test_a_server_that_is_not_there_is_named(identity: Identity) -> None:
     with serving(lambda body: (200, {})) as server:
         gone = server.url
     with pytest.raises(RunError, match=f"{gone}/models cannot be reached"):
-        ServerAuthor(ServerConfig(url=gone, num_retries=1, backoff_s=0.001), identity.tokenizer, (END,))
+        ServerGenerator(ServerConfig(url=gone, num_retries=1, backoff_s=0.001), identity.tokenizer, (END,))
 
 
 def test_the_model_must_be_served(identity: Identity) -> None:
     with serving(lambda body: (200, {}), models=("tiny", "other")) as server:
         with pytest.raises(ConfigError, match=r"serves 2 models \(tiny, other\)"):
-            author(server, identity)
+            generator(server, identity)
         with pytest.raises(ConfigError, match="no model 'tinny'; did you mean 'tiny'"):
-            author(server, identity, model="tinny")
-        author(server, identity, model="other").close()
+            generator(server, identity, model="tinny")
+        generator(server, identity, model="other").close()
 
 
 def test_bad_settings_are_refused() -> None:
@@ -202,7 +204,7 @@ def test_a_server_writes_the_same_data_as_the_engine(tmp_path: Path) -> None:
     identity = Identity.of(target)
 
     def script(body: dict[str, Any]) -> tuple[int, Any]:
-        (answer,) = engine.generate([body["prompt"]], max_new_tokens=body["max_tokens"])
+        (answer,) = engine.generate([body["prompt"]], SamplingParams(max_tokens=body["max_tokens"]))
         reason = "stop" if answer.finished == "eos" else "length"
         return 200, completion(body, token_ids=list(answer.tokens), finish_reason=reason)
 
@@ -210,9 +212,9 @@ def test_a_server_writes_the_same_data_as_the_engine(tmp_path: Path) -> None:
     config = SynthesisConfig(
         source=str(tmp_path / "p.jsonl"), temperatures=(0.0,), max_new_tokens=8, max_prompt_tokens=200
     )
-    synthesize(config, tmp_path / "ours", identity, EngineAuthor(target, max_batch=2, max_len=208))
+    synthesize(config, tmp_path / "ours", identity, EngineGenerator(target, max_batch=2, max_len=208))
     with serving(script) as server:
-        one = author(server, identity, concurrency=1)
+        one = generator(server, identity, concurrency=1)
         synthesize(config, tmp_path / "theirs", identity, one)
         one.close()
     assert files_of(tmp_path / "ours") == files_of(tmp_path / "theirs")

@@ -9,17 +9,17 @@ import torch
 from torch import nn
 from toys import setup, small, texts
 
+from outrider.data.texts import Corpus, Data, Example, ListedTexts
 from outrider.formats.store import write_checkpoint
 from outrider.proposers import load_proposer
 from outrider.proposers.draft_model import DraftModelProposer
 from outrider.target import Target
 from outrider.targets import load_target
 from outrider.testing.directory import write_tiny_model
-from outrider.train.batch import Batch, Example
+from outrider.train.batch import Batch
 from outrider.train.evaluate import Counts, decode, prompts_of, summary
-from outrider.train.objective import Corpus, Objective, Outcome, Teacher
+from outrider.train.objective import Objective, Outcome, Teacher
 from outrider.train.run import accelerator, train
-from outrider.train.texts import Data, ListedTexts
 
 
 def outcome(agreed: Any, valid: Any, overlap: Any = None, loss: float = 0.0, num_texts: int = 1) -> Outcome:
@@ -108,7 +108,7 @@ class Perfect(Objective):
         return self.unused
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[int, ...]:
         return ()
 
     @property
@@ -121,7 +121,7 @@ class Perfect(Objective):
 
     def save(self, directory: Path, dtype: torch.dtype) -> None:
         from outrider.formats.store import read_json
-        from outrider.models.weights import read_weights
+        from outrider.formats.weights import read_weights
 
         assert self.target.spec.directory is not None
         source = Path(self.target.spec.directory)

@@ -9,19 +9,21 @@ import pytest
 import torch
 from toys import texts
 
+from outrider.data.texts import ListedTexts
 from outrider.errors import ConfigError, RunError
 from outrider.targets.native import NativeTarget
 from outrider.testing import tiny_target
 from outrider.train import feature_store
 from outrider.train.feature_store import FeatureStore
 from outrider.train.features import FeatureReader, Live, Stored
-from outrider.train.texts import ListedTexts
 
-TAPS = (0, 1, 2)
+FEATURE_LAYERS = (0, 1, 2)
 
 
-def reader(target: NativeTarget, taps: tuple[int, ...] = TAPS, max_tokens: int = 24) -> FeatureReader:
-    return FeatureReader(target, taps, max_tokens)
+def reader(
+    target: NativeTarget, feature_layers: tuple[int, ...] = FEATURE_LAYERS, max_tokens: int = 24
+) -> FeatureReader:
+    return FeatureReader(target, feature_layers, max_tokens)
 
 
 def filled(directory: Path, read: FeatureReader, data: ListedTexts) -> FeatureStore:
@@ -45,7 +47,7 @@ def test_a_reader_gives_what_a_request_sees(target: NativeTarget) -> None:
     data = texts(20, seed=0)
     read = reader(target).read([example.tokens_T for example in data.examples])
     for example, features_TF in zip(data.examples, read, strict=True):
-        session = target.open(target.plan(1, 64, tail=1), TAPS)
+        session = target.open(target.plan(1, 64, tail=1), FEATURE_LAYERS)
         alone_TF = session.prefill([0], [example.tokens_T.tolist()])[0]
         assert alone_TF is not None
         assert torch.equal(alone_TF.float(), features_TF)
@@ -87,7 +89,7 @@ def whole_numbers(store: FeatureStore) -> list[int]:
     return list(range(store.num_shards))
 
 
-def test_without_taps_nothing_is_read(target: NativeTarget) -> None:
+def test_without_feature_layers_nothing_is_read(target: NativeTarget) -> None:
     assert [one.features_TF for one in Live(texts(2, seed=0), reader(target, ())).examples([0, 1])] == [None, None]
 
 
@@ -147,7 +149,7 @@ def test_a_shard_of_another_length_is_named(target: NativeTarget, tmp_path: Path
     data = texts(10, seed=0)
     filled(tmp_path, reader(target), data)
     manifest = json.loads((tmp_path / "features.json").read_text())
-    assert manifest["taps"] == list(TAPS)
+    assert manifest["taps"] == list(FEATURE_LAYERS)
     shutil.copy(tmp_path / "features-00001.safetensors", tmp_path / "features-00000.safetensors")
     with pytest.raises(RunError, match=r"holds \[\d+, 48\], not \[\d+, 48\]"):
         FeatureStore(tmp_path, reader(target), data).check()

@@ -10,14 +10,14 @@ import pytest
 from dying import Killed, dying_at
 from safetensors import SafetensorError
 from toys import play, setup, small
-from writing import files_of, tiny_identity, word_author
+from writing import files_of, tiny_identity, word_generator
 
 from outrider.cli import main
-from outrider.interop.exported import Export, export_checkpoint, export_into
+from outrider.data.synthesis import SynthesisConfig, synthesize
+from outrider.export.exported import Export, export_checkpoint, export_into
 from outrider.testing.directory import write_tiny_model
 from outrider.train.objectives.medusa import MedusaObjective, MedusaObjectiveConfig
 from outrider.train.run import Setup
-from outrider.train.synthesize import SynthesisConfig, synthesize
 
 UNLIKE = {"provenance", "seconds", "tokens_per_s", "run", "checkpoint"}
 """What two runs of the same settings may differ in."""
@@ -102,7 +102,7 @@ def test_texts_are_the_same_whatever_file_operation_was_the_last(tmp_path: Path)
     )
 
     def write(place: Path) -> dict[str, Any]:
-        synthesize(config, place, identity, word_author(identity))
+        synthesize(config, place, identity, word_generator(identity))
         manifest = json.loads((place / "manifest.json").read_text())
         return {**files_of(place), "totals": manifest["totals"]}
 

@@ -17,14 +17,15 @@ import torch
 from safetensors.torch import load_file
 from toys import Linear, LinearConfig, play, setup, small, texts
 
+from outrider.data.texts import Data, ListedTexts
 from outrider.errors import ConfigError, RunError
-from outrider.train import checkpoints, files
+from outrider.records import files
+from outrider.train import checkpoints
 from outrider.train.batch import Batch
 from outrider.train.checkpoints import newest
 from outrider.train.loop import Progress
 from outrider.train.objective import Outcome
 from outrider.train.run import accelerator, train
-from outrider.train.texts import Data, ListedTexts
 
 NUM_STEPS = 13
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from outrider.train.losses import loss_R, overlap_R
+from outrider.train.objectives.losses import loss_R, overlap_R
 
 P = torch.tensor([[0.5, 0.5]]).log()
 Q = torch.tensor([[0.9, 0.1]]).log()

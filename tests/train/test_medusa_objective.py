@@ -10,18 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from outrider import ConfigError, Engine, Sampling, SessionPlan, load_proposer
+from outrider import ConfigError, Engine, SamplingParams, SessionPlan, load_proposer
+from outrider.data.texts import Corpus, Example
 from outrider.formats.store import read_json
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.noise import Stream
-from outrider.proposer import Room
+from outrider.proposer import DraftLimit
 from outrider.proposers.medusa import MedusaProposer
 from outrider.proposers.none import NoProposer
 from outrider.target import Target
 from outrider.testing import tiny_target
-from outrider.train.batch import Batch, Example, collate
-from outrider.train.losses import loss_R, overlap_R
-from outrider.train.objective import Corpus, Outcome, Teacher
+from outrider.train.batch import Batch, collate
+from outrider.train.objective import Outcome, Teacher
+from outrider.train.objectives.losses import loss_R, overlap_R
 from outrider.train.objectives.medusa import MedusaObjective, MedusaObjectiveConfig
 
 RANDOM = torch.Generator()
@@ -50,7 +51,7 @@ def example_of(target: Target, prompt: list[int], answer: list[int]) -> Example:
 
 
 def answers_of(target: Target, prompts: list[list[int]], length: int) -> list[list[int]]:
-    done = Engine(target, NoProposer()).generate(prompts, max_new_tokens=length, ignore_eos=True)
+    done = Engine(target, NoProposer()).generate(prompts, SamplingParams(max_tokens=length, ignore_eos=True))
     return [list(one.tokens) for one in done]
 
 
@@ -97,8 +98,8 @@ def test_what_is_scored_is_what_is_served(
     plan = SessionPlan(max_slots=1, max_positions=64, noise=Stream.TARGET, device=target.spec.device)
     for root in range(1, len(text)):
         session = proposer.open(plan)
-        session.admit(0, text[: root + 1], Sampling(), features_TE[:root])
-        tokens = session.propose([0], [Room(8, 8)]).trees[0].tokens
+        session.admit(0, text[: root + 1], SamplingParams(), features_TE[:root])
+        tokens = session.propose([0], [DraftLimit(8, 8)]).trees[0].tokens
         served = proposer.heads.predict(features_TE[root - 1][None], [objective.num_depths])
         for head in heads:
             wanted_K = trained[head][root - 1]
@@ -118,7 +119,7 @@ def test_the_engine_accepts_what_evaluation_says(settings: dict[str, Any], tmp_p
     objective.save(tmp_path, torch.float64)
     proposer = load_proposer(MedusaObjective.method, target, checkpoint=str(tmp_path), width=1)
     records: list[StepRecord | PrefillRecord] = []
-    Engine(target, proposer, record=records.append).generate([prompt], max_new_tokens=40, ignore_eos=True)
+    Engine(target, proposer, record=records.append).generate([prompt], SamplingParams(max_tokens=40, ignore_eos=True))
     steps = [step.slots[0] for step in records if isinstance(step, StepRecord)]
     agreed_KR = evaluate(objective, batch).agreed_KR
     seen = set()
@@ -144,7 +145,7 @@ def tau_of(target: Target, checkpoint: Path, prompts: list[list[int]], **setting
     """Emitted tokens per step, the first step of each request (whose root is the prompt's) included."""
     records: list[StepRecord | PrefillRecord] = []
     proposer = load_proposer(MedusaObjective.method, target, checkpoint=str(checkpoint), **settings)
-    Engine(target, proposer, record=records.append).generate(prompts, max_new_tokens=36, ignore_eos=True)
+    Engine(target, proposer, record=records.append).generate(prompts, SamplingParams(max_tokens=36, ignore_eos=True))
     slots = [slot for step in records if isinstance(step, StepRecord) for slot in step.slots]
     return sum(slot.num_emitted for slot in slots) / len(slots)
 
@@ -295,7 +296,7 @@ def test_ranks_are_counted_on_held_out_text_and_saved(tmp_path: Path) -> None:
     assert measured["tree"][0] == [best]
     proposer = load_proposer(MedusaObjective.method, target, checkpoint=str(tmp_path), num_nodes=5, width=32)
     assert isinstance(proposer, MedusaProposer)
-    assert [list(path) for path in proposer.tree.cut(Room(5, 9)).paths] == measured["tree"][:5]
+    assert [list(path) for path in proposer.tree.cut(DraftLimit(5, 9)).paths] == measured["tree"][:5]
 
 
 def test_without_an_evaluation_nothing_is_claimed(tmp_path: Path) -> None:

@@ -10,24 +10,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from outrider.data.texts import Corpus, Example
 from outrider.engine import Completion, Engine
 from outrider.errors import ConfigError
-from outrider.models.ops import Body, Ops, Placement, Programs, Result
-from outrider.models.ops_cpu import CpuOps
-from outrider.models.ops_torch import TorchOps
 from outrider.models.output_head import OutputHead
 from outrider.noise import Stream
-from outrider.proposer import Commit, Room, SessionPlan
+from outrider.ops.base import GraphBody, GraphCache, Ops, Result
+from outrider.ops.cpu import CpuOps
+from outrider.ops.torch import TorchOps
+from outrider.placement import Placement
+from outrider.proposer import Commit, DraftLimit, SessionPlan
 from outrider.proposers import load_proposer
 from outrider.proposers.none import NoProposer
-from outrider.sampling import Sampling
+from outrider.sampling import SamplingParams
 from outrider.target import Target
 from outrider.targets import load_target
 from outrider.targets.native import NativeTarget
 from outrider.testing import tiny_target
 from outrider.testing.directory import write_tiny_model
-from outrider.train.batch import Batch, Example, collate
-from outrider.train.objective import Corpus, Teacher
+from outrider.train.batch import Batch, collate
+from outrider.train.objective import Teacher
 from outrider.train.objectives.mtp import MtpObjective, MtpObjectiveConfig
 from outrider.train.objectives.mtp_network import attend_anchors
 
@@ -52,7 +54,7 @@ def shaken(objective: MtpObjective, seed: int = 1) -> MtpObjective:
 
 
 def features_of(target: Target, tokens: list[int]) -> Tensor:
-    session = target.open(target.plan(1, len(tokens) + 1, 1), taps=(target.spec.num_layers,))
+    session = target.open(target.plan(1, len(tokens) + 1, 1), feature_layers=(target.spec.num_layers,))
     features_TF = session.prefill([0], [tokens])[0]
     assert features_TF is not None
     return features_TF
@@ -121,9 +123,9 @@ def test_a_packed_text_is_alone(num_modules: int, num_depths: int, state: str) -
 
 
 class Watched:
-    """The logits of a proposal, level by level, also where a recorded program is repeated.
+    """The logits of a proposal, level by level, also where a recorded graph is repeated.
 
-    Behind every call of the output head stands one operation more, a copy; a program repeats it like the others.
+    Behind every call of the output head stands one operation more, a copy; a graph repeats it like the others.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
@@ -142,7 +144,9 @@ class Watched:
         (self.logits if self._copies is None else self._copies).append(copy_RV)
         return logits_RV
 
-    def _replayed(self, ops: Ops, programs: Programs, key: Hashable, body: Body, x_RF: Tensor, at: Placement) -> Result:
+    def _replayed(
+        self, ops: Ops, graph_cache: GraphCache, key: Hashable, body: GraphBody, x_RF: Tensor, at: Placement
+    ) -> Result:
         def watched(x_RF: Tensor, placement: Placement) -> Result:
             self._copies = copies
             copies.clear()
@@ -151,10 +155,10 @@ class Watched:
             finally:
                 self._copies = None
 
-        copies = self._copies_of.setdefault((id(programs), key, at.positions_BM.shape), [])
+        copies = self._copies_of.setdefault((id(graph_cache), key, at.positions_BM.shape), [])
         for copy_RV in copies:
             copy_RV.fill_(torch.nan)
-        result = self._replay[type(ops)](ops, programs, key, watched, x_RF, at)
+        result = self._replay[type(ops)](ops, graph_cache, key, watched, x_RF, at)
         self.logits += [copy_RV.clone() for copy_RV in copies]
         return result
 
@@ -176,7 +180,7 @@ def test_run_time_predicts_what_training_scores(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Ragged batch, shrinking rooms and partial acceptance; after every proposal, the logits of all depths agree."""
+    """Ragged batch, shrinking limits and partial acceptance; after every proposal, the logits of all depths agree."""
     target = tiny_target(5, dtype=dtype)
     objective = shaken(objective_of(target, num_modules=num_modules, num_depths=num_depths, state=state))
     objective.save(tmp_path, dtype)
@@ -190,17 +194,20 @@ def test_run_time_predicts_what_training_scores(
     features = [features_of(target, text) for text in texts]
     roots = [0, 6]
     for slot, text in enumerate(texts):
-        session.admit(slot, text[: roots[slot] + 1], Sampling(), features[slot][: roots[slot]])
+        session.admit(slot, text[: roots[slot] + 1], SamplingParams(), features[slot][: roots[slot]])
     num_compared = 0
     with torch.no_grad():
         for step in range(9):
-            rooms = [Room(9, (num_depths, 1, num_depths, 0, 2, num_depths, num_depths, 1, 9)[step]), Room(9, 9)]
+            limits = [
+                DraftLimit(9, (num_depths, 1, num_depths, 0, 2, num_depths, num_depths, 1, 9)[step]),
+                DraftLimit(9, 9),
+            ]
             watched.logits.clear()
-            draft = session.propose([0, 1], rooms)
+            draft = session.propose([0, 1], limits)
             logits = list(watched.logits)
             assert len(logits) == num_depths
             for slot, tree in enumerate(draft.trees):
-                depth = min(rooms[slot].max_depth, num_depths) if roots[slot] else 0
+                depth = min(limits[slot].max_depth, num_depths) if roots[slot] else 0
                 assert len(tree.tokens) == depth
                 want = scored(objective, target, texts[slot][: roots[slot] + 1] + tree.tokens, roots[slot])
                 for level in range(depth):
@@ -309,7 +316,7 @@ def test_depths_weigh_less_and_less() -> None:
 def answers(target: Target, num_texts: int) -> list[Completion]:
     prompts = [[1 + index, 7, 3 * index % 29] for index in range(num_texts)]
     engine = Engine(target, NoProposer())
-    return engine.generate(prompts, max_new_tokens=24, sampling=Sampling(temperature=2.0, seed=4), ignore_eos=True)
+    return engine.generate(prompts, SamplingParams(temperature=2.0, seed=4, max_tokens=24, ignore_eos=True))
 
 
 def trained(target: Target, done: list[Completion], num_modules: int, shift: int, steps: int = 120) -> MtpObjective:
@@ -341,9 +348,7 @@ def test_it_learns(num_modules: int, shift: int, at_least: float, at_most: float
     engine = Engine(target, load_proposer("mtp", target, checkpoint=str(tmp_path)))
     again = engine.generate(
         [completion.prompt for completion in done],
-        max_new_tokens=24,
-        sampling=Sampling(temperature=2.0, seed=4),
-        ignore_eos=True,
+        SamplingParams(temperature=2.0, seed=4, max_tokens=24, ignore_eos=True),
     )
     assert [completion.tokens for completion in again] == [completion.tokens for completion in done]
     tau = sum(len(completion.tokens) for completion in again) / engine.num_steps

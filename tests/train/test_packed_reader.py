@@ -11,7 +11,7 @@ from outrider.testing import tiny_spec, tiny_target
 from outrider.train.batch import fill_rows
 from outrider.train.features import FeatureReader, Live
 
-TAPS = (2, 0, 1)
+FEATURE_LAYERS = (2, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ TAPS = (2, 0, 1)
 )
 def test_packed_features_are_those_of_each_text_alone(changes: dict[str, Any]) -> None:
     target, data = tiny_target(spec=replace(tiny_spec(), **changes)), texts(30, seed=0)
-    reader = FeatureReader(target, TAPS, 24)
+    reader = FeatureReader(target, FEATURE_LAYERS, 24)
     assert reader.packed is not None, "fp64 is not exact by row, so packing is allowed"
     rows = fill_rows([data.num_tokens(index) for index in range(len(data))], 24)
     batch = Live(data, reader).batch(rows, 24, torch.device("cpu"))
@@ -34,7 +34,7 @@ def test_packed_features_are_those_of_each_text_alone(changes: dict[str, Any]) -
 
 def test_features_can_be_learnt_from() -> None:
     target, data = tiny_target(), texts(4, seed=1)
-    batch = Live(data, FeatureReader(target, TAPS, 24)).batch([[0], [1]], 24, torch.device("cpu"))
+    batch = Live(data, FeatureReader(target, FEATURE_LAYERS, 24)).batch([[0], [1]], 24, torch.device("cpu"))
     assert batch.features_BLF is not None
     weight = torch.ones(batch.features_BLF.shape[-1], dtype=torch.float32, requires_grad=True)
     (batch.features_BLF @ weight).sum().backward()  # type: ignore[no-untyped-call]
@@ -42,4 +42,4 @@ def test_features_can_be_learnt_from() -> None:
 
 
 def test_exact_targets_read_text_by_text() -> None:
-    assert FeatureReader(tiny_target(dtype=torch.float32), TAPS, 24).packed is None
+    assert FeatureReader(tiny_target(dtype=torch.float32), FEATURE_LAYERS, 24).packed is None

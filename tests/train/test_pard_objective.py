@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from outrider import CheckpointError, Commit, ConfigError, Room, Sampling, SessionPlan, load_proposer
+from outrider import CheckpointError, Commit, ConfigError, DraftLimit, SamplingParams, SessionPlan, load_proposer
+from outrider.data.texts import Corpus, Example
 from outrider.noise import Stream
-from outrider.proposers.backlog import Backlog
+from outrider.proposers.drafting.pending import PendingTokens
 from outrider.target import Target
 from outrider.testing import tiny_target
-from outrider.train.batch import Batch, Example, collate
-from outrider.train.objective import OBJECTIVES, Corpus
+from outrider.train.batch import Batch, collate
+from outrider.train.objective import OBJECTIVES
 from outrider.train.objectives.pard import PardObjective, PardObjectiveConfig, choose_mask
 from outrider.train.objectives.pard_layout import lay_out
 from outrider.train.objectives.scoring import Scorer
@@ -135,21 +136,21 @@ def test_training_scores_what_drafting_predicts(
     (tmp_path / "draft").mkdir()
     objective.save(tmp_path / "draft", dtype)
     seen: list[torch.Tensor] = []
-    read = Backlog.states
+    read = PendingTokens.states
 
-    def watched(self: Backlog, slots: list[int], feeds: list[list[int]], others: list[list[int]]) -> torch.Tensor:
+    def watched(self: PendingTokens, slots: list[int], feeds: list[list[int]], others: list[list[int]]) -> torch.Tensor:
         seen.append(read(self, slots, feeds, others))
         return seen[-1]
 
-    monkeypatch.setattr(Backlog, "states", watched)
+    monkeypatch.setattr(PendingTokens, "states", watched)
     proposer = load_proposer("pard", target, checkpoint=str(tmp_path / "draft"), num_nodes=4)
     plan = SessionPlan(max_slots=1, max_positions=64, noise=Stream.TARGET, device=target.spec.device)
     session = proposer.open(plan)
     text = example.tokens_T.tolist()
-    session.admit(0, text[:2], Sampling(), None)
+    session.admit(0, text[:2], SamplingParams(), None)
     root, num_compared = 1, 0
     for step in (1, 3, 5, 2, 1, 4):
-        draft = session.propose([0], [Room(4, 4)])
+        draft = session.propose([0], [DraftLimit(4, 4)])
         for depth in range(4):
             ours_V, theirs_V = trained[root, depth], proposer.model.project(seen[-1][0, [-4 + depth]])[0]
             assert (ours_V - theirs_V).abs().max() < near * ours_V.abs().max().clamp(min=1)
@@ -189,8 +190,8 @@ def test_the_mask_is_never_drafted(target: Target, tmp_path: Path) -> None:
 
     def drafted() -> list[int]:
         session = proposer.open(plan)
-        session.admit(0, [1, 2, 3], Sampling(), None)
-        return session.propose([0], [Room(2, 2)]).trees[0].tokens
+        session.admit(0, [1, 2, 3], SamplingParams(), None)
+        return session.propose([0], [DraftLimit(2, 2)]).trees[0].tokens
 
     first = drafted()[0]
     proposer.mask_id = first
@@ -230,7 +231,7 @@ def test_agreement_is_told_by_anchor_and_depth(target: Target) -> None:
 def test_every_loss_gives_a_gradient_to_every_parameter(target: Target, loss: str) -> None:
     config = PardObjectiveConfig(num_depths=3, loss=loss)  # type: ignore[arg-type]
     objective = PardObjective.create(teacher_of(target), config, corpus_of(target), 0)
-    batch = batch_of(texts_of(target, objective.taps))
+    batch = batch_of(texts_of(target, objective.feature_layers))
     objective(batch, torch.Generator().manual_seed(0)).loss.backward()
     with torch.no_grad():
         outcome = objective(batch, torch.Generator().manual_seed(0))
@@ -316,7 +317,7 @@ def test_a_checkpoint_keeps_its_mask(target: Target, tmp_path: Path) -> None:
 def test_a_low_precision_pass_is_close(target: Target) -> None:
     config = PardObjectiveConfig(num_depths=3, loss="kl")
     objective = PardObjective.create(teacher_of(target), config, corpus_of(target), 0)
-    batch = batch_of(texts_of(target, objective.taps))
+    batch = batch_of(texts_of(target, objective.feature_layers))
     full = objective(batch, torch.Generator().manual_seed(0)).loss
     with torch.autocast("cpu", torch.bfloat16):
         low = objective(batch, torch.Generator().manual_seed(0)).loss

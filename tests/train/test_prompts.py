@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from writing import tiny_identity, words
 
-from outrider.bench.play import Dialogue
-from outrider.bench.workloads import Conversation
+from outrider.data.dialogue import Dialogue
+from outrider.data.generator import Job, Written
+from outrider.data.identity import Identity
+from outrider.data.prompts import FilePrompts, Prompt, SelfWritten
+from outrider.data.seed_phrases import SEED_PHRASES, draw, read_seed_phrases, user_turn
+from outrider.data.workloads import Conversation
 from outrider.errors import ConfigError
-from outrider.testing.author import ScriptedAuthor
-from outrider.train.author import Job, Written
-from outrider.train.identity import Identity
-from outrider.train.openings import OPENINGS, draw, read_openings, user_turn
-from outrider.train.prompts import FilePrompts, Prompt, SelfWritten
+from outrider.testing.generator import ScriptedGenerator
 
 
 def quiet(jobs: int, tokens: int) -> None:
@@ -69,7 +69,7 @@ def test_turns_are_limited_and_the_rest_follows_in_order(tmp_path: Path) -> None
 
 def test_a_hub_column_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"prompt": "a"}, {"turns": ["b", "c"]}, {"messages": SAID}]
-    monkeypatch.setattr("outrider.bench.hub.hub_fields", lambda place: iter(rows))
+    monkeypatch.setattr("outrider.data.hub.hub_fields", lambda place: iter(rows))
     found = FilePrompts("hub:some/data:train:prompt").take(0, 9, quiet)
     assert [one.turns for one in found] == [("a",), ("b", "c"), ("a", "b")]
     with pytest.raises(ConfigError, match="must be hub:name:split:field"):
@@ -143,30 +143,32 @@ def test_a_template_that_hides_the_user_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_drawn_is_a_function_of_seed_and_number() -> None:
-    drawn = [draw(seed=1, number=n, turn=0, openings=OPENINGS, temperatures=(0.5, 1.0)) for n in range(400)]
-    assert drawn == [draw(seed=1, number=n, turn=0, openings=OPENINGS, temperatures=(0.5, 1.0)) for n in range(400)]
-    assert {one.kind for one in drawn} == {"free", *OPENINGS}
+    drawn = [draw(seed=1, number=n, turn=0, seed_phrases=SEED_PHRASES, temperatures=(0.5, 1.0)) for n in range(400)]
+    assert drawn == [
+        draw(seed=1, number=n, turn=0, seed_phrases=SEED_PHRASES, temperatures=(0.5, 1.0)) for n in range(400)
+    ]
+    assert {one.kind for one in drawn} == {"free", *SEED_PHRASES}
     assert {one.temperature for one in drawn} == {0.5, 1.0}
     assert len({one.seed for one in drawn}) == 400
-    assert draw(seed=2, number=0, turn=0, openings=OPENINGS, temperatures=(0.5,)).seed != drawn[0].seed
-    assert draw(seed=1, number=5, turn=1, openings=OPENINGS, temperatures=(0.5,)).words == ""
+    assert draw(seed=2, number=0, turn=0, seed_phrases=SEED_PHRASES, temperatures=(0.5,)).seed != drawn[0].seed
+    assert draw(seed=1, number=5, turn=1, seed_phrases=SEED_PHRASES, temperatures=(0.5,)).words == ""
 
 
-def test_openings_come_from_a_file(tmp_path: Path) -> None:
+def test_seed_phrases_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "german.txt").write_text("Wie\n\nFasse zusammen:\\n\\n\n")
-    assert read_openings(tmp_path / "german.txt") == {"german": ("Wie", "Fasse zusammen:\n\n")}
+    assert read_seed_phrases(tmp_path / "german.txt") == {"german": ("Wie", "Fasse zusammen:\n\n")}
     (tmp_path / "empty.txt").write_text("\n")
-    with pytest.raises(ConfigError, match="holds no opening"):
-        read_openings(tmp_path / "empty.txt")
+    with pytest.raises(ConfigError, match="holds no seed phrase"):
+        read_seed_phrases(tmp_path / "empty.txt")
     with pytest.raises(ConfigError, match="cannot be read"):
-        read_openings(tmp_path / "none.txt")
+        read_seed_phrases(tmp_path / "none.txt")
 
 
-def own(identity: Identity, author: ScriptedAuthor, max_prompt_tokens: int = 200) -> SelfWritten:
+def own(identity: Identity, generator: ScriptedGenerator, max_prompt_tokens: int = 200) -> SelfWritten:
     return SelfWritten(
-        author,
+        generator,
         identity.tokenizer,
-        openings={"one": ("Tell me",)},
+        seed_phrases={"one": ("Tell me",)},
         temperatures=(0.7,),
         top_p=0.9,
         seed=3,
@@ -178,30 +180,30 @@ def own(identity: Identity, author: ScriptedAuthor, max_prompt_tokens: int = 200
 
 def test_the_target_is_given_the_opening_and_what_it_writes_is_the_prompt(identity: Identity) -> None:
     encode = identity.tokenizer.encode
-    author = ScriptedAuthor(lambda job: Written((*encode(" about bees "), identity.eos_ids[0]), "stop"))
-    found = own(identity, author).take(0, 20, quiet)
+    generator = ScriptedGenerator(lambda job: Written((*encode(" about bees "), identity.eos_ids[0]), "stop"))
+    found = own(identity, generator).take(0, 20, quiet)
     assert {one.turns[0] for one in found} == {"about bees", "Tell me about bees"}
-    assert {identity.tokenizer.decode(job.prompt) for job in author.jobs} == {
+    assert {identity.tokenizer.decode(job.prompt) for job in generator.jobs} == {
         "<|im_start|>user\n",
         "<|im_start|>user\nTell me",
     }
     assert [one.num_turns for one in found] == [1, 2] * 10
-    assert all(job.ends == set(identity.eos_ids) and job.sampling.top_p == 0.9 for job in author.jobs)
+    assert all(job.ends == set(identity.eos_ids) and job.sampling.top_p == 0.9 for job in generator.jobs)
 
 
 def test_prompts_are_drawn_once_and_are_the_same_wherever_one_starts(identity: Identity) -> None:
     def script(job: Job) -> Written:
         return Written((*identity.tokenizer.encode(words(job.sampling.seed, 3)), identity.eos_ids[0]), "end")
 
-    source = own(identity, ScriptedAuthor(script))
+    source = own(identity, ScriptedGenerator(script))
     first = source.take(0, 8, quiet)
-    author = ScriptedAuthor(script)
-    assert own(identity, author).take(5, 3, quiet) == first[5:]
-    again = own(identity, author)
+    generator = ScriptedGenerator(script)
+    assert own(identity, generator).take(5, 3, quiet) == first[5:]
+    again = own(identity, generator)
     again.take(0, 8, quiet)
-    num_jobs = len(author.jobs)
+    num_jobs = len(generator.jobs)
     assert again.take(2, 8, quiet)[:6] == first[2:]
-    assert len(author.jobs) == num_jobs + 2
+    assert len(generator.jobs) == num_jobs + 2
 
 
 @pytest.mark.parametrize(
@@ -210,12 +212,12 @@ def test_prompts_are_drawn_once_and_are_the_same_wherever_one_starts(identity: I
 )
 def test_what_is_no_turn_is_named(identity: Identity, text: str, finished: str, wanted: str) -> None:
     tokens = identity.tokenizer(text, add_special_tokens=False)["input_ids"]
-    author = ScriptedAuthor(lambda job: Written(tuple(tokens), finished))  # type: ignore[arg-type]
-    assert {one.fault for one in own(identity, author).take(0, 4, quiet)} == {wanted}
+    generator = ScriptedGenerator(lambda job: Written(tuple(tokens), finished))  # type: ignore[arg-type]
+    assert {one.fault for one in own(identity, generator).take(0, 4, quiet)} == {wanted}
 
 
 def test_no_turn_is_opened_in_a_conversation_that_is_too_long(identity: Identity) -> None:
-    author = ScriptedAuthor(lambda job: Written((65,), "end"))
+    generator = ScriptedGenerator(lambda job: Written((65,), "end"))
     dialogue = Dialogue(Conversation(id="", category="", turns=("x",)), [{"role": "user", "content": "x" * 60}])
-    found = own(identity, author, max_prompt_tokens=50).follow([(Prompt(number=0), dialogue)], 1)
-    assert (found[0].fault, author.jobs) == ("length", [])
+    found = own(identity, generator, max_prompt_tokens=50).follow([(Prompt(number=0), dialogue)], 1)
+    assert (found[0].fault, generator.jobs) == ("length", [])

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from outrider.data.texts import Example
 from outrider.testing import tiny_target
-from outrider.train.batch import Example, collate
+from outrider.train.batch import collate
 from outrider.train.objective import Teacher
 from outrider.train.objectives import scoring
 from outrider.train.objectives.chained import chained_KBL
@@ -19,7 +20,7 @@ def test_many_chunks_give_what_one_gives(with_features: bool, monkeypatch: pytes
     tokens_R = torch.randint(31, (10,))
     found = []
     for chunk in (1024, 4):
-        monkeypatch.setitem(scoring.ROOMS, "cpu", scoring.Room(chunk, chunk))
+        monkeypatch.setitem(scoring.CHUNK_LIMITS, "cpu", scoring.ChunkLimits(chunk, chunk))
         states_RE = torch.linspace(-1, 1, 160).view(10, 16).requires_grad_()
         kind = "kl" if with_features else "ce"
         scorer = scoring.Scorer(kind, teacher, Columns(None, 31, "cpu"))

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from outrider.data.directory import DataDirectory, Shard
+from outrider.data.shards import Dataset, Text, prompt_hash, read_header, write_shard
+from outrider.data.texts import count
 from outrider.errors import ConfigError, RunError
 from outrider.formats.store import fingerprint
 from outrider.testing import tiny_target
-from outrider.train.data_directory import DataDirectory, Shard
-from outrider.train.shards import Dataset, Text, prompt_hash, read_header, write_shard
-from outrider.train.texts import count
 
 TARGET = {"name": "some-target", "fingerprint": "0123456789abcdef"}
 texts = st.builds(

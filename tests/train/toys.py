@@ -7,14 +7,14 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import Tensor, nn
 
+from outrider.data.texts import Corpus, Data, Example, ListedTexts
 from outrider.formats.store import provenance, write_checkpoint
 from outrider.targets.native import NativeTarget
 from outrider.testing import tiny_target
-from outrider.train.batch import Batch, Example
+from outrider.train.batch import Batch
 from outrider.train.config import TrainConfig
-from outrider.train.objective import Corpus, Objective, Outcome, Teacher
+from outrider.train.objective import Objective, Outcome, Teacher
 from outrider.train.run import Setup, accelerator, train
-from outrider.train.texts import Data, ListedTexts
 
 VOCAB, PROMPT = 31, 3
 
@@ -50,7 +50,7 @@ class Linear(Objective):
         return self.heads
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[int, ...]:
         return (self.target.spec.num_layers,)
 
     @property

@@ -1,13 +1,13 @@
-"""Material for the tests of synthesis: a target's tokenizer, and authors that write words."""
+"""Material for the tests of synthesis: a target's tokenizer, and generators that write words."""
 
 import random
 from pathlib import Path
 
+from outrider.data.generator import Job, Written
+from outrider.data.identity import Identity
 from outrider.targets import load_target
-from outrider.testing.author import ScriptedAuthor
 from outrider.testing.directory import write_tiny_model
-from outrider.train.author import Job, Written
-from outrider.train.identity import Identity
+from outrider.testing.generator import ScriptedGenerator
 
 WORDS = [
     a + b + c for a in ("ba", "ko", "tri", "mel", "su") for b in ("ra", "ni", "lo", "ve") for c in ("n", "s", "ka")
@@ -23,7 +23,7 @@ def words(seed: object, count: int) -> str:
     return " ".join(chance.choice(WORDS) for _ in range(count))
 
 
-def word_author(identity: Identity) -> ScriptedAuthor:
+def word_generator(identity: Identity) -> ScriptedGenerator:
     """Writes 12 words of its own for each seed, and ends them."""
 
     def script(job: Job) -> Written:
@@ -32,7 +32,7 @@ def word_author(identity: Identity) -> ScriptedAuthor:
             return Written(tuple(tokens[: job.max_new_tokens]), "length")
         return Written((*tokens, identity.eos_ids[0]), "end")
 
-    return ScriptedAuthor(script)
+    return ScriptedGenerator(script)
 
 
 def files_of(directory: Path) -> dict[str, bytes]:

@@ -11,13 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from outrider import Engine, Sampling, load_target
+from outrider import Engine, SamplingParams, load_target
 from outrider.proposer import Proposer
 from outrider.proposers import REGISTRY, proposer_class
 from outrider.target import Target
@@ -40,13 +41,15 @@ def model_directory(root: Path) -> Path:
     return root
 
 
-def texts(target: Target, proposer: Proposer, prompts: Prompts, sampling: Sampling, batch: int) -> list[list[int]]:
+def texts(
+    target: Target, proposer: Proposer, prompts: Prompts, sampling: SamplingParams, batch: int
+) -> list[list[int]]:
     """The answers of one new engine, which takes the prompts in small groups."""
     engine = Engine(target, proposer, max_batch=batch, max_len=48 + 12 * batch)
     found: list[list[int]] = []
     for first in range(0, len(prompts), 2 * batch):
         some = prompts[first : first + 2 * batch]
-        done = engine.generate(some, max_new_tokens=14, sampling=sampling, ignore_eos=True)
+        done = engine.generate(some, replace(sampling, max_tokens=14, ignore_eos=True))
         found += [list(one.tokens) for one in done]
     return found
 
@@ -67,7 +70,7 @@ class Round:
         for proposer in proposers:
             batch = draw.choice((1, 2, 3))
             prompts = [[draw.randrange(30) for _ in range(draw.randrange(1, 30))] for _ in range(6)]
-            sampling = Sampling(temperature=draw.choice((0.0, 1.0)), seed=draw.randrange(99))
+            sampling = SamplingParams(temperature=draw.choice((0.0, 1.0)), seed=draw.randrange(99))
             self.work.append(lambda p=proposer, q=prompts, s=sampling, b=batch: texts(self.target, p, q, s, b))
 
     def run(self) -> int:

@@ -1,4 +1,4 @@
-"""What a budget may decide: rooms within what can be used, and cuts that leave the law alone."""
+"""What a budget may decide: limits within what can be used, and cuts that leave the law alone."""
 
 from collections.abc import Mapping, Sequence
 from typing import final
@@ -7,24 +7,25 @@ import pytest
 import torch
 
 from outrider.audit.enumerate import Drafter, EnumeratingChance, Guess, Text, draw_tree, law_error, random_model
-from outrider.budget import Ask, Budget, FixedBudget
+from outrider.budget import Budget, FixedBudget, SlotState
 from outrider.draft import Draft, Tree
 from outrider.engine import Engine
 from outrider.errors import ConfigError
-from outrider.proposer import Commit, Room
+from outrider.proposer import Commit, DraftLimit
 from outrider.proposers.none import NoProposer
+from outrider.sampling import SamplingParams
 from outrider.testing import tiny_target
 
 TARGET, DRAFT = random_model(1, 3), random_model(2, 3)
 
 
-def ask(num_remaining: int = 100, request: int = 1) -> Ask:
-    return Ask(request, num_remaining, 50, greedy=True)
+def state(num_remaining: int = 100, request: int = 1) -> SlotState:
+    return SlotState(request, num_remaining, 50, greedy=True)
 
 
 def test_a_fixed_budget_leaves_the_last_token_to_the_step() -> None:
-    rooms = FixedBudget(4).rooms([ask(1), ask(2), ask(9)])
-    assert rooms == [Room(0, 0), Room(4, 1), Room(4, 8)]
+    limits = FixedBudget(4).limits([state(1), state(2), state(9)])
+    assert limits == [DraftLimit(0, 0), DraftLimit(4, 1), DraftLimit(4, 8)]
 
 
 def test_a_draft_keeps_what_it_is_told_and_no_more() -> None:
@@ -104,11 +105,11 @@ class Listening(Budget):
     def __init__(self) -> None:
         self.num_waiting: list[int] = []
 
-    def rooms(self, asks: Sequence[Ask], num_waiting: int = 0) -> list[Room]:
+    def limits(self, slot_states: Sequence[SlotState], num_waiting: int = 0) -> list[DraftLimit]:
         self.num_waiting.append(num_waiting)
-        return [Room(0, 0)] * len(asks)
+        return [DraftLimit(0, 0)] * len(slot_states)
 
-    def cut(self, draft: Draft) -> Draft:
+    def prune(self, draft: Draft) -> Draft:
         return draft
 
     def observe(self, commits: Sequence[Commit], seconds: Mapping[str, float]) -> None: ...
@@ -119,7 +120,7 @@ class Listening(Budget):
 def test_the_engine_tells_how_many_requests_wait() -> None:
     budget = Listening()
     Engine(tiny_target(), NoProposer(), budget=budget, max_batch=2).generate(
-        [[1, 2]] * 5, max_new_tokens=2, ignore_eos=True
+        [[1, 2]] * 5, SamplingParams(max_tokens=2, ignore_eos=True)
     )
     assert budget.num_waiting == [3, 3, 1, 1, 0, 0]
 

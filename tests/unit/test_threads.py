@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -15,14 +16,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from outrider import Engine, Sampling
-from outrider.models.cpu_threads import _Pools
-from outrider.models.graphs import Graphs
-from outrider.models.ops import AttentionShape, Placement, Programs, Result
-from outrider.models.ops_cpu import CpuOps
-from outrider.models.ops_torch import TorchOps
+from outrider import Engine, SamplingParams
+from outrider.kernels.cpu.threads import _Pools
+from outrider.kernels.torch_threads import lone_torch_thread, num_threads, torch_threads
 from outrider.models.rope import KeptRope, rope_tables
-from outrider.models.torch_threads import lone_torch_thread, num_threads, torch_threads
+from outrider.ops.base import AttentionShape, GraphCache, Result
+from outrider.ops.cpu import CpuOps
+from outrider.ops.graphs import GraphPool
+from outrider.ops.torch import TorchOps
+from outrider.placement import Placement
 from outrider.proposers import REGISTRY, proposer_class
 from outrider.proposers.oracle_transcripts import Transcripts
 from outrider.target import Target
@@ -92,7 +94,7 @@ def test_two_engines_share_nothing_that_decoding_changes(name: str, seed: int) -
     proposer = proposer_class(name).example(target, seed)
     one, other = (Engine(target, proposer, max_batch=2, max_len=64) for _ in range(2))
     for engine in (one, other):  # all that is made on the way is there afterwards
-        engine.generate(PROMPTS, max_new_tokens=12, ignore_eos=True)
+        engine.generate(PROMPTS, SamplingParams(max_tokens=12, ignore_eos=True))
     mine, theirs = memory(one), memory(other)
     shared = {at: some.clone() for at, some in mine.items() if at in theirs}
     assert len(shared) >= 10, "the weights at least"
@@ -100,8 +102,8 @@ def test_two_engines_share_nothing_that_decoding_changes(name: str, seed: int) -
     others = attributes(other)
     objects = {key: known for key, known in attributes(one).items() if key in others}
     objects = {key: known for key, known in objects.items() if not isinstance(known[0], Transcripts)}  # counts texts
-    sampled = Sampling(temperature=1.0)
-    in_thread(lambda: one.generate([[7, 7, 8, 1], [4, 4]], max_new_tokens=12, ignore_eos=True, sampling=sampled))
+    sampled = SamplingParams(temperature=1.0)
+    in_thread(lambda: one.generate([[7, 7, 8, 1], [4, 4]], replace(sampled, max_tokens=12, ignore_eos=True)))
     for at, before in shared.items():
         assert torch.equal(mine[at], before), f"{before.dtype} {tuple(before.shape)} is shared and has changed"
     for some, known in objects.values():
@@ -130,13 +132,13 @@ def test_a_recording_takes_down_the_calls_of_its_own_thread_only() -> None:
         seen.append(in_thread(lambda: ops.norm_project(3 * torch.arange(32.0)[None], None, 0.0, weight)))
         return Result(ops.norm_project(first_RO, None, 0.0, weight), None)
 
-    programs = Programs()
-    result = ops.replay(programs, "key", body, x_RF, placement())
+    graph_cache = GraphCache()
+    result = ops.replay(graph_cache, "key", body, x_RF, placement())
     assert torch.equal(seen[0], 3 * x_RF), "the other thread's call ran, and at once"
     assert result.logits_RV is not None
     assert torch.equal(result.logits_RV, x_RF)
-    (program,) = programs.values()
-    assert len(program.kernels_N) == 3
+    (graph,) = graph_cache.values()
+    assert len(graph.kernels_N) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -145,7 +147,7 @@ def test_pytorchs_default_dtype_changes_no_text(name: str, dtype: torch.dtype) -
     def decode() -> list[tuple[int, ...]]:
         target = tiny_target(3, dtype=torch.float32)
         engine = Engine(target, proposer_class(name).example(target, 1), max_batch=2, max_len=64)
-        done = engine.generate(PROMPTS, max_new_tokens=10, sampling=Sampling(temperature=0.7, seed=5), ignore_eos=True)
+        done = engine.generate(PROMPTS, SamplingParams(temperature=0.7, seed=5, max_tokens=10, ignore_eos=True))
         return [one.tokens for one in done]
 
     want = decode()
@@ -194,7 +196,7 @@ def test_rotary_tables_reach_as_far_as_each_asks_and_stay_where_they_are() -> No
     assert all(len(rope.cos_PD) >= n for n, rope in found.items())
     want = rope_tables(spec, 89).cos_PD[:, :2]
     assert torch.equal(kept.reaching(20).cos_PD, want)
-    assert any(one is short.cos_PD and one.data_ptr() == at for one in reached(kept)), "recordings know its address"
+    assert any(one is short.cos_PD and one.data_ptr() == at for one in reached(kept)), "graphs know its address"
 
 
 def test_a_pool_is_made_once_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +208,7 @@ def test_a_pool_is_made_once_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> No
             made.append(num_workers)
             threading.Event().wait(0.05)
 
-    monkeypatch.setattr("outrider.models.cpu_threads._Pool", Slow)
+    monkeypatch.setattr("outrider.kernels.cpu.threads._Pool", Slow)
     pools, found = _Pools(), []
 
     def ask() -> None:
@@ -223,10 +225,10 @@ def test_a_pool_is_made_once_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_recordings_of_a_gpu_are_made_while_no_engine_of_one_works() -> None:
-    graphs = Graphs("cpu")
+    graphs = GraphPool("cpu")
     ops = TorchOps(torch.float64, graphs=graphs)
     x = torch.ones(2)
-    with ops.hosting():
+    with ops.decoding_threads():
         thread = threading.Thread(target=lambda: graphs.record(lambda: x * 2))
         thread.start()
         thread.join(0.2)
@@ -234,7 +236,7 @@ def test_recordings_of_a_gpu_are_made_while_no_engine_of_one_works() -> None:
         assert graphs.record(lambda: x * 3).result.tolist() == [3, 3], "this thread may, since it works itself"
     thread.join()
     assert graphs.num_captured == 2
-    with TorchOps(torch.float64).hosting():  # without recordings nobody waits
+    with TorchOps(torch.float64).decoding_threads():  # without graphs nobody waits
         assert in_thread(lambda: graphs.record(lambda: x * 4)).result.tolist() == [4, 4]
 
 
@@ -251,7 +253,7 @@ def test_one_thread_at_a_time_runs_a_model_of_transformers(tiny_gpt2_target: HFT
 
     def decode() -> list[tuple[int, ...]]:
         engine = Engine(tiny_gpt2_target, proposer_class("ngram").example(tiny_gpt2_target, 0))
-        return [one.tokens for one in engine.generate(PROMPTS, max_new_tokens=5, ignore_eos=True)]
+        return [one.tokens for one in engine.generate(PROMPTS, SamplingParams(max_tokens=5, ignore_eos=True))]
 
     want = decode()
     model = tiny_gpt2_target.model.base_model
@@ -273,14 +275,14 @@ def test_one_thread_at_a_time_runs_a_model_of_transformers(tiny_gpt2_target: HFT
 def test_transcripts_may_grow_while_they_are_searched() -> None:
     target: Target = tiny_target(dtype=torch.float32)
     transcripts = Transcripts()
-    transcripts.continuation(target, [1, 2], Sampling(), 3)
+    transcripts.continuation(target, [1, 2], SamplingParams(), 3)
 
-    class Growing(Sampling):
+    class Growing(SamplingParams):
         def __eq__(self, other: object) -> bool:
-            transcripts._texts.append((Sampling(), np.zeros(1, np.int32)))
+            transcripts._texts.append((SamplingParams(), np.zeros(1, np.int32)))
             return False
 
-        __hash__ = Sampling.__hash__
+        __hash__ = SamplingParams.__hash__
 
     length = len(transcripts._texts)
     assert transcripts._find(np.array([1, 2], np.int32), Growing(temperature=1.0), 3) is None

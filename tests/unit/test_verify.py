@@ -22,14 +22,14 @@ from outrider.engine import Engine
 from outrider.errors import ConfigError
 from outrider.noise import Key, Stream, pick, position_key, position_keys
 from outrider.proposers import load_proposer
-from outrider.sampling import Sampling, choose, distribution
+from outrider.sampling import SamplingParams, choose, distribution
 from outrider.testing import tiny_target
 from outrider.verify import (
     VERIFIERS,
-    Accepted,
+    AcceptedPath,
     Chance,
     NoiseChance,
-    Verification,
+    VerifyInput,
     judge_block,
     reject_tree,
     verifier,
@@ -191,18 +191,18 @@ def test_a_drafted_token_without_draft_probability_is_skipped_and_the_law_kept()
             assert torch.equal(probs_V, given_p_MV[0])
             return 2
 
-    assert reject_tree(Tree.chain([0]), given_p_MV, q_MV, 0, Never()) == Accepted([], [], 2)
-    assert judge_block([0], given_p_MV, torch.zeros_like(q_MV), 0, Never()) == Accepted([], [], 2)
+    assert reject_tree(Tree.chain([0]), given_p_MV, q_MV, 0, Never()) == AcceptedPath([], [], 2)
+    assert judge_block([0], given_p_MV, torch.zeros_like(q_MV), 0, Never()) == AcceptedPath([], [], 2)
 
 
-def random_batch(seed: int, num_slots: int = 3, vocab_size: int = 7) -> tuple[Draft, Verification]:
+def random_batch(seed: int, num_slots: int = 3, vocab_size: int = 7) -> tuple[Draft, VerifyInput]:
     """Ragged chains with logits and mixed settings."""
     generator = torch.Generator().manual_seed(seed)
     chains = [torch.randint(vocab_size, (n,), generator=generator).tolist() for n in range(num_slots)]
     draft = Draft.of_chains(chains)
     logits_BMV = torch.randn(num_slots, draft.num_rows, vocab_size, generator=generator)
-    samplings = [Sampling(temperature=0.5 * slot, top_k=4, seed=seed + slot) for slot in range(num_slots)]
-    return draft, Verification(logits_BMV, [5 + 3 * slot for slot in range(num_slots)], samplings)
+    samplings = [SamplingParams(temperature=0.5 * slot, top_k=4, seed=seed + slot) for slot in range(num_slots)]
+    return draft, VerifyInput(logits_BMV, [5 + 3 * slot for slot in range(num_slots)], samplings)
 
 
 @pytest.mark.parametrize("name", VERIFIERS)
@@ -211,23 +211,23 @@ def random_batch(seed: int, num_slots: int = 3, vocab_size: int = 7) -> tuple[Dr
 def test_a_slot_is_judged_the_same_alone_and_in_a_batch(name: str, seed: int) -> None:
     draft, batch = random_batch(seed)
     together = VERIFIERS[name](draft, batch)
-    for slot, verdict in enumerate(together):
+    for slot, path in enumerate(together):
         own = Draft.of_trees([draft.trees[slot]])
         rows_MV = batch.logits_BMV[slot][: own.num_rows]
         for logits in (rows_MV[None], [rows_MV]):
-            alone = VERIFIERS[name](own, Verification(logits, [batch.lengths[slot]], [batch.samplings[slot]]))
-            assert alone == [verdict]
+            alone = VERIFIERS[name](own, VerifyInput(logits, [batch.lengths[slot]], [batch.samplings[slot]]))
+            assert alone == [path]
 
 
 @FEW
 @given(seed=st.integers(0, 10**6))
 def test_coupled_emits_what_plain_decoding_would_choose(seed: int) -> None:
     draft, batch = random_batch(seed)
-    for slot, verdict in enumerate(VERIFIERS["coupled"](draft, batch)):
-        rows = [0, *verdict.path]
+    for slot, path in enumerate(VERIFIERS["coupled"](draft, batch)):
+        rows = [0, *path.rows]
         positions_R = torch.tensor([batch.lengths[slot] + 1 + depth for depth in range(len(rows))])
         own_R = choose(batch.logits_BMV[slot][rows], positions_R, [batch.samplings[slot]] * len(rows))
-        assert own_R.tolist() == [*verdict.tokens, verdict.bonus]
+        assert own_R.tolist() == [*path.tokens, path.bonus]
 
 
 @pytest.mark.parametrize("name", VERIFIERS)
@@ -236,9 +236,9 @@ def test_greedy_decoding_is_every_rule_at_temperature_zero(name: str) -> None:
     for row, token in enumerate([3, 1, 4, 2]):
         logits_BMV[0, row, token] = 1.0
     right, wrong = Draft.of_chains([[3, 1, 4]]), Draft.of_chains([[3, 2, 4]])
-    given_logits = Verification(logits_BMV, [9], [Sampling()])
-    assert VERIFIERS[name](right, given_logits) == [Accepted([1, 2, 3], [3, 1, 4], 2)]
-    assert VERIFIERS[name](wrong, given_logits) == [Accepted([1], [3], 1)]
+    given_logits = VerifyInput(logits_BMV, [9], [SamplingParams()])
+    assert VERIFIERS[name](right, given_logits) == [AcceptedPath([1, 2, 3], [3, 1, 4], 2)]
+    assert VERIFIERS[name](wrong, given_logits) == [AcceptedPath([1], [3], 1)]
 
 
 @pytest.mark.parametrize("name", ["coupled", "rejection"])
@@ -246,13 +246,13 @@ def test_greedy_decoding_descends_to_a_later_sibling(name: str) -> None:
     logits_BMV = torch.zeros(1, 4, 5)
     logits_BMV[0, 0, 2] = logits_BMV[0, 2, 1] = logits_BMV[0, 3, 4] = 1.0
     draft = Draft.of_trees([Tree([0, 2, 1], [-1, -1, 1])])
-    assert VERIFIERS[name](draft, Verification(logits_BMV, [0], [Sampling()])) == [Accepted([2, 3], [2, 1], 4)]
+    assert VERIFIERS[name](draft, VerifyInput(logits_BMV, [0], [SamplingParams()])) == [AcceptedPath([2, 3], [2, 1], 4)]
 
 
 @pytest.mark.parametrize("name", ["rejection", "block"])
 def test_production_noise_gives_the_law_of_a_sampled_chain(name: str) -> None:
     """The one Monte Carlo here: rule, noise and drafter together, 1500 seeds, chi-square over two tokens."""
-    sampling = Sampling(temperature=1.0)
+    sampling = SamplingParams(temperature=1.0)
     logits_MV = torch.tensor([[0.1, 1.0, -0.5], [0.7, 0.0, 0.2], [-1.0, 0.5, 0.5]])
     guess_V = torch.tensor([0.2, 0.3, 0.5])
     counts_VV = torch.zeros(3, 3, dtype=torch.float64)
@@ -262,9 +262,9 @@ def test_production_noise_gives_the_law_of_a_sampled_chain(name: str) -> None:
         chain = pick(guess_V.log().expand(2, 3), keys_R2)
         draft = Draft.of_chains([chain.tolist()], probs_BMV=guess_V.expand(1, 3, 3))
         rows_1MV = torch.stack([logits_MV[0], logits_MV[1], logits_MV[2]])[None]
-        given_rows = Verification(rows_1MV, [-1], [Sampling(temperature=1.0, seed=seed)])
-        (verdict,) = VERIFIERS[name](draft, given_rows)
-        emitted = [*verdict.tokens, verdict.bonus]
+        given_rows = VerifyInput(rows_1MV, [-1], [SamplingParams(temperature=1.0, seed=seed)])
+        (path,) = VERIFIERS[name](draft, given_rows)
+        emitted = [*path.tokens, path.bonus]
         if len(emitted) == 1:
             emitted.append(NoiseChance(seed).pick(distribution(logits_MV[1:2], sampling)[0], 1))
         counts_VV[emitted[0], emitted[1]] += 1
@@ -277,7 +277,7 @@ def test_production_noise_gives_the_law_of_a_sampled_chain(name: str) -> None:
 def test_block_refuses_trees() -> None:
     draft = Draft.of_trees([Tree([1, 2], [-1, -1])])
     with pytest.raises(ConfigError, match="block"):
-        VERIFIERS["block"](draft, Verification(torch.zeros(1, 3, 4), [0], [Sampling()]))
+        VERIFIERS["block"](draft, VerifyInput(torch.zeros(1, 3, 4), [0], [SamplingParams()]))
 
 
 def test_an_unknown_rule_is_named_with_its_neighbour() -> None:
@@ -300,6 +300,6 @@ def test_a_sampling_drafter_never_asks_twice_for_the_same_noise(name: str, monke
     target = tiny_target(1)
     proposer = load_proposer("draft_model", target, layers="0", num_nodes=3, sampled=True)
     engine = Engine(target, proposer, verification=name)
-    engine.generate([[1, 2, 3]], sampling=Sampling(temperature=1.0, seed=4), max_new_tokens=40, ignore_eos=True)
+    engine.generate([[1, 2, 3]], SamplingParams(temperature=1.0, seed=4, max_tokens=40, ignore_eos=True))
     assert len(asked) > 40
     assert len(set(asked)) == len(asked)

@@ -26,28 +26,28 @@ from safetensors.torch import load_file, save_file
 
 from outrider.audit.replay import replay
 from outrider.audit.verdict import first_difference, judge_logits
-from outrider.bench.choice import choices_of
 from outrider.bench.config import BenchConfig
 from outrider.bench.plan import Cell, Group
-from outrider.bench.play import Dialogue, Rules
-from outrider.bench.serving.lineup import line_up
-from outrider.bench.unit import Answer, UnitResult
-from outrider.bench.workloads import load_category
+from outrider.bench.serving.contenders import serving_contenders
+from outrider.data.dialogue import Dialogue, Rules
+from outrider.data.workloads import load_category
 from outrider.engine import Engine
 from outrider.formats.mtp import final_norm_E, module_prefix, read_mtp, write_mtp
 from outrider.formats.store import WEIGHTS, read_json, replace_file
-from outrider.interop.vllm_environment import Vllm
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.proposers import load_proposer
-from outrider.sampling import Sampling
+from outrider.proposers.method_spec import method_specs
+from outrider.results.unit import Answer, UnitResult
+from outrider.sampling import SamplingParams
 from outrider.target import Target
 from outrider.targets import load_target
+from outrider.vllm.environment import Vllm
 
 __all__ = ["NUM_NODES", "NUM_TOKENS", "Parting", "Ties", "group_of_prompts", "plain_answers", "play_ours", "play_vllm"]
 
 NUM_NODES = 3
 NUM_TOKENS = 48
-ROOM = NUM_TOKENS + NUM_NODES + 1
+MAX_TOKENS = NUM_TOKENS + NUM_NODES + 1
 """Tokens that our engine writes: the last counted step, behind all tokens but one, has room for a whole draft."""
 CATEGORIES = ("chat", "multi_turn", "writing", "reasoning", "code", "translation", "structured", "summary")
 
@@ -86,14 +86,14 @@ class Ties:
         text = [*prompt, *want[:position]]
         logits_RV = torch.cat([replay(one, text, len(prompt), ()).float() for one in (self.target, self.other)])
         dtype = self.target.spec.dtype
-        judged = judge_logits(logits_RV, want[position], got[position], Sampling(), len(text), dtype)
+        judged = judge_logits(logits_RV, want[position], got[position], SamplingParams(), len(text), dtype)
         return Parting(position, judged.is_tie, judged.margin, judged.noise)
 
 
 def group_of_prompts() -> Group:
     """The first question of eight categories."""
     first = [load_category(name)[0] for name in CATEGORIES]
-    return tuple(replace(one, turns=one.turns[:1], max_new_tokens=ROOM) for one in first)
+    return tuple(replace(one, turns=one.turns[:1], max_new_tokens=MAX_TOKENS) for one in first)
 
 
 def prompts_of(group: Group, target: Target) -> list[list[int]]:
@@ -103,11 +103,11 @@ def prompts_of(group: Group, target: Target) -> list[list[int]]:
 def plain_answers(target: Target, prompts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     """Plain decoding in our engine."""
     engine = Engine(target, load_proposer("none", target), max_len=longest(prompts))
-    return [one.tokens for one in engine.generate(prompts, max_new_tokens=NUM_TOKENS, ignore_eos=True)]
+    return [one.tokens for one in engine.generate(prompts, SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True))]
 
 
 def longest(prompts: Sequence[Sequence[int]]) -> int:
-    return max(map(len, prompts)) + ROOM + 1
+    return max(map(len, prompts)) + MAX_TOKENS + 1
 
 
 def play_ours(target: Target, method: str, settings: Mapping[str, Any], group: Group, firsts: Sequence[int]) -> Played:
@@ -119,7 +119,7 @@ def play_ours(target: Target, method: str, settings: Mapping[str, Any], group: G
     engine = Engine(target, proposer, max_len=longest(prompts), record=records.append)
     for prompt in prompts:
         records.clear()
-        [answer] = engine.generate([prompt], max_new_tokens=ROOM, ignore_eos=True)
+        [answer] = engine.generate([prompt], SamplingParams(max_tokens=MAX_TOKENS, ignore_eos=True))
         answers.append((prompt[-1], *answer.tokens)[:NUM_TOKENS])
         steps.append(_recorded(records, len(prompt) - 1))
     flat = [step for found in steps for step in found]
@@ -157,9 +157,9 @@ def play_vllm(serving: Serving, method: str, head: Path) -> Played:
     target = serving.target
     prompts = prompts_of(serving.group, target)
     config = BenchConfig(engines=("vllm",), serve=("enforce-eager",), start_timeout=400.0, stall_timeout=300.0)
-    lineup = line_up(
+    joined = serving_contenders(
         config,
-        choices_of([f"{method}:checkpoint={head},num_nodes={NUM_NODES}"]),
+        method_specs([f"{method}:checkpoint={head},num_nodes={NUM_NODES}"]),
         target,
         prompts[0][:32],
         longest(prompts),
@@ -167,8 +167,8 @@ def play_vllm(serving: Serving, method: str, head: Path) -> Played:
         tell=print,
         vllm=serving.vllm,
     )
-    assert lineup.casts, lineup.notes
-    [[contender]] = lineup.casts
+    assert joined.contender_groups, joined.notes
+    [[contender]] = joined.contender_groups
     cell = Cell(batch=1, repeat=0, temperature=0.0, category="prompts", groups=(serving.group,), teaching=(), first=0)
     rules = Rules(
         temperature=0.0,

@@ -31,11 +31,11 @@ from both_engines import (
 from outrider.bench.plan import Group
 from outrider.cli import main
 from outrider.errors import ConfigError
-from outrider.interop.exported import Export, export_checkpoint
-from outrider.interop.vllm_environment import Vllm, find_vllm
-from outrider.models.locate import locate
+from outrider.export.exported import Export, export_checkpoint
+from outrider.formats.locate import locate
 from outrider.target import Target
 from outrider.targets import load_target
+from outrider.vllm.environment import Vllm, find_vllm
 
 ASKED = "OUTRIDER_TEST_VLLM"
 pytestmark = [

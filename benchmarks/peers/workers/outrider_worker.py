@@ -6,7 +6,8 @@ import torch
 from serve import Clock, Worker, serve
 
 import outrider
-from outrider.bench.choice import choices_of, load_choice
+from outrider.proposers.method_spec import load_method, method_specs
+from outrider.sampling import SamplingParams
 
 
 class OutriderWorker(Worker):
@@ -16,8 +17,8 @@ class OutriderWorker(Worker):
         self.max_len = order["max_len"]
         self.proposers = {}
         for name, settings in order["methods"].items():
-            choice = choices_of([settings.get("method", "none")])[0]
-            self.proposers[name] = load_choice(choice, self.target)
+            choice = method_specs([settings.get("method", "none")])[0]
+            self.proposers[name] = load_method(choice, self.target)
         self.engines: dict[tuple[str, int], outrider.Engine] = {}
         dtype = str(self.target.spec.dtype).removeprefix("torch.")
         return {"version": outrider.__version__, "dtype": dtype, "notes": f"torch {torch.__version__}"}
@@ -35,7 +36,7 @@ class OutriderWorker(Worker):
         clocks, tokens = {}, {}
         start = perf_counter()
         for prompt in prompts:
-            request = engine.add(prompt, max_new_tokens=max_new_tokens)
+            request = engine.add(prompt, SamplingParams(max_tokens=max_new_tokens))
             clocks[request], tokens[request] = Clock(), []
             clocks[request].start = start
         for event in engine.run():

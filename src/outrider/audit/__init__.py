@@ -1,0 +1,1 @@
+"""Losslessness: exact enumeration, and verdicts on texts that differ."""

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from outrider.draft import Tree
-from outrider.verify import Accepted, Chance, judge_block, reject_tree, walk
+from outrider.verify import AcceptedPath, Chance, judge_block, reject_tree, walk
 
 __all__ = [
     "RULES",
@@ -112,7 +112,7 @@ class EnumeratingChance(Chance):
 
 
 Drafter = Callable[[Text, EnumeratingChance], Guess]
-Rule = Callable[[Guess, Tensor, int, Chance], Accepted]
+Rule = Callable[[Guess, Tensor, int, Chance], AcceptedPath]
 """A verifier of one slot: the guess, p_MV, the position of the first token to be decided, the chance."""
 
 
@@ -135,17 +135,17 @@ def branches(procedure: Callable[[EnumeratingChance], T]) -> list[Branch[T]]:
     return found
 
 
-def _coupled(guess: Guess, p_MV: Tensor, position: int, chance: Chance) -> Accepted:
+def _coupled(guess: Guess, p_MV: Tensor, position: int, chance: Chance) -> AcceptedPath:
     """Rows of one path differ in position, and none is looked at twice, so each is drawn when the walk gets there."""
     positions = [position, *(position + depth for depth in guess.tree.depths())]
     return walk(guess.tree, lambda row: chance.pick(p_MV[row], positions[row]))
 
 
-def _rejection(guess: Guess, p_MV: Tensor, position: int, chance: Chance) -> Accepted:
+def _rejection(guess: Guess, p_MV: Tensor, position: int, chance: Chance) -> AcceptedPath:
     return reject_tree(guess.tree, p_MV, guess.q_MV, position, chance)
 
 
-def _block(guess: Guess, p_MV: Tensor, position: int, chance: Chance) -> Accepted:
+def _block(guess: Guess, p_MV: Tensor, position: int, chance: Chance) -> AcceptedPath:
     return judge_block(guess.tree.tokens, p_MV, guess.q_MV, position, chance)
 
 
@@ -245,8 +245,8 @@ def _step(model: Model, drafter: Drafter, rule: Rule, text: Text, chance: Enumer
     texts = [text]
     for token, parent in zip(*guess.tree, strict=True):
         texts.append((*texts[parent + 1], token))
-    verdict = rule(guess, torch.stack([model(row) for row in texts]), len(text), chance)
-    return len(verdict.path), (*verdict.tokens, verdict.bonus)
+    path = rule(guess, torch.stack([model(row) for row in texts]), len(text), chance)
+    return len(path.rows), (*path.tokens, path.bonus)
 
 
 def law_error(

@@ -32,9 +32,8 @@ import torch
 from torch import Tensor
 
 from outrider.audit.replay import DEFAULT_ROWS, replay
-from outrider.bench.schema import Lossless
 from outrider.noise import Stream, gumbel, position_keys
-from outrider.sampling import Sampling, choose, transform
+from outrider.sampling import SamplingParams, choose, transform
 from outrider.target import Target
 
 __all__ = [
@@ -45,7 +44,6 @@ __all__ = [
     "first_difference",
     "judge",
     "judge_logits",
-    "summarize_verdicts",
 ]
 
 TIE_FACTOR = 4.0
@@ -74,7 +72,7 @@ class Verdict:
 def judge(
     target: Target,
     prompt_tokens: Sequence[int],
-    sampling: Sampling,
+    sampling: SamplingParams,
     want_tokens: Sequence[int],
     got_tokens: Sequence[int],
     *,
@@ -113,7 +111,7 @@ class Judgement(NamedTuple):
 
 
 def judge_logits(
-    logits_RV: Tensor, want: int, got: int, sampling: Sampling, position: int, dtype: torch.dtype
+    logits_RV: Tensor, want: int, got: int, sampling: SamplingParams, position: int, dtype: torch.dtype
 ) -> Judgement:
     """Judge one position from its logits.
 
@@ -131,7 +129,7 @@ def judge_logits(
     return Judgement(is_rounding and can_flip, _margin(plain_V, (want, got), sampling, position), noise)
 
 
-def _could_choose(token: int, logits_V: Tensor, slack: float, sampling: Sampling, position: int) -> bool:
+def _could_choose(token: int, logits_V: Tensor, slack: float, sampling: SamplingParams, position: int) -> bool:
     """Whether the sampler says `token` when its logit is raised, or the chosen token's lowered, by `slack`."""
     chosen = int(_choices(logits_V[None], sampling, position)[0])
     moved_RV = logits_V.repeat(2, 1)
@@ -140,11 +138,11 @@ def _could_choose(token: int, logits_V: Tensor, slack: float, sampling: Sampling
     return chosen == token or token in _choices(moved_RV, sampling, position).tolist()
 
 
-def _choices(logits_RV: Tensor, sampling: Sampling, position: int) -> Tensor:
+def _choices(logits_RV: Tensor, sampling: SamplingParams, position: int) -> Tensor:
     return choose(logits_RV, torch.full((len(logits_RV),), position), [sampling] * len(logits_RV))
 
 
-def _margin(logits_V: Tensor, tokens: tuple[int, int], sampling: Sampling, position: int) -> float | None:
+def _margin(logits_V: Tensor, tokens: tuple[int, int], sampling: SamplingParams, position: int) -> float | None:
     scores_V = logits_V
     if not sampling.greedy:
         keys_12 = position_keys(torch.tensor([sampling.seed]), torch.tensor([position]), Stream.TARGET)
@@ -160,30 +158,3 @@ def first_difference(want_tokens: Sequence[int], got_tokens: Sequence[int]) -> i
         if want != got:
             return index
     return None if len(want_tokens) == len(got_tokens) else min(len(want_tokens), len(got_tokens))
-
-
-def summarize_verdicts(verdicts: Sequence[Verdict], names: Sequence[str] | None = None) -> Lossless:
-    """The verdict on a cell: its worst answer's, with counts. No verdicts at all are "unverified".
-
-    Args:
-        names: of the answers, to say where the first violation is.
-    """
-    if not verdicts:
-        return Lossless()
-    kinds = [verdict.kind for verdict in verdicts]
-    first = kinds.index("violation") if "violation" in kinds else None
-    return Lossless(
-        verdict="ties" if first is None and "tie" in kinds else "exact" if first is None else "violated",
-        ties=kinds.count("tie"),
-        violations=kinds.count("violation"),
-        num_compared=sum(verdict.num_compared for verdict in verdicts),
-        num_skipped=sum(verdict.num_skipped for verdict in verdicts),
-        where=None if first is None else _place(verdicts[first], names[first] if names else f"answer {first}"),
-    )
-
-
-def _place(verdict: Verdict, name: str) -> str:
-    if verdict.noise is None:
-        return f"{name}, token {verdict.position}: one of the answers ended early"
-    margin = "cut off by a filter" if verdict.margin is None else f"margin {verdict.margin:.3g}"
-    return f"{name}, token {verdict.position}: {margin}, noise {verdict.noise:.3g}"

@@ -1,0 +1,1 @@
+"""The benchmark: contenders, interleaved and paired on the same prompts."""

@@ -10,9 +10,9 @@ and how to get them. With the weights there, the same command measures what was 
 import logging
 from collections.abc import Sequence
 
-from outrider.bench.choice import Choice, with_heads
 from outrider.errors import CheckpointError, ConfigError
-from outrider.models.locate import EMBEDDED, FETCH, locate
+from outrider.formats.locate import EMBEDDED, FETCH, locate
+from outrider.proposers.method_spec import MethodSpec, with_heads
 from outrider.target import Target
 
 __all__ = ["at_hand"]
@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 
 def at_hand(
-    choices: Sequence[Choice], target: Target, from_preset: bool = True
-) -> tuple[list[Choice], tuple[str, ...]]:
+    choices: Sequence[MethodSpec], target: Target, from_preset: bool = True
+) -> tuple[list[MethodSpec], tuple[str, ...]]:
     """Return the choices whose weights are here, with their checkpoints settled, and a note on each kind left out.
 
     Raises:
@@ -30,7 +30,7 @@ def at_hand(
     """
     if not from_preset:
         return with_heads(choices, target), ()
-    found: list[Choice] = []
+    found: list[MethodSpec] = []
     missing: dict[str, list[tuple[str, str]]] = {FETCH: [], "train them first (docs/training.md)": []}
     for choice in choices:
         checkpoint = str(choice.settings.get("checkpoint", ""))

@@ -15,34 +15,34 @@ from statistics import mean
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
 
-from outrider.adaptive import BudgetChoice
 from outrider.bench.at_hand import at_hand
-from outrider.bench.bandwidth import memory_bytes_per_s
-from outrider.bench.choice import Choice, choices_of, load_choice
 from outrider.bench.config import BenchConfig
 from outrider.bench.contender import Contender, EngineContender
-from outrider.bench.derive import ALL, Machine, derive_rows
-from outrider.bench.equality import equal_share
 from outrider.bench.external import external_contenders
 from outrider.bench.plan import cells_of
-from outrider.bench.play import Dialogue, Rules, longest_text
-from outrider.bench.provenance import Manifest, collect_manifest, template_hash
 from outrider.bench.runner import BASELINE, Listener, Progress, Runner
-from outrider.bench.schema import PLAIN, Report, to_json
-from outrider.bench.serving.lineup import line_up
-from outrider.bench.store import RunStore, choose_directory
-from outrider.bench.table import markdown
-from outrider.bench.unit import UnitResult
-from outrider.bench.workloads import Conversation, load_category, load_prompts, workload_hash
+from outrider.bench.serving.contenders import serving_contenders
+from outrider.budget import BudgetChoice
+from outrider.costs.bandwidth import memory_bytes_per_s
+from outrider.data.contamination import recorded_contamination
+from outrider.data.dialogue import Dialogue, Rules, longest_text
+from outrider.data.workloads import Conversation, load_category, load_prompts, workload_hash
 from outrider.errors import CheckpointError, ConfigError, OutriderError
-from outrider.interop.vllm_environment import find_vllm
-from outrider.models.locate import locate
+from outrider.formats.locate import locate
 from outrider.proposer import Proposer
+from outrider.proposers.method_spec import MethodSpec, load_method, method_specs
+from outrider.records.provenance import Manifest, collect_manifest, template_hash
+from outrider.results.derive import ALL, Machine, derive_rows
+from outrider.results.equality import equal_share
+from outrider.results.rows import PLAIN, Report, to_json
+from outrider.results.store import RunStore, choose_directory
+from outrider.results.tables.table import markdown
+from outrider.results.unit import UnitResult
 from outrider.target import Target
 from outrider.targets import load_target
 from outrider.targets.deferred import DeferredTarget
 from outrider.targets.placing import device_named
-from outrider.train.leak import recorded_overlap
+from outrider.vllm.environment import find_vllm
 
 __all__ = ["Workload", "benchmark", "read_workload"]
 
@@ -89,7 +89,7 @@ def benchmark(
         OutriderError: for settings that cannot be run, and if the directory cannot be written or is another run's.
     """
     start = perf_counter()
-    choices_of(config.methods)  # an unknown name is told before anything is loaded
+    method_specs(config.methods)  # an unknown name is told before anything is loaded
     vllm = find_vllm() if {"vllm", "vllm-custom"} & {*config.engines} else None
     target = _target(config)
     workload, notes = read_workload(config, target), list[str]()
@@ -101,7 +101,7 @@ def benchmark(
     directory = run_dir or choose_directory(RUNS, name, manifest, resume)
     with RunStore(directory, manifest) as store:
         started(directory)
-        lineup = line_up(
+        joined = serving_contenders(
             config,
             choices,
             target,
@@ -113,7 +113,7 @@ def benchmark(
         )
         runner = Runner(
             target=target,
-            casts=[ours, *lineup.casts],
+            contender_groups=[ours, *joined.contender_groups],
             cells=list(cells_of(config, workload.conversations, workload.whole)),
             rules_of=lambda cell: _rules(config, workload.max_len, cell.temperature, cell.repeat),
             verified=lambda temperature: temperature == 0 or config.verification == "coupled",
@@ -123,9 +123,9 @@ def benchmark(
         )
         runner.run()
         settings = [f"{one.label}: {one.settings}" for one in choices if one.settings]
-        overlaps = _overlaps(choices)
-        notes = [config.title, *workload.notes, *notes, *settings, *_leak_notes(overlaps), *lineup.notes]
-        report = replace(_report(config, target, store, runner.start_up_s, notes), overlap=_shares(overlaps))
+        contamination = _contamination(choices)
+        notes = [config.title, *workload.notes, *notes, *settings, *_contamination_notes(contamination), *joined.notes]
+        report = replace(_report(config, target, store, runner.start_up_s, notes), overlap=_shares(contamination))
         store.finish(to_json(report), markdown(report))
     return report
 
@@ -215,7 +215,7 @@ def _warm_up(workload: Workload, target: Target) -> list[int]:
 class _Loaded(NamedTuple):
     """A method that takes part; the proposer is None where this process drafts nothing."""
 
-    choice: Choice
+    choice: MethodSpec
     proposer: Proposer | None
 
 
@@ -223,12 +223,12 @@ def _loaded(config: BenchConfig, target: Target, notes: list[str]) -> list[_Load
     """Return the methods that fit the target; a preset's own that do not are notes, unless nothing else is left."""
     is_ours, found = "outrider" in config.engines, list[_Loaded]()
     is_optional = set(config.methods) <= {PLAIN, *config.optional}
-    choices, missing = at_hand(choices_of(config.methods), target, is_optional)
+    choices, missing = at_hand(method_specs(config.methods), target, is_optional)
     notes += missing
     first: OutriderError | None = None
     for choice in choices:
         try:
-            found.append(_Loaded(choice, load_choice(choice, target) if is_ours else None))
+            found.append(_Loaded(choice, load_method(choice, target) if is_ours else None))
         except (ConfigError, CheckpointError) as error:
             if not is_optional:
                 raise
@@ -301,22 +301,22 @@ def _report(config: BenchConfig, target: Target, store: RunStore, start_up_s: fl
     )
 
 
-def _overlaps(choices: Sequence[Choice]) -> dict[str, Mapping[str, Any]]:
+def _contamination(choices: Sequence[MethodSpec]) -> dict[str, Mapping[str, Any]]:
     """What training wrote down about our prompts, of every method that has a checkpoint here, by label."""
     places = {one.label: locate(one.settings["checkpoint"]) for one in choices if one.settings.get("checkpoint")}
-    found = {label: recorded_overlap(place) for label, place in places.items()}
+    found = {label: recorded_contamination(place) for label, place in places.items()}
     return {label: overlap for label, overlap in found.items() if overlap is not None}
 
 
-def _shares(overlaps: Mapping[str, Mapping[str, Any]]) -> dict[str, float] | None:
-    return {label: float(found["share"]) for label, found in overlaps.items()} or None
+def _shares(contamination: Mapping[str, Mapping[str, Any]]) -> dict[str, float] | None:
+    return {label: float(found["share"]) for label, found in contamination.items()} or None
 
 
-def _leak_notes(overlaps: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    return [_leak_note(label, overlap) for label, overlap in overlaps.items()]
+def _contamination_notes(contamination: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [_contamination_note(label, overlap) for label, overlap in contamination.items()]
 
 
-def _leak_note(label: str, overlap: Mapping[str, Any]) -> str:
+def _contamination_note(label: str, overlap: Mapping[str, Any]) -> str:
     count, of = len(overlap["prompts"]), overlap["num_prompts"]
     if not count:
         return f"{label}: none of the benchmark's {of} prompts stands in its training texts"

@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import outrider
-from outrider.adaptive import BudgetChoice
-from outrider.bench.codec import from_plain
-from outrider.bench.schema import PLAIN
 from outrider.bench.serving.endpoint import endpoint_of
-from outrider.bench.workloads import CATEGORIES
+from outrider.budget import BudgetChoice
+from outrider.data.workloads import CATEGORIES
+from outrider.env import data_directory
 from outrider.errors import ConfigError, RunError, nearest
+from outrider.records.codec import from_plain
+from outrider.results.rows import PLAIN
 
-__all__ = ["BenchConfig", "configured", "preset_directory", "read_preset"]
+__all__ = ["BenchConfig", "configured", "read_preset"]
 
 Engine = Literal["outrider", "vllm", "vllm-custom"]
 
@@ -40,7 +40,7 @@ class BenchConfig:
     trust_remote_code    run Python code that comes with the target and with draft models
     budgets              each method is measured under each; plain decoding once
     categories           of our own prompts
-    prompts              further prompts: JSONL files or `hub:` data sets, see `outrider.bench.workloads`
+    prompts              further prompts: JSONL files or `hub:` data sets, see `outrider.data.workloads`
     num_prompts          of each category, from the top; rounded up to fill the last batch
     all_prompts          take all of `prompts`, however many; `num_prompts` is for our own categories
     queue                conversations that wait behind each full batch for a slot to fall free, in batches: 0.5 puts
@@ -186,7 +186,7 @@ def read_preset(name: str) -> dict[str, Any]:
     """
     path = Path(name)
     if path.suffix != ".toml":
-        known = {file.stem: file for file in sorted(preset_directory().glob("*.toml"))}
+        known = {file.stem: file for file in sorted(data_directory("recipes").glob("*.toml"))}
         if name not in known:
             raise ConfigError(f"unknown preset '{name}'{nearest(name, known)}, or give a .toml file")
         path = known[name]
@@ -194,16 +194,3 @@ def read_preset(name: str) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"the preset {path} cannot be read ({error}); give a TOML file") from error
-
-
-def preset_directory() -> Path:
-    """Where our presets lie: beside the package in an installed wheel, at the root of a checkout.
-
-    Raises:
-        ConfigError: if neither is there.
-    """
-    package = Path(outrider.__file__).parent
-    for directory in (package / "recipes", package.parents[1] / "recipes"):
-        if directory.is_dir():
-            return directory
-    raise ConfigError(f"the presets are missing beside {package}; install outrider again or give a .toml file")

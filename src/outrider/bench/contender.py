@@ -12,15 +12,16 @@ from functools import cached_property
 from time import perf_counter
 from typing import Literal, NamedTuple, final
 
-from outrider.adaptive import BudgetChoice
 from outrider.bench.footprint import session_bytes_per_token
 from outrider.bench.plan import Cell, Group
-from outrider.bench.play import Rules, play
-from outrider.bench.unit import Answer, UnitResult, unit_id
+from outrider.bench.play import play
+from outrider.budget import BudgetChoice
+from outrider.data.dialogue import Rules
 from outrider.engine import Engine
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.proposer import Proposer, Session
-from outrider.sampling import Sampling
+from outrider.results.unit import Answer, UnitResult, unit_id
+from outrider.sampling import SamplingParams
 from outrider.target import Target
 
 __all__ = ["Contender", "EngineContender", "Name"]
@@ -88,7 +89,7 @@ class Contender(ABC):
 
 
 @dataclass
-class _Tape:
+class _StepLog:
     """What a unit recorded, and the most memory that the session held at the end of a step."""
 
     steps: list[StepRecord] = field(default_factory=list)
@@ -136,7 +137,7 @@ class EngineContender(Contender):
         self.warm_up = list(warm_up)
         self.temperatures = tuple(temperatures)
         self._name = Name("outrider", label, state)
-        self._tape = _Tape()
+        self._log = _StepLog()
         self._engine: Engine | None = None
 
     @property
@@ -167,20 +168,18 @@ class EngineContender(Contender):
             max_len=self.max_len,
             verification=self.verification,
             budget=self.budget,
-            record=self._tape,
+            record=self._log,
         )
         for temperature in self.temperatures:
             self._engine.generate(
                 [self.warm_up] * batch,
-                max_new_tokens=WARM_UP_TOKENS,
-                sampling=Sampling(temperature=temperature),
-                ignore_eos=True,
+                SamplingParams(temperature=temperature, max_tokens=WARM_UP_TOKENS, ignore_eos=True),
             )
-        self._tape.session = self._engine.session
+        self._log.session = self._engine.session
         self.reset()
 
     def close(self) -> None:
-        self._engine = self._tape.session = None
+        self._engine = self._log.session = None
         gc.collect()
 
     def leave(self) -> None:
@@ -192,7 +191,7 @@ class EngineContender(Contender):
     def measure(self, cell: Cell, group: Group, rules: Rules) -> UnitResult:
         if self.proposer.scripted:
             play(self.engine, group, rules)  # what it must know beforehand is part of no measurement
-        self._tape.steps, self._tape.prefills, self._tape.most_bytes = [], [], 0
+        self._log.steps, self._log.prefills, self._log.most_bytes = [], [], 0
         gc.collect()
         start = perf_counter()
         answers = play(self.engine, group, rules)
@@ -209,15 +208,15 @@ class EngineContender(Contender):
             repeat=cell.repeat,
             conversations=tuple(conversation.id for conversation in group),
             answers=tuple(answers),
-            steps=tuple(self._tape.steps),
-            prefills=tuple(self._tape.prefills),
+            steps=tuple(self._log.steps),
+            prefills=tuple(self._log.prefills),
             wall_s=wall_s,
             state=self.name.state,
             forced_length=rules.ignore_eos,
             scripted=self.proposer.scripted,
             memory_bytes={
                 "proposer_weights": self.proposer.num_bytes,
-                "proposer_cache": self._tape.most_bytes,
+                "proposer_cache": self._log.most_bytes,
                 "proposer_cache_per_token": self._bytes_per_token,
                 "target_cache_per_token": self.engine.memory.cache.bytes_per_token,
             },

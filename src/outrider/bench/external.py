@@ -22,14 +22,14 @@ from typing import Any, final
 
 import torch
 
-from outrider.bench.choice import split_settings
 from outrider.bench.config import BenchConfig
 from outrider.bench.contender import Contender, Name
 from outrider.bench.plan import Cell, Group
-from outrider.bench.play import Dialogue, Rules
-from outrider.bench.unit import Answer, UnitResult
+from outrider.data.dialogue import Dialogue, Rules
 from outrider.errors import CheckpointError, ConfigError, RunError, as_error, nearest
-from outrider.models.locate import locate
+from outrider.formats.locate import locate
+from outrider.proposers.method_spec import split_settings
+from outrider.results.unit import Answer, UnitResult
 from outrider.target import Target
 
 __all__ = ["EXTERNAL", "ExternalModel", "TransformersContender", "external_contenders"]

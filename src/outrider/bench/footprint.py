@@ -16,6 +16,7 @@ from typing import Final
 from outrider.engine import Engine
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.proposer import Proposer
+from outrider.sampling import SamplingParams
 from outrider.target import Target
 
 __all__ = ["session_bytes_per_token"]
@@ -39,5 +40,5 @@ def _held(target: Target, proposer: Proposer, length: int) -> int:
 
     engine = Engine(target, proposer, max_len=length, record=record)
     prompt = [STRIDE * place % target.spec.vocab_size for place in range(length - 2)]
-    engine.generate([prompt], max_new_tokens=2, ignore_eos=True)
+    engine.generate([prompt], SamplingParams(max_tokens=2, ignore_eos=True))
     return max(held)

@@ -19,7 +19,7 @@ from math import ceil
 from typing import TypeVar
 
 from outrider.bench.config import BenchConfig
-from outrider.bench.workloads import Conversation
+from outrider.data.workloads import Conversation
 
 __all__ = ["Cell", "Group", "cells_of", "groups_of", "running_order"]
 

@@ -21,13 +21,13 @@ from typing import final
 from outrider.audit.replay import DEFAULT_ROWS
 from outrider.audit.verdict import Verdict, judge
 from outrider.bench.contender import Contender, Name
-from outrider.bench.kept import REMEDY
 from outrider.bench.plan import Cell, Group, running_order
-from outrider.bench.play import Dialogue, Rules
-from outrider.bench.schema import PLAIN
-from outrider.bench.store import RunStore
-from outrider.bench.unit import UnitResult
+from outrider.data.dialogue import Dialogue, Rules
 from outrider.errors import RunError, on_one_line
+from outrider.results.kept import REMEDY
+from outrider.results.rows import PLAIN
+from outrider.results.store import RunStore
+from outrider.results.unit import UnitResult
 from outrider.target import Target
 
 __all__ = ["Progress", "Runner"]
@@ -62,14 +62,14 @@ class Runner:
     """Runs the cells of a plan.
 
     Args:
-        casts: contenders that are open at the same time and take turns; one cast after another.
+        contender_groups: contenders that are open at the same time and take turns; one group after another.
         rules_of: the rules for a cell's temperature and repeat.
         verified: whether texts are compared with plain decoding's at a temperature.
         listen: called before each unit.
     """
 
     target: Target
-    casts: Sequence[Sequence[Contender]]
+    contender_groups: Sequence[Sequence[Contender]]
     cells: Sequence[Cell]
     rules_of: Callable[[Cell], Rules]
     verified: Callable[[float], bool]
@@ -85,11 +85,11 @@ class Runner:
             RunError: if a unit on disk answers other prompts, or in other tokens, than the target has.
         """
         self._check_kept()
-        for cast in self.casts:
+        for contenders in self.contender_groups:
             with ExitStack() as leaving:
-                for contender in cast:
+                for contender in contenders:
                     leaving.callback(contender.leave)
-                self._run_cast(cast)
+                self._run_contenders(contenders)
         for cell in self.cells:
             for group in cell.groups:
                 self._judge(cell, group)
@@ -118,18 +118,18 @@ class Runner:
             return "has a token id that the target does not have"
         return None
 
-    def _run_cast(self, cast: Sequence[Contender]) -> None:
+    def _run_contenders(self, contenders: Sequence[Contender]) -> None:
         for batch, cells in groupby(self.cells, key=lambda cell: cell.batch):
-            todo = [cell for cell in cells if any(self._missing(cell, cast))]
-            missing = {contender.name for cell in todo for contender, _ in self._missing(cell, cast)}
-            with self._opened([one for one in cast if one.name in missing], batch):
+            todo = [cell for cell in cells if any(self._missing(cell, contenders))]
+            missing = {contender.name for cell in todo for contender, _ in self._missing(cell, contenders)}
+            with self._opened([one for one in contenders if one.name in missing], batch):
                 for cell in todo:
-                    self._run_cell(cell, cast)
+                    self._run_cell(cell, contenders)
 
     @cached_property
     def contenders(self) -> Sequence[Contender]:
-        """Of all casts."""
-        return [contender for cast in self.casts for contender in cast]
+        """Of all groups."""
+        return [contender for contenders in self.contender_groups for contender in contenders]
 
     @cached_property
     def num_units(self) -> int:
@@ -137,9 +137,9 @@ class Runner:
         places = [(cell, index) for cell in self.cells for index in range(len(cell.groups))]
         return sum(contender.takes(*place) for place in places for contender in self.contenders)
 
-    def _missing(self, cell: Cell, cast: Sequence[Contender]) -> Iterator[tuple[Contender, Group]]:
+    def _missing(self, cell: Cell, contenders: Sequence[Contender]) -> Iterator[tuple[Contender, Group]]:
         for index, group in enumerate(cell.groups):
-            for contender in cast:
+            for contender in contenders:
                 if contender.takes(cell, index) and contender.name.unit(cell, group) not in self.store.units:
                     yield contender, group
 
@@ -156,9 +156,9 @@ class Runner:
             for contender in contenders:
                 contender.close()
 
-    def _run_cell(self, cell: Cell, cast: Sequence[Contender]) -> None:
+    def _run_cell(self, cell: Cell, contenders: Sequence[Contender]) -> None:
         for index, group in enumerate(cell.groups):
-            for contender in running_order(cast, cell.first + index, cell.repeat):
+            for contender in running_order(contenders, cell.first + index, cell.repeat):
                 name = contender.name.unit(cell, group)
                 if not contender.takes(cell, index) or name in self.store.units:
                     continue

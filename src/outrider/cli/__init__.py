@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Annotated, Any, Union
 
+from outrider.env import check_variables
 from outrider.errors import ConfigError, OutriderError, Terminated, nearest
-from outrider.models.variables import check_variables
-from outrider.untrusted import visible, visible_line
+from outrider.records.display import visible, visible_line
 
 __all__ = ["COMMANDS", "main"]
 

@@ -90,10 +90,10 @@ class Bench:
 
     def run(self) -> None:
         from outrider.bench.benchmark import benchmark
-        from outrider.bench.schema import to_json
-        from outrider.bench.table import print_report
         from outrider.cli.interruption import resumable
         from outrider.cli.terminal import console, end_with, progress
+        from outrider.results.rows import to_json
+        from outrider.results.tables.table import print_report
 
         config = self.config()
         directory: list[Path] = []

@@ -8,7 +8,7 @@ from typing import Literal
 import tyro
 
 from outrider.cli.terminal import end_with
-from outrider.untrusted import visible, visible_line
+from outrider.records.display import visible, visible_line
 
 __all__ = ["ExportCommand"]
 
@@ -34,9 +34,9 @@ class ExportCommand:
     """Run Python code that comes with the target and its draft models; read it first."""
 
     def run(self) -> None:
-        from outrider.bench.choice import exported_checkpoint
         from outrider.errors import ConfigError
-        from outrider.interop.exported import Export, export_checkpoint, export_into
+        from outrider.export.exported import Export, export_checkpoint, export_into
+        from outrider.proposers.method_spec import exported_checkpoint
         from outrider.targets import load_target
 
         if self.num_nodes < 1:

@@ -21,8 +21,8 @@ class Fetch:
     """The archive: a .zip on this machine, or its http(s) address."""
 
     def run(self) -> None:
-        from outrider.models.heads_archive import fetch_heads
-        from outrider.models.locate import cache_directory
+        from outrider.formats.heads_archive import fetch_heads
+        from outrider.formats.locate import cache_directory
 
         for name in fetch_heads(self.source):
             print(f"{name}  in {cache_directory() / 'heads' / name}")

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from outrider.cli.terminal import is_styled
-from outrider.untrusted import visible
+from outrider.records.display import visible
 
 if TYPE_CHECKING:
     from outrider.metrics import PrefillRecord, StepRecord
-    from outrider.text import Piece, Prompt
+    from outrider.requests.text import Piece, Prompt
 
 __all__ = ["Generate"]
 
@@ -67,21 +67,27 @@ class Generate:
     """Run Python code that comes with the target and its draft models; read it first."""
 
     def run(self) -> None:
-        from outrider.bench.choice import choices_of, load_choice
         from outrider.engine import Engine
         from outrider.proposers import DEFAULT_METHOD
-        from outrider.sampling import Sampling
+        from outrider.proposers.method_spec import load_method, method_specs
+        from outrider.requests.text import encode
+        from outrider.sampling import SamplingParams
         from outrider.targets import load_target
-        from outrider.text import encode
 
-        sampling = Sampling(
-            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p, seed=self.seed
+        params = SamplingParams(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            seed=self.seed,
+            max_tokens=self.max_new_tokens,
+            stop=self.stop,
         )
-        choice = choices_of([self.method or DEFAULT_METHOD])[0]
+        choice = method_specs([self.method or DEFAULT_METHOD])[0]
         target = load_target(
             self.target, dtype=self.dtype, device=self.device, trust_remote_code=self.trust_remote_code
         )
-        proposer = load_choice(choice, target)
+        proposer = load_method(choice, target)
         prompt = encode(target.tokenizer, self._prompt(target.tokenizer))
         records: list[StepRecord | PrefillRecord] = []
         engine = Engine(
@@ -95,7 +101,7 @@ class Generate:
         show = _marking(is_styled(sys.stdout)) if self.show_drafts else _plain
         clean = visible if sys.stdout.isatty() else str
         finished = None
-        events = engine.stream([prompt], max_new_tokens=self.max_new_tokens, sampling=sampling, stop=self.stop)
+        events = engine.stream([prompt], params)
         for event in events:
             sys.stdout.write(show([piece._replace(text=clean(piece.text)) for piece in event.pieces]))
             sys.stdout.flush()
@@ -131,9 +137,9 @@ ENDS = {
 
 
 def _raw(tokenizer: object, text: str) -> "Prompt":
-    from outrider.chat import tokenize
     from outrider.errors import RequestError
-    from outrider.requests import check_text
+    from outrider.records.values import check_text
+    from outrider.requests.chat import tokenize
 
     if tokenizer is None:
         raise RequestError("this target has no tokenizer, so it cannot read text")

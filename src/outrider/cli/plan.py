@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 if TYPE_CHECKING:
-    from outrider.bench.planning.outlook import Outlook
+    from outrider.planning.outlook import Outlook
 
 __all__ = ["Plan"]
 
@@ -54,16 +54,18 @@ class Plan:
     """Length of each answer; without it, the loss at an answer's end is left out."""
 
     def run(self) -> None:
-        from outrider.bench.codec import dumps
-        from outrider.bench.planning.tables import print_outlook
         from outrider.cli.terminal import console, end_with
+        from outrider.planning.tables import print_outlook
+        from outrider.records.codec import dumps
 
         outlook = self._outlook()
         print_outlook(outlook, console(sys.stdout))
         end_with(dumps(outlook), "")
 
     def _outlook(self) -> "Outlook":
-        from outrider.bench.planning.planner import Wish, checked, planned
+        from outrider.planning.planner import PlanRequest, checked, planned
 
-        wish = Wish(**{field.name: getattr(self, field.name) for field in fields(self) if field.name != "check"})
-        return planned(wish) if self.check is None else checked(wish, self.check)
+        request = PlanRequest(
+            **{field.name: getattr(self, field.name) for field in fields(self) if field.name != "check"}
+        )
+        return planned(request) if self.check is None else checked(request, self.check)

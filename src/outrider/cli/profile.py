@@ -40,10 +40,10 @@ class ProfileCommand:
     """Fewer points and 3 repeats, where none are given."""
 
     def run(self) -> None:
-        from outrider.bench.profile import ProfileConfig, profile
-        from outrider.bench.profile_table import print_profile
         from outrider.cli.interruption import resumable
         from outrider.cli.terminal import console, end_with, progress
+        from outrider.profiling.profile import ProfileConfig, profile
+        from outrider.profiling.table import print_profile
 
         config = ProfileConfig(
             target=self.target,

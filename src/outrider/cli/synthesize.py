@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from outrider.untrusted import visible
+from outrider.records.display import visible
 
 if TYPE_CHECKING:
     from outrider.cli.terminal import Bar
-    from outrider.train.author import Author
-    from outrider.train.identity import Identity
-    from outrider.train.synthesize import Progress, Result, SynthesisConfig
+    from outrider.data.generator import TextGenerator
+    from outrider.data.identity import Identity
+    from outrider.data.synthesis import Progress, Result, SynthesisConfig
 
 __all__ = ["Synthesize"]
 
@@ -49,7 +49,7 @@ class Synthesize:
     """Of prompts that the target writes; by default 0.6, 0.8 and 0.9."""
     prompt_top_p: float | None = None
     """Of prompts that the target writes; by default 0.9."""
-    openings: Path | None = None
+    seed_phrases: Path | None = None
     """First words of prompts that the target writes, one a line, in place of ours; for other languages, say."""
     max_turn_tokens: int | None = None
     """Longest prompt that the target may write; by default 384."""
@@ -83,39 +83,41 @@ class Synthesize:
     def run(self) -> None:
         from outrider.cli.interruption import resumable
         from outrider.cli.terminal import end_with, progress
-        from outrider.train.synthesize import SynthesisConfig, synthesize
+        from outrider.data.synthesis import SynthesisConfig, synthesize
 
         given = {field.name: getattr(self, field.name) for field in fields(SynthesisConfig)}
         config = SynthesisConfig(**{name: value for name, value in given.items() if value not in (None, ())})
-        identity, author = self._writer(config)
+        identity, generator = self._writer(config)
         by = f"server {self.endpoint}" if self.endpoint else f"engine, {self.dtype}"
         place = f"; finished shards are in {self.output}, and the same command goes on there"
-        with resumable(lambda: place), closing(author), progress() as bar:
-            result = synthesize(config, self.output, identity, author, written_by=by, listen=lambda at: _show(at, bar))
+        with resumable(lambda: place), closing(generator), progress() as bar:
+            result = synthesize(
+                config, self.output, identity, generator, written_by=by, listen=lambda at: _show(at, bar)
+            )
         print(visible(_summary(result)), file=sys.stderr)
         end_with(json.dumps(self._line(identity, result)), f"All counts: {self.output}")
 
-    def _writer(self, config: "SynthesisConfig") -> "tuple[Identity, Author]":
+    def _writer(self, config: "SynthesisConfig") -> "tuple[Identity, TextGenerator]":
         """Who writes, and for whom."""
-        from outrider.train.identity import Identity
+        from outrider.data.identity import Identity
 
         if self.endpoint is not None:
-            from outrider.train.endpoint import ServerAuthor, ServerConfig
+            from outrider.data.endpoint import ServerConfig, ServerGenerator
 
             server = ServerConfig(url=self.endpoint, model=self.model, concurrency=self.concurrency)
             identity = Identity.from_files(self.target, self.dtype, self.trust_remote_code)
-            return identity, ServerAuthor(server, identity.tokenizer, identity.eos_ids, identity.vocab_size)
+            return identity, ServerGenerator(server, identity.tokenizer, identity.eos_ids, identity.vocab_size)
+        from outrider.data.generator import EngineGenerator
         from outrider.targets import load_target
-        from outrider.train.author import EngineAuthor
 
         target = load_target(
             self.target, dtype=self.dtype, device=self.device, trust_remote_code=self.trust_remote_code
         )
-        author = EngineAuthor(target, max_batch=self.max_batch, max_len=config.max_len, method=self.method)
-        return Identity.of(target), author
+        generator = EngineGenerator(target, max_batch=self.max_batch, max_len=config.max_len, method=self.method)
+        return Identity.of(target), generator
 
     def _line(self, identity: "Identity", result: "Result") -> dict[str, Any]:
-        from outrider.train.shards import Dataset
+        from outrider.data.shards import Dataset
 
         data = Dataset.open(self.output)
         totals = {name: value for name, value in asdict(result.totals).items() if name != "position"}

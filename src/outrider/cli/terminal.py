@@ -20,7 +20,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TextIO, final
 
-from outrider.untrusted import visible, visible_line
+from outrider.records.display import visible, visible_line
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -109,9 +109,9 @@ def with_methods() -> Any:
 
 def _train(command: Any, resume: Path | None, processes: Any) -> dict[str, Any]:
     """Load everything and run; `command` is one of the classes that `with_methods` makes."""
+    from outrider.data.shards import Dataset
     from outrider.targets import load_target
     from outrider.train.run import Setup, train
-    from outrider.train.shards import Dataset
 
     _set_threads(command.threads)
     name = type(command).__name__

@@ -1,1 +1,1 @@
-"""Checkpoint layouts: how each kind of head is laid out on disk by those who publish it, in and out."""
+"""Every file of a model: configs, weights, tokenizers, heads and draft models, in and out."""

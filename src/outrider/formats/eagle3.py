@@ -34,10 +34,10 @@ from outrider.formats.eagle3_config import LAYER_IDS, TARGET_LAYER_IDS, spec_of
 from outrider.formats.eagle3_speculators import is_speculators, native_of, speculators_of
 from outrider.formats.eagle3_tensors import Shapes, canonical_names, column_ids
 from outrider.formats.hf_config import config_of
-from outrider.formats.json_fields import Fields, read_json
 from outrider.formats.store import check_target, write_checkpoint
+from outrider.formats.weights import Weights, read_weights
 from outrider.models.eagle3 import LAYER, Eagle3Spec
-from outrider.models.weights import Weights, read_weights
+from outrider.records.json_fields import Fields, read_json
 from outrider.target import Target
 
 __all__ = ["Eagle3Checkpoint", "native_config", "offsets_of", "read_eagle3", "write_native", "write_speculators"]
@@ -115,7 +115,7 @@ def native_config(checkpoint: Eagle3Checkpoint, dtype: torch.dtype) -> dict[str,
     elif spec.reads_normed and spec.layer_ids is not None:
         config[TARGET_LAYER_IDS] = [layer - 1 for layer in spec.layer_ids]
     elif spec.layer_ids is not None:
-        config["num_aux_hidden_states"] = spec.num_taps
+        config["num_aux_hidden_states"] = spec.num_feature_layers
         config["eagle_config"] = {"use_aux_hidden_state": True, LAYER_IDS: list(spec.layer_ids)}
     return config | ({"outrider": dict(checkpoint.provenance)} if checkpoint.provenance else {})
 

@@ -20,9 +20,9 @@ from typing import Any, Final
 
 from outrider.errors import CheckpointError
 from outrider.formats.eagle3_tensors import Shapes, layer_sizes
-from outrider.formats.json_fields import Fields, shown
-from outrider.models.eagle3 import LAYER, NUM_TAPS, Eagle3Spec
+from outrider.models.eagle3 import LAYER, NUM_FEATURE_LAYERS, Eagle3Spec
 from outrider.models.spec import DecoderSpec, filled_config, is_supported
+from outrider.records.json_fields import Fields, shown
 
 __all__ = ["LAYER_IDS", "TARGET_LAYER_IDS", "spec_of"]
 
@@ -93,12 +93,12 @@ def _fused(fields: Fields, file: Path, shapes: Shapes, width: int) -> _Fused:
     fc = shapes.get("fc.weight")
     if uses_final and (fc is None or fc[-1:] == (width,)):
         return _Fused(ids=(), normed=True, has_fc=fc is not None)
-    count = _num_fused(fc, width, file) if fc is not None else len(named.ids or ()) or NUM_TAPS
+    count = _num_fused(fc, width, file) if fc is not None else len(named.ids or ()) or NUM_FEATURE_LAYERS
     if named.ids is not None and len(named.ids) != count:
         raise CheckpointError(
             f"{file} names {len(named.ids)} layers, but its fc.weight fuses {count} states; correct the list"
         )
-    if named.ids is None and count != NUM_TAPS:
+    if named.ids is None and count != NUM_FEATURE_LAYERS:
         raise CheckpointError(f"{file} fuses {count} states but does not name their layers; add {LAYER_IDS}")
     return named
 

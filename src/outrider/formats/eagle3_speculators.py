@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from outrider.errors import CheckpointError
-from outrider.formats.json_fields import shown
+from outrider.records.json_fields import shown
 
 __all__ = ["is_speculators", "native_of", "speculators_of"]
 

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from outrider.errors import CheckpointError
+from outrider.formats.weights import Weights
 from outrider.models.eagle3 import LAYER
-from outrider.models.weights import Weights
 
 __all__ = ["Shapes", "canonical_names", "column_ids", "layer_sizes"]
 
@@ -36,7 +36,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 PREFIXES: Final = ("module.", "draft_model.", "eagle_module.", "model.")
 LAYERS: Final = ("layers.0.", "decoder.layers.0.", "midlayer.")
 OLD_NORMS: Final = {
-    f"aux_norm_{name}.weight": f"fc_norm.{tap}.weight" for tap, name in enumerate(("low", "mid", "high"))
+    f"aux_norm_{name}.weight": f"fc_norm.{feature_layer}.weight"
+    for feature_layer, name in enumerate(("low", "mid", "high"))
 }
 UNUSED: Final = ("verifier_lm_head.", "verifier_norm.")
 

@@ -22,7 +22,7 @@ Shapes: V the target's vocabulary, E hidden size.
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +31,21 @@ from torch import Tensor
 
 from outrider.errors import CheckpointError, on_one_line
 from outrider.formats.hf_config import config_of
-from outrider.formats.json_fields import shown
+from outrider.formats.locate import locate
 from outrider.formats.store import check_target, provenance, read_json, write_checkpoint
-from outrider.models.decoder import Decoder
-from outrider.models.locate import locate
-from outrider.models.ops import choose_ops
+from outrider.formats.tokenizer import load_tokenizer
+from outrider.formats.weights import Weights, read_weights, settle_head
 from outrider.models.spec import DecoderSpec
-from outrider.models.weights import Weights, read_weights, settle_head
+from outrider.records.json_fields import shown
 from outrider.target import Target
-from outrider.targets import load_target, load_tokenizer
-from outrider.targets.native import NativeTarget
 
 __all__ = [
     "EMBEDDING",
     "HEAD",
     "MASK",
-    "LoadedDraft",
     "StoredDraft",
     "check_vocabulary",
-    "load_draft",
+    "draft_facts",
     "pad_draft",
     "read_draft",
     "widened",
@@ -71,15 +67,6 @@ TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True, eq=False)
-class LoadedDraft:
-    """A draft model ready to run, its raw config, and the memory it holds beyond what it shares with the target."""
-
-    model: Target
-    config: Mapping[str, Any]
-    num_bytes: int
-
-
-@dataclass(frozen=True, eq=False)
 class StoredDraft:
     """A draft model as its files have it: raw config, shape, tensors in their stored dtype, and the form.
 
@@ -94,23 +81,6 @@ class StoredDraft:
     mask_id: int | None
 
 
-def load_draft(name: str, target: Target) -> LoadedDraft:
-    """Load a draft model of either form for a target: a directory, a GGUF file or a hub id; in the target's dtype.
-
-    Raises:
-        CheckpointError: if it cannot be read, shares weights with another target, or has another vocabulary.
-    """
-    config = read_json(locate(name) / "config.json")
-    if _facts(config).get("shares"):
-        return _surrounded(name, read_draft(name, target), target)
-    spec = target.spec
-    model = load_target(
-        name, dtype=str(spec.dtype).removeprefix("torch."), device=str(spec.device), trust_remote_code=spec.trusts_code
-    )
-    check_vocabulary(target, model)
-    return LoadedDraft(model, config, model.spec.weight_bytes)
-
-
 def read_draft(name: str, target: Target) -> StoredDraft:
     """Read a draft model's files, to train it further or to pad it; it may have fewer rows than the target.
 
@@ -121,7 +91,7 @@ def read_draft(name: str, target: Target) -> StoredDraft:
     config = read_json(directory / "config.json")
     spec = DecoderSpec.from_config_file(directory)
     weights = read_weights(directory)
-    if _facts(config).get("shares"):
+    if draft_facts(config).get("shares"):
         return _read_slim(directory, config, spec, weights, target)
     spec = settle_head(spec, weights)
     tokenizer = load_tokenizer(directory, target.spec.trusts_code)
@@ -136,7 +106,7 @@ def read_draft(name: str, target: Target) -> StoredDraft:
 def _read_slim(
     directory: Path, config: Mapping[str, Any], spec: DecoderSpec, weights: Weights, target: Target
 ) -> StoredDraft:
-    facts = _facts(config)
+    facts = draft_facts(config)
     if facts["shares"] != SHARES:
         shares = on_one_line(str(facts["shares"]))
         raise CheckpointError(f"{directory} shares {shares} with its target; only {SHARES} is known here")
@@ -157,29 +127,6 @@ def _read_slim(
             raise CheckpointError(f"{directory} has mask_id {shown(mask_id)}, outside its {spec.vocab_size} tokens")
     weights.check(shapes)
     return StoredDraft(directory, config, spec, {key: weights[key] for key in shapes}, is_slim=True, mask_id=mask_id)
-
-
-def _surrounded(name: str, stored: StoredDraft, target: Target) -> LoadedDraft:
-    """A slim draft model with the target's embedding and head; a mask is read as a vector of its own."""
-    dtype = target.spec.dtype
-    own = {key: tensor.to(dtype) for key, tensor in stored.tensors.items()}
-    decoder = _surround(stored.spec, own, target)
-    num_bytes = sum(layer.num_bytes for layer in decoder.layers)
-    if stored.mask_id is not None:
-        decoder.read_as(stored.mask_id, own[MASK])
-        num_bytes += own[MASK].nbytes
-    return LoadedDraft(NativeTarget(decoder, name, dtype, target.tokenizer), stored.config, num_bytes)
-
-
-def _surround(spec: DecoderSpec, own: Mapping[str, Tensor], target: Target) -> Decoder:
-    """The draft model's layers between the target's embedding and head; shared in memory with a native target."""
-    if isinstance(target, NativeTarget):
-        tied = target.decoder.spec.tie_word_embeddings
-        return target.decoder.around(replace(spec, tie_word_embeddings=tied), own)
-    shared = target.shared_weights()
-    weights = {**own, EMBEDDING: shared.embedding_VE, HEAD: shared.head_VE}
-    untied = replace(spec, tie_word_embeddings=False)
-    return Decoder(untied, weights, choose_ops(target.spec.device, target.spec.dtype), target.spec.device)
 
 
 def check_vocabulary(target: Target, model: Target) -> None:
@@ -268,7 +215,8 @@ def widened(tensors: Mapping[str, Tensor], vocab_size: int) -> dict[str, Tensor]
     return wide
 
 
-def _facts(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def draft_facts(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what the `outrider` key of a config says; empty without one."""
     known = config.get("outrider")
     return known if isinstance(known, dict) else {}
 

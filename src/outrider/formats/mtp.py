@@ -29,12 +29,11 @@ from torch import Tensor
 
 from outrider.errors import CheckpointError, ConfigError
 from outrider.formats.hf_config import config_of
-from outrider.formats.json_fields import shown
 from outrider.formats.store import check_target, read_json, write_checkpoint
+from outrider.formats.weights import Weights, read_weights
 from outrider.models.spec import DecoderSpec, filled_config
-from outrider.models.weights import Weights, read_weights
+from outrider.records.json_fields import shown
 from outrider.target import Target
-from outrider.targets.native import NativeTarget
 
 __all__ = [
     "FINAL_NORM",
@@ -105,8 +104,8 @@ def block_spec(target: Target) -> DecoderSpec:
     Raises:
         ConfigError: if the target is not of the Llama family, whose sizes are known.
     """
-    if isinstance(target, NativeTarget):
-        spec = target.decoder.spec
+    if target.native is not None:
+        spec = target.native.spec
     elif target.spec.directory is not None:
         try:
             spec = DecoderSpec.from_config_file(target.spec.directory)
@@ -124,8 +123,8 @@ def final_norm_E(target: Target) -> Tensor:
     Raises:
         ConfigError: if it is not known, or has a zero, behind which the residual stream is lost.
     """
-    if isinstance(target, NativeTarget):
-        norm_E = target.decoder.norm_E.cpu()
+    if target.native is not None:
+        norm_E = target.native.norm_E.cpu()
     elif target.spec.directory is not None and FINAL_NORM in read_weights(target.spec.directory):
         norm_E = read_weights(target.spec.directory)[FINAL_NORM]
     else:

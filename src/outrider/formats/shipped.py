@@ -1,6 +1,6 @@
 """The heads that come with Outrider, and which of them belongs to a target.
 
-They lie as `TARGET/KIND` (`smollm2-135m/eagle3`) under the places of `outrider.models.locate.head_roots`: a checkout's
+They lie as `TARGET/KIND` (`smollm2-135m/eagle3`) under the places of `outrider.formats.locate.head_roots`: a checkout's
 `checkpoints/`, the installed package, then the cache. Which target a head is for is read from its own config, so that
 the same weights under another name find it, and other weights under the same name do not.
 
@@ -10,8 +10,8 @@ Example: `shipped_head("eagle3", load_target("smollm2-135m"))` is the directory 
 from collections.abc import Iterator
 from pathlib import Path
 
+from outrider.formats.locate import CONFIG, EMBEDDED, head_roots, locate
 from outrider.formats.store import belongs_to, read_json
-from outrider.models.locate import CONFIG, EMBEDDED, head_roots, locate
 from outrider.target import Target
 
 __all__ = ["shipped_head", "shipped_names", "short_name"]

@@ -25,10 +25,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from outrider.errors import CheckpointError, on_one_line
-from outrider.formats.json_fields import read_json
+from outrider.records.json_fields import read_json
 from outrider.target import Target
 
 __all__ = [
+    "TRAINING",
     "WEIGHTS",
     "belongs_to",
     "check_target",
@@ -41,7 +42,7 @@ __all__ = [
     "write_checkpoint",
 ]
 
-WEIGHTS = "model.safetensors"
+TRAINING, WEIGHTS = "training.json", "model.safetensors"
 STRIDE, LEAST_ROWS = 97, 64
 
 

@@ -6,7 +6,8 @@ before all others, is written beside the checkpoint as `token_ranking.json`:
     {"schema": "outrider.token_ranking/1", "outrider": {the target}, "vocab_size": V, "ids": [...]}
 
 Other engines do not look at it. A drafter that uses the target's output head then needs only the rows of the first K of
-these tokens (`outrider.models.output_head`). A checkpoint without the file drafts from the whole vocabulary.
+these tokens (`outrider.models.output_head`). A checkpoint without the file drafts from the whole
+vocabulary.
 
 Worked example: counts 5, 0, 9, 1 with end-of-text token 1 rank the tokens 1, 2, 0, 3; `drafted_ids` with 2 gives 1, 2.
 
@@ -21,8 +22,8 @@ import torch
 from torch import Tensor
 
 from outrider.errors import CheckpointError, ConfigError
-from outrider.formats.json_fields import shown
 from outrider.formats.store import check_target, provenance, read_json, replace_file
+from outrider.records.json_fields import shown
 from outrider.target import Target
 
 __all__ = ["FILE", "check_draft_vocab", "drafted_ids", "rank_tokens", "read_ranking", "special_ids", "write_ranking"]

@@ -1,0 +1,1 @@
+"""Networks: the decoder of the Llama family and the heads that draft for it."""

@@ -16,8 +16,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from outrider.models.ops import AttentionShape, HeadNorm, Ops, Packed, Placement, Rope
 from outrider.models.spec import DecoderSpec
+from outrider.ops.base import AttentionShape, HeadNorm, Ops, Packed, Rope
+from outrider.placement import Placement
 
 __all__ = ["Block"]
 

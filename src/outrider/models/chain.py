@@ -7,8 +7,8 @@ than the reads of a small drafter. All of them are operations, so a back end may
     choose    read R rows, take the states of N of them, predict, choose      tokens [N], and the inputs of a next read
     go on     read these N rows one position on, predict, choose, read, ...   tokens [L - 1, N]
 
-These are two programs, because the first depends on the number of rows and the second on the number of levels: there
-are few of each, and many pairs. Where the rows are few and no slot has more of them than another, both are one program.
+These are two graphs, because the first depends on the number of rows and the second on the number of levels: there
+are few of each, and many pairs. Where the rows are few and no slot has more of them than another, both are one graph.
 A drafter that needs one token per row only `choose`s.
 
 Worked example: slots 0 and 2 have read 5 and 9 tokens and were given 2 and 1 more. Rows 0, 1 (slot 0) and 2 (slot 2)
@@ -27,18 +27,19 @@ import torch
 from torch import Tensor
 
 from outrider.cache import KVCache
-from outrider.models.ops import Body, Ops, Placement, Programs, Result
+from outrider.ops.base import GraphBody, GraphCache, Ops, Result
+from outrider.placement import Placement
 
-__all__ = ["Choice", "GreedyChain", "Link"]
+__all__ = ["ChosenTokens", "DraftStep", "GreedyChain"]
 
 PIECE = 16
-"""Levels of one program at most; longer chains repeat it."""
+"""Levels of one graph at most; longer chains repeat it."""
 WHOLE_ROWS = 8
-"""Up to so many rows, equal in all slots, the first read and those behind it are one program."""
+"""Up to so many rows, equal in all slots, the first read and those behind it are one graph."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Link:
+class DraftStep:
     """One read of a chain, as operations of one back end on one cache.
 
     read           output states of all rows; may change its input
@@ -56,7 +57,7 @@ class Link:
     embedding_VE: Tensor
     reads_states: bool
 
-    def body(self, tokens_LN: Tensor, rows_N: Tensor | None, given: int) -> Body:
+    def body(self, tokens_LN: Tensor, rows_N: Tensor | None, given: int) -> GraphBody:
         """L reads; the states of the first at `rows_N` (None for all) are drafted from.
 
         It gives the inputs of the read behind level `given`.
@@ -79,7 +80,7 @@ class Link:
         return body
 
 
-class Choice(NamedTuple):
+class ChosenTokens(NamedTuple):
     """Tokens int64 [L, N], valid until the next call, and the inputs [X, E] of a read behind the first of them."""
 
     tokens_LN: Tensor
@@ -94,16 +95,16 @@ class GreedyChain:
         num_levels: the longest chain.
     """
 
-    def __init__(self, link: Link, cache: KVCache, num_levels: int) -> None:
-        self.link = link
+    def __init__(self, draft_step: DraftStep, cache: KVCache, num_levels: int) -> None:
+        self.draft_step = draft_step
         self.cache = cache
         self.num_levels = num_levels
-        self.programs = Programs()
+        self.graph_cache = GraphCache()
         self._tokens: dict[int, Tensor] = {}
         self._rows: dict[int, Tensor] = {}
 
     @torch.inference_mode()
-    def choose(self, x_RE: Tensor, placement: Placement, rows: Sequence[int], num_levels: int = 1) -> Choice:
+    def choose(self, x_RE: Tensor, placement: Placement, rows: Sequence[int], num_levels: int = 1) -> ChosenTokens:
         """Read the rows of a placement, and choose the token that follows each of the given ones.
 
         Args:
@@ -117,14 +118,14 @@ class GreedyChain:
                 self._rows[N] = torch.empty(N, dtype=torch.int64, device=self.cache.device)
             rows_N = self._rows[N].copy_(torch.tensor(rows))
         tokens_LN = self._tokens_of(N)[:num_levels]
-        body = self.link.body(tokens_LN, rows_N, given=0)
+        body = self.draft_step.body(tokens_LN, rows_N, given=0)
         key = ("choose", N, rows_N is None, num_levels)
-        return Choice(tokens_LN, self._replayed(key, body, x_RE, placement))
+        return ChosenTokens(tokens_LN, self._replayed(key, body, x_RE, placement))
 
     @torch.inference_mode()
     def draft(
         self, x_RE: Tensor, placement: Placement, slots: Sequence[int], counts: Sequence[int], num_levels: int
-    ) -> Choice:
+    ) -> ChosenTokens:
         """Read the next `counts[b]` tokens of each slot, and draft behind them. The cache's lengths stay.
 
         Args:
@@ -140,17 +141,17 @@ class GreedyChain:
             piece_LN = tokens_LN[level : level + PIECE]
             behind = [count + level - 1 for count in counts]
             further = self.cache.place_tokens(slots, [1] * len(slots), behind, num_ahead=len(piece_LN) - 1)
-            body = self.link.body(piece_LN, None, given=len(piece_LN) - 1)
+            body = self.draft_step.body(piece_LN, None, given=len(piece_LN) - 1)
             next_RE = self._replayed(("go on", level, len(piece_LN)), body, next_RE, further)
-        return Choice(tokens_LN, first.next_RE)
+        return ChosenTokens(tokens_LN, first.next_RE)
 
     def _tokens_of(self, N: int) -> Tensor:
-        """Where the tokens of N rows are written: recordings know the place."""
+        """Where the tokens of N rows are written: graphs know the place."""
         if N not in self._tokens:
             self._tokens[N] = torch.empty(self.num_levels, N, dtype=torch.int64, device=self.cache.device)
         return self._tokens[N]
 
-    def _replayed(self, key: tuple[object, ...], body: Body, x_RE: Tensor, placement: Placement) -> Tensor:
-        next_RE = self.link.ops.replay(self.programs, key, body, x_RE, placement).features_RT
+    def _replayed(self, key: tuple[object, ...], body: GraphBody, x_RE: Tensor, placement: Placement) -> Tensor:
+        next_RE = self.draft_step.ops.replay(self.graph_cache, key, body, x_RE, placement).features_RT
         assert next_RE is not None, "a chain's body gives the next inputs"
         return next_RE

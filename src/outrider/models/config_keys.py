@@ -17,7 +17,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from outrider.formats.json_fields import Fields, shown
+from outrider.records.json_fields import Fields, shown
 
 __all__ = ["check_eos", "check_keys", "check_rope", "check_types"]
 

@@ -8,9 +8,9 @@ draft. What a row may see and where it is written is the `Placement`'s business,
     x += W_down (silu(W_gate norm(x)) * W_up norm(x))            for every layer
     logits = W_head norm(x)
 
-Taps hand out the residual stream before a layer; see `outrider.target`.
+Feature layers hand out the residual stream before a layer; see `outrider.target`.
 
-Shapes: B slots, M rows of each, R = B * M, E hidden size, V vocabulary, F = taps * E.
+Shapes: B slots, M rows of each, R = B * M, E hidden size, V vocabulary, F = feature layers * E.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,16 +23,17 @@ from torch import Tensor
 
 from outrider.cache import KVCache
 from outrider.models.block import Block
-from outrider.models.chain import Link
-from outrider.models.ops import Ops, Packed, Placement, Programs, Result, Rope
+from outrider.models.chain import DraftStep
 from outrider.models.rope import KeptRope
 from outrider.models.spec import DecoderSpec
+from outrider.ops.base import GraphCache, Ops, Packed, Result, Rope
+from outrider.placement import Placement
 
 __all__ = ["Decoder", "Output"]
 
 
 class Output(NamedTuple):
-    """Raw logits [B, M, V] and tapped states [B, M, F]; each None when not asked for."""
+    """Raw logits [B, M, V] and feature states [B, M, F]; each None when not asked for."""
 
     logits_BMV: Tensor | None
     features_BMF: Tensor | None
@@ -111,53 +112,53 @@ class Decoder:
         placement: Placement,
         cache: KVCache,
         *,
-        taps: tuple[int, ...] = (),
+        feature_layers: tuple[int, ...] = (),
         want_logits: bool = True,
-        programs: Programs | None = None,
+        graph_cache: GraphCache | None = None,
     ) -> Output:
         """Read the rows, write their keys and values into `cache`, and give what was asked for.
 
         Args:
-            programs: of this cache, empty at first; lets a back end repeat forwards of the same shape.
+            graph_cache: of this cache, empty at first; lets a back end repeat forwards of the same shape.
         """
         B, M = tokens_BM.shape
         x_RE = self.embed(tokens_BM.view(-1))
 
         def body(x_RE: Tensor, placement: Placement) -> Result:
-            return self._read(x_RE, placement, cache, taps, want_logits)
+            return self._read(x_RE, placement, cache, feature_layers, want_logits)
 
-        if programs is None or any(window is not None for window in self.spec.windows):
+        if graph_cache is None or any(window is not None for window in self.spec.windows):
             result = body(x_RE, placement)
         else:
-            result = self.ops.replay(programs, (taps, want_logits), body, x_RE, placement)
+            result = self.ops.replay(graph_cache, (feature_layers, want_logits), body, x_RE, placement)
         return Output(*(None if rows is None else rows.view(B, M, -1) for rows in result))
 
     def _read(
-        self, x_RE: Tensor, placement: Placement, cache: KVCache, taps: tuple[int, ...], want_logits: bool
+        self, x_RE: Tensor, placement: Placement, cache: KVCache, feature_layers: tuple[int, ...], want_logits: bool
     ) -> Result:
         """All layers, by operations alone, so that a back end may record them."""
         ops, eps = self.ops, self.spec.rms_norm_eps
         rope = self.rope(cache.plan.capacity, cache.plan.num_positions - cache.plan.capacity)
         R, E = x_RE.shape
-        features_RF = x_RE.new_empty(R, len(taps) * E) if taps else None
+        features_RF = x_RE.new_empty(R, len(feature_layers) * E) if feature_layers else None
 
-        def tap(index: int, norm_E: Tensor | None) -> None:
-            for place in (place for place, wanted in enumerate(taps) if wanted == index):
+        def keep_features(index: int, norm_E: Tensor | None) -> None:
+            for place in (place for place, wanted in enumerate(feature_layers) if wanted == index):
                 assert features_RF is not None
                 ops.collect(x_RE, norm_E, eps, features_RF, place * E)
 
         for index, layer in enumerate(self.layers):
-            tap(index, None)
+            keep_features(index, None)
             qkv_RQ = ops.norm_project(x_RE, layer.input_norm_E, eps, layer.qkv)
             layer.apply(ops, x_RE, qkv_RQ, rope, cache.keys_LCHSD[index], cache.values_LCHSD[index], placement)
-        tap(len(self.layers), self.norm_E)
-        tap(len(self.layers) + 1, None)
+        keep_features(len(self.layers), self.norm_E)
+        keep_features(len(self.layers) + 1, None)
         return Result(ops.norm_project(x_RE, self.norm_E, eps, self.head) if want_logits else None, features_RF)
 
-    def link(self, cache: KVCache, head: Packed, ids_K: Tensor | None) -> Link | None:
+    def draft_step(self, cache: KVCache, head: Packed, ids_K: Tensor | None) -> DraftStep | None:
         """One read of a greedy chain with this output head or another; None with sliding windows or on a GPU.
 
-        A GPU's recordings have fixed shapes, and rows under a sliding window need a mask of their own.
+        A GPU's graphs have fixed shapes, and rows under a sliding window need a mask of their own.
         """
         ops, spec = self.ops, self.spec
         if self.device.type == "cuda" or any(window is not None for window in spec.windows):
@@ -167,7 +168,7 @@ class Decoder:
             self._read(x_RE, placement, cache, (), want_logits=False)
             return x_RE
 
-        return Link(
+        return DraftStep(
             ops=ops,
             read=read,
             predict=lambda states_NE: ops.norm_project(states_NE, self.norm_E, spec.rms_norm_eps, head),

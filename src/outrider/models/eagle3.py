@@ -16,7 +16,8 @@ the fused states and `norm_before_fc` their concatenation; `norm_output` hands o
 
 Worked example: with columns for 3 tokens and d2t = [0, 4, 4], column 1 stands for token 5 and column 2 for token 6.
 
-Shapes: R rows, E hidden size of the head, F = taps * the target's hidden size, V vocabulary, K columns, A taps.
+Shapes: R rows, E hidden size of the head, F = feature layers * the target's hidden size, V vocabulary, K columns, A
+    feature layers.
 """
 
 from collections.abc import Mapping
@@ -29,16 +30,18 @@ from torch.nn.functional import rms_norm
 
 from outrider.cache import CachePlan, KVCache
 from outrider.models.block import Block
-from outrider.models.chain import Link
-from outrider.models.ops import Placement, Programs, Result, Rope, choose_ops
+from outrider.models.chain import DraftStep
 from outrider.models.recurrent import Reading, RecurrentHead, below, run
 from outrider.models.rope import KeptRope
 from outrider.models.spec import DecoderSpec
+from outrider.ops.base import GraphCache, Result, Rope
+from outrider.ops.select import choose_ops
+from outrider.placement import Placement
 
 __all__ = ["LAYER", "Eagle3Head", "Eagle3Spec", "default_layer_ids"]
 
 LAYER = "midlayer."
-NUM_TAPS = 3
+NUM_FEATURE_LAYERS = 3
 
 
 def default_layer_ids(num_layers: int) -> tuple[int, ...]:
@@ -74,16 +77,16 @@ class Eagle3Spec:
     norm_output: bool = False
 
     @property
-    def num_taps(self) -> int:
-        return NUM_TAPS if self.layer_ids is None else len(self.layer_ids)
+    def num_feature_layers(self) -> int:
+        return NUM_FEATURE_LAYERS if self.layer_ids is None else len(self.layer_ids)
 
     @property
     def features(self) -> int:
         """F."""
-        return self.num_taps * self.target_hidden_size
+        return self.num_feature_layers * self.target_hidden_size
 
-    def taps(self, num_layers: int) -> tuple[int, ...]:
-        """The taps on a target of that depth; behind its last layer, see `outrider.target`."""
+    def feature_layers(self, num_layers: int) -> tuple[int, ...]:
+        """The feature layers on a target of that depth; behind its last layer, see `outrider.target`."""
         if self.layer_ids is None:
             return default_layer_ids(num_layers)
         last = num_layers if self.reads_normed else num_layers + 1
@@ -104,7 +107,10 @@ class Eagle3Spec:
         if self.has_fc:
             shapes["fc.weight"] = (width, self.features)
         if self.fc_norm:
-            shapes |= {f"fc_norm.{tap}.weight": (self.target_hidden_size,) for tap in range(self.num_taps)}
+            shapes |= {
+                f"fc_norm.{feature_layer}.weight": (self.target_hidden_size,)
+                for feature_layer in range(self.num_feature_layers)
+            }
         if self.norm_before_fc:
             shapes["input_norm.weight"] = (self.features,)
         return shapes | {"lm_head.weight": (self.draft_vocab_size, width)}
@@ -119,7 +125,7 @@ class Eagle3Head(RecurrentHead):
         embedding_VE: of the input tokens, the checkpoint's own or the target's.
         owns_embedding: whether it counts as memory of the head.
         ids_K: target ids of the columns, None if column k is token k.
-        taps: the target's hidden states to fuse.
+        feature_layers: the target's hidden states to fuse.
         dtype: of the packed weights.
     """
 
@@ -131,7 +137,7 @@ class Eagle3Head(RecurrentHead):
         embedding_VE: Tensor,
         owns_embedding: bool,
         ids_K: Tensor | None,
-        taps: tuple[int, ...],
+        feature_layers: tuple[int, ...],
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
@@ -144,20 +150,22 @@ class Eagle3Head(RecurrentHead):
         self.lm_head = packer.pack(cast["lm_head.weight"])
         self.embedding_VE = embedding_VE.to(device)
         self.owns_embedding = owns_embedding
-        self._taps = taps
+        self._feature_layers = feature_layers
         self._ids_K = None if ids_K is None else ids_K.to(device)
         wide = {name: weight.to(ops.activation_dtype) for name, weight in cast.items() if weight.dim() == 1}
         self.norm_E = wide["norm.weight"]
         self.hidden_norm_E = wide[f"{LAYER}hidden_norm.weight"]
         self.input_norm_F = wide.get("input_norm.weight")
         self.fc_norms_AE = (
-            torch.stack([wide[f"fc_norm.{tap}.weight"] for tap in range(spec.num_taps)]) if spec.fc_norm else None
+            torch.stack([wide[f"fc_norm.{feature_layer}.weight"] for feature_layer in range(spec.num_feature_layers)])
+            if spec.fc_norm
+            else None
         )
         self._rope = KeptRope(spec.layer, device, ops.activation_dtype)
 
     @property
-    def taps(self) -> tuple[int, ...]:
-        return self._taps
+    def feature_layers(self) -> tuple[int, ...]:
+        return self._feature_layers
 
     @property
     def ids_K(self) -> Tensor | None:
@@ -178,7 +186,7 @@ class Eagle3Head(RecurrentHead):
             capacity=capacity,
             tail=tail,
             dtype=self.dtype,
-            turned_keys=self.ops.turns_keys,
+            transposed_keys=self.ops.transposes_keys,
         )
 
     @torch.inference_mode()
@@ -201,20 +209,20 @@ class Eagle3Head(RecurrentHead):
         cache: KVCache,
         *,
         num_predicted: int = 0,
-        programs: Programs | None = None,
+        graph_cache: GraphCache | None = None,
     ) -> Reading:
         def body(both_RE: Tensor, placement: Placement) -> Result:
             out_RE = self._layer(both_RE, placement, cache)
             return Result(self.predict(out_RE[len(out_RE) - num_predicted :]) if num_predicted else None, out_RE)
 
         both_RE = self.inputs(states_RE, tokens_R, placement)
-        return run(self.ops, programs, num_predicted, body, both_RE, placement)
+        return run(self.ops, graph_cache, num_predicted, body, both_RE, placement)
 
     def inputs(self, states_RE: Tensor, tokens_R: Tensor, placement: Placement) -> Tensor:
         return below(self.embedding_VE[tokens_R], states_RE, self.ops.activation_dtype)
 
-    def link(self, cache: KVCache) -> Link:
-        return Link(
+    def draft_step(self, cache: KVCache) -> DraftStep:
+        return DraftStep(
             ops=self.ops,
             read=lambda both_RE, placement: self._layer(both_RE, placement, cache),
             predict=self.predict,

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from outrider.models.ops import Ops, Packed, choose_ops
-from outrider.target import Target
+from outrider.ops.base import Ops, Packed
+from outrider.ops.select import choose_ops
 
 __all__ = ["LM_HEAD", "TOKEN_MAP", "MedusaHeads", "MedusaShape", "Output", "layer_name", "output_name"]
 
@@ -80,20 +80,32 @@ class MedusaShape:
 class MedusaHeads:
     """The heads, packed for the target's device in the target's dtype."""
 
-    def __init__(self, shape: MedusaShape, weights: Mapping[str, Tensor], target: Target) -> None:
-        """Pack `weights`, named as in `MedusaShape.tensor_shapes`."""
+    def __init__(
+        self,
+        shape: MedusaShape,
+        weights: Mapping[str, Tensor],
+        device: torch.device,
+        dtype: torch.dtype,
+        head_VE: Tensor | None,
+        project: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Pack `weights`, named as in `MedusaShape.tensor_shapes`.
+
+        Args:
+            head_VE: the target's output head, where the heads project with some of its rows.
+            project: the target's output head as a function of states, for heads that use all of it.
+        """
         self.shape = shape
-        self.ops: Ops = choose_ops(target.spec.device, target.spec.dtype)
-        self.ids_K: Tensor | None = weights[TOKEN_MAP].to(target.spec.device) if shape.is_reduced else None
+        self.ops: Ops = choose_ops(device, dtype)
+        self.ids_K: Tensor | None = weights[TOKEN_MAP].to(device) if shape.is_reduced else None
         heads = range(shape.num_heads)
         self._first = self._pack(weights, heads, 0)  # all heads read the same state: one product
         self._deeper = [[self._pack(weights, [head], layer) for head in heads] for layer in range(1, shape.num_layers)]
         packer = self.ops.narrow()
         self._outputs = [packer.pack(weights[name]) for name in shape.tensor_shapes() if name.startswith("lm_head")]
-        if shape.output == "target" and self.ids_K is not None:
-            head_VE = target.shared_weights().head_VE
+        if head_VE is not None and self.ids_K is not None:
             self._outputs = [packer.pack(head_VE[self.ids_K.to(head_VE.device)])]
-        self._project: Callable[[Tensor], Tensor] = self._own_output(0) if self._outputs else target.project
+        self._project: Callable[[Tensor], Tensor] = self._own_output(0) if self._outputs else project
 
     def _pack(self, weights: Mapping[str, Tensor], heads: Sequence[int], layer: int) -> Packed:
         """One layer of some heads, side by side."""

@@ -9,7 +9,7 @@ target's. In the layout that MiMo published (hidden state first) slot t computes
     y_t = norm_final(x)          logits of x_{t+2} = W_head y_t
 
 and y_t is also the state that the next reading takes: of the same module, applied again one slot on (a
-`RecurrentHead`), or of the next module at the same slot (`proposers/mtp_modules.py`).
+`RecurrentHead`), or of the next module at the same slot (`proposers/drafting/mtp_modules.py`).
 
 Which h_t? MiMo and vLLM hand over the residual stream before the final norm. The target gives states after it, and no
 more is needed: norm_hidden does not see the length of its input, so h_t / w, with w the weight of the target's final
@@ -30,13 +30,13 @@ from torch import Tensor
 
 from outrider.cache import CachePlan, KVCache
 from outrider.models.block import Block
-from outrider.models.chain import Link
-from outrider.models.ops import Placement, Programs, Result
+from outrider.models.chain import DraftStep
 from outrider.models.output_head import OutputHead
 from outrider.models.recurrent import Reading, RecurrentHead, below, run
 from outrider.models.rope import KeptRope
 from outrider.models.spec import DecoderSpec
-from outrider.target import Target
+from outrider.ops.base import GraphCache, Result
+from outrider.placement import Placement
 
 __all__ = ["MtpModule"]
 
@@ -48,6 +48,7 @@ class MtpModule(RecurrentHead):
     Args:
         spec: sizes, rotary scaling and biases of the layer; its `num_layers` is the target's.
         weights: the module's tensors under `prefix` ("model.mtp_layers.0.").
+        device, dtype: the target's.
         embedding_VE: the target's; rows are read in their own dtype.
         output: the target's output head, or some of its rows.
         state_norm_E: weight of the target's final norm if the module was trained on states before it.
@@ -58,30 +59,31 @@ class MtpModule(RecurrentHead):
         spec: DecoderSpec,
         weights: Mapping[str, Tensor],
         prefix: str,
-        target: Target,
+        device: torch.device,
+        dtype: torch.dtype,
         embedding_VE: Tensor,
         output: OutputHead,
         state_norm_E: Tensor | None = None,
     ) -> None:
-        device = target.spec.device
         self.spec = spec
-        self.target = target
+        self.cache_dtype = dtype
         self.embedding_VE = embedding_VE
         self.output = output
         self.ops = output.ops
-        dtype = self.ops.activation_dtype
+        activation_dtype = self.ops.activation_dtype
         packer = self.ops.narrow()
         self.block = Block.packed(spec, weights, prefix, packer, device)
         self.input = packer.pack(weights[f"{prefix}input_proj.weight"])
         self.hidden_norm_E, self.token_norm_E, self.final_norm_E = (
-            weights[f"{prefix}{name}_layernorm.weight"].to(device, dtype) for name in ("hidden", "token", "final")
+            weights[f"{prefix}{name}_layernorm.weight"].to(device, activation_dtype)
+            for name in ("hidden", "token", "final")
         )
-        self.state_norm_E = None if state_norm_E is None else state_norm_E.to(device, dtype)
-        self._rope = KeptRope(spec, device, dtype)
+        self.state_norm_E = None if state_norm_E is None else state_norm_E.to(device, activation_dtype)
+        self._rope = KeptRope(spec, device, activation_dtype)
 
     @property
-    def taps(self) -> tuple[int, ...]:
-        return (self.target.spec.num_layers,)
+    def feature_layers(self) -> tuple[int, ...]:
+        return (self.spec.num_layers,)
 
     @property
     def ids_K(self) -> Tensor | None:
@@ -100,8 +102,8 @@ class MtpModule(RecurrentHead):
             head_dim=self.spec.head_dim,
             capacity=capacity,
             tail=tail,
-            dtype=self.target.spec.dtype,
-            turned_keys=self.ops.turns_keys,
+            dtype=self.cache_dtype,
+            transposed_keys=self.ops.transposes_keys,
         )
 
     def fuse(self, features_RF: Tensor) -> Tensor:
@@ -117,7 +119,7 @@ class MtpModule(RecurrentHead):
         cache: KVCache,
         *,
         num_predicted: int = 0,
-        programs: Programs | None = None,
+        graph_cache: GraphCache | None = None,
     ) -> Reading:
         def body(both_RE: Tensor, placement: Placement) -> Result:
             out_RE = self._layer(both_RE, placement, cache)
@@ -125,7 +127,7 @@ class MtpModule(RecurrentHead):
 
         num_own = num_predicted if self.output.packed is not None else 0  # the target's projection is not ours
         both_RE = self.inputs(states_RE, tokens_R, placement)
-        states_RE, logits_NK = run(self.ops, programs, num_own, body, both_RE, placement)
+        states_RE, logits_NK = run(self.ops, graph_cache, num_own, body, both_RE, placement)
         if num_predicted > num_own:
             logits_NK = self.predict(states_RE[len(states_RE) - num_predicted :])
         return Reading(states_RE, logits_NK)
@@ -135,10 +137,10 @@ class MtpModule(RecurrentHead):
         both_RE[: len(tokens_R)] *= placement.positions_BM.reshape(-1, 1) > 0
         return both_RE
 
-    def link(self, cache: KVCache) -> Link | None:
+    def draft_step(self, cache: KVCache) -> DraftStep | None:
         if self.output.packed is None:
             return None
-        return Link(
+        return DraftStep(
             ops=self.ops,
             read=lambda both_RE, placement: self._layer(both_RE, placement, cache),
             predict=self.output,

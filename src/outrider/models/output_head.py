@@ -11,13 +11,12 @@ Worked example: 8,192 of 49,152 rows are 9.4 MB instead of 57 MB.
 Shapes: R rows, E hidden size, K columns, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import final
 
 from torch import Tensor
 
-from outrider.models.ops import Packed, choose_ops
-from outrider.target import Target
-from outrider.targets.native import NativeTarget
+from outrider.ops.base import Ops, Packed
 
 __all__ = ["OutputHead"]
 
@@ -26,19 +25,18 @@ __all__ = ["OutputHead"]
 class OutputHead:
     """Calls with states after the final norm give logits; `ids_K` says which tokens the columns stand for.
 
-    `packed` are its weights for `ops`, those of the model itself if it is native; None if only the model can project.
+    Args:
+        project: the whole head as a function of states, where there is no packed one.
+        packed: the weights for `ops`; None if only `project` can compute logits.
     """
 
-    def __init__(self, model: Target, ids_K: Tensor | None = None) -> None:
-        """Pack the rows `ids_K` of a model's output head, or share the model's own."""
-        self.model = model
-        native = model.decoder if isinstance(model, NativeTarget) else None
-        self.ops = choose_ops(model.spec.device, model.spec.dtype) if native is None else native.ops
-        self.ids_K = None if ids_K is None else ids_K.to(model.spec.device)
-        self.packed: Packed | None = None if native is None else native.head
-        if ids_K is not None:
-            head_VE = model.shared_weights().head_VE
-            self.packed = self.ops.narrow().pack(head_VE[ids_K.to(head_VE.device)])
+    def __init__(
+        self, ops: Ops, project: Callable[[Tensor], Tensor], packed: Packed | None, ids_K: Tensor | None = None
+    ) -> None:
+        self.ops = ops
+        self.ids_K = ids_K
+        self.packed = packed
+        self._project = project
 
     @property
     def num_bytes(self) -> int:
@@ -48,5 +46,5 @@ class OutputHead:
     def __call__(self, states_RE: Tensor) -> Tensor:
         """Logits [R, K], or [R, V] with the whole head."""
         if self.packed is None:
-            return self.model.project(states_RE)
+            return self._project(states_RE)
         return self.ops.norm_project(states_RE.to(self.ops.activation_dtype).contiguous(), None, 0.0, self.packed)

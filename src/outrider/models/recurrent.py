@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from outrider.cache import CachePlan, KVCache
-from outrider.models.chain import Link
-from outrider.models.ops import Body, Ops, Placement, Programs, Result
+from outrider.models.chain import DraftStep
+from outrider.ops.base import GraphBody, GraphCache, Ops, Result
+from outrider.placement import Placement
 
 __all__ = ["Reading", "RecurrentHead", "below", "run"]
 
@@ -41,7 +42,7 @@ class RecurrentHead(ABC):
 
     @property
     @abstractmethod
-    def taps(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[int, ...]:
         """The target's hidden states that `fuse` reads, in order."""
 
     @property
@@ -71,7 +72,7 @@ class RecurrentHead(ABC):
         cache: KVCache,
         *,
         num_predicted: int = 0,
-        programs: Programs | None = None,
+        graph_cache: GraphCache | None = None,
     ) -> Reading:
         """Read pairs of state and target token id, R = B * M rows as `placement` says.
 
@@ -79,7 +80,7 @@ class RecurrentHead(ABC):
 
         Args:
             num_predicted: rows, the last ones, whose logits are wanted too.
-            programs: of this cache, empty at first; lets a back end repeat reads of the same shape.
+            graph_cache: of this cache, empty at first; lets a back end repeat reads of the same shape.
         """
 
     @abstractmethod
@@ -87,7 +88,7 @@ class RecurrentHead(ABC):
         """What a read takes: embeddings of the tokens above the states, [2R, E]."""
 
     @abstractmethod
-    def link(self, cache: KVCache) -> Link | None:
+    def draft_step(self, cache: KVCache) -> DraftStep | None:
         """A read as operations of one back end, for greedy chains; None if predicting is none."""
 
     @abstractmethod
@@ -105,12 +106,12 @@ def below(upper_RE: Tensor, lower_RE: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def run(
-    ops: Ops, programs: Programs | None, num_predicted: int, body: Body, both_RE: Tensor, placement: Placement
+    ops: Ops, graph_cache: GraphCache | None, num_predicted: int, body: GraphBody, both_RE: Tensor, placement: Placement
 ) -> Reading:
     """Run a head's body, or repeat it."""
-    if programs is None:
+    if graph_cache is None:
         result: Result = body(both_RE, placement)
     else:
-        result = ops.replay(programs, num_predicted, body, both_RE, placement)
+        result = ops.replay(graph_cache, num_predicted, body, both_RE, placement)
     assert result.features_RT is not None, "a head's body gives its states"
     return Reading(result.features_RT, result.logits_RV)

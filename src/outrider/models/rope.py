@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from outrider.errors import CapacityError
-from outrider.models.ops import Rope
 from outrider.models.spec import DecoderSpec, RopeSpec
+from outrider.ops.base import Rope
 
 __all__ = [
     "KeptRope",
@@ -83,7 +83,7 @@ def reach(spec: DecoderSpec) -> int:
 class KeptRope:
     """The tables of one model as its back end reads them, for as many positions as the longest cache has.
 
-    Tables that were handed out are kept beside longer ones: recordings know their addresses. Threads may ask at once.
+    Tables that were handed out are kept beside longer ones: graphs know their addresses. Threads may ask at once.
     """
 
     def __init__(self, spec: DecoderSpec, device: torch.device, activation_dtype: torch.dtype) -> None:

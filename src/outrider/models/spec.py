@@ -21,8 +21,8 @@ from typing import Any, Self
 from transformers import GenerationConfig, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from outrider.errors import CheckpointError, as_error
-from outrider.formats.json_fields import Fields, read_json, shown
 from outrider.models.config_keys import check_eos, check_keys, check_types
+from outrider.records.json_fields import Fields, read_json, shown
 
 __all__ = ["FAMILIES", "DecoderSpec", "RopeSpec", "filled_config", "is_supported", "read_config"]
 

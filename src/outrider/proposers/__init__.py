@@ -19,7 +19,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from outrider.errors import ConfigError, nearest
-from outrider.memory import give_back
+from outrider.loop.memory import give_back
 from outrider.proposer import Proposer
 from outrider.proposers.settings import checked_settings
 from outrider.target import Target
@@ -172,8 +172,8 @@ def with_checkpoint(name: str, config: Any, target: Target, spelled: str | None 
 
 
 def _no_head(name: str, target: Target, spelled: str, others: list[str]) -> str:
+    from outrider.formats.locate import FETCH
     from outrider.formats.shipped import shipped_names
-    from outrider.models.locate import FETCH
 
     instead = "".join(f", or {name}:{other}=..." for other in others)
     names = shipped_names()

@@ -29,21 +29,21 @@ from torch import Tensor
 
 from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError
-from outrider.formats.hf_draft import load_draft
+from outrider.formats.locate import locate
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
 from outrider.models.chain import GreedyChain
-from outrider.models.locate import locate
-from outrider.models.output_head import OutputHead
-from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
-from outrider.proposers.backlog import Backlog, Row, open_model
-from outrider.proposers.chains import Chains
-from outrider.proposers.model_loop import NUM_PENDING, ModelLoop
+from outrider.proposer import Commit, DraftLimit, Proposer, Session, SessionPlan
+from outrider.proposers.drafting.chains import Chains
+from outrider.proposers.drafting.model_loop import NUM_PENDING, ModelLoop
+from outrider.proposers.drafting.pending import PendingTokens, Row, open_model
+from outrider.proposers.drafting.recorded import in_their_places
+from outrider.proposers.drafting.trees import Growth, ranked
 from outrider.proposers.reach import within_reach
-from outrider.proposers.recorded import in_their_places
-from outrider.proposers.trees import Growth, ranked
-from outrider.sampling import Sampling
+from outrider.sampling import SamplingParams
 from outrider.target import Target
+from outrider.targets.draft import load_draft
 from outrider.targets.native import NativeTarget
+from outrider.targets.output_head import output_head
 
 __all__ = ["DraftModelConfig", "DraftModelProposer", "cut_from", "layer_list"]
 
@@ -96,7 +96,7 @@ class DraftModelProposer(Proposer):
         """`ids_K` are the tokens that are drafted, None for all."""
         self.model = model
         self.config = config
-        self.output = OutputHead(model, ids_K)
+        self.output = output_head(model, ids_K)
         self._num_bytes = num_bytes + self.output.num_bytes
 
     @classmethod
@@ -119,7 +119,7 @@ class DraftModelProposer(Proposer):
         return self.config.num_nodes
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[int, ...]:
         return ()
 
     @property
@@ -133,8 +133,8 @@ class DraftModelProposer(Proposer):
     def open(self, plan: SessionPlan) -> Session:
         def within(plan: SessionPlan) -> Session:
             model = open_model(self.model, plan, tail=self.config.num_nodes * self.config.width + 2)
-            backlog = Backlog(model, self.output, plan.device)
-            return DraftModelSession(backlog, self.config, plan, self.model.spec.vocab_size)
+            pending = PendingTokens(model, self.output, plan.device)
+            return DraftModelSession(pending, self.config, plan, self.model.spec.vocab_size)
 
         return within_reach(self.model.spec.max_positions, plan, within)
 
@@ -145,10 +145,11 @@ def cut_from(target: Target, layers: str) -> Target:
     Raises:
         ConfigError: if the target is not native, or a layer does not exist.
     """
-    if not isinstance(target, NativeTarget):
+    if target.native is None:
         raise ConfigError(f"layers={layers} needs a target on the native decoder; give a checkpoint instead")
     kept = layer_list(target, layers)
-    return NativeTarget(target.decoder.keep(kept), f"{target.name} layers {layers}", target.dtype, target.tokenizer)
+    spec = target.spec
+    return NativeTarget(target.native.keep(kept), f"{spec.name} layers {layers}", spec.dtype, target.tokenizer)
 
 
 def layer_list(target: Target, layers: str) -> list[int]:
@@ -171,33 +172,33 @@ def layer_list(target: Target, layers: str) -> list[int]:
 class DraftModelSession(Session):
     """The draft model's cache, and what it has still to read."""
 
-    def __init__(self, backlog: Backlog, config: DraftModelConfig, plan: SessionPlan, vocab_size: int) -> None:
-        self.backlog = backlog
+    def __init__(self, pending: PendingTokens, config: DraftModelConfig, plan: SessionPlan, vocab_size: int) -> None:
+        self.pending = pending
         self.vocab_size = vocab_size
         self.config = config
         self.plan = plan
         self.num_read: dict[int, int] = {}
         is_greedy_chain = config.width == 1 and not config.sampled
-        self.loop = backlog.loop(config.num_nodes) if is_greedy_chain else None
-        self.chain = backlog.chain(config.num_nodes) if is_greedy_chain and self.loop is None else None
+        self.loop = pending.loop(config.num_nodes) if is_greedy_chain else None
+        self.chain = pending.chain(config.num_nodes) if is_greedy_chain and self.loop is None else None
 
-    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
-        self.backlog.admit(slot, tokens, sampling)
+    def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
+        self.pending.admit(slot, tokens, sampling)
         self.num_read[slot] = 0
 
-    def num_behind(self, slot: int) -> int:
-        return len(self.backlog.pending[slot])
+    def num_pending(self, slot: int) -> int:
+        return len(self.pending.tokens[slot])
 
     def catch_up(self, slots: Sequence[int]) -> None:
-        self.backlog.catch_up(slots, num_more=1)
+        self.pending.catch_up(slots, num_more=1)
 
-    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
-        depths = {slot: min(*room, self.config.num_nodes) for slot, room in zip(slots, rooms, strict=True)}
+    def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
+        depths = {slot: min(*limit, self.config.num_nodes) for slot, limit in zip(slots, limits, strict=True)}
         if self.loop is not None:
             return self._recorded_chains(self.loop, slots, depths)
         self.catch_up([slot for slot in slots if depths[slot] > 0])
         if self.config.width > 1:
-            trees = self._grow({slot: room for slot, room in zip(slots, rooms, strict=True) if min(room) > 0})
+            trees = self._grow({slot: limit for slot, limit in zip(slots, limits, strict=True) if min(limit) > 0})
             return Draft.of_trees([trees.get(slot, Tree([], [])) for slot in slots], self.plan.device)
         if self.chain is not None:
             return self._chains_in_one_go(self.chain, slots, depths)
@@ -208,29 +209,29 @@ class DraftModelSession(Session):
         active = [slot for slot in slots if depths[slot] > 0]
         if not active:
             return Draft.empty(len(slots), self.plan.device)
-        self.backlog.catch_up(active, num_more=loop.cache.plan.tail - NUM_PENDING)
-        feeds = [self.backlog.pending[slot] for slot in active]
+        self.pending.catch_up(active, num_more=loop.cache.plan.tail - NUM_PENDING)
+        feeds = [self.pending.tokens[slot] for slot in active]
         tokens_BN = in_their_places(slots, active, loop.draft(active, feeds))
         self._have_read(active, depths)
         return Draft.on_device(tokens_BN[:, : max(depths.values())], [depths[slot] for slot in slots])
 
     def _have_read(self, active: Sequence[int], depths: dict[int, int]) -> None:
         """Note that what was pending, and drafts but for their last tokens, are in the cache."""
-        pending = self.backlog.pending
+        pending = self.pending.tokens
         self.num_read |= {slot: depths[slot] - 1 for slot in active}
-        self.backlog.model.cache.extend(active, [len(pending[slot]) + self.num_read[slot] for slot in active])
+        self.pending.model.cache.extend(active, [len(pending[slot]) + self.num_read[slot] for slot in active])
         pending |= {slot: [] for slot in active}
 
     def _chains_in_one_go(self, chain: GreedyChain, slots: Sequence[int], depths: dict[int, int]) -> Draft:
-        """As `_chains`, for greedy ones. A slot with less room than others is read on, and then cut."""
+        """As `_chains`, for greedy ones. A slot with a smaller limit than others is read on, and then cut."""
         active = [slot for slot in slots if depths[slot] > 0]
         if not active:
             return Draft.empty(len(slots), self.plan.device)
-        feeds = [self.backlog.pending[slot] for slot in active]
+        feeds = [self.pending.tokens[slot] for slot in active]
         counts = [len(feed) for feed in feeds]
         num_levels = max(depths.values())
         placement = chain.cache.place_tokens(active, counts, num_ahead=num_levels)
-        x_RE = self.backlog.embedded(feeds)
+        x_RE = self.pending.embedded(feeds)
         drafted = chain.draft(x_RE, placement, active, counts, num_levels).tokens_LN.T.tolist()
         self._have_read(active, depths)
         tokens = dict(zip(active, drafted, strict=True))
@@ -240,35 +241,35 @@ class DraftModelSession(Session):
         chains = Chains(
             self.plan,
             slots,
-            self.backlog.samplings,
+            self.pending.samplings,
             sampled=self.config.sampled,
             vocab_size=self.vocab_size,
-            ids_K=self.backlog.output.ids_K,
+            ids_K=self.pending.output.ids_K,
         )
         active, depth = [slot for slot in slots if depths[slot] > 0], 0
-        feeds = [self.backlog.pending[slot] for slot in active]
+        feeds = [self.pending.tokens[slot] for slot in active]
         while active:
-            logits_BK = self.backlog.read(active, feeds)
-            firsts = [position - depth for position in self.backlog.first_positions(active)]
+            logits_BK = self.pending.read(active, feeds)
+            firsts = [position - depth for position in self.pending.first_positions(active)]
             chosen = chains.grow(active, logits_BK, firsts).tolist()
             depth += 1
             feeds = [[token] for slot, token in zip(active, chosen, strict=True) if depth < depths[slot]]
             active = [slot for slot in active if depth < depths[slot]]
         for slot, chain in chains.tokens.items():
             self.num_read[slot] = max(0, len(chain) - 1)
-            self.backlog.pending[slot] = [] if chain else self.backlog.pending[slot]
+            self.pending.tokens[slot] = [] if chain else self.pending.tokens[slot]
         return chains.draft()
 
-    def _grow(self, rooms: dict[int, Room]) -> dict[int, Tree]:
+    def _grow(self, limits: dict[int, DraftLimit]) -> dict[int, Tree]:
         """Trees: the root stays unread, and each level reads root and tree anew (rows are cheap, passes are not)."""
-        if not rooms:
+        if not limits:
             return {}
-        slots = list(rooms)
+        slots = list(limits)
         self._read_all_but_root(slots)
         growths = {slot: Growth(self.config.width) for slot in slots}
-        for level in range(min(self._levels, max(min(room) for room in rooms.values()))):
-            self._add_level([slot for slot in slots if level < min(rooms[slot])], growths)
-        return {slot: growths[slot].select(rooms[slot].num_nodes) for slot in slots}
+        for level in range(min(self._levels, max(min(limit) for limit in limits.values()))):
+            self._add_level([slot for slot in slots if level < min(limits[slot])], growths)
+        return {slot: growths[slot].select(limits[slot].num_nodes) for slot in slots}
 
     @property
     def _levels(self) -> int:
@@ -278,12 +279,12 @@ class DraftModelSession(Session):
     def _add_level(self, slots: Sequence[int], growths: dict[int, Growth]) -> None:
         frontiers = [growths[slot].frontier for slot in slots]
         trees = [frontier_tree(growths[slot]) for slot in slots]
-        roots = [self.backlog.pending[slot][-1] for slot in slots]
+        roots = [self.pending.tokens[slot][-1] for slot in slots]
         draft = Draft.of_trees([tree for tree, _ in trees], self.plan.device)
-        states_BME = self.backlog.model.states(slots, roots, draft)
+        states_BME = self.pending.model.states(slots, roots, draft)
         rows = [Row(place, trees[place][1][node]) for place, some in enumerate(frontiers) for node in some]
-        best = ranked(self.backlog.logits(states_BME, rows).log_softmax(-1), self.config.width)
-        ids_K, start = self.backlog.output.ids_K, 0
+        best = ranked(self.pending.logits(states_BME, rows).log_softmax(-1), self.config.width)
+        ids_K, start = self.pending.output.ids_K, 0
         tokens = (best.columns_RW if ids_K is None else ids_K[best.columns_RW]).tolist()
         gains = best.values_RW.tolist()
         for slot, frontier in zip(slots, frontiers, strict=True):
@@ -292,22 +293,22 @@ class DraftModelSession(Session):
             start = end
 
     def _read_all_but_root(self, slots: Sequence[int]) -> None:
-        pending = self.backlog.pending
-        behind = [slot for slot in slots if len(pending[slot]) > 1]
-        if behind:
-            self.backlog.states(behind, [pending[slot][:-1] for slot in behind], [[] for _ in behind])
-        for slot in behind:
+        pending = self.pending.tokens
+        unread = [slot for slot in slots if len(pending[slot]) > 1]
+        if unread:
+            self.pending.states(unread, [pending[slot][:-1] for slot in unread], [[] for _ in unread])
+        for slot in unread:
             pending[slot] = pending[slot][-1:]
 
     def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
         for slot, _, tokens, _ in commits:
             num_kept = min(len(tokens) - 1, self.num_read[slot])
-            self.backlog.take_back(slot, self.num_read[slot] - num_kept)
-            self.backlog.pending[slot] += tokens[num_kept:]
+            self.pending.take_back(slot, self.num_read[slot] - num_kept)
+            self.pending.tokens[slot] += tokens[num_kept:]
             self.num_read[slot] = 0
 
     def release(self, slot: int) -> None:
-        self.backlog.release(slot)
+        self.pending.release(slot)
         del self.num_read[slot]
 
     def reset(self) -> None:
@@ -315,7 +316,7 @@ class DraftModelSession(Session):
 
     @property
     def num_bytes(self) -> int:
-        return self.backlog.num_bytes
+        return self.pending.num_bytes
 
 
 def frontier_tree(growth: Growth) -> tuple[Tree, dict[int, int]]:

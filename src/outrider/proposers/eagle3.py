@@ -5,7 +5,8 @@ committed position. One head pass costs about as much as one target layer and it
 or a tree of some dozens of nodes is cheap. Trees grow by the head's own probabilities (EAGLE-2, arXiv 2406.16858): each
 level expands the `width` best nodes into `width` tokens each, and the `num_nodes` most probable of all are kept.
 
-    target 28 layers    taps 2, 14, 25    chain of 5: one read of the accepted pairs, then four reads of one row
+    target 28 layers    feature layers 2, 14, 25    chain of 5: one read of the accepted pairs, then four reads of one
+    row
 
 `RecurrentSession` holds the state of a running batch, and explains what is read when. A head is trained by
 `outrider.train.objectives.eagle3` or comes from any published checkpoint in safetensors.
@@ -19,15 +20,15 @@ from torch import Tensor
 
 from outrider.errors import ConfigError
 from outrider.formats.eagle3 import Eagle3Checkpoint, read_eagle3
+from outrider.formats.locate import locate
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
 from outrider.models.eagle3 import Eagle3Head, Eagle3Spec, default_layer_ids
-from outrider.models.locate import locate
 from outrider.models.rope import reach
 from outrider.models.spec import DecoderSpec, RopeSpec
 from outrider.proposer import Proposer, Session, SessionPlan
+from outrider.proposers.drafting.recurrent import RecurrentSession
+from outrider.proposers.drafting.recurrent_tree import parse_paths
 from outrider.proposers.reach import within_reach
-from outrider.proposers.recurrent import RecurrentSession
-from outrider.proposers.recurrent_tree import parse_paths
 from outrider.target import Target
 
 __all__ = ["Eagle3Config", "Eagle3Proposer"]
@@ -113,8 +114,8 @@ class Eagle3Proposer(Proposer):
         return self.config.num_nodes
 
     @property
-    def taps(self) -> tuple[int, ...]:
-        return self.head.taps
+    def feature_layers(self) -> tuple[int, ...]:
+        return self.head.feature_layers
 
     @property
     def learns(self) -> bool:
@@ -163,7 +164,7 @@ def head_of(checkpoint: Eagle3Checkpoint, target: Target, drafted_K: Tensor | No
         embedding_VE=target.shared_weights().embedding_VE if own is None else own.to(target.spec.dtype),
         owns_embedding=own is not None,
         ids_K=None if is_whole else ids_K,
-        taps=spec.taps(target.spec.num_layers),
+        feature_layers=spec.feature_layers(target.spec.num_layers),
         dtype=target.spec.dtype,
         device=target.spec.device,
     )

@@ -29,9 +29,9 @@ from outrider import proposers as registry
 from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError
 from outrider.formats.token_ranking import check_draft_vocab
-from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
-from outrider.proposers.suffix_index import SuffixCache
-from outrider.sampling import Sampling
+from outrider.proposer import Commit, DraftLimit, Proposer, Session, SessionPlan
+from outrider.proposers.lookup.suffix_index import SuffixCache
+from outrider.sampling import SamplingParams
 from outrider.target import Target
 
 __all__ = ["HybridConfig", "HybridProposer", "Worth"]
@@ -126,8 +126,8 @@ class HybridProposer(Proposer):
         return max(self.head.max_nodes, self.config.lookup_nodes)
 
     @property
-    def taps(self) -> tuple[int, ...]:
-        return self.head.taps
+    def feature_layers(self) -> tuple[int, ...]:
+        return self.head.feature_layers
 
     @property
     def learns(self) -> bool:
@@ -164,36 +164,36 @@ class HybridSession(Session):
         self.num_requests = 0
         self.lookups: dict[int, _Lookup] = {}
 
-    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+    def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
         self.num_requests += 1
         self.requests[slot] = self.num_requests
         self.strings.open(self.num_requests, tokens)
         self.head.admit(slot, tokens, sampling, features_TF)
 
-    def num_behind(self, slot: int) -> int:
-        return self.head.num_behind(slot)
+    def num_pending(self, slot: int) -> int:
+        return self.head.num_pending(slot)
 
     def catch_up(self, slots: Sequence[int]) -> None:
         self.head.catch_up(slots)
 
-    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
-        room_of = dict(zip(slots, rooms, strict=True))
-        self.lookups = {slot: self._look_up(slot, room) for slot, room in room_of.items()}
+    def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
+        limit_of = dict(zip(slots, limits, strict=True))
+        self.lookups = {slot: self._look_up(slot, limit) for slot, limit in limit_of.items()}
         trees = {slot: Tree.chain(found.tokens) for slot, found in self.lookups.items() if found.taken}
         asked = [slot for slot in slots if slot not in trees]
         if asked:
-            draft = self.head.propose(asked, [self._within(room_of[slot]) for slot in asked])
+            draft = self.head.propose(asked, [self._within(limit_of[slot]) for slot in asked])
             if not trees:
                 return draft
             assert draft.probs_BMV is None, "a head that samples cannot be mixed with lookups"
             trees |= dict(zip(asked, draft.trees, strict=True))
         return Draft.of_trees([trees[slot] for slot in slots], self.device)
 
-    def _within(self, room: Room) -> Room:
-        return Room(min(room.num_nodes, self.head_nodes), room.max_depth)
+    def _within(self, limit: DraftLimit) -> DraftLimit:
+        return DraftLimit(min(limit.num_nodes, self.head_nodes), limit.max_depth)
 
-    def _look_up(self, slot: int, room: Room) -> _Lookup:
-        count = min(room.num_nodes, room.max_depth, self.config.lookup_nodes)
+    def _look_up(self, slot: int, limit: DraftLimit) -> _Lookup:
+        count = min(limit.num_nodes, limit.max_depth, self.config.lookup_nodes)
         if count < 1:
             return _Lookup([], 0, False)
         found = self.strings.speculate(self.requests[slot], count)

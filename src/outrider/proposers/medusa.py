@@ -15,7 +15,7 @@ the target's own token, and acceptance is whatever lossless rule the engine veri
 Worked example: `load_proposer("medusa", target, checkpoint="run/final", num_nodes=16)` drafts 16 nodes a step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self, final
 
@@ -24,19 +24,19 @@ from torch import Tensor
 
 from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError
+from outrider.formats.locate import locate
 from outrider.formats.medusa import MedusaCheckpoint, read_medusa
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
-from outrider.models.locate import locate
 from outrider.models.medusa import TOKEN_MAP, MedusaHeads, MedusaShape, Output
-from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
-from outrider.proposers.chains import Chains
-from outrider.proposers.medusa_tree import Accuracies, RankTree, default_accuracies, grown_paths
-from outrider.proposers.recurrent_tree import Paths, parse_paths
-from outrider.proposers.trees import ranked
-from outrider.sampling import Sampling
+from outrider.proposer import Commit, DraftLimit, Proposer, Session, SessionPlan
+from outrider.proposers.drafting.chains import Chains
+from outrider.proposers.drafting.medusa_tree import Accuracies, RankTree, default_accuracies, grown_paths
+from outrider.proposers.drafting.recurrent_tree import Paths, parse_paths
+from outrider.proposers.drafting.trees import ranked
+from outrider.sampling import SamplingParams
 from outrider.target import Target
 
-__all__ = ["MedusaConfig", "MedusaProposer"]
+__all__ = ["MedusaConfig", "MedusaProposer", "medusa_heads"]
 
 OUTPUTS: tuple[Output, ...] = ("own", "one", "target")
 
@@ -106,7 +106,7 @@ class MedusaProposer(Proposer):
         self.heads = heads
         self.tree = RankTree(paths, heads.shape.num_columns)
         self.config = config
-        self.tap = target.spec.num_layers
+        self.feature_layer = target.spec.num_layers
 
     @classmethod
     def load(cls, target: Target, config: MedusaConfig) -> Self:
@@ -119,7 +119,7 @@ class MedusaProposer(Proposer):
     @classmethod
     def of(cls, checkpoint: MedusaCheckpoint, config: MedusaConfig, target: Target) -> Self:
         """Pack heads that were read or made."""
-        heads = MedusaHeads(checkpoint.shape, checkpoint.tensors, target)
+        heads = medusa_heads(checkpoint.shape, checkpoint.tensors, target)
         paths = config.paths(checkpoint.shape.num_heads, checkpoint.accuracies, checkpoint.tree)
         return cls(heads, paths, config, target)
 
@@ -135,8 +135,8 @@ class MedusaProposer(Proposer):
         return min(self.config.num_nodes, len(self.tree.paths))
 
     @property
-    def taps(self) -> tuple[int, ...]:
-        return (self.tap,)
+    def feature_layers(self) -> tuple[int, ...]:
+        return (self.feature_layer,)
 
     @property
     def learns(self) -> bool:
@@ -195,20 +195,20 @@ class MedusaSession(Session):
         self.plan = plan
         self.states: dict[int, Tensor] = {}
         self.lengths: dict[int, int] = {}
-        self.samplings: dict[int, Sampling] = {}
+        self.samplings: dict[int, SamplingParams] = {}
 
-    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+    def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
         assert features_TF is not None, "the heads read the target's last state"
         if len(features_TF):
             self.states[slot] = features_TF[-1].clone()
         self.lengths[slot] = len(tokens)
         self.samplings[slot] = sampling
 
-    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
+    def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
         """A slot whose text is a single token has no state yet, and drafts nothing."""
         known = {
-            slot: Room(min(room.num_nodes, self.config.num_nodes), room.max_depth)
-            for slot, room in zip(slots, rooms, strict=True)
+            slot: DraftLimit(min(limit.num_nodes, self.config.num_nodes), limit.max_depth)
+            for slot, limit in zip(slots, limits, strict=True)
             if slot in self.states
         }
         if self.config.sampled:
@@ -216,15 +216,15 @@ class MedusaSession(Session):
         trees = self._trees(known) if known else {}
         return Draft.of_trees([trees.get(slot, Tree([], [])) for slot in slots], self.plan.device)
 
-    def _predict(self, rooms: dict[int, Room]) -> list[Tensor]:
+    def _predict(self, limits: dict[int, DraftLimit]) -> list[Tensor]:
         """Logits of every head that some room needs, for the slots that need it, in order."""
-        depths = [len(self.tree.cut(room).widths) for room in rooms.values()]
-        return self.heads.predict(torch.stack([self.states[slot] for slot in rooms]), depths)
+        depths = [len(self.tree.cut(limit).widths) for limit in limits.values()]
+        return self.heads.predict(torch.stack([self.states[slot] for slot in limits]), depths)
 
-    def _trees(self, rooms: dict[int, Room]) -> dict[int, Tree]:
-        cuts = {slot: self.tree.cut(room) for slot, room in rooms.items()}
-        ranked: dict[int, list[list[int]]] = {slot: [] for slot in rooms}
-        for head, logits_RK in enumerate(self._predict(rooms)):
+    def _trees(self, limits: dict[int, DraftLimit]) -> dict[int, Tree]:
+        cuts = {slot: self.tree.cut(limit) for slot, limit in limits.items()}
+        ranked: dict[int, list[list[int]]] = {slot: [] for slot in limits}
+        for head, logits_RK in enumerate(self._predict(limits)):
             needing = [slot for slot, cut in cuts.items() if len(cut.widths) > head]
             ids_RW = self._ranked(logits_RK, max(cuts[slot].widths[head] for slot in needing))
             for slot, ids_W in zip(needing, ids_RW.tolist(), strict=True):
@@ -236,7 +236,7 @@ class MedusaSession(Session):
         columns_RW = ranked(logits_RK, width).columns_RW
         return columns_RW if self.heads.ids_K is None else self.heads.ids_K[columns_RW]
 
-    def _chains(self, slots: Sequence[int], rooms: dict[int, Room]) -> Draft:
+    def _chains(self, slots: Sequence[int], limits: dict[int, DraftLimit]) -> Draft:
         shape = self.heads.shape
         chains = Chains(
             self.plan,
@@ -246,8 +246,8 @@ class MedusaSession(Session):
             vocab_size=shape.vocab_size,
             ids_K=self.heads.ids_K,
         )
-        depths = {slot: len(self.tree.cut(room).widths) for slot, room in rooms.items()}
-        for head, logits_RK in enumerate(self._predict(rooms) if rooms else ()):
+        depths = {slot: len(self.tree.cut(limit).widths) for slot, limit in limits.items()}
+        for head, logits_RK in enumerate(self._predict(limits) if limits else ()):
             growing = [slot for slot, depth in depths.items() if depth > head]
             chains.grow(growing, logits_RK, [self.lengths[slot] for slot in growing])
         return chains.draft()
@@ -268,3 +268,10 @@ class MedusaSession(Session):
     @property
     def num_bytes(self) -> int:
         return sum(state_F.nbytes for state_F in self.states.values())
+
+
+def medusa_heads(shape: MedusaShape, weights: Mapping[str, Tensor], target: Target) -> MedusaHeads:
+    """Return heads packed for a target; they project with its output head, or some of its rows, where they own none."""
+    borrows_rows = shape.output == "target" and shape.is_reduced
+    head_VE = target.shared_weights().head_VE if borrows_rows else None
+    return MedusaHeads(shape, weights, target.spec.device, target.spec.dtype, head_VE, target.project)

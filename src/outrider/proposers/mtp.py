@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from outrider.errors import ConfigError
+from outrider.formats.locate import locate
 from outrider.formats.mtp import (
     FINAL_NORM,
     MtpCheckpoint,
@@ -29,15 +30,14 @@ from outrider.formats.mtp import (
     read_mtp,
 )
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
-from outrider.models.locate import locate
 from outrider.models.mtp import MtpModule
-from outrider.models.output_head import OutputHead
 from outrider.models.rope import reach
 from outrider.proposer import Proposer, Session, SessionPlan
-from outrider.proposers.mtp_modules import MtpModulesSession
+from outrider.proposers.drafting.mtp_modules import MtpModulesSession
+from outrider.proposers.drafting.recurrent import RecurrentSession
 from outrider.proposers.reach import within_reach
-from outrider.proposers.recurrent import RecurrentSession
 from outrider.target import Target
+from outrider.targets.output_head import output_head
 
 __all__ = ["MtpConfig", "MtpProposer", "trained_depths"]
 
@@ -108,13 +108,14 @@ class MtpProposer(Proposer):
                 f"token each; set num_nodes={trained} or less"
             )
         embedding_VE = target.shared_weights().embedding_VE
-        self.output = OutputHead(target, ids_K)
+        self.output = output_head(target, ids_K)
         self.modules = [
             MtpModule(
                 checkpoint.spec,
                 checkpoint.tensors,
                 module_prefix(index),
-                target,
+                target.spec.device,
+                target.spec.dtype,
                 embedding_VE,
                 self.output,
                 checkpoint.state_norm_E,
@@ -147,8 +148,8 @@ class MtpProposer(Proposer):
         return self.num_nodes
 
     @property
-    def taps(self) -> tuple[int, ...]:
-        return self.modules[0].taps
+    def feature_layers(self) -> tuple[int, ...]:
+        return self.modules[0].feature_layers
 
     @property
     def learns(self) -> bool:

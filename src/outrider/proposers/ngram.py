@@ -19,9 +19,9 @@ from torch import Tensor
 
 from outrider.draft import Draft, Tree, tree_of_paths
 from outrider.errors import ConfigError, nearest
-from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
-from outrider.proposers.ngram_index import NgramIndex, Policy
-from outrider.sampling import Sampling
+from outrider.proposer import Commit, DraftLimit, Proposer, Session, SessionPlan
+from outrider.proposers.lookup.ngram_index import NgramIndex, Policy
+from outrider.sampling import SamplingParams
 from outrider.target import Target
 
 __all__ = ["NgramConfig", "NgramProposer"]
@@ -79,7 +79,7 @@ class NgramProposer(Proposer):
         return self.config.num_nodes
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[int, ...]:
         return ()
 
     @property
@@ -103,22 +103,22 @@ class NgramSession(Session):
         self.device = device
         self.indices: dict[int, NgramIndex] = {}
 
-    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+    def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
         index = NgramIndex(self.config.min_n, self.config.max_n, reserve=len(tokens) + 256)
         index.extend(tokens)
         self.indices[slot] = index
 
-    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
+    def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
         return Draft.of_trees(
-            [self._draft(self.indices[slot], room) for slot, room in zip(slots, rooms, strict=True)], self.device
+            [self._draft(self.indices[slot], limit) for slot, limit in zip(slots, limits, strict=True)], self.device
         )
 
-    def _draft(self, index: NgramIndex, room: Room) -> Tree:
-        if min(room) < 1:
+    def _draft(self, index: NgramIndex, limit: DraftLimit) -> Tree:
+        if min(limit) < 1:
             return Tree([], [])
-        matches = index.draft(min(room), self.config.policy, self.config.num_candidates)
+        matches = index.draft(min(limit), self.config.policy, self.config.num_candidates)
         paths = [match.tokens.tolist() for match in matches]
-        return Tree.chain(paths[0]) if len(paths) == 1 else tree_of_paths(paths, room.num_nodes)
+        return Tree.chain(paths[0]) if len(paths) == 1 else tree_of_paths(paths, limit.num_nodes)
 
     def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
         for commit in commits:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from outrider.draft import Draft
-from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
-from outrider.sampling import Sampling
+from outrider.proposer import Commit, DraftLimit, Proposer, Session, SessionPlan
+from outrider.sampling import SamplingParams
 from outrider.target import Target
 
 __all__ = ["NoConfig", "NoProposer"]
@@ -42,7 +42,7 @@ class NoProposer(Proposer):
         return 0
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[int, ...]:
         return ()
 
     @property
@@ -64,10 +64,10 @@ class NoSession(Session):
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+    def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
         """Nothing to keep."""
 
-    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
+    def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
         return Draft.empty(len(slots), self.device)
 
     def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError
-from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
+from outrider.proposer import Commit, DraftLimit, Proposer, Session, SessionPlan
 from outrider.proposers.oracle_transcripts import Transcripts
-from outrider.sampling import Sampling
+from outrider.sampling import SamplingParams
 from outrider.target import Target
 
 __all__ = ["OracleConfig", "OracleProposer"]
@@ -110,7 +110,7 @@ class OracleProposer(Proposer):
         return self.config.num_nodes
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[int, ...]:
         return ()
 
     @property
@@ -146,7 +146,7 @@ class OracleSession(Session):
         self.transcripts = Transcripts.of(target)
         self.scripts: dict[int, _Script] = {}
 
-    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+    def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
         length = min(self.config.num_known, self.plan.max_positions - len(tokens))
         known = self.transcripts.continuation(self.target, tokens, sampling, length)
         self.scripts[slot] = _Script(known, self._reach(tokens, len(known)))
@@ -158,13 +158,13 @@ class OracleSession(Session):
         reach: list[int] = right_TK.cumprod(axis=1).sum(axis=1).tolist()
         return reach
 
-    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
-        trees = [self._draft(self.scripts[slot], room) for slot, room in zip(slots, rooms, strict=True)]
+    def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
+        trees = [self._draft(self.scripts[slot], limit) for slot, limit in zip(slots, limits, strict=True)]
         return Draft.of_trees(trees, self.plan.device)
 
-    def _draft(self, script: _Script, room: Room) -> Tree:
+    def _draft(self, script: _Script, limit: DraftLimit) -> Tree:
         width = self.config.siblings + 1
-        depth = min(self.config.depth, room.max_depth, room.num_nodes // width)
+        depth = min(self.config.depth, limit.max_depth, limit.num_nodes // width)
         chain = script.tokens[script.at : script.at + max(0, depth)]
         reach = script.reach[script.at] if chain else 0
         vocab_size = self.target.spec.vocab_size

@@ -12,6 +12,7 @@ a forward.
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final, final
 from weakref import WeakKeyDictionary
 
@@ -20,7 +21,7 @@ import numpy.typing as npt
 
 from outrider.engine import Engine
 from outrider.proposers.none import NoProposer
-from outrider.sampling import Sampling
+from outrider.sampling import SamplingParams
 from outrider.target import Target
 
 __all__ = ["Transcripts"]
@@ -34,7 +35,7 @@ class Transcripts:
     """Texts of one target with their samplings; the oldest are forgotten."""
 
     def __init__(self, num_kept: int = NUM_KEPT) -> None:
-        self._texts: deque[tuple[Sampling, Text]] = deque(maxlen=num_kept)
+        self._texts: deque[tuple[SamplingParams, Text]] = deque(maxlen=num_kept)
         self.num_written = 0
 
     @classmethod
@@ -42,9 +43,9 @@ class Transcripts:
         """The target's own, shared by all that ask."""
         return _KNOWN.setdefault(target, cls())
 
-    def continuation(self, target: Target, tokens: Sequence[int], sampling: Sampling, length: int) -> list[int]:
+    def continuation(self, target: Target, tokens: Sequence[int], sampling: SamplingParams, length: int) -> list[int]:
         """The target's next `length` tokens after `tokens`, end-of-text tokens ignored; fewer at the context limit."""
-        sampling = Sampling() if sampling.greedy else sampling  # a greedy text has no seed
+        sampling = SamplingParams() if sampling.greedy else sampling  # a greedy text has no seed
         length = min(length, target.spec.max_positions - len(tokens))
         if length < 1:
             return []
@@ -53,16 +54,16 @@ class Transcripts:
             known = self._write(target, list(tokens), sampling, length)
         return [int(token) for token in known[len(tokens) : len(tokens) + length]]
 
-    def _find(self, tokens_T: Text, sampling: Sampling, length: int) -> Text | None:
+    def _find(self, tokens_T: Text, sampling: SamplingParams, length: int) -> Text | None:
         end = len(tokens_T) + length
         for their_sampling, text in tuple(self._texts):  # other threads append
             if len(text) >= end and their_sampling == sampling and np.array_equal(text[: len(tokens_T)], tokens_T):
                 return text
         return None
 
-    def _write(self, target: Target, tokens: list[int], sampling: Sampling, length: int) -> Text:
+    def _write(self, target: Target, tokens: list[int], sampling: SamplingParams, length: int) -> Text:
         engine = Engine(target, NoProposer(), max_len=len(tokens) + length)
-        answer = engine.generate([tokens], sampling=sampling, ignore_eos=True, max_new_tokens=length)[0]
+        answer = engine.generate([tokens], replace(sampling, ignore_eos=True, max_tokens=length))[0]
         text: Text = np.array([*tokens, *answer.tokens], dtype=np.int32)
         self._texts.append((sampling, text))
         self.num_written += 1

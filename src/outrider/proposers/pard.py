@@ -28,19 +28,19 @@ from torch import Tensor
 
 from outrider.draft import Draft
 from outrider.errors import CheckpointError, ConfigError
-from outrider.formats.hf_draft import load_draft
-from outrider.formats.json_fields import shown
+from outrider.formats.locate import locate
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
 from outrider.models.chain import GreedyChain
-from outrider.models.locate import locate
-from outrider.models.output_head import OutputHead
-from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
-from outrider.proposers.backlog import Backlog, Row, open_model
-from outrider.proposers.chains import Chains
+from outrider.proposer import Commit, DraftLimit, Proposer, Session, SessionPlan
 from outrider.proposers.draft_model import cut_from
+from outrider.proposers.drafting.chains import Chains
+from outrider.proposers.drafting.pending import PendingTokens, Row, open_model
 from outrider.proposers.reach import within_reach
-from outrider.sampling import Sampling
+from outrider.records.json_fields import shown
+from outrider.sampling import SamplingParams
 from outrider.target import Target
+from outrider.targets.draft import load_draft
+from outrider.targets.output_head import output_head
 
 __all__ = ["PardConfig", "PardProposer", "mask_of", "names_mask"]
 
@@ -85,7 +85,7 @@ class PardProposer(Proposer):
         self.model = model
         self.mask_id = mask_id
         self.config = config
-        self.output = OutputHead(model, None if ids_K is None else ids_K[ids_K != mask_id])
+        self.output = output_head(model, None if ids_K is None else ids_K[ids_K != mask_id])
         self._num_bytes = num_bytes + self.output.num_bytes
 
     @classmethod
@@ -108,7 +108,7 @@ class PardProposer(Proposer):
         return self.config.num_nodes
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[int, ...]:
         return ()
 
     @property
@@ -122,7 +122,7 @@ class PardProposer(Proposer):
     def open(self, plan: SessionPlan) -> Session:
         def within(plan: SessionPlan) -> Session:
             model = open_model(self.model, plan, tail=2 * self.config.num_nodes + 2)
-            return PardSession(Backlog(model, self.output, plan.device), self, plan)
+            return PardSession(PendingTokens(model, self.output, plan.device), self, plan)
 
         return within_reach(self.model.spec.max_positions, plan, within)
 
@@ -156,26 +156,26 @@ def mask_of(config: Mapping[str, Any], where: str | Path, vocab_size: int) -> in
 class PardSession(Session):
     """The draft model's cache, which only ever holds committed tokens, and what it has still to read."""
 
-    def __init__(self, backlog: Backlog, proposer: PardProposer, plan: SessionPlan) -> None:
-        self.backlog = backlog
+    def __init__(self, pending: PendingTokens, proposer: PardProposer, plan: SessionPlan) -> None:
+        self.pending = pending
         self.mask_id = proposer.mask_id
         self.config = proposer.config
         self.vocab_size = proposer.model.spec.vocab_size
         self.plan = plan
-        can_choose = not self.config.sampled and backlog.output.ids_K is not None  # fewer columns hold no mask
-        self.chain = backlog.chain(1) if can_choose else None
+        can_choose = not self.config.sampled and pending.output.ids_K is not None  # fewer columns hold no mask
+        self.chain = pending.chain(1) if can_choose else None
 
-    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
-        self.backlog.admit(slot, tokens, sampling)
+    def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
+        self.pending.admit(slot, tokens, sampling)
 
-    def num_behind(self, slot: int) -> int:
-        return len(self.backlog.pending[slot])
+    def num_pending(self, slot: int) -> int:
+        return len(self.pending.tokens[slot])
 
     def catch_up(self, slots: Sequence[int]) -> None:
-        self.backlog.catch_up(slots, num_more=self.config.num_nodes - 1)
+        self.pending.catch_up(slots, num_more=self.config.num_nodes - 1)
 
-    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
-        depths = {slot: min(*room, self.config.num_nodes) for slot, room in zip(slots, rooms, strict=True)}
+    def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
+        depths = {slot: min(*limit, self.config.num_nodes) for slot, limit in zip(slots, limits, strict=True)}
         active = {slot: depths[slot] for slot in slots if depths[slot] > 0}
         self.catch_up(list(active))
         if self.chain is None or not active:
@@ -184,15 +184,15 @@ class PardSession(Session):
         return Draft.of_chains([tokens.get(slot, []) for slot in slots], self.plan.device)
 
     def _choose(self, chain: GreedyChain, depths: dict[int, int]) -> dict[int, list[int]]:
-        """The one pass as one program: the most probable tokens at the roots and at the masks."""
-        feeds = [self.backlog.pending[slot] for slot in depths]
+        """The one pass as one graph: the most probable tokens at the roots and at the masks."""
+        feeds = [self.pending.tokens[slot] for slot in depths]
         masked = [feed + [self.mask_id] * (depth - 1) for feed, depth in zip(feeds, depths.values(), strict=True)]
         counts, ends = list(map(len, masked)), list(accumulate(map(len, masked)))
         rows = [row for end, depth in zip(ends, depths.values(), strict=True) for row in range(end - depth, end)]
         placement = chain.cache.place_tokens(list(depths), counts)
-        drafted = chain.choose(self.backlog.embedded(masked), placement, rows).tokens_LN[0].tolist()
+        drafted = chain.choose(self.pending.embedded(masked), placement, rows).tokens_LN[0].tolist()
         chain.cache.extend(list(depths), list(map(len, feeds)))
-        self.backlog.pending |= {slot: [] for slot in depths}
+        self.pending.tokens |= {slot: [] for slot in depths}
         starts = accumulate(depths.values(), initial=0)
         return {slot: drafted[start : start + depths[slot]] for slot, start in zip(depths, starts, strict=False)}
 
@@ -200,27 +200,27 @@ class PardSession(Session):
         chains = Chains(
             self.plan,
             slots,
-            self.backlog.samplings,
+            self.pending.samplings,
             sampled=self.config.sampled,
             vocab_size=self.vocab_size,
-            ids_K=self.backlog.output.ids_K,
+            ids_K=self.pending.output.ids_K,
         )
         if depths:
             levels = [[slot for slot in depths if level < depths[slot]] for level in range(max(depths.values()))]
             logits_RK = self._look_ahead(depths, levels)
             for growing, logits_BK in zip(levels, torch.split(logits_RK, list(map(len, levels))), strict=True):
-                chains.grow(growing, logits_BK, self.backlog.first_positions(growing))
+                chains.grow(growing, logits_BK, self.pending.first_positions(growing))
         return chains.draft()
 
     def _look_ahead(self, depths: dict[int, int], levels: Sequence[Sequence[int]]) -> Tensor:
         """The one pass: logits at the roots and at the masks, level by level. What was pending is read."""
-        slots, pending = list(depths), self.backlog.pending
+        slots, pending = list(depths), self.pending.tokens
         feeds = [pending[slot] for slot in slots]
-        states_BME = self.backlog.states(slots, feeds, [[self.mask_id] * (depths[slot] - 1) for slot in slots])
+        states_BME = self.pending.states(slots, feeds, [[self.mask_id] * (depths[slot] - 1) for slot in slots])
         roots = {slot: Row(place, len(feed) - 1) for place, (slot, feed) in enumerate(zip(slots, feeds, strict=True))}
         rows = [Row(roots[slot].place, roots[slot].row + level) for level, some in enumerate(levels) for slot in some]
-        logits_RK = self.backlog.logits(states_BME, rows)
-        if self.backlog.output.ids_K is None:  # fewer columns hold no mask
+        logits_RK = self.pending.logits(states_BME, rows)
+        if self.pending.output.ids_K is None:  # fewer columns hold no mask
             logits_RK[:, self.mask_id] = -torch.inf
         for slot in slots:
             pending[slot] = []
@@ -228,14 +228,14 @@ class PardSession(Session):
 
     def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
         for slot, _, tokens, _ in commits:
-            self.backlog.pending[slot] += tokens
+            self.pending.tokens[slot] += tokens
 
     def release(self, slot: int) -> None:
-        self.backlog.release(slot)
+        self.pending.release(slot)
 
     def reset(self) -> None:
         """Nothing is learnt across requests."""
 
     @property
     def num_bytes(self) -> int:
-        return self.backlog.num_bytes
+        return self.pending.num_bytes

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from outrider.draft import Draft, Tree
-from outrider.proposer import Commit, Room, Session, SessionPlan
-from outrider.sampling import Sampling
+from outrider.proposer import Commit, DraftLimit, Session, SessionPlan
+from outrider.sampling import SamplingParams
 
 __all__ = ["ReachSession", "within_reach"]
 
@@ -44,21 +44,21 @@ class ReachSession(Session):
         self.lengths: dict[int, int] = {}
         """Of the texts within reach, by slot."""
 
-    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+    def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
         if len(tokens) < self.num_positions:
             self.inner.admit(slot, tokens, sampling, features_TF)
             self.lengths[slot] = len(tokens)
 
-    def num_behind(self, slot: int) -> int:
-        return self.inner.num_behind(slot) if slot in self.lengths else 0
+    def num_pending(self, slot: int) -> int:
+        return self.inner.num_pending(slot) if slot in self.lengths else 0
 
     def catch_up(self, slots: Sequence[int]) -> None:
         self.inner.catch_up([slot for slot in slots if slot in self.lengths])
 
-    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
+    def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
         within = {
-            slot: Room(room.num_nodes, min(room.max_depth, self.num_positions - self.lengths[slot]))
-            for slot, room in zip(slots, rooms, strict=True)
+            slot: DraftLimit(limit.num_nodes, min(limit.max_depth, self.num_positions - self.lengths[slot]))
+            for slot, limit in zip(slots, limits, strict=True)
             if slot in self.lengths
         }
         if not within:

@@ -2,7 +2,7 @@
 
 A method's settings are the fields of its `Config`, a frozen keyword-only dataclass whose type hints say what a field
 takes. Values are checked, never converted from text; that is what a command line's reader does beforehand
-(`outrider.bench.choice`). Numbers of NumPy count as numbers, a path as text, a list as a
+(`outrider.proposers.method_spec`). Numbers of NumPy count as numbers, a path as text, a list as a
 tuple, and a list of whole numbers as the text "0,1,2".
 
 Example: with `num_nodes: int`, 8 is taken as it is; "8", 8.5 and True are refused by name.

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError, nearest
-from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
-from outrider.proposers.suffix_index import Mode, SuffixCache
-from outrider.sampling import Sampling
+from outrider.proposer import Commit, DraftLimit, Proposer, Session, SessionPlan
+from outrider.proposers.lookup.suffix_index import Mode, SuffixCache
+from outrider.sampling import SamplingParams
 from outrider.target import Target
 
 __all__ = ["SuffixConfig", "SuffixProposer"]
@@ -89,7 +89,7 @@ class SuffixProposer(Proposer):
         return self.config.num_nodes
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[int, ...]:
         return ()
 
     @property
@@ -115,24 +115,24 @@ class SuffixSession(Session):
         self.requests: dict[int, int] = {}
         self.num_requests = 0
 
-    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+    def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
         self.num_requests += 1
         self.requests[slot] = self.num_requests
         self.cache.open(self.num_requests, tokens)
 
-    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
+    def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
         return Draft.of_trees(
-            [self._draft(self.requests[slot], room) for slot, room in zip(slots, rooms, strict=True)], self.device
+            [self._draft(self.requests[slot], limit) for slot, limit in zip(slots, limits, strict=True)], self.device
         )
 
-    def _draft(self, request: int, room: Room) -> Tree:
-        if min(room) < 1:
+    def _draft(self, request: int, limit: DraftLimit) -> Tree:
+        if min(limit) < 1:
             return Tree([], [])
         config = self.config
         found = self.cache.speculate(
-            request, room.num_nodes, config.factor, config.offset, config.min_token_prob, config.mode
+            request, limit.num_nodes, config.factor, config.offset, config.min_token_prob, config.mode
         )
-        return _cut(Tree(found.tokens.tolist(), found.parents.tolist()), room.max_depth)
+        return _cut(Tree(found.tokens.tolist(), found.parents.tolist()), limit.max_depth)
 
     def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
         for commit in commits:

@@ -5,20 +5,18 @@ slower, behind the same interface.
 """
 
 from pathlib import Path
-from typing import Any, Literal
-
-from transformers import AutoTokenizer
+from typing import Literal
 
 from outrider.errors import ConfigError, nearest
-from outrider.formats.json_fields import read_json
-from outrider.models.directory import CONFIG, check_directory
-from outrider.models.locate import locate
+from outrider.formats.directory import CONFIG, check_directory
+from outrider.formats.locate import locate
+from outrider.formats.tokenizer import load_tokenizer
+from outrider.records.json_fields import read_json
+from outrider.records.values import flag
 from outrider.target import Target
-from outrider.targets.foreign import reading
 from outrider.targets.placing import DTYPES, device_named, dtype_named
-from outrider.values import flag
 
-__all__ = ["DTYPES", "load_target", "load_tokenizer"]
+__all__ = ["DTYPES", "load_target"]
 
 
 def load_target(
@@ -61,18 +59,6 @@ def load_target(
     from outrider.targets.hf import HFTarget
 
     return HFTarget.from_directory(directory, name, numbers, place, tokenizer, trusts)
-
-
-def load_tokenizer(directory: Path, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model directory, or None where the directory has none.
-
-    Raises:
-        CheckpointError: if its files cannot be read.
-    """
-    if not any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
-        return None
-    with reading(f"the tokenizer in {directory} cannot be read", directory, trust_remote_code, "download it again"):
-        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=trust_remote_code)
 
 
 def _brings_model_code(directory: Path) -> bool:

@@ -17,10 +17,11 @@ from transformers import AutoConfig, GenerationConfig
 
 from outrider.cache import CachePlan
 from outrider.errors import CheckpointError
-from outrider.models.locate import locate
+from outrider.formats.foreign import reading
+from outrider.formats.locate import locate
+from outrider.formats.tokenizer import load_tokenizer
 from outrider.target import SharedWeights, Target, TargetSession, TargetSpec
-from outrider.targets import load_target, load_tokenizer
-from outrider.targets.foreign import reading
+from outrider.targets import load_target
 from outrider.targets.placing import dtype_named
 
 __all__ = ["DeferredTarget"]
@@ -60,11 +61,11 @@ class DeferredTarget(Target):
     def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
         return self.loaded.plan(num_slots, capacity, tail)
 
-    def open(self, plan: CachePlan, taps: tuple[int, ...] = ()) -> TargetSession:
-        return self.loaded.open(plan, taps)
+    def open(self, plan: CachePlan, feature_layers: tuple[int, ...] = ()) -> TargetSession:
+        return self.loaded.open(plan, feature_layers)
 
-    def hosting(self) -> AbstractContextManager[None]:
-        return self.loaded.hosting()
+    def decoding_threads(self) -> AbstractContextManager[None]:
+        return self.loaded.decoding_threads()
 
     def project(self, states_RE: Tensor) -> Tensor:
         return self.loaded.project(states_RE)
@@ -95,7 +96,7 @@ def _described(name: str, directory: Path, dtype: torch.dtype, trusts: bool) -> 
         dtype=dtype,
         device=torch.device("cpu"),
         weight_bytes=sum(file.stat().st_size for file in directory.glob("*.safetensors")),
-        exact_rows=False,
+        batch_invariant=False,
         trusts_code=trusts,
     )
 

@@ -36,11 +36,11 @@ from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 from outrider.cache import CachePlan, KVCache
 from outrider.draft import Draft
 from outrider.errors import CheckpointError, ConfigError
-from outrider.formats.json_fields import read_json, shown
-from outrider.models.ops import Placement
-from outrider.models.weights import check_finite, read_weights
+from outrider.formats.foreign import reading
+from outrider.formats.weights import check_finite, read_weights
+from outrider.placement import Placement
+from outrider.records.json_fields import read_json, shown
 from outrider.target import Forward, SharedWeights, Target, TargetSession, TargetSpec
-from outrider.targets.foreign import reading
 from outrider.targets.layers import LayerMasks
 from outrider.targets.prefill import read_prompts
 from outrider.targets.rehearsal import CacheShape, cache_shape, rehearse
@@ -123,7 +123,7 @@ class HFTarget(Target):
             dtype=self.model.dtype,
             device=self.model.device,
             weight_bytes=sum(tensor.nbytes for tensor in tensors),
-            exact_rows=False,
+            batch_invariant=False,
         )
 
     @property
@@ -145,10 +145,10 @@ class HFTarget(Target):
             dtype=self._spec.dtype,
         )
 
-    def open(self, plan: CachePlan, taps: tuple[int, ...] = ()) -> "HFSession":
-        return HFSession(self.model, self._masks, KVCache(plan, self._spec.device), taps)
+    def open(self, plan: CachePlan, feature_layers: tuple[int, ...] = ()) -> "HFSession":
+        return HFSession(self.model, self._masks, KVCache(plan, self._spec.device), feature_layers)
 
-    def hosting(self) -> AbstractContextManager[None]:
+    def decoding_threads(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     @torch.inference_mode()
@@ -165,16 +165,18 @@ class HFTarget(Target):
 class HFSession(TargetSession):
     """A cache over a `transformers` model."""
 
-    def __init__(self, model: PreTrainedModel, masks: LayerMasks, cache: KVCache, taps: tuple[int, ...]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, masks: LayerMasks, cache: KVCache, feature_layers: tuple[int, ...]
+    ) -> None:
         num_layers = model.config.get_text_config().num_hidden_layers
-        if max(taps, default=0) > num_layers:
+        if max(feature_layers, default=0) > num_layers:
             raise ConfigError(
                 f"this head reads the stream behind layer {num_layers - 1}, before the final norm, which only targets "
                 "on the native decoder give; use another head"
             )
         self.model = model
         self.masks = masks
-        self.taps = taps
+        self.feature_layers = feature_layers
         self._cache = cache
 
     @property
@@ -182,8 +184,8 @@ class HFSession(TargetSession):
         return self._cache
 
     def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[Tensor | None]:
-        width = len(self.taps) * self.model.config.get_text_config().hidden_size
-        feature = torch.empty(width, dtype=self.model.dtype, device=self._cache.device) if self.taps else None
+        width = len(self.feature_layers) * self.model.config.get_text_config().hidden_size
+        feature = torch.empty(width, dtype=self.model.dtype, device=self._cache.device) if self.feature_layers else None
         return read_prompts(self._cache, slots, prompts, self._read_chunk, feature)
 
     def _read_chunk(self, tokens_BM: Tensor, placement: Placement) -> Tensor | None:
@@ -211,12 +213,16 @@ class HFSession(TargetSession):
                 position_ids=placement.positions_BM,
                 past_key_values=SlotCache(self._cache, placement),
                 use_cache=True,
-                output_hidden_states=bool(self.taps),
+                output_hidden_states=bool(self.feature_layers),
                 return_dict=True,
             )
 
     def _features(self, output: Any) -> Tensor | None:
-        return torch.cat([output.hidden_states[tap] for tap in self.taps], dim=-1) if self.taps else None
+        return (
+            torch.cat([output.hidden_states[feature_layer] for feature_layer in self.feature_layers], dim=-1)
+            if self.feature_layers
+            else None
+        )
 
 
 @final

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from outrider.errors import CheckpointError
-from outrider.models.ops import Placement
-from outrider.models.ops_torch import visible_BMS
+from outrider.ops.torch import visible_BMS
+from outrider.placement import Placement
 
 __all__ = ["LayerMasks"]
 

@@ -14,11 +14,13 @@ from torch import Tensor
 from outrider.cache import CachePlan, KVCache
 from outrider.draft import Draft
 from outrider.errors import CheckpointError
-from outrider.memory import give_back
+from outrider.formats.weights import cast, read_weights, settle_head
+from outrider.loop.memory import give_back
 from outrider.models.decoder import Decoder, Output
-from outrider.models.ops import Ops, Placement, Programs, choose_ops
 from outrider.models.spec import DecoderSpec
-from outrider.models.weights import cast, read_weights, settle_head
+from outrider.ops.base import GraphCache, Ops
+from outrider.ops.select import choose_ops
+from outrider.placement import Placement
 from outrider.target import Forward, SharedWeights, Target, TargetSession, TargetSpec
 from outrider.targets.prefill import read_prompts
 from outrider.targets.static import Placed, place_chains
@@ -103,9 +105,13 @@ class NativeTarget(Target):
             dtype=self.dtype,
             device=self.decoder.device,
             weight_bytes=self.decoder.num_bytes,
-            exact_rows=self.decoder.device.type == "cpu" and self.dtype in (torch.bfloat16, torch.float32),
+            batch_invariant=self.decoder.device.type == "cpu" and self.dtype in (torch.bfloat16, torch.float32),
             trusts_code=self.trusts_code,
         )
+
+    @property
+    def native(self) -> Decoder:
+        return self.decoder
 
     @property
     def tokenizer(self) -> Any:
@@ -121,14 +127,14 @@ class NativeTarget(Target):
             capacity=capacity,
             tail=tail,
             dtype=self.dtype,
-            turned_keys=self.decoder.ops.turns_keys,
+            transposed_keys=self.decoder.ops.transposes_keys,
         )
 
-    def open(self, plan: CachePlan, taps: tuple[int, ...] = ()) -> "NativeSession":
-        return NativeSession(self.decoder, KVCache(plan, self.decoder.device), taps)
+    def open(self, plan: CachePlan, feature_layers: tuple[int, ...] = ()) -> "NativeSession":
+        return NativeSession(self.decoder, KVCache(plan, self.decoder.device), feature_layers)
 
-    def hosting(self) -> AbstractContextManager[None]:
-        return self.decoder.ops.hosting()
+    def decoding_threads(self) -> AbstractContextManager[None]:
+        return self.decoder.ops.decoding_threads()
 
     def project(self, states_RE: Tensor) -> Tensor:
         ops = self.decoder.ops
@@ -145,26 +151,28 @@ class NativeTarget(Target):
 class NativeSession(TargetSession):
     """A cache over the native decoder."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, taps: tuple[int, ...]) -> None:
+    def __init__(self, decoder: Decoder, cache: KVCache, feature_layers: tuple[int, ...]) -> None:
         self.decoder = decoder
-        self.taps = taps
+        self.feature_layers = feature_layers
         self._cache = cache
-        self._programs = Programs(lends=True)
+        self._graph_cache = GraphCache(reuse_logits=True)
 
     @property
     def cache(self) -> KVCache:
         return self._cache
 
     def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[Tensor | None]:
-        width, dtype = len(self.taps) * self.decoder.spec.hidden_size, self._cache.plan.dtype
-        feature = torch.empty(width, dtype=dtype, device=self._cache.device) if self.taps else None
+        width, dtype = len(self.feature_layers) * self.decoder.spec.hidden_size, self._cache.plan.dtype
+        feature = torch.empty(width, dtype=dtype, device=self._cache.device) if self.feature_layers else None
         return read_prompts(self._cache, slots, prompts, self._read_chunk, feature)
 
     def _read_chunk(self, tokens_BM: Tensor, placement: Placement) -> Tensor | None:
-        return self.decoder(tokens_BM, placement, self._cache, taps=self.taps, want_logits=False).features_BMF
+        return self.decoder(
+            tokens_BM, placement, self._cache, feature_layers=self.feature_layers, want_logits=False
+        ).features_BMF
 
     def forward(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Forward:
-        logits_BMV, features_BMF = self._read(slots, roots, draft, self.taps, want_logits=True)
+        logits_BMV, features_BMF = self._read(slots, roots, draft, self.feature_layers, want_logits=True)
         assert logits_BMV is not None
         features_BMF = None if features_BMF is None else _spread(features_BMF, draft)
         if _has_all_rows(logits_BMV, draft):
@@ -177,15 +185,25 @@ class NativeSession(TargetSession):
         return _spread(output.features_BMF, draft)
 
     def _read(
-        self, slots: Sequence[int], roots: Sequence[int], draft: Draft, taps: tuple[int, ...], want_logits: bool
+        self,
+        slots: Sequence[int],
+        roots: Sequence[int],
+        draft: Draft,
+        feature_layers: tuple[int, ...],
+        want_logits: bool,
     ) -> Output:
         """All rows [B, M, X], or the real rows alone [R, 1, X]."""
         if self._leaves_out_padding(draft):
-            return self._read_real_rows(slots, roots, draft, taps, want_logits)
+            return self._read_real_rows(slots, roots, draft, feature_layers, want_logits)
         roots_B1, placement = self._place(slots, roots, draft)
         tokens_BM = torch.cat([roots_B1, draft.tokens_BN], dim=1)
         return self.decoder(
-            tokens_BM, placement, self._cache, taps=taps, want_logits=want_logits, programs=self._programs
+            tokens_BM,
+            placement,
+            self._cache,
+            feature_layers=feature_layers,
+            want_logits=want_logits,
+            graph_cache=self._graph_cache,
         )
 
     def _place(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Placed:
@@ -201,13 +219,23 @@ class NativeSession(TargetSession):
         return on_cpu and draft.on_host and within
 
     def _read_real_rows(
-        self, slots: Sequence[int], roots: Sequence[int], draft: Draft, taps: tuple[int, ...], want_logits: bool
+        self,
+        slots: Sequence[int],
+        roots: Sequence[int],
+        draft: Draft,
+        feature_layers: tuple[int, ...],
+        want_logits: bool,
     ) -> Output:
         placement = self._cache.place_real_rows(slots, draft)
         tokens = [token for root, tree in zip(roots, draft.trees, strict=True) for token in (root, *tree.tokens)]
         tokens_BM = torch.tensor(tokens).view(placement.positions_BM.shape)
         return self.decoder(
-            tokens_BM, placement, self._cache, taps=taps, want_logits=want_logits, programs=self._programs
+            tokens_BM,
+            placement,
+            self._cache,
+            feature_layers=feature_layers,
+            want_logits=want_logits,
+            graph_cache=self._graph_cache,
         )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from outrider.cache import KVCache
-from outrider.models.ops import Placement
+from outrider.placement import Placement
 
 __all__ = ["prefill_rows", "read_prompts"]
 
@@ -39,11 +39,12 @@ def read_prompts(
     """Read `prompts[b]` into the empty slot `slots[b]` and keep it.
 
     Args:
-        read: the model on one chunk: tokens [B, M] and their placement give features [B, M, F], or None without taps.
-        feature: of one token, as it is kept: its width and dtype count; None without taps.
+        read: the model on one chunk: tokens [B, M] and their placement give features [B, M, F], or None without feature
+            layers.
+        feature: of one token, as it is kept: its width and dtype count; None without feature layers.
 
     Returns:
-        Features [T, F] of each prompt, or None without taps.
+        Features [T, F] of each prompt, or None without feature layers.
     """
     assert not any(cache.lengths_of(slots)), f"slots {list(slots)} are not empty: {cache.lengths_of(slots)}"
     features: dict[int, Tensor] = {}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from outrider.cache import KVCache
 from outrider.draft import Draft
-from outrider.models.ops import Placement
+from outrider.placement import Placement
 
 __all__ = ["Placed", "place_chains", "upload"]
 

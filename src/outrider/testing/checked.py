@@ -3,7 +3,7 @@
 `CheckedSession` stands between the engine and a session. It holds the rules for drafts (C8) and keeps what was drafted
 for each request, for the rules that compare drafts. `checked_example` does the same for what `Proposer.example` gives.
 
-    C8: slot 1: 5 nodes were drafted and its limit is 3 (Room.num_nodes)
+    C8: slot 1: 5 nodes were drafted and its limit is 3 (DraftLimit.num_nodes)
 """
 
 import traceback
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from outrider.batch import Batch
 from outrider.draft import Draft, Tree
-from outrider.draft_check import check_draft, check_siblings
 from outrider.errors import ProposerError
-from outrider.proposer import Commit, Proposer, Room, Session
-from outrider.sampling import Sampling
+from outrider.loop.draft_check import check_draft, check_siblings
+from outrider.proposer import Commit, DraftLimit, Proposer, Session
+from outrider.sampling import SamplingParams
 from outrider.target import Target, TargetSpec
 
 __all__ = ["CheckedSession", "ContractError", "checked_example", "explained", "trees_of"]
@@ -59,25 +59,25 @@ class CheckedSession(Session):
         self.spec = spec
         self.drafts: dict[int, list[Tree]] = {}
 
-    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+    def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
         with explained(f"admit(slot={slot}, {len(tokens)} tokens)"):
             self.inner.admit(slot, tokens, sampling, features_TF)
 
-    def num_behind(self, slot: int) -> int:
-        with explained(f"num_behind(slot={slot})"):
-            behind = self.inner.num_behind(slot)
+    def num_pending(self, slot: int) -> int:
+        with explained(f"num_pending(slot={slot})"):
+            behind = self.inner.num_pending(slot)
         if type(behind) is not int or behind < 0:
-            raise ContractError(f"num_behind(slot={slot}) is {behind!r} and must be an int of at least 0")
+            raise ContractError(f"num_pending(slot={slot}) is {behind!r} and must be an int of at least 0")
         return behind
 
     def catch_up(self, slots: Sequence[int]) -> None:
         with explained(f"catch_up({list(slots)})"):
             self.inner.catch_up(slots)
 
-    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
-        with explained(f"C8: propose(slots={list(slots)}, rooms={[tuple(room) for room in rooms]})"):
-            draft = self.inner.propose(slots, rooms)
-        check_whole_draft(draft, slots, rooms, self.spec)
+    def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
+        with explained(f"C8: propose(slots={list(slots)}, limits={[tuple(limit) for limit in limits]})"):
+            draft = self.inner.propose(slots, limits)
+        check_whole_draft(draft, slots, limits, self.spec)
         for slot, tree in zip(slots, trees_of(draft), strict=True):
             self.drafts.setdefault(self.batch.running[slot].request.id, []).append(tree)
         return draft
@@ -99,16 +99,16 @@ class CheckedSession(Session):
         return self.inner.num_bytes
 
 
-def check_whole_draft(draft: object, slots: Sequence[int], rooms: Sequence[Room], spec: TargetSpec) -> None:
+def check_whole_draft(draft: object, slots: Sequence[int], limits: Sequence[DraftLimit], spec: TargetSpec) -> None:
     """C8 for the draft of one step, wherever it was made: form, limits, tokens, device, probabilities.
 
     Raises:
         ContractError: naming the slot, the limit and the value.
     """
     try:
-        draft = check_draft(draft, slots, rooms, spec.vocab_size)
+        draft = check_draft(draft, slots, limits, spec.vocab_size)
         if not draft.on_host:
-            check_draft(Draft.of_trees(trees_of(draft)), slots, rooms, spec.vocab_size)
+            check_draft(Draft.of_trees(trees_of(draft)), slots, limits, spec.vocab_size)
         for slot, tree in zip(slots, trees_of(draft), strict=True):
             check_siblings(slot, tree)
     except ProposerError as error:
@@ -148,10 +148,14 @@ def checked_example(proposer_class: type[Proposer], target: Target, seed: int) -
         raise ContractError(f"{call} returned {proposer!r:.80}, which is no Proposer")
     facts: dict[str, tuple[Callable[[], object], Callable[[object], bool], str]] = {
         "max_nodes": (lambda: proposer.max_nodes, _is_count, "an int of at least 0"),
-        "taps": (
-            lambda: proposer.taps,
-            lambda taps: (
-                isinstance(taps, tuple) and all(_is_count(tap) and tap <= target.spec.num_layers + 1 for tap in taps)
+        "feature_layers": (
+            lambda: proposer.feature_layers,
+            lambda feature_layers: (
+                isinstance(feature_layers, tuple)
+                and all(
+                    _is_count(feature_layer) and feature_layer <= target.spec.num_layers + 1
+                    for feature_layer in feature_layers
+                )
             ),
             f"a tuple of ints between 0 and {target.spec.num_layers + 1}",
         ),

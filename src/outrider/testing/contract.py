@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,11 +29,11 @@ from outrider.budget import FixedBudget
 from outrider.draft import Draft
 from outrider.engine import Engine
 from outrider.errors import LosslessnessError, RequestError
-from outrider.events import Completion
 from outrider.metrics import summarize
 from outrider.proposer import Proposer
 from outrider.proposers.none import NoProposer
-from outrider.sampling import Sampling
+from outrider.requests.events import Completion
+from outrider.sampling import SamplingParams
 from outrider.target import Target
 from outrider.testing.checked import ContractError, checked_example
 from outrider.testing.drafts import check_memory, check_slots
@@ -106,7 +105,7 @@ def check_text(target: Target, proposer: Proposer, case: Case) -> None:
             assert drafted.tokens[index] == plain.tokens[index], f"request {index} differs from plain decoding"
             ends = drafted.finished[index], plain.finished[index]
             assert ends[0] == ends[1], f"request {index} ends by {ends[0]} and in plain decoding by {ends[1]}"
-    greedy = replace(case, samplings=(Sampling(),) * len(case.samplings), cancels=(None,) * len(case.cancels))
+    greedy = replace(case, samplings=(SamplingParams(),) * len(case.samplings), cancels=(None,) * len(case.cancels))
     want = play(target, NoProposer(), greedy).tokens
     got = play(target, proposer, replace(greedy, verification="rejection")).tokens
     assert got == want, "under the rejection rule greedy text differs from plain decoding"
@@ -271,7 +270,12 @@ def _counted(label: str, outcome: Outcome) -> CaseCounts:
 
 
 def assert_lossless(
-    target: Target, proposer: Proposer, prompts: Sequence[Sequence[int]], *, max_batch: int = 1, **settings: Any
+    target: Target,
+    proposer: Proposer,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams | None = None,
+    *,
+    max_batch: int = 1,
 ) -> list[Completion]:
     """Decode with and without the proposer, and compare token by token.
 
@@ -279,8 +283,8 @@ def assert_lossless(
         LosslessnessError: naming the first difference.
         RequestError: if the target's logits are not finite.
     """
-    plain = Engine(target, NoProposer()).generate(prompts, **settings)
-    drafted = Engine(target, proposer, max_batch=max_batch).generate(prompts, **settings)
+    plain = Engine(target, NoProposer()).generate(prompts, params)
+    drafted = Engine(target, proposer, max_batch=max_batch).generate(prompts, params)
     for index, (want, got) in enumerate(zip(plain, drafted, strict=True)):
         if want.error is not None:
             raise RequestError(f"prompt {index}: {want.error}")

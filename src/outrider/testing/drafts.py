@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from outrider.budget import FixedBudget
 from outrider.draft import Tree
-from outrider.proposer import Proposer, Room
+from outrider.proposer import DraftLimit, Proposer
+from outrider.sampling import SamplingParams
 from outrider.target import Target
 from outrider.testing.checked import ContractError, trees_of
 from outrider.testing.play import Case, Player, only, play, steady_case
@@ -75,13 +76,13 @@ def _compare_orders(target: Target, proposer: Proposer, num_steps: int) -> None:
     def drafted(order: Sequence[int], roomy: Sequence[int]) -> dict[int, Tree]:
         engine = Player(target, proposer, case).engine
         for index, prompt in enumerate(case.prompts):
-            engine.add(prompt, max_new_tokens=case.limits[index], ignore_eos=True)
+            engine.add(prompt, SamplingParams(max_tokens=case.limits[index], ignore_eos=True))
         engine.admit()
         for _ in range(num_steps):
             engine.step()
         slots = [slot for slot in order if slot in engine.batch.running]
-        rooms = [Room(engine.memory.num_nodes, 4) if slot in roomy else Room(0, 0) for slot in slots]
-        return dict(zip(slots, trees_of(engine.session.propose(slots, rooms)), strict=True)) if slots else {}
+        limits = [DraftLimit(engine.memory.num_nodes, 4) if slot in roomy else DraftLimit(0, 0) for slot in slots]
+        return dict(zip(slots, trees_of(engine.session.propose(slots, limits)), strict=True)) if slots else {}
 
     every = range(len(case.prompts))
     alone = {slot: tree for slot in every for tree in [drafted(every, [slot]).get(slot)] if tree and tree.tokens}

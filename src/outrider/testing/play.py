@@ -18,10 +18,10 @@ from outrider.budget import Budget, FixedBudget
 from outrider.cache import KVCache
 from outrider.draft import Draft, Tree
 from outrider.engine import Engine
-from outrider.events import Event
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.proposer import Proposer, Session
-from outrider.sampling import Sampling
+from outrider.requests.events import Event
+from outrider.sampling import SamplingParams
 from outrider.target import Forward, Logits, Target, TargetSession
 from outrider.testing.checked import CheckedSession, ContractError
 
@@ -38,7 +38,7 @@ class Case:
     """
 
     prompts: tuple[tuple[int, ...], ...]
-    samplings: tuple[Sampling, ...]
+    samplings: tuple[SamplingParams, ...]
     limits: tuple[int, ...]
     arrivals: tuple[int, ...]
     cancels: tuple[int | None, ...]
@@ -164,10 +164,7 @@ def play(target: Target, proposer: Proposer, case: Case, after_step: Hook = lamb
 
 def _add(engine: Engine, case: Case, index: int) -> int:
     return engine.add(
-        case.prompts[index],
-        max_new_tokens=case.limits[index],
-        sampling=case.samplings[index],
-        ignore_eos=case.ignore_eos,
+        case.prompts[index], replace(case.samplings[index], max_tokens=case.limits[index], ignore_eos=case.ignore_eos)
     )
 
 
@@ -196,7 +193,7 @@ def steady_case(vocab_size: int = 31) -> Case:
     prompts = tuple(tuple(token % (vocab_size - 1) for token in phrase * 5) for phrase in phrases)
     return Case(
         prompts=prompts,
-        samplings=(Sampling(),) * 3,
+        samplings=(SamplingParams(),) * 3,
         limits=(16,) * 3,
         arrivals=(0, 0, 2),
         cancels=(None,) * 3,
@@ -216,10 +213,10 @@ def draw_case(
         text = phrase * draw.randint(1, 5) + [draw.randrange(vocab_size - 1) for _ in range(draw.randint(0, 4))]
         return tuple(text)
 
-    def sampling() -> Sampling:
+    def sampling() -> SamplingParams:
         if draw.random() < 0.4:
-            return Sampling()
-        return Sampling(
+            return SamplingParams()
+        return SamplingParams(
             temperature=draw.choice([0.3, 0.7, 1.0]),
             top_k=draw.choice([0, 5]),
             top_p=draw.choice([1.0, 0.9]),

@@ -1,6 +1,6 @@
 """Budgets whose every step is different: the fake of the budget seam.
 
-    Restless   rooms and cuts of random size, often empty, from a seed
+    Restless   limits and cuts of random size, often empty, from a seed
     Metronome  any budget, told that every step took as long as a list says
 
 A budget may answer anything and the text stays the same, so the contract holds with these too.
@@ -11,17 +11,17 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import final
 
-from outrider.adaptive import AdaptiveBudget
-from outrider.budget import Ask, Budget
+from outrider.adaptive.controller import AdaptiveBudget
+from outrider.budget import Budget, SlotState
 from outrider.draft import Draft
-from outrider.proposer import Commit, Room
+from outrider.proposer import Commit, DraftLimit
 
 __all__ = ["Metronome", "Restless"]
 
 
 @final
 class Restless(Budget):
-    """Draws the size of every room, and how many nodes of every draft are kept: the first ones."""
+    """Draws the size of every limit, and how many nodes of every draft are kept: the first ones."""
 
     reads_ahead = False
 
@@ -29,10 +29,13 @@ class Restless(Budget):
         self.num_nodes = num_nodes
         self.draw = random.Random(seed)
 
-    def rooms(self, asks: Sequence[Ask], num_waiting: int = 0) -> list[Room]:
-        return [Room(self._size(self.num_nodes), self.draw.randint(0, ask.num_remaining - 1)) for ask in asks]
+    def limits(self, slot_states: Sequence[SlotState], num_waiting: int = 0) -> list[DraftLimit]:
+        return [
+            DraftLimit(self._size(self.num_nodes), self.draw.randint(0, state.num_remaining - 1))
+            for state in slot_states
+        ]
 
-    def cut(self, draft: Draft) -> Draft:
+    def prune(self, draft: Draft) -> Draft:
         return draft.keep([range(self._size(count)) for count in draft.num_nodes])
 
     def observe(self, commits: Sequence[Commit], seconds: Mapping[str, float]) -> None:
@@ -56,11 +59,11 @@ class Metronome(Budget):
         self.reads_ahead = inner.reads_ahead
         self.propose_s = cycle(propose_s)
 
-    def rooms(self, asks: Sequence[Ask], num_waiting: int = 0) -> list[Room]:
-        return self.inner.rooms(asks, num_waiting)
+    def limits(self, slot_states: Sequence[SlotState], num_waiting: int = 0) -> list[DraftLimit]:
+        return self.inner.limits(slot_states, num_waiting)
 
-    def cut(self, draft: Draft) -> Draft:
-        draft = self.inner.cut(draft)
+    def prune(self, draft: Draft) -> Draft:
+        draft = self.inner.prune(draft)
         self.num_rows = len(draft.real_rows)
         return draft
 

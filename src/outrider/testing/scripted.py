@@ -16,9 +16,9 @@ from typing import Self, final
 from torch import Tensor
 
 from outrider.draft import Draft, Tree
-from outrider.proposer import Commit, Proposer, Room, Session, SessionPlan
+from outrider.proposer import Commit, DraftLimit, Proposer, Session, SessionPlan
 from outrider.proposers.oracle_transcripts import Transcripts
-from outrider.sampling import Sampling
+from outrider.sampling import SamplingParams
 from outrider.target import Target
 
 __all__ = ["Adversary", "Oracle", "RandomTrees", "Scripted"]
@@ -30,19 +30,19 @@ class ScriptedConfig:
     """Scripted proposers are made in code, not by name."""
 
 
-Script = Callable[[Sequence[int], Sampling, Room], Tree]
+Script = Callable[[Sequence[int], SamplingParams, DraftLimit], Tree]
 
 
 @final
 class Scripted(Proposer):
-    """Drafts `script(tokens, sampling, room)`, where `tokens` is all that is committed, the root last."""
+    """Drafts `script(tokens, sampling, limit)`, where `tokens` is all that is committed, the root last."""
 
     Config = ScriptedConfig
 
-    def __init__(self, script: Script, max_nodes: int = 4, taps: tuple[int, ...] = ()) -> None:
+    def __init__(self, script: Script, max_nodes: int = 4, feature_layers: tuple[int, ...] = ()) -> None:
         self.script = script
         self._max_nodes = max_nodes
-        self._taps = taps
+        self._feature_layers = feature_layers
 
     @classmethod
     def load(cls, target: Target, config: ScriptedConfig) -> Self:
@@ -50,15 +50,15 @@ class Scripted(Proposer):
 
     @classmethod
     def example(cls, target: Target, seed: int) -> Self:
-        return cls(lambda tokens, sampling, room: Tree([], []))
+        return cls(lambda tokens, sampling, limit: Tree([], []))
 
     @property
     def max_nodes(self) -> int:
         return self._max_nodes
 
     @property
-    def taps(self) -> tuple[int, ...]:
-        return self._taps
+    def feature_layers(self) -> tuple[int, ...]:
+        return self._feature_layers
 
     @property
     def learns(self) -> bool:
@@ -80,18 +80,18 @@ class ScriptedSession(Session):
         self.script = script
         self.plan = plan
         self.tokens: dict[int, list[int]] = {}
-        self.samplings: dict[int, Sampling] = {}
+        self.samplings: dict[int, SamplingParams] = {}
         self.features: dict[int, list[Tensor]] = {}
 
-    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+    def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
         self.tokens[slot] = list(tokens)
         self.samplings[slot] = sampling
         self.features[slot] = [] if features_TF is None else [features_TF]
 
-    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
+    def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
         trees = [
-            self.script(self.tokens[slot], self.samplings[slot], room) if room.num_nodes else Tree([], [])
-            for slot, room in zip(slots, rooms, strict=True)
+            self.script(self.tokens[slot], self.samplings[slot], limit) if limit.num_nodes else Tree([], [])
+            for slot, limit in zip(slots, limits, strict=True)
         ]
         return Draft.of_trees(trees, self.plan.device)
 
@@ -119,13 +119,13 @@ class Oracle:
         self.target = target
         self.depth = depth
 
-    def continuation(self, tokens: Sequence[int], sampling: Sampling, length: int) -> list[int]:
+    def continuation(self, tokens: Sequence[int], sampling: SamplingParams, length: int) -> list[int]:
         """The target's own next tokens, end-of-text tokens ignored."""
         all_of_it = self.target.spec.max_positions
         return Transcripts.of(self.target).continuation(self.target, tokens, sampling, all_of_it)[:length]
 
-    def script(self, tokens: Sequence[int], sampling: Sampling, room: Room) -> Tree:
-        return Tree.chain(self.continuation(tokens, sampling, min(room.num_nodes, room.max_depth, self.depth)))
+    def script(self, tokens: Sequence[int], sampling: SamplingParams, limit: DraftLimit) -> Tree:
+        return Tree.chain(self.continuation(tokens, sampling, min(limit.num_nodes, limit.max_depth, self.depth)))
 
     def proposer(self) -> Scripted:
         return Scripted(self.script, self.depth)
@@ -137,8 +137,8 @@ class Adversary:
     def __init__(self, target: Target, depth: int = 4) -> None:
         self.oracle = Oracle(target, depth)
 
-    def script(self, tokens: Sequence[int], sampling: Sampling, room: Room) -> Tree:
-        right = self.oracle.script(tokens, sampling, room).tokens
+    def script(self, tokens: Sequence[int], sampling: SamplingParams, limit: DraftLimit) -> Tree:
+        right = self.oracle.script(tokens, sampling, limit).tokens
         return Tree.chain([(token + 1) % self.oracle.target.spec.vocab_size for token in right])
 
     def proposer(self) -> Scripted:
@@ -153,17 +153,17 @@ class RandomTrees:
         self.num_nodes = num_nodes
         self.seed = seed
 
-    def script(self, tokens: Sequence[int], sampling: Sampling, room: Room) -> Tree:
+    def script(self, tokens: Sequence[int], sampling: SamplingParams, limit: DraftLimit) -> Tree:
         draw = random.Random(f"{self.seed} {len(tokens)} {tokens[-1]}")
-        right = self.oracle.continuation(tokens, sampling, room.max_depth)
+        right = self.oracle.continuation(tokens, sampling, limit.max_depth)
         vocab = self.oracle.target.spec.vocab_size
         tree = Tree([], [])
         depths: list[int] = []
-        for node in range(draw.randint(0, min(room.num_nodes, self.num_nodes))):
+        for node in range(draw.randint(0, min(limit.num_nodes, self.num_nodes))):
             parent = draw.randrange(-1, node)
             depth = 1 if parent < 0 else depths[parent] + 1
             token = right[depth - 1] if depth <= len(right) and draw.random() < 0.6 else draw.randrange(vocab)
-            if depth > room.max_depth or (parent, token) in zip(tree.parents, tree.tokens, strict=True):
+            if depth > limit.max_depth or (parent, token) in zip(tree.parents, tree.tokens, strict=True):
                 break
             tree.tokens.append(token)
             tree.parents.append(parent)

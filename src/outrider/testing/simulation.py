@@ -2,7 +2,7 @@
 
 The costs of a forward are a table, those of the proposer a share of a plain step, and a *process* says how likely the
 next drafted token is right. Text is a row of ones; a drafted 1 is right and a 0 wrong. So a budget meets exactly what
-it meets in an engine (asks, drafts, commits, seconds), and its time can be compared with that of any other.
+it meets in an engine (slot states, drafts, commits, seconds), and its time can be compared with that of any other.
 
 Worked example: with `constant(0.8)` and drafts that cost 1 % of a step, `run(FixedBudget(4))` emits 3.4 tokens a step
 on average, and `run(FixedBudget(0))` one.
@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from outrider.budget import Ask, Budget
-from outrider.costs import TargetCosts
+from outrider.budget import Budget, SlotState
+from outrider.costs.tables import TargetCosts
 from outrider.draft import Draft
-from outrider.proposer import Commit, Room
+from outrider.proposer import Commit, DraftLimit
 
 __all__ = [
     "Simulated",
@@ -220,8 +220,8 @@ class _Run:
 
     def _draft(self) -> tuple[Draft, dict[str, float]]:
         num_waiting = 0 if self.simulation.closed else 1
-        rooms = self.budget.rooms([self._ask(slot) for slot in self.slots], num_waiting)
-        chains = [self._chain(slot, room) for slot, room in zip(self.slots, rooms, strict=True)]
+        limits = self.budget.limits([self._slot_state(slot) for slot in self.slots], num_waiting)
+        chains = [self._chain(slot, limit) for slot, limit in zip(self.slots, limits, strict=True)]
         most = max(len(chain) for chain in chains)
         seconds = self.simulation.draft_s * (1 + self.simulation.further * (most - 1)) if most else 0.0
         for slot, chain in zip(self.slots, chains, strict=True):
@@ -229,21 +229,21 @@ class _Run:
                 seconds += self.simulation.read_s * (PROMPT + slot.position - slot.num_read)
                 slot.num_read = PROMPT + slot.position
         hiccup_s = self.simulation.hiccup_s if self.num_steps % HICCUP == 0 else 0.0
-        return self.budget.cut(Draft.of_chains(chains)), {"propose_s": seconds + hiccup_s}
+        return self.budget.prune(Draft.of_chains(chains)), {"propose_s": seconds + hiccup_s}
 
-    def _ask(self, slot: _Slot) -> Ask:
+    def _slot_state(self, slot: _Slot) -> SlotState:
         number = slot.index + slot.request * self.simulation.num_slots
-        return Ask(
+        return SlotState(
             number,
             self.simulation.length - slot.position,
             PROMPT + slot.position,
             greedy=True,
-            num_behind=PROMPT + slot.position - slot.num_read if self.simulation.read_s else 0,
+            num_pending=PROMPT + slot.position - slot.num_read if self.simulation.read_s else 0,
         )
 
-    def _chain(self, slot: _Slot, room: Room) -> list[int]:
+    def _chain(self, slot: _Slot, limit: DraftLimit) -> list[int]:
         chain: list[int] = []
-        for ahead in range(min(room.num_nodes, room.max_depth, self.simulation.num_nodes)):
+        for ahead in range(min(limit.num_nodes, limit.max_depth, self.simulation.num_nodes)):
             moment = Moment(slot.index, slot.request, slot.position + ahead, self.num_steps, slot.num_verified)
             chance = self.simulation.process(moment)
             if chance < 0:

@@ -8,10 +8,11 @@ Example: `drive(engine, 200)` makes whole rounds until there were 200 steps; `dr
 """
 
 import random
+from dataclasses import replace
 from typing import Final
 
 from outrider.engine import Engine
-from outrider.sampling import Sampling
+from outrider.sampling import SamplingParams
 
 __all__ = ["NUM_REQUESTS", "drive"]
 
@@ -45,5 +46,5 @@ def _add(engine: Engine, number: int) -> None:
     phrase = [draw.randrange(vocab_size) for _ in range(draw.randint(1, PHRASE))]
     longest = max(1, engine.batch.max_positions // 2)
     prompt = (phrase * draw.randint(1, REPEATS) + phrase[:1])[:longest]
-    sampling = Sampling(temperature=0.8, seed=number) if number % 2 else Sampling()
-    engine.add(prompt, max_new_tokens=draw.choice(LIMITS), sampling=sampling, ignore_eos=True)
+    sampling = SamplingParams(temperature=0.8, seed=number) if number % 2 else SamplingParams()
+    engine.add(prompt, replace(sampling, max_tokens=draw.choice(LIMITS), ignore_eos=True))

@@ -1,0 +1,1 @@
+"""Training of drafters: one loop, one file per objective."""

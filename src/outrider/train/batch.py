@@ -7,26 +7,18 @@ position belongs to; a position sees earlier positions of its own text only, and
 
 `learn` marks the tokens that the target wrote (the assistant's): an objective learns to predict those and no others.
 
-Shapes: B rows, L positions, F features (taps side by side, each of the target's hidden size).
+Shapes: B rows, L positions, F features (feature layers side by side, each of the target's hidden size).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Example", "collate", "fill_rows"]
+from outrider.data.texts import Example
 
-
-@dataclass(frozen=True, eq=False)
-class Example:
-    """One text: token ids [T], which of them the target wrote [T], and the target's features [T, F] if captured."""
-
-    tokens_T: Tensor
-    learn_T: Tensor
-    features_TF: Tensor | None = None
+__all__ = ["Batch", "collate", "fill_rows"]
 
 
 class Batch(NamedTuple):

@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from outrider.errors import RunError, as_error
-from outrider.formats.json_fields import read_json
-from outrider.train.files import size, write_text
+from outrider.formats.store import TRAINING
+from outrider.records.display import markdown_code, markdown_text, visible_line
+from outrider.records.files import size, write_text
+from outrider.records.json_fields import read_json
 from outrider.train.record import read_record
 from outrider.train.run_log import evaluations
-from outrider.untrusted import markdown_code, markdown_text, visible_line
 
-__all__ = ["CARD", "TRAINING", "story", "write_card"]
+__all__ = ["CARD", "story", "write_card"]
 
-CARD, TRAINING = "README.md", "training.json"
+CARD = "README.md"
 SCHEMA = "outrider.training/1"
 
 
@@ -93,7 +94,7 @@ def card(told: Mapping[str, Any]) -> str:
                     "Data": f"{data['texts']:,} texts of {data['tokens']:,} tokens, {data['learnt_tokens']:,} of them "
                     f"written by the target; {data['held_out_texts']:,} texts held out",
                     "Data hash": markdown_code(data["hash"]),
-                    **_leaks(told.get("overlap")),
+                    **_contamination(told.get("overlap")),
                     "Budget": f"{budget['tokens']:,} tokens in {budget['steps']:,} steps and "
                     f"{budget['seconds'] / 60:.0f} minutes",
                     "Machine": markdown_text(_machine(told["hardware"])),
@@ -117,7 +118,7 @@ def _lines(rows: Mapping[str, str]) -> list[str]:
     return [f"| {name} | {text} |" for name, text in rows.items()]
 
 
-def _leaks(overlap: Mapping[str, Any] | None) -> dict[str, str]:
+def _contamination(overlap: Mapping[str, Any] | None) -> dict[str, str]:
     if overlap is None:
         return {}
     count, of = len(overlap["prompts"]), overlap["num_prompts"]

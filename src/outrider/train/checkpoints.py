@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from outrider.errors import RunError
-from outrider.formats.json_fields import Fields, read_json
-from outrider.train.files import replace_directory, write_tensors, write_text, writing
+from outrider.records.files import replace_directory, write_tensors, write_text, writing
+from outrider.records.json_fields import Fields, read_json
 
 __all__ = ["Progressed", "load_checkpoint", "newest", "save_checkpoint"]
 

@@ -10,15 +10,15 @@
 Activations come on top; how many depths' logits are alive at once is the method's business.
 
 Worked example: a head of 250 million parameters for Qwen2.5-7B (V 152064, E 3584, bf16): target 15.2 GB, shared
-2 x 2.18 GB, trained 4.0 GB; a pass of 2 rows x 2048 tokens with 3 taps: features 0.09 GB, logits 7.5 GB.
+2 x 2.18 GB, trained 4.0 GB; a pass of 2 rows x 2048 tokens with 3 feature layers: features 0.09 GB, logits 7.5 GB.
 """
 
 from dataclasses import dataclass, fields
 from typing import Self
 
+from outrider.records.files import size
 from outrider.train.config import TrainConfig
 from outrider.train.features import FeatureReader
-from outrider.train.files import size
 from outrider.train.objective import Objective, Teacher
 
 __all__ = ["Estimate", "num_parameters"]
@@ -43,7 +43,7 @@ class Estimate:
         """For one process."""
         spec, tokens = teacher.target.spec, config.rows * config.row_length
         tied = teacher.head_VE is teacher.embedding_VE
-        reads = live and bool(objective.taps)
+        reads = live and bool(objective.feature_layers)
         return cls(
             target=spec.weight_bytes,
             shared=teacher.embedding_VE.nbytes + (0 if tied else teacher.head_VE.nbytes),

@@ -29,13 +29,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from outrider.data.texts import Texts
 from outrider.engine import Engine
 from outrider.formats.token_ranking import write_ranking
 from outrider.metrics import PrefillRecord, StepRecord, expected_tau, summarize
 from outrider.proposers import load_proposer
+from outrider.sampling import SamplingParams
 from outrider.target import Target
 from outrider.train.objective import Objective, Outcome
-from outrider.train.texts import Texts
 
 __all__ = ["Counts", "HeldOut", "RealTau", "decode", "prompts_of", "summary"]
 
@@ -177,7 +178,7 @@ def decode(
             max_len=min(longest, spec.max_positions),
             record=records.append,
         )
-        engine.generate([list(prompt) for prompt in prompts], max_new_tokens=max_new_tokens)
+        engine.generate([list(prompt) for prompt in prompts], SamplingParams(max_tokens=max_new_tokens))
     found = summarize(list(_steps(records)))
     return RealTau(
         tau=found.tokens_per_target_forward or 1.0,

@@ -1,11 +1,11 @@
 """Features on disk: shards of about a quarter of a gigabyte, memory-mapped when read.
 
-    features.json                    what they are of: target, taps, dtype, texts
+    features.json                    what they are of: target, feature layers, dtype, texts
     features-00000.safetensors ...   one tensor `features` [tokens, F]: texts laid end to end, in their order
 
 A shard appears whole or not at all, so an interrupted capture goes on with the first shard that is missing. A store of
-another target, other taps or other texts is refused with the difference; since the same embedding may sit under other
-layers, one text is read again and compared when a finished store is opened.
+another target, other feature layers or other texts is refused with the difference; since the same embedding may sit
+under other layers, one text is read again and compared when a finished store is opened.
 
 Worked example: texts of 3, 2 and 4 tokens in one shard: text 1 is rows 3 and 4 of its tensor.
 
@@ -24,11 +24,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from outrider.data.texts import Texts
 from outrider.errors import RunError
 from outrider.formats.store import fingerprint, read_json
+from outrider.records.files import size, write_tensors, write_text
 from outrider.target import Target
-from outrider.train.files import size, write_tensors, write_text
-from outrider.train.texts import Texts
 
 __all__ = ["FeatureStore", "Reader", "store_key"]
 
@@ -42,7 +42,7 @@ class Reader(Protocol):
     """What fills a store; see `FeatureReader`."""
 
     target: Target
-    taps: tuple[int, ...]
+    feature_layers: tuple[int, ...]
     dtype: torch.dtype
     max_tokens: int
 
@@ -59,7 +59,7 @@ def store_key(reader: Reader, texts: Texts) -> dict[str, Any]:
         "target_fingerprint": fingerprint(reader.target),
         "target_layers": spec.num_layers,
         "target_dtype": str(spec.dtype).removeprefix("torch."),
-        "taps": list(reader.taps),
+        "taps": list(reader.feature_layers),
         "dtype": str(reader.dtype).removeprefix("torch."),
         "max_tokens": reader.max_tokens,
         "texts": texts.identity,

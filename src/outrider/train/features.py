@@ -3,14 +3,15 @@
 A `FeatureReader` runs texts through `TargetSession.prefill`, the very path that reads prompts when the trained proposer
 runs, so that training sees the numbers that decoding will show. `Live` reads each text when its turn comes;
 `Stored` takes it from a `FeatureStore` (`feature_store.py`), which the same reader has filled. Both give the same bits
-where a row's bits do not depend on its neighbours (`TargetSpec.exact_rows`: the CPU in bf16 and fp32); on a GPU they
-may differ by rounding.
+where a row's bits do not depend on its neighbours (`TargetSpec.batch_invariant`: the CPU in bf16 and fp32); on a GPU
+they may differ by rounding.
 
-    bytes on disk = tokens x taps x hidden size x 2 (bf16) or 4 (fp32)
+    bytes on disk = tokens x feature layers x hidden size x 2 (bf16) or 4 (fp32)
 
-Worked example: 20 million tokens, three taps of 3584 in bf16 take 20e6 x 3 x 3584 x 2 = 430 GB; one tap takes 143 GB.
+Worked example: 20 million tokens, three feature layers of 3584 in bf16 take 20e6 x 3 x 3584 x 2 = 430 GB; one feature
+layer takes 143 GB.
 
-Shapes: T tokens of one text, F = taps * hidden size.
+Shapes: T tokens of one text, F = feature layers * hidden size.
 """
 
 from abc import ABC, abstractmethod
@@ -21,13 +22,12 @@ from typing import final
 import torch
 from torch import Tensor
 
+from outrider.data.texts import Example, Texts
 from outrider.errors import ConfigError
 from outrider.target import Target, TargetSession
-from outrider.targets.native import NativeTarget
-from outrider.train.batch import Batch, Example, collate
+from outrider.train.batch import Batch, collate
 from outrider.train.feature_store import FeatureStore
 from outrider.train.packed_reader import PackedReader
-from outrider.train.texts import Texts
 
 __all__ = ["FeatureReader", "Live", "Source", "Stored", "feature_dtype"]
 
@@ -42,10 +42,10 @@ def feature_dtype(target: Target) -> torch.dtype:
 
 @final
 class FeatureReader:
-    """Reads tapped states of texts, several at once.
+    """Reads feature states of texts, several at once.
 
     Args:
-        taps: see `outrider.target`; side by side in this order.
+        feature_layers: see `outrider.target`; side by side in this order.
         max_tokens: the longest text that will be read.
         dtype: of the result; by default `feature_dtype(target)`.
 
@@ -54,7 +54,7 @@ class FeatureReader:
     """
 
     def __init__(
-        self, target: Target, taps: tuple[int, ...], max_tokens: int, dtype: torch.dtype | None = None
+        self, target: Target, feature_layers: tuple[int, ...], max_tokens: int, dtype: torch.dtype | None = None
     ) -> None:
         limit = target.spec.max_positions
         if max_tokens > limit:
@@ -62,7 +62,7 @@ class FeatureReader:
                 f"a row_length of {max_tokens} is longer than what {target.spec.name} reads; set it to {limit} or less"
             )
         self.target = target
-        self.taps = taps
+        self.feature_layers = feature_layers
         self.dtype = dtype or feature_dtype(target)
         self.max_tokens = max_tokens
         self._session: TargetSession | None = None
@@ -70,9 +70,9 @@ class FeatureReader:
     @cached_property
     def packed(self) -> PackedReader | None:
         """Reads rows of several texts at once, where rows need not have the bits of decoding: our decoder on a GPU."""
-        if self.target.spec.exact_rows or not isinstance(self.target, NativeTarget):
+        if self.target.spec.batch_invariant or self.target.native is None:
             return None
-        return PackedReader(self.target.decoder, self.taps, self.max_tokens, self.dtype)
+        return PackedReader(self.target.native, self.feature_layers, self.max_tokens, self.dtype)
 
     @property
     def num_slots(self) -> int:
@@ -82,7 +82,7 @@ class FeatureReader:
     @property
     def width(self) -> int:
         """F."""
-        return len(self.taps) * self.target.spec.hidden_size
+        return len(self.feature_layers) * self.target.spec.hidden_size
 
     def read(self, texts: Sequence[Tensor]) -> list[Tensor]:
         """Features [T, F] of each text, on the target's device."""
@@ -91,10 +91,10 @@ class FeatureReader:
         for at in range(0, len(texts), self.num_slots):
             some = [text_T.tolist() for text_T in texts[at : at + self.num_slots]]
             slots = list(range(len(some)))
-            with self.target.hosting():
+            with self.target.decoding_threads():
                 read = session.prefill(slots, some)
             for features_TF in read:
-                assert features_TF is not None, "a reader without taps has nothing to read"
+                assert features_TF is not None, "a reader without feature layers has nothing to read"
                 found.append(features_TF.to(self.dtype))
             for slot in slots:
                 session.cache.reset(slot)
@@ -103,7 +103,9 @@ class FeatureReader:
     def _open(self) -> TargetSession:
         """The cache is allocated by the first text: a run on stored features may never need it."""
         if self._session is None:
-            self._session = self.target.open(self.target.plan(self.num_slots, self.max_tokens, tail=1), self.taps)
+            self._session = self.target.open(
+                self.target.plan(self.num_slots, self.max_tokens, tail=1), self.feature_layers
+            )
         return self._session
 
 
@@ -122,7 +124,7 @@ class Source(ABC):
 
 @final
 class Live(Source):
-    """Features are computed when they are asked for; without taps there are none."""
+    """Features are computed when they are asked for; without feature layers there are none."""
 
     def __init__(self, texts: Texts, reader: FeatureReader) -> None:
         self.texts = texts
@@ -130,7 +132,7 @@ class Live(Source):
 
     def examples(self, indices: Sequence[int]) -> list[Example]:
         found = self._plain(indices)
-        if not self.reader.taps:
+        if not self.reader.feature_layers:
             return found
         features = self.reader.read([example.tokens_T for example in found])
         return [
@@ -143,7 +145,7 @@ class Live(Source):
         if packed is None:
             return super().batch(rows, row_length, device)
         batch = collate([self._plain(row) for row in rows], row_length, fill=True).to(device)
-        return batch._replace(features_BLF=packed.read(batch)) if self.reader.taps else batch
+        return batch._replace(features_BLF=packed.read(batch)) if self.reader.feature_layers else batch
 
     def _plain(self, indices: Sequence[int]) -> list[Example]:
         return [cut(self.texts.example(index), self.reader.max_tokens) for index in indices]

@@ -33,13 +33,13 @@ from torch.optim import AdamW
 
 from outrider.errors import RunError
 from outrider.formats.token_ranking import write_ranking
+from outrider.records.files import replace_directory, writing
 from outrider.target import Target
 from outrider.train.batch import Batch
 from outrider.train.checkpoints import Progressed, load_checkpoint, newest, save_checkpoint
 from outrider.train.config import TrainConfig
 from outrider.train.evaluate import Counts, HeldOut, RealTau, decode, summary
 from outrider.train.features import Source
-from outrider.train.files import replace_directory, writing
 from outrider.train.objective import Objective
 from outrider.train.run_log import RunLog
 from outrider.train.schedule import Micro, Schedule, generator, learning_rate

@@ -22,12 +22,13 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from outrider.data.texts import Corpus
 from outrider.errors import ConfigError, nearest
 from outrider.proposers import known_method
 from outrider.target import Target
 from outrider.train.batch import Batch
 
-__all__ = ["OBJECTIVES", "Corpus", "Objective", "Outcome", "Teacher", "objective_name"]
+__all__ = ["OBJECTIVES", "Objective", "Outcome", "Teacher", "objective_name"]
 
 OBJECTIVES: dict[str, str] = {
     "eagle3": "outrider.train.objectives.eagle3:Eagle3Objective",
@@ -89,18 +90,6 @@ class Teacher:
             return (states_RE @ self.head_VE.T).float().log_softmax(-1)[:, columns_K]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Corpus:
-    """What an objective may want to know about the training data before it is built.
-
-    counts_V     how often the target wrote each token
-    num_tokens   tokens the target wrote
-    """
-
-    counts_V: Tensor
-    num_tokens: int
-
-
 class Outcome(NamedTuple):
     """What an objective says about one batch.
 
@@ -144,7 +133,7 @@ class Objective(ABC):
 
     @property
     @abstractmethod
-    def taps(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[int, ...]:
         """The target's hidden states that `Batch.features_BLF` must hold, in order; see `outrider.target`."""
 
     @property

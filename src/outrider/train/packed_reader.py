@@ -18,8 +18,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from outrider.models.block import Block
 from outrider.models.decoder import Decoder
-from outrider.models.ops import Rope
-from outrider.models.ops_torch import rms_norm, rotate
+from outrider.ops.base import Rope
+from outrider.ops.torch import rms_norm, rotate
 from outrider.train.batch import Batch
 
 __all__ = ["PackedReader"]
@@ -27,17 +27,17 @@ __all__ = ["PackedReader"]
 
 @final
 class PackedReader:
-    """Reads tapped states of a batch.
+    """Reads feature states of a batch.
 
     Args:
-        taps: see `outrider.target`.
+        feature_layers: see `outrider.target`.
         max_tokens: the longest text.
         dtype: of the result.
     """
 
-    def __init__(self, decoder: Decoder, taps: tuple[int, ...], max_tokens: int, dtype: torch.dtype) -> None:
+    def __init__(self, decoder: Decoder, feature_layers: tuple[int, ...], max_tokens: int, dtype: torch.dtype) -> None:
         self.decoder = decoder
-        self.taps = taps
+        self.feature_layers = feature_layers
         self.dtype = dtype
         self._num_positions = max_tokens
 
@@ -48,11 +48,11 @@ class PackedReader:
         rope = decoder.rope(self._num_positions)
         x_RE = ops.embed(decoder.embed_VE, batch.tokens_BL.flatten())
         R, E = x_RE.shape
-        features_RF = x_RE.new_empty(R, len(self.taps) * E)
+        features_RF = x_RE.new_empty(R, len(self.feature_layers) * E)
         biases = {window: _bias(batch, window, x_RE.dtype) for window in {*decoder.spec.windows}}
         for index in range(len(decoder.layers) + 1):
             is_end = index == len(decoder.layers)
-            for place in (place for place, tap in enumerate(self.taps) if tap == index):
+            for place in (place for place, feature_layer in enumerate(self.feature_layers) if feature_layer == index):
                 ops.collect(x_RE, decoder.norm_E if is_end else None, eps, features_RF, place * E)
             if not is_end:
                 layer = decoder.layers[index]

@@ -15,10 +15,10 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from outrider.bench.codec import from_plain
 from outrider.errors import ConfigError, RunError, on_one_line
-from outrider.formats.json_fields import Fields, read_json
-from outrider.train.files import write_text
+from outrider.records.codec import from_plain
+from outrider.records.files import write_text
+from outrider.records.json_fields import Fields, read_json
 
 __all__ = ["RECORD", "SCHEMA", "adopt", "checked_options", "checked_settings", "plain", "read_record", "rebuilt"]
 

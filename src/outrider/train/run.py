@@ -22,28 +22,28 @@ from typing import Any, Literal
 import torch
 from filelock import FileLock, Timeout
 
-from outrider.bench.provenance import collect_manifest, template_hash
+from outrider.data.contamination import find_contamination
+from outrider.data.texts import Corpus, Data, Texts, count
 from outrider.errors import ConfigError, RunError
-from outrider.formats.json_fields import read_json
-from outrider.formats.store import fingerprint
+from outrider.formats.store import TRAINING, fingerprint
 from outrider.formats.token_ranking import rank_tokens
+from outrider.records.files import size, write_text, writing
+from outrider.records.json_fields import read_json
+from outrider.records.provenance import collect_manifest, template_hash
 from outrider.target import Target
 from outrider.train.batch import fill_rows
-from outrider.train.card import CARD, TRAINING, write_card
+from outrider.train.card import CARD, write_card
 from outrider.train.config import TrainConfig
 from outrider.train.estimate import Estimate, num_parameters
 from outrider.train.evaluate import prompts_of
 from outrider.train.feature_store import FeatureStore, store_key
 from outrider.train.features import FeatureReader, Live, Source, Stored
-from outrider.train.files import size, write_text, writing
-from outrider.train.leak import find_overlap
 from outrider.train.loop import Progress, Task, Trainer
-from outrider.train.objective import Corpus, Objective, Teacher
+from outrider.train.objective import Objective, Teacher
 from outrider.train.record import SCHEMA, adopt, plain
 from outrider.train.run_log import curve
 from outrider.train.schedule import Micro, plan
 from outrider.train.signals import stopping
-from outrider.train.texts import Data, Texts, count
 
 __all__ = ["Features", "Setup", "accelerator", "train"]
 
@@ -133,7 +133,7 @@ def train(
             trainer.finish()
         report = _report(setup, directory, trainer)
         if processes.is_main_process and setup.target.tokenizer is not None:
-            report["overlap"] = find_overlap(setup.data.train, setup.target.tokenizer)
+            report["overlap"] = find_contamination(setup.data.train, setup.target.tokenizer)
         if processes.is_main_process:
             write_text(directory / SUMMARY, json.dumps(report) + "\n")
         _write_cards(directory, processes)
@@ -183,7 +183,7 @@ def _task(setup: Setup, processes: Any, say: Say) -> Task:
     teacher = Teacher.of(setup.target, processes.device)
     objective = setup.objective.create(teacher, setup.settings, corpus, config.seed)
     objective.module.to(processes.device)
-    reader = FeatureReader(setup.target, objective.taps, config.row_length)
+    reader = FeatureReader(setup.target, objective.feature_layers, config.row_length)
     lengths = [data.train.num_tokens(index) for index in range(len(data.train))]
     schedule = plan(lengths, config, processes.num_processes)
     cut = f"; {schedule.num_cut} texts are cut to {config.row_length} tokens" if schedule.num_cut else ""
@@ -226,7 +226,7 @@ def _check_data(data: Data) -> None:
 
 def _source(setup: Setup, part: str, texts: Texts, reader: FeatureReader, processes: Any, say: Say) -> Source:
     """Texts with features, which are captured now if they are to be cached."""
-    if setup.features == "live" or not reader.taps:
+    if setup.features == "live" or not reader.feature_layers:
         return Live(texts, reader)
     own = hashlib.sha256(json.dumps(store_key(reader, texts), sort_keys=True).encode()).hexdigest()[:12]
     place = setup.data_dir / f"features-{own}" if setup.feature_dir is None else setup.feature_dir / part

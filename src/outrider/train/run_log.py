@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, final
 
 from outrider.errors import ConfigError, RunError
-from outrider.formats.json_fields import Fields, parse_json
-from outrider.train.files import write_text, writing
+from outrider.records.files import write_text, writing
+from outrider.records.json_fields import Fields, parse_json
 
 __all__ = ["RunLog", "curve", "evaluations"]
 

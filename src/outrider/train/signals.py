@@ -30,7 +30,7 @@ class Stop:
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Turn the first signal into a wish."""
+    """Turn the first signal into a request to stop."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop

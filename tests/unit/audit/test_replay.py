@@ -5,6 +5,7 @@ import torch
 
 from outrider import Engine, load_proposer
 from outrider.audit.replay import replay
+from outrider.sampling import SamplingParams
 from outrider.testing import tiny_target
 
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
@@ -18,14 +19,14 @@ def test_all_ways_agree_and_give_the_next_token_of_plain_decoding(num_prompt: in
     assert logits_RV.shape[1] == target.spec.vocab_size
     assert len(logits_RV) == (4 if num_slots == 1 else 1 + 4 * num_slots)
     assert float((logits_RV - logits_RV[0]).abs().max()) < 1e-9
-    plain = Engine(target, load_proposer("none", target)).generate([TOKENS], max_new_tokens=1)
+    plain = Engine(target, load_proposer("none", target)).generate([TOKENS], SamplingParams(max_tokens=1))
     assert int(logits_RV[0].argmax()) == plain[0].tokens[0]
 
 
 def test_in_bfloat16_rows_are_bit_exact_on_the_cpu() -> None:
     target = tiny_target(dtype=torch.bfloat16)
     logits_RV = replay(target, TOKENS, 4, (2, 3, 16))
-    assert target.spec.exact_rows
+    assert target.spec.batch_invariant
     assert float((logits_RV - logits_RV[0]).abs().max()) == 0
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from outrider import Engine, Sampling, load_proposer
+from outrider import Engine, SamplingParams, load_proposer
 from outrider.audit.verdict import (
     NOISE_LIMIT_EPS,
     TIE_FACTOR,
@@ -17,19 +17,23 @@ from outrider.audit.verdict import (
     first_difference,
     judge,
     judge_logits,
-    summarize_verdicts,
 )
-from outrider.bench.schema import Lossless
 from outrider.noise import Stream, gumbel, position_keys
+from outrider.results.equality import summarize_verdicts
+from outrider.results.rows import Lossless
 from outrider.target import Target
 from outrider.targets.native import NativeTarget
 from outrider.testing import tiny_spec, tiny_target, tiny_weights
 
 PROMPT = [3, 1, 4, 1, 5]
-SAMPLINGS = [Sampling(), Sampling(temperature=0.8, seed=7), Sampling(temperature=1.0, top_p=0.9, top_k=12, seed=1)]
+SAMPLINGS = [
+    SamplingParams(),
+    SamplingParams(temperature=0.8, seed=7),
+    SamplingParams(temperature=1.0, top_p=0.9, top_k=12, seed=1),
+]
 
 
-def plain_answer(target: Target, sampling: Sampling, length: int = 12) -> list[int]:
+def plain_answer(target: Target, sampling: SamplingParams, length: int = 12) -> list[int]:
     engine = Engine(target, load_proposer("none", target))
     settings: dict[str, Any] = {"sampling": sampling, "max_new_tokens": length, "ignore_eos": True}
     return list(engine.generate([PROMPT], **settings)[0].tokens)
@@ -39,15 +43,15 @@ def twin_target(gap: float, dtype: torch.dtype = torch.float64) -> tuple[NativeT
     """A target that first says `want` and whose token `twin` scores the same, up to the relative gap."""
     spec = tiny_spec()
     weights = tiny_weights(spec, 0)
-    want = plain_answer(NativeTarget.from_weights(spec, weights, "tiny", dtype), Sampling(), 1)[0]
+    want = plain_answer(NativeTarget.from_weights(spec, weights, "tiny", dtype), SamplingParams(), 1)[0]
     twin = (want + 1) % spec.vocab_size
     weights["lm_head.weight"][twin] = weights["lm_head.weight"][want] * (1 - gap)
     target = NativeTarget.from_weights(spec, weights, "twins", dtype)
-    return target, plain_answer(target, Sampling(), 1)[0], twin if gap else max(want, twin)
+    return target, plain_answer(target, SamplingParams(), 1)[0], twin if gap else max(want, twin)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_equal_answers_are_exact_and_the_target_is_not_asked(sampling: Sampling) -> None:
+def test_equal_answers_are_exact_and_the_target_is_not_asked(sampling: SamplingParams) -> None:
     target = tiny_target()
     answer = plain_answer(target, sampling)
     assert judge(target, PROMPT, sampling, answer, answer) == Verdict(kind="exact", num_compared=len(answer))
@@ -55,7 +59,7 @@ def test_equal_answers_are_exact_and_the_target_is_not_asked(sampling: Sampling)
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("position", [0, 1, 6, 11])
-def test_a_planted_token_is_a_violation_where_it_stands(sampling: Sampling, position: int) -> None:
+def test_a_planted_token_is_a_violation_where_it_stands(sampling: SamplingParams, position: int) -> None:
     target = tiny_target()
     want = plain_answer(target, sampling)
     got = [*want[:position], (want[position] + 1) % 31, *want[position + 1 :]]
@@ -71,25 +75,25 @@ def test_a_planted_token_is_a_violation_where_it_stands(sampling: Sampling, posi
 
 def test_a_near_tie_is_a_tie_and_a_gap_beyond_the_noise_is_not() -> None:
     target, want, twin = twin_target(gap=0)
-    tie = judge(target, PROMPT, Sampling(), [want, 5], [twin, 9])
+    tie = judge(target, PROMPT, SamplingParams(), [want, 5], [twin, 9])
     assert (tie.kind, tie.position, tie.num_compared, tie.num_skipped) == ("tie", 0, 1, 1)
     assert tie.margin is not None
     assert tie.noise is not None
     assert tie.margin <= TIE_FACTOR * tie.noise
     target, want, twin = twin_target(gap=1e-9)
-    assert judge(target, PROMPT, Sampling(), [want, 5], [twin, 9]).kind == "violation"
+    assert judge(target, PROMPT, SamplingParams(), [want, 5], [twin, 9]).kind == "violation"
 
 
 def test_where_rows_are_exact_not_even_equal_logits_are_a_tie() -> None:
     target, want, twin = twin_target(gap=0, dtype=torch.float32)
-    assert target.spec.exact_rows
-    verdict = judge(target, PROMPT, Sampling(), [want, 5], [twin, 9])
+    assert target.spec.batch_invariant
+    verdict = judge(target, PROMPT, SamplingParams(), [want, 5], [twin, 9])
     assert (verdict.kind, verdict.margin, verdict.noise) == ("violation", 0, 0)
 
 
 @pytest.mark.parametrize(("want", "got"), [([1, 2, 3], [1, 2]), ([1, 2], [1, 2, 3]), ([], [1])])
 def test_an_answer_that_ends_elsewhere_is_a_violation(want: list[int], got: list[int]) -> None:
-    verdict = judge(tiny_target(), PROMPT, Sampling(), want, got)
+    verdict = judge(tiny_target(), PROMPT, SamplingParams(), want, got)
     assert (verdict.kind, verdict.position, verdict.margin) == ("violation", min(len(want), len(got)), None)
 
 
@@ -105,7 +109,7 @@ def two_ways(logits: list[float], noise: float) -> Tensor:
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=8), st.floats(1e-3, 1.0), st.data())
 def test_without_filters_a_tie_is_a_margin_within_the_noise(logits: list[float], noise: float, data: Any) -> None:
     temperature = data.draw(st.sampled_from([0.0, 0.5, 1.0, 2.0]))
-    sampling = Sampling(temperature=temperature, seed=data.draw(st.integers(0, 99)))
+    sampling = SamplingParams(temperature=temperature, seed=data.draw(st.integers(0, 99)))
     logits_RV = two_ways(logits, noise)
     scores_V = logits_RV[0]
     if temperature:
@@ -124,19 +128,19 @@ def test_noise_that_cannot_be_rounding_explains_nothing() -> None:
     limit = NOISE_LIMIT_EPS * torch.finfo(torch.float32).eps * 100
     for factor, is_tie in ((0.5, True), (2.0, False)):
         logits_RV = two_ways([1.0, 1.0, 0.0], limit * factor)
-        assert judge_logits(logits_RV, 0, 1, Sampling(), 5, torch.float32).is_tie == is_tie
+        assert judge_logits(logits_RV, 0, 1, SamplingParams(), 5, torch.float32).is_tie == is_tie
 
 
 def test_the_baseline_must_be_within_the_noise_too() -> None:
     logits_RV = two_ways([3.0, 2.0, 1.0], 1e-3)
-    assert not judge_logits(logits_RV, 1, 0, Sampling(), 5, torch.bfloat16).is_tie
+    assert not judge_logits(logits_RV, 1, 0, SamplingParams(), 5, torch.bfloat16).is_tie
 
 
 def edge_judgement(noise: float, **filters: Any) -> Judgement:
     """The text says token 1, or token 2 in its stead where rounding lets token 2 past the filter."""
     logits = [5.0, 4.0, 4.0 - 1e-4]
     for seed in range(1000):
-        sampling = Sampling(temperature=1.0, seed=seed, **filters)
+        sampling = SamplingParams(temperature=1.0, seed=seed, **filters)
         keys_12 = position_keys(torch.tensor([seed]), torch.tensor([9]), Stream.TARGET)
         scores = (torch.tensor(logits) + gumbel(keys_12, 3)[0]).tolist()
         if scores[2] > scores[1] + 0.1 > scores[0] + 0.2:

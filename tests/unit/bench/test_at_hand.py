@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from outrider.bench.at_hand import at_hand
-from outrider.bench.choice import choices_of
-from outrider.bench.config import preset_directory, read_preset
-from outrider.models import locate
+from outrider.bench.config import read_preset
+from outrider.env import data_directory
+from outrider.formats import locate
+from outrider.proposers.method_spec import method_specs
 from outrider.testing import tiny_target
 
-PRESETS = sorted(path.stem for path in preset_directory().glob("*.toml"))
+PRESETS = sorted(path.stem for path in data_directory("recipes").glob("*.toml"))
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_says_what_it_leaves_out(preset: str, nowhere: Path, caplog: pytest.LogCaptureFixture) -> None:
-    choices = choices_of(read_preset(preset)["methods"])
+    choices = method_specs(read_preset(preset)["methods"])
     with caplog.at_level(logging.WARNING):
         kept, notes = at_hand(choices, tiny_target())
     bare = [choice.label for choice in choices if "checkpoint" not in choice.settings]
@@ -43,7 +44,7 @@ def test_what_is_here_is_kept(nowhere: Path) -> None:
     (nowhere / "heads/smollm2-135m/eagle3/config.json").write_text("{}")
     texts = ["ngram", "eagle3:checkpoint=smollm2-135m/eagle3", "medusa:checkpoint=smollm2-135m/medusa", "mtp"]
     texts.append("draft_model:checkpoint=runs/small/best")
-    kept, notes = at_hand(choices_of(texts), tiny_target())
+    kept, notes = at_hand(method_specs(texts), tiny_target())
     assert [choice.label for choice in kept] == ["ngram", "eagle3"]
     assert notes == (
         "left out: medusa, mtp: no smollm2-135m/medusa, head of its kind on this machine; "

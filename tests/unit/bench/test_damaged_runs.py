@@ -10,9 +10,9 @@ import pytest
 
 from outrider.bench import benchmark as bench
 from outrider.bench.config import BenchConfig
-from outrider.bench.planning.run import read_run
-from outrider.bench.schema import Report
 from outrider.errors import RunError
+from outrider.planning.run import read_run
+from outrider.results.rows import Report
 from outrider.testing.directory import write_tiny_model
 
 ADVICE = re.compile(r"^(\S+), line (\d+)\b.*; delete the line and run the same command again$")

@@ -4,11 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.bench.choice import choices_of, coerced, split_settings
-from outrider.bench.config import BenchConfig, configured, preset_directory, read_preset
+from outrider.bench.config import BenchConfig, configured, read_preset
 from outrider.bench.plan import cells_of, groups_of, running_order
-from outrider.bench.workloads import Conversation
+from outrider.data.workloads import Conversation
+from outrider.env import data_directory
 from outrider.errors import ConfigError
+from outrider.proposers.method_spec import coerced, method_specs, split_settings
 
 
 def conversations(count: int) -> list[Conversation]:
@@ -62,19 +63,19 @@ def test_settings_are_split_and_typed() -> None:
 
 
 def test_a_method_is_named_by_its_settings_only_where_needed() -> None:
-    (alone,) = choices_of(["draft_model:layers=0,num_nodes=2"])
+    (alone,) = method_specs(["draft_model:layers=0,num_nodes=2"])
     assert (alone.label, alone.settings) == ("draft_model", {"layers": "0", "num_nodes": 2})
-    both = choices_of(["draft_model:layers=0", "draft_model:layers=1"])
+    both = method_specs(["draft_model:layers=0", "draft_model:layers=1"])
     assert [choice.label for choice in both] == ["draft_model:layers=0", "draft_model:layers=1"]
 
 
 def test_our_presets_are_read_and_what_is_given_wins() -> None:
-    names = [path.stem for path in preset_directory().glob("*.toml")]
+    names = [path.stem for path in data_directory("recipes").glob("*.toml")]
     assert {"quick", "full"} <= set(names)
     for name in names:
         config = configured(read_preset(name))
         assert config.title
-        assert choices_of(config.methods)
+        assert method_specs(config.methods)
     assert configured(read_preset("quick"), repeats=1, batches=(2,)).batches == (2,)
 
 

@@ -9,13 +9,13 @@ import pytest
 import tyro
 
 import outrider
-from outrider.bench.choice import choices_of
 from outrider.bench.config import BenchConfig, read_preset
 from outrider.bench.plan import cells_of
 from outrider.bench.preset import chosen
-from outrider.bench.workloads import Conversation, load_category
 from outrider.cli.bench import Bench
+from outrider.data.workloads import Conversation, load_category
 from outrider.errors import ConfigError
+from outrider.proposers.method_spec import method_specs
 
 ROOT = Path(outrider.__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "Makefile"]
@@ -47,7 +47,7 @@ def test_our_pages_have_such_commands() -> None:
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
 def test_a_command_that_we_print_is_a_run(page: str, command: str) -> None:
     config = asked(*shlex.split(command)[2:])
-    assert choices_of(config.methods)
+    assert method_specs(config.methods)
     workload = {category: load_category(category) for category in config.categories}
     wanted = dict.fromkeys((batch, category) for batch in config.batches for category in workload)
     if config.pooled:

@@ -12,13 +12,13 @@ import pytest
 from outrider.bench.config import BenchConfig
 from outrider.bench.contender import Contender, Name
 from outrider.bench.plan import Cell, Group, cells_of
-from outrider.bench.play import Rules
-from outrider.bench.provenance import Manifest, collect_manifest
 from outrider.bench.runner import Progress, Runner
-from outrider.bench.store import RunStore
-from outrider.bench.unit import Answer, UnitResult
-from outrider.bench.workloads import Conversation
+from outrider.data.dialogue import Rules
+from outrider.data.workloads import Conversation
 from outrider.errors import RunError
+from outrider.records.provenance import Manifest, collect_manifest
+from outrider.results.store import RunStore
+from outrider.results.unit import Answer, UnitResult
 from outrider.target import Target
 from outrider.targets import load_target
 from outrider.testing.directory import write_tiny_model
@@ -120,7 +120,7 @@ def runner(
 ) -> Runner:
     return Runner(
         target=target,
-        casts=[contenders],
+        contender_groups=[contenders],
         cells=list(cells_of(CONFIG, WORKLOAD)),
         rules_of=rules_of,
         verified=lambda temperature: True,
@@ -280,9 +280,9 @@ def test_casts_follow_each_other_and_every_contender_leaves(target: Target, mani
     first, second = (Noting(Name("outrider", method), diary) for method in ("none", "b"))
     with RunStore(tmp_path, manifest) as store:
         runner(target, store, [first]).run()
-        casts = runner(target, store, [first])
-        casts.casts = [[first], [second]]
-        casts.run()
+        contender_groups = runner(target, store, [first])
+        contender_groups.contender_groups = [[first], [second]]
+        contender_groups.run()
     leaves = [at for at, call in enumerate(diary) if call.verb == "leave"]
     assert [diary[at].contender.method for at in leaves] == ["none", "none", "b"]
     assert all(call.contender.method == "none" for call in diary[: leaves[1]])

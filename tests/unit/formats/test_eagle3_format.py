@@ -137,8 +137,8 @@ def test_the_older_names_of_the_state_norms(tmp_path: Path) -> None:
     assert checkpoint.spec.fc_norm
     native(tmp_path / "head", checkpoint)
     edit(tmp_path / "head", fc_norm=None)
-    for tap, name in enumerate(("low", "mid", "high")):
-        rewrite(tmp_path / "head", rename(f"fc_norm.{tap}", f"aux_norm_{name}"))
+    for feature_layer, name in enumerate(("low", "mid", "high")):
+        rewrite(tmp_path / "head", rename(f"fc_norm.{feature_layer}", f"aux_norm_{name}"))
     read = read_eagle3(tmp_path / "head", target)
     assert read.spec.fc_norm
     assert torch.equal(read.tensors["fc_norm.2.weight"], checkpoint.tensors["fc_norm.2.weight"])
@@ -198,7 +198,7 @@ class Published(Target):  # type: ignore[misc]
     def spec(self) -> Any:
         return self._spec
 
-    tokenizer = plan = open = project = hosting = shared_weights = None  # type: ignore[assignment]
+    tokenizer = plan = open = project = decoding_threads = shared_weights = None  # type: ignore[assignment]
 
 
 def sparse_file(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -215,7 +215,7 @@ def sparse_file(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "num_layers", "taps", "projections"),
+    ("config", "num_layers", "feature_layers", "projections"),
     [
         (QWEN2, 28, (2, 14, 25), {"q": (3584, 7168), "k": (512, 7168), "v": (512, 7168)}),
         (QWEN3, 36, (2, 18, 33), {"q": (4096, 8192), "k": (1024, 8192), "v": (1024, 8192)}),
@@ -229,7 +229,7 @@ def test_published_full_size_heads_are_accepted_by_name_and_shape(
     monkeypatch: pytest.MonkeyPatch,
     config: dict[str, Any],
     num_layers: int,
-    taps: tuple[int, ...],
+    feature_layers: tuple[int, ...],
     projections: dict[str, tuple[int, int]],
     layer_name: str,
 ) -> None:
@@ -251,7 +251,7 @@ def test_published_full_size_heads_are_accepted_by_name_and_shape(
     }
     sparse_file(tmp_path / "model.safetensors", shapes)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    from outrider.models.weights import Weights
+    from outrider.formats.weights import Weights
 
     read: list[str] = []
 
@@ -264,7 +264,7 @@ def test_published_full_size_heads_are_accepted_by_name_and_shape(
     monkeypatch.setattr(Weights, "__getitem__", only_maps)
     monkeypatch.setattr(Weights, "integers", only_maps)
     head = read_eagle3(tmp_path, Published(config, num_layers))
-    assert head.spec.taps(num_layers) == taps
+    assert head.spec.feature_layers(num_layers) == feature_layers
     assert head.spec.layer.rope.theta == config["rope_theta"]
     assert head.spec.layer.rope.type == ("llama3" if config is LLAMA3 else "default")
     assert set(read) == set(shapes)

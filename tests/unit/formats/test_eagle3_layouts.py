@@ -18,6 +18,7 @@ from outrider.formats.eagle3 import Eagle3Checkpoint, read_eagle3, write_native
 from outrider.formats.eagle3_tensors import column_ids
 from outrider.proposers.eagle3 import Eagle3Config, Eagle3Proposer, head_of, random_checkpoint
 from outrider.proposers.none import NoProposer
+from outrider.sampling import SamplingParams
 from outrider.testing import tiny_target
 from outrider.testing.directory import write_tiny_model
 
@@ -27,13 +28,13 @@ VOCAB = TARGET.spec.vocab_size
 Tensors = dict[str, Tensor]
 
 
-def plain(num_taps: int = 3, columns: int = 20) -> Eagle3Checkpoint:
+def plain(num_feature_layers: int = 3, columns: int = 20) -> Eagle3Checkpoint:
     """A head without variants whose layers are the default ones, or the first ones."""
     checkpoint = random_checkpoint(TARGET, 3)
     assert checkpoint.spec.norm_before_residual is False
     width = checkpoint.spec.layer.hidden_size
     spec = replace(checkpoint.spec, fc_norm=False, norm_before_fc=False, norm_output=False, draft_vocab_size=columns)
-    spec = replace(spec, layer_ids=None if num_taps == 3 else tuple(range(num_taps)))
+    spec = replace(spec, layer_ids=None if num_feature_layers == 3 else tuple(range(num_feature_layers)))
     generator = torch.Generator().manual_seed(7)
     tensors = {name: checkpoint.tensors[name] for name in spec.shapes()}
     tensors["fc.weight"] = torch.randn(width, spec.features, generator=generator, dtype=torch.float64)
@@ -133,7 +134,9 @@ def test_biases_and_norms_that_are_stored_are_used_although_the_config_is_silent
     checkpoint = plain()
     kv = checkpoint.spec.layer.num_kv_heads * 8
     extra |= {f"midlayer.self_attn.{part}_proj.bias": torch.ones(kv) for part in "kv"}
-    extra |= {"input_norm.weight": torch.ones(48)} | {f"fc_norm.{tap}.weight": torch.ones(16) for tap in range(3)}
+    extra |= {"input_norm.weight": torch.ones(48)} | {
+        f"fc_norm.{feature_layer}.weight": torch.ones(16) for feature_layer in range(3)
+    }
     read = read_eagle3(stored(tmp_path / "head", checkpoint, {}, lambda tensors: tensors.update(extra)), TARGET)
     assert (read.spec.layer.qkv_bias, read.spec.layer.qk_norm) == (True, True)
     assert (read.spec.norm_before_fc, read.spec.fc_norm) == (True, True)
@@ -141,7 +144,7 @@ def test_biases_and_norms_that_are_stored_are_used_although_the_config_is_silent
 
 
 @pytest.mark.parametrize(
-    ("config", "num_taps", "taps"),
+    ("config", "num_feature_layers", "feature_layers"),
     [
         ({"eagle_aux_hidden_state_layer_ids": [1, 2, 3, 5]}, 4, (1, 2, 3, 5)),
         ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": [2, 4, 6]}}, 3, (2, 4, 7)),
@@ -151,10 +154,12 @@ def test_biases_and_norms_that_are_stored_are_used_although_the_config_is_silent
         ({}, 3, (2, 3, 3)),
     ],
 )
-def test_which_states_are_read(tmp_path: Path, config: dict[str, Any], num_taps: int, taps: tuple[int, ...]) -> None:
+def test_which_states_are_read(
+    tmp_path: Path, config: dict[str, Any], num_feature_layers: int, feature_layers: tuple[int, ...]
+) -> None:
     bare = {"eagle_config": ..., "num_aux_hidden_states": ...}
-    read = read_eagle3(stored(tmp_path / "head", plain(num_taps), bare | config, untouched), TARGET)
-    assert read.spec.taps(NUM_LAYERS) == taps
+    read = read_eagle3(stored(tmp_path / "head", plain(num_feature_layers), bare | config, untouched), TARGET)
+    assert read.spec.feature_layers(NUM_LAYERS) == feature_layers
     (tmp_path / "again").mkdir()
     write_native(tmp_path / "again", read, torch.float64)
     assert read_eagle3(tmp_path / "again", TARGET).spec == read.spec
@@ -163,21 +168,23 @@ def test_which_states_are_read(tmp_path: Path, config: dict[str, Any], num_taps:
 def test_a_head_that_fuses_nothing_reads_the_final_state(tmp_path: Path) -> None:
     config = {"eagle_config": {"use_aux_hidden_state": False}}
     read = read_eagle3(stored(tmp_path / "head", plain(), config, lambda tensors: tensors.pop("fc.weight")), TARGET)
-    assert (read.spec.taps(NUM_LAYERS), read.spec.features) == ((NUM_LAYERS,), 16)
+    assert (read.spec.feature_layers(NUM_LAYERS), read.spec.features) == ((NUM_LAYERS,), 16)
     head = head_of(read, TARGET)
     states_RE = torch.randn(3, 16, dtype=torch.float64)
     assert torch.equal(head.fuse(states_RE), states_RE)
     prompts = [[5, 7, 9], [1, 2]]
     drafted = Engine(TARGET, Eagle3Proposer(head, Eagle3Config(checkpoint="")), max_batch=2)
-    want = Engine(TARGET, NoProposer(), max_batch=2).generate(prompts, max_new_tokens=12)
-    assert [one.tokens for one in drafted.generate(prompts, max_new_tokens=12)] == [one.tokens for one in want]
+    want = Engine(TARGET, NoProposer(), max_batch=2).generate(prompts, SamplingParams(max_tokens=12))
+    assert [one.tokens for one in drafted.generate(prompts, SamplingParams(max_tokens=12))] == [
+        one.tokens for one in want
+    ]
     (tmp_path / "again").mkdir()
     write_native(tmp_path / "again", read, torch.float64)
     assert read_eagle3(tmp_path / "again", TARGET).spec == read.spec
 
 
-def test_taps_behind_the_last_layer_are_those_of_transformers(tmp_path: Path) -> None:
-    """Tap n is `hidden_states[n]`, behind the final norm; tap n + 1 is what enters that norm."""
+def test_features_behind_the_last_layer_are_those_of_transformers(tmp_path: Path) -> None:
+    """Feature layer n is `hidden_states[n]`, behind the final norm; feature layer n + 1 is what enters that norm."""
     directory = write_tiny_model(tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64).eval()
     entering: list[Tensor] = []
@@ -187,7 +194,7 @@ def test_taps_behind_the_last_layer_are_those_of_transformers(tmp_path: Path) ->
         want = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
     target = load_target(str(directory), dtype="float64")
     num_layers = target.spec.num_layers
-    session = target.open(target.plan(1, 32, 8), taps=(1, num_layers, num_layers + 1))
+    session = target.open(target.plan(1, 32, 8), feature_layers=(1, num_layers, num_layers + 1))
     [features_TF] = session.prefill([0], [ids[:-1]])
     last_BMF = session.forward([0], [ids[-1]], Draft.empty(1)).features_BMF
     assert features_TF is not None
@@ -199,7 +206,7 @@ def test_taps_behind_the_last_layer_are_those_of_transformers(tmp_path: Path) ->
     from outrider import ConfigError
 
     with pytest.raises(ConfigError, match="before the final norm, which only targets on the native decoder give"):
-        slow.open(slow.plan(1, 32, 8), taps=(num_layers + 1,))
+        slow.open(slow.plan(1, 32, 8), feature_layers=(num_layers + 1,))
 
 
 @pytest.mark.parametrize(
@@ -292,6 +299,6 @@ def test_a_layout_is_loaded_end_to_end(tmp_path: Path) -> None:
     directory = stored(tmp_path / "head", plain(), config, absolute)
     proposer = load_proposer("eagle3", TARGET, checkpoint=directory)
     prompts = [[5, 7, 9], [1, 2]]
-    got = Engine(TARGET, proposer, max_batch=2).generate(prompts, max_new_tokens=12)
-    want = Engine(TARGET, NoProposer(), max_batch=2).generate(prompts, max_new_tokens=12)
+    got = Engine(TARGET, proposer, max_batch=2).generate(prompts, SamplingParams(max_tokens=12))
+    want = Engine(TARGET, NoProposer(), max_batch=2).generate(prompts, SamplingParams(max_tokens=12))
     assert [one.tokens for one in got] == [one.tokens for one in want]

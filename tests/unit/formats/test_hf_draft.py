@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from outrider import CheckpointError, Sampling, load_proposer, load_target
+from outrider import CheckpointError, SamplingParams, load_proposer, load_target
 from outrider.draft import Draft
 from outrider.formats.hf_config import config_of
-from outrider.formats.hf_draft import EMBEDDING, HEAD, MASK, load_draft, pad_draft, read_draft, widened, write_draft
+from outrider.formats.hf_draft import EMBEDDING, HEAD, MASK, pad_draft, read_draft, widened, write_draft
+from outrider.formats.weights import read_weights
 from outrider.models.spec import FAMILIES, DecoderSpec, RopeSpec
-from outrider.models.weights import read_weights
 from outrider.target import Target
+from outrider.targets.draft import load_draft
 from outrider.targets.native import NativeTarget
 from outrider.testing import Oracle, assert_lossless
 from outrider.testing.directory import write_tiny_model
@@ -151,8 +152,8 @@ def test_a_slim_draft_model_is_the_complete_one(target: Target, tmp_path: Path) 
     write_draft(tmp_path / "complete", spec, tensors, target, torch.float64, {}, {})
     complete = load_draft(str(tmp_path / "complete"), target)
     prompt = [200, 5, 6, 200]
-    want = Oracle(complete.model).continuation(prompt, Sampling(), 12)
-    assert Oracle(slim.model).continuation(prompt, Sampling(), 12) == want
+    want = Oracle(complete.model).continuation(prompt, SamplingParams(), 12)
+    assert Oracle(slim.model).continuation(prompt, SamplingParams(), 12) == want
     assert slim.num_bytes < complete.num_bytes
 
 
@@ -184,7 +185,7 @@ def test_slim_draft_models_draft_for_any_back_end(method: str, backend: Any, tmp
     directory = write_slim(tmp_path / "slim", target, mask_id=200)
     edit(directory, pard_token=200)
     drafter = load_proposer(method, target, checkpoint=str(directory))
-    assert_lossless(target, drafter, [[1, 2, 3], [40]], max_batch=2, max_new_tokens=10, ignore_eos=True)
+    assert_lossless(target, drafter, [[1, 2, 3], [40]], SamplingParams(max_tokens=10, ignore_eos=True), max_batch=2)
 
 
 def edit(directory: Path, **keys: Any) -> None:
@@ -261,7 +262,9 @@ def test_a_vocabulary_is_padded_to_the_targets(tmp_path: Path) -> None:
     padded = load_draft(str(tmp_path / "padded"), target)
     assert padded.model.spec.vocab_size == 264
     own = load_target(str(tmp_path / "draft"), dtype="float64")
-    assert Oracle(padded.model).continuation([1, 2], Sampling(), 20) == Oracle(own).continuation([1, 2], Sampling(), 20)
+    assert Oracle(padded.model).continuation([1, 2], SamplingParams(), 20) == Oracle(own).continuation(
+        [1, 2], SamplingParams(), 20
+    )
 
 
 def test_new_rows_are_the_mean_and_never_the_most_probable() -> None:

@@ -305,7 +305,7 @@ def test_published_sizes_fit(model: str, layout: str, tmp_path: Path, monkeypatc
     sparse(tmp_path / FILES[layout], names)
     (tmp_path / "config.json").write_text(json.dumps(config))
     read: list[str] = []
-    monkeypatch.setattr("outrider.models.weights.Weights.__getitem__", lambda self, name: read.append(name))
+    monkeypatch.setattr("outrider.formats.weights.Weights.__getitem__", lambda self, name: read.append(name))
     target: Target = Sized(vocab, width)  # type: ignore[assignment]
     found = read_medusa(tmp_path, target)
     assert (found.shape.num_heads, found.shape.num_columns, found.shape.output) == (5, vocab, "own")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from outrider.formats import locate as locating
 from outrider.formats import shipped
+from outrider.formats.locate import head_roots
 from outrider.formats.shipped import shipped_head, shipped_names
 from outrider.formats.store import provenance
-from outrider.models import locate as locating
-from outrider.models.locate import head_roots
 from outrider.testing.tiny import tiny_target
 
 

@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, Qwen3Config
 
 import outrider
 from outrider.errors import CheckpointError
-from outrider.formats.json_fields import Fields
 from outrider.models.config_keys import check_types
+from outrider.records.json_fields import Fields
+from outrider.sampling import SamplingParams
 
 SIZES: dict[str, Any] = {
     "vocab_size": 60,
@@ -46,7 +47,7 @@ def write(directory: Path, family: str = "llama", **changes: Any) -> Path:
 def decoded(directory: Path, backend: str = "native") -> list[int]:
     target = outrider.load_target(str(directory), dtype="float32", device="cpu", backend=backend)
     engine = outrider.Engine(target, outrider.load_proposer("none", target))
-    return list(engine.generate([PROMPT], max_new_tokens=12, ignore_eos=True)[0].tokens)
+    return list(engine.generate([PROMPT], SamplingParams(max_tokens=12, ignore_eos=True))[0].tokens)
 
 
 def wanted(directory: Path) -> list[int]:

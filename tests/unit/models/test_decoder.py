@@ -27,6 +27,7 @@ from transformers import (
 
 import outrider
 from outrider.draft import Draft, Tree
+from outrider.sampling import SamplingParams
 from outrider.target import TargetSession
 from outrider.targets import prefill
 from outrider.targets.native import NativeTarget
@@ -162,10 +163,10 @@ class Script:
     def __init__(self, model: PreTrainedModel, target: NativeTarget, prompts: Sequence[list[int]], tail: int) -> None:
         self.model = reference(model, target.dtype)
         self.dtype = target.dtype
-        self.taps = tuple(range(target.spec.num_layers + 1))
+        self.feature_layers = tuple(range(target.spec.num_layers + 1))
         self.texts = [list(prompt) for prompt in prompts]
         self.slots = list(range(len(prompts)))[::-1]
-        self.session: TargetSession = target.open(target.plan(len(prompts), 128, tail), self.taps)
+        self.session: TargetSession = target.open(target.plan(len(prompts), 128, tail), self.feature_layers)
 
     def prefill(self) -> None:
         found = self.session.prefill(self.slots, [text[:-1] for text in self.texts])
@@ -271,7 +272,7 @@ def test_thousands_of_positions(config: PreTrainedConfig, dtype: torch.dtype, tm
     longest = 1500 if dtype == torch.float64 else 4500
     prompts = [[draw.randrange(VOCAB) for _ in range(length)] for length in (longest, 9, longest - 700, 600, 1)]
     target, twin = load(model, tmp_path, dtype), reference(model, dtype)
-    session = target.open(target.plan(len(prompts), 4600, 4), taps=(2,))
+    session = target.open(target.plan(len(prompts), 4600, 4), feature_layers=(2,))
     slots = [3, 0, 4, 1, 2]
     features = session.prefill(slots, [prompt[:-1] for prompt in prompts])
     forward = session.forward(slots, [prompt[-1] for prompt in prompts], Draft.of_chains([[1, 2, 3]] * len(prompts)))
@@ -283,10 +284,10 @@ def test_thousands_of_positions(config: PreTrainedConfig, dtype: torch.dtype, tm
         assert_near(forward.logits_BMV[index], logits_TV[-4:], dtype)
 
 
-def test_taps_come_in_the_order_asked(tmp_path: Path) -> None:
+def test_features_come_in_the_order_asked(tmp_path: Path) -> None:
     model = random_model(family("qwen2"))
     target = load(model, tmp_path, torch.float64)
-    session = target.open(target.plan(1, 64, 1), taps=(3, 0))
+    session = target.open(target.plan(1, 64, 1), feature_layers=(3, 0))
     states = plain(reference(model, torch.float64), [4, 5, 6])[1]
     (features_TF,) = session.prefill([0], [[4, 5]])
     assert features_TF is not None
@@ -319,7 +320,7 @@ def test_smollm2_greedy_text_equals_transformers(smollm2_dir: Path) -> None:
     """
     target = outrider.load_target(str(smollm2_dir), dtype="float32", device="cpu")
     engine = outrider.Engine(target, outrider.load_proposer("none", target), max_batch=10, max_len=512)
-    answers = engine.generate(short_prompts(20), max_new_tokens=24, ignore_eos=True)
+    answers = engine.generate(short_prompts(20), SamplingParams(max_tokens=24, ignore_eos=True))
     model = AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=torch.float32).eval()
     ties = 0
     for answer in answers:

@@ -28,7 +28,9 @@ class Dense:
     def fuse(self, features_TF: Tensor) -> Tensor:
         parts = features_TF.split(self.spec.target_hidden_size, dim=-1)
         if self.spec.fc_norm:
-            parts = [norm(part, self.weights[f"fc_norm.{tap}.weight"]) for tap, part in enumerate(parts)]
+            parts = [
+                norm(part, self.weights[f"fc_norm.{feature_layer}.weight"]) for feature_layer, part in enumerate(parts)
+            ]
         joined = torch.cat(list(parts), dim=-1)
         if self.spec.norm_before_fc:
             joined = norm(joined, self.weights["input_norm.weight"])

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from outrider.models.medusa import LM_HEAD, TOKEN_MAP, MedusaHeads, MedusaShape, layer_name, output_name
+from outrider.models.medusa import LM_HEAD, TOKEN_MAP, MedusaShape, layer_name, output_name
+from outrider.proposers.medusa import medusa_heads
 from outrider.target import Target
 from outrider.testing import tiny_target
 
@@ -46,7 +47,7 @@ def by_hand(shape: MedusaShape, weights: dict[str, Tensor], target: Target, head
 def test_every_head_is_its_formula(shape: MedusaShape) -> None:
     target = tiny_target()
     weights = random_weights(shape)
-    heads = MedusaHeads(shape, weights, target)
+    heads = medusa_heads(shape, weights, target)
     states_BE = torch.randn(4, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     depths = [2, 0, 3, 1]
     logits = heads.predict(states_BE, depths)
@@ -59,7 +60,7 @@ def test_every_head_is_its_formula(shape: MedusaShape) -> None:
 
 
 def test_no_room_needs_no_head() -> None:
-    heads = MedusaHeads(SHAPE, random_weights(SHAPE), tiny_target())
+    heads = medusa_heads(SHAPE, random_weights(SHAPE), tiny_target())
     states_BE = torch.zeros(2, 16, dtype=torch.float64)
     assert heads.predict(states_BE, [0, 0]) == []
     assert len(heads.predict(states_BE, [1, 0])) == 1
@@ -75,8 +76,8 @@ def test_the_compiled_kernels_agree(
     monkeypatch.setenv("OUTRIDER_DRAFT_WEIGHTS", kept_in)
     weights = {name: weight.to(dtype).double() for name, weight in random_weights(SHAPE).items()}
     states_BE = torch.randn(2, 16, generator=torch.Generator().manual_seed(1)).double()
-    fast = MedusaHeads(SHAPE, weights, tiny_target(dtype=dtype)).predict(states_BE, [3, 3])
-    slow = MedusaHeads(SHAPE, weights, tiny_target()).predict(states_BE, [3, 3])
+    fast = medusa_heads(SHAPE, weights, tiny_target(dtype=dtype)).predict(states_BE, [3, 3])
+    slow = medusa_heads(SHAPE, weights, tiny_target()).predict(states_BE, [3, 3])
     for fast_RK, slow_RK in zip(fast, slow, strict=True):
         assert (fast_RK - slow_RK).abs().max() < tolerance * slow_RK.abs().max()
 
@@ -85,7 +86,7 @@ def test_memory_counts_what_is_not_the_targets() -> None:
     target = tiny_target()
     layers = 3 * 2 * (16 * 16 + 16) * 8
     sizes = {
-        output: MedusaHeads(replace(SHAPE, output=output), random_weights(replace(SHAPE, output=output)), target)
+        output: medusa_heads(replace(SHAPE, output=output), random_weights(replace(SHAPE, output=output)), target)
         for output in ("own", "one", "target")
     }
     assert sizes["target"].num_bytes == layers

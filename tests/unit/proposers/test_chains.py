@@ -4,8 +4,8 @@ import torch
 
 from outrider.noise import Stream
 from outrider.proposer import SessionPlan
-from outrider.proposers.chains import Chains, widen
-from outrider.sampling import Sampling, choose
+from outrider.proposers.drafting.chains import Chains, widen
+from outrider.sampling import SamplingParams, choose
 
 
 def plan(noise: Stream) -> SessionPlan:
@@ -20,7 +20,7 @@ def test_greedy_columns_are_mapped_to_target_ids() -> None:
 
 
 def test_under_the_coupled_rule_a_sampled_chain_uses_the_targets_noise_at_the_tokens_position() -> None:
-    samplings = {0: Sampling(temperature=1.0, seed=11)}
+    samplings = {0: SamplingParams(temperature=1.0, seed=11)}
     chains = Chains(plan(Stream.TARGET), [0], samplings, sampled=True, vocab_size=50)
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
     drawn = [int(chains.grow([0], row[None], [20])) for row in logits]
@@ -30,7 +30,7 @@ def test_under_the_coupled_rule_a_sampled_chain_uses_the_targets_noise_at_the_to
 
 
 def test_under_the_ratio_tests_the_draft_carries_what_it_was_drawn_from() -> None:
-    samplings = {0: Sampling(temperature=0.7, seed=1), 1: Sampling(temperature=1.5, seed=2)}
+    samplings = {0: SamplingParams(temperature=0.7, seed=1), 1: SamplingParams(temperature=1.5, seed=2)}
     ids_K = torch.tensor([1, 4, 6])
     chains = Chains(plan(Stream.DRAFT), [0, 1], samplings, sampled=True, vocab_size=8, ids_K=ids_K)
     logits = torch.tensor([[0.0, 1.0, 2.0], [2.0, 1.0, 0.0]])
@@ -46,7 +46,7 @@ def test_under_the_ratio_tests_the_draft_carries_what_it_was_drawn_from() -> Non
 
 
 def test_the_same_position_is_drawn_with_other_noise_at_another_depth() -> None:
-    sampling = Sampling(temperature=1.0, seed=3)
+    sampling = SamplingParams(temperature=1.0, seed=3)
     logits = torch.zeros(1, 1000)
     shallow = Chains(plan(Stream.DRAFT), [0], {0: sampling}, sampled=True, vocab_size=1000)
     first = shallow.grow([0], logits, [11])

@@ -9,9 +9,9 @@ from outrider import (
     CheckpointError,
     Commit,
     ConfigError,
+    DraftLimit,
     Engine,
-    Room,
-    Sampling,
+    SamplingParams,
     SessionPlan,
     load_proposer,
     load_target,
@@ -35,28 +35,28 @@ def test_any_directory_with_the_same_vocabulary_drafts(
     write_tiny_model(tmp_path / "draft", seed=1)
     drafter = load_proposer("draft_model", target, checkpoint=str(tmp_path / "draft"), **settings)
     assert drafter.num_bytes > 0
-    assert_lossless(target, drafter, [[1, 2, 3], [40]], max_batch=2, max_new_tokens=12, ignore_eos=True)
+    assert_lossless(target, drafter, [[1, 2, 3], [40]], SamplingParams(max_tokens=12, ignore_eos=True), max_batch=2)
 
 
 def test_the_target_drafting_for_itself_is_always_right(target: Target, tmp_path: Path) -> None:
     records = []
     drafter = load_proposer("draft_model", target, checkpoint=str(tmp_path / "target"), num_nodes=3)
-    Engine(target, drafter, record=records.append).generate([[1, 2, 3]], max_new_tokens=12, ignore_eos=True)
+    Engine(target, drafter, record=records.append).generate([[1, 2, 3]], SamplingParams(max_tokens=12, ignore_eos=True))
     assert len(records) == 1 + 3
 
 
 @pytest.mark.parametrize("width", [1, 2])
 def test_a_long_backlog_is_read_before_drafting_goes_on(width: int) -> None:
     target = tiny_target()
-    text = Oracle(target).continuation([1, 2, 3], Sampling(), 30)
+    text = Oracle(target).continuation([1, 2, 3], SamplingParams(), 30)
     drafter = load_proposer("draft_model", target, layers="0,1", num_nodes=3, width=width)
     plan = SessionPlan(max_slots=1, max_positions=64, noise=Stream.TARGET, device=target.spec.device)
     session = drafter.open(plan)
-    session.admit(0, [1, 2, 3], Sampling(), None)
+    session.admit(0, [1, 2, 3], SamplingParams(), None)
     for token in text[:20]:
-        assert session.propose([0], [Room(0, 0)]).num_nodes == (0,)
+        assert session.propose([0], [DraftLimit(0, 0)]).num_nodes == (0,)
         session.observe([Commit(0, [0], [token], 0)], None)
-    draft = session.propose([0], [Room(3, 3)])
+    draft = session.propose([0], [DraftLimit(3, 3)])
     assert text[20] in draft.trees[0].tokens
     assert width > 1 or draft.trees[0].tokens == text[20:23]
 

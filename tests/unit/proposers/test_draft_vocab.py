@@ -6,17 +6,17 @@ from typing import Any
 import pytest
 import torch
 
-from outrider import ConfigError, Proposer, Room, Sampling, SessionPlan, load_proposer
+from outrider import ConfigError, DraftLimit, Proposer, SamplingParams, SessionPlan, load_proposer
 from outrider.formats.hf_draft import write_draft
 from outrider.formats.medusa import write_medusa
 from outrider.formats.mtp import write_mtp
 from outrider.formats.token_ranking import rank_tokens, write_ranking
-from outrider.models.medusa import MedusaHeads
-from outrider.models.output_head import OutputHead
 from outrider.noise import Stream
 from outrider.proposers import medusa, mtp
 from outrider.proposers.eagle3 import head_of, random_checkpoint
+from outrider.proposers.medusa import medusa_heads
 from outrider.target import Target
+from outrider.targets.output_head import output_head
 from outrider.testing import assert_lossless, tiny_target
 from outrider.testing.tiny import tiny_spec, tiny_weights
 
@@ -42,12 +42,12 @@ def written(method: str, target: Target, directory: Path) -> dict[str, Any]:
 def drafted(proposer: Proposer, target: Target) -> set[int]:
     """The tokens of one proposal for several prompts."""
     plan = SessionPlan(max_slots=4, max_positions=64, noise=Stream.TARGET, device=target.spec.device)
-    session, reader = proposer.open(plan), target.open(target.plan(4, 64, 2), proposer.taps)
+    session, reader = proposer.open(plan), target.open(target.plan(4, 64, 2), proposer.feature_layers)
     prompts = [[3 + slot, 5, 9 * slot + 1] for slot in range(4)]
     features = reader.prefill(range(4), [prompt[:-1] for prompt in prompts])
     for slot, prompt in enumerate(prompts):
-        session.admit(slot, prompt, Sampling(), features[slot])
-    trees = session.propose(range(4), [Room(5, 5)] * 4).trees
+        session.admit(slot, prompt, SamplingParams(), features[slot])
+    trees = session.propose(range(4), [DraftLimit(5, 5)] * 4).trees
     return {token for tree in trees for token in tree.tokens}
 
 
@@ -69,13 +69,13 @@ def test_only_ranked_tokens_are_drafted(method: str, dtype: torch.dtype, tmp_pat
     assert found
     assert found <= allowed
     assert not drafted(whole, target) <= allowed
-    assert_lossless(target, some, [[1, 2, 3], [40]], max_batch=2, max_new_tokens=10, ignore_eos=True)
+    assert_lossless(target, some, [[1, 2, 3], [40]], SamplingParams(max_tokens=10, ignore_eos=True), max_batch=2)
 
 
 def test_the_rows_of_a_borrowed_head_are_counted_and_equal() -> None:
     target = tiny_target(vocab_size=VOCAB, dtype=torch.float32)
     ids_K = torch.tensor([2, 3, 60])
-    whole, some = OutputHead(target), OutputHead(target, ids_K)
+    whole, some = output_head(target), output_head(target, ids_K)
     states_RE = torch.randn(5, target.spec.hidden_size, generator=torch.Generator().manual_seed(0))
     assert torch.equal(some(states_RE), whole(states_RE)[:, ids_K])
     assert whole.num_bytes == 0
@@ -95,7 +95,7 @@ def test_heads_with_columns_of_their_own_lose_some() -> None:
     before = medusa.random_checkpoint(target, 3)
     after = medusa.reduced(before, drafted_K)
     logits = [
-        MedusaHeads(one.shape, one.tensors, target).predict(states_RE[:, :16], [2] * 4)[0] for one in (before, after)
+        medusa_heads(one.shape, one.tensors, target).predict(states_RE[:, :16], [2] * 4)[0] for one in (before, after)
     ]
     known = medusa.reduced(before, torch.arange(VOCAB)).tensors["token_map"]
     assert torch.allclose(logits[1], logits[0][:, torch.isin(known, drafted_K)])

@@ -9,6 +9,7 @@ from outrider import CheckpointError, ConfigError, Engine, SessionPlan, load_pro
 from outrider.formats.eagle3 import Eagle3Checkpoint, write_native
 from outrider.noise import Stream
 from outrider.proposers.eagle3 import Eagle3Config, Eagle3Proposer, head_of, random_checkpoint
+from outrider.sampling import SamplingParams
 from outrider.testing import assert_lossless, tiny_target
 
 PROMPTS = [[1, 2, 3], [7], [4, 5, 6, 7, 8]]
@@ -27,13 +28,16 @@ def test_a_head_from_disk_leaves_the_text_alone(
     write_native(tmp_path, random_checkpoint(target, 2), dtype)
     proposer = load_proposer("eagle3", target, checkpoint=str(tmp_path), **settings)
     assert proposer.num_bytes > 0
-    assert_lossless(target, proposer, PROMPTS, max_batch=2, max_new_tokens=12, ignore_eos=True)
+    assert_lossless(target, proposer, PROMPTS, SamplingParams(max_tokens=12, ignore_eos=True), max_batch=2)
 
 
-def test_taps_are_those_of_the_target() -> None:
-    for num_layers, taps in ((2, (0, 1, 1)), (8, (2, 4, 5))):
+def test_feature_layers_are_those_of_the_target() -> None:
+    for num_layers, feature_layers in ((2, (0, 1, 1)), (8, (2, 4, 5))):
         target = tiny_target(num_layers=num_layers)
-        assert Eagle3Proposer(head_of(random_checkpoint(target, 3), target), Eagle3Config(checkpoint="")).taps == taps
+        assert (
+            Eagle3Proposer(head_of(random_checkpoint(target, 3), target), Eagle3Config(checkpoint="")).feature_layers
+            == feature_layers
+        )
 
 
 def test_what_the_checkpoint_lacks_is_the_targets() -> None:
@@ -90,6 +94,8 @@ def test_a_tree_is_at_most_as_deep_as_its_settings() -> None:
     for settings, depth in (({"width": 2, "num_nodes": 30}, 6), ({"width": 2, "num_nodes": 30, "depth": 3}, 3)):
         proposer = Eagle3Proposer(head, Eagle3Config(checkpoint="", **settings))  # type: ignore[arg-type]
         records: list[object] = []
-        Engine(target, proposer, record=records.append).generate([[1, 2, 3]], max_new_tokens=20, ignore_eos=True)
+        Engine(target, proposer, record=records.append).generate(
+            [[1, 2, 3]], SamplingParams(max_tokens=20, ignore_eos=True)
+        )
         depths = [slot.draft_depth for step in records[1:] for slot in step.slots]  # type: ignore[attr-defined]
         assert max(depths) == depth

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from outrider.draft import Draft
 from outrider.errors import ConfigError
-from outrider.proposer import Commit, Room, Session
+from outrider.proposer import Commit, DraftLimit, Session
 from outrider.proposers.hybrid import HybridConfig, HybridSession, Worth, bucket, num_equal
-from outrider.sampling import Sampling
+from outrider.sampling import SamplingParams
 
 REPEATED = [5, 6, 7, 8, 9, 10, 11, 12, 13, 5, 6, 7, 8, 9, 10, 11, 12, 13, 5, 6, 7, 8, 9]
-ROOM = Room(8, 8)
+LIMIT = DraftLimit(8, 8)
 
 
 @final
@@ -25,12 +25,12 @@ class Nines(Session):
 
     asked: list[list[int]] = field(default_factory=list)
 
-    def admit(self, slot: int, tokens: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+    def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
         pass
 
-    def propose(self, slots: Sequence[int], rooms: Sequence[Room]) -> Draft:
+    def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
         self.asked.append(list(slots))
-        assert all(room.num_nodes <= 2 for room in rooms)
+        assert all(limit.num_nodes <= 2 for limit in limits)
         return Draft.of_chains([[99, 99] for _ in slots])
 
     def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
@@ -58,9 +58,9 @@ def session(head: Nines) -> HybridSession:
 
 
 def test_a_long_match_is_looked_up_and_the_head_asked_for_the_others(session: HybridSession, head: Nines) -> None:
-    session.admit(3, REPEATED, Sampling(), None)
-    session.admit(1, [1, 2, 3, 4], Sampling(), None)
-    draft = session.propose([3, 1], [ROOM, ROOM])
+    session.admit(3, REPEATED, SamplingParams(), None)
+    session.admit(1, [1, 2, 3, 4], SamplingParams(), None)
+    draft = session.propose([3, 1], [LIMIT, LIMIT])
     assert [tree.tokens for tree in draft.trees] == [[10, 11, 12, 13, 5, 6, 7, 8], [99, 99]]
     assert head.asked == [[1]]
 
@@ -68,37 +68,37 @@ def test_a_long_match_is_looked_up_and_the_head_asked_for_the_others(session: Hy
 def test_lookups_that_fail_are_given_up_and_come_back_when_they_would_have_been_right(
     session: HybridSession, head: Nines
 ) -> None:
-    session.admit(0, REPEATED, Sampling(), None)
-    found = session.propose([0], [ROOM])
+    session.admit(0, REPEATED, SamplingParams(), None)
+    found = session.propose([0], [LIMIT])
     where = session.lookups[0].bucket
     for _ in range(30):
         session.worth.saw_lookup(where, 0)
     for _ in range(10):
         session.worth.saw_head(1)
-    assert session.propose([0], [ROOM]).trees[0].tokens == [99, 99]
+    assert session.propose([0], [LIMIT]).trees[0].tokens == [99, 99]
     for _ in range(20):  # the head is wrong, the lookup would have been right
-        session.propose([0], [ROOM])
+        session.propose([0], [LIMIT])
         assert session.lookups[0].tokens[:1] == [found.trees[0].tokens[0]]
         session.observe([Commit(slot=0, rows=[0], tokens=[found.trees[0].tokens[0]], place=0)], None)
         session.strings.close(session.requests[0])
-        session.admit(0, REPEATED, Sampling(), None)
-    assert session.propose([0], [ROOM]).trees[0].tokens == found.trees[0].tokens
+        session.admit(0, REPEATED, SamplingParams(), None)
+    assert session.propose([0], [LIMIT]).trees[0].tokens == found.trees[0].tokens
 
 
 def test_forgetting_starts_again(session: HybridSession) -> None:
-    session.admit(0, REPEATED, Sampling(), None)
-    session.propose([0], [ROOM])
+    session.admit(0, REPEATED, SamplingParams(), None)
+    session.propose([0], [LIMIT])
     for _ in range(50):
         session.worth.saw_lookup(session.lookups[0].bucket, 0)
     session.release(0)
     session.reset()
-    session.admit(0, REPEATED, Sampling(), None)
-    assert len(session.propose([0], [ROOM]).trees[0].tokens) == 8
+    session.admit(0, REPEATED, SamplingParams(), None)
+    assert len(session.propose([0], [LIMIT]).trees[0].tokens) == 8
 
 
 def test_no_room_means_no_lookup(session: HybridSession, head: Nines) -> None:
-    session.admit(0, REPEATED, Sampling(), None)
-    session.propose([0], [Room(0, 0)])
+    session.admit(0, REPEATED, SamplingParams(), None)
+    session.propose([0], [DraftLimit(0, 0)])
     assert head.asked == [[0]]
 
 

@@ -13,14 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from outrider import CheckpointError, Commit, ConfigError, Engine, Room, Sampling, Session, SessionPlan, load_proposer
+from outrider import (
+    CheckpointError,
+    Commit,
+    ConfigError,
+    DraftLimit,
+    Engine,
+    SamplingParams,
+    Session,
+    SessionPlan,
+    load_proposer,
+)
 from outrider.formats.medusa import MedusaCheckpoint, write_medusa
 from outrider.formats.store import provenance
 from outrider.models.medusa import TOKEN_MAP
 from outrider.noise import Stream
+from outrider.proposers.drafting.medusa_tree import RankTree, default_accuracies, grown_paths
+from outrider.proposers.drafting.recurrent_tree import Paths
 from outrider.proposers.medusa import MedusaConfig, MedusaProposer, random_checkpoint
-from outrider.proposers.medusa_tree import RankTree, default_accuracies, grown_paths
-from outrider.proposers.recurrent_tree import Paths
 from outrider.sampling import distribution
 from outrider.target import Target
 from outrider.targets.hf import HFTarget
@@ -58,7 +68,7 @@ def trees(table: list[list[float]], num_nodes: int, max_depth: int) -> Iterator[
 def test_no_tree_of_that_size_is_worth_more(table: list[list[float]], num_nodes: int, max_depth: int) -> None:
     depth = min(max_depth, len(table))
     best = max(worth(table, paths) for paths in trees(table, num_nodes, depth))
-    cut = RankTree(grown_paths(table, 6), len(table[0])).cut(Room(num_nodes, max_depth))
+    cut = RankTree(grown_paths(table, 6), len(table[0])).cut(DraftLimit(num_nodes, max_depth))
     assert worth(table, cut.paths) == pytest.approx(best)
     assert len(cut.paths) <= num_nodes
     assert all(len(path) <= max_depth for path in cut.paths)
@@ -74,11 +84,11 @@ def test_a_smaller_room_is_a_prefix(
     table: list[list[float]], small: tuple[int, int], more: int, num_ranks: int
 ) -> None:
     tree = RankTree(grown_paths(table, 20), num_ranks)
-    room = Room(*small)
-    cut, larger = tree.cut(room), tree.cut(Room(room.num_nodes + more, room.max_depth))
+    limit = DraftLimit(*small)
+    cut, larger = tree.cut(limit), tree.cut(DraftLimit(limit.num_nodes + more, limit.max_depth))
     assert larger.paths[: len(cut.paths)] == cut.paths
-    deep = tree.cut(Room(room.num_nodes, 99)).paths
-    assert {path for path in deep if len(path) <= room.max_depth} <= set(cut.paths)
+    deep = tree.cut(DraftLimit(limit.num_nodes, 99)).paths
+    assert {path for path in deep if len(path) <= limit.max_depth} <= set(cut.paths)
     for node, (path, parent) in enumerate(zip(cut.paths, cut.parents, strict=True)):
         assert path[:-1] == (cut.paths[parent] if parent >= 0 else ())
         assert parent < node
@@ -89,7 +99,7 @@ def test_a_smaller_room_is_a_prefix(
 
 def test_the_worked_example() -> None:
     assert grown_paths([[0.6, 0.2], [0.5, 0.1]], 5)[:5] == ((0,), (0, 0), (1,), (1, 0), (0, 1))
-    cut = RankTree(grown_paths([[0.6, 0.2], [0.5, 0.1]], 4), 31).cut(Room(4, 9))
+    cut = RankTree(grown_paths([[0.6, 0.2], [0.5, 0.1]], 4), 31).cut(DraftLimit(4, 9))
     assert cut.filled([[7, 8], [5, 6]]) == ([7, 5, 8, 5], [-1, 0, -1, 2])
 
 
@@ -122,13 +132,13 @@ def test_a_tree_holds_the_ranks_of_its_paths(seed: int) -> None:
     target = tiny_target()
     proposer, session = opened(target, random_checkpoint(target, seed), num_nodes=9, width=3)
     features_TF = torch.randn(5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    session.admit(0, [1, 2, 3, 4], Sampling(), features_TF[:3])
-    session.admit(2, [5, 6], Sampling(), features_TF[3:4])
-    rooms = [Room(2, 9), Room(99, 1 + seed % 3)]
-    draft = session.propose([2, 0], rooms)
-    for tree, room, state_E in zip(draft.trees, rooms, (features_TF[3], features_TF[2]), strict=True):
+    session.admit(0, [1, 2, 3, 4], SamplingParams(), features_TF[:3])
+    session.admit(2, [5, 6], SamplingParams(), features_TF[3:4])
+    limits = [DraftLimit(2, 9), DraftLimit(99, 1 + seed % 3)]
+    draft = session.propose([2, 0], limits)
+    for tree, limit, state_E in zip(draft.trees, limits, (features_TF[3], features_TF[2]), strict=True):
         order = ranked(proposer, state_E)
-        paths = proposer.tree.cut(Room(min(9, room.num_nodes), room.max_depth)).paths
+        paths = proposer.tree.cut(DraftLimit(min(9, limit.num_nodes), limit.max_depth)).paths
         assert tree.tokens == [order[len(path) - 1][path[-1]] for path in paths]
         assert tree.depths() == [len(path) for path in paths]
 
@@ -137,19 +147,19 @@ def test_the_state_is_that_of_the_last_accepted_row() -> None:
     target = tiny_target()
     proposer, session = opened(target, random_checkpoint(target, 0), num_nodes=4, width=1)
     features_BMF = torch.randn(2, 4, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    session.admit(1, [7], Sampling(), features_BMF[0, :0])
-    assert session.propose([1], [Room(4, 4)]).num_nodes == (0,)  # nothing was read before a prompt of one token
+    session.admit(1, [7], SamplingParams(), features_BMF[0, :0])
+    assert session.propose([1], [DraftLimit(4, 4)]).num_nodes == (0,)  # nothing was read before a prompt of one token
     session.observe([Commit(1, [0], [3], 1)], features_BMF)
-    assert session.propose([1], [Room(4, 4)]).trees[0].tokens[0] == ranked(proposer, features_BMF[1, 0])[0][0]
-    assert session.propose([1], [Room(0, 4)]).num_nodes == (0,)
-    assert session.propose([1], [Room(4, 0)]).num_nodes == (0,)
+    assert session.propose([1], [DraftLimit(4, 4)]).trees[0].tokens[0] == ranked(proposer, features_BMF[1, 0])[0][0]
+    assert session.propose([1], [DraftLimit(0, 4)]).num_nodes == (0,)
+    assert session.propose([1], [DraftLimit(4, 0)]).num_nodes == (0,)
     session.observe([Commit(1, [0, 1, 3], [3, 4, 5], 0)], features_BMF)
-    assert session.propose([1], [Room(4, 4)]).trees[0].tokens[0] == ranked(proposer, features_BMF[0, 3])[0][0]
+    assert session.propose([1], [DraftLimit(4, 4)]).trees[0].tokens[0] == ranked(proposer, features_BMF[0, 3])[0][0]
     assert session.num_bytes == 16 * 8
     session.release(1)
     assert session.num_bytes == 0
-    session.admit(1, [7], Sampling(), features_BMF[0, :0])  # the next request knows nothing of the last one
-    assert session.propose([1], [Room(4, 4)]).num_nodes == (0,)
+    session.admit(1, [7], SamplingParams(), features_BMF[0, :0])  # the next request knows nothing of the last one
+    assert session.propose([1], [DraftLimit(4, 4)]).num_nodes == (0,)
 
 
 def test_only_the_heads_that_a_room_needs_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,8 +176,8 @@ def test_only_the_heads_that_a_room_needs_are_computed(monkeypatch: pytest.Monke
     monkeypatch.setattr(proposer.heads, "predict", watched)
     features_TF = torch.zeros(1, 16, dtype=torch.float64)
     for slot in range(3):
-        session.admit(slot, [1, 2], Sampling(), features_TF)
-    session.propose([0, 1, 2], [Room(9, 2), Room(0, 9), Room(1, 9)])
+        session.admit(slot, [1, 2], SamplingParams(), features_TF)
+    session.propose([0, 1, 2], [DraftLimit(9, 2), DraftLimit(0, 9), DraftLimit(1, 9)])
     assert asked == [[2, 0, 1]]
 
 
@@ -178,9 +188,9 @@ def test_a_sampled_chain_comes_with_its_probabilities(seed: int) -> None:
         target, random_checkpoint(target, seed), Stream.DRAFT, num_nodes=3, width=1, sampled=True
     )
     features_TF = torch.randn(1, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    sampling = Sampling(temperature=2.0, top_k=9, seed=seed)
+    sampling = SamplingParams(temperature=2.0, top_k=9, seed=seed)
     session.admit(0, [1, 2], sampling, features_TF)
-    draft = session.propose([0], [Room(3, 3)])
+    draft = session.propose([0], [DraftLimit(3, 3)])
     assert draft.probs_BMV is not None
     depth = len(draft.trees[0].tokens)
     assert depth == min(3, proposer.heads.shape.num_heads)
@@ -199,10 +209,10 @@ def test_drawn_tokens_follow_the_heads() -> None:
     features_TF = torch.randn(1, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     counts_V = torch.zeros(31, dtype=torch.float64)
     for seed in range(400):
-        session.admit(0, [1, 2], Sampling(temperature=8.0, seed=seed), features_TF)
-        counts_V[session.propose([0], [Room(1, 1)]).trees[0].tokens[0]] += 1
+        session.admit(0, [1, 2], SamplingParams(temperature=8.0, seed=seed), features_TF)
+        counts_V[session.propose([0], [DraftLimit(1, 1)]).trees[0].tokens[0]] += 1
         session.release(0)
-    want_V = distribution(proposer.heads.predict(features_TF, [1])[0], Sampling(temperature=8.0))[0]
+    want_V = distribution(proposer.heads.predict(features_TF, [1])[0], SamplingParams(temperature=8.0))[0]
     assert (counts_V / 400 - want_V).abs().sum() / 2 < 0.15
 
 
@@ -213,17 +223,17 @@ def test_heads_from_a_checkpoint_are_lossless(variant: dict[str, Any], tmp_path:
     write_medusa(tmp_path, made.shape, made.tensors, "vllm", provenance(target))
     proposer = load_proposer("medusa", target, checkpoint=str(tmp_path), num_nodes=12, **variant)
     assert proposer.num_bytes > 0
-    sampling = Sampling(temperature=0.7, seed=3)
-    for how in (Sampling(), sampling):
-        assert_lossless(
-            target, proposer, [[1, 2, 3], [4]], max_batch=2, max_new_tokens=12, ignore_eos=True, sampling=how
-        )
+    greedy = SamplingParams(max_tokens=12, ignore_eos=True)
+    for params in (greedy, replace(greedy, temperature=0.7, seed=3)):
+        assert_lossless(target, proposer, [[1, 2, 3], [4]], params, max_batch=2)
 
 
 def test_it_runs_on_another_target(tiny_gpt2_target: HFTarget) -> None:
     for seed in range(4):
         proposer = MedusaProposer.example(tiny_gpt2_target, seed)
-        assert_lossless(tiny_gpt2_target, proposer, [[1, 2, 3], [4]], max_batch=2, max_new_tokens=8, ignore_eos=True)
+        assert_lossless(
+            tiny_gpt2_target, proposer, [[1, 2, 3], [4]], SamplingParams(max_tokens=8, ignore_eos=True), max_batch=2
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -231,7 +241,7 @@ def test_the_compiled_kernels_run_it(dtype: torch.dtype) -> None:
     target = tiny_target(dtype=dtype)
     for seed in range(3):
         proposer = MedusaProposer.example(target, seed)
-        assert_lossless(target, proposer, [[1, 2, 3], [4]], max_new_tokens=8, ignore_eos=True)
+        assert_lossless(target, proposer, [[1, 2, 3], [4]], SamplingParams(max_tokens=8, ignore_eos=True))
 
 
 def test_examples_differ() -> None:
@@ -245,7 +255,7 @@ def test_examples_differ() -> None:
 
 def paths_of(measured: MedusaCheckpoint, **settings: Any) -> Paths:
     proposer, _ = opened(tiny_target(), measured, **settings)
-    return proposer.tree.cut(Room(proposer.max_nodes, 99)).paths
+    return proposer.tree.cut(DraftLimit(proposer.max_nodes, 99)).paths
 
 
 def test_the_users_tree_goes_before_the_measured_one_before_the_built_in_one() -> None:
@@ -298,6 +308,6 @@ def test_a_batch_of_mixed_requests_keeps_each_text() -> None:
     target = tiny_target()
     proposer, _ = opened(target, random_checkpoint(target, 2), num_nodes=6, width=4)
     prompts = [[5], [1, 2, 3, 4], [9, 8]]
-    alone = [Engine(target, proposer).generate([prompt], max_new_tokens=9)[0].tokens for prompt in prompts]
-    together = Engine(target, proposer, max_batch=2).generate(prompts, max_new_tokens=9)
+    alone = [Engine(target, proposer).generate([prompt], SamplingParams(max_tokens=9))[0].tokens for prompt in prompts]
+    together = Engine(target, proposer, max_batch=2).generate(prompts, SamplingParams(max_tokens=9))
     assert [one.tokens for one in together] == alone

@@ -8,13 +8,13 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from outrider.bench.choice import choices_of, exported_checkpoint, spelled, split_settings, with_heads
 from outrider.errors import ConfigError
 from outrider.formats import shipped
 from outrider.formats.eagle3 import write_native
 from outrider.formats.store import provenance
 from outrider.proposers import configure, load_proposer, method_name, with_checkpoint
 from outrider.proposers.eagle3 import random_checkpoint
+from outrider.proposers.method_spec import exported_checkpoint, method_specs, spelled, split_settings, with_heads
 from outrider.proposers.settings import checked_settings
 from outrider.target import Target
 from outrider.testing.tiny import tiny_target
@@ -42,7 +42,7 @@ def test_an_unknown_method_names_the_nearest(text: str, near: str) -> None:
 
 def test_settings_are_known_with_dashes_and_only_once() -> None:
     assert split_settings("x:num-nodes=3,a-b=1,2") == ("x", {"num_nodes": "3", "a_b": "1,2"})
-    [choice] = choices_of(["draft-model:layers=0,1,num-nodes=2"])
+    [choice] = method_specs(["draft-model:layers=0,1,num-nodes=2"])
     assert (choice.name, choice.label) == ("draft_model", "draft_model")
     assert choice.settings == {"layers": "0,1", "num_nodes": 2}
     with pytest.raises(ConfigError, match="gives num_nodes twice"):
@@ -52,7 +52,7 @@ def test_settings_are_known_with_dashes_and_only_once() -> None:
 
 
 def test_the_labels_of_several_settings_have_one_name() -> None:
-    labels = [choice.label for choice in choices_of(["n-gram:num_nodes=2", "ngram:num_nodes=3"])]
+    labels = [choice.label for choice in method_specs(["n-gram:num_nodes=2", "ngram:num_nodes=3"])]
     assert labels == ["ngram:num_nodes=2", "ngram:num_nodes=3"]
 
 
@@ -141,11 +141,11 @@ def test_the_shipped_head_is_meant_without_a_checkpoint(name: str, target: Targe
 
 
 def test_a_run_says_which_head_it_took(head: Path, target: Target) -> None:
-    [choice] = with_heads(choices_of(["eagle3:num_nodes=2"]), target)
+    [choice] = with_heads(method_specs(["eagle3:num_nodes=2"]), target)
     assert choice.settings == {"num_nodes": 2, "checkpoint": str(head)}
-    [given] = with_heads(choices_of(["eagle3:checkpoint=mine"]), target)
+    [given] = with_heads(method_specs(["eagle3:checkpoint=mine"]), target)
     assert given.settings == {"checkpoint": "mine"}
-    [cut] = with_heads(choices_of(["draft_model:layers=0"]), target)
+    [cut] = with_heads(method_specs(["draft_model:layers=0"]), target)
     assert cut.settings == {"layers": "0"}
 
 

@@ -14,11 +14,12 @@ from outrider.draft import Tree
 from outrider.errors import ConfigError
 from outrider.formats.mtp import write_mtp
 from outrider.noise import Stream
-from outrider.proposer import Commit, Room, Session, SessionPlan
-from outrider.proposers import load_proposer, mtp_modules
+from outrider.proposer import Commit, DraftLimit, Session, SessionPlan
+from outrider.proposers import load_proposer
+from outrider.proposers.drafting import mtp_modules
+from outrider.proposers.drafting.mtp_modules import MtpModulesSession
 from outrider.proposers.mtp import MtpConfig, MtpProposer, random_checkpoint
-from outrider.proposers.mtp_modules import MtpModulesSession
-from outrider.sampling import Sampling
+from outrider.sampling import SamplingParams
 from outrider.target import Target
 from outrider.testing import tiny_target
 
@@ -38,7 +39,7 @@ def opened(proposer: MtpProposer, max_slots: int = 1) -> Session:
 
 
 def features_of(target: Target, tokens: list[int]) -> Tensor:
-    session = target.open(target.plan(1, POSITIONS, 1), taps=(target.spec.num_layers,))
+    session = target.open(target.plan(1, POSITIONS, 1), feature_layers=(target.spec.num_layers,))
     features_TF = session.prefill([0], [tokens])[0]
     assert features_TF is not None
     return features_TF
@@ -46,14 +47,14 @@ def features_of(target: Target, tokens: list[int]) -> Tensor:
 
 def fresh_draft(proposer: MtpProposer, text: list[int]) -> Tree:
     session = opened(proposer)
-    session.admit(0, text, Sampling(), features_of(TARGET, text[:-1]))
-    return session.propose([0], [Room(9, 9)]).trees[0]
+    session.admit(0, text, SamplingParams(), features_of(TARGET, text[:-1]))
+    return session.propose([0], [DraftLimit(9, 9)]).trees[0]
 
 
 @settings(max_examples=15, deadline=None)
 @given(num_modules=st.integers(1, 4), piece=st.sampled_from([2, 5, 128]), seed=st.integers(0, 10**6))
 def test_a_draft_depends_on_the_text_alone(num_modules: int, piece: int, seed: int) -> None:
-    """After any history of rooms, commits and neighbours, the draft is that of a session just admitted."""
+    """After any history of limits, commits and neighbours, the draft is that of a session just admitted."""
     draw = random.Random(seed)
     proposer = proposer_of(num_modules)
     texts = [[draw.randrange(VOCAB) for _ in range(80)] for _ in range(2)]
@@ -63,11 +64,11 @@ def test_a_draft_depends_on_the_text_alone(num_modules: int, piece: int, seed: i
         session = opened(proposer, max_slots=2)
         lengths = [draw.randint(1, 40), 1]
         for slot, text in enumerate(texts):
-            session.admit(slot, text[: lengths[slot]], Sampling(), features[slot][: lengths[slot] - 1])
+            session.admit(slot, text[: lengths[slot]], SamplingParams(), features[slot][: lengths[slot] - 1])
         for _ in range(6):
             slots = draw.choice([[0, 1], [1, 0]])
-            rooms = [Room(9, draw.choice([0, 1, 2, 9])) for _ in slots]
-            session.propose(slots, rooms)
+            limits = [DraftLimit(9, draw.choice([0, 1, 2, 9])) for _ in slots]
+            session.propose(slots, limits)
             counts = [draw.randint(1, 6) for _ in slots]
             rows_BMF = torch.full((2, 8, features[0].shape[1]), torch.nan, dtype=torch.float64)
             commits = []
@@ -78,7 +79,7 @@ def test_a_draft_depends_on_the_text_alone(num_modules: int, piece: int, seed: i
                 commits.append(Commit(slot, rows, texts[slot][start + 1 : start + 1 + count], place))
                 lengths[slot] += count
             session.observe(commits, rows_BMF)
-        drafts = session.propose([1, 0], [Room(9, 9), Room(9, 9)]).trees
+        drafts = session.propose([1, 0], [DraftLimit(9, 9), DraftLimit(9, 9)]).trees
     for draft, slot in zip(drafts, (1, 0), strict=True):
         assert draft == fresh_draft(proposer, texts[slot][: lengths[slot]])
         assert len(draft.tokens) == proposer.max_nodes
@@ -88,12 +89,12 @@ def test_each_module_keeps_the_slots_whose_token_is_known() -> None:
     session = opened(proposer_of(3))
     assert isinstance(session, MtpModulesSession)
     text = [4, 9, 1, 7, 20, 3]
-    session.admit(0, text, Sampling(), features_of(TARGET, text[:-1]))
-    session.propose([0], [Room(9, 9)])
+    session.admit(0, text, SamplingParams(), features_of(TARGET, text[:-1]))
+    session.propose([0], [DraftLimit(9, 9)])
     assert [cache.lengths[0] for cache in session.caches] == [5, 4, 3]
     assert [session.texts[0].count(module) for module in range(3)] == [0, 1, 1]
     session.observe([Commit(0, [0], [8], 0)], features_of(TARGET, text)[None, -1:])
-    session.propose([0], [Room(9, 1)])
+    session.propose([0], [DraftLimit(9, 1)])
     assert [cache.lengths[0] for cache in session.caches] == [6, 4, 3]
     session.release(0)
     assert [cache.lengths[0] for cache in session.caches] == [0, 0, 0]
@@ -102,10 +103,10 @@ def test_each_module_keeps_the_slots_whose_token_is_known() -> None:
 @pytest.mark.parametrize("num_modules", [1, 3])
 def test_a_prompt_of_one_token_gets_no_draft_at_first(num_modules: int) -> None:
     session = opened(proposer_of(num_modules))
-    session.admit(0, [5], Sampling(), features_of(TARGET, [5])[:0])
-    assert session.propose([0], [Room(9, 9)]).num_nodes == (0,)
+    session.admit(0, [5], SamplingParams(), features_of(TARGET, [5])[:0])
+    assert session.propose([0], [DraftLimit(9, 9)]).num_nodes == (0,)
     session.observe([Commit(0, [0], [8], 0)], features_of(TARGET, [5])[None])
-    assert session.propose([0], [Room(9, 9)]).num_nodes == (3,)
+    assert session.propose([0], [DraftLimit(9, 9)]).num_nodes == (3,)
 
 
 def test_the_first_embedding_counts_as_zero() -> None:
@@ -116,12 +117,12 @@ def test_the_first_embedding_counts_as_zero() -> None:
     cache_lengths = []
     for tokens in ([3, 4], [9, 4], [3, 7]):
         session = opened(proposer)
-        session.admit(0, [1, *tokens], Sampling(), states_RE)
-        session.propose([0], [Room(1, 1)])
+        session.admit(0, [1, *tokens], SamplingParams(), states_RE)
+        session.propose([0], [DraftLimit(1, 1)])
         cache_lengths.append(session.states[0].clone())  # type: ignore[attr-defined]
     assert torch.equal(cache_lengths[0], cache_lengths[1])
     assert not torch.allclose(cache_lengths[0], cache_lengths[2])
-    assert module.taps == (TARGET.spec.num_layers,)
+    assert module.feature_layers == (TARGET.spec.num_layers,)
 
 
 def test_the_residual_stream_is_recovered() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
 from outrider.errors import ConfigError
-from outrider.proposers.ngram_index import MAX_OCCURRENCES, NgramIndex, NgramMatch
+from outrider.proposers.lookup.ngram_index import MAX_OCCURRENCES, NgramIndex, NgramMatch
 
 TOKENS = st.lists(st.integers(0, 3), max_size=40)
 RANGES = st.tuples(st.integers(1, 3), st.integers(0, 3)).map(lambda pair: (pair[0], pair[0] + pair[1]))

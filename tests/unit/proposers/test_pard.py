@@ -1,11 +1,20 @@
-"""PARD's session: one pass, what stays in the cache, rooms, backlogs; and what a checkpoint must say."""
+"""PARD's session: one pass, what stays in the cache, limits, pending tokens; and what a checkpoint must say."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from outrider import CheckpointError, Commit, ConfigError, Engine, Room, Sampling, SessionPlan, load_proposer
+from outrider import (
+    CheckpointError,
+    Commit,
+    ConfigError,
+    DraftLimit,
+    Engine,
+    SamplingParams,
+    SessionPlan,
+    load_proposer,
+)
 from outrider.noise import Stream
 from outrider.proposers.draft_model import cut_from
 from outrider.proposers.pard import PardConfig, PardProposer, PardSession
@@ -29,61 +38,61 @@ def session_of(proposer: PardProposer, max_slots: int = 1) -> PardSession:
     return session
 
 
-def tokens(session: PardSession, *rooms: int) -> list[list[int]]:
-    draft = session.propose(list(range(len(rooms))), [Room(room, room) for room in rooms])
+def tokens(session: PardSession, *limits: int) -> list[list[int]]:
+    draft = session.propose(list(range(len(limits))), [DraftLimit(limit, limit) for limit in limits])
     return [tree.tokens for tree in draft.trees]
 
 
 def test_a_step_is_one_pass_and_keeps_committed_tokens_only() -> None:
     session = session_of(proposer_of())
-    session.admit(0, [1, 2, 3], Sampling(), None)
-    assert session.num_behind(0) == 3
+    session.admit(0, [1, 2, 3], SamplingParams(), None)
+    assert session.num_pending(0) == 3
     session.catch_up([0])
-    assert session.num_behind(0) == 1
-    assert session.backlog.model.cache.lengths == [2]
+    assert session.num_pending(0) == 1
+    assert session.pending.model.cache.lengths == [2]
     (draft,) = tokens(session, 4)
     assert len(draft) == 4
-    assert session.backlog.model.cache.lengths == [3]
+    assert session.pending.model.cache.lengths == [3]
     session.observe([Commit(0, [0, 1, 2], [*draft[:2], 9], 0)], None)
-    assert session.backlog.pending[0] == [*draft[:2], 9]
+    assert session.pending.tokens[0] == [*draft[:2], 9]
     tokens(session, 4)
-    assert session.backlog.model.cache.lengths == [6]
+    assert session.pending.model.cache.lengths == [6]
 
 
 def test_a_smaller_room_drafts_the_same_tokens_and_fewer() -> None:
     drafts = []
-    for room in range(5):
+    for limit in range(5):
         session = session_of(proposer_of())
-        session.admit(0, [1, 2, 3], Sampling(), None)
-        drafts.append(tokens(session, room)[0])
+        session.admit(0, [1, 2, 3], SamplingParams(), None)
+        drafts.append(tokens(session, limit)[0])
     assert [len(draft) for draft in drafts] == [0, 1, 2, 3, 4]
-    assert all(drafts[4][:room] == drafts[room] for room in range(5))
+    assert all(drafts[4][:limit] == drafts[limit] for limit in range(5))
 
 
 def test_slots_with_different_rooms_and_backlogs_share_a_pass() -> None:
     texts = ([1, 2, 3, 4, 5, 6], [7, 8], [9, 10, 11])
-    rooms = (3, 0, 4)
+    limits = (3, 0, 4)
     together = session_of(proposer_of(), max_slots=3)
     for slot, text in enumerate(texts):
-        together.admit(slot, text[:2], Sampling(), None)
+        together.admit(slot, text[:2], SamplingParams(), None)
         if text[2:]:
             together.observe([Commit(slot, [0], text[2:], 0)], None)
-    found = tokens(together, *rooms)
-    for text, room, draft in zip(texts, rooms, found, strict=True):
+    found = tokens(together, *limits)
+    for text, limit, draft in zip(texts, limits, found, strict=True):
         alone = session_of(proposer_of())
-        alone.admit(0, text, Sampling(), None)
-        assert tokens(alone, room)[0] == draft
+        alone.admit(0, text, SamplingParams(), None)
+        assert tokens(alone, limit)[0] == draft
 
 
 def test_a_long_backlog_is_read_in_pieces() -> None:
     text = [(5 * place) % 29 for place in range(40)]
     late = session_of(proposer_of(num_nodes=3))
-    late.admit(0, text[:1], Sampling(), None)
+    late.admit(0, text[:1], SamplingParams(), None)
     for token in text[1:]:
         assert tokens(late, 0) == [[]]
         late.observe([Commit(0, [0], [token], 0)], None)
     early = session_of(proposer_of(num_nodes=3))
-    early.admit(0, text, Sampling(), None)
+    early.admit(0, text, SamplingParams(), None)
     assert tokens(late, 3) == tokens(early, 3)
 
 
@@ -91,8 +100,8 @@ def test_sampled_drafts_carry_what_they_were_drawn_from() -> None:
     proposer = proposer_of(sampled=True)
     plan = SessionPlan(max_slots=1, max_positions=64, noise=Stream.DRAFT, device=proposer.model.spec.device)
     session = proposer.open(plan)
-    session.admit(0, [1, 2, 3], Sampling(temperature=1.0, seed=5), None)
-    draft = session.propose([0], [Room(4, 4)])
+    session.admit(0, [1, 2, 3], SamplingParams(temperature=1.0, seed=5), None)
+    draft = session.propose([0], [DraftLimit(4, 4)])
     assert draft.probs_BMV is not None
     for row, token in enumerate(draft.trees[0].tokens):
         assert draft.probs_BMV[0, row, token] > 0
@@ -115,8 +124,8 @@ def test_a_published_directory_drafts(tmp_path: Path) -> None:
     assert drafter.num_bytes > 0
     assert drafter.max_nodes == 5
     records = []
-    assert_lossless(target, drafter, [[1, 2, 3], [40]], max_batch=2, max_new_tokens=12, ignore_eos=True)
-    Engine(target, drafter, record=records.append).generate([[1, 2, 3]], max_new_tokens=12, ignore_eos=True)
+    assert_lossless(target, drafter, [[1, 2, 3], [40]], SamplingParams(max_tokens=12, ignore_eos=True), max_batch=2)
+    Engine(target, drafter, record=records.append).generate([[1, 2, 3]], SamplingParams(max_tokens=12, ignore_eos=True))
     assert len(records) <= 1 + 6  # it is the target: depth 1 is always right
 
 

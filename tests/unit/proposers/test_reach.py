@@ -18,6 +18,7 @@ from outrider.proposers.mtp import MtpConfig, MtpProposer
 from outrider.proposers.mtp import random_checkpoint as random_modules
 from outrider.proposers.none import NoProposer
 from outrider.proposers.reach import ReachSession
+from outrider.sampling import SamplingParams
 from outrider.target import Target
 from outrider.testing import tiny_spec, tiny_target
 from outrider.testing.directory import write_tiny_model
@@ -54,8 +55,8 @@ def check(target: Target, proposer: Proposer, prompts: Sequence[Sequence[int]]) 
     records: list[StepRecord | PrefillRecord] = []
     engine = Engine(target, proposer, max_batch=2, record=records.append)
     plain = Engine(target, NoProposer(), max_batch=2)
-    want = plain.generate(prompts, max_new_tokens=40, ignore_eos=True)
-    got = engine.generate(prompts, max_new_tokens=40, ignore_eos=True)
+    want = plain.generate(prompts, SamplingParams(max_tokens=40, ignore_eos=True))
+    got = engine.generate(prompts, SamplingParams(max_tokens=40, ignore_eos=True))
     assert [one.tokens for one in got] == [one.tokens for one in want]
     return [record for record in records if isinstance(record, StepRecord)]
 
@@ -120,7 +121,7 @@ def test_under_the_ratio_tests_slots_behind_the_reach_have_no_probabilities(tmp_
     target = load_target(str(write_tiny_model(tmp_path / "target")), dtype="float64")
     proposer = draft(target, write_tiny_model(tmp_path / "draft"), "draft_model", sampled=True)
     engine = Engine(target, proposer, max_batch=3, verification="rejection")
-    events: list[Event] = list(engine.stream(PROMPTS, max_new_tokens=20, ignore_eos=True))
+    events: list[Event] = list(engine.stream(PROMPTS, SamplingParams(max_tokens=20, ignore_eos=True)))
     assert sum(len(event.tokens) for event in events) == 60
 
 
@@ -132,14 +133,14 @@ def test_state_is_let_go_behind_the_reach(tmp_path: Path) -> None:
         engine.session.num_bytes < Engine(target, load_proposer("draft_model", target, layers="0,1")).session.num_bytes
     )
     for prompt in PROMPTS[:2]:
-        engine.add(prompt, max_new_tokens=60, ignore_eos=True)
+        engine.add(prompt, SamplingParams(max_tokens=60, ignore_eos=True))
     for _ in range(45):
         engine.admit()
         engine.step()
         lengths = dict(engine.session.lengths)
         assert all(length < REACH for length in lengths.values())
     assert not lengths
-    assert [engine.session.num_behind(slot) for slot in (0, 1)] == [0, 0]
+    assert [engine.session.num_pending(slot) for slot in (0, 1)] == [0, 0]
     engine.session.catch_up([0, 1])
     engine.reset()
 

@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from outrider import Commit, Engine, Proposer, Room, Sampling, SessionPlan
+from outrider import Commit, DraftLimit, Engine, Proposer, SamplingParams, SessionPlan
 from outrider.draft import Draft
-from outrider.models import chain, cpu_program
+from outrider.models import chain
 from outrider.models.decoder import Decoder
 from outrider.models.eagle3 import Eagle3Head
 from outrider.models.mtp import MtpModule
-from outrider.models.ops import Ops
-from outrider.models.ops_cpu import CpuOps
 from outrider.noise import Stream
+from outrider.ops import cpu_program
+from outrider.ops.base import Ops
+from outrider.ops.cpu import CpuOps
 from outrider.proposer import Session
 from outrider.proposers import proposer_class
 from outrider.proposers.draft_model import DraftModelConfig, DraftModelProposer, cut_from
@@ -31,7 +32,7 @@ def by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on, nothing is recorded and no chain is drafted in one go."""
     monkeypatch.setattr(CpuOps, "replay", Ops.replay)
     for reader in (Eagle3Head, MtpModule, Decoder):
-        monkeypatch.setattr(reader, "link", lambda *arguments: None)
+        monkeypatch.setattr(reader, "draft_step", lambda *arguments: None)
 
 
 def trees_of(engine: Engine) -> list[object]:
@@ -44,7 +45,7 @@ def trees_of(engine: Engine) -> list[object]:
         return drafts[-1]
 
     engine.session.propose = watched
-    engine.generate(PROMPTS, max_new_tokens=14, ignore_eos=True)
+    engine.generate(PROMPTS, SamplingParams(max_tokens=14, ignore_eos=True))
     return [draft.trees for draft in drafts]
 
 
@@ -83,16 +84,18 @@ def features_of(generator: torch.Generator, width: int, *shape: int) -> Tensor |
 
 
 def history(proposer: Proposer, target: Target, seed: int) -> list[list[int]]:
-    """The drafts of slots with texts of 1 to 60 tokens, ragged rooms, and drafts accepted in part."""
+    """The drafts of slots with texts of 1 to 60 tokens, ragged limits, and drafts accepted in part."""
     draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    session, width, chains = opened(proposer), len(proposer.taps) * target.spec.hidden_size, []
+    session, width, chains = opened(proposer), len(proposer.feature_layers) * target.spec.hidden_size, []
     for slot, length in enumerate((1, draw.randint(2, 9), 60)):
         tokens = [draw.randrange(30) for _ in range(length)]
-        session.admit(slot, tokens, Sampling(), features_of(generator, width, length - 1))
+        session.admit(slot, tokens, SamplingParams(), features_of(generator, width, length - 1))
     for step in range(12):
         slots = sorted(draw.sample(range(SLOTS), draw.randint(1, SLOTS)))
-        most = 0 if step in (3, 4) else 5  # a backlog grows
-        draft = session.propose(slots, [Room(draw.randint(0, most), draw.randint(most // 2, most)) for _ in slots])
+        most = 0 if step in (3, 4) else 5  # a pending tokens grow
+        draft = session.propose(
+            slots, [DraftLimit(draw.randint(0, most), draw.randint(most // 2, most)) for _ in slots]
+        )
         commits = []
         for place, (slot, tree) in enumerate(zip(slots, draft.trees, strict=True)):
             chains.append(tree.tokens)
@@ -120,35 +123,35 @@ def test_any_history_gives_the_chains_of_drafting_step_by_step(
 
 
 @pytest.mark.parametrize("name", ["draft_model", "pard", "eagle3", "mtp"])
-def test_a_short_proposal_is_one_program_and_each_shape_is_recorded_once(
+def test_a_short_proposal_is_one_graph_and_each_shape_is_recorded_once(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tiny_target(2, dtype=torch.float32, max_positions=160)
     proposer = proposer_of(name, target, IDS_K)
-    session, width = opened(proposer), len(proposer.taps) * target.spec.hidden_size
-    session.admit(0, [2, 3], Sampling(), torch.zeros(1, width) if width else None)
+    session, width = opened(proposer), len(proposer.feature_layers) * target.spec.hidden_size
+    session.admit(0, [2, 3], SamplingParams(), torch.zeros(1, width) if width else None)
     launch_all, launches, recorded = cpu_program.launch_all, [], []
     record = CpuOps._record
     monkeypatch.setattr(cpu_program, "launch_all", lambda *given: launches.append(launch_all(*given)))
     monkeypatch.setattr(CpuOps, "_record", lambda *given: recorded.append(record(*given)) or recorded[-1])
-    for room in (1, 3, 4, 3, 4, 1):
-        assert len(session.propose([0], [Room(room, room)]).trees[0].tokens) == room
-        session.observe([Commit(0, [0], [5], 0)], torch.zeros(1, 1 + room, width) if width else None)
+    for limit in (1, 3, 4, 3, 4, 1):
+        assert len(session.propose([0], [DraftLimit(limit, limit)]).trees[0].tokens) == limit
+        session.observe([Commit(0, [0], [5], 0)], torch.zeros(1, 1 + limit, width) if width else None)
     assert len(launches) == 6
     assert len(recorded) == 3
 
 
 def test_slots_with_unequal_backlogs_share_a_read_and_a_chain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two programs: there are few of each, and many pairs of a number of rows and a number of levels."""
+    """Two graphs: there are few of each, and many pairs of a number of rows and a number of levels."""
     proposer = proposer_of("draft_model", tiny_target(2, dtype=torch.float32, max_positions=160), IDS_K)
     session = opened(proposer)
     for slot in range(3):
-        session.admit(slot, [2, 3], Sampling(), None)
+        session.admit(slot, [2, 3], SamplingParams(), None)
     session.catch_up([0, 1, 2])
     session.observe([Commit(1, [0], [5], 1)], None)
     launch_all, launches = cpu_program.launch_all, []
     monkeypatch.setattr(cpu_program, "launch_all", lambda *given: launches.append(launch_all(*given)))
-    draft = session.propose([0, 1, 2], [Room(4, 4), Room(2, 4), Room(5, 1)])
+    draft = session.propose([0, 1, 2], [DraftLimit(4, 4), DraftLimit(2, 4), DraftLimit(5, 1)])
     assert draft.num_nodes == (4, 2, 1)
     assert len(launches) == 2
-    assert session.backlog.model.cache.lengths == [5, 4, 2]
+    assert session.pending.model.cache.lengths == [5, 4, 2]

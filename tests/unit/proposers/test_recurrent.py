@@ -9,19 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from outrider import Commit, ConfigError, Room, Sampling, SessionPlan
+from outrider import Commit, ConfigError, DraftLimit, SamplingParams, SessionPlan
 from outrider.cache import KVCache
 from outrider.draft import Tree
-from outrider.models.chain import Link
+from outrider.models.chain import DraftStep
 from outrider.models.eagle3 import Eagle3Head
-from outrider.models.ops import Placement, Programs
 from outrider.models.recurrent import Reading
 from outrider.noise import Stream, position_keys
 from outrider.noise import pick as pick_token
-from outrider.proposers import recurrent
+from outrider.ops.base import GraphCache
+from outrider.placement import Placement
+from outrider.proposers.drafting import recurrent
+from outrider.proposers.drafting.recurrent import PendingPairs, RecurrentSession
+from outrider.proposers.drafting.recurrent_tree import Paths, RankedGrowth, parse_paths
 from outrider.proposers.eagle3 import head_of, random_checkpoint
-from outrider.proposers.recurrent import Backlog, RecurrentSession
-from outrider.proposers.recurrent_tree import Paths, RankedGrowth, parse_paths
 from outrider.testing import tiny_target
 
 TARGET = tiny_target()
@@ -131,14 +132,14 @@ def test_drafts_equal_brute_force_through_any_history(data: st.DataObject, seed:
                 session.admit(
                     slot,
                     texts[slot].tokens[: texts[slot].length],
-                    Sampling(),
+                    SamplingParams(),
                     texts[slot].features_TF[: texts[slot].length - 1],
                 )
         slots = list(texts)
-        rooms = [Room(data.draw(st.sampled_from([0, 1, 3, 8])), data.draw(st.integers(0, 5))) for _ in slots]
-        trees = session.propose(slots, rooms).trees
-        for slot, room, tree in zip(slots, rooms, trees, strict=True):
-            text, num_nodes, depth = texts[slot], room.num_nodes, min(4, room.max_depth)
+        limits = [DraftLimit(data.draw(st.sampled_from([0, 1, 3, 8])), data.draw(st.integers(0, 5))) for _ in slots]
+        trees = session.propose(slots, limits).trees
+        for slot, limit, tree in zip(slots, limits, trees, strict=True):
+            text, num_nodes, depth = texts[slot], limit.num_nodes, min(4, limit.max_depth)
             if text.length == 1 or min(num_nodes, depth) == 0:
                 assert tree.tokens == []
             elif kind == "chain":
@@ -177,8 +178,8 @@ def test_long_prompts_are_read_in_pieces(lengths: list[int], monkeypatch: pytest
     session = session_of(head)
     texts = [Text(head, generator, length) for length in lengths]
     for slot, text in enumerate(texts):
-        session.admit(slot, text.tokens[: text.length], Sampling(), text.features_TF[: text.length - 1])
-    trees = session.propose(list(range(len(texts))), [Room(4, 4)] * len(texts)).trees
+        session.admit(slot, text.tokens[: text.length], SamplingParams(), text.features_TF[: text.length - 1])
+    trees = session.propose(list(range(len(texts))), [DraftLimit(4, 4)] * len(texts)).trees
     assert [tree.tokens for tree in trees] == [text.chain(4) for text in texts]
 
 
@@ -187,24 +188,24 @@ def test_all_slots_catch_up_in_one_read_and_each_level_is_one_read() -> None:
     reads: list[int] = []
     predicted: list[int] = []
     chained: list[int] = []
-    read, predict, link = head.read, head.predict, head.link
+    read, predict, draft_step = head.read, head.predict, head.draft_step
 
     class Counting:
         def __getattr__(self, name: str) -> object:
             return getattr(head, name)
 
-        def read(self, *arguments: Tensor, num_predicted: int, programs: Programs) -> Reading:
+        def read(self, *arguments: Tensor, num_predicted: int, graph_cache: GraphCache) -> Reading:
             reads.append(len(arguments[1]))
             if num_predicted:
                 predicted.append(num_predicted)
-            return read(*arguments, num_predicted=num_predicted, programs=programs)  # type: ignore[arg-type]
+            return read(*arguments, num_predicted=num_predicted, graph_cache=graph_cache)  # type: ignore[arg-type]
 
         def predict(self, states_RE: Tensor) -> Tensor:
             predicted.append(len(states_RE))
             return predict(states_RE)
 
-        def link(self, cache: KVCache) -> Link:
-            known = link(cache)
+        def draft_step(self, cache: KVCache) -> DraftStep:
+            known = draft_step(cache)
 
             def watched(both_RE: Tensor, placement: Placement) -> Tensor:
                 chained.append(placement.positions_BM.numel())
@@ -216,10 +217,10 @@ def test_all_slots_catch_up_in_one_read_and_each_level_is_one_read() -> None:
         session = session_of(Counting(), width=width, num_nodes=3, depth=3)  # type: ignore[arg-type]
         for slot, length in enumerate((3, 5, 7)):
             text = Text(head, generator, length)
-            session.admit(slot, text.tokens[:length], Sampling(), text.features_TF[: length - 1])
+            session.admit(slot, text.tokens[:length], SamplingParams(), text.features_TF[: length - 1])
         for some in (reads, predicted, chained):
             some.clear()
-        session.propose([0, 1, 2], [Room(3, 3)] * 3)
+        session.propose([0, 1, 2], [DraftLimit(3, 3)] * 3)
         assert (reads, predicted, chained) == want
 
 
@@ -227,29 +228,29 @@ def test_an_unverified_proposal_can_be_made_again() -> None:
     head = head_from(1)
     text = Text(head, torch.Generator().manual_seed(0), 5)
     session = session_of(head)
-    session.admit(0, text.tokens[:5], Sampling(), text.features_TF[:4])
-    first = session.propose([0], [Room(4, 4)]).trees
-    assert session.propose([0], [Room(4, 4)]).trees == first
-    assert session.propose([0], [Room(2, 4)]).trees[0].tokens == first[0].tokens[:2]
+    session.admit(0, text.tokens[:5], SamplingParams(), text.features_TF[:4])
+    first = session.propose([0], [DraftLimit(4, 4)]).trees
+    assert session.propose([0], [DraftLimit(4, 4)]).trees == first
+    assert session.propose([0], [DraftLimit(2, 4)]).trees[0].tokens == first[0].tokens[:2]
 
 
 def test_drafted_entries_are_never_kept() -> None:
     head = head_from(1)
     text = Text(head, torch.Generator().manual_seed(0), 5)
     session = session_of(head, width=3, num_nodes=8)
-    session.admit(0, text.tokens[:5], Sampling(), text.features_TF[:4])
-    session.propose([0], [Room(8, 4)])
+    session.admit(0, text.tokens[:5], SamplingParams(), text.features_TF[:4])
+    session.propose([0], [DraftLimit(8, 4)])
     assert session.cache.lengths[0] == 4
 
 
 @pytest.mark.parametrize("noise", [Stream.TARGET, Stream.DRAFT])
 def test_sampled_chains_draw_from_the_heads_distribution(noise: Stream) -> None:
     """With the noise of the positions where the tokens will stand, numbered by depth for the ratio tests."""
-    head, sampling = head_from(2), Sampling(temperature=0.8, seed=11)
+    head, sampling = head_from(2), SamplingParams(temperature=0.8, seed=11)
     text = Text(head, torch.Generator().manual_seed(0), 6)
     session = session_of(head, noise, sampled=True)
     session.admit(0, text.tokens[:6], sampling, text.features_TF[:5])
-    draft = session.propose([0], [Room(4, 4)])
+    draft = session.propose([0], [DraftLimit(4, 4)])
     chain = draft.trees[0].tokens
     for depth, token in enumerate(chain):
         logits_1V = text.log_probs(chain[:depth])[None] / 0.8
@@ -263,14 +264,14 @@ def test_sampled_chains_draw_from_the_heads_distribution(noise: Stream) -> None:
 
 
 def test_a_backlog_gives_what_was_added_in_order() -> None:
-    backlog = Backlog()
-    backlog.add(torch.arange(3.0)[:, None], [10, 11, 12])
-    backlog.add(torch.arange(3.0, 5.0)[:, None], [13, 14])
-    head = backlog.take(2)
+    pending = PendingPairs()
+    pending.add(torch.arange(3.0)[:, None], [10, 11, 12])
+    pending.add(torch.arange(3.0, 5.0)[:, None], [13, 14])
+    head = pending.take(2)
     assert (head.tokens, torch.cat(head.features).flatten().tolist()) == ([10, 11], [0.0, 1.0])
-    rest = backlog.take(99)
+    rest = pending.take(99)
     assert (rest.tokens, torch.cat(rest.features).flatten().tolist()) == ([12, 13, 14], [2.0, 3.0, 4.0])
-    assert (backlog.tokens, backlog.features) == ([], [])
+    assert (pending.tokens, pending.features) == ([], [])
 
 
 def test_a_fixed_tree_leaves_out_ranks_that_a_small_vocabulary_does_not_have() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outrider.errors import ConfigError, RequestError
-from outrider.proposers.suffix_index import Speculation, SuffixCache, SuffixTree
+from outrider.proposers.lookup.suffix_index import Speculation, SuffixCache, SuffixTree
 
 Tokens = list[int]
 String = tuple[int, ...]

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from outrider import Engine, load_proposer, load_target
 from outrider.metrics import PrefillRecord, StepRecord
+from outrider.sampling import SamplingParams
 from outrider.testing.directory import write_tiny_model
 
 
@@ -21,6 +22,8 @@ def test_a_stored_head_is_the_drafts_own(tmp_path: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"tie_word_embeddings": True}))
     records: list[StepRecord | PrefillRecord] = []
     proposer = load_proposer("draft_model", target, checkpoint=directory, num_nodes=3)
-    Engine(target, proposer, record=records.append).generate([[5, 7, 9]], max_new_tokens=20, ignore_eos=True)
+    Engine(target, proposer, record=records.append).generate(
+        [[5, 7, 9]], SamplingParams(max_tokens=20, ignore_eos=True)
+    )
     steps = [record for record in records if isinstance(record, StepRecord)]
     assert [slot.num_accepted for step in steps for slot in step.slots] == [3] * 5

@@ -20,7 +20,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_says_what_the_loaded_target_says(directory: Path) -> None:
     deferred = DeferredTarget(str(directory), dtype="float32")
     loaded = load_target(str(directory), dtype="float32", device="cpu")
-    apart = {"weight_bytes": 0, "exact_rows": False}
+    apart = {"weight_bytes": 0, "batch_invariant": False}
     assert replace(deferred.spec, **apart) == replace(loaded.spec, **apart)  # type: ignore[arg-type]
     assert "loaded" not in vars(deferred)
     assert deferred.tokenizer.encode("abc") == loaded.tokenizer.encode("abc")
@@ -33,7 +33,7 @@ def test_it_is_loaded_when_it_must_compute(directory: Path) -> None:
     states_RE = torch.ones(2, deferred.spec.hidden_size)
     assert torch.equal(deferred.project(states_RE), loaded.project(states_RE))
     plan = deferred.plan(1, 32, 2)
-    with deferred.hosting():
+    with deferred.decoding_threads():
         assert deferred.open(plan).cache.plan == loaded.open(plan).cache.plan
 
 

@@ -8,6 +8,7 @@ import inspect
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -39,7 +40,7 @@ from outrider.draft import Draft, Tree
 from outrider.engine import Engine
 from outrider.errors import CheckpointError
 from outrider.proposers.none import NoProposer
-from outrider.sampling import Sampling
+from outrider.sampling import SamplingParams
 from outrider.targets import load_target, prefill
 from outrider.targets.hf import HFTarget
 from outrider.targets.native import NativeTarget
@@ -120,20 +121,20 @@ def test_spec_comes_from_config_and_model(target: HFTarget) -> None:
     assert (spec.vocab_size, spec.hidden_size, spec.max_positions, spec.eos_ids) == (VOCAB, 16, 48, (VOCAB - 1,))
     assert spec.num_layers == target.model.config.num_hidden_layers
     assert spec.dtype == torch.float64
-    assert not spec.exact_rows
+    assert not spec.batch_invariant
     assert spec.weight_bytes >= sum(weight.nbytes for weight in target.model.parameters()) > 0
     plan = target.plan(2, 10, 3)
     assert plan.num_layers == spec.num_layers
     assert plan.num_kv_heads * plan.head_dim * 4 // plan.num_kv_heads == 16
 
 
-def test_nodes_and_taps_equal_plain_forwards(target: HFTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nodes_and_features_equal_plain_forwards(target: HFTarget, monkeypatch: pytest.MonkeyPatch) -> None:
     """C3, over a mixed batch with chunked prompts, a chain deeper than the window, and a committed tree path."""
     monkeypatch.setitem(prefill.ROWS, "cpu", 21)
     draw = random.Random(0)
     texts = [[draw.randrange(VOCAB) for _ in range(length)] for length in (1, 25, 9)]
     slots = [2, 0, 1]
-    session = target.open(target.plan(3, 64, 9), taps=tuple(range(target.spec.num_layers + 1)))
+    session = target.open(target.plan(3, 64, 9), feature_layers=tuple(range(target.spec.num_layers + 1)))
     for features_TF, text in zip(session.prefill(slots, [text[:-1] for text in texts]), texts, strict=True):
         assert features_TF is not None
         assert_near(target, features_TF, plain(target, text)[1][:-1])
@@ -155,7 +156,7 @@ def test_nodes_and_taps_equal_plain_forwards(target: HFTarget, monkeypatch: pyte
             text += [tree.tokens[row - 1] for row in path] + [draw.randrange(VOCAB)]
 
 
-def test_without_taps_there_are_no_features(target: HFTarget) -> None:
+def test_without_feature_layers_there_are_no_features(target: HFTarget) -> None:
     session = target.open(target.plan(1, 8, 1))
     assert session.prefill([0], [[1, 2]]) == [None]
     assert session.forward([0], [3], Draft.empty(1)).features_BMF is None
@@ -165,7 +166,9 @@ PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 1, 2, 5, 6, 7, 8, 9, 1, 2]]
 
 
 def test_greedy_text_equals_generate(target: HFTarget) -> None:
-    answers = Engine(target, NoProposer(), max_batch=3).generate(PROMPTS, max_new_tokens=20, ignore_eos=True)
+    answers = Engine(target, NoProposer(), max_batch=3).generate(
+        PROMPTS, SamplingParams(max_tokens=20, ignore_eos=True)
+    )
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         tokens = torch.tensor([prompt])
         wanted = target.model.generate(
@@ -182,24 +185,28 @@ def test_greedy_text_equals_generate(target: HFTarget) -> None:
 
 
 def test_lossless_with_any_draft(target: HFTarget, oracle: Oracle) -> None:
-    settings: dict[str, Any] = {"sampling": Sampling(), "max_new_tokens": 12, "ignore_eos": True}
+    params = SamplingParams(max_tokens=12, ignore_eos=True)
     if target.name in ("gpt2", "gemma2"):
-        settings["sampling"] = Sampling(temperature=1.0, top_p=0.95, seed=5)
+        params = replace(params, temperature=1.0, top_p=0.95, seed=5)
     adversary, trees = Adversary(target), RandomTrees(target, seed=1)
     adversary.oracle = trees.oracle = oracle  # one transcript for all three
     for proposer, max_batch in ((oracle.proposer(), 3), (adversary.proposer(), 2), (trees.proposer(), 2)):
-        assert_lossless(target, proposer, PROMPTS, max_batch=max_batch, **settings)
+        assert_lossless(target, proposer, PROMPTS, params, max_batch=max_batch)
 
 
 def test_the_oracle_is_accepted_to_full_depth(target: HFTarget, oracle: Oracle) -> None:
     engine = Engine(target, oracle.proposer(), max_batch=3)
-    engine.generate(PROMPTS, max_new_tokens=14, ignore_eos=True)
+    engine.generate(PROMPTS, SamplingParams(max_tokens=14, ignore_eos=True))
     assert engine.num_steps == 2
 
 
 CASE = Case(
     prompts=((1, 2, 3, 1, 2, 3), (4,), (9, 8, 7, 9)),
-    samplings=(Sampling(), Sampling(temperature=0.7, top_k=5, seed=2), Sampling(temperature=1.0, seed=3)),
+    samplings=(
+        SamplingParams(),
+        SamplingParams(temperature=0.7, top_k=5, seed=2),
+        SamplingParams(temperature=1.0, seed=3),
+    ),
     limits=(12, 7, 9),
     arrivals=(0, 0, 2),
     cancels=(None, None, 3),
@@ -288,7 +295,7 @@ def test_a_directory_runs_as_saved(tmp_path: Path) -> None:
     assert isinstance(loaded, HFTarget)
     assert loaded.spec.directory == str(tmp_path)
     assert loaded.tokenizer is None
-    want, got = (Engine(each, NoProposer()).generate(PROMPTS, max_new_tokens=10) for each in (made, loaded))
+    want, got = (Engine(each, NoProposer()).generate(PROMPTS, SamplingParams(max_tokens=10)) for each in (made, loaded))
     assert want == got
 
 
@@ -300,8 +307,8 @@ def test_both_targets_agree_on_a_llama(tmp_path: Path) -> None:
     other = load_target(str(tmp_path), dtype="float64", device="cpu", backend="hf")
     assert isinstance(native, NativeTarget)
     assert isinstance(other, HFTarget)
-    settings: dict[str, Any] = {"max_new_tokens": 20, "sampling": Sampling(temperature=0.8, seed=4)}
-    want, got = (Engine(each, NoProposer(), max_batch=3).generate(PROMPTS, **settings) for each in (native, other))
+    params = SamplingParams(max_tokens=20, temperature=0.8, seed=4)
+    want, got = (Engine(each, NoProposer(), max_batch=3).generate(PROMPTS, params) for each in (native, other))
     assert want == got
     for field in ("vocab_size", "hidden_size", "num_layers", "max_positions", "eos_ids", "dtype"):
         assert getattr(native.spec, field) == getattr(other.spec, field)

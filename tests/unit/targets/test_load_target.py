@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrain
 
 import outrider
 from outrider.errors import CheckpointError, ConfigError
+from outrider.sampling import SamplingParams
 from outrider.targets.native import NativeTarget
 
 SIZES: dict[str, Any] = {
@@ -148,7 +149,7 @@ def test_a_stored_head_that_differs_is_used_although_the_config_ties_it(llama: P
     for backend in ("native", "hf"):
         target = load(llama, backend=backend)
         engine = outrider.Engine(target, outrider.load_proposer("none", target))
-        found = engine.generate([[1, 2, 3]], max_new_tokens=8, ignore_eos=True)[0].tokens
+        found = engine.generate([[1, 2, 3]], SamplingParams(max_tokens=8, ignore_eos=True))[0].tokens
         assert list(found) == wanted.tolist()
         assert torch.equal(target.shared_weights().head_VE.float(), model.lm_head.weight)
 
@@ -218,7 +219,7 @@ def test_loading_does_not_need_the_directory_afterwards(llama: Path) -> None:
     target = load(llama)
     shutil.rmtree(llama)
     engine = outrider.Engine(target, outrider.load_proposer("none", target))
-    assert len(engine.generate([[1, 2, 3]], max_new_tokens=4, ignore_eos=True)[0].tokens) == 4
+    assert len(engine.generate([[1, 2, 3]], SamplingParams(max_tokens=4, ignore_eos=True))[0].tokens) == 4
 
 
 @pytest.mark.parametrize("backend", ["native", "hf"])
@@ -268,4 +269,4 @@ def test_longrope_ends_where_its_second_set_of_frequencies_begins(llama: Path) -
     target = load(llama)
     assert target.spec.max_positions == 32
     engine = outrider.Engine(target, outrider.load_proposer("none", target))
-    assert list(engine.generate(prompt, max_new_tokens=12, ignore_eos=True)[0].tokens) == wanted.tolist()
+    assert list(engine.generate(prompt, SamplingParams(max_tokens=12, ignore_eos=True))[0].tokens) == wanted.tolist()

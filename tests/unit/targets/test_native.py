@@ -46,7 +46,7 @@ def test_weight_bytes_count_the_head_also_when_tied() -> None:
     ("dtype", "exact"), [(torch.float64, False), (torch.float32, True), (torch.bfloat16, True), (torch.float16, False)]
 )
 def test_rows_are_called_exact_on_the_compiled_back_end_only(dtype: torch.dtype, exact: bool) -> None:
-    assert tiny_target(dtype=dtype).spec.exact_rows is exact
+    assert tiny_target(dtype=dtype).spec.batch_invariant is exact
 
 
 def test_plan_has_the_sizes_of_the_cache() -> None:
@@ -65,14 +65,14 @@ def test_mlp_biases_are_refused() -> None:
 
 def test_a_prompt_of_one_token_leaves_the_cache_empty() -> None:
     target = tiny_target()
-    session = target.open(target.plan(2, 8, 1), taps=(0, 2))
+    session = target.open(target.plan(2, 8, 1), feature_layers=(0, 2))
     (features_TF,) = session.prefill([1], [[]])
     assert features_TF is not None
     assert features_TF.shape == (0, 32)
     assert session.cache.lengths == [0, 0]
 
 
-def test_without_taps_there_are_no_features() -> None:
+def test_without_feature_layers_there_are_no_features() -> None:
     target = tiny_target()
     session = target.open(target.plan(2, 8, 1))
     assert session.prefill([0, 1], [[1, 2], []]) == [None, None]
@@ -111,7 +111,7 @@ def test_a_ragged_batch_computes_its_real_rows_only(monkeypatch: pytest.MonkeyPa
     prompts = [[1, 2, 3], [4, 5], [6]]
 
     def forward() -> tuple[Tensor, list[int]]:
-        session = target.open(target.plan(3, 32, 8), taps=(1,))
+        session = target.open(target.plan(3, 32, 8), feature_layers=(1,))
         session.prefill([0, 1, 2], [prompt[:-1] for prompt in prompts])
         seen: list[int] = []
         inner = session.decoder

@@ -1,1 +1,1 @@
-"""Serving engines in the benchmark: a server process, the clients that drive it, and what it counts."""
+"""Contenders on a server."""

@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, final
 
-from outrider.bench.counters import Counters, total_of
 from outrider.bench.serving.prometheus import counters_in
 from outrider.errors import EndpointError, nearest
-from outrider.interop.server_answers import (
+from outrider.http.answers import (
     AnswerError,
     Usage,
     check_prompt,
@@ -32,15 +31,16 @@ from outrider.interop.server_answers import (
     token_ids,
     usage_of,
 )
-from outrider.interop.server_http import ServerHttp
+from outrider.http.client import ServerHttp
+from outrider.results.counters import Counters, total_of
 
-__all__ = ["Client", "Question", "Reply"]
+__all__ = ["Client", "CompletionRequest", "Reply"]
 
 DONE = b"[DONE]"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class CompletionRequest:
     """One request: token ids in, at most `limit` tokens out; `ends` are tokens that end the answer, unless ignored.
 
     vocab_size   above every token id that the target has
@@ -128,7 +128,7 @@ class Client:
         known = [counters for counters in found if counters is not None]
         return total_of(known) if len(known) == len(found) else None
 
-    async def ask(self, question: Question, model: str) -> Reply:
+    async def ask(self, request: CompletionRequest, model: str) -> Reply:
         """Send one request and read its answer to the end.
 
         Raises:
@@ -138,29 +138,29 @@ class Client:
 
         def take(data: bytes) -> bool | None:
             if data == DONE:
-                _check_whole(reply, question)
+                _check_whole(reply, request)
                 return None
-            return _take(reply, parsed(data), question, perf_counter()) if data else False
+            return _take(reply, parsed(data), request, perf_counter()) if data else False
 
-        await self._http.events(f"{self.url}/completions", question.body(model), take)
+        await self._http.events(f"{self.url}/completions", request.body(model), take)
         return reply
 
 
-def _take(reply: Reply, event: Mapping[str, Any], question: Question, now: float) -> bool:
+def _take(reply: Reply, event: Mapping[str, Any], request: CompletionRequest, now: float) -> bool:
     """Take in an event; return whether it brought tokens or the end."""
     reply.usage = usage_of(event) or reply.usage
     choice = choice_of(event)
     if choice is None:
         return False
-    tokens = token_ids(choice, question.vocab_size)
+    tokens = token_ids(choice, request.vocab_size)
     if tokens is None and choice.get("text"):
         raise AnswerError("gives no token ids; serve with vLLM 0.10.2 or later, which knows return_token_ids")
     reason = choice.get("finish_reason")
     if tokens:
         if reply.reason is not None:
             raise AnswerError("went on with its answer after the end")
-        if len(reply.tokens) + len(tokens) > question.limit:
-            raise AnswerError(f"wrote more than the {question.limit} tokens that were asked for")
+        if len(reply.tokens) + len(tokens) > request.limit:
+            raise AnswerError(f"wrote more than the {request.limit} tokens that were asked for")
         reply.tokens += tokens
         reply.bursts.append(len(tokens))
         reply.first, reply.last = reply.first or now, now
@@ -170,12 +170,12 @@ def _take(reply: Reply, event: Mapping[str, Any], question: Question, now: float
     return bool(tokens)
 
 
-def _check_whole(reply: Reply, question: Question) -> None:
+def _check_whole(reply: Reply, request: CompletionRequest) -> None:
     check_reason(reply.reason)
     usage = reply.usage
     if usage is None or usage.prompt_tokens is None or usage.completion_tokens is None:
         raise AnswerError("cut its answer off before the end: its counts are missing")
-    check_prompt(usage, len(question.prompt))
+    check_prompt(usage, len(request.prompt))
     if usage.completion_tokens != len(reply.tokens):
         raise AnswerError(
             f"cut its answer off: it wrote {shown(usage.completion_tokens)} tokens and sent {len(reply.tokens)}"

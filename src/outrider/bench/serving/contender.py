@@ -15,14 +15,14 @@ from time import perf_counter, sleep
 from typing import Any, final
 
 from outrider.bench.contender import Contender, Name
-from outrider.bench.counters import Counters
 from outrider.bench.plan import Cell, Group
-from outrider.bench.play import Dialogue, Rules
-from outrider.bench.serving.client import Client, Question, Reply
+from outrider.bench.serving.client import Client, CompletionRequest, Reply
 from outrider.bench.serving.service import Service
-from outrider.bench.unit import Answer, UnitResult
+from outrider.data.dialogue import Dialogue, Rules
 from outrider.errors import RunError
-from outrider.interop.server_http import gathered
+from outrider.http.client import gathered
+from outrider.results.counters import Counters
+from outrider.results.unit import Answer, UnitResult
 
 __all__ = ["Reader", "ServedContender"]
 
@@ -157,7 +157,7 @@ class ServedContender(Contender):
         return None
 
     async def _warm_up(self, batch: int, temperature: float) -> None:
-        question = Question(
+        request = CompletionRequest(
             prompt=self.reader.warm_up,
             limit=WARM_UP_TOKENS,
             vocab_size=self.reader.vocab_size,
@@ -166,7 +166,7 @@ class ServedContender(Contender):
             ends=(),
             ignore_eos=True,
         )
-        await gathered(self.client.ask(question, self._model) for _ in range(batch))
+        await gathered(self.client.ask(request, self._model) for _ in range(batch))
 
     async def _play(self, group: Group, rules: Rules, slots: int, start: float) -> list[Answer]:
         free = asyncio.Semaphore(slots)
@@ -183,7 +183,7 @@ class ServedContender(Contender):
                 if (room := rules.max_len - len(prompt)) < 1:
                     break
                 sampling = rules.sampling(conversation, turn)
-                question = Question(
+                request = CompletionRequest(
                     prompt=prompt,
                     limit=min(room, rules.limit(conversation)),
                     vocab_size=self.reader.vocab_size,
@@ -192,12 +192,12 @@ class ServedContender(Contender):
                     ends=self.reader.eos_ids,
                     ignore_eos=rules.ignore_eos,
                 )
-                reply = await self.client.ask(question, self._model)
-                answers.append(self._answer(conversation.id, turn, question, reply, start))
+                reply = await self.client.ask(request, self._model)
+                answers.append(self._answer(conversation.id, turn, request, reply, start))
                 dialogue.answer(reply.tokens, self.reader.tokenizer)
         return answers
 
-    def _answer(self, conversation: str, turn: int, question: Question, reply: Reply, start: float) -> Answer:
+    def _answer(self, conversation: str, turn: int, request: CompletionRequest, reply: Reply, start: float) -> Answer:
         assert reply.first is not None
         assert reply.last is not None
         self._num_requests += 1
@@ -205,8 +205,8 @@ class ServedContender(Contender):
             conversation=conversation,
             turn=turn,
             request=self._num_requests,
-            seed=question.seed,
-            num_prompt_tokens=len(question.prompt),
+            seed=request.seed,
+            num_prompt_tokens=len(request.prompt),
             tokens=tuple(reply.tokens),
             finished="eos" if reply.reason == "stop" else "length",
             ttft_s=reply.first - reply.start,

@@ -13,7 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 
-from outrider.bench.counters import Counters
+from outrider.results.counters import Counters
 
 __all__ = ["counters_in"]
 

@@ -14,7 +14,7 @@ from typing import final
 
 from outrider.bench.serving.process import ServerProcess
 from outrider.errors import EndpointError, RunError
-from outrider.interop.server_http import ServerHttp
+from outrider.http.client import ServerHttp
 
 __all__ = ["Launched", "Remote", "Service"]
 

@@ -1,1 +1,1 @@
-"""One file per trainable method."""
+"""What each trainable method predicts at each depth, and its loss."""

@@ -15,11 +15,12 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
+from outrider.data.texts import Corpus
 from outrider.errors import ConfigError
 from outrider.formats.token_ranking import special_ids
 from outrider.target import Target
-from outrider.train.losses import Loss
-from outrider.train.objective import Corpus, Teacher
+from outrider.train.objective import Teacher
+from outrider.train.objectives.losses import Loss
 
 __all__ = ["Columns", "choose_columns"]
 

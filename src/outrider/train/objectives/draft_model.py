@@ -25,14 +25,15 @@ from typing import ClassVar, Self, final
 import torch
 from torch import Tensor, nn
 
+from outrider.data.texts import Corpus
 from outrider.errors import ConfigError
 from outrider.formats.hf_draft import write_draft
 from outrider.train.batch import Batch
-from outrider.train.losses import LOSSES, Loss
-from outrider.train.objective import Corpus, Objective, Outcome, Teacher
+from outrider.train.objective import Objective, Outcome, Teacher
 from outrider.train.objectives.chained import chained_KBL
 from outrider.train.objectives.columns import Columns
 from outrider.train.objectives.decoder import DraftNetwork
+from outrider.train.objectives.losses import LOSSES, Loss
 from outrider.train.objectives.scoring import Scorer
 from outrider.train.objectives.start import StartConfig, begin
 
@@ -79,7 +80,7 @@ class DraftObjective(Objective):
         return self.network
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[int, ...]:
         return () if self.config.loss == "ce" else (self.teacher.target.spec.num_layers,)
 
     @property
@@ -90,8 +91,8 @@ class DraftObjective(Objective):
         chained = chained_KBL(batch, self.num_depths)
         scored_BL = chained[0]
         features_NF = None
-        if self.taps:
-            assert batch.features_BLF is not None, "the loop captures the taps that an objective names"
+        if self.feature_layers:
+            assert batch.features_BLF is not None, "the loop captures the feature layers that an objective names"
             features_NF = batch.features_BLF[scored_BL]
         states_BLE: Tensor = self.network(batch.tokens_BL, batch.positions_BL, batch.causal_BLL())
         tokens_N = batch.shifted(batch.tokens_BL, 1)[scored_BL]

@@ -28,17 +28,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from outrider.data.texts import Corpus
 from outrider.errors import ConfigError
 from outrider.formats.eagle3 import Eagle3Checkpoint, write_native
 from outrider.formats.store import provenance
 from outrider.models.eagle3 import Eagle3Spec
 from outrider.train.batch import Batch
-from outrider.train.losses import LOSSES, Loss, loss_R, overlap_R
-from outrider.train.objective import Corpus, Objective, Outcome, Teacher
+from outrider.train.objective import Objective, Outcome, Teacher
 from outrider.train.objectives.columns import Columns, choose_columns
 from outrider.train.objectives.eagle3_network import Eagle3Network
 from outrider.train.objectives.eagle3_start import begin, head_spec
-from outrider.train.objectives.scoring import mean_by_text, room
+from outrider.train.objectives.losses import LOSSES, Loss, loss_R, overlap_R
+from outrider.train.objectives.scoring import chunk_limits, mean_by_text
 
 __all__ = ["Eagle3Objective", "Eagle3ObjectiveConfig"]
 
@@ -144,9 +145,9 @@ class Eagle3Objective(Objective):
         return self.network.spec
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[int, ...]:
         num_layers = self.teacher.target.spec.num_layers
-        return (*self.spec.taps(num_layers), num_layers)
+        return (*self.spec.feature_layers(num_layers), num_layers)
 
     @property
     def num_depths(self) -> int:
@@ -183,7 +184,7 @@ class Eagle3Objective(Objective):
 
     def _score(self, states_RE: Tensor, tokens_R: Tensor, place_R: Tensor, table: TargetTable) -> Scores:
         """Large batches in chunks whose logits are made again in the backward pass: one chunk's exist at a time."""
-        everything, space = (states_RE, self.columns.of(tokens_R), place_R), room(tokens_R.device)
+        everything, space = (states_RE, self.columns.of(tokens_R), place_R), chunk_limits(tokens_R.device)
         if len(tokens_R) * len(self.ids_K) <= space.logits:
             return self._score_chunk(*everything, table.log_p_PK)
         parts: list[Scores] = []
@@ -210,7 +211,7 @@ class Eagle3Objective(Objective):
         final_BLE = self._features(batch)[..., self.spec.features :]
         needed_BL = batch.shifted(batch.learn_BL, 1)
         place_BL = (needed_BL.flatten().cumsum(0) - 1).clamp(min=0).view_as(needed_BL)
-        states = torch.split(final_BLE[needed_BL], room(final_BLE.device).positions)
+        states = torch.split(final_BLE[needed_BL], chunk_limits(final_BLE.device).positions)
         log_p = [self.columns.teach(self.config.loss, self.teacher, states_RE) for states_RE in states]
         known = [log_p_PK for log_p_PK in log_p if log_p_PK is not None]
         return TargetTable(place_BL, torch.cat(known) if known else None)

@@ -170,7 +170,7 @@ class Eagle3Network(nn.Module):
         self.midlayer = Midlayer(spec)
         self.norm = Norm(layer.hidden_size, layer.rms_norm_eps)
         self.lm_head = nn.Linear(layer.hidden_size, spec.draft_vocab_size, bias=False)
-        sizes = [spec.target_hidden_size] * spec.num_taps if spec.fc_norm else []
+        sizes = [spec.target_hidden_size] * spec.num_feature_layers if spec.fc_norm else []
         self.fc_norm = nn.ModuleList(Norm(size, layer.rms_norm_eps) for size in sizes)
         if spec.norm_before_fc:
             self.input_norm = Norm(spec.features, layer.rms_norm_eps)
@@ -178,7 +178,7 @@ class Eagle3Network(nn.Module):
     def fuse(self, features_BLF: Tensor) -> Tensor:
         """The first states [B, L, E]."""
         if self.spec.fc_norm:
-            parts = features_BLF.chunk(self.spec.num_taps, dim=-1)
+            parts = features_BLF.chunk(self.spec.num_feature_layers, dim=-1)
             features_BLF = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], dim=-1)
         if self.spec.norm_before_fc:
             features_BLF = self.input_norm(features_BLF)

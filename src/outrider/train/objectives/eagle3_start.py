@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from outrider.errors import CheckpointError, ConfigError
+from outrider.formats.weights import read_weights
 from outrider.models.eagle3 import LAYER, Eagle3Spec
 from outrider.models.spec import DecoderSpec
-from outrider.models.weights import read_weights
 from outrider.target import Target
-from outrider.targets.native import NativeTarget
 from outrider.train.objective import Teacher
 from outrider.train.objectives.eagle3_network import Eagle3Network, plain
 
@@ -62,8 +61,8 @@ def head_spec(
 
 def decoder_spec(target: Target) -> DecoderSpec:
     """The target's own shape."""
-    if isinstance(target, NativeTarget):
-        return target.decoder.spec
+    if target.native is not None:
+        return target.native.spec
     if target.spec.directory is None:
         raise ConfigError(
             f"a head needs a target of the Llama family, whose sizes are known; {target.spec.name} is none"

@@ -29,17 +29,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from outrider.data.texts import Corpus
 from outrider.errors import ConfigError, nearest
 from outrider.formats.medusa import LAYOUTS, Layout, write_medusa
 from outrider.formats.store import provenance
 from outrider.models.medusa import LM_HEAD, TOKEN_MAP, MedusaShape
-from outrider.proposers.medusa_tree import grown_paths
+from outrider.proposers.drafting.medusa_tree import grown_paths
 from outrider.train.batch import Batch
-from outrider.train.losses import LOSSES, Loss, loss_R, overlap_R
-from outrider.train.objective import Corpus, Objective, Outcome, Teacher
+from outrider.train.objective import Objective, Outcome, Teacher
 from outrider.train.objectives.columns import Columns
+from outrider.train.objectives.losses import LOSSES, Loss, loss_R, overlap_R
 from outrider.train.objectives.medusa_network import MedusaNetwork
-from outrider.train.objectives.scoring import mean_by_text, room
+from outrider.train.objectives.scoring import chunk_limits, mean_by_text
 
 __all__ = ["MedusaObjective", "MedusaObjectiveConfig"]
 
@@ -131,7 +132,7 @@ class MedusaObjective(Objective):
             output="own" if config.output == "own" else "target",
         )
         self.network = MedusaNetwork(self.shape, self.head_KE).to(device)
-        self.max_logits = room(device).logits
+        self.max_logits = chunk_limits(device).logits
         self.rank_counts_HN = torch.zeros(config.num_heads, NUM_RANKS, dtype=torch.int64)
         self.num_ranked_H = torch.zeros(config.num_heads, dtype=torch.int64)
         self._counts_are_old = False
@@ -146,7 +147,7 @@ class MedusaObjective(Objective):
         return self.network
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[int, ...]:
         return (self.teacher.target.spec.num_layers,)
 
     @property

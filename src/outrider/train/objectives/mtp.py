@@ -25,6 +25,7 @@ from typing import Self, final
 import torch
 from torch import Tensor, nn
 
+from outrider.data.texts import Corpus
 from outrider.errors import ConfigError
 from outrider.formats.mtp import (
     FINAL_NORM,
@@ -36,13 +37,13 @@ from outrider.formats.mtp import (
     write_mtp,
 )
 from outrider.formats.store import provenance
+from outrider.formats.weights import Weights, read_weights
 from outrider.models.spec import DecoderSpec
-from outrider.models.weights import Weights, read_weights
 from outrider.target import Target
 from outrider.train.batch import Batch
-from outrider.train.losses import Loss
-from outrider.train.objective import Corpus, Objective, Outcome, Teacher
+from outrider.train.objective import Objective, Outcome, Teacher
 from outrider.train.objectives.columns import Columns
+from outrider.train.objectives.losses import Loss
 from outrider.train.objectives.mtp_network import MtpInputs, MtpNetwork
 from outrider.train.objectives.scoring import Scorer
 
@@ -122,7 +123,7 @@ class MtpObjective(Objective):
         return self.network
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[int, ...]:
         return (self.teacher.target.spec.num_layers,)
 
     @property

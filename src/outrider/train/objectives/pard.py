@@ -23,17 +23,18 @@ from typing import ClassVar, Self, final
 import torch
 from torch import Tensor, nn
 
+from outrider.data.texts import Corpus
 from outrider.errors import ConfigError
 from outrider.formats.hf_draft import write_draft
+from outrider.formats.locate import locate
 from outrider.formats.store import read_json
-from outrider.models.locate import locate
 from outrider.proposers.pard import mask_of, names_mask
 from outrider.target import Target
 from outrider.train.batch import Batch
-from outrider.train.losses import LOSSES, Loss
-from outrider.train.objective import Corpus, Objective, Outcome, Teacher
+from outrider.train.objective import Objective, Outcome, Teacher
 from outrider.train.objectives.columns import Columns
 from outrider.train.objectives.decoder import DraftNetwork
+from outrider.train.objectives.losses import LOSSES, Loss
 from outrider.train.objectives.pard_layout import Layout, lay_out
 from outrider.train.objectives.scoring import Scorer
 from outrider.train.objectives.start import StartConfig, begin
@@ -103,7 +104,7 @@ class PardObjective(Objective):
         return self.network
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[int, ...]:
         return () if self.config.loss == "ce" else (self.teacher.target.spec.num_layers,)
 
     @property
@@ -114,8 +115,8 @@ class PardObjective(Objective):
         layout = lay_out(batch, self.num_depths, self.config.retention, self.config.floor, generator)
         rows = layout.scored()
         features_NF = None
-        if self.taps:
-            assert batch.features_BLF is not None, "the loop captures the taps that an objective names"
+        if self.feature_layers:
+            assert batch.features_BLF is not None, "the loop captures the feature layers that an objective names"
             features_NF = batch.features_BLF[rows.row_N, rows.anchor_N + rows.block_N]
         tokens_N = batch.tokens_BL[rows.row_N, rows.anchor_N + rows.block_N + 1]
         states_NE = self.states(batch, layout)[rows.row_N, rows.place_N]

@@ -1,8 +1,8 @@
 """Loss and guesses at many positions, a slice of the vocabulary's worth of memory at a time.
 
 Logits are the largest tensor of a draft model's training: 3 400 positions by 152 064 tokens are 2 GB. More of them than
-a device has `room` for are made for some positions at a time, and again in the backward pass, so that only one chunk of
-them exists.
+a device has `chunk_limits` for are made for some positions at a time, and again in the backward pass, so that only one
+chunk of them exists.
 
 Worked example: per-position losses 1, 3 of one text and 5 of another sum to mean(1, 3) + 5 = 7 over 2 texts.
 
@@ -15,26 +15,26 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from outrider.train.losses import Loss, loss_R, overlap_R
 from outrider.train.objective import Teacher
 from outrider.train.objectives.columns import Columns
+from outrider.train.objectives.losses import Loss, loss_R, overlap_R
 
-__all__ = ["Room", "Scorer", "Scores", "TextMeans", "mean_by_text", "room"]
+__all__ = ["ChunkLimits", "Scorer", "Scores", "TextMeans", "chunk_limits", "mean_by_text"]
 
 
-class Room(NamedTuple):
+class ChunkLimits(NamedTuple):
     """What may exist at a time: logits, and positions of a chunk where there would be more logits than that."""
 
     logits: int
     positions: int
 
 
-ROOMS = {"cpu": Room(1 << 25, 1024), "cuda": Room(1 << 28, 8192)}
+CHUNK_LIMITS = {"cpu": ChunkLimits(1 << 25, 1024), "cuda": ChunkLimits(1 << 28, 8192)}
 
 
-def room(device: torch.device) -> Room:
+def chunk_limits(device: torch.device) -> ChunkLimits:
     """What fits the memory of such a device."""
-    return ROOMS.get(device.type, ROOMS["cpu"])
+    return CHUNK_LIMITS.get(device.type, CHUNK_LIMITS["cpu"])
 
 
 class Scores(NamedTuple):
@@ -73,7 +73,7 @@ class Scorer(NamedTuple):
             tokens_R: the token to be predicted.
             features_RF: the target's state after its final norm, from which it wrote that token; None without.
         """
-        space = room(tokens_R.device)
+        space = chunk_limits(tokens_R.device)
         if len(tokens_R) * self.columns.num_columns <= space.logits:
             return self._score(states_RE, head_VE, tokens_R, features_RF)
         parts: list[Scores] = []

@@ -21,11 +21,10 @@ from torch import Tensor
 
 from outrider.errors import ConfigError
 from outrider.formats.hf_draft import EMBEDDING, HEAD, MASK, read_draft, widened
+from outrider.formats.weights import read_weights
 from outrider.models.spec import DecoderSpec, RopeSpec
-from outrider.models.weights import read_weights
 from outrider.proposers.draft_model import layer_list
 from outrider.target import Target
-from outrider.targets.native import NativeTarget
 from outrider.train.objective import Teacher
 from outrider.train.objectives.decoder import DraftNetwork
 
@@ -93,7 +92,7 @@ def _from_checkpoint(teacher: Teacher, config: StartConfig, name: str, mask_id: 
 
 def _from_layers(teacher: Teacher, config: StartConfig, layers: str, mask_id: int | None) -> DraftNetwork:
     target = teacher.target
-    if not isinstance(target, NativeTarget) or target.spec.directory is None:
+    if target.native is None or target.spec.directory is None:
         raise ConfigError(f"layers={layers} needs a target on the native decoder, loaded from files; give a checkpoint")
     kept = layer_list(target, layers)
     weights = read_weights(Path(target.spec.directory))
@@ -102,7 +101,7 @@ def _from_layers(teacher: Teacher, config: StartConfig, layers: str, mask_id: in
         HEAD: teacher.head_VE,
         "model.norm.weight": weights["model.norm.weight"],
     }
-    spec = target.decoder.keep(kept).spec
+    spec = target.native.keep(kept).spec
     for name in spec.weight_shapes():
         if name.startswith("model.layers."):
             _, _, place, rest = name.split(".", 3)
@@ -121,8 +120,8 @@ def _fresh(teacher: Teacher, config: StartConfig, mask_id: int | None, seed: int
     tensors[MASK] = _mean(teacher)
     if width == target.spec.hidden_size:
         tensors |= {EMBEDDING: teacher.embedding_VE, HEAD: teacher.head_VE}
-        if isinstance(target, NativeTarget):
-            tensors["model.norm.weight"] = target.decoder.norm_E
+        if target.native is not None:
+            tensors["model.norm.weight"] = target.native.norm_E
     return _network(teacher, spec, tensors, share, mask_id)
 
 
@@ -136,7 +135,7 @@ def _drawn(name: str, shape: tuple[int, ...], spec: DecoderSpec, generator: torc
 
 
 def _fresh_spec(target: Target, width: int, num_layers: int) -> DecoderSpec:
-    known = target.decoder.spec if isinstance(target, NativeTarget) else _plain_spec(target)
+    known = target.native.spec if target.native is not None else _plain_spec(target)
     spec = replace(known, num_layers=num_layers, windows=(None,) * num_layers)
     if width == known.hidden_size:
         return spec

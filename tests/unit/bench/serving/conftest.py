@@ -8,7 +8,7 @@ from serving_runs import Run
 
 from outrider.bench.benchmark import benchmark
 from outrider.bench.config import BenchConfig
-from outrider.bench.schema import Report
+from outrider.results.rows import Report
 from outrider.testing.directory import write_tiny_model
 from outrider.testing.fake_vllm import write_environment
 

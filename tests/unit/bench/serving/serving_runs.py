@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from outrider.bench.schema import Report
+from outrider.results.rows import Report
 
 Run = Callable[..., Report]
 

@@ -9,11 +9,11 @@ import pytest
 from serving_runs import Run, running
 
 from outrider.bench.config import BenchConfig
+from outrider.bench.serving.contenders import serve_flags
 from outrider.bench.serving.endpoint import endpoint_of
-from outrider.bench.serving.lineup import serve_flags
 from outrider.bench.serving.service import Launched
 from outrider.errors import ConfigError, RunError
-from outrider.interop.vllm_environment import find_vllm
+from outrider.vllm.environment import find_vllm
 
 Serve = Callable[..., str]
 SPECULATION = '{"method": "m", "num_speculative_tokens": 3}'

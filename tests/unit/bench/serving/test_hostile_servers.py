@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from outrider.bench.serving import prometheus
-from outrider.bench.serving.client import Client, Question, Reply
+from outrider.bench.serving.client import Client, CompletionRequest, Reply
 from outrider.errors import EndpointError, OutriderError, RunError
-from outrider.interop import server_http
+from outrider.http import client as server_http
 
 Send = Callable[[socket.socket], None]
-QUESTION = Question(prompt=[5, 6, 7], limit=4, vocab_size=20, temperature=0.0, seed=0, ends=(2,), ignore_eos=False)
+REQUEST = CompletionRequest(
+    prompt=[5, 6, 7], limit=4, vocab_size=20, temperature=0.0, seed=0, ends=(2,), ignore_eos=False
+)
 HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
 
 
@@ -84,7 +86,7 @@ def asked(send: Send, *, stall_s: float = 5.0) -> Reply:
     async def ask(url: str) -> Reply:
         client = Client(url, stall_s=stall_s)
         try:
-            return await client.ask(QUESTION, "m")
+            return await client.ask(REQUEST, "m")
         finally:
             await client.close()
 

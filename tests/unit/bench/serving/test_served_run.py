@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from serving_runs import Run, commands, running
 
-from outrider.bench.schema import Row
-from outrider.bench.unit import UnitResult
 from outrider.errors import ConfigError, RunError
+from outrider.results.rows import Row
+from outrider.results.unit import UnitResult
 
 
 def rows_of(report: object, method: str, category: str = "alpha") -> list[Row]:
@@ -89,7 +89,7 @@ def test_our_code_drafts_in_a_server_of_its_own(run: Run, fake: Path, pids: Path
     wanted = json.loads(drafting[drafting.index("--speculative-config") + 1])
     assert wanted == {
         "method": "custom_class",
-        "model": "outrider.interop.custom_class.OutriderDrafter",
+        "model": "outrider.vllm.custom_class.OutriderDrafter",
         "num_speculative_tokens": 3,
     }
     order = json.loads(drafting[drafting.index("--additional-config") + 1])

@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
-from outrider.bench.serving.client import Client, Question, Reply
+from outrider.bench.serving.client import Client, CompletionRequest, Reply
 from outrider.errors import RunError
 
-QUESTION = Question(
+REQUEST = CompletionRequest(
     prompt=[5, 6, 7], limit=8, vocab_size=20, temperature=0.5, seed=2**40 + 3, ends=(2, 1), ignore_eos=False
 )
 REAL = httpx.AsyncClient
@@ -51,7 +51,7 @@ def asking(answer: Answer, monkeypatch: pytest.MonkeyPatch, ask: Callable[[Clien
 
 
 def reply(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> Reply:
-    found = asking(answer, monkeypatch, lambda client: client.ask(QUESTION, "m"))
+    found = asking(answer, monkeypatch, lambda client: client.ask(REQUEST, "m"))
     assert isinstance(found, Reply)
     return found
 

@@ -1,0 +1,71 @@
+"""What the target's part of a step costs, for steps of one kind: the numbers that a choice asks for again and again.
+
+    seconds(nodes, tokens) = forward(B, B + nodes) * drift(B, nodes) + accept(B, tokens) + rest(B)
+
+The rule looks at a row only when its walk gets there: at one per slot, and one more for every accepted node, which is
+as many rows as the step emits tokens. So a choice charges the tokens that it expects, which are never more than the
+rows, and a step that is over those that it emitted.
+
+The drift is what was learnt about the table (`adaptive/drift.py`).
+
+Worked example: two slots, three nodes, of which one is accepted. Five rows are read and three are judged.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from math import floor
+from typing import Final, final
+
+from outrider.adaptive.drift import Drift
+from outrider.budget import SlotState
+from outrider.costs.tables import TargetCosts
+
+__all__ = ["StepCost", "StepCosts"]
+
+CONTEXT: Final = 128
+"""Contexts are told apart in steps of this many tokens."""
+
+
+@final
+class StepCost:
+    """Seconds of steps with so many slots, so long a context, and one kind of sampling."""
+
+    def __init__(self, costs: TargetCosts, drift: Drift, num_slots: int, context: float, greedy: bool) -> None:
+        self.num_slots = num_slots
+        self.drift = drift
+        self._read_s = cache(lambda num_nodes: costs.forward_s(num_slots, num_slots + num_nodes, context))
+        self._judge_s = cache(lambda num_rows: costs.accept_s(num_slots, num_rows, greedy))
+        self._rest_s = costs.rest_s(num_slots)
+        self.plain_s = self.seconds(0, num_slots)
+
+    def seconds(self, num_nodes: int, num_tokens: float) -> float:
+        """Of a step, all slots together; linear between whole tokens, which are expected and need not be whole."""
+        whole = floor(num_tokens)
+        judge_s: float = self._judge_s(whole)
+        if num_tokens > whole:
+            judge_s += (self._judge_s(whole + 1) - judge_s) * (num_tokens - whole)
+        read_s = float(self._read_s(num_nodes)) * self.drift.factor(self.num_slots, num_nodes)
+        return read_s + judge_s + self._rest_s
+
+    def learn(self, num_nodes: int, forward_s: float) -> None:
+        """What the forward of such a step took."""
+        self.drift.add(self.num_slots, num_nodes, forward_s / float(self._read_s(num_nodes)))
+
+
+@final
+class StepCosts:
+    """The kinds of steps that come."""
+
+    def __init__(self, costs: TargetCosts) -> None:
+        self._costs = costs
+        self._drift = Drift()
+        self._kinds: dict[tuple[int, int, bool], StepCost] = {}
+
+    def of(self, slot_states: Sequence[SlotState]) -> StepCost:
+        """Of steps with these slots, of one if there are none."""
+        num_slots = max(1, len(slot_states))
+        context = sum(state.context_length for state in slot_states) // (CONTEXT * num_slots)
+        key = (num_slots, context, all(state.greedy for state in slot_states))
+        if key not in self._kinds:
+            self._kinds[key] = StepCost(self._costs, self._drift, num_slots, (context + 0.5) * CONTEXT, key[2])
+        return self._kinds[key]

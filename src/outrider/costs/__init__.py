@@ -1,0 +1,1 @@
+"""What a step costs on this machine: tables, how they are measured, and which machine they belong to."""

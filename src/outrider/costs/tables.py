@@ -1,0 +1,284 @@
+"""What a step costs on this machine, in seconds: the numbers that a budget and a plan decide with.
+
+A step with B slots and R real rows (roots and nodes of all slots together) costs
+
+    propose(B, R - B) + forward(B, R, context) + accept(B, J) + rest(B)
+
+of which J rows are judged: the roots and the accepted nodes.
+
+A forward of a few rows reads every weight once and costs about what one row costs; where arithmetic or attention starts
+to decide, it grows. How fast is a property of machine, target, dtype and threads, so it is measured
+(`outrider.costs.calibrate`, `outrider profile`) on a grid of slots x rows per slot x context, and read from there
+piecewise linearly (`outrider.costs.grid`). Nothing here takes time itself.
+
+Worked example: rows per slot 1 and 8 measured as 10 ms and 17 ms with one slot. A draft of three nodes is a forward of
+four rows: 13 ms. It pays if it brings more than 1.3 tokens on average, its own cost left aside.
+
+A `CostFile` keeps the tables of one machine and target as JSON, schema "outrider.costs/1".
+"""
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self, final
+
+import numpy as np
+
+from outrider.costs.grid import Grid
+from outrider.costs.identity import Identity
+from outrider.errors import RunError
+
+__all__ = [
+    "COSTS_SCHEMA",
+    "STEADY",
+    "CostFile",
+    "DraftCosts",
+    "MeasuredCosts",
+    "MeasuredDraftCosts",
+    "TargetCosts",
+    "joined_draft_costs",
+    "median_costs",
+    "write_atomically",
+]
+
+COSTS_SCHEMA: Final = "outrider.costs/1"
+
+
+class TargetCosts(ABC):
+    """Seconds that the target and the loop around it take."""
+
+    @abstractmethod
+    def forward_s(self, num_slots: int, num_rows: float, context: float) -> float:
+        """One target forward.
+
+        Args:
+            num_rows: real rows of all slots together, at least `num_slots`; a mean may be fractional.
+            context: committed tokens per slot, on average.
+        """
+
+    @abstractmethod
+    def accept_s(self, num_slots: int, num_rows: float, greedy: bool) -> float:
+        """Judging rows of one forward.
+
+        Args:
+            num_rows: rows that are judged, of all slots together: one per slot, and one per accepted node, for the
+                coupled rule's walk stops behind the accepted path. (On a GPU all rows are judged at once, in little
+                time; a table is measured on drafts that are right to the end, where both counts are the same.)
+            greedy: temperature 0.
+        """
+
+    @abstractmethod
+    def rest_s(self, num_slots: int) -> float:
+        """Committing, and what the host does per step."""
+
+
+class DraftCosts(ABC):
+    """Seconds that one method takes in a step."""
+
+    @abstractmethod
+    def propose_s(self, num_slots: int, num_nodes: float, depth: int) -> float:
+        """Proposing, and observing the verdict.
+
+        Args:
+            num_nodes: nodes of all slots together, like the rows of a forward; 0 is observing alone.
+            depth: of the deepest node.
+        """
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class MeasuredCosts(TargetCosts):
+    """Tables over slots, rows per slot and, for the forward, committed tokens per slot.
+
+    A table with a single number of slots is read by the rows of all slots together.
+    """
+
+    forward: Grid
+    accept_greedy: Grid
+    accept_sampled: Grid
+    rest: Grid
+
+    def forward_s(self, num_slots: int, num_rows: float, context: float) -> float:
+        return self.forward(num_slots, _per_slot(self.forward, num_slots, num_rows), context)
+
+    def accept_s(self, num_slots: int, num_rows: float, greedy: bool) -> float:
+        grid = self.accept_greedy if greedy else self.accept_sampled
+        return grid(num_slots, _per_slot(grid, num_slots, num_rows))
+
+    def rest_s(self, num_slots: int) -> float:
+        return self.rest(num_slots)
+
+    def to_plain(self) -> dict[str, Any]:
+        return {name: getattr(self, name).to_plain() for name in TARGET_AXES}
+
+    @classmethod
+    def from_plain(cls, value: Any) -> Self:
+        """
+        Raises:
+            RunError: naming the table that is missing or damaged.
+        """
+        grids = _grids(TARGET_AXES, value, "target")
+        if not grids["forward"].measured.min() > 0:
+            raise RunError("target.forward has a forward that takes no time")
+        return cls(**grids)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class MeasuredDraftCosts(DraftCosts):
+    """A table over slots and nodes per slot.
+
+    It was measured on drafts of the method's own shape, where the depth follows from the nodes; `depth` is not asked.
+    """
+
+    propose: Grid
+
+    def propose_s(self, num_slots: int, num_nodes: float, depth: int) -> float:
+        return self.propose(num_slots, _per_slot(self.propose, num_slots, num_nodes))
+
+    def to_plain(self) -> dict[str, Any]:
+        return {name: getattr(self, name).to_plain() for name in DRAFT_AXES}
+
+    @classmethod
+    def from_plain(cls, value: Any, where: str) -> Self:
+        """
+        Raises:
+            RunError: naming the table that is missing or damaged.
+        """
+        return cls(**_grids(DRAFT_AXES, value, where))
+
+
+def median_costs(sweeps: Sequence[MeasuredCosts]) -> MeasuredCosts:
+    """The median of several measurements of one grid, point by point."""
+    return MeasuredCosts(**{name: Grid.median([getattr(sweep, name) for sweep in sweeps]) for name in TARGET_AXES})
+
+
+def spread(sweeps: Sequence[MeasuredCosts]) -> float:
+    """By what share the slowest sweep of a forward exceeds the fastest, in the middle of all points.
+
+    On a machine that does nothing else it is some hundredths.
+    """
+    forwards = np.array([sweep.forward.measured for sweep in sweeps])
+    return float(np.median(forwards.max(axis=0) / forwards.min(axis=0))) - 1
+
+
+def joined_draft_costs(parts: Sequence[MeasuredDraftCosts]) -> MeasuredDraftCosts:
+    """One table of several that were measured with different numbers of slots."""
+    return MeasuredDraftCosts(propose=Grid.joined([part.propose for part in parts]))
+
+
+STEADY: Final = 0.1
+"""Sweeps of a quiet machine are less than this share apart."""
+
+TARGET_AXES: Final[Mapping[str, tuple[str, ...]]] = {
+    "forward": ("slots", "rows_per_slot", "contexts"),
+    "accept_greedy": ("slots", "rows_per_slot"),
+    "accept_sampled": ("slots", "rows_per_slot"),
+    "rest": ("slots",),
+}
+DRAFT_AXES: Final[Mapping[str, tuple[str, ...]]] = {"propose": ("slots", "nodes_per_slot")}
+
+
+def _per_slot(grid: Grid, num_slots: int, count: float) -> float:
+    """`count` of all slots together as one slot's; with one number of slots measured, as one of those."""
+    measured = grid.axes["slots"]
+    return count / (num_slots if len(measured) > 1 else measured[0])
+
+
+def _grids(axes: Mapping[str, tuple[str, ...]], value: Any, where: str) -> dict[str, Grid]:
+    if not isinstance(value, dict):
+        raise RunError(f"'{where}' is not a set of tables")
+    return {name: Grid.from_plain(names, value.get(name), f"{where}.{name}") for name, names in axes.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostFile:
+    """All that was measured on one machine with one target.
+
+    drafts   of each method by its label
+    facts    further numbers for the reader: memory bandwidth, versions, date
+    """
+
+    identity: Identity
+    target: MeasuredCosts
+    drafts: Mapping[str, MeasuredDraftCosts] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def spread(self) -> float | None:
+        """How far sweeps were apart, as a share, or None if not told; above `STEADY` something disturbed them."""
+        value = self.facts.get("spread")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
+            return None
+        return float(value)
+
+    def to_plain(self) -> dict[str, Any]:
+        return {
+            "schema": COSTS_SCHEMA,
+            "identity": asdict(self.identity),
+            "facts": dict(self.facts),
+            "target": self.target.to_plain(),
+            "drafts": {label: costs.to_plain() for label, costs in self.drafts.items()},
+        }
+
+    def write(self, path: Path) -> None:
+        """Write whole or not at all.
+
+        Raises:
+            RunError: if it cannot be written.
+        """
+        write_atomically(path, json.dumps(self.to_plain(), indent=1, allow_nan=False) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """
+        Raises:
+            RunError: if the file is missing, damaged, or something else.
+        """
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RunError(f"{path} cannot be read ({error.strerror}); `outrider profile` writes one") from error
+        except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
+            raise RunError(f"{path} is not a file of costs; `outrider profile` writes one") from error
+        if not isinstance(value, dict) or value.get("schema") != COSTS_SCHEMA:
+            raise RunError(f"{path} is not a file of costs with schema {COSTS_SCHEMA}; `outrider profile` writes one")
+        try:
+            return cls._from_plain(value)
+        except RunError as error:
+            raise RunError(f"{path} is damaged: {error}; measure again with `outrider profile`") from error
+
+    @classmethod
+    def _from_plain(cls, value: dict[str, Any]) -> Self:
+        drafts, facts = value.get("drafts", {}), value.get("facts", {})
+        if not isinstance(drafts, dict) or not isinstance(facts, dict):
+            raise RunError("'drafts' or 'facts' is not a set of entries")
+        if strange := [label for label in drafts if not label.isprintable()]:
+            raise RunError(f"'drafts' holds a method called {ascii(strange[0])[:60]}")
+        return cls(
+            identity=Identity.from_plain(value.get("identity")),
+            target=MeasuredCosts.from_plain(value.get("target")),
+            drafts={label: MeasuredDraftCosts.from_plain(costs, f"drafts.{label}") for label, costs in drafts.items()},
+            facts=facts,
+        )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write under another name and rename.
+
+    Raises:
+        RunError: if the file cannot be written.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written ({error.strerror or error}); free space or give another") from error

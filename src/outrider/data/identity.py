@@ -1,0 +1,91 @@
+"""Who writes: the target's name, fingerprint, tokenizer and limits, with or without its weights in memory.
+
+Where a server does the writing, the target is needed here only for its tokenizer and to sign the data, so of its
+weights nothing but the embedding is read.
+
+Example: `Identity.from_files("Qwen/Qwen2.5-7B-Instruct", "bfloat16").max_positions` is 32768.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from outrider.errors import CheckpointError, ConfigError
+from outrider.formats.locate import locate
+from outrider.formats.store import fingerprint, fingerprint_of
+from outrider.formats.tokenizer import load_tokenizer
+from outrider.formats.weights import read_weights
+from outrider.models.spec import DecoderSpec
+from outrider.records.provenance import template_hash
+from outrider.target import Target
+from outrider.targets.placing import dtype_named
+
+__all__ = ["Identity"]
+
+EMBEDDING = "model.embed_tokens.weight"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Identity:
+    """A target as a data set knows it."""
+
+    name: str
+    fingerprint: str
+    vocab_size: int
+    eos_ids: tuple[int, ...]
+    max_positions: int
+    tokenizer: Any
+
+    @classmethod
+    def of(cls, target: Target) -> Self:
+        """Of a target in memory.
+
+        Raises:
+            ConfigError: if it has no tokenizer.
+        """
+        if target.tokenizer is None:
+            raise ConfigError(
+                f"{target.spec.name} has no tokenizer, so it cannot read prompts; add its tokenizer files"
+            )
+        spec = target.spec
+        return cls(
+            name=spec.name,
+            fingerprint=fingerprint(target),
+            vocab_size=spec.vocab_size,
+            eos_ids=spec.eos_ids,
+            max_positions=spec.max_positions,
+            tokenizer=target.tokenizer,
+        )
+
+    @classmethod
+    def from_files(cls, name: str, dtype: str, trust_remote_code: bool = False) -> Self:
+        """Of a directory, hub id or `smollm2-135m`, reading its embedding as `dtype`.
+
+        Raises:
+            CheckpointError: if it cannot be found or read.
+            ConfigError: if it has no tokenizer, or for an unknown dtype.
+        """
+        numbers = dtype_named(dtype)
+        directory = locate(name, with_code=trust_remote_code)
+        tokenizer = load_tokenizer(directory, trust_remote_code)
+        if tokenizer is None:
+            raise ConfigError(f"{name} has no tokenizer, so it cannot read prompts; add its tokenizer files")
+        spec, weights = DecoderSpec.from_config_file(directory), read_weights(directory)
+        if EMBEDDING not in weights:
+            raise CheckpointError(f"{name} has no tensor {EMBEDDING}; leave out --endpoint to load it whole")
+        return cls(
+            name=name,
+            fingerprint=fingerprint_of(weights[EMBEDDING].to(numbers)),
+            vocab_size=spec.vocab_size,
+            eos_ids=spec.eos_ids,
+            max_positions=spec.max_position_embeddings,
+            tokenizer=tokenizer,
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "vocab_size": self.vocab_size,
+            "template_hash": template_hash(self.tokenizer),
+        }

@@ -1,0 +1,1 @@
+"""Heads and settings as vLLM and SGLang load them."""

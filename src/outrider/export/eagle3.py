@@ -1,0 +1,75 @@
+"""EAGLE-3 heads for vLLM, in either of its layouts, and for SGLang."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from outrider.errors import ConfigError
+from outrider.export.exported import Export, Exported, served_name
+from outrider.export.serving import Order, served_checkpoint
+from outrider.formats.eagle3 import read_eagle3, write_native, write_speculators
+from outrider.formats.eagle3_speculators import is_speculators
+from outrider.formats.store import read_json
+from outrider.proposers.eagle3 import Eagle3Config
+
+__all__ = ["on_vllm", "reads", "write"]
+
+
+def reads(config: Mapping[str, Any]) -> bool:
+    names = config.get("architectures") or []
+    return is_speculators(config) or any("Eagle3" in name for name in names) or "draft_vocab_size" in config
+
+
+def on_vllm(order: Order) -> Exported:
+    config: Eagle3Config = order.config
+    depth = max(path.count(".") + 1 for path in config.tree.split()) if config.tree else config.levels
+    notes = ["vLLM drafts a chain, not the tree"] if config.width > 1 or config.tree else []
+    return served_checkpoint(order, config.checkpoint, min(depth, config.num_nodes), *notes)
+
+
+def write(export: Export) -> Exported:
+    checkpoint = read_eagle3(export.checkpoint, export.target)
+    if checkpoint.spec.reads_normed and checkpoint.spec.has_fc:
+        raise ConfigError(
+            f"{export.checkpoint} fuses the target's state behind its final norm, which the engines take from before it"
+        )
+    if export.engine == "speculators":
+        if not checkpoint.spec.has_fc:
+            raise ConfigError(f"{export.checkpoint} has no fc.weight, which the speculators layout has; use --to vllm")
+        architectures = read_json(_config_file(export)).get("architectures") or []
+        write_speculators(
+            export.output,
+            checkpoint,
+            torch.bfloat16,
+            verifier=served_name(export.target),
+            architectures=architectures,
+            num_tokens=export.num_nodes,
+        )
+        return Exported(speculative=_vllm(export))
+    if export.engine == "sglang" and checkpoint.spec.norm_before_residual:
+        raise ConfigError("SGLang ignores norm_before_residual=true, so this head would draft wrongly there; use vLLM")
+    write_native(export.output, checkpoint, torch.bfloat16)
+    if export.engine == "vllm":
+        return Exported(speculative=_vllm(export))
+    flags = {
+        "speculative-algorithm": "EAGLE3",
+        "speculative-draft-model-path": export.place,
+        "speculative-num-steps": export.num_nodes,
+        "speculative-eagle-topk": 1,
+        "speculative-num-draft-tokens": export.num_nodes + 1,
+    }
+    notes = ("SGLang counts layer ids from the state after a layer",) if checkpoint.spec.layer_ids else ()
+    return Exported(speculative=flags, notes=notes)
+
+
+def _config_file(export: Export) -> Path:
+    directory = export.target.spec.directory
+    if directory is None:
+        raise ConfigError("the speculators layout names the target's class; load the target from a directory")
+    return Path(directory) / "config.json"
+
+
+def _vllm(export: Export) -> dict[str, Any]:
+    return {"method": "eagle3", "model": str(export.place), "num_speculative_tokens": export.num_nodes}

@@ -1,0 +1,161 @@
+"""What an export is, and which engines it can be for.
+
+vLLM reads a draft from a directory that `--speculative-config` names; SGLang from one that its flags name. An export
+writes that directory, and says how to serve it and what the engine will not do with it.
+
+Example: an EAGLE-3 head for Qwen2.5-7B, exported for vLLM with 5 drafted tokens, is served by
+
+    vllm serve Qwen/Qwen2.5-7B-Instruct --speculative-config '{"method": ..., "model": "head/", ...}'
+"""
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError
+
+from outrider.errors import CheckpointError, RunError, on_one_line
+from outrider.formats.store import read_json, replace_file
+from outrider.records.files import sync
+from outrider.target import Target
+
+__all__ = ["ENGINES", "MARKER", "Engine", "Export", "Exported", "export_checkpoint", "export_into", "served_name"]
+
+Engine = Literal["vllm", "speculators", "sglang"]
+ENGINES: tuple[Engine, ...] = ("vllm", "speculators", "sglang")
+
+EXPORTERS = ("eagle3", "medusa", "mtp", "pard", "draft_model")  # modules beside this one, asked in this order
+
+MARKER = "serving.json"
+"""A file of every export, written last: the engine, and what `Exported` holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What to export.
+
+    checkpoint   a directory written by `outrider train`, or any published one that Outrider reads
+    output       an existing, empty directory
+    served_from  where the directory will stand when it is complete; None if it stays where it is
+    engine       "vllm", "speculators" (vLLM's other layout, EAGLE-3 only) or "sglang"
+    num_nodes    tokens that the engine shall draft per step
+    """
+
+    checkpoint: Path
+    target: Target
+    output: Path
+    engine: Engine
+    num_nodes: int
+    served_from: Path | None = None
+
+    @property
+    def place(self) -> Path:
+        """Where an engine will find the export."""
+        return self.output if self.served_from is None else self.served_from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """How to serve what was written.
+
+    speculative   vLLM's speculative configuration, or SGLang's flags by name
+    flags         what else vLLM's server must be told, by name
+    notes         what the engine does otherwise than Outrider, a sentence each
+    """
+
+    speculative: Mapping[str, Any]
+    flags: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def command(self, export: Export) -> str:
+        """The command that serves the target with the export."""
+        name = served_name(export.target)
+        if export.engine == "sglang":
+            flags = [f"--{key} {shlex.quote(str(value))}" for key, value in self.speculative.items()]
+            return " ".join([f"python -m sglang.launch_server --model-path {shlex.quote(name)}", *flags])
+        config = json.dumps(dict(self.speculative))
+        others = [f"--{key} {shlex.quote(value)}" for key, value in self.flags.items()]
+        return " ".join([f"vllm serve {shlex.quote(name)} --speculative-config {shlex.quote(config)}", *others])
+
+
+def served_name(target: Target) -> str:
+    """What an engine is told to serve: the target's directory, or its hub id."""
+    return target.spec.directory or target.spec.name
+
+
+def export_into(output: Path, write: Callable[[Path], Exported]) -> Exported:
+    """Let `write` fill a directory that takes the name `output`, which must not exist or be empty, when it is complete.
+
+    What an export that was killed has left is replaced; one that fails leaves nothing.
+
+    Raises:
+        RunError: if the disk is full or the place cannot be written.
+    """
+    part = output.with_name(f".{output.name}.part")
+    try:
+        with _writing(output, part):
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            exported = write(part)
+            for file in part.iterdir():
+                sync(file)
+            part.rename(output)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return exported
+
+
+@contextmanager
+def _writing(output: Path, part: Path) -> Iterator[None]:
+    """Turn a failed write into an error that names the export."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        place = error.filename if isinstance(error, OSError) else None
+        reason = (error.strerror if isinstance(error, OSError) else None) or on_one_line(str(error))
+        if place is not None and not str(place).startswith((str(part), str(output))):
+            raise CheckpointError(f"{place} cannot be read ({reason}); give a checkpoint that can be read") from error
+        raise RunError(
+            f"{output} cannot be written ({reason}); nothing was left there: free some space or choose another "
+            "directory, then run the same command again"
+        ) from error
+
+
+def export_checkpoint(export: Export) -> Exported:
+    """Write a checkpoint as an engine loads it.
+
+    Raises:
+        CheckpointError: if it cannot be read, or does not belong to the target.
+        ConfigError: if the engine has no place for it.
+    """
+    config = read_json(export.checkpoint / "config.json")
+    for name in EXPORTERS:
+        module = import_module(f"outrider.export.{name}")
+        reads: Callable[[Mapping[str, Any]], bool] = module.reads
+        if reads(config):
+            write: Callable[[Export], Exported] = module.write
+            exported = write(export)
+            replace_file(export.output / MARKER, _marker(export, exported))
+            return exported
+    raise CheckpointError(
+        f"{export.checkpoint} is none of the checkpoints that can be exported: an EAGLE-3, Medusa or MTP head, or a "
+        "draft model"
+    )
+
+
+def _marker(export: Export, exported: Exported) -> str:
+    speculative = {key: str(value) if isinstance(value, Path) else value for key, value in exported.speculative.items()}
+    content = {
+        "engine": export.engine,
+        "speculative": speculative,
+        "flags": dict(exported.flags),
+        "notes": list(exported.notes),
+    }
+    return json.dumps(content, indent=2) + "\n"

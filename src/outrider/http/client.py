@@ -1,0 +1,221 @@
+"""HTTP to an OpenAI-compatible server, bounded in bytes and in time.
+
+An answer may never end, come one byte a minute, unpack to more than memory holds, or lead elsewhere. So whole bodies
+and lines have a largest size, compressed answers are refused (none is asked for), redirects are refusals, and a clock
+runs over headers and bodies alike: httpx' own time-outs begin anew with every byte.
+
+All that goes wrong is an `EndpointError` that begins with the address. `PassingError` may go away by trying again;
+`RefusedError` has the status.
+
+Example: `await ServerHttp(timeout_s=5).json("GET", "http://localhost:8000/v1/models")`.
+"""
+
+import asyncio
+import os
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import Any, TypeVar, final
+
+import httpx
+
+from outrider.errors import EndpointError
+from outrider.http.answers import AnswerError, parsed, said_by, shown
+
+__all__ = ["PassingError", "RefusedError", "ServerHttp", "gathered"]
+
+T = TypeVar("T")
+
+LONGEST_CONNECT_S = 10.0
+LARGEST_BODY = LONGEST_LINE = 16 * 2**20
+LARGEST_REFUSAL = 2**16
+MOST_IDLE_BYTES = 32 * 2**20
+"""Of a stream, between two events that bring something."""
+CUT = ("closed", "disconnected", "incomplete", "no response")
+"""Words in what h11 says where a connection ends too early; its other protocol errors are no HTTP."""
+LINE_ENDS = re.compile(rb"[\r\n]")
+
+
+class PassingError(EndpointError):
+    """The server cannot be reached, or fell silent."""
+
+
+class RefusedError(EndpointError):
+    """The server said no.
+
+    status   of HTTP
+    wait_s   after how many seconds it wants to be asked again; None where it does not say
+    """
+
+    def __init__(self, sentence: str, status: int, wait_s: float | None) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.wait_s = wait_s
+
+    def with_remedy(self, remedy: str) -> "RefusedError":
+        """Return the same refusal with advice behind it."""
+        return RefusedError(f"{self}; {remedy}", self.status, self.wait_s)
+
+
+@final
+class ServerHttp:
+    """A connection pool; a key in `OPENAI_API_KEY` is sent.
+
+    Args:
+        timeout_s: how long a whole answer may take; of a stream, how long nothing may come of it.
+        trust_env: use proxies that the environment names.
+    """
+
+    def __init__(self, *, timeout_s: float, trust_env: bool = False) -> None:
+        key = os.environ.get("OPENAI_API_KEY")
+        self._timeout_s = timeout_s
+        with _telling("a client with the OPENAI_API_KEY and the proxies of the environment", timeout_s):
+            self._http = httpx.AsyncClient(
+                timeout=httpx.Timeout(timeout_s, connect=min(LONGEST_CONNECT_S, timeout_s), pool=None),
+                headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
+                limits=httpx.Limits(max_connections=None),
+                trust_env=trust_env,
+            )
+
+    async def close(self) -> None:
+        """Hang up."""
+        await self._http.aclose()
+
+    async def json(
+        self, method: str, address: str, body: Mapping[str, Any] | None, read: Callable[[dict[str, Any]], T]
+    ) -> T:
+        """Send a request and return what `read` takes from the JSON object that comes back.
+
+        Raises:
+            EndpointError: for any answer that is not one.
+        """
+        with _telling(address, self._timeout_s):
+            async with asyncio.timeout(self._timeout_s), self._answer(method, address, body) as response:
+                return read(parsed(await _body(response, LARGEST_BODY)))
+
+    async def text(self, address: str) -> str:
+        """Return a page.
+
+        Raises:
+            EndpointError: if there is none.
+        """
+        with _telling(address, self._timeout_s):
+            async with asyncio.timeout(self._timeout_s), self._answer("GET", address, None) as response:
+                return (await _body(response, LARGEST_BODY)).decode(errors="replace")
+
+    async def events(self, address: str, body: Mapping[str, Any], take: Callable[[bytes], bool | None]) -> None:
+        """Send a request and give the data of each server-sent event to `take`.
+
+        It says whether the event brought anything, and None when the stream is over.
+
+        Raises:
+            EndpointError: if the stream ends before, falls silent or is no stream.
+        """
+        with _telling(address, self._timeout_s):
+            async with (
+                asyncio.timeout(self._timeout_s) as clock,
+                self._answer("POST", address, body) as response,
+                aclosing(_lines(response)) as lines,
+            ):
+                idle, first = 0, b""
+                async for line in lines:
+                    idle, first = idle + len(line) + 1, first or line
+                    if idle > MOST_IDLE_BYTES:
+                        raise AnswerError(f"sent {MOST_IDLE_BYTES >> 20} MiB without a token")
+                    news = take(line[5:].strip()) if line.startswith(b"data:") else False
+                    if news is None:
+                        return
+                    if news:
+                        idle = 0
+                        clock.reschedule(asyncio.get_running_loop().time() + self._timeout_s)
+                raise AnswerError(_no_stream(first) or "cut its answer off before the end")
+
+    @asynccontextmanager
+    async def _answer(self, method: str, address: str, body: Mapping[str, Any] | None) -> AsyncIterator[httpx.Response]:
+        async with self._http.stream(method, address, json=body) as response:
+            encoding = response.headers.get("content-encoding", "identity")
+            if encoding.strip().lower() not in ("identity", ""):
+                raise AnswerError(f"answers in the encoding '{shown(encoding)}', which nobody asked for; turn it off")
+            if response.status_code != 200:
+                words = said_by(await _body(response, LARGEST_REFUSAL, cut=True))
+                place = response.headers.get("location")
+                sentence = (
+                    f"refuses with status {response.status_code} ({f'it leads to {shown(place)}' if place else words})"
+                )
+                wait_s = _wait_s(response.headers.get("retry-after", ""))
+                raise RefusedError(f"{address} {sentence}", response.status_code, wait_s)
+            yield response
+
+
+def _no_stream(first: bytes) -> str | None:
+    """Return what is wrong where a body's first line is none of server-sent events."""
+    fields = (b"data", b"event", b"id", b"retry", b"")
+    if not first or first.partition(b":")[0].strip() in fields:
+        return None
+    return f"did not answer as an OpenAI-compatible server: it sent no events but '{said_by(first)}'"
+
+
+async def _body(response: httpx.Response, most: int, *, cut: bool = False) -> bytes:
+    """Return a whole body; what is behind `most` bytes is cut off, or an error."""
+    data = bytearray()
+    async for chunk in response.aiter_bytes():
+        data += chunk
+        if len(data) > most:
+            if cut:
+                break
+            raise AnswerError(f"answers with more than {most >> 20} MiB")
+    return bytes(data[:most])
+
+
+async def _lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    """Yield the lines of a body as they come; only a carriage return and a line feed end one."""
+    held: list[bytes] = []
+    size = 0
+    async for chunk in response.aiter_bytes():
+        *whole, rest = LINE_ENDS.split(chunk)
+        for line in whole:
+            yield b"".join((*held, line))
+            held, size = [], 0
+        held.append(rest)
+        size += len(rest)
+        if size > LONGEST_LINE:
+            raise AnswerError(f"sends a line of more than {LONGEST_LINE >> 20} MiB")
+    yield b"".join(held)
+
+
+@contextmanager
+def _telling(address: str, timeout_s: float) -> Iterator[None]:
+    """Turn what can go wrong with an answer into one sentence."""
+    try:
+        yield
+    except AnswerError as error:
+        raise EndpointError(f"{address} {error}") from error
+    except (httpx.ReadTimeout, TimeoutError) as error:
+        raise PassingError(f"{address} sent nothing for {timeout_s:g} s that brings its answer on") from error
+    except (httpx.RemoteProtocolError, httpx.ReadError) as error:
+        is_cut = isinstance(error, httpx.ReadError) or any(word in str(error) for word in CUT)
+        what = "cut its answer off before the end" if is_cut else "did not answer in HTTP"
+        raise PassingError(f"{address} {what} ({shown(error)})") from error
+    except (httpx.HTTPError, OSError) as error:
+        reason = shown(error) or type(error).__name__
+        raise PassingError(f"{address} cannot be reached ({reason})") from error
+    except (httpx.InvalidURL, httpx.StreamError, ImportError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise EndpointError(f"{address} cannot be used ({type(error).__name__}: {shown(error)})") from error
+
+
+def _wait_s(said: str) -> float | None:
+    """Return what Retry-After says, where it is a number of seconds."""
+    is_number = said.isascii() and said.replace(".", "", 1).isdigit() and len(said) < 20
+    return float(said) if is_number else None
+
+
+async def gathered(work: Iterable[Awaitable[T]]) -> list[T]:
+    """Wait for all; where one fails, end the others and raise its error."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

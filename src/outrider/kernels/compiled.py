@@ -1,0 +1,51 @@
+"""Compilation of the lookup kernels: `numba.njit`, lazily and cached on disk, behind one typed decorator.
+
+A function decorated with `compiled` is compiled at its first call, not at import, and the machine code is kept beside
+the source file (or in `NUMBA_CACHE_DIR`), so that only the very first process pays the seconds. Numba checks the file
+of the called function only: whoever edits a kernel that another file's kernel calls deletes the cache once.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from outrider.kernels.deferral import uninterrupted
+
+__all__ = ["Float32Array", "Int32Array", "as_tokens", "compiled", "float32", "grown", "inlined", "int32"]
+
+Float32Array = NDArray[np.float32]
+Int32Array = NDArray[np.int32]
+Function = TypeVar("Function", bound=Callable[..., object])
+
+# Kernels never create or keep an array, so counting references to the caller's arrays, which costs more than the work
+# itself, is left out (`_nrt`).
+_OPTIONS = {"cache": True, "nogil": True, "_nrt": False}
+
+# Inside kernels: numbers of one width, so that a function is compiled for one set of argument types only.
+int32 = cast(Callable[[int], int], np.int32)
+float32 = cast(Callable[[float], float], np.float32)
+
+
+def compiled(function: Function) -> Function:
+    """The machine-code version of `function`; same signature, arrays and numbers only."""
+    return cast(Function, uninterrupted(numba.njit(**_OPTIONS)(function)))
+
+
+def inlined(function: Function) -> Function:
+    """As `compiled`, but merged into its callers: for a kernel's small parts, which share many arrays."""
+    return cast(Function, numba.njit(forceinline=True, **_OPTIONS)(function))
+
+
+def as_tokens(tokens: Sequence[int] | Int32Array) -> Int32Array:
+    """`tokens` as a contiguous int32 array; one that already is one comes back as it is."""
+    return np.ascontiguousarray(tokens, dtype=np.int32)
+
+
+def grown(array: Int32Array, rows: int) -> Int32Array:
+    """A copy of `array` with `rows` rows in place of fewer; the new rows are not initialised."""
+    larger = np.empty((rows, *array.shape[1:]), np.int32)
+    larger[: len(array)] = array
+    return larger

@@ -1,0 +1,1 @@
+"""The CPU kernels: vectors, a thread pool, matrix products, softmax and attention."""

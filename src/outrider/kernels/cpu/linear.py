@@ -1,0 +1,265 @@
+"""The matrix product of the CPU back end: RMSNorm before it, bias, residual or gate after it, in one parallel region.
+
+Weights are packed in blocks of two vectors of output columns, [block][feature][2 * WIDTH], so that a tile of up to
+`TILE_ROWS` rows by one block reads its weights as one stream and keeps all sums in registers. In bf16 the two vectors
+are interleaved, low halves and high halves of 32-bit lanes: one load, one shift and one mask widen both. In int8, for
+drafters, every output column has one scale, by which its sum is multiplied at the end.
+
+Every sum y[r, o] = fma(x[r, F-1], w[o, F-1], ... fma(x[r, 0], w[o, 0], 0)) runs over the features in ascending order in
+one register lane, whichever tile it is in. The bits of a row hence depend on that row alone: not on the number of rows,
+the row's index, the tile's shape or the number of threads.
+
+Rows are first laid out tile by tile, [feature][row of the tile], normalised on the way if need be (`cpu_rows`). The
+rows of one tile are laid out by every thread for itself, those of many are shared out.
+
+Worked example: 16 rows are two tiles of 8; the block of weights (18 KB for 576 features in bf16) comes from memory for
+the first tile and from a cache for the second. Each tile fetches its half of the next block meanwhile. A single tile
+fetches a little ahead of itself instead, where that was measured to be better (`NEAR`). It asks for each line between
+the sums of two features: asked for four at a time, eight rows took 7 % longer. Between two tiles, while sums are
+finished, memory is kept busy too, and the next tile looks that much further ahead at its beginning.
+"""
+
+from typing import Any
+
+from numba import types
+
+from outrider.kernels.cpu.rows import COLUMNS, FETCHED, GATED, LEVEL, finish, lay_out
+from outrider.kernels.cpu.threads import draw, finished, stack, ticket, wait_for
+from outrider.kernels.cpu.vector import (
+    F32,
+    I64,
+    TILE_ROWS,
+    WIDE,
+    WIDTH,
+    Emitter,
+    Value,
+    emitted,
+    f32,
+    f64,
+    i32,
+    i64,
+    inlined,
+    kernel,
+    lowered,
+    splat,
+    u16,
+)
+
+__all__ = ["BF16", "FP32", "INT8", "collect", "embed", "linear"]
+
+FP32, BF16, INT8 = KINDS = (0, 1, 2)  # fp32, bf16 and int8 weights
+BYTES = (4, 2, 1)
+UNROLL = 4
+TILE_BYTES = 4 * COLUMNS * TILE_ROWS
+NEAR = 3072 if WIDE else 0
+"""Bytes that a single tile fetches ahead; 0 fetches the next block. Blocks of 512-bit columns are 37 to 98 KB here, and
+fetching them that early made eight rows about 5 % slower on a Xeon with AVX-512; 1, 2, 6 and 8 KB were slower too."""
+EARLY = 3072
+"""Bytes of a chunk's first block that are fetched before the thread comes to it."""
+
+
+@emitted
+def tile(typing: Any, rows: Any, kind: Any, x: Any, weight: Any, ahead: Any, pace: Any, features: Any, out: Any) -> Any:
+    """out[row, column] = x[:, row] @ weight for one block of columns; x is [features][rows].
+
+    Meanwhile the weights from `ahead` bytes on are fetched, `pace` bytes per feature. Every height and kind of weights
+    has its own loop, in which all sums are registers.
+    """
+
+    def emit(
+        emitter: Emitter,
+        rows: Value,
+        kind: Value,
+        x: Value,
+        weight: Value,
+        ahead: Value,
+        pace: Value,
+        F: Value,
+        out: Value,
+    ) -> None:
+        number = emitter.builder.add(emitter.builder.mul(rows, I64(len(KINDS))), kind)
+        cases = [(height, which) for height in range(1, TILE_ROWS + 1) for which in KINDS]
+        codes = [height * len(KINDS) + which for height, which in cases]
+        with emitter.cases(number, codes) as blocks:
+            for (height, which), _ in zip(cases, blocks, strict=True):
+                emit_tile(emitter, height, which, x, weight, ahead, pace, F, out)
+
+    return lowered(emit, types.void, rows, kind, x, weight, ahead, pace, features, out)
+
+
+def emit_tile(
+    emitter: Emitter, rows: int, kind: int, x: Value, weight: Value, ahead: Value, pace: Value, F: Value, out: Value
+) -> None:
+    step = BYTES[kind] * COLUMNS
+    sums = [[emitter.variable(splat(emitter, F32(0.0), WIDTH)) for _ in range(2)] for _ in range(rows)]
+
+    def accumulate(x_here: Value, weight_here: Value, offset: int) -> None:
+        pair = emitter.load_pair(emitter.at(weight_here, offset, step), kind)
+        for row, row_sums in enumerate(sums):
+            number = emitter.load(emitter.at(x_here, offset * rows + row, 4), F32)
+            factor = splat(emitter, number, WIDTH)
+            for value, total in zip(pair, row_sums, strict=True):
+                emitter.set(total, emitter.fma(value, factor, emitter.get(total)))
+
+    whole = emitter.whole(F, UNROLL)
+    with emitter.loop(I64(0), whole, UNROLL) as index:
+        later = emitter.at(emitter.builder.add(weight, ahead), index, pace)
+        x_here, weight_here = emitter.at(x, index, 4 * rows), emitter.at(weight, index, step)
+        for offset in range(UNROLL):
+            accumulate(x_here, weight_here, offset)
+            for line in range(-(-offset * step // 64) * 64, (offset + 1) * step, 64):
+                emitter.prefetch(emitter.at(later, line, 1), LEVEL)
+    with emitter.loop(whole, F) as index:
+        accumulate(emitter.at(x, index, 4 * rows), emitter.at(weight, index, step), 0)
+    for position, total in enumerate(total for row_sums in sums for total in row_sums):
+        emitter.store(emitter.at(out, position * WIDTH, 4), emitter.get(total))
+
+
+@inlined
+def size_of(kind: int) -> int:
+    """Bytes of a weight."""
+    return 1 if kind == INT8 else 2 if kind == BF16 else 4
+
+
+@emitted
+def fetch(typing: Any, address: Any, num_bytes: Any) -> Any:
+    """Fetch `num_bytes` (a literal) of memory that will be read soon."""
+
+    def emit(emitter: Emitter, address: Value, num_bytes: int) -> None:
+        for line in range(0, num_bytes, 64):
+            emitter.prefetch(emitter.at(address, line, 1), LEVEL)
+
+    return lowered(emit, types.void, address, num_bytes)
+
+
+@inlined
+def num_tiles_of(rows: int) -> int:
+    return (rows + TILE_ROWS - 1) // TILE_ROWS
+
+
+@inlined
+def tile_start(t: int, num_tiles: int, rows: int) -> int:
+    """First row of tile `t`; tiles are of nearly equal height, the higher ones first."""
+    return t * (rows // num_tiles) + min(t, rows % num_tiles)
+
+
+@inlined
+def panel(
+    x: int,
+    weight: int,
+    ahead: int,
+    kind: int,
+    F: int,
+    rows: int,
+    first: int,
+    mode: int,
+    scales: int,
+    bias: int,
+    out: int,
+    outputs: int,
+    sums: int,
+) -> None:
+    """One block of columns for `rows` rows that are laid out in tiles; the next block is `ahead` bytes away."""
+    num_tiles = num_tiles_of(rows)
+    pace = COLUMNS * size_of(kind) // num_tiles
+    following = weight + ahead + NEAR
+    if num_tiles == 1 and NEAR != 0:  # the block begins with what `finish` has fetched; nothing is fetched twice
+        ahead = NEAR + rows * FETCHED
+        pace -= rows * FETCHED // F
+    for t in range(num_tiles):
+        start = tile_start(t, num_tiles, rows)
+        height = tile_start(t + 1, num_tiles, rows) - start
+        tile(height, kind, x + start * F * 4, weight, ahead + t * pace * F, pace, F, sums)
+        finish(sums, height, first, mode, scales, bias, out + start * outputs * 4, outputs, following)
+
+
+@kernel
+def linear(block: int, lane: int) -> None:
+    """Arguments as in `ops_cpu.CpuOps._linear`."""
+    a = i64(block)
+    x, norm, eps, scratch = a[0], a[1], f64(block)[2], a[3]
+    weight, kind, bias, F, outputs = a[4], a[5], a[6], a[7], a[8]
+    out, R, mode = a[9], a[10], a[11]
+    num_blocks, chunk, panel_rows, scales = a[12], a[13], a[14], a[15]
+    width = WIDTH if mode == GATED else COLUMNS
+    block_bytes = F * COLUMNS * size_of(kind)
+    num_chunks = (num_blocks + chunk - 1) // chunk
+    first = draw(block, lane, 2, num_chunks) * chunk
+    if scratch != 0 and R <= TILE_ROWS:  # each thread lays them out for itself: faster than from core to core
+        if first >= num_blocks:
+            return
+        fetch(weight + first * block_bytes, EARLY)
+        own = scratch + lane * R * F * 4
+        lay_out(x, norm, eps, own, R, F)
+        x = own
+    elif scratch != 0:
+        full = R // panel_rows * (panel_rows // TILE_ROWS)  # tiles in whole panels
+        done = R // panel_rows * panel_rows
+        num_left = num_tiles_of(R - done)
+        n = ticket(block, 0)
+        while n < full + num_left:
+            start, height = n * TILE_ROWS, TILE_ROWS
+            if n >= full:
+                start = done + tile_start(n - full, num_left, R - done)
+                height = done + tile_start(n - full + 1, num_left, R - done) - start
+            lay_out(x + start * F * 4, norm, eps, scratch + start * F * 4, height, F)
+            finished(block, 1)
+            n = ticket(block, 0)
+        wait_for(block, 1, full + num_left)
+        x = scratch
+    sums = stack(TILE_BYTES)
+    while first < num_blocks:
+        following = draw(block, lane, 2, num_chunks) * chunk  # early, so that a chunk's last block fetches its first
+        last = min(first + chunk, num_blocks)
+        if NEAR != 0 and following < num_blocks:  # a tile that looks further ahead does this itself
+            fetch(weight + following * block_bytes, EARLY)
+        for r in range(0, R, panel_rows):
+            rows = min(panel_rows, R - r)
+            for b in range(first, last):
+                after = b + 1 if b + 1 < last else following
+                place, ahead = weight + b * block_bytes, (after - b) * block_bytes if after < num_blocks else 0
+                panel(
+                    x + r * F * 4,
+                    place,
+                    ahead,
+                    kind,
+                    F,
+                    rows,
+                    b * width,
+                    mode,
+                    0 if scales == 0 else scales + b * COLUMNS * 4,
+                    bias,
+                    out + r * outputs * 4,
+                    outputs,
+                    sums,
+                )
+        first = following
+
+
+@kernel
+def collect(block: int, lane: int) -> None:
+    """Arguments as in `ops_cpu.CpuOps.collect`."""
+    a = i64(block)
+    x, norm, eps, F, out, columns, R = a[0], a[1], f64(block)[2], a[3], a[4], a[5], a[6]
+    r = ticket(block, 0)
+    while r < R:
+        lay_out(x + r * F * 4, norm, eps, out + r * columns * 4, 1, F)
+        r = ticket(block, 0)
+
+
+@kernel
+def embed(block: int, lane: int) -> None:
+    """Arguments as in `ops_cpu.CpuOps.embed`."""
+    a = i64(block)
+    table, is_bf16, F, tokens, out, R = a[0], a[1], a[2], i64(a[3]), a[4], a[5]
+    r = ticket(block, 0)
+    while r < R:
+        if is_bf16 == 1:  # a bf16 number is the upper half of an fp32 number
+            source, words = u16(table + tokens[r] * F * 2), i32(out + r * F * 4)
+            for i in range(F):
+                words[i] = types.int32(source[i]) << 16
+        else:
+            numbers, target = f32(table + tokens[r] * F * 4), f32(out + r * F * 4)
+            for i in range(F):
+                target[i] = numbers[i]
+        r = ticket(block, 0)

@@ -1,0 +1,207 @@
+"""What rows go through before and after a product of the CPU back end: normalised and laid out, and finished.
+
+Rows are laid out tile by tile, [feature][row of the tile]: then a product's inner loop reads both its streams at fixed
+offsets from two pointers, which made eight rows a third faster than striding from row to row. Vectors of rows are
+interleaved in registers: the rows (a b c d) and (e f g h) are stored as (a e b f), (c g d h).
+
+A block's sums are finished in the order scale, gate, bias, and are assigned or added to the output, a vector of columns
+at a time. No row depends on another here either.
+
+Both are short beside the product, but memory rests meanwhile unless it is asked for what comes next: each row that is
+finished fetches a few lines of weights.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+
+from outrider.kernels.cpu.threads import stack
+from outrider.kernels.cpu.vector import (
+    F32,
+    I32,
+    I64,
+    TILE_ROWS,
+    WIDE,
+    WIDTH,
+    Emitter,
+    Value,
+    emitted,
+    f32,
+    folded,
+    inlined,
+    interleaved,
+    lowered,
+    splat,
+    vector,
+)
+
+__all__ = ["ADD", "ASSIGN", "COLUMNS", "GATED", "LEVEL", "dot", "finish", "lay_out"]
+
+ASSIGN, ADD, GATED = MODES = (0, 1, 2)  # what becomes of a product
+COLUMNS = 2 * WIDTH
+LEVEL = 1 if WIDE else 2
+"""The cache that is fetched into: what comes soon into the first (5 % faster on a Xeon with AVX-512), whole blocks do
+not fit."""
+FETCHED = 256
+"""Bytes of weights that each row fetches that is finished: what memory delivers in that time."""
+SCALE_BYTES = 4 * TILE_ROWS
+
+
+@emitted
+def dot(typing: Any, a: Any, b: Any, count: Any) -> Any:
+    """Sum of a[i] * b[i] for fp32 arrays: four vectors of sums, then single vectors, then single numbers."""
+
+    def emit(emitter: Emitter, a: Value, b: Value, count: Value) -> Value:
+        sums = [emitter.variable(splat(emitter, F32(0.0), WIDTH)) for _ in range(4)]
+        rest = emitter.variable(F32(0.0))
+
+        def add(index: Value, lanes: int, total: Value) -> None:
+            left, right = (emitter.load(emitter.at(base, index, 4), vector(F32, lanes)) for base in (a, b))
+            emitter.set(total, emitter.fma(left, right, emitter.get(total)))
+
+        long, short = emitter.whole(count, 4 * WIDTH), emitter.whole(count, WIDTH)
+        with emitter.loop(I64(0), long, 4 * WIDTH) as index:
+            for part, total in enumerate(sums):
+                add(emitter.builder.add(index, I64(part * WIDTH)), WIDTH, total)
+        with emitter.loop(long, short, WIDTH) as index:
+            add(index, WIDTH, sums[0])
+        with emitter.loop(short, count) as index:
+            add(index, 1, rest)
+        plus = emitter.builder.fadd
+        first, second, third, fourth = (emitter.get(total) for total in sums)
+        return plus(folded(emitter, plus(plus(first, second), plus(third, fourth)), plus), emitter.get(rest))
+
+    return lowered(emit, types.float32, a, b, count)
+
+
+@inlined
+def lay_out(x: int, norm: int, eps: float, out: int, rows: int, F: int) -> None:
+    """out[f, r] = x[r, f], or x / sqrt(mean(x^2) + eps) * norm; for the up to `TILE_ROWS` rows of one tile."""
+    scales = stack(SCALE_BYTES)
+    if norm != 0:
+        factors = f32(scales)
+        for r in range(rows):
+            factors[r] = types.float32(1.0 / (dot(x + r * F * 4, x + r * F * 4, F) / F + eps) ** 0.5)
+    interleave(x, rows, norm, scales, out, F)
+
+
+@emitted
+def interleave(typing: Any, x: Any, rows: Any, norm: Any, scales: Any, out: Any, features: Any) -> Any:
+    """out[f, r] = x[r, f] * scales[r] * norm[f], or x[r, f] where `norm` is 0."""
+
+    def emit(emitter: Emitter, x: Value, rows: Value, norm: Value, scales: Value, out: Value, F: Value) -> None:
+        rows = I64(rows) if isinstance(rows, int) else rows
+        number = emitter.builder.add(emitter.builder.mul(rows, I64(2)), emitter.is_set(norm))
+        cases = [(height, normed) for height in range(1, TILE_ROWS + 1) for normed in (False, True)]
+        with emitter.cases(number, [2 * height + normed for height, normed in cases]) as blocks:
+            for (height, normed), _ in zip(cases, blocks, strict=True):
+                emit_interleave(emitter, height, normed, x, norm, scales, out, F)
+
+    return lowered(emit, types.void, x, rows, norm, scales, out, features)
+
+
+def emit_interleave(
+    emitter: Emitter, rows: int, normed: bool, x: Value, norm: Value, scales: Value, out: Value, F: Value
+) -> None:
+    b = emitter.builder
+    pitch = 1 << (rows - 1).bit_length()  # rows of the registers that are stored; what is too much is written over
+    whole = emitter.whole(F if pitch == rows else b.sub(F, I64(1)), WIDTH)
+    factors = [emitter.load(emitter.at(scales, r, 4), F32) for r in range(rows)] if normed else []
+
+    def scaled(r: int, index: Value, lanes: int) -> Value:
+        number = emitter.load(emitter.at(emitter.at(x, b.mul(F, I64(r)), 4), index, 4), vector(F32, lanes))
+        if not normed:
+            return number
+        weight = emitter.load(emitter.at(norm, index, 4), vector(F32, lanes))
+        return b.fmul(b.fmul(number, splat(emitter, factors[r], lanes)), weight)
+
+    with emitter.loop(I64(0), whole, WIDTH) as index:
+        vectors = [scaled(r, index, WIDTH) for r in range(rows)]
+        vectors += [ir.VectorType(F32, WIDTH)(ir.Undefined)] * (pitch - rows)
+        target = emitter.at(out, index, 4 * rows)
+        for number, mixed in enumerate(interleaved(emitter, vectors)):
+            if pitch == rows:
+                emitter.store(emitter.at(target, number * WIDTH, 4), mixed)
+                continue
+            for feature in range(WIDTH // pitch):
+                lanes = ir.VectorType(I32, pitch)(list(range(feature * pitch, (feature + 1) * pitch)))
+                place = (number * WIDTH // pitch + feature) * rows
+                emitter.store(emitter.at(target, place, 4), b.shuffle_vector(mixed, mixed, lanes))
+    with emitter.loop(whole, F) as index:
+        for r in range(rows):
+            emitter.store(emitter.at(emitter.at(out, index, 4 * rows), r, 4), scaled(r, index, 1))
+
+
+@inlined
+def finish(
+    sums: int, rows: int, first: int, mode: int, scales: int, bias: int, out: int, outputs: int, following: int
+) -> None:
+    """Write one block's sums to columns `first` and on of `rows` rows of `out`; `scales` are of the block's columns.
+
+    The weights from `following` on are fetched meanwhile.
+    """
+    width = WIDTH if mode == GATED else COLUMNS
+    columns = min(width, outputs - first)
+    place = out + first * 4
+    bias_here = bias + first * 4 if bias != 0 else 0
+    if columns == width:
+        finish_rows(sums, rows, mode, scales, bias_here, place, outputs * 4, following)
+    else:  # the last block has columns that do not exist
+        finish_rows(sums, rows, GATED if mode == GATED else ASSIGN, scales, bias_here, sums, COLUMNS * 4, following)
+        for r in range(rows):
+            y, row = f32(sums + r * COLUMNS * 4), f32(place + r * outputs * 4)
+            for c in range(columns):
+                row[c] = row[c] + y[c] if mode == ADD else y[c]
+
+
+@emitted
+def finish_rows(
+    typing: Any, sums: Any, rows: Any, mode: Any, scales: Any, bias: Any, out: Any, stride: Any, following: Any
+) -> Any:
+    """`finish` for whole blocks; rows of `out` are `stride` bytes apart."""
+
+    def emit(
+        emitter: Emitter,
+        sums: Value,
+        rows: Value,
+        mode: Value,
+        scales: Value,
+        bias: Value,
+        out: Value,
+        stride: Value,
+        following: Value,
+    ) -> None:
+        b = emitter.builder
+        cases = [(which, scaled, biased) for which in MODES for scaled in (0, 1) for biased in (0, 1)]
+        number = b.add(b.mul(mode, I64(4)), b.add(b.mul(emitter.is_set(scales), I64(2)), emitter.is_set(bias)))
+        with emitter.cases(number, [4 * which + 2 * scaled + biased for which, scaled, biased in cases]) as blocks:
+            for (which, scaled, biased), _ in zip(cases, blocks, strict=True):
+                with emitter.loop(I64(0), rows) as r:
+                    source, target = emitter.at(sums, r, COLUMNS * 4), emitter.at(out, r, stride)
+                    for line in range(0, FETCHED, 64):
+                        emitter.prefetch(emitter.at(emitter.at(following, r, FETCHED), line, 1), LEVEL)
+                    emit_finish(emitter, which, scales if scaled else None, bias if biased else None, source, target)
+
+    return lowered(emit, types.void, sums, rows, mode, scales, bias, out, stride, following)
+
+
+def emit_finish(
+    emitter: Emitter, mode: int, scales: Value | None, bias: Value | None, source: Value, target: Value
+) -> None:
+    b = emitter.builder
+    totals = list(emitter.load_pair(source, 0))
+    if scales is not None:
+        totals = [b.fmul(*both) for both in zip(totals, emitter.load_pair(scales, 0), strict=True)]
+    if mode == GATED:
+        low, high = totals
+        one = splat(emitter, F32(1.0), WIDTH)
+        sigmoid = b.fdiv(one, b.fadd(one, emitter.exp(b.fsub(splat(emitter, F32(-0.0), WIDTH), low))))
+        totals = [b.fmul(b.fmul(low, sigmoid), high)]
+    for part, total in enumerate(totals):
+        if bias is not None:
+            total = b.fadd(total, emitter.load(emitter.at(bias, part * WIDTH, 4), vector(F32, WIDTH)))
+        place = emitter.at(target, part * WIDTH, 4)
+        if mode == ADD:
+            total = b.fadd(emitter.load(place, vector(F32, WIDTH)), total)
+        emitter.store(place, total)

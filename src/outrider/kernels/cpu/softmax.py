@@ -1,0 +1,271 @@
+"""Softmax attention of a few query heads: the inner loops of `cpu_attention`.
+
+    score[h, j] = q[h] . key[j]      p = exp(score - max score)      out[h] = sum_j p[h, j] value[j] / sum_j p[h, j]
+
+Keys are stored transposed, [number of the head][position], so that a lane is a position and its score one sum,
+ascending over the head. Values are accumulated in registers, ascending over positions. What a row does not see weighs
+exactly 0 and so does not change its sums. Numbers of heads are literal, so that each has its own loops; results do not
+depend on how many heads or rows are taken together.
+
+Two bf16 numbers share a 32-bit lane, so even and odd positions of keys are in two vectors, and even and odd columns of
+values; they are woven together at the end.
+
+Worked example: 3 heads of 64 bf16 numbers with AVX-512: each number of the keys of 64 positions is two loads and four
+vectors, and 3 heads make 12 sums.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from numba import types
+
+from outrider.kernels.cpu.vector import (
+    F32,
+    I16,
+    I32,
+    I64,
+    WIDE,
+    WIDTH,
+    Emitter,
+    Value,
+    emitted,
+    folded,
+    interleaved,
+    lowered,
+    splat,
+    vector,
+)
+
+__all__ = ["CHUNK", "MAX_HEADS", "PAIR", "exponentials", "mix", "score", "settle", "store_column", "store_head"]
+
+MAX_HEADS = 4  # query heads of one task
+PAIR = 2  # rows of one call
+CHUNK = 4 * WIDTH  # positions that are scored together
+SUMS = 24 if WIDE else 12  # registers for sums; AVX-512 has twice as many
+
+
+def kinds_of(emitter: Emitter, is_bf16: Value) -> Iterator[int]:
+    """0 and 1, while the code for each is emitted."""
+    with emitter.cases(is_bf16, [0, 1]) as blocks:
+        yield from blocks
+
+
+def cases_of(
+    emitter: Emitter, rows: Value, heads: Value, is_bf16: Value
+) -> Iterator[tuple[list[tuple[int, int]], int]]:
+    """(row, head) of all sums, and `is_bf16`, for each number of rows and heads, while the code for it is emitted."""
+    b = emitter.builder
+    code = b.add(b.mul(b.add(b.mul(rows, I64(MAX_HEADS + 1)), heads), I64(2)), is_bf16)
+    shapes = [(r, h, kind) for r in range(1, PAIR + 1) for h in range(1, MAX_HEADS + 1) for kind in (0, 1)]
+    with emitter.cases(code, [2 * (r * (MAX_HEADS + 1) + h) + kind for r, h, kind in shapes]) as blocks:
+        for (r, h, kind), _ in zip(shapes, blocks, strict=True):
+            yield [(row, head) for row in range(r) for head in range(h)], kind
+
+
+@emitted
+def score(
+    typing: Any, rows: Any, heads: Any, is_bf16: Any, q: Any, pitch: Any, keys: Any, S: Any, left: Any, values: Any,
+    D: Any, out: Any, line: Any,
+) -> Any:  # fmt: skip
+    """out[row, head, i] = q[row, head] . keys[:, i] for a chunk of positions, of which the first `left` are needed.
+
+    Rows of q are `pitch` bytes apart, those of keys `S` numbers, those of `out` `line` numbers. The keys of the next
+    chunk are fetched meanwhile, and the values of this one, from `values` on.
+    """
+
+    def emit(emitter: Emitter, rows: Value, heads: Value, is_bf16: Value, *arguments: Value) -> None:
+        for sums, kind in cases_of(emitter, rows, heads, is_bf16):
+            emit_score(emitter, sums, kind, *arguments)
+
+    return lowered(emit, types.void, rows, heads, is_bf16, q, pitch, keys, S, left, values, D, out, line)
+
+
+def emit_score(
+    emitter: Emitter, pairs: list[tuple[int, int]], is_bf16: int, q: Value, pitch: Value, keys: Value, S: Value,
+    left: Value, values: Value, D: Value, out: Value, line: Value,
+) -> None:  # fmt: skip
+    b = emitter.builder
+    size, shared = (2, 2) if is_bf16 else (4, 1)  # bytes of a number, numbers of a lane
+    at_once = 4 if len(pairs) * 4 <= SUMS else 2  # vectors of positions
+    following = b.select(b.icmp_signed("<", I64(CHUNK), left), emitter.at(keys, CHUNK, size), keys)
+    last_value = b.mul(b.mul(b.sub(left, I64(1)), D), I64(size))
+    with emitter.loop(I64(0), I64(CHUNK), at_once * WIDTH) as i:
+        places = []
+        for part in range(0, at_once * WIDTH, shared * WIDTH):
+            place = b.add(i, I64(part))
+            place = b.select(b.icmp_signed("<", place, left), place, I64(0))  # any other, where there may be none
+            places.append(emitter.at(keys, place, size))
+        sums = [[emitter.variable(splat(emitter, F32(0.0), WIDTH)) for _ in range(at_once)] for _ in pairs]
+        with emitter.loop(I64(0), D) as d:
+            away, value = b.mul(b.mul(d, S), I64(size)), b.mul(d, I64(CHUNK * size))
+            value = b.select(b.icmp_signed("<", value, last_value), value, last_value)
+            loaded = [emitter.load(b.add(place, away), vector(I32, WIDTH)) for place in places]
+            for ahead in range(0, CHUNK * size, 64):
+                emitter.prefetch(emitter.at(b.add(following, away), ahead, 1), 1)
+                emitter.prefetch(emitter.at(b.add(values, value), ahead, 1), 2)
+            numbers = [number for some in loaded for number in emitter.numbers(some, is_bf16)]
+            for (row, head), totals in zip(pairs, sums, strict=True):
+                place = emitter.at(emitter.at(emitter.at(q, row, pitch), head, b.mul(D, I64(4))), d, 4)
+                factor = splat(emitter, emitter.load(place, F32), WIDTH)
+                for key, total in zip(numbers, totals, strict=True):
+                    emitter.set(total, emitter.fma(key, factor, emitter.get(total)))
+        for number, some in enumerate(sums):
+            target = emitter.at(emitter.at(out, number, b.mul(line, I64(4))), i, 4)
+            totals = [emitter.get(total) for total in some]
+            for part in range(0, at_once, shared):
+                for place, total in enumerate(interleaved(emitter, totals[part : part + shared]), part):
+                    emitter.store(emitter.at(target, place * WIDTH, 4), total)
+
+
+@emitted
+def exponentials(typing: Any, scores: Any, count: Any) -> Any:
+    """scores -> exp(scores - max), in place; returns their sum. `count` is a multiple of WIDTH, at least one."""
+
+    def emit(emitter: Emitter, scores: Value, count: Value) -> Value:
+        b = emitter.builder
+        kind = vector(F32, WIDTH)
+
+        def larger(left: Value, right: Value) -> Value:
+            return b.select(b.fcmp_ordered(">", left, right), left, right)
+
+        highest = emitter.variable(splat(emitter, F32(float("-inf")), WIDTH))
+        with emitter.loop(I64(0), count, WIDTH) as index:
+            value, best = emitter.load(emitter.at(scores, index, 4), kind), emitter.get(highest)
+            emitter.set(highest, larger(value, best))
+        top = splat(emitter, folded(emitter, emitter.get(highest), larger), WIDTH)
+        total = emitter.variable(splat(emitter, F32(0.0), WIDTH))
+        with emitter.loop(I64(0), count, WIDTH) as index:
+            place = emitter.at(scores, index, 4)
+            value = emitter.exp(b.fsub(emitter.load(place, kind), top))
+            emitter.store(place, value)
+            emitter.set(total, b.fadd(emitter.get(total), value))
+        return folded(emitter, emitter.get(total), b.fadd)
+
+    return lowered(emit, types.float32, scores, count)
+
+
+@emitted
+def mix(
+    typing: Any, rows: Any, heads: Any, is_bf16: Any, weights: Any, line: Any, values: Any, count: Any, D: Any,
+    out: Any, pitch: Any,
+) -> Any:  # fmt: skip
+    """out[row, head] += sum over j < count of weights[row, head, j] * values[j], j ascending; columns as in `settle`.
+
+    Rows of weights are `line` numbers apart, those of `out` `pitch` bytes.
+    """
+
+    def emit(emitter: Emitter, rows: Value, heads: Value, is_bf16: Value, *arguments: Value) -> None:
+        for sums, kind in cases_of(emitter, rows, heads, is_bf16):
+            emit_mix(emitter, sums, kind, *arguments)
+
+    return lowered(emit, types.void, rows, heads, is_bf16, weights, line, values, count, D, out, pitch)
+
+
+def emit_mix(
+    emitter: Emitter, pairs: list[tuple[int, int]], is_bf16: int, weights: Value, line: Value, values: Value,
+    count: Value, D: Value, out: Value, pitch: Value,
+) -> None:  # fmt: skip
+    b = emitter.builder
+    size, shared = (2, 2) if is_bf16 else (4, 1)
+
+    def columns(start: Value, loads: int, lanes: int) -> None:
+        """`loads` vectors of lanes, or single numbers, from column `start` on."""
+        width, per_load = (lanes, 1) if lanes == 1 else (WIDTH, shared)
+        places = [
+            [
+                emitter.at(emitter.at(emitter.at(out, row, pitch), b.add(b.mul(D, I64(head)), start), 4), n * width, 4)
+                for n in range(loads * per_load)
+            ]
+            for row, head in pairs
+        ]
+        sums = [[emitter.variable(emitter.load(place, vector(F32, width))) for place in some] for some in places]
+        with emitter.loop(I64(0), count) as j:
+            base = emitter.at(values, b.add(b.mul(j, D), start), size)
+            if lanes == 1:
+                loaded = [emitter.load_floats(base, 1, is_bf16)]
+            else:
+                lines = [emitter.load(emitter.at(base, n * lanes, size), vector(I32, WIDTH)) for n in range(loads)]
+                loaded = [number for some in lines for number in emitter.numbers(some, is_bf16)]
+            for number, totals in enumerate(sums):
+                place = emitter.at(emitter.at(weights, number, b.mul(line, I64(4))), j, 4)
+                factor = splat(emitter, emitter.load(place, F32), width)
+                for value, total in zip(loaded, totals, strict=True):
+                    emitter.set(total, emitter.fma(value, factor, emitter.get(total)))
+        for some, totals in zip(places, sums, strict=True):
+            for place, total in zip(some, totals, strict=True):
+                emitter.store(place, emitter.get(total))
+
+    lanes = shared * WIDTH
+    most = next(number for number in (8, 4, 2) if len(pairs) * number <= SUMS or number == 2) // shared
+    whole, wider = emitter.whole(D, lanes), emitter.whole(D, most * lanes)
+    for start, stop, loads, step in ((I64(0), wider, most, lanes), (wider, whole, 1, lanes), (whole, D, 1, 1)):
+        with emitter.loop(start, stop, loads * step) as first:
+            columns(first, loads, step)
+
+
+@emitted
+def settle(typing: Any, is_bf16: Any, head: Any, factor: Any, D: Any) -> Any:
+    """Multiply one head of `mix` and bring its columns into order: of bf16 values, even and odd ones alternate by
+    vectors."""
+
+    def emit(emitter: Emitter, is_bf16: Value, head: Value, factor: Value, D: Value) -> None:
+        b = emitter.builder
+        for which in kinds_of(emitter, is_bf16):
+            shared = 2 if which else 1
+            whole = emitter.whole(D, shared * WIDTH)
+            for start, stop, lanes, number in ((I64(0), whole, WIDTH, shared), (whole, D, 1, 1)):
+                with emitter.loop(start, stop, lanes * number) as d:
+                    places = [emitter.at(emitter.at(head, d, 4), part * lanes, 4) for part in range(number)]
+                    scaled = [
+                        b.fmul(emitter.load(place, vector(F32, lanes)), splat(emitter, factor, lanes))
+                        for place in places
+                    ]
+                    for place, value in zip(places, interleaved(emitter, scaled), strict=True):
+                        emitter.store(place, value)
+
+    return lowered(emit, types.void, is_bf16, head, factor, D)
+
+
+@emitted
+def store_head(typing: Any, source: Any, target: Any, is_bf16: Any, D: Any) -> Any:
+    """Copy one fp32 head into the cache; as bf16, if `is_bf16`, rounded to nearest, ties to even."""
+
+    def emit(emitter: Emitter, source: Value, target: Value, is_bf16: Value, D: Value) -> None:
+        whole = emitter.whole(D, WIDTH)
+        for which in kinds_of(emitter, is_bf16):
+            for start, stop, lanes in ((I64(0), whole, WIDTH), (whole, D, 1)):
+                with emitter.loop(start, stop, lanes) as d:
+                    numbers = emitter.load(emitter.at(source, d, 4), vector(F32, lanes))
+                    stored = rounded(emitter, numbers, lanes) if which else numbers
+                    emitter.store(emitter.at(target, d, 2 if which else 4), stored)
+
+    return lowered(emit, types.void, source, target, is_bf16, D)
+
+
+@emitted
+def store_column(typing: Any, source: Any, target: Any, is_bf16: Any, D: Any, S: Any) -> Any:
+    """`store_head`, with numbers `S` apart."""
+
+    def emit(emitter: Emitter, source: Value, target: Value, is_bf16: Value, D: Value, S: Value) -> None:
+        b = emitter.builder
+        whole = emitter.whole(D, WIDTH)
+        for which in kinds_of(emitter, is_bf16):
+            pitch = b.mul(S, I64(2 if which else 4))
+            for start, stop, lanes in ((I64(0), whole, WIDTH), (whole, D, 1)):
+                with emitter.loop(start, stop, lanes) as d:
+                    numbers = emitter.load(emitter.at(source, d, 4), vector(F32, lanes))
+                    stored = rounded(emitter, numbers, lanes) if which else numbers
+                    for lane in range(lanes):
+                        number = stored if lanes == 1 else b.extract_element(stored, I32(lane))
+                        emitter.store(emitter.at(target, b.add(d, I64(lane)), pitch), number)
+
+    return lowered(emit, types.void, source, target, is_bf16, D, S)
+
+
+def rounded(emitter: Emitter, numbers: Value, lanes: int) -> Value:
+    """The upper halves of fp32 numbers, after adding half of what is lost, less one bit where the last kept is even."""
+    b = emitter.builder
+    bits = b.bitcast(numbers, vector(I32, lanes))
+    odd = b.and_(b.lshr(bits, splat(emitter, I32(16), lanes)), splat(emitter, I32(1), lanes))
+    raised = b.add(b.add(bits, splat(emitter, I32(0x7FFF), lanes)), odd)
+    return b.trunc(b.lshr(raised, splat(emitter, I32(16), lanes)), vector(I16, lanes))

@@ -1,0 +1,115 @@
+"""What an engine will hold in memory, known and checked before anything is allocated.
+
+    weights of target and proposer + (capacity + tail + 1) positions x bytes per position x slots
+
+A batch that does not fit is refused with the largest one that would.
+"""
+
+import ctypes
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Self
+
+import psutil
+import torch
+
+from outrider.cache import CachePlan
+from outrider.errors import CapacityError, ConfigError
+from outrider.proposer import Proposer
+from outrider.records.values import shown, whole
+from outrider.target import Target
+
+__all__ = ["MemoryPlan", "check_fits", "free_bytes", "give_back"]
+
+MOST_SLOTS = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """Bytes of each part. Weights are shared by all engines of a target; the cache is this engine's own."""
+
+    target_weight_bytes: int
+    proposer_weight_bytes: int
+    cache: CachePlan
+    num_nodes: int
+    logits_bytes: int
+
+    @classmethod
+    def of(cls, target: Target, proposer: Proposer, max_batch: int, max_len: int | None, num_nodes: int | None) -> Self:
+        """Plan an engine.
+
+        Raises:
+            ConfigError: if a limit is out of range, or no whole number.
+        """
+        spec = target.spec
+        max_batch = whole("max_batch", max_batch, ConfigError)
+        capacity = spec.max_positions if max_len is None else whole("max_len", max_len, ConfigError)
+        nodes = proposer.max_nodes if num_nodes is None else whole("num_nodes", num_nodes, ConfigError)
+        if not 1 <= max_batch <= MOST_SLOTS:
+            raise ConfigError(f"max_batch={shown(max_batch)} must be at least 1 and at most {MOST_SLOTS}")
+        if not 2 <= capacity <= spec.max_positions:
+            raise ConfigError(
+                f"max_len={shown(capacity)} must be between 2 and {spec.max_positions}, the target's limit"
+            )
+        if not 0 <= nodes <= 1024:
+            raise ConfigError(f"num_nodes={shown(nodes)} must be between 0 and 1024")
+        return cls(
+            target_weight_bytes=spec.weight_bytes,
+            proposer_weight_bytes=proposer.num_bytes,
+            cache=target.plan(max_batch, capacity, tail=nodes + 1),
+            num_nodes=nodes,
+            logits_bytes=max_batch * (nodes + 1) * spec.vocab_size * 4,
+        )
+
+    @property
+    def new_bytes(self) -> int:
+        """What opening the engine allocates, and a step's outputs."""
+        return self.cache.num_bytes + self.logits_bytes
+
+    def __str__(self) -> str:
+        cache = self.cache
+        return (
+            f"target weights {_size(self.target_weight_bytes)}, proposer weights {_size(self.proposer_weight_bytes)}, "
+            f"cache {_size(cache.num_bytes)} ({cache.num_slots} slots x {cache.stored_positions} positions x "
+            f"{cache.bytes_per_token} B), step outputs {_size(self.logits_bytes)}"
+        )
+
+
+def check_fits(plan: MemoryPlan, device: torch.device) -> None:
+    """Refuse a plan that does not fit in the free memory of the device.
+
+    Raises:
+        CapacityError: naming what would fit.
+    """
+    free = free_bytes(device)
+    if plan.new_bytes <= free:
+        return
+    cache = plan.cache
+    per_slot = plan.new_bytes / cache.num_slots
+    slots = int(free // per_slot)
+    tokens = max(
+        0, int((free / cache.num_slots - plan.logits_bytes / cache.num_slots) // cache.bytes_per_token) - cache.tail
+    )
+    raise CapacityError(
+        f"max_batch={cache.num_slots} with max_len={cache.capacity} needs {_size(plan.new_bytes)} and "
+        f"{_size(free)} are free; max_batch={slots} or max_len={tokens} would fit"
+    )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be taken on the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def give_back() -> None:
+    """Return what was freed to the system. Loading leaves holes of some weights' size, which glibc would keep."""
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"

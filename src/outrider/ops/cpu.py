@@ -1,0 +1,340 @@
+"""The decoder's operations as compiled CPU kernels: weights in bf16 or fp32, activations in fp32.
+
+One row at a time a decoder reads every weight once, so it runs at memory speed; a few rows more cost little as long as
+each weight is loaded once for all of them. That is what makes verifying a draft cheap, and what these kernels are for.
+
+The bits of an output row depend on that row's input and on what it sees in the cache, never on the other rows of the
+call, on the number of threads or on how the call is tiled (`cpu_linear` and `cpu_attention` say how). A draft verified
+in one forward therefore gives exactly the logits of decoding token by token.
+
+Engines in several threads share one `CpuOps`: what a call leaves behind is its thread's own (`Calls`). Kernels are
+compiled on first use, for this processor, and kept in numba's cache. Legend in `ops.py`.
+
+>>> ops = CpuOps(torch.float32)
+>>> eye = ops.pack(torch.eye(2))
+>>> ops.norm_project(torch.tensor([[3.0, 4.0]]), None, 0.0, eye).tolist()
+[[3.0, 4.0]]
+"""
+
+import struct
+from collections.abc import Hashable
+from contextlib import AbstractContextManager
+from copy import copy
+from dataclasses import replace
+from functools import cache, lru_cache
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from outrider.kernels.cpu.arena import Arena
+from outrider.kernels.cpu.attention import MAX_HEAD_DIM, MAX_ROWS, POSITIONS, attention, scores_in, scratch_size
+from outrider.kernels.cpu.greedy import next_tokens, shift
+from outrider.kernels.cpu.linear import BF16, FP32, INT8, collect, embed, linear
+from outrider.kernels.cpu.rows import ADD, ASSIGN, GATED
+from outrider.kernels.cpu.softmax import MAX_HEADS
+from outrider.kernels.cpu.threads import launch
+from outrider.kernels.cpu.vector import TILE_ROWS, WIDTH
+from outrider.kernels.torch_threads import lone_torch_thread, num_threads
+from outrider.ops.base import AttentionShape, GraphBody, GraphCache, HeadNorm, Ops, Packed, Result, Rope
+from outrider.ops.cpu_packing import draft_in_bytes, interleaved, packed, unpacked, whole_blocks
+from outrider.ops.cpu_placement import address, checked_addresses, placement_addresses, placement_shape
+from outrider.ops.cpu_program import Calls, CpuGraph, CpuGraphRecorder
+from outrider.placement import Placement
+
+__all__ = ["CpuOps"]
+
+PANEL_BYTES = 192 * 1024  # activations that stay in the second-level cache while a chunk of weights passes
+TICKETS_PER_THREAD = 6
+TASKS_PER_THREAD = 3
+REPLAYED_ROWS = 32  # up to here a forward is short enough for Python to matter, and its buffers are small
+LINEAR_OUT = 9  # arguments of the kernels that differ from step to step: where a product goes,
+PLACED = 10  # a placement's five addresses and three sizes,
+SCRATCH = 24  # attention's scratch, and then the length of a line of it
+KINDS = {torch.float32: FP32, torch.bfloat16: BF16, torch.int8: INT8}
+
+
+@final
+class CpuOps(Ops):
+    """Weights of `dtype` (bf16 or fp32); `threads` defaults to OUTRIDER_NUM_THREADS or PyTorch's number."""
+
+    def __init__(self, dtype: torch.dtype, threads: int | None = None) -> None:
+        self._dtype = self._packing = dtype
+        self._threads = num_threads() if threads is None else threads
+        self._arena = Arena()
+        self._calls = Calls()
+
+    @property
+    def activation_dtype(self) -> torch.dtype:
+        return torch.float32
+
+    @property
+    def transposes_keys(self) -> bool:
+        return True
+
+    def pack(self, weight_OF: Tensor, bias_O: Tensor | None = None) -> Packed:
+        return packed(self._arena, self._packing, whole_blocks(weight_OF, 2 * WIDTH), len(weight_OF), bias_O)
+
+    def pack_gate_up(self, gate_IF: Tensor, up_IF: Tensor) -> Packed:
+        return packed(self._arena, self._packing, interleaved(gate_IF, up_IF), 2 * len(gate_IF), None)
+
+    def narrow(self) -> "CpuOps":
+        if self._dtype != torch.bfloat16 or not draft_in_bytes():
+            return self
+        packer = copy(self)
+        packer._packing = torch.int8
+        return packer
+
+    def unpack(self, packed: Packed) -> Tensor:
+        return unpacked(packed).to(self._dtype)
+
+    def embed(self, table_VF: Tensor, tokens_R: Tensor) -> Tensor:
+        tokens = tokens_R.numpy()
+        R, (V, F) = len(tokens), table_VF.shape
+        assert R == 0 or 0 <= tokens.min() <= tokens.max() < V, f"tokens are not within 0..{V - 1}"
+        out_RF = torch.empty(R, F, dtype=torch.float32)
+        is_bf16 = int(table_VF.dtype == torch.bfloat16)
+        table = address(table_VF, torch.bfloat16 if is_bf16 else torch.float32)
+        arguments = (table, is_bf16, F, address(tokens_R, torch.int64), out_RF.data_ptr(), R)
+        if self._calls.recorder is None:
+            launch(embed.address, 1, *arguments)
+        else:
+            self._calls.recorder.add(embed.address, arguments, (table_VF, tokens_R, out_RF))
+        return out_RF
+
+    def norm_project(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
+        out_RO = self._empty(x_RF.shape[0], packed.out_features)
+        self._linear(x_RF, norm_F, eps, packed, out_RO, ASSIGN)
+        return out_RO
+
+    def project_add(self, x_RF: Tensor, packed: Packed, residual_RO: Tensor) -> None:
+        self._linear(x_RF, None, 0.0, packed, residual_RO, ADD)
+
+    def gate_up(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
+        out_RI = self._empty(x_RF.shape[0], packed.out_features // 2)
+        self._linear(x_RF, norm_F, eps, packed, out_RI, GATED)
+        return out_RI
+
+    def _linear(
+        self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed, out_RO: Tensor, mode: int
+    ) -> None:
+        R, F = x_RF.shape
+        assert packed.in_features == F, f"{F} features for a weight of {packed.in_features}"
+        assert len(out_RO) == R, f"{R} rows onto {len(out_RO)}"
+        num_blocks = packed.data.shape[0]
+        scratch = None if norm_F is None and R == 1 else self._empty(self._threads if R <= TILE_ROWS else 1, R, F)
+        self._run(
+            linear.address,
+            (x_RF, norm_F, scratch, packed.data, packed.bias, packed.scales, out_RO),
+            _floats(x_RF),
+            _floats(norm_F),
+            _bits(eps),
+            0 if scratch is None else scratch.data_ptr(),
+            packed.data.data_ptr(),
+            KINDS[packed.data.dtype],
+            _floats(packed.bias),
+            F,
+            out_RO.shape[1],
+            _floats(out_RO),
+            R,
+            mode,
+            num_blocks,
+            chunk_of(num_blocks, self._threads),
+            max(24, PANEL_BYTES // (4 * F) // 24 * 24),
+            _floats(packed.scales),
+        )
+
+    def collect(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, out_RT: Tensor, column: int) -> None:
+        R, F = x_RF.shape
+        assert column + F <= out_RT.shape[1], f"columns {column} to {column + F} of {out_RT.shape[1]}"
+        out = _floats(out_RT) + 4 * column
+        tensors = (x_RF, norm_F, out_RT)
+        self._run(collect.address, tensors, _floats(x_RF), _floats(norm_F), _bits(eps), F, out, out_RT.shape[1], R)
+
+    def _run(self, kernel: int, tensors: tuple[Tensor | None, ...], *arguments: int) -> None:
+        """Launch a kernel on these tensors, or record it."""
+        if self._calls.recorder is None:
+            launch(kernel, self._threads, *arguments)
+        else:
+            self._calls.recorder.add(kernel, arguments, tensors)
+
+    def decoding_threads(self) -> AbstractContextManager[None]:
+        return lone_torch_thread()
+
+    def replay(
+        self, graph_cache: GraphCache, key: Hashable, body: GraphBody, x_RF: Tensor, placement: Placement
+    ) -> Result:
+        if placement.positions_BM.numel() > REPLAYED_ROWS:
+            return body(x_RF, placement)
+        key = (key, *placement.positions_BM.shape)
+        if key not in graph_cache:
+            graph_cache[key] = self._record(graph_cache, body, x_RF, placement)
+        graph: CpuGraph = graph_cache[key]
+        addresses = checked_addresses(placement, *graph.sizes, graph.num_ahead)
+        return graph.run(x_RF, (*addresses, *placement_shape(placement)), graph_cache)
+
+    def _record(self, graph_cache: GraphCache, body: GraphBody, x_RF: Tensor, placement: Placement) -> CpuGraph:
+        """Record a body on buffers of its own; attention gets room for as many positions as the cache has."""
+        recorder = CpuGraphRecorder()
+        buffer_RF = x_RF.clone()
+        self._calls.recorder = recorder
+        try:
+            result = body(buffer_RF, placement)
+        finally:
+            self._calls.recorder = None
+        kernels_N, blocks_NB = np.array(recorder.kernels, dtype=np.int64), recorder.blocks_NB()
+        attends_N = np.flatnonzero(kernels_N == attention.address)
+        row = scores_in(self._calls.sizes[1])
+        scratch = graph_cache.scratch(scratch_size(self._threads, MAX_ROWS, MAX_HEADS, row))
+        blocks_NB[attends_N, SCRATCH], blocks_NB[attends_N, SCRATCH + 1] = scratch.data_ptr(), row
+        logits_RV, features_RT = result
+        kept, written_N = [*recorder.kept, scratch], np.zeros(0, dtype=np.int64)
+        if logits_RV is not None:  # the last product that goes there; buffers are used again and again
+            goal = logits_RV.data_ptr()
+            written_N = np.flatnonzero((kernels_N == linear.address) & (blocks_NB[:, LINEAR_OUT] == goal))[-1:]
+            if np.count_nonzero(blocks_NB == goal) == 1:
+                kept = [tensor for tensor in kept if tensor is not logits_RV]
+        return CpuGraph(
+            threads=self._threads,
+            kernels_N=kernels_N,
+            blocks_NB=blocks_NB,
+            x_RF=buffer_RF,
+            features_RT=features_RT,
+            sizes=self._calls.sizes,
+            num_ahead=recorder.num_ahead,
+            followed=np.array(recorder.followed, dtype=np.int64).T,
+            logits=None if logits_RV is None else (logits_RV.shape[0], logits_RV.shape[1]),
+            written_N=written_N,
+            logits_column=LINEAR_OUT,
+            kept=tuple(kept),
+        )
+
+    def _empty(self, *shape: int) -> Tensor:
+        """A buffer for a result: new, or while recording the one of the last operation with this shape."""
+        recorder = self._calls.recorder
+        return torch.empty(shape, dtype=torch.float32) if recorder is None else recorder.empty(*shape)
+
+    def attend(
+        self,
+        qkv_RQ: Tensor,
+        shape: AttentionShape,
+        rope: Rope,
+        keys_CHSD: Tensor,
+        values_CHSD: Tensor,
+        placement: Placement,
+        head_norm: HeadNorm | None = None,
+    ) -> Tensor:
+        B, M = placement.positions_BM.shape
+        H, G, D, S = shape.num_heads, shape.num_kv_heads, shape.head_dim, keys_CHSD.shape[2]
+        assert D <= MAX_HEAD_DIM, f"head size {D} exceeds {MAX_HEAD_DIM}"
+        assert qkv_RQ.shape == (B * M, (H + 2 * G) * D), (
+            f"{tuple(qkv_RQ.shape)} for {B * M} rows of {H} + 2 * {G} heads"
+        )
+        assert keys_CHSD.shape == values_CHSD.shape, "keys and values differ in shape"
+        assert S % POSITIONS == 0, f"a cache of {S} positions, not of a multiple of {POSITIONS}"
+        out_RO = self._empty(B * M, H * D)
+        row, heads = scores_in(placement.limit), min(MAX_HEADS, H // G) if self._threads <= B * M * G else 1
+        height = max(1, min(MAX_ROWS, B * M * G // (TASKS_PER_THREAD * self._threads)))
+        size = (scratch_size(self._threads, height, heads, row),)
+        scratch = torch.empty(size, dtype=torch.float32) if self._calls.recorder is None else None
+        self._run(
+            attention.address,
+            (qkv_RQ, out_RO, rope.cos_PD, rope.sin_PD, keys_CHSD, values_CHSD, scratch),
+            _floats(qkv_RQ),
+            out_RO.data_ptr(),
+            _floats(rope.cos_PD),
+            _floats(rope.sin_PD),
+            _floats(None if head_norm is None else head_norm.query_D),
+            _floats(None if head_norm is None else head_norm.key_D),
+            _bits(0.0 if head_norm is None else head_norm.eps),
+            _bits(shape.scale),
+            address(keys_CHSD.transpose(-1, -2), keys_CHSD.dtype),
+            address(values_CHSD, keys_CHSD.dtype),
+            *self._placed(placement, keys_CHSD, rope),
+            *placement_shape(placement),
+            H,
+            G,
+            D,
+            S,
+            int(keys_CHSD.dtype == torch.bfloat16),
+            shape.sliding_window or 0,
+            0 if scratch is None else scratch.data_ptr(),  # a graph has one for all layers
+            row,
+            heads,
+            height,
+        )
+        if self._calls.recorder is not None and not self._calls.recorder.knows(placement):
+            for number in range(8):
+                self._calls.recorder.follow(PLACED + number, number)
+        return out_RO
+
+    def next_tokens(
+        self, logits_RK: Tensor, ids_K: Tensor | None, embedding_VE: Tensor, tokens_R: Tensor, out_RE: Tensor
+    ) -> None:
+        (R, K), E = logits_RK.shape, embedding_VE.shape[1]
+        assert out_RE.shape == (R, E), f"embeddings of {E} numbers for {tuple(out_RE.shape)}"
+        assert tokens_R.shape == (R,), f"{R} rows for {tuple(tokens_R.shape)} tokens"
+        assert ids_K is None or ids_K.shape == (K,), "one id per column"
+        is_bf16 = embedding_VE.dtype == torch.bfloat16
+        self._run(
+            next_tokens.address,
+            (logits_RK, ids_K, embedding_VE, tokens_R, out_RE),
+            _floats(logits_RK),
+            K,
+            0 if ids_K is None else address(ids_K, torch.int64),
+            address(embedding_VE, torch.bfloat16 if is_bf16 else torch.float32),
+            int(is_bf16),
+            E,
+            address(tokens_R, torch.int64),
+            _floats(out_RE),
+            R,
+        )
+
+    def shifted(self, placement: Placement, by: int) -> Placement:
+        B, M = placement.positions_BM.shape
+        assert placement.mask_BMT is None, "only chains move on"
+        moved_4B = torch.empty(4, B, dtype=torch.int64)
+        slots, _, positions, write, _ = placement_addresses(placement)
+        self._run(shift.address, (moved_4B,), slots, write, positions, write, B, by, address(moved_4B, torch.int64), M)
+        slots_B, lengths_B, positions_B, write_B = moved_4B
+        moved = replace(
+            placement,
+            slots_B=slots_B,
+            lengths_B=lengths_B,
+            positions_BM=positions_B[:, None],
+            write_BM=write_B[:, None],
+        )
+        if self._calls.recorder is not None:
+            for column, number in enumerate((0, 3, 2, 3)):
+                self._calls.recorder.follow(column, number)
+            self._calls.recorder.moved.append(moved)
+            self._calls.recorder.num_ahead = max(by, self._calls.recorder.num_ahead)
+        return moved
+
+    def _placed(self, placement: Placement, keys_CHSD: Tensor, rope: Rope) -> tuple[int, ...]:
+        """The addresses of a placement's tensors, checked once for all layers, since kernels trust every index."""
+        sizes = (keys_CHSD.shape[0], keys_CHSD.shape[2], rope.cos_PD.shape[0])
+        if self._calls.placement is not placement or self._calls.sizes != sizes:
+            is_known = self._calls.recorder is not None and self._calls.recorder.knows(placement)  # not computed yet
+            self._calls.addresses = placement_addresses(placement) if is_known else checked_addresses(placement, *sizes)
+            self._calls.placement, self._calls.sizes = placement, sizes
+        return self._calls.addresses
+
+
+@cache
+def chunk_of(num_blocks: int, threads: int) -> int:
+    """How many blocks of columns a thread takes at a time: a few, but so that all threads have equally many chunks."""
+    most = max(1, num_blocks // (threads * TICKETS_PER_THREAD))
+    even = (chunk for chunk in range(most, most // 2, -1) if -(-num_blocks // chunk) % threads == 0)
+    return next(even, most)
+
+
+@lru_cache(maxsize=64)
+def _bits(number: float) -> int:
+    """The bits of an fp64 number as int64, which is how a kernel's arguments carry it."""
+    return int(struct.unpack("<q", struct.pack("<d", number))[0])
+
+
+def _floats(x: Tensor | None) -> int:
+    return 0 if x is None else address(x, torch.float32)

@@ -1,0 +1,77 @@
+"""A placement as kernels take it: addresses and sizes, once every index is known to lie within the cache.
+
+Kernels trust their indices, so a wrong one would read or write outside. The check costs microseconds and runs before
+every forward. Legend in `ops.py`.
+"""
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import torch
+from numba import cfunc, types
+from torch import Tensor
+
+from outrider.kernels.cpu.vector import i64
+from outrider.placement import Placement
+
+__all__ = ["address", "checked_addresses", "placement_addresses", "placement_shape"]
+
+
+def placement_addresses(placement: Placement) -> tuple[int, ...]:
+    """Where a placement's tensors are, in the order in which the attention kernel takes them."""
+    mask = placement.mask_BMT
+    indices = (placement.slots_B, placement.lengths_B, placement.positions_BM, placement.write_BM)
+    addresses = [address(index, torch.int64) for index in indices]
+    return (*addresses, 0 if mask is None else address(mask, torch.bool))
+
+
+def placement_shape(placement: Placement) -> tuple[int, int, int]:
+    """B, M and T."""
+    B, M = placement.positions_BM.shape
+    return B, M, M if placement.mask_BMT is None else placement.mask_BMT.shape[2]
+
+
+def checked_addresses(
+    placement: Placement, num_slots: int, capacity: int, num_positions: int, num_ahead: int = 0
+) -> tuple[int, ...]:
+    """`placement_addresses`, once the shapes fit each other and every index lies within the cache."""
+    B, M = placement.positions_BM.shape
+    mask = placement.mask_BMT
+    T = M if mask is None else mask.shape[2]
+    assert mask is None or mask.shape == (B, M, T), f"mask of shape {tuple(mask.shape)} for {B} slots of {M} rows"
+    assert placement.slots_B.shape == placement.lengths_B.shape == (B,), "slots and lengths must be [B]"
+    assert placement.write_BM.shape == (B, M), "write positions must be [B, M]"
+    assert placement.limit <= capacity, f"limit {placement.limit} exceeds the cache's {capacity} positions"
+    addresses = placement_addresses(placement)
+    counts = (B, B, B * M, B * M)
+    stops = (num_slots, placement.limit - T + 1 - num_ahead, num_positions - num_ahead, capacity - num_ahead)
+    for start, count, stop in zip(addresses, counts, stops, strict=False):
+        assert _within()(start, count, stop), f"indices {_numbers(start, count)} are not within 0..{stop - 1}"
+    return addresses
+
+
+@cfunc(types.int64(types.int64, types.int64, types.int64), cache=True)  # type: ignore[untyped-decorator]
+def within(start: int, count: int, stop: int) -> int:
+    """1 if all of the numbers that lie there are from 0 to `stop` - 1, else 0."""
+    numbers = i64(start)
+    for n in range(count):
+        if numbers[n] < 0 or numbers[n] >= stop:
+            return 0
+    return 1
+
+
+@cache
+def _within() -> Any:
+    return ctypes.CFUNCTYPE(*[ctypes.c_int64] * 4)(within.address)
+
+
+def _numbers(start: int, count: int) -> list[int]:
+    return list((ctypes.c_int64 * count).from_address(start))
+
+
+def address(x: Tensor, dtype: torch.dtype) -> int:
+    """Where a tensor's numbers are; kernels trust that they are contiguous and of that dtype."""
+    assert x.dtype == dtype, f"{x.dtype}, not {dtype}"
+    assert x.is_contiguous(), f"strides {x.stride()} are not contiguous"
+    return x.data_ptr()

@@ -1,0 +1,1 @@
+"""`outrider plan`: what a method will gain, before anything runs."""

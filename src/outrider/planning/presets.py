@@ -1,0 +1,63 @@
+"""Records in TOML: ours under `recipes/`, or a file of your own with the same names.
+
+    [one]                       one record per table, or the whole file is one
+    field = value               an unknown field is an error that names the nearest known one
+
+Example: `preset_file("hardware", "h100")` is `recipes/hardware/h100.toml`.
+"""
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from outrider.env import data_directory
+from outrider.errors import ConfigError, RunError, nearest
+from outrider.records.codec import from_plain
+
+__all__ = ["preset_file", "read_record", "read_toml"]
+
+T = TypeVar("T")
+
+
+def preset_file(folder: str, name: str, what: str) -> Path:
+    """`name` itself if it is a TOML file, else ours of that name.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if name.endswith(".toml"):
+        return Path(name)
+    known = {file.stem: file for file in sorted((data_directory("recipes") / folder).glob("*.toml"))}
+    if name not in known:
+        raise ConfigError(f"unknown {what} '{name}'{nearest(name, known)}, or give a .toml file")
+    return known[name]
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        ConfigError: if the file cannot be read or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); give a TOML file") from error
+
+
+def read_record(kind: type[T], table: Mapping[str, Any], where: str) -> T:
+    """A dataclass from a table.
+
+    Raises:
+        ConfigError: for a field that is unknown, missing or of the wrong type.
+    """
+    assert dataclasses.is_dataclass(kind)
+    known = [field.name for field in dataclasses.fields(kind)]
+    for name in table:
+        if name not in known:
+            raise ConfigError(f"{where} has no setting '{name}'{nearest(name, known)}")
+    try:
+        return from_plain(kind, dict(table))
+    except RunError as error:
+        raise ConfigError(f"{where}: {str(error).partition(';')[0].replace(f'{kind.__name__}.', '')}") from error

@@ -1,0 +1,1 @@
+"""`outrider profile`: the cost of a step, part by part."""

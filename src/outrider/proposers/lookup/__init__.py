@@ -1,0 +1,1 @@
+"""The indices behind n-gram and suffix decoding."""

@@ -1,0 +1,1 @@
+"""Values, JSON and files: how they are checked, shown, read and written."""

@@ -1,0 +1,94 @@
+"""Numbers and flags that a caller gives: taken in every form that means the same, refused in one sentence otherwise.
+
+NumPy and PyTorch scalars count as the numbers they hold. A bool is not a number, a fraction is not a whole number, and
+NaN is not a number at all. Example: `whole("max_batch", np.int64(4), ConfigError)` is 4; 4.0, True and "4" are refused.
+"""
+
+import math
+import operator
+import reprlib
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+
+from outrider.errors import OutriderError, RequestError
+
+__all__ = ["check_text", "flag", "native", "real", "shown", "whole"]
+
+LONGEST = 80
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = LONGEST
+
+
+def native(value: Any) -> Any:
+    """Return what a tensor, an array or a NumPy scalar holds as Python numbers and lists; anything else as it is."""
+    return value.tolist() if isinstance(value, torch.Tensor | np.ndarray | np.generic) else value
+
+
+def whole(name: str, value: Any, error: type[OutriderError]) -> int:
+    """Return the whole number that was given as `name`; raise `error` where it is none."""
+    number = native(value)
+    if not isinstance(number, bool):
+        try:
+            return operator.index(number)
+        except TypeError:
+            pass
+    raise error(f"{name}={shown(value)} must be a whole number")
+
+
+def real(name: str, value: Any, error: type[OutriderError]) -> float:
+    """Return the number that was given as `name`, infinite ones included; raise `error` where it is none."""
+    number = native(value)
+    if isinstance(number, Real) and not isinstance(number, bool):
+        try:
+            if not math.isnan(number):
+                return float(number)
+        except OverflowError:
+            pass
+    raise error(f"{name}={shown(value)} must be a number that a float can hold")
+
+
+def flag(name: str, value: Any, error: type[OutriderError]) -> bool:
+    """Return the bool that was given as `name`; raise `error` where it is none."""
+    known = native(value)
+    if isinstance(known, bool):
+        return known
+    raise error(f"{name}={shown(value)} must be True or False")
+
+
+def shown(value: Any) -> str:
+    """Return a value as one short line for a message, whatever it is.
+
+    >>> shown("a" * 100)
+    "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'"
+    """
+    if isinstance(value, int) and value.bit_length() > 128:  # longer ones cannot even be printed
+        return f"{'-' if value < 0 else ''}2**{value.bit_length() - 1}"
+    try:
+        text = " ".join(SHORT.repr(value).split())
+    except Exception:  # an object whose repr fails
+        return f"a {type(value).__name__}"
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def check_text(text: str, name: str) -> None:
+    """Refuse text that holds half of a character, which no tokenizer reads.
+
+    Raises:
+        RequestError: naming the place.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = ord(text[error.start])
+        if 0xDC80 <= half <= 0xDCFF:  # how Python keeps a byte of an argument or a file name that it cannot decode
+            raise RequestError(
+                f"{name} holds the byte 0x{half - 0xDC00:02X} at character {error.start}, which is not UTF-8; give text"
+                " in UTF-8"
+            ) from error
+        raise RequestError(
+            f"{name} holds half of a surrogate pair, U+{half:04X}, at character {error.start}, which"
+            " is no text; remove it, or read the text as UTF-8"
+        ) from error

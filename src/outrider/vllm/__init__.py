@@ -1,0 +1,1 @@
+"""Our own drafters inside vLLM, and its environment."""

@@ -1,0 +1,55 @@
+"""A method of ours as vLLM's `custom_class`, that is with our own code in vLLM's process; see `custom_class.py`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final
+
+from outrider.env import PACKAGE
+from outrider.export.exported import Exported
+from outrider.proposers import proposer_class
+from outrider.target import TargetSpec
+from outrider.vllm.custom_class import KEY, OutriderDrafter, custom_drafter
+
+__all__ = ["METHOD", "import_path", "on_custom_class"]
+
+METHOD: Final = "custom_class"
+"""vLLM's word."""
+MEMORY: Final = "max_cached_requests"
+"""The setting of methods that remember earlier answers."""
+
+
+def on_custom_class(method: str, settings: Mapping[str, Any], spec: TargetSpec) -> Exported:
+    """The speculative configuration, and the flag that carries the method's settings.
+
+    Example: prompt lookup becomes `{"method": ..., "model": "outrider.vllm.custom_class.OutriderDrafter",
+    "num_speculative_tokens": 8}` and `--additional-config '{"outrider": {"method": ..., "settings": {...}}}'`.
+
+    Raises:
+        ConfigError: for a method that wants more than token ids.
+    """
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+    notes = []
+    if MEMORY in {one.name for one in fields(proposer_class(method).Config)}:
+        given[MEMORY] = 0
+        notes.append("it drafts from the request's own text only: a server cannot forget earlier answers")
+    proposer = custom_drafter(method, given, spec)
+    return Exported(
+        speculative={
+            "method": METHOD,
+            "model": f"{OutriderDrafter.__module__}.{OutriderDrafter.__name__}",
+            "num_speculative_tokens": proposer.max_nodes,
+        },
+        flags={"additional-config": json.dumps({KEY: {"method": method, "settings": given}})},
+        notes=tuple(notes),
+    )
+
+
+def import_path(directory: Path) -> Path:
+    """A directory for another environment's `PYTHONPATH`, made if need be: this package is in it, and nothing else."""
+    directory.mkdir(parents=True, exist_ok=True)
+    link = directory / "outrider"
+    if not link.is_symlink():
+        link.symlink_to(PACKAGE.resolve())
+    return directory.resolve()

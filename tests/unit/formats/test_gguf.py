@@ -1,0 +1,203 @@
+"""A GGUF file becomes a Hugging Face directory that computes and tokenizes the same."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from outrider.errors import CheckpointError
+from outrider.formats.gguf import checkpoint as converter
+from outrider.formats.gguf.checkpoint import convert_gguf
+from outrider.formats.weights import read_weights
+from outrider.models.rope import rope_frequencies
+from outrider.models.spec import DecoderSpec
+
+F32, F16, Q8_0 = (gguf.GGMLQuantizationType[name] for name in ("F32", "F16", "Q8_0"))
+GgufWriter = Callable[..., Path]
+Rounding = Callable[[PreTrainedModel], PreTrainedModel]
+
+
+def converted(file: Path) -> Path:
+    directory = file.with_suffix(".converted")
+    directory.mkdir()
+    convert_gguf(file, directory)
+    return directory
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.arange(3, 40)[None]).logits
+
+
+MODELS = [
+    (LlamaForCausalLM, LlamaConfig, {}),
+    (
+        LlamaForCausalLM,
+        LlamaConfig,
+        {"tie_word_embeddings": True, "head_dim": 16, "rope_parameters": {"rope_theta": 5e5}},
+    ),
+    (LlamaForCausalLM, LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
+    (Qwen2ForCausalLM, Qwen2Config, {}),
+    (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True, "rms_norm_eps": 1e-5}),
+    (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 16}),
+]
+
+
+@pytest.mark.parametrize("kind", [F32, F16])
+@pytest.mark.parametrize(("model_class", "config_class", "fields"), MODELS)
+def test_logits_survive_the_round_trip_exactly(
+    model_class: Any,
+    config_class: Any,
+    fields: dict[str, Any],
+    kind: gguf.GGMLQuantizationType,
+    tiny_sizes: dict[str, int],
+    with_bf16_weights: Rounding,
+    write_gguf: GgufWriter,
+    tmp_path: Path,
+) -> None:
+    config = config_class(**tiny_sizes, **fields)
+    model = with_bf16_weights(model_class(config))
+    if kind is F16:
+        for parameter in model.parameters():
+            parameter.data = parameter.half().to(torch.bfloat16).float()
+    directory = converted(write_gguf(tmp_path / "tiny.gguf", model, kind=kind))
+    again = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    assert type(again) is model_class
+    assert torch.equal(logits(again), logits(model))
+    assert {tensor.dtype for tensor in read_weights(directory).values()} == {torch.bfloat16}
+    spec = DecoderSpec.from_config_file(directory)
+    read_weights(directory).check(spec.weight_shapes())
+    expected = DecoderSpec.from_config(config)
+    assert (spec.rope, spec.head_dim, spec.rms_norm_eps) == (expected.rope, expected.head_dim, expected.rms_norm_eps)
+
+
+def test_q8_blocks_that_bf16_can_hold_survive_exactly(
+    tiny_llama: PreTrainedModel, write_gguf: GgufWriter, tmp_path: Path
+) -> None:
+    """Integers up to 127 times a power of two: the scale of every block is exact, and so is every product."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in tiny_llama.parameters():
+        if parameter.ndim == 2:
+            integers = torch.randint(-127, 128, parameter.shape, generator=generator)
+            integers[:, ::32] = 127
+            parameter.data = integers / 1024
+    directory = converted(write_gguf(tmp_path / "tiny.gguf", tiny_llama, kind=Q8_0))
+    again = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    assert torch.equal(logits(again), logits(tiny_llama))
+
+
+def test_large_models_are_sharded(
+    tiny_llama: PreTrainedModel, write_gguf: GgufWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(converter, "SHARD_BYTES", 20_000)
+    directory = converted(write_gguf(tmp_path / "tiny.gguf", tiny_llama))
+    assert len(list(directory.glob("model-*.safetensors"))) > 2
+    assert not (directory / "model.safetensors").exists()
+    index = json.loads((directory / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 2 * sum(tensor.numel() for tensor in tiny_llama.parameters())
+    again = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    assert torch.equal(logits(again), logits(tiny_llama))
+
+
+def test_llama3_rope_is_recovered_from_the_stored_divisors(
+    tiny_sizes: dict[str, int], with_bf16_weights: Rounding, write_gguf: GgufWriter, tmp_path: Path
+) -> None:
+    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    sizes = tiny_sizes | {"head_dim": 64, "max_position_embeddings": 131_072}
+    config = LlamaConfig(**sizes, rope_parameters={**rope, "original_max_position_embeddings": 8192})
+    model = with_bf16_weights(LlamaForCausalLM(config))
+    spec = DecoderSpec.from_config(config)
+    plain = 5e5 ** -(torch.arange(0, 64, 2) / 64)
+    divisors = (plain / rope_frequencies(spec).inv_freq).numpy()
+    file = write_gguf(tmp_path / "tiny.gguf", model, tensors={"rope_freqs.weight": divisors})
+    assert DecoderSpec.from_config_file(converted(file)).rope == spec.rope
+    other = write_gguf(tmp_path / "other.gguf", model, tensors={"rope_freqs.weight": divisors[::-1].copy()})
+    with pytest.raises(CheckpointError, match="rope_freqs that are not Llama 3's"):
+        converted(other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "gemma"}, "has architecture 'gemma'; GGUF files of llama, qwen2, qwen3 are converted"),
+        ({"metadata": {"llama.block_count": None}}, r"no metadata key \.block_count"),
+        ({"metadata": {"llama.expert_count": 8}}, "mixture of experts"),
+        ({"metadata": {"llama.attention.sliding_window": 8}}, "sliding attention window"),
+        ({"metadata": {"llama.rope.scaling.attn_factor": 2.0}}, r"sets llama\.rope\.scaling\.attn_factor"),
+        ({"metadata": {"llama.block_count": 3}}, r"no tensor model\.layers\.2\."),
+        ({"metadata": {"llama.feed_forward_length": 60}}, r"has shape \(64, 32\), expected \(60, 32\)"),
+        ({"metadata": {"llama.attention.head_count_kv": [2, 1]}}, "different number of heads per layer"),
+        ({"metadata": {"llama.rope.dimension_count": 4}}, "rotates only part of each head"),
+        ({"metadata": {"llama.rope.scaling.type": "longrope"}}, "rope scaling 'longrope'"),
+        ({"tensors": {"blk.0.mystery.weight": np.ones(2, np.float32)}}, r"holds tensor blk\.0\.mystery\.weight"),
+        ({"tensors": {"blk.0.attn_q.bias": np.ones(32, np.float32)}}, "biases on attn_q only"),
+        ({"metadata": {"tokenizer.ggml.model": "llama"}}, r"tokenizer model is 'llama', only 'gpt2'"),
+        ({"metadata": {"tokenizer.ggml.pre": "qwen"}}, "pre-tokenizer 'qwen' is not known; did you mean 'qwen2'"),
+    ],
+)
+def test_what_cannot_be_reproduced_is_refused(
+    changes: dict[str, Any], message: str, tiny_llama: PreTrainedModel, write_gguf: GgufWriter, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        converted(write_gguf(tmp_path / "tiny.gguf", tiny_llama, **changes))
+
+
+def test_a_type_that_cannot_be_dequantized_is_named(
+    tiny_llama: PreTrainedModel, write_gguf: GgufWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(data: object, kind: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(converter, "dequantize", refuse)
+    with pytest.raises(CheckpointError, match=r"stores token_embd\.weight as F32, which is not read"):
+        converted(write_gguf(tmp_path / "tiny.gguf", tiny_llama))
+
+
+@pytest.mark.parametrize("keep", [0, 3, 200, 0.5, 0.99])
+def test_a_damaged_file_is_one_sentence(
+    keep: float, tiny_llama: PreTrainedModel, write_gguf: GgufWriter, tmp_path: Path
+) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf", tiny_llama)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(keep * len(content) if keep < 1 else keep)])
+    with pytest.raises(CheckpointError, match="is not a complete GGUF file"):
+        converted(file)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"absent\.gguf does not exist"):
+        convert_gguf(tmp_path / "absent.gguf", tmp_path)
+
+
+def test_a_head_s_rows_are_paired_as_documented() -> None:
+    stored = torch.tensor([[0], [2], [1], [3]])
+    assert converter._halves_first(stored, 1).flatten().tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.model
+def test_the_embedded_target_speaks(smollm2_dir: Path) -> None:
+    """Greedy decoding writes this answer: at each of its positions one forward has its next token on top."""
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
+    model = AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=torch.float32)
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer(tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False))["input_ids"]
+    answer = tokenizer("The capital of France is Paris.<|im_end|>")["input_ids"]
+    with torch.no_grad():
+        top = model(torch.tensor([prompt + answer])).logits[0].argmax(-1).tolist()
+    assert top[len(prompt) - 1 : -1] == answer

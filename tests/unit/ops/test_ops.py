@@ -1,0 +1,422 @@
+"""The decoder's operations: the compiled back end against the reference in fp64, and its bit-exactness.
+
+Cases are drawn by hypothesis: odd sizes, head groupings, biases, head norms, cache dtypes, trees with gaps, windows.
+"""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from outrider.errors import ConfigError
+from outrider.kernels.torch_threads import num_threads
+from outrider.ops.base import AttentionShape, HeadNorm, Rope
+from outrider.ops.cpu import CpuOps
+from outrider.ops.select import choose_ops
+from outrider.ops.torch import TorchOps
+from outrider.placement import Placement
+
+REFERENCE = TorchOps(torch.float64)
+DTYPES = st.sampled_from([torch.bfloat16, torch.float32])
+SIZES = st.integers(1, 90)
+SEEDS = st.integers(0, 2**31)
+EPS = 1e-5
+
+
+def randn(seed: int, *size: int) -> Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_cpu_takes_the_compiled_back_end(dtype: torch.dtype) -> None:
+    assert isinstance(choose_ops("cpu", dtype), CpuOps)
+    assert choose_ops("cpu", dtype).activation_dtype == torch.float32
+
+
+def test_fp64_takes_the_reference() -> None:
+    assert isinstance(choose_ops("cpu", torch.float64), TorchOps)
+
+
+def test_thread_count_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTRIDER_NUM_THREADS", "3")
+    assert num_threads() == 3
+    monkeypatch.setenv("OUTRIDER_NUM_THREADS", "none")
+    with pytest.raises(ConfigError, match="'none'"):
+        num_threads()
+    monkeypatch.delenv("OUTRIDER_NUM_THREADS")
+    assert num_threads() == torch.get_num_threads()
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=SEEDS, dtype=DTYPES, rows=SIZES, features=SIZES, outputs=SIZES, bias=st.booleans(), norm=st.booleans())
+def test_projections_match_fp64(
+    seed: int, dtype: torch.dtype, rows: int, features: int, outputs: int, bias: bool, norm: bool
+) -> None:
+    ops = CpuOps(dtype)
+    x = randn(seed, rows, features)
+    weight = (randn(seed + 1, outputs, features) / features**0.5).to(dtype)
+    up = (randn(seed + 2, outputs, features) / features**0.5).to(dtype)
+    bias_O = randn(seed + 3, outputs) if bias else None
+    norm_F = randn(seed + 4, features) if norm else None
+    wide_norm = None if norm_F is None else norm_F.double()
+    packed, reference = ops.pack(weight, bias_O), REFERENCE.pack(weight, bias_O)
+    assert (packed.in_features, packed.out_features) == (features, outputs)
+
+    torch.testing.assert_close(
+        ops.norm_project(x, norm_F, EPS, packed).double(),
+        REFERENCE.norm_project(x.double(), wide_norm, EPS, reference),
+        atol=2e-5,
+        rtol=2e-5,
+    )
+    residual = randn(seed + 5, rows, outputs)
+    expected = residual.double()
+    ops.project_add(x, packed, residual)
+    REFERENCE.project_add(x.double(), reference, expected)
+    torch.testing.assert_close(residual.double(), expected, atol=2e-5, rtol=2e-5)
+
+    torch.testing.assert_close(
+        ops.gate_up(x, norm_F, EPS, ops.pack_gate_up(weight, up)).double(),
+        REFERENCE.gate_up(x.double(), wide_norm, EPS, REFERENCE.pack_gate_up(weight, up)),
+        atol=5e-5,
+        rtol=5e-5,
+    )
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=SEEDS, dtype=DTYPES, rows=SIZES, features=SIZES, outputs=SIZES, threads=st.integers(1, 3), data=st.data())
+def test_a_row_has_the_same_bits_in_any_call(
+    seed: int, dtype: torch.dtype, rows: int, features: int, outputs: int, threads: int, data: st.DataObject
+) -> None:
+    ops, alone = CpuOps(dtype, threads), CpuOps(dtype, 1)
+    x, norm_F, bias_O = randn(seed, rows, features), randn(seed + 1, features), randn(seed + 2, outputs)
+    packed = ops.pack(randn(seed + 3, outputs, features), bias_O)
+    gated = ops.pack_gate_up(randn(seed + 4, outputs, features), randn(seed + 5, outputs, features))
+    residual = randn(seed + 6, rows, outputs)
+    row = data.draw(st.integers(0, rows - 1))
+    one, one_residual = x[row : row + 1].clone(), residual[row : row + 1].clone()
+
+    projected = ops.norm_project(x, norm_F, EPS, packed)
+    assert torch.equal(projected[row : row + 1], alone.norm_project(one, norm_F, EPS, packed))
+    assert torch.equal(ops.gate_up(x, norm_F, EPS, gated)[row : row + 1], alone.gate_up(one, norm_F, EPS, gated))
+    ops.project_add(x, packed, residual)
+    alone.project_add(one, packed, one_residual)
+    assert torch.equal(residual[row : row + 1], one_residual)
+
+
+def test_extreme_gates_reach_their_limits() -> None:
+    ops = CpuOps(torch.float32)
+    packed = ops.pack_gate_up(torch.tensor([[1.0]]), torch.tensor([[1.0]]))
+    out = ops.gate_up(torch.tensor([[200.0], [-200.0], [0.0]]), None, 0.0, packed)
+    assert out.flatten().tolist() == pytest.approx([40000.0, 0.0, 0.0], abs=1e-30)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One attention call: inputs, cache before it, and the norm of the heads or None."""
+
+    qkv_RQ: Tensor
+    shape: AttentionShape
+    rope: Rope
+    keys_CHSD: Tensor
+    values_CHSD: Tensor
+    placement: Placement
+    head_norm: HeadNorm | None
+
+    def run(self, ops: CpuOps) -> Tensor:
+        return ops.attend(
+            self.qkv_RQ, self.shape, self.rope, self.keys_CHSD, self.values_CHSD, self.placement, self.head_norm
+        )
+
+
+CAPACITY, SLOTS, TRASH = 224, 3, 223
+
+
+def transposed(keys_CHSD: Tensor) -> Tensor:
+    """The same keys as they lie in a cache for the CPU: positions next to each other."""
+    return keys_CHSD.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+def rope_tables(D: int) -> Rope:
+    angles = torch.outer(torch.arange(CAPACITY), 10000.0 ** -(torch.arange(0, D, 2) / D))
+    return Rope(cos_PD=angles.cos(), sin_PD=angles.sin())
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Batches of trees with earlier tails, padding rows and gaps, or of causal chunks."""
+    seed = draw(SEEDS)
+    G, D = draw(st.integers(1, 3)), draw(st.sampled_from([2, 6, 8, 16, 20, 34, 64]))
+    H = G * draw(st.integers(1, 6))
+    B, M, earlier = draw(st.integers(1, SLOTS)), draw(st.integers(1, 9)), draw(st.integers(0, 4))
+    window = draw(st.none() | st.integers(1, 12) | st.integers(60, 120))
+    causal = draw(st.booleans())
+    dtype = draw(DTYPES)
+    generator = torch.Generator().manual_seed(seed)
+    lengths_B = torch.randint(0, draw(st.sampled_from([30, 180])), (B,), generator=generator)
+    T = M if causal else M + earlier
+    tail_M = torch.arange(T - M, T)
+    write_BM = lengths_B[:, None] + tail_M
+    positions_BM = write_BM.clone()
+    mask_BMT = None
+    if not causal:
+        mask_BMT = torch.rand(B, M, T, generator=generator) < 0.5
+        mask_BMT &= torch.arange(T) <= tail_M[:, None]
+        padding_BM = torch.rand(B, M, generator=generator) < 0.2
+        mask_BMT &= ~padding_BM[:, :, None]
+        mask_BMT &= ~torch.nn.functional.pad(padding_BM, (T - M, 0))[:, None]
+        write_BM = write_BM.masked_fill(padding_BM, TRASH)
+    norm = HeadNorm(query_D=randn(seed + 1, D), key_D=randn(seed + 2, D), eps=EPS) if draw(st.booleans()) else None
+    return Case(
+        qkv_RQ=randn(seed + 3, B * M, (H + 2 * G) * D),
+        shape=AttentionShape(num_heads=H, num_kv_heads=G, head_dim=D, scale=D**-0.5, sliding_window=window),
+        rope=rope_tables(D),
+        keys_CHSD=transposed(randn(seed + 4, SLOTS, G, CAPACITY, D).to(dtype)),
+        values_CHSD=randn(seed + 5, SLOTS, G, CAPACITY, D).to(dtype),
+        placement=Placement(
+            slots_B=torch.randperm(SLOTS, generator=generator)[:B],
+            lengths_B=lengths_B,
+            positions_BM=positions_BM,
+            write_BM=write_BM,
+            mask_BMT=mask_BMT,
+            limit=int(lengths_B.max()) + T,
+        ),
+        head_norm=norm,
+    )
+
+
+def wide(case: Case) -> Case:
+    """The same case in fp64."""
+    norm = case.head_norm
+    return replace(
+        case,
+        qkv_RQ=case.qkv_RQ.double(),
+        rope=Rope(cos_PD=case.rope.cos_PD.double(), sin_PD=case.rope.sin_PD.double()),
+        keys_CHSD=case.keys_CHSD.double(),
+        values_CHSD=case.values_CHSD.double(),
+        head_norm=norm and HeadNorm(query_D=norm.query_D.double(), key_D=norm.key_D.double(), eps=norm.eps),
+    )
+
+
+@settings(deadline=None, max_examples=120)
+@given(case=cases())
+def test_attention_matches_fp64(case: Case) -> None:
+    reference = wide(case)
+    half = case.keys_CHSD.dtype == torch.bfloat16
+    out, expected = case.run(CpuOps(torch.float32)), reference.run(REFERENCE)
+    tolerance = 3e-2 if half else 2e-5  # a bf16 cache rounds the new keys and values
+    torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
+    cached = 2**-8 if half else 1e-5
+    real = slice(0, TRASH)
+    torch.testing.assert_close(
+        case.keys_CHSD[:, :, real].double(), reference.keys_CHSD[:, :, real], atol=1e-5, rtol=cached
+    )
+    torch.testing.assert_close(
+        case.values_CHSD[:, :, real].double(), reference.values_CHSD[:, :, real], atol=1e-5, rtol=cached
+    )
+
+
+@settings(deadline=None, max_examples=40)
+@given(case=cases())
+def test_only_written_positions_of_the_cache_change(case: Case) -> None:
+    before = case.keys_CHSD.clone()
+    case.run(CpuOps(torch.float32))
+    written = torch.zeros(SLOTS, CAPACITY, dtype=torch.bool)
+    written[case.placement.slots_B[:, None], case.placement.write_BM] = True
+    untouched = ~written[:, None, :, None].expand_as(before)
+    assert torch.equal(case.keys_CHSD[untouched], before[untouched])
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=cases(), threads=st.integers(1, 3), data=st.data())
+def test_a_row_attends_alike_whatever_else_is_in_the_call(case: Case, threads: int, data: st.DataObject) -> None:
+    """One row alone, over the cache as the whole call left it, gives the same bits."""
+    together = case.run(CpuOps(torch.float32, threads))
+    place = case.placement
+    B, M = place.positions_BM.shape
+    b, m = data.draw(st.integers(0, B - 1)), data.draw(st.integers(0, M - 1))
+    mask_BMT = place.mask_BMT
+    if mask_BMT is None:
+        mask_BMT = torch.ones(M, M, dtype=torch.bool).tril().expand(B, M, M)
+        window = case.shape.sliding_window
+        mask_BMT = mask_BMT if window is None else mask_BMT.triu(1 - window)
+    alone = replace(
+        case,
+        qkv_RQ=case.qkv_RQ[b * M + m : b * M + m + 1].clone(),
+        placement=Placement(
+            slots_B=place.slots_B[b : b + 1],
+            lengths_B=place.lengths_B[b : b + 1],
+            positions_BM=place.positions_BM[b : b + 1, m : m + 1].clone(),
+            write_BM=place.write_BM[b : b + 1, m : m + 1].clone(),
+            mask_BMT=mask_BMT[b : b + 1, m : m + 1].clone(),
+            limit=CAPACITY,
+        ),
+    )
+    assert torch.equal(together[b * M + m : b * M + m + 1], alone.run(CpuOps(torch.float32, 1)))
+
+
+@settings(deadline=None, max_examples=40)
+@given(case=cases(), threads=st.integers(1, 3))
+def test_rows_of_a_slot_may_be_given_as_slots_of_one_row(case: Case, threads: int) -> None:
+    """So drafts of different lengths come; whichever rows share a task, each gives the same bits."""
+    place = case.placement
+    B, M = place.positions_BM.shape
+    if place.mask_BMT is None:
+        return
+    one_by_one = replace(
+        case,
+        qkv_RQ=case.qkv_RQ.clone(),
+        placement=Placement(
+            slots_B=place.slots_B.repeat_interleave(M),
+            lengths_B=place.lengths_B.repeat_interleave(M),
+            positions_BM=place.positions_BM.reshape(B * M, 1),
+            write_BM=place.write_BM.reshape(B * M, 1),
+            mask_BMT=place.mask_BMT.reshape(B * M, 1, -1),
+            limit=place.limit,
+        ),
+    )
+    together = case.run(CpuOps(torch.float32, threads))
+    assert torch.equal(together, one_by_one.run(CpuOps(torch.float32, threads)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_prefill_chunk_has_the_bits_of_decoding_row_by_row(dtype: torch.dtype) -> None:
+    rows, H, G, D, slots = 224, 9, 3, 64, 2
+    shape = AttentionShape(num_heads=H, num_kv_heads=G, head_dim=D, scale=D**-0.5)
+    angles = torch.outer(torch.arange(rows), 10000.0 ** -(torch.arange(0, D, 2) / D))
+    rope = Rope(cos_PD=angles.cos(), sin_PD=angles.sin())
+    ops = CpuOps(dtype)
+    x, weight = randn(1, rows, 96), ops.pack(randn(2, (H + 2 * G) * D, 96) / 10)
+    empty = torch.zeros(slots, G, rows, D, dtype=dtype)
+    caches = [(transposed(empty), empty.clone()) for _ in "ab"]
+
+    def attend(first: int, last: int, cache: tuple[Tensor, Tensor]) -> Tensor:
+        positions = torch.arange(first, last)[None]
+        placement = Placement(
+            slots_B=torch.tensor([1]),
+            lengths_B=torch.tensor([first]),
+            positions_BM=positions,
+            write_BM=positions,
+            mask_BMT=None,
+            limit=last,
+        )
+        return ops.attend(ops.norm_project(x[first:last], None, 0.0, weight), shape, rope, *cache, placement)
+
+    chunk = attend(0, rows, caches[0])
+    steps = torch.cat([attend(i, i + 1, caches[1]) for i in range(rows)])
+    assert torch.equal(chunk, steps)
+    assert torch.equal(caches[0][0], caches[1][0])
+    assert torch.equal(caches[0][1], caches[1][1])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=SEEDS,
+    dtype=DTYPES,
+    length=st.integers(0, 20),
+    gaps=st.lists(st.integers(1, 4), min_size=1, max_size=8),
+    D=st.sampled_from([8, 20, 64]),
+)
+def test_a_branch_of_a_tree_has_the_bits_of_the_committed_sequence(
+    seed: int, dtype: torch.dtype, length: int, gaps: list[int], D: int
+) -> None:
+    """The tokens of a branch, with siblings stored between them, against the same tokens committed one by one."""
+    H, G = 4, 2
+    shape = AttentionShape(num_heads=H, num_kv_heads=G, head_dim=D, scale=D**-0.5)
+    rope, ops = rope_tables(D), CpuOps(torch.float32)
+    prefix_keys = transposed(randn(seed, 1, G, CAPACITY, D).to(dtype))
+    prefix_values = randn(seed + 1, 1, G, CAPACITY, D).to(dtype)
+    branch = [sum(gaps[: i + 1]) - 1 for i in range(len(gaps))]
+    T, depth = branch[-1] + 1, len(branch)
+    qkv_RQ = randn(seed + 2, T, (H + 2 * G) * D)
+    positions_T = torch.full((T,), length)
+    mask_TT = torch.eye(T, dtype=torch.bool)
+    for level, node in enumerate(branch):
+        positions_T[node] = length + level
+        mask_TT[node, branch[: level + 1]] = True
+    tree = Placement(
+        slots_B=torch.tensor([0]),
+        lengths_B=torch.tensor([length]),
+        positions_BM=positions_T[None],
+        write_BM=length + torch.arange(T)[None],
+        mask_BMT=mask_TT[None],
+        limit=length + T,
+    )
+    in_tree = ops.attend(qkv_RQ, shape, rope, prefix_keys.clone(), prefix_values.clone(), tree)[branch]
+    steps = []
+    for level, node in enumerate(branch):
+        at = torch.tensor([[length + level]])
+        step = replace(
+            tree, lengths_B=at[0], positions_BM=at, write_BM=at, mask_BMT=torch.ones(1, 1, 1, dtype=torch.bool)
+        )
+        steps.append(ops.attend(qkv_RQ[node : node + 1].clone(), shape, rope, prefix_keys, prefix_values, step))
+    assert depth == len(steps)
+    assert torch.equal(in_tree, torch.cat(steps))
+
+
+@pytest.mark.parametrize("ops", [CpuOps(torch.float32), REFERENCE], ids=["cpu", "torch"])
+def test_a_row_that_sees_nothing_gives_zeros(ops: CpuOps) -> None:
+    dtype = ops.activation_dtype
+    placement = Placement(
+        slots_B=torch.tensor([0]),
+        lengths_B=torch.tensor([0]),
+        positions_BM=torch.tensor([[0, 0]]),
+        write_BM=torch.tensor([[0, TRASH]]),
+        mask_BMT=torch.tensor([[[True, False], [False, False]]]),
+        limit=2,
+    )
+    tables = rope_tables(8)
+    rope = Rope(cos_PD=tables.cos_PD.to(dtype), sin_PD=tables.sin_PD.to(dtype))
+    values = torch.zeros(1, 1, CAPACITY, 8, dtype=dtype)
+    keys = transposed(values)
+    qkv_RQ = randn(0, 2, 4 * 8).to(dtype)
+    shape = AttentionShape(num_heads=2, num_kv_heads=1, head_dim=8, scale=1.0)
+    out = ops.attend(qkv_RQ, shape, rope, keys, values, placement)
+    assert torch.equal(out[1], torch.zeros(16, dtype=dtype))
+    torch.testing.assert_close(out[0], qkv_RQ[0, 24:].repeat(2))
+    assert torch.equal(values[0, 0, TRASH], qkv_RQ[1, 24:])
+
+
+def test_an_index_outside_the_cache_is_refused() -> None:
+    """Kernels trust indices, so that a wrong one must not reach them."""
+    ops = CpuOps(torch.float32)
+    placement = Placement(
+        slots_B=torch.tensor([0]),
+        lengths_B=torch.tensor([3]),
+        positions_BM=torch.tensor([[3]]),
+        write_BM=torch.tensor([[3]]),
+        mask_BMT=None,
+        limit=4,
+    )
+    shape = AttentionShape(num_heads=1, num_kv_heads=1, head_dim=8, scale=1.0)
+    values = torch.zeros(1, 1, CAPACITY, 8)
+    keys = transposed(values)
+    wrong = {
+        "slots_B": torch.tensor([1]),
+        "lengths_B": torch.tensor([4]),
+        "positions_BM": torch.tensor([[CAPACITY]]),
+        "write_BM": torch.tensor([[CAPACITY]]),
+    }
+    ops.attend(randn(0, 1, 24), shape, rope_tables(8), keys, values, placement)
+    for name, tensor in wrong.items():
+        with pytest.raises(AssertionError, match="not within"):
+            ops.attend(randn(0, 1, 24), shape, rope_tables(8), keys, values, replace(placement, **{name: tensor}))
+    with pytest.raises(AssertionError, match="not contiguous"):
+        ops.project_add(torch.zeros(4, 3).T, ops.pack(torch.eye(4)), torch.zeros(3, 4))
+    with pytest.raises(AssertionError, match="not contiguous"):
+        ops.attend(randn(0, 1, 24), shape, rope_tables(8), keys.contiguous(), values, placement)
+    with pytest.raises(AssertionError, match="not of a multiple"):
+        ops.attend(randn(0, 1, 24), shape, rope_tables(8), keys[:, :, :200], values[:, :, :200], placement)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_embedded_tokens_are_rows_of_the_table(dtype: torch.dtype) -> None:
+    table_VF = torch.randn(50, 37).to(dtype)
+    tokens_R = torch.tensor([3, 49, 0, 3])
+    for ops in (CpuOps(dtype), TorchOps(dtype)):
+        assert torch.equal(ops.embed(table_VF, tokens_R), table_VF[tokens_R].to(ops.activation_dtype))
+    for wrong in (-1, 50):
+        with pytest.raises(AssertionError, match=r"not within 0\.\.49"):
+            CpuOps(dtype).embed(table_VF, torch.tensor([3, wrong]))

@@ -1,0 +1,7 @@
+"""`python tools/docs [ROOT] [--check]`: write the generated parts of the docs, or check them."""
+
+import sys
+
+from pages import main
+
+sys.exit(main())
