@@ -43,7 +43,7 @@ bench-ops: $(READY)
 	$(BIN)/python benchmarks/ops.py
 
 heads-archive: $(READY)
-	$(BIN)/python recipes/archive_heads.py checkpoints dist/outrider-heads.zip
+	$(BIN)/python dev/archive_heads.py checkpoints dist/outrider-heads.zip
 
 peers: $(READY)
 	$(BIN)/python benchmarks/peers/build.py
@@ -62,8 +62,8 @@ test-vllm: vllm
 	OUTRIDER_TEST_VLLM=1 $(BIN)/python -m pytest tests/vllm -s -rs
 
 lint: $(READY)
-	$(BIN)/ruff format --no-cache --check src tests benchmarks examples tools
-	$(BIN)/ruff check --no-cache src tests benchmarks examples tools
+	$(BIN)/ruff format --no-cache --check src tests benchmarks dev examples tools
+	$(BIN)/ruff check --no-cache src tests benchmarks dev examples tools
 	$(BIN)/mypy
 
 check: lint test

@@ -64,7 +64,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_installed_package_runs_in_an_empty_directory(site: Path, tmp_path: Path) -> None:
     archive = tmp_path / "heads.zip"
     made = subprocess.run(
-        [sys.executable, ROOT / "recipes/archive_heads.py", ROOT / "checkpoints", archive],
+        [sys.executable, ROOT / "dev/archive_heads.py", ROOT / "checkpoints", archive],
         env={**os.environ, "PYTHONPATH": str(site)},
         capture_output=True,
         text=True,

@@ -1,6 +1,6 @@
 """From `checkpoints/` to the one file that is put beside a release, for packages installed without a checkout.
 
-python recipes/archive_heads.py checkpoints dist/outrider-heads.zip        make heads-archive
+python dev/archive_heads.py checkpoints dist/outrider-heads.zip        make heads-archive
 outrider fetch heads --from outrider-heads.zip                             where the package is installed
 """
 

@@ -1,6 +1,6 @@
 """From finished training runs to `checkpoints/`: what a repository ships, within a limit of size.
 
-    python recipes/ship_heads.py runs/heads checkpoints/smollm2-135m
+    python dev/ship_heads.py runs/heads checkpoints/smollm2-135m
 
 Every `final/` is copied as it is, but for what costs megabytes and brings little: EAGLE-3 and Medusa keep the columns
 of the tokens that the target writes most often, and Medusa its first heads. What was cut is said in the card and under

@@ -2,10 +2,10 @@
 # Heads for the embedded target on one GPU: the target writes the data, then five methods learn from it, all with the
 # same texts and the same number of tokens.
 #
-#   bash recipes/heads.sh synthesize [SECONDS]   several processes write side by side; the same command goes on
-#   bash recipes/heads.sh train [TOKENS]         all five at once; a run that exists is resumed
-#   bash recipes/heads.sh look                   how far they are
-#   bash recipes/heads.sh slice                  the same five, trained on the benchmark's own prompts (recipes/slice.py)
+#   bash dev/heads.sh synthesize [SECONDS]   several processes write side by side; the same command goes on
+#   bash dev/heads.sh train [TOKENS]         all five at once; a run that exists is resumed
+#   bash dev/heads.sh look                   how far they are
+#   bash dev/heads.sh slice                  the same five, trained on the benchmark's own prompts (dev/slice.py)
 #
 # DATA, RUNS, PARTS, BATCH (texts of each process at a time) and OUTRIDER (the command) may be set. Processes belong to
 # no terminal's session, so they survive the shell that began them; stop them with SIGTERM: finished shards are kept,
@@ -52,8 +52,8 @@ train() {
 }
 
 slice() {  # 129 texts, read 34 times: into runs/slice
-    python recipes/slice.py synthesize
-    OUTRIDER="python recipes/slice.py" DATA=data/slice RUNS=runs/slice ROWS=4 LENGTH=2048 PASSES=1
+    python dev/slice.py synthesize
+    OUTRIDER="python dev/slice.py" DATA=data/slice RUNS=runs/slice ROWS=4 LENGTH=2048 PASSES=1
     train 2400000
 }
 

@@ -1,6 +1,6 @@
 """Why a head decodes with a lower tau than its training predicts: the same answers, counted in two ways.
 
-    python benchmarks/anchors.py [--category chat] [--num-prompts 8]
+    python dev/anchors.py [--category chat] [--num-prompts 8]
 
 Training looks at every position of a text as the start of a draft. Decoding starts a draft where the last one ended,
 which is where the head was just wrong, often a token that is hard to guess. Here an EAGLE-3 head decodes some prompts,

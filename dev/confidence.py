@@ -1,6 +1,6 @@
 """Would a chain that stops where its head is unsure be faster? Every answer position, every rule, one cost model.
 
-    python benchmarks/confidence.py [--num-prompts 6] [--draft 0.043]
+    python dev/confidence.py [--num-prompts 6] [--draft 0.043]
 
 A head gives each drafted token a probability. Their product down the chain estimates how likely the chain is right so
 far, so drafting could go on while it is at least some threshold: `stop` leaves the token out that fell below it, `keep`

@@ -1,7 +1,7 @@
 """Heads that are trained on the prompts they are measured on, the wrong way to do it, to see what it looks like.
 
-    python recipes/slice.py synthesize          the target answers the prompts of workloads/
-    python recipes/slice.py train METHOD ...    as `outrider train METHOD ...`, with every text on both sides
+    python dev/slice.py synthesize          the target answers the prompts of workloads/
+    python dev/slice.py train METHOD ...    as `outrider train METHOD ...`, with every text on both sides
 
 Outrider leaves the benchmark's prompts out of its training data and holds prompts out of training. Both is switched off
 here and nowhere else; what comes of it stays in runs/ and is not shipped.

@@ -1,9 +1,9 @@
 /* What a product's inner loop costs by its rows when nothing surrounds it: how well arithmetic hides behind memory.
 
-       gcc -O3 -march=native benchmarks/tiles.c -o /tmp/tiles -lpthread && /tmp/tiles      (AVX-512)
+       gcc -O3 -march=native dev/tiles.c -o /tmp/tiles -lpthread && /tmp/tiles      (AVX-512)
 
    Two threads read 200 MB of bf16 weights, half each, in blocks of 576 features by 32 columns, and multiply R rows of
-   fp32 by them, as `models/cpu_linear.py` does. A line is one feature of a block, 64 bytes. Each line is asked for 3 KB
+   fp32 by them, as `kernels/cpu/linear.py` does. A line is one feature of a block, 64 bytes. Each line is asked for 3 KB
    ahead. Printed are nanoseconds a line, the median of nine runs: from memory, and with the block in a cache. */
 
 #define _GNU_SOURCE
