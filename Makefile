@@ -5,14 +5,15 @@
 # make bench-vllm  vLLM beside our engine on the same prompts: builds that environment first
 # make test-vllm   exported heads draft on vLLM what they draft here: builds that environment first
 # make heads-archive   the heads of checkpoints/ in one file, for `outrider fetch heads` beside an installed wheel
-# make check       lint, types and tests: the gate, at home and in CI
+# make docs        the site of docs/, in site/; a broken link or anchor is an error
+# make check       lint, types, the site and tests: the gate, at home and in CI
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: bench bench-copy bench-batch bench-memory small-run bench-full bench-lookup bench-ops heads-archive peers vllm bench-vllm test test-vllm lint check clean
+.PHONY: bench bench-copy bench-batch bench-memory small-run bench-full bench-lookup bench-ops heads-archive peers vllm bench-vllm test test-vllm lint docs check clean
 
 bench: $(READY)
 	$(BIN)/outrider bench --preset quick
@@ -66,10 +67,13 @@ lint: $(READY)
 	$(BIN)/ruff check --no-cache src tests benchmarks dev examples tools
 	$(BIN)/mypy
 
-check: lint test
+docs: $(READY)
+	$(BIN)/zensical build --strict --clean
+
+check: lint docs test
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .cache site
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Outrider needs Python 3.11 or newer, this is {sys.version.split()[0]}; set PYTHON=python3.12 or the like")'

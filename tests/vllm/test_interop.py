@@ -2,7 +2,7 @@
 
 Each test starts a vLLM server with one head, asks eight prompts greedily, and compares texts, acceptance by position
 and single steps with our engine's (`agreement.py`). Two bugs that exports are known for are planted into written files,
-and the same comparison must fail on them. `make test-vllm` runs this; see docs/vllm.md.
+and the same comparison must fail on them. `make test-vllm` runs this; see docs/guides/vllm.md.
 """
 
 import os

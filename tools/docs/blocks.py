@@ -9,6 +9,11 @@
     short:NAME         the same without memory and notes
     details:NAME       acceptance, costs and prediction of each of its cells
     batches:NAME       its speedups by batch size, and up to which batch each method pays
+    grid:NAME          its speedups at the first setting, categories by methods; grids:NAME at every setting
+    loads:NAME         its speedups at the lowest temperature, methods by batch sizes
+    loop:FILE#NAME|A|B..   the statements of a function that call these names, in order
+    race-methods:FOLDER    the methods with their speedups in the race of docs/results/peers.md
+    race-engines:FILE      the engines of the race docs/results/FILE.md
 
 Settings come from the fields of a method's `Config`, their meaning from its docstring, which has a line for each:
 
@@ -34,6 +39,10 @@ from textwrap import dedent
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 from unittest.mock import patch
 
+from grids import grid, grids, loads
+from loop import loop
+from readme import engine_table, footnote_of, laps_of, method_table, race_chart
+
 from outrider.cli import COMMANDS
 from outrider.cli import main as command_line
 from outrider.engine import Engine
@@ -56,6 +65,7 @@ COLUMNS = 100
 NUM_EXAMPLES, NUM_TOKENS = 6, 8
 PROMPT = [1, 2, 3, 1, 2, 4, 1, 2]
 RUN, MANIFEST = ".json", ".manifest.json"
+RACE = Path("docs", "results", "peers.md")
 
 
 def blocks_of(root: Path) -> Mapping[str, Callable[[str], str]]:
@@ -70,6 +80,14 @@ def blocks_of(root: Path) -> Mapping[str, Callable[[str], str]]:
         "short": lambda name: results(root, name, short_tables),
         "details": lambda name: results(root, name, lambda report, _: detail_table(report)),
         "batches": lambda name: batches(root, name),
+        "grid": lambda name: results(root, name, lambda report, _: grid(report)),
+        "grids": lambda name: results(root, name, lambda report, _: grids(report)),
+        "loads": lambda name: results(root, name, lambda report, _: loads(report)),
+        "loop": lambda place: _loop(root, *place.split("|")),
+        "race-methods": lambda folder: method_table(
+            laps_of(root / RACE), folder, {name: _summary(name) for name in REGISTRY}
+        ),
+        "race-engines": lambda name: engine_table(laps_of(root / "docs" / "results" / f"{name}.md")),
         "heads": lambda target: heads_table(read_heads(root / "checkpoints" / target)),
     }
 
@@ -90,9 +108,12 @@ def pictures(root: Path) -> dict[Path, str]:
     }
     targets = sorted(path for path in (root / "checkpoints").glob("*") if path.is_dir())
     curves = {
-        root / "docs" / f"heads.{target.name}.svg": curve_chart(read_heads(target), target.name) for target in targets
+        root / "docs" / "results" / f"training.{target.name}.svg": curve_chart(read_heads(target), target.name)
+        for target in targets
     }
-    return bars | lines | curves
+    race = root / RACE
+    engines = {race.with_name("engines.svg"): race_chart(laps_of(race), footnote_of(race))} if race.exists() else {}
+    return bars | lines | curves | engines
 
 
 def methods(folder: str) -> str:
@@ -179,6 +200,11 @@ def source(root: Path, place: str) -> str:
     return f"```python\n{_lines(text, found)}\n```"
 
 
+def _loop(root: Path, place: str, *called: str) -> str:
+    file, _, name = place.partition("#")
+    return loop((root / file).read_text(encoding="utf-8"), name, called)
+
+
 def results(root: Path, name: str, write: Callable[[Report, str | None], str] = tables) -> str:
     """The tables of a committed run, or a sentence that there is none."""
     path = root / "docs" / "results" / f"{name}.json"
@@ -218,7 +244,7 @@ def _summary(name: str) -> str:
     """The first sentence of the docstring of the method's module, without the sources it names in parentheses."""
     module = import_module(REGISTRY[name].partition(":")[0])
     first = " ".join((getdoc(module) or "").partition("\n\n")[0].split())
-    return _cell(re.sub(r" \([^()]*\)(?=\.|$)", "", first))
+    return _cell(re.sub(r" \([^()]*\)(?=[.:]|$)", "", first))
 
 
 def _annotation(kind: Any) -> str:

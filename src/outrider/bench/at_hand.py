@@ -31,7 +31,7 @@ def at_hand(
     if not from_preset:
         return with_heads(choices, target), ()
     found: list[MethodSpec] = []
-    missing: dict[str, list[tuple[str, str]]] = {FETCH: [], "train them first (docs/training.md)": []}
+    missing: dict[str, list[tuple[str, str]]] = {FETCH: [], "train them first (docs/guides/train.md)": []}
     for choice in choices:
         checkpoint = str(choice.settings.get("checkpoint", ""))
         try:

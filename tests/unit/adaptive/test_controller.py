@@ -24,7 +24,7 @@ from outrider.testing import Adversary, Metronome, Simulation, TableCosts, tiny_
 from outrider.testing.simulation import Process, bursts, constant, contrary, drifting, mixed, one_copies, switching
 
 COSTS = TableCosts({1: 0.0146, 2: 0.0146, 4: 0.0151, 6: 0.0171, 8: 0.0228, 16: 0.0392}, judge=0.00003)
-"""Of SmolLM2-135M on two CPU cores: docs/results/forward.txt."""
+"""Of SmolLM2-135M on two CPU cores: dev/LOG.md, 23 November."""
 PROCESSES: dict[str, Process] = {
     "never": constant(0.0),
     "rarely": constant(0.2),

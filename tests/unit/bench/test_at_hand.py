@@ -35,7 +35,7 @@ def test_every_preset_says_what_it_leaves_out(preset: str, nowhere: Path, caplog
     for choice in choices:
         assert choice.label in bare or any(choice.name in note for note in notes)
     for note in notes:
-        assert "outrider fetch heads --from" in note or "docs/training.md" in note
+        assert "outrider fetch heads --from" in note or "docs/guides/train.md" in note
     assert len(notes) <= 2
 
 
@@ -49,5 +49,5 @@ def test_what_is_here_is_kept(nowhere: Path) -> None:
     assert notes == (
         "left out: medusa, mtp: no smollm2-135m/medusa, head of its kind on this machine; "
         "`outrider fetch heads --from ARCHIVE` installs those of a release",
-        "left out: draft_model: no runs/small/best on this machine; train them first (docs/training.md)",
+        "left out: draft_model: no runs/small/best on this machine; train them first (docs/guides/train.md)",
     )

@@ -35,7 +35,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @PAGES
 def test_files_and_tests_that_are_named_exist(page: Path) -> None:
     for path, test in re.findall(
-        r"`((?:src|tests|docs|benchmarks|examples|recipes)/[\w./-]+?)(?:::(\w+))?`", prose(page)
+        r"`((?:src|tests|docs|dev|tools|benchmarks|examples|recipes)/[\w./-]+?)(?:::(\w+))?`", prose(page)
     ):
         if page.parent.name == "results" or path == "docs/results/quick.json":
             continue
@@ -59,7 +59,7 @@ def test_every_dependency_is_explained_and_no_other() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = {(named(text), "") for text in project["dependencies"]}
     wanted |= {(named(text), extra) for extra, texts in project["optional-dependencies"].items() for text in texts}
-    page = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "dependencies.md").read_text(encoding="utf-8")
     always = {(name, "") for name in re.findall(r"^\| `([\w-]+)` \| (?!`)", page, flags=re.MULTILINE)}
     extras = set(re.findall(r"^\| `([\w-]+)` \| `(\w+)` \|", page, flags=re.MULTILINE))
     assert always | extras == wanted

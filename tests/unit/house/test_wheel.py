@@ -89,8 +89,8 @@ def test_an_installed_package_runs_in_an_empty_directory(site: Path, tmp_path: P
     assert len([line for line in lines if line.startswith("smollm2-135m/")]) == 5
     for name, (kept, notes) in found["left_out"].items():
         assert kept
-        assert all("runs/" in note and "docs/training.md" in note for note in notes) or name.startswith("without")
-        assert all("outrider fetch heads" in note or "docs/training.md" in note for note in notes)
+        assert all("runs/" in note and "docs/guides/train.md" in note for note in notes) or name.startswith("without")
+        assert all("outrider fetch heads" in note or "docs/guides/train.md" in note for note in notes)
     quick = found["left_out"]["without quick"]
     assert quick[0] == ["none", "ngram", "suffix"]
     assert len(quick[1]) == 1

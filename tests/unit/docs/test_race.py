@@ -1,0 +1,71 @@
+"""What the README shows of the race between engines."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from readme import engine_table, laps_of, method_table, race_chart
+
+from outrider.errors import ConfigError
+from outrider.proposers import REGISTRY
+
+PAGE = """# Peers
+
+Greedy decoding.
+
+| requests | engine | method | chat, tok/s | editing, tok/s | all, tok/s | ended |
+| ---: | --- | --- | ---: | ---: | ---: | ---: |
+| 1 | outrider | plain | 50.0 | 40.0 | 45.0 | 1/2 |
+| 1 | outrider | eagle3 | 75.0 | 50.0 | 60.0 | 1/2 |
+| 1 | outrider | suffix | 55.0 | 120.0* | 70.0 | 1/2 |
+| 1 | llama.cpp | plain | 30.0 | 20.0 | 25.0 | 1/2 |
+| 1 | vllm | plain | 20.0 | 20.0 | 20.0 | 1/2 |
+| 1 | vllm | ngram | 10.0 | 25.0 | 15.0 | 1/2 |
+| 1 | transformers | plain | 10.0 | 10.0 | 10.0 | 1/2 |
+| 4 | outrider | plain | 1.0 | 1.0 | 1.0 | 1/2 |
+
+| engine | notes |
+"""
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    path = tmp_path / "peers.md"
+    path.write_text(PAGE)
+    return path
+
+
+def test_methods_are_shown_over_plain_decoding(page: Path) -> None:
+    lines = method_table(laps_of(page), "there", dict.fromkeys(REGISTRY, "Why."))
+    by_name = {line.split("`")[1]: line for line in lines.splitlines()[2:]}
+    assert list(by_name) == list(REGISTRY)
+    assert by_name["none"] == "| [`none`](there/none.md) | Why. | no | 1 | 1 |"
+    assert by_name["eagle3"] == "| [`eagle3`](there/eagle3.md) | Why. | yes | 1.50 | 1.25 |"
+    assert by_name["suffix"] == "| [`suffix`](there/suffix.md) | Why. | no | 1.10 | 3.00 |"
+    assert by_name["mtp"].endswith("| yes | - | - |")
+
+
+def test_each_engine_is_shown_with_its_fastest_methods(page: Path) -> None:
+    assert engine_table(laps_of(page)).splitlines()[2:] == [
+        "| Outrider | 45 | 75 (eagle3) | 120 (suffix) |",
+        "| llama.cpp | 25 | 30 (plain) | 20 (plain) |",
+        "| vLLM | 20 | 20 (plain) | 25 (ngram) |",
+        "| transformers | 10 | 10 (plain) | 10 (plain) |",
+    ]
+
+
+def test_bars_are_to_scale_and_said_in_words(page: Path) -> None:
+    svg = ElementTree.fromstring(race_chart(laps_of(page), "of this <machine>, " * 20))
+    bars = [float(rect.attrib["width"]) for rect in svg.iter("{http://www.w3.org/2000/svg}rect")][2:]
+    assert len(bars) == 2 * 7  # three of ours, llama.cpp's plain, vLLM's two, transformers' plain
+    assert bars[5] / bars[0] == pytest.approx(120 / 50, rel=1e-3)
+    said = svg.findtext("{http://www.w3.org/2000/svg}desc") or ""
+    assert "vLLM ngram: chat 10, editing 25" in said
+
+
+def test_a_page_without_the_table_is_refused(tmp_path: Path) -> None:
+    empty = tmp_path / "peers.md"
+    empty.write_text("| engine | notes |\n")
+    for path in (empty, tmp_path / "none.md"):
+        with pytest.raises(ConfigError, match="has no table of engines"):
+            laps_of(path)

@@ -1,0 +1,47 @@
+"""README and pages keep their limits: length, tables, navigation, and a line for every environment variable."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from pages import pages
+
+ROOT = Path(__file__).parents[3]
+MOST_LINES, FIRST_PYTHON, MOST_ROWS = 110, 30, 12
+PAGES = pytest.mark.parametrize("page", pages(ROOT), ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def test_the_readme_is_short_and_begins_with_python() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= MOST_LINES
+    assert lines.index("```python") < FIRST_PYTHON
+
+
+@PAGES
+def test_tables_are_small_outside_the_results(page: Path) -> None:
+    if page.parent.name != "results":
+        tables = re.findall(r"(?:^\|.*\n)+", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert max((len(table.splitlines()) - 2 for table in tables), default=0) <= MOST_ROWS
+
+
+def test_the_site_leads_to_every_page() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    found = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    assert set(leaves(site["nav"])) == found
+
+
+def leaves(nav: str | list[object] | dict[str, object]) -> Iterator[str]:
+    if isinstance(nav, str):
+        yield nav
+    else:
+        for part in nav.values() if isinstance(nav, dict) else nav:
+            yield from leaves(part)  # type: ignore[arg-type]
+
+
+def test_every_environment_variable_has_its_line() -> None:
+    sources = [ROOT / "Makefile", *(ROOT / "src").rglob("*.py")]
+    named = {name for path in sources for name in re.findall(r"\bOUTRIDER_[A-Z_]*[A-Z]", path.read_text("utf-8"))}
+    page = (ROOT / "docs" / "reference" / "environment.md").read_text(encoding="utf-8")
+    assert named == set(re.findall(r"^\| `(OUTRIDER_[A-Z_]+)` \|", page, flags=re.MULTILINE))

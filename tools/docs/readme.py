@@ -1,0 +1,153 @@
+"""What the README shows of a filed race between engines: a bar chart, the methods, and the engines in one small table.
+
+The race is the table of docs/results/peers.md, which `benchmarks/peers/run.py` wrote: one request at a time, greedy,
+tokens per second of each engine and method by category. Example: with plain decoding at 66.3 tokens per second on chat
+and `eagle3` at 95.2, `eagle3` is shown as 1.44.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from grids import lines_of
+
+from outrider.errors import ConfigError
+from outrider.proposers import REGISTRY, proposer_class
+from outrider.records.display import markdown_code
+from outrider.results.pages.svg import element, escaped, label, picture, wrapped
+
+__all__ = ["Lap", "engine_table", "footnote_of", "laps_of", "method_table", "race_chart"]
+
+SHOWN = ("chat", "editing")
+"""The categories of the README: text written freely, and text that copies its prompt."""
+OURS, PLAIN = "outrider", "plain"
+PEERS = ("llama.cpp", "vllm", "transformers")
+NAMES = {OURS: "Outrider", "vllm": "vLLM"}
+WIDTH, LEFT, TOP, BAR, PITCH, GAP = 820, 190, 84, 13, 18, 14
+INK, HUES = "#747b85", {"chat": "#2f81c7", "editing": "#c9642a"}
+
+
+class Lap(NamedTuple):
+    """One method of one engine, with its tokens per second by category."""
+
+    engine: str
+    method: str
+    rates: Mapping[str, float]
+
+
+def laps_of(page: Path) -> list[Lap]:
+    """Return the rows of the page's first table.
+
+    Raises:
+        ConfigError: if the page does not exist, or has no such table.
+    """
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    head = _cells(lines[0]) if lines else []
+    if head[:3] != ["requests", "engine", "method"]:
+        raise ConfigError(f"{page} has no table of engines; write it with benchmarks/peers/run.py")
+    columns = {name.removesuffix(", tok/s"): place for place, name in enumerate(head) if name.endswith(", tok/s")}
+    laps = []
+    for line in lines[2:]:
+        cells = _cells(line)
+        if cells[0] != "1":
+            break
+        rates = {name: float(cells[place].rstrip("*")) for name, place in columns.items()}
+        laps.append(Lap(cells[1], cells[2], rates))
+    return laps
+
+
+def footnote_of(page: Path) -> str:
+    """Return the paragraph above the table, which says what ran where, and the page's name."""
+    paragraphs = page.read_text(encoding="utf-8").split("\n\n")
+    table = next(place for place, text in enumerate(paragraphs) if text.startswith("| requests |"))
+    return f"{' '.join(paragraphs[table - 1].split())} Source: docs/results/{page.name}."
+
+
+def method_table(laps: Sequence[Lap], folder: str, sentences: Mapping[str, str]) -> str:
+    """Return one row per registered method: a sentence, whether it needs weights, and its speedup by category."""
+    ours = {lap.method: lap.rates for lap in laps if lap.engine == OURS}
+    plain = ours[PLAIN]
+    body = [
+        [
+            f"[{markdown_code(name)}]({folder}/{name}.md)",
+            sentences[name],
+            "yes"
+            if any(field.name == "checkpoint" for field in dataclasses.fields(proposer_class(name).Config))
+            else "no",
+            *(
+                f"{ours[name][kind] / plain[kind]:.2f}" if name in ours else "1" if name == "none" else "-"
+                for kind in SHOWN
+            ),
+        ]
+        for name in REGISTRY
+    ]
+    return lines_of(["Method", "Idea", "Weights", *SHOWN], body)
+
+
+def engine_table(laps: Sequence[Lap]) -> str:
+    """Return one row per engine: plain decoding over all prompts, and its fastest method by category."""
+    body = []
+    for engine in (OURS, *PEERS):
+        members = [lap for lap in laps if lap.engine == engine]
+        plain = next(lap for lap in members if lap.method == PLAIN)
+        best = [max(members, key=lambda lap: lap.rates[kind]) for kind in SHOWN]
+        figures = (f"{lap.rates[kind]:.0f} ({lap.method})" for lap, kind in zip(best, SHOWN, strict=True))
+        body.append([NAMES.get(engine, engine), f"{plain.rates['all']:.0f}", *figures])
+    return lines_of(["Engine", "plain, tok/s", *(f"best on {kind}, tok/s" for kind in SHOWN)], body)
+
+
+def race_chart(laps: Sequence[Lap], footnote: str) -> str:
+    """Return the chart as SVG: two bars per method, our methods first, then each peer's plain and fastest ones.
+
+    Args:
+        footnote: where the numbers come from.
+    """
+    shown = [lap for lap in laps if lap.engine == OURS] + [lap for engine in PEERS for lap in _best(laps, engine)]
+    most = max(lap.rates[kind] for lap in shown for kind in SHOWN)
+    unit = (WIDTH - LEFT - 60) / most
+    parts, y = [*_head(shown)], float(TOP)
+    for place, lap in enumerate(shown):
+        if place and lap.engine != shown[place - 1].engine:
+            y += GAP
+        parts += _bars(lap, y, unit)
+        y += BAR + PITCH
+    notes = wrapped(footnote, WIDTH - 32, 11)
+    parts += [label(16, y + 22 + 16 * line, note, 11) for line, note in enumerate(notes)]
+    return picture(parts, WIDTH, f"{y + 22 + 16 * len(notes):.0f}", INK)
+
+
+def _best(laps: Sequence[Lap], engine: str) -> list[Lap]:
+    members = [lap for lap in laps if lap.engine == engine]
+    wanted = [next(lap for lap in members if lap.method == PLAIN)]
+    wanted += [max(members, key=lambda lap: lap.rates[kind]) for kind in SHOWN]
+    return list({lap.method: lap for lap in wanted}.values())
+
+
+def _name(lap: Lap) -> str:
+    return f"{NAMES.get(lap.engine, lap.engine)} {lap.method}"
+
+
+def _head(shown: Sequence[Lap]) -> Iterator[str]:
+    said = (f"{_name(lap)}: " + ", ".join(f"{kind} {lap.rates[kind]:.0f}" for kind in SHOWN) for lap in shown)
+    yield element("title", escaped("Tokens per second, one request at a time, greedy"), id="title")
+    yield element("desc", escaped("; ".join(said) + " tokens per second."), id="desc")
+    yield label(16, 30, "Tokens per second, one request at a time, greedy", 18, font_weight="600")
+    x = 16.0
+    for kind, hue in HUES.items():
+        yield element("rect", x=x, y=45, width=11, height=11, rx=2, fill=hue, fill_opacity=0.7)
+        yield label(x + 17, 55, {"chat": "chat: written freely", "editing": "editing: copies its prompt"}[kind], 12)
+        x += 170
+
+
+def _bars(lap: Lap, y: float, unit: float) -> Iterator[str]:
+    yield label(LEFT - 8, y + BAR + 4, _name(lap), 13, text_anchor="end")
+    for row, kind in enumerate(SHOWN):
+        length, top = lap.rates[kind] * unit, y + row * BAR
+        yield element("rect", x=LEFT, y=top, width=length, height=BAR - 2, fill=HUES[kind], fill_opacity=0.7)
+        yield label(LEFT + length + 6, top + BAR - 3, f"{lap.rates[kind]:.0f}", 11)
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
