@@ -68,5 +68,6 @@ def test_the_documentation_lists_every_variable() -> None:
     read = {
         name for path in source.rglob("*.py") for name in re.findall(r'"(OUTRIDER_[A-Z_]+)"', path.read_text("utf-8"))
     }
-    page = (source.parents[1] / "docs" / "cli.md").read_text("utf-8")
+    read |= set(re.findall(r"OUTRIDER_[A-Z_]*[A-Z]", (source.parents[1] / "Makefile").read_text("utf-8")))
+    page = (source.parents[1] / "docs" / "reference" / "environment.md").read_text("utf-8")
     assert read == set(re.findall(r"^\| `(OUTRIDER_[A-Z_]+)`", page, re.MULTILINE))
