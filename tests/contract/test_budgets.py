@@ -20,7 +20,7 @@ from outrider.testing.contract import CHECKS
 POSITIONS = 64
 TARGETS: dict[int, Target] = {}
 COSTS = TableCosts({1: 1.0, 3: 1.0, 4: 1.2, 8: 2.0})
-EAGER = AdaptiveConfig(enter=0.9, leave=0.8, probing=0.3, interest=0.3, allowance=1.0)
+EAGER = AdaptiveConfig(start_gain=0.9, stop_gain=0.8, probe_share=0.3, refill=0.3, allowance_share=1.0)
 
 
 def target_of(seed: int) -> Target:

@@ -1,26 +1,22 @@
-"""How likely a drafted node is right, estimated while decoding, without verifying anything for it.
+"""The probability that a drafted node is right, estimated while decoding.
 
-A draft that was cut, or not verified at all, is judged in hindsight: the request goes on to emit tokens, and they say
-which of its nodes were right. So every draft teaches, kept or not, and looking costs nothing but drafting.
-
-What is estimated is conditional: given that a node's parent was right, is the node? One number per place (depth, rank
-among its siblings), so chains and trees are one case. A node is on the accepted path with probability
+Every draft is judged by the tokens that the request emits later. The estimate is conditional: given that a node's
+parent was right, is the node? With one number c per place (depth, rank among siblings), a node is on the accepted path
+with probability
 
     m(node) = m(parent) * c(place),   m(root) = 1
 
-and a slot whose nodes K are verified emits 1 + sum of m over K tokens on average.
+and a slot that verifies the nodes K emits 1 + sum of m over K tokens on average.
 
-Requests differ (an edit copies, a chat does not), and so do the parts of one text (inside a copied passage or not). So
-c is a mean of decaying counts, each level shrunk to the one before it by `SHRINK` observations:
+c is a mean of decaying counts. Each level is shrunk to the one before it by `SHRINK` observations:
 
-    the place above -> all drafts at this place -> those in a situation like this one -> this request's
+    the place above -> all drafts at this place -> drafts in the same situation -> drafts of this request
 
-where the situation is the streak, the number of emitted tokens in a row, up to now, that the drafts of their steps had
-right, and whether the request is greedy: what is drawn at a temperature is less often the likeliest token.
+A situation is the streak (consecutive emitted tokens that their drafts had right) and whether the request is greedy.
 
 Worked example: at depth 1, of 40 drafts 10 were right, none in another situation, and this request's last two were
-right. All drafts: (10 + 4 * 0.5) / 44 = 0.27; in this situation (10 + 4 * 0.27) / 44 = 0.25; this request:
-(2 + 4 * 0.25) / 6 = 0.50.
+right. All drafts: (10 + 4 * 0.5) / 44 = 0.27; in this situation (10 + 4 * 0.27) / 44 = 0.25; this request: (2 + 4 *
+0.25) / 6 = 0.50.
 """
 
 from bisect import bisect_right
@@ -34,18 +30,18 @@ from outrider.draft import Tree
 __all__ = ["Acceptance", "Shape", "shape_of"]
 
 FIRST: Final = 0.5
-"""Before anything is known: of the first child of the root."""
+"""c of the first child of the root before any observation."""
 SHRINK: Final = 4.0
 MEMORY: Final = 200.0
-"""Observations after which what all requests taught has faded to 1/e."""
+"""Observations after which a count over all requests has faded to 1/e."""
 OWN_MEMORY: Final = 12.0
-"""The same for what one request taught."""
+"""The same for the counts of one request."""
 KEPT: Final = 8.0
-"""Observations that the estimates weigh at most after a reset."""
+"""Largest weight of a count after a reset, in observations."""
 STREAKS: Final = (1, 3, 8)
-"""Tokens at which a streak is of the next class."""
+"""Lengths at which a streak enters the next class."""
 ENOUGH: Final = 32.0
-"""Observations of a place that need no other place's."""
+"""Observations from which a place is not shrunk to another."""
 NUM_RANKS: Final = 8
 """Siblings of a higher rank share the last one's place."""
 
@@ -55,7 +51,7 @@ NUM_RANKS: Final = 8
 class Shape:
     """The shape of a tree.
 
-    places     of every node: one number for its depth and its rank among its siblings, see `place_of`
+    places     one number per node for its depth and its rank among its siblings, see `place_of`
     children   nodes below every row, row 0 being the root
     """
 
@@ -66,7 +62,8 @@ class Shape:
 
 @lru_cache(maxsize=4096)
 def shape_of(parents: tuple[int, ...]) -> Shape:
-    """
+    """Return the shape of a tree; shapes are cached.
+
     >>> shape_of((-1, 0, -1)).children
     ((0, 2), (1,), (), ())
     """
@@ -81,7 +78,7 @@ def shape_of(parents: tuple[int, ...]) -> Shape:
 
 
 def place_of(depth: int, rank: int) -> int:
-    """Where a node stands: its depth, from 1, and its rank among its siblings, from 0."""
+    """Return the place of a node by its depth, from 1, and its rank among its siblings, from 0."""
     return depth * NUM_RANKS + min(rank, NUM_RANKS - 1)
 
 
@@ -120,7 +117,7 @@ class _Judged(NamedTuple):
 @final
 @dataclass(slots=True)
 class _Pending:
-    """A draft that the tokens to come will judge. `row` is that of the last right node; 0 is the root, -1 none."""
+    """A draft that later tokens will judge. `row` is that of the last right node; 0 is the root, -1 none."""
 
     tokens: Sequence[int]
     shape: Shape
@@ -128,7 +125,7 @@ class _Pending:
     row: int = 0
 
     def judge(self, token: int) -> list[_Judged]:
-        """The children of `row`, now that the token behind it is known; moves on to the right one."""
+        """Judge the children of `row` by the token that follows it, and move on to the right child."""
         below = self.shape.children[self.row]
         right = next((child for child in below if self.tokens[child] == token), -2)
         self.row = right + 1
@@ -142,7 +139,7 @@ class _Pending:
 @final
 @dataclass(slots=True)
 class _Request:
-    """What is known about one request. `pending`: drafts to be judged, the newest last."""
+    """The state of one request. `pending`: drafts that are still to be judged, the newest last."""
 
     greedy: bool
     tallies: _Tallies = field(default_factory=dict)
@@ -156,26 +153,26 @@ class _Request:
 
 @final
 class Acceptance:
-    """Estimates for the requests that run, and for those to come."""
+    """Estimates for running requests and, through the counts of all requests, for new ones."""
 
     def __init__(self) -> None:
         self._all: _Tallies = {}
         self._in: tuple[_Tallies, ...] = tuple({} for _ in range(2 * (len(STREAKS) + 1)))
         self._known: tuple[dict[int, float], ...] = tuple({} for _ in self._in)
-        """Chances by situation and place, of all requests; until something new is counted."""
+        """Cache of c by situation and place, over all requests; cleared by every count."""
         self._requests: dict[int, _Request] = {}
 
     def admit(self, greedy: Mapping[int, bool]) -> None:
-        """These requests run now, greedy or not; the others have ended."""
+        """Set the running requests, greedy or not, and drop all others."""
         self._requests = {id: self._requests.get(id) or _Request(is_greedy) for id, is_greedy in greedy.items()}
 
     def drafted(self, request: int, tree: Tree) -> None:
-        """What was drafted for a request, before any cut."""
+        """Record the draft of a request, before it is pruned."""
         state = self._requests[request]
         state.pending.append(_Pending(tree.tokens, shape_of(tuple(tree.parents)), state.situation))
 
     def emitted(self, request: int, tokens: Sequence[int]) -> None:
-        """What the request then emitted: it judges this step's draft, and earlier ones that were right so far."""
+        """Judge this draft, and earlier ones that were right so far, by the tokens that the request emitted."""
         state = self._requests[request]
         if not state.pending:
             return
@@ -193,7 +190,7 @@ class Acceptance:
         state.pending = [pending for pending in state.pending if pending.open]
 
     def chances(self, request: int, shape: Shape, least: float = 0.0) -> list[float]:
-        """m of every node of a draft of this shape, if it were verified now; 0 below one less likely than `least`."""
+        """Return m of every node of a draft of this shape; 0 below a node less likely than `least`."""
         state = self._requests[request]
         situation, tallies = state.situation, state.tallies
         known = self._known[situation]
@@ -210,7 +207,7 @@ class Acceptance:
         return found
 
     def reset(self) -> None:
-        """Other texts come; what is known counts for little against what they will show."""
+        """Drop all requests, and fade the counts to `KEPT` observations: the texts to come may differ."""
         self._requests = {}
         for tallies in (self._all, *self._in):
             for tally in tallies.values():
@@ -218,7 +215,7 @@ class Acceptance:
         self._forget()
 
     def _mean(self, place: int) -> float:
-        """Of all drafts; where there were few, shrunk to the place above, or to half of the sibling before."""
+        """Return c over all drafts; with few, shrunk to the place above, or to half of the sibling before."""
         tally = self._all.get(place)
         if tally is not None and tally.num_seen >= ENOUGH:
             return tally.num_right / tally.num_seen

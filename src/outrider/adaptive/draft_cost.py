@@ -1,13 +1,13 @@
-"""What proposing costs, learnt from the steps themselves.
+"""The cost of proposing, learned from the steps themselves.
 
-One number per shape (slots, nodes of the slot that drafts most), the median of the last steps of that shape: a machine
-has pauses, and a mean would believe them. Of fewer than `SURE` steps the least is taken, for the first ones may pay for
-compilation. Between measured numbers of nodes the cost is linear; beyond the largest it goes on like the last two, and
-with one alone it stays the same, which is checked as soon as it is tried. It never counts as more than proportional to
-a smaller draft, so that one unlucky step cannot keep a shape from being tried again.
+Each shape (slots, nodes of the slot that drafts most) has the median of its last steps, because a mean would follow
+the pauses of the machine. Below `SURE` steps the minimum is taken, because the first steps may include compilation.
+Between measured numbers of nodes the cost is linear; beyond the largest it continues the last slope, and a single
+measurement is used as it is. It never counts as more than proportional to a smaller draft, so that one slow step cannot
+keep a shape from being tried again.
 
-A proposer with a cache of its own has to read a prompt, and what was emitted while it did not draft, before it drafts
-again. Such steps say what a token of that costs: the median of what they took beyond the usual, by token.
+A proposer with a cache of its own has to read its pending tokens (a prompt, and what was emitted while it did not
+draft) before it drafts. The cost of one such token is the median of the extra time of those steps, per token.
 
 Worked example: one node took 2 ms and four took 5 ms. Three nodes: 4 ms; eight: 9 ms.
 """
@@ -24,12 +24,12 @@ __all__ = ["OnlineDraftCost"]
 RECENT: Final = 15
 SURE: Final = 5
 EVERY: Final = 4
-"""Once there are enough, the median is taken anew in every fourth step."""
+"""With `RECENT` steps in hand, the median is updated in every fourth step."""
 
 
 @final
 class OnlineDraftCost(DraftCosts):
-    """Medians of what was seen, by slots and nodes."""
+    """Medians of observed seconds, by slots and nodes."""
 
     def __init__(self) -> None:
         self._seen: dict[int, dict[int, deque[float]]] = {}
@@ -39,7 +39,7 @@ class OnlineDraftCost(DraftCosts):
         self._pending: deque[float] = deque(maxlen=RECENT)
 
     def add(self, num_slots: int, num_nodes: int, seconds: float) -> None:
-        """One step; `num_nodes` of the slot that drafted most, 0 for one without a draft."""
+        """Record one step; `num_nodes` is that of the slot that drafted most, 0 without a draft."""
         seen = self._seen.setdefault(num_slots, {}).setdefault(num_nodes, deque(maxlen=RECENT))
         seen.append(seconds)
         self._num_added += 1
@@ -48,36 +48,36 @@ class OnlineDraftCost(DraftCosts):
             self._answers.clear()
 
     def add_pending(self, num_slots: int, num_nodes: int, num_pending: int, seconds: float) -> None:
-        """One step that first read `num_pending` tokens more than others do."""
+        """Record one step that read `num_pending` tokens before it drafted."""
         usual_s = self.propose_s(num_slots, num_nodes, num_nodes)
         self._pending.append(max(0.0, seconds - usual_s) / num_pending)
 
     def pending_s(self, num_pending: int) -> float:
-        """What reading so many tokens more takes; 0 while unknown."""
+        """Return the seconds that reading this many pending tokens adds; 0 while unknown."""
         return num_pending * median(self._pending) if self._pending else 0.0
 
     def num_seen(self, num_nodes: int) -> int:
-        """Steps with that many nodes, over all numbers of slots, of those that are remembered."""
+        """Count the remembered steps with that many nodes, over all numbers of slots."""
         return sum(len(by_nodes.get(num_nodes, ())) for by_nodes in self._seen.values())
 
     @property
     def most_nodes(self) -> int:
-        """Of all steps seen."""
+        """Largest number of nodes of any recorded step."""
         return max((num_nodes for by_nodes in self._seen.values() for num_nodes in by_nodes), default=0)
 
     def propose_s(self, num_slots: int, num_nodes: float, depth: int) -> float:
         return self.extra_s(num_slots, depth) + self.idle_s(num_slots)
 
     def idle_s(self, num_slots: int) -> float:
-        """Of a step without a draft; 0 while unknown."""
+        """Return the seconds of a step without a draft; 0 while unknown."""
         return self._answer(num_slots, 0)
 
     def extra_s(self, num_slots: int, num_nodes: int) -> float:
-        """What a step pays for drafting up to `num_nodes` per slot, over one without; 0 while unknown."""
+        """Return the extra seconds of drafting up to `num_nodes` per slot; 0 while unknown."""
         return max(0.0, self._answer(num_slots, num_nodes) - self._answer(num_slots, 0)) if num_nodes else 0.0
 
     def _answer(self, num_slots: int, num_nodes: int) -> float:
-        """Read from what is known for the nearest number of slots; kept until something new is known."""
+        """Return the seconds read from the nearest number of slots; cached until the next change."""
         key = (num_slots, num_nodes)
         if key not in self._answers:
             known = sorted(self._nearest(num_slots, drafting=num_nodes > 0).items())
@@ -85,7 +85,7 @@ class OnlineDraftCost(DraftCosts):
         return self._answers[key]
 
     def _nearest(self, num_slots: int, drafting: bool) -> dict[int, float]:
-        """What is known for the nearest number of slots that has any."""
+        """Return the typical seconds by nodes for the nearest number of slots that has any."""
         for slots in sorted(self._typical, key=lambda other: (abs(other - num_slots), other)):
             known = {nodes: seconds for nodes, seconds in self._typical[slots].items() if (nodes > 0) == drafting}
             if known:
@@ -94,7 +94,7 @@ class OnlineDraftCost(DraftCosts):
 
 
 def _read(points: list[tuple[int, float]], at: int) -> float:
-    """Piecewise linear through `points`, sorted, no more than proportional to any of them."""
+    """Interpolate `points`, sorted, linearly; the result is at most proportional to any smaller point."""
     place = bisect_right([nodes for nodes, _ in points], at)
     if place == 0 or at == 0:
         return points[0][1]

@@ -1,22 +1,20 @@
-"""How far forwards have moved from their table, learnt from the steps themselves.
+"""The drift of forwards from their cost table, learned from the steps themselves.
 
-A table may have been measured while something else slowed the machine, or the machine may be slowed now. What a choice
-asks is only how much longer a step gets by its nodes. So a forward over nodes is charged what the table says, times
+The machine may have been slower when the table was measured, or be slower now. A forward over nodes is charged the
+table's seconds times
 
     drift = median(seen / table, with about as many nodes) / median(seen / table, without nodes)
 
-of the last steps, at the same number of slots. "About as many" is the same number of binary digits; where none was
-seen, the nearest smaller kind counts, then the nearest larger one.
+of the last steps with as many slots. "About as many" is the same number of binary digits; without observations, the
+nearest smaller kind counts, then the nearest larger one.
 
-Evidence has an age. The machine may have been slow just while a few drafts were verified, and if that were believed for
-good, none would be verified again and nobody would find out. So what n steps have said, at least `SURE` (of plain steps
-`FEW` will do, for an engine begins with so many), is believed for `PATIENCE * n` steps; then it is forgotten, the table
-is trusted, and tried again. What is confirmed again and again is believed for longer each time, up to `MOST_COUNTED`
-steps.
+Evidence expires, so that a slow minute does not end drafting for good. What n steps showed, at least `SURE` (of plain
+steps `FEW`), is believed for `PATIENCE * n` steps. Then the table is trusted and tried again; evidence that is
+confirmed is believed longer each time, up to `MOST_COUNTED` steps' worth.
 
-Worked example: the table says 15 ms plain and 16 ms with 4 nodes. Plain steps take 12 ms and those with 4 to 7 nodes
-16 ms: the ratios are 0.8 and 1, so the drift is 1.25, and drafting costs a third of a plain step and not a fifteenth.
-If that stops the drafts after five of them, it is believed for 40 steps, then after five more for 80.
+Worked example: the table says 15 ms plain and 16 ms with 4 nodes. Plain steps take 12 ms and those with 4 to 7 nodes 16
+ms: the ratios are 0.8 and 1, so the drift is 1.25. If that stops the drafts after five of them, it is believed for 40
+steps, then after five more for 80.
 """
 
 from collections import deque
@@ -33,12 +31,12 @@ PATIENCE: Final = 8
 MOST_COUNTED: Final = 25
 MOST: Final = 3.0
 EVERY: Final = 4
-"""The medians are taken anew in every fourth step."""
+"""The medians are updated in every fourth step."""
 
 
 @dataclass
 class _Seen:
-    """What forwards of one kind took, over their table: the last ones, how many ever, and when the last was."""
+    """Ratios seen / table of one kind of forward: the last ones, how many ever, and the step of the last one."""
 
     ratios: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
     num_ever: int = 0
@@ -58,7 +56,7 @@ class Drift:
         self._factors: dict[int, tuple[int, list[float]]] = {}
 
     def add(self, num_slots: int, num_nodes: int, ratio: float) -> None:
-        """One step, whose forward took `ratio` times what the table says."""
+        """Record one step whose forward took `ratio` times the seconds of the table."""
         self._now += 1
         seen = self._seen.setdefault(num_slots, {}).setdefault(num_nodes.bit_length(), _Seen())
         if not seen.believed(self._now):
@@ -68,7 +66,7 @@ class Drift:
         seen.last = self._now
 
     def factor(self, num_slots: int, num_nodes: int) -> float:
-        """What to multiply the table's forward by, in plain forwards that the table has right; 1 while unknown."""
+        """Return the factor for the table's forward, relative to plain forwards; 1 while unknown."""
         learnt_at, factors = self._factors.get(num_slots, (-EVERY, []))
         if self._now - learnt_at >= EVERY:
             factors = self._learnt(num_slots)
@@ -76,7 +74,7 @@ class Drift:
         return factors[min(num_nodes.bit_length(), len(factors) - 1)]
 
     def _learnt(self, num_slots: int) -> list[float]:
-        """By number of binary digits; the last is that of all larger numbers too."""
+        """Return the factors by number of binary digits; the last one holds for all larger numbers."""
         believed = {kind: seen for kind, seen in self._seen.get(num_slots, {}).items() if seen.believed(self._now)}
         plain = believed.pop(0, _Seen()).ratios
         known = {kind: median(seen.ratios) for kind, seen in believed.items() if len(seen.ratios) >= SURE}

@@ -1,24 +1,17 @@
-"""Which nodes to verify: the set with the highest rate that is fair to those who pay for it.
+"""The nodes to verify: the set with the highest rate that is fair to every owner.
 
-A set K of nodes takes s(K) plain steps, and an owner (a slot, or all slots together) may expect t(K) tokens of it: 1
-for the root and the chances m of its own nodes, as a mean over its slots. Of all sets with
+A set K of nodes takes s(K) plain steps. An owner (a slot, or all slots together) expects t(K) tokens of it: 1 for the
+root plus m of each of its nodes, averaged over its slots. Of all sets with
 
-    s(K) - 1 <= burst                       everybody can bear that nothing of it is right
-    s(K) - s(nothing) <= t(K) - 1 + allowance    every owner expects to win, or gives a little of what it has won before
+    s(K) - 1 <= burst                            every owner can afford that all of it is wrong
+    s(K) - s(nothing) <= t(K) - 1 + allowance    every owner expects to win, or to lose at most its allowance
 
-the one with the most tokens per second is taken. The best set of a size holds the likeliest nodes: they are ranked once
-and taken in turn, over all slots. Where the set so far is unfair to an owner, the next node is the likeliest of the
-owner that lacks most; its own nodes are what can make up for the longer step. If it has none left, or the step has
-become too long, the walk ends. With one owner for all slots this is a walk down the ranking. With one owner per slot
-it is a greedy search for the best fair set; `tests/unit/adaptive/test_selection.py` compares it with all sets.
+the one with the most tokens per second is taken. The nodes of all slots are ranked once and taken in turn. Where the
+set so far is unfair to an owner, the next node is the likeliest of the owner that lacks most, until it has none left or
+the step is too long. No node is kept without its parent, since m(node) <= m(parent).
 
-A set holds no node without its parent, since m(node) <= m(parent) and parents come first.
-
-Worked example: four slots, each further row costs 0.14 plain steps. One slot copies: m = 0.95, 0.90, 0.86, 0.81; the
-others have one node each, m = 0.1. Together: the four likeliest nodes make 7.52 tokens in 1.56 plain steps, 1.21 times
-the rate of plain decoding, and are taken. Each for itself, with nothing won so far: after the first node a step takes
-1.14, and three slots expect 1 token; their own nodes bring 0.1 and cost 0.14, so nothing is taken. Had all four copied,
-one node each makes 1.95 tokens in 1.56 for everybody.
+Worked example: one slot, 0.14 plain steps per row, m = 0.9, 0.81, 0.1. One node: 1.9 tokens in 1.14 plain steps, a rate
+of 1.67; two: 2.71 in 1.28, 2.12; three: 2.81 in 1.42, 1.98. Two nodes are taken.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,11 +20,11 @@ from typing import NamedTuple
 __all__ = ["Constraints", "Node", "Selection", "StepsOf", "choose"]
 
 SLACK = 1e-9
-"""Rounding errors are nobody's loss."""
+"""Tolerance for rounding errors, in plain steps."""
 
 
 class Node(NamedTuple):
-    """A node that could be verified: the chance m that it is on the accepted path, its slot, its number there."""
+    """A node that could be verified: the chance m that it is on the accepted path, its slot, its index in the tree."""
 
     chance: float
     slot: int
@@ -39,9 +32,9 @@ class Node(NamedTuple):
 
 
 class Constraints(NamedTuple):
-    """Who pays.
+    """The limits that the owners' balances set.
 
-    allowances   of every owner: plain steps that it may be expected to lose; one owner per slot, or one for all
+    allowances   plain steps that each owner may be expected to lose; one owner per slot, or one for all
     burst        plain steps that each of them could lose
     """
 
@@ -50,11 +43,11 @@ class Constraints(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Nodes to verify.
+    """The nodes to verify.
 
-    kept      of each slot, rising
-    gain      its rate over that of plain decoding; 0 if no set is fair
-    nothing   that of verifying nothing: 1, or less if drafting has been paid for
+    kept      node indices of each slot, ascending
+    gain      rate over that of plain decoding; 0 if no set is fair
+    nothing   rate of verifying nothing: 1, or less if drafting is already spent
     """
 
     kept: list[list[int]]
@@ -63,14 +56,15 @@ class Selection(NamedTuple):
 
 
 StepsOf = Callable[[int, int, float], float]
-"""Plain steps that a step takes: of its nodes, the nodes of the slot that has most, and all tokens that it may emit."""
+"""(nodes of all slots, nodes of the slot with most, tokens the step emits) -> duration of the step in plain steps."""
 
 
 def choose(ranked: Sequence[Node], num_slots: int, constraints: Constraints, steps_of: StepsOf) -> Selection:
-    """The best fair set that is not empty.
+    """Return the best fair set that is not empty.
 
     Args:
-        ranked: the likeliest first, parents before their children.
+        ranked: nodes by falling chance, parents before their children.
+        steps_of: plain steps that a step takes; see `StepsOf`.
     """
     num_owners = len(constraints.allowances)
     share = num_owners / num_slots
@@ -100,7 +94,7 @@ def choose(ranked: Sequence[Node], num_slots: int, constraints: Constraints, ste
 
 
 class _Order:
-    """Hands out nodes, each once: the likeliest of one owner's or of all."""
+    """Yields each node once: the likeliest of one owner, or of all."""
 
     def __init__(self, ranked: Sequence[Node], num_owners: int) -> None:
         self._all = list(reversed(ranked))
@@ -111,7 +105,7 @@ class _Order:
         self._gone: set[Node] = set()
 
     def next(self, owner: int) -> Node | None:
-        """Of this owner, or of all if it is -1; None when there is none left."""
+        """Return the next node of this owner, or of all if it is -1; None when there is none left."""
         nodes = self._all if owner < 0 else self._of[owner]
         while nodes:
             node = nodes.pop()

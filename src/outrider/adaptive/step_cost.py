@@ -1,14 +1,12 @@
-"""What the target's part of a step costs, for steps of one kind: the numbers that a choice asks for again and again.
+"""The target's part of a step, in seconds, for steps of one kind.
 
     seconds(nodes, tokens) = forward(B, B + nodes) * drift(B, nodes) + accept(B, tokens) + rest(B)
 
-The rule looks at a row only when its walk gets there: at one per slot, and one more for every accepted node, which is
-as many rows as the step emits tokens. So a choice charges the tokens that it expects, which are never more than the
-rows, and a step that is over those that it emitted.
+The acceptance rule reads one row per slot and one more per accepted node, as many rows as the step emits tokens. So
+selection charges the expected tokens, and a finished step is charged the emitted ones. The drift corrects the table
+(`adaptive/drift.py`).
 
-The drift is what was learnt about the table (`adaptive/drift.py`).
-
-Worked example: two slots, three nodes, of which one is accepted. Five rows are read and three are judged.
+Worked example: two slots, three nodes, of which one is accepted: the forward has five rows, the rule reads three.
 """
 
 from collections.abc import Sequence
@@ -23,12 +21,12 @@ from outrider.costs.tables import TargetCosts
 __all__ = ["StepCost", "StepCosts"]
 
 CONTEXT: Final = 128
-"""Contexts are told apart in steps of this many tokens."""
+"""Width of a context range, in tokens."""
 
 
 @final
 class StepCost:
-    """Seconds of steps with so many slots, so long a context, and one kind of sampling."""
+    """Costs of steps with one number of slots, one range of contexts, and one kind of sampling."""
 
     def __init__(self, costs: TargetCosts, drift: Drift, num_slots: int, context: float, greedy: bool) -> None:
         self.num_slots = num_slots
@@ -39,7 +37,7 @@ class StepCost:
         self.plain_s = self.seconds(0, num_slots)
 
     def seconds(self, num_nodes: int, num_tokens: float) -> float:
-        """Of a step, all slots together; linear between whole tokens, which are expected and need not be whole."""
+        """Return the seconds of a step; linear between whole tokens, since expected tokens are fractional."""
         whole = floor(num_tokens)
         judge_s: float = self._judge_s(whole)
         if num_tokens > whole:
@@ -48,13 +46,13 @@ class StepCost:
         return read_s + judge_s + self._rest_s
 
     def learn(self, num_nodes: int, forward_s: float) -> None:
-        """What the forward of such a step took."""
+        """Record the seconds that the forward of such a step took."""
         self.drift.add(self.num_slots, num_nodes, forward_s / float(self._read_s(num_nodes)))
 
 
 @final
 class StepCosts:
-    """The kinds of steps that come."""
+    """Step costs by kind of step, built on first use."""
 
     def __init__(self, costs: TargetCosts) -> None:
         self._costs = costs
@@ -62,7 +60,7 @@ class StepCosts:
         self._kinds: dict[tuple[int, int, bool], StepCost] = {}
 
     def of(self, slot_states: Sequence[SlotState]) -> StepCost:
-        """Of steps with these slots, of one if there are none."""
+        """Return the costs of steps with these slots; without slots, of a step with one."""
         num_slots = max(1, len(slot_states))
         context = sum(state.context_length for state in slot_states) // (CONTEXT * num_slots)
         key = (num_slots, context, all(state.greedy for state in slot_states))

@@ -1,1 +1,1 @@
-"""What a step costs on this machine: tables, how they are measured, and which machine they belong to."""
+"""The cost of a step on this machine: tables, their measurement, and the identity they belong to."""

@@ -1,9 +1,9 @@
-"""How fast the machine reads memory: the ceiling of plain decoding, which reads every weight once per token.
+"""The memory bandwidth of the machine: the ceiling of plain decoding, which reads every weight once per token.
 
     tokens/s of one request <= bytes_per_s / weight bytes
 
-Measured by summing a buffer far larger than any cache, with PyTorch's threads and in the same large pages as packed
-weights on a CPU; the best of several passes, for it is a ceiling.
+It is measured by summing a buffer far larger than any cache, with PyTorch's threads and, on a CPU, in the same large
+pages as packed weights. The best of several passes counts, since it is a ceiling.
 Example: 2 cores at 20 GB/s read the 270 MB of SmolLM2-135M in bf16 at most 74 times a second.
 """
 
@@ -20,7 +20,7 @@ BUFFER_BYTES = 512 * 2**20
 
 
 def memory_bytes_per_s(device: torch.device | str = "cpu", *, num_bytes: int = BUFFER_BYTES, passes: int = 7) -> float:
-    """Bytes per second that a streaming read reaches on `device`."""
+    """Return the bytes per second that a streaming read reaches on `device`."""
     device = torch.device(device)
     wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     count = num_bytes // 4

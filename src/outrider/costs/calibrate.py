@@ -1,19 +1,17 @@
-"""Measure what a target's forward costs here, as it depends on slots, rows and context.
+"""Measures a target's forward on this machine, by slots, rows and context.
 
-A forward's time does not depend on the values it computes with, so nothing is prefilled: the cache of a scratch session
-is filled with a constant (untouched zero pages would all be one page, in the processor's cache), its slots are declared
-to hold `context` tokens, and chains of random tokens are read behind them. A sweep times each point of the grid once,
-and sweeps alternate in direction. Each point counts with its median over the sweeps: a machine drifts, and other work
-comes in bursts, which then hit all points alike.
+A forward's time does not depend on the values, so nothing is prefilled: the cache of a scratch session is filled with a
+constant (untouched zero pages would all map to one page in the processor's cache), its slots are declared to hold
+`context` tokens, and chains of random tokens are read behind them. A sweep times each point of the grid once; sweeps
+alternate in direction, and each point has its median over the sweeps, because other work on the machine comes in
+bursts.
 
-The coupled rule is timed on drafts that are right to the end, which is the most it can have to do: each row is judged.
-The rest is committing such a draft and emitting its tokens, without text.
+The coupled rule is timed on drafts that are right to the end, so that it reads every row. The rest is committing such a
+draft and emitting its tokens, without text.
 
     forward_s   as `verify_s` of a step: placing the rows, the model, logits
     accept_s    as `accept_s`, at temperature 0 and at temperature 1 without filters
     rest_s      as `commit_s` and `host_s`
-
-`costs_for` gives a target's costs without fuss: what `outrider profile` measured here, else a short calibration.
 
 Worked example: `measure_target(target, slots=(1,), rows_per_slot=(1, 8), contexts=(512,), repeats=5)` is twelve
 forwards, two of them to warm up.
@@ -55,7 +53,7 @@ FILL: Final = 0.01
 SHORT_SLOTS, SHORT_ROWS, SHORT_CONTEXTS, SHORT_REPEATS, SHORT_S = (1, 4), (1, 2, 4, 8), (64, 1024), 7, 1.5
 
 Progress = Callable[[int, int], None]
-"""Called with the calls that are done and all that there may be."""
+"""Called with the number of calls that are done and the most there may be."""
 
 
 class Point(NamedTuple):
@@ -103,10 +101,10 @@ def sweeps(
     contexts: Sequence[int],
     progress: Progress = lambda done, total: None,
 ) -> Iterator[MeasuredCosts]:
-    """Without end: each point of the grid timed once. A sweep before the first warms up.
+    """Yield the costs of one sweep after another, without end; a sweep before the first warms up.
 
     Args:
-        progress: is told the points of the current sweep that are done, and all of them.
+        progress: called with the points of the current sweep that are done, and all of them.
     """
     grid = _Grid(*(tuple(sorted(set(points))) for points in (slots, rows_per_slot, contexts)))
     scratch = _Scratch(target, grid)
@@ -122,12 +120,12 @@ def sweeps(
 
 
 def costs_for(target: Target) -> TargetCosts:
-    """The target's costs on this machine: from `outrider profile` if it was run here, else from a short calibration."""
+    """Return the target's costs on this machine: from its profile if there is one, else from a short calibration."""
     path = profile_path(identity_of(target))
     if path.exists():
         try:
             return CostFile.read(path).target
-        except RunError as error:  # as good as none
+        except RunError as error:  # a damaged profile counts as none
             log.warning("%s", error)
     with _CALIBRATING:  # two calibrations at once would disturb each other
         if path not in _calibrated:
@@ -137,7 +135,7 @@ def costs_for(target: Target) -> TargetCosts:
 
 _CALIBRATING = threading.Lock()
 _calibrated: dict[Path, TargetCosts] = {}
-"""Short calibrations of this process, by where a profile would be."""
+"""Short calibrations of this process, by the path of the profile."""
 
 
 def _calibrate(target: Target) -> TargetCosts:
@@ -153,9 +151,10 @@ def _calibrate(target: Target) -> TargetCosts:
 def check_grid(
     target: Target, *, slots: Sequence[int], rows_per_slot: Sequence[int], contexts: Sequence[int], repeats: int
 ) -> None:
-    """
+    """Check a grid before anything is measured.
+
     Raises:
-        ConfigError, CapacityError: as `measure_target`, before anything is measured.
+        ConfigError, CapacityError: as `measure_target`.
     """
     for name, values, low, high in (
         ("batches", slots, 1, 4096),
@@ -197,7 +196,7 @@ def _check_fits(target: Target, grid: _Grid) -> None:
 
 @final
 class _Scratch:
-    """A session that is only timed, and what the current sweep found."""
+    """A session that is only timed, and the results of the current sweep."""
 
     def __init__(self, target: Target, grid: _Grid) -> None:
         spec, rows = target.spec, max(grid.rows)
@@ -216,7 +215,7 @@ class _Scratch:
         self._rest_s: dict[int, list[float]] = defaultdict(list)
 
     def time(self, point: Point) -> None:
-        """One step of chains at a point; nothing stays in the cache."""
+        """Time one step of chains at a point, and leave the cache empty."""
         cache, slots = self._session.cache, list(range(point.slots))
         tokens = torch.randint(self._spec.vocab_size, (point.slots, point.rows), generator=self._random).tolist()
         draft = Draft.of_chains([row[1:] for row in tokens], self._spec.device)
@@ -261,7 +260,7 @@ class _Scratch:
         self._rest_s[point.slots].append(seconds["commit_s"] + seconds["host_s"])
 
     def costs(self) -> MeasuredCosts:
-        """What the sweep found; the rest of a step is the median over the rows."""
+        """Return the costs of the sweep; the rest of a step is the median over the rows."""
         slots, rows, contexts = self._grid
         judged = {"slots": slots, "rows_per_slot": rows}
 
@@ -278,7 +277,7 @@ class _Scratch:
 
 
 def _own_draft(logits_BMV: Tensor, point: Point, sampling: SamplingParams) -> Draft:
-    """The chains that the target's own tokens at these rows would be: all of it is accepted."""
+    """Return chains of the target's own tokens at these rows, which are accepted to the end."""
     num_slots, num_rows, _ = logits_BMV.shape
     positions_R = (torch.arange(num_rows) + point.context + 1).repeat(num_slots).to(logits_BMV.device)
     own_R = choose(logits_BMV.flatten(0, 1), positions_R, [sampling] * (num_slots * num_rows))

@@ -1,15 +1,15 @@
-"""Measure what one method takes per step, proposing and observing.
+"""Measures one method's time per step, proposing and observing.
 
-A drafter's work depends on its state: what it has read, what was accepted, how its last draft ended. So it is not
-imitated but run: engines with the real proposer and fixed limits write an answer to a prompt that repeats itself (or
-lookups would find nothing), and `propose_s` of their steps is taken. One engine per number of nodes, taking turns step
+A drafter's work depends on its state: what it has read, what was accepted, how its last draft ended. So the real
+proposer runs in engines with fixed limits, which write an answer to a prompt that repeats itself (otherwise lookups
+would find nothing), and `propose_s` of their steps is recorded. Engines with different numbers of nodes take turns step
 by step; the median counts.
 
-    counted    steps in which every slot drafted as many nodes as it had room for; where there are none, steps with any
-               draft; where the method never drafted, all steps
+    counted    steps in which every slot drafted up to its limit; where there are none, steps with any draft; where the
+               method never drafted, all steps
     skipped    the first steps of each engine
 
-Room for 0 nodes is measured too: what observing alone costs, if a budget turns the drafting off.
+A limit of 0 nodes is measured too: the cost of observing alone, when a budget turns drafting off.
 
 Worked example: with `nodes=(1, 4)` and 2 slots, two engines of 2 slots each; a recurrent head takes about four times as
 long for four nodes in a chain as for one, a lookup about the same.
@@ -38,7 +38,7 @@ NODES: Final = (0, 1, 2, 4, 8, 16, 32, 64)
 
 
 def node_counts(proposer: Proposer) -> tuple[int, ...]:
-    """0, 1, 2, 4, ... and the most nodes that the proposer drafts."""
+    """Return 0, 1, 2, 4, ... and the most nodes that the proposer drafts."""
     most = proposer.max_nodes
     return (*(count for count in NODES if count < most), most)
 
@@ -56,7 +56,7 @@ def measure_draft(
 
     Args:
         slots: batch sizes.
-        nodes: nodes per slot that the method has room for.
+        nodes: limits of nodes per slot.
         repeats: steps of each engine that may count.
 
     Raises:
@@ -82,7 +82,7 @@ def measure_draft(
 
 @final
 class _Run:
-    """An engine that writes on, one step at a time, with room for so many steps if they are not too many."""
+    """An engine that generates one step at a time, with space for that many steps if they are not too many."""
 
     def __init__(self, target: Target, proposer: Proposer, batch: int, num_nodes: int, num_steps: int) -> None:
         max_len = min(LONGEST, target.spec.max_positions, PROMPT + (num_steps + 1) * (num_nodes + 1))
@@ -101,7 +101,7 @@ class _Run:
             self._steps.append(record)
 
     def step(self) -> None:
-        """One step with all slots running; answers that reach their end begin anew."""
+        """Run one step with all slots in use; answers that reach their end begin anew."""
         engine = self._engine
         lengths = [len(running.tokens) for running in engine.batch.running.values()]
         if len(lengths) < self._batch or max(lengths) + self._num_nodes + 1 >= self._max_len:
@@ -113,7 +113,7 @@ class _Run:
             engine.step()
 
     def propose_s(self) -> float:
-        """The median of the steps that count."""
+        """Return the median of the steps that count."""
         steps = self._steps[SKIPPED:]
         full = [step for step in steps if all(slot.num_nodes == self._num_nodes for slot in step.slots)]
         drafted = [step for step in steps if any(slot.num_nodes for slot in step.slots)]

@@ -1,9 +1,9 @@
 """A table of measured numbers on a grid, read between and beyond its points.
 
-Between points it is piecewise linear in every coordinate (multilinear), so it gives back exactly what was measured at a
-point. Measurements are noisy while costs grow with the work: the values are raised to their running maximum along every
-axis first, and a larger call never costs less. Before an axis' first point the value stays what it is there; beyond the
-last point it goes on with the last cell's slope,
+Between points it is linear in every coordinate (multilinear), so it returns what was measured at a point. Measurements
+are noisy, but costs grow with the work: the values are first raised to their running maximum along every axis, so that
+a larger call never costs less. Before an axis' first point the value is constant; beyond the last point it continues
+with the last cell's slope,
 
     f(x) = f(x cut to the grid) + sum over axes of (excess along that axis) * (slope at the others' cut coordinates)
 
@@ -33,7 +33,7 @@ class Grid:
     """Non-negative seconds (or any other cost) on the product of named axes.
 
     Args:
-        axes: of each name its points, strictly rising.
+        axes: the points of each axis by its name, strictly rising.
         seconds: nested in the order of the axes; kept as given in `measured`, read as running maxima.
     """
 
@@ -49,7 +49,7 @@ class Grid:
         self._rising = rising
 
     def __call__(self, *point: float) -> float:
-        """The value at one coordinate per axis."""
+        """Return the value at one coordinate per axis."""
         value = self._at(0, 0, [_place(points, at) for points, at in zip(self._points, point, strict=True)])
         for axis, points in enumerate(self._points):
             if point[axis] > points[-1]:
@@ -67,7 +67,7 @@ class Grid:
         return low + part * (self._at(axis + 1, offset + (index + 1) * stride, places) - low)
 
     def _excess(self, axis: int, point: tuple[float, ...]) -> float:
-        """What lies behind the last point of an axis adds; the slope is asked on the grid."""
+        """Return what coordinates beyond the last point of an axis add, with the slope taken on the grid."""
         slope = self._slopes[axis]
         if slope is None:
             return 0.0
@@ -77,7 +77,7 @@ class Grid:
 
     @cached_property
     def _slopes(self) -> tuple["Grid | None", ...]:
-        """Of each axis the last cell's slope, over the other axes; None where there is but one point."""
+        """Slope of the last cell of each axis, over the other axes; None for an axis of one point."""
         found: list[Grid | None] = []
         for axis, (name, points) in enumerate(self.axes.items()):
             if len(points) < 2:
@@ -95,7 +95,7 @@ class Grid:
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """One grid of several that share all axes but the first, whose points differ."""
+        """Join several grids that share all axes but the first, whose points differ."""
         name = next(iter(parts[0].axes))
         parts = sorted(parts, key=lambda part: part.axes[name])
         points = tuple(point for part in parts for point in part.axes[name])
@@ -103,12 +103,12 @@ class Grid:
 
     @classmethod
     def median(cls, grids: Sequence[Self]) -> Self:
-        """The median of several grids of the same points, point by point."""
+        """Return the median of several grids of the same points, point by point."""
         assert all(grid.axes == grids[0].axes for grid in grids), "the same points"
         return cls(grids[0].axes, np.median([grid.measured for grid in grids], axis=0))
 
     def to_plain(self) -> dict[str, Any]:
-        """Axes by name, and `seconds`, nested in their order."""
+        """Return the axes by name and `seconds`, nested in their order."""
         return {**{name: list(points) for name, points in self.axes.items()}, "seconds": self.measured.tolist()}
 
     @classmethod
@@ -133,7 +133,7 @@ class Grid:
 
 
 def _place(points: tuple[float, ...], at: float) -> tuple[int, float]:
-    """The point at or before `at`, and how far it is to the next, from 0 to 1; coordinates are cut to the axis."""
+    """Return the point at or before `at`, and the fraction of the way to the next; coordinates are clamped."""
     if at <= points[0]:
         return 0, 0.0
     if at >= points[-1]:
@@ -143,7 +143,7 @@ def _place(points: tuple[float, ...], at: float) -> tuple[int, float]:
 
 
 def _numbers(value: Any) -> "np.ndarray[Any, np.dtype[np.float64]] | None":
-    """An array of finite numbers, or None."""
+    """Return an array of finite numbers, or None."""
     if not _holds_numbers(value):
         return None
     try:

@@ -1,6 +1,6 @@
-"""Which machine and which target a measured cost belongs to, and where its profile is kept.
+"""The identity of measured costs: the machine and the target they belong to, and the path of their profile.
 
-A forward's time depends on the machine, the threads, the program that runs it and the target's shape; not on the values
+A forward's time depends on the machine, the threads, the program that runs it and the target's shape, not on the values
 of its weights. So two checkpoints of one shape share a profile, and the name is only for the reader.
 
     ~/.cache/outrider/profiles/30x576-bfloat16-cpu-1f0c24aa.json
@@ -33,9 +33,9 @@ class Identity:
     target           its name, for the reader
     kind             the program that runs it
     device           "cpu", or the GPU's name
-    num_threads      of the kernels that compute; 0 on a GPU
-    num_cores        that the process may use
-    bytes_per_token  of the cache
+    num_threads      threads of the kernels that compute; 0 on a GPU
+    num_cores        cores that the process may use
+    bytes_per_token  cache bytes per token
     """
 
     cpu: str
@@ -52,14 +52,15 @@ class Identity:
     bytes_per_token: int
 
     def difference(self, other: "Identity") -> str | None:
-        """The first thing in which the costs of `other` may differ, as "num_cores 4, not 2"; None if nothing."""
+        """Return the first field in which `other` may cost differently, as "num_cores 4, not 2"; None if none does."""
         mine, theirs = asdict(self), asdict(other)
         differing = [name for name in mine if name != "target" and mine[name] != theirs[name]]
         return f"{differing[0]} {theirs[differing[0]]}, not {mine[differing[0]]}" if differing else None
 
     @classmethod
     def from_plain(cls, value: Any) -> Self:
-        """
+        """Return the identity that a file holds.
+
         Raises:
             RunError: naming the first field that is missing or of the wrong kind.
         """
@@ -72,7 +73,7 @@ class Identity:
 
 
 def identity_of(target: Target) -> Identity:
-    """This machine and this target."""
+    """Return the identity of this machine and this target."""
     spec = target.spec
     is_gpu = spec.device.type == "cuda"
     return Identity(
@@ -92,7 +93,7 @@ def identity_of(target: Target) -> Identity:
 
 
 def profile_path(identity: Identity) -> Path:
-    """Where `outrider profile` keeps its result for the engines of this user."""
+    """Return the path where `outrider profile` keeps its result for the engines of this user."""
     facts = {name: value for name, value in asdict(identity).items() if name != "target"}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
     device = "".join(letter if letter.isalnum() else "-" for letter in identity.device.lower())
@@ -101,7 +102,7 @@ def profile_path(identity: Identity) -> Path:
 
 
 def _cpu() -> str:
-    """The processor's name."""
+    """Return the processor's name."""
     if CPU_DESCRIPTION.exists():
         for line in CPU_DESCRIPTION.read_text(encoding="utf-8", errors="replace").splitlines():
             name, _, value = line.partition(":")

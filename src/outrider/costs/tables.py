@@ -1,18 +1,18 @@
-"""What a step costs on this machine, in seconds: the numbers that a budget and a plan decide with.
+"""The cost of a step on this machine, in seconds: the numbers by which a budget and a plan decide.
 
 A step with B slots and R real rows (roots and nodes of all slots together) costs
 
     propose(B, R - B) + forward(B, R, context) + accept(B, J) + rest(B)
 
-of which J rows are judged: the roots and the accepted nodes.
+where the acceptance rule reads J rows: the roots and the accepted nodes.
 
-A forward of a few rows reads every weight once and costs about what one row costs; where arithmetic or attention starts
-to decide, it grows. How fast is a property of machine, target, dtype and threads, so it is measured
-(`outrider.costs.calibrate`, `outrider profile`) on a grid of slots x rows per slot x context, and read from there
-piecewise linearly (`outrider.costs.grid`). Nothing here takes time itself.
+A forward of a few rows reads every weight once and costs about as much as one row. Where arithmetic or attention
+dominates, it grows; how fast depends on machine, target, dtype and threads. So it is measured
+(`outrider.costs.calibrate`, `outrider profile`) on a grid of slots x rows per slot x context, and interpolated linearly
+(`outrider.costs.grid`). Nothing in this file takes time itself.
 
 Worked example: rows per slot 1 and 8 measured as 10 ms and 17 ms with one slot. A draft of three nodes is a forward of
-four rows: 13 ms. It pays if it brings more than 1.3 tokens on average, its own cost left aside.
+four rows: 13 ms. It pays off if it brings more than 1.3 tokens on average, the cost of drafting left aside.
 
 A `CostFile` keeps the tables of one machine and target as JSON, schema "outrider.costs/1".
 """
@@ -48,11 +48,11 @@ COSTS_SCHEMA: Final = "outrider.costs/1"
 
 
 class TargetCosts(ABC):
-    """Seconds that the target and the loop around it take."""
+    """Seconds of the target and of the loop around it."""
 
     @abstractmethod
     def forward_s(self, num_slots: int, num_rows: float, context: float) -> float:
-        """One target forward.
+        """Return the seconds of one target forward.
 
         Args:
             num_rows: real rows of all slots together, at least `num_slots`; a mean may be fractional.
@@ -61,30 +61,30 @@ class TargetCosts(ABC):
 
     @abstractmethod
     def accept_s(self, num_slots: int, num_rows: float, greedy: bool) -> float:
-        """Judging rows of one forward.
+        """Return the seconds of the acceptance rule.
 
         Args:
-            num_rows: rows that are judged, of all slots together: one per slot, and one per accepted node, for the
-                coupled rule's walk stops behind the accepted path. (On a GPU all rows are judged at once, in little
-                time; a table is measured on drafts that are right to the end, where both counts are the same.)
+            num_rows: rows that the rule reads, of all slots together: one per slot and one per accepted node. (On a GPU
+                all rows are read at once, in little time; tables are measured on drafts that are right to the end,
+                where both counts are equal.)
             greedy: temperature 0.
         """
 
     @abstractmethod
     def rest_s(self, num_slots: int) -> float:
-        """Committing, and what the host does per step."""
+        """Return the seconds of the commit and of the host's work in a step."""
 
 
 class DraftCosts(ABC):
-    """Seconds that one method takes in a step."""
+    """Seconds of one method in a step."""
 
     @abstractmethod
     def propose_s(self, num_slots: int, num_nodes: float, depth: int) -> float:
-        """Proposing, and observing the verdict.
+        """Return the seconds of proposing, and of observing the commits.
 
         Args:
             num_nodes: nodes of all slots together, like the rows of a forward; 0 is observing alone.
-            depth: of the deepest node.
+            depth: depth of the deepest node.
         """
 
 
@@ -116,7 +116,8 @@ class MeasuredCosts(TargetCosts):
 
     @classmethod
     def from_plain(cls, value: Any) -> Self:
-        """
+        """Return the tables that a file holds.
+
         Raises:
             RunError: naming the table that is missing or damaged.
         """
@@ -131,7 +132,7 @@ class MeasuredCosts(TargetCosts):
 class MeasuredDraftCosts(DraftCosts):
     """A table over slots and nodes per slot.
 
-    It was measured on drafts of the method's own shape, where the depth follows from the nodes; `depth` is not asked.
+    It was measured on drafts of the method's own shape, where the depth follows from the nodes; `depth` is not used.
     """
 
     propose: Grid
@@ -144,7 +145,8 @@ class MeasuredDraftCosts(DraftCosts):
 
     @classmethod
     def from_plain(cls, value: Any, where: str) -> Self:
-        """
+        """Return the table that a file holds.
+
         Raises:
             RunError: naming the table that is missing or damaged.
         """
@@ -152,21 +154,21 @@ class MeasuredDraftCosts(DraftCosts):
 
 
 def median_costs(sweeps: Sequence[MeasuredCosts]) -> MeasuredCosts:
-    """The median of several measurements of one grid, point by point."""
+    """Return the median of several measurements of one grid, point by point."""
     return MeasuredCosts(**{name: Grid.median([getattr(sweep, name) for sweep in sweeps]) for name in TARGET_AXES})
 
 
 def spread(sweeps: Sequence[MeasuredCosts]) -> float:
-    """By what share the slowest sweep of a forward exceeds the fastest, in the middle of all points.
+    """Return the share by which the slowest sweep of a forward exceeds the fastest, as the median over all points.
 
-    On a machine that does nothing else it is some hundredths.
+    On an idle machine it is a few hundredths.
     """
     forwards = np.array([sweep.forward.measured for sweep in sweeps])
     return float(np.median(forwards.max(axis=0) / forwards.min(axis=0))) - 1
 
 
 def joined_draft_costs(parts: Sequence[MeasuredDraftCosts]) -> MeasuredDraftCosts:
-    """One table of several that were measured with different numbers of slots."""
+    """Join tables that were measured with different numbers of slots."""
     return MeasuredDraftCosts(propose=Grid.joined([part.propose for part in parts]))
 
 
@@ -183,7 +185,7 @@ DRAFT_AXES: Final[Mapping[str, tuple[str, ...]]] = {"propose": ("slots", "nodes_
 
 
 def _per_slot(grid: Grid, num_slots: int, count: float) -> float:
-    """`count` of all slots together as one slot's; with one number of slots measured, as one of those."""
+    """Return `count` of all slots as a number per slot; with one number of slots measured, per one of those."""
     measured = grid.axes["slots"]
     return count / (num_slots if len(measured) > 1 else measured[0])
 
@@ -196,9 +198,9 @@ def _grids(axes: Mapping[str, tuple[str, ...]], value: Any, where: str) -> dict[
 
 @dataclass(frozen=True, kw_only=True)
 class CostFile:
-    """All that was measured on one machine with one target.
+    """Everything measured on one machine with one target.
 
-    drafts   of each method by its label
+    drafts   tables by the label of the method
     facts    further numbers for the reader: memory bandwidth, versions, date
     """
 
@@ -209,7 +211,7 @@ class CostFile:
 
     @property
     def spread(self) -> float | None:
-        """How far sweeps were apart, as a share, or None if not told; above `STEADY` something disturbed them."""
+        """Spread of the sweeps, as a share, or None if not on file; above `STEADY` something disturbed them."""
         value = self.facts.get("spread")
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
             return None
@@ -225,7 +227,7 @@ class CostFile:
         }
 
     def write(self, path: Path) -> None:
-        """Write whole or not at all.
+        """Write the file, whole or not at all.
 
         Raises:
             RunError: if it cannot be written.
@@ -234,7 +236,8 @@ class CostFile:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """
+        """Read a file of costs.
+
         Raises:
             RunError: if the file is missing, damaged, or something else.
         """

@@ -124,7 +124,7 @@ def test_it_does_no_harm_where_prompts_must_be_read_first(
 def test_reading_every_prompt_would_do_harm() -> None:
     """The negative control of the test above."""
     case = replace(simulation(PROCESSES["never"], 4, 0.2), read_s=12 * COSTS.forward[1] / 100)
-    budget = AdaptiveBudget(COSTS, 8, AdaptiveConfig(reading=float("inf"), free=float("inf")))
+    budget = AdaptiveBudget(COSTS, 8, AdaptiveConfig(prompt_share=float("inf"), free_probe=float("inf")))
     replace(case, num_tokens=40).run(budget)
     budget.reset()
     assert speedup(case, budget) < 0.97
@@ -248,7 +248,7 @@ def test_no_request_ends_later_than_the_bound_says(name: str, num_slots: int, sh
     case = replace(groups(name, num_slots, share, length=length, num_groups=2), hiccup_s=0.0, seed=seed)
     plain_s = case.run(FixedBudget(0)).ended_s
     assert max(plain_s) == pytest.approx(min(plain_s))
-    late = config.credit + (config.interest + config.probing) * length + 3 * share
+    late = config.overdraft + (config.refill + config.probe_share) * length + 3 * share
     assert max(case.run(AdaptiveBudget(COSTS, 8)).ended_s) <= plain_s[0] * (1 + late / length) * (1 + 1e-9)
 
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from outrider.adaptive.credit import TOGETHER, SlowdownBudget
 
 
-def slowdown(refill: float = 0.0, credit: float = 1.0, most: float = 12.0) -> SlowdownBudget:
-    found = SlowdownBudget(refill=refill, credit=credit, most=most)
+def slowdown(refill: float = 0.0, overdraft: float = 1.0, max_balance: float = 12.0) -> SlowdownBudget:
+    found = SlowdownBudget(refill=refill, overdraft=overdraft, max_balance=max_balance)
     found.admit([1, 2])
     return found
 
@@ -24,7 +24,7 @@ def test_the_worked_example() -> None:
 
 
 def test_every_balance_is_refilled_and_holds_no_more_than_the_most() -> None:
-    found = slowdown(refill=0.5, most=2.0)
+    found = slowdown(refill=0.5, max_balance=2.0)
     for _ in range(3):
         found.pass_step()
     assert found.balance(1) == found.balance(TOGETHER) == 1.5
