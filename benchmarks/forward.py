@@ -19,8 +19,8 @@ import numpy as np
 from outrider.draft import Draft
 from outrider.kernels.cpu.attention import attention
 from outrider.kernels.cpu.threads import launch_all
+from outrider.ops.cpu_graphs import CpuGraph
 from outrider.ops.cpu_placement import placement_addresses, placement_shape
-from outrider.ops.cpu_program import CpuGraph
 from outrider.targets import load_target
 from outrider.targets.native import NativeSession
 

@@ -1,4 +1,4 @@
-"""One decoder layer on the operations of `ops.py`: what the target's layers and the layers of draft heads share.
+"""One decoder layer on the operations of `ops/base.py`: what the target's layers and the layers of draft heads share.
 
     x += W_o attend(qkv)
     x += W_down (silu(W_gate norm(x)) * W_up norm(x))

@@ -1,4 +1,4 @@
-"""The native decoder: Llama 2/3, SmolLM2, Qwen2/2.5, Qwen3 and Mistral, on the five operations of `ops.py`.
+"""The native decoder: Llama 2/3, SmolLM2, Qwen2/2.5, Qwen3 and Mistral, on the five operations of `ops/base.py`.
 
 One function reads any rows for any slots: a prompt chunk, the root of plain decoding, or the root and the tree of a
 draft. What a row may see and where it is written is the `Placement`'s business, so the network itself is short:

@@ -1,6 +1,6 @@
-"""The five operations a Llama-family decoder is made of, behind one seam.
+"""The operations of a Llama-family decoder, behind one seam.
 
-A decoder layer is five fused steps; everything between them is a tensor handed on:
+A decoder layer is five fused operations:
 
     qkv   = norm_project(x, input_norm, eps, qkv_weight)          RMSNorm, then one matrix product
     o     = attend(qkv, ...)                                      rotate, write the cache, read the cache
@@ -8,16 +8,12 @@ A decoder layer is five fused steps; everything between them is a tensor handed 
     h     = gate_up(x, post_norm, eps, gate_up_weight)            silu(gate) * up
     x     = project_add(h, down_weight, x)
 
-with RMSNorm(x) = x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019, arXiv:1910.07467), rotary positions in
-the half-rotation convention (Su et al. 2021, arXiv:2104.09864; the halves of a head are the two coordinates) and
-grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245).
+with RMSNorm(x) = x / sqrt(mean(x^2) + eps) * weight (arXiv:1910.07467), rotary positions in the half-rotation
+convention (arXiv:2104.09864) and grouped-query attention (arXiv:2305.13245).
 
-Two back ends implement the seam: `TorchOps` (plain PyTorch, any device and dtype, the reference) and `CpuOps` (compiled
-kernels, bf16 or fp32 weights, fp32 activations), whose rows are bit-exact whatever else is in the call.
-
-Worked example of the cache and mask: a slot holds 5 committed tokens in positions 0..4 (`length` 5) and the call brings
+Worked example of the cache and mask: a slot holds 5 committed tokens in positions 0..4 (`length` 5) and the call has
 M = 3 rows: the root and two sibling nodes. They are written to positions 5, 6, 7. Row 2 (the second sibling) sees
-positions 0..4, 5 and 7, so its mask row over the tail is [True, False, True]; its rotary position is 6, not 7.
+positions 0..4, 5 and 7: its mask row is [True, False, True], its rotary position 6.
 
 Legend: R rows of the call (B * M), B slots, M rows of one slot, T tail positions, S cached positions, P rotary
 positions, F input features, O output features, I inner features, H heads, D head size, Q = (H + 2 * Hkv) * D, C slots
@@ -61,7 +57,7 @@ class Packed:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionShape:
-    """What is the same for every call of one layer's attention. `scale` multiplies the scores (usually D ** -0.5).
+    """The constants of one layer's attention. `scale` multiplies the scores (usually D ** -0.5).
 
     `sliding_window` w hides the committed position p from a row at position i when i - p >= w.
     """
@@ -91,7 +87,7 @@ class Rope:
 
 
 class Result(NamedTuple):
-    """What a replayed body gives: logits [R, V] and features [R, T], each None if it was not asked for."""
+    """The result of a body: logits [R, V] and features [R, T], each None if it was not requested."""
 
     logits_RV: Tensor | None
     features_RT: Tensor | None
@@ -101,12 +97,11 @@ GraphBody = Callable[[Tensor, Placement], Result]
 
 
 class GraphCache(dict[Hashable, Any]):
-    """Recorded bodies of one cache, by key; filled by a back end.
+    """The recorded bodies of one cache, by key; filled by a back end.
 
     Args:
-        reuse_logits: on the CPU logits share one buffer and are valid until a body is repeated again. One buffer serves
-            all, where new ones for every call would leave holes of some megabytes in memory and have to be mapped.
-            Otherwise they are the caller's own.
+        reuse_logits: on the CPU, logits share one buffer and are valid until the next replay. New buffers for every
+            call would have to be mapped each time and would fragment the memory. If False, logits belong to the caller.
     """
 
     def __init__(self, *, reuse_logits: bool = False) -> None:
@@ -115,13 +110,13 @@ class GraphCache(dict[Hashable, Any]):
         self._logits_buffer = self._scratch = torch.empty(0, dtype=torch.float32)
 
     def scratch(self, count: int) -> Tensor:
-        """At least that many fp32 numbers, which all bodies share: they run one after the other."""
+        """Return at least `count` fp32 numbers that all bodies share, since they run one after the other."""
         if self._scratch.numel() < count:
             self._scratch = torch.empty(count, dtype=torch.float32)
         return self._scratch
 
     def logits(self, R: int, V: int) -> Tensor:
-        """Where R rows of logits go, fp32 [R, V]."""
+        """Return the buffer for R rows of logits, fp32 [R, V]."""
         if not self._reuse_logits:
             return torch.empty(R, V, dtype=torch.float32)
         if self._logits_buffer.numel() < R * V:
@@ -142,15 +137,16 @@ class Ops(ABC):
         """Lay out a projection once, at load time. The source tensors may be freed afterwards."""
 
     def narrow(self) -> "Ops":
-        """What packs the weights of a drafter for this back end: in fewer bytes where it can compute with them.
+        """Return the operations that pack a drafter's weights, in fewer bytes if this back end can compute with them.
 
-        A drafter's numbers may be a little off, since the target has the last word; what it reads is what it costs.
+        A drafter may be slightly inexact, since the target verifies its tokens; its speed depends on the bytes it
+        reads.
         """
         return self
 
     @abstractmethod
     def unpack(self, packed: Packed) -> Tensor:
-        """The weight [O, F] that was given to `pack`, in the dtype of this back end."""
+        """Return the weight [O, F] that was given to `pack`, in the dtype of this back end."""
 
     @abstractmethod
     def pack_gate_up(self, gate_IF: Tensor, up_IF: Tensor) -> Packed:
@@ -158,11 +154,11 @@ class Ops(ABC):
 
     @abstractmethod
     def embed(self, table_VF: Tensor, tokens_R: Tensor) -> Tensor:
-        """Rows of an embedding table, or of activations, as activations: a new tensor [R, F]."""
+        """Return rows of an embedding table, or of activations, as activations: a new tensor [R, F]."""
 
     @abstractmethod
     def norm_project(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
-        """RMSNorm (left out where `norm_F` is None), then the projection with its bias: a new tensor [R, O]."""
+        """Apply RMSNorm (unless `norm_F` is None) and the projection with its bias; return a new tensor [R, O]."""
 
     @abstractmethod
     def project_add(self, x_RF: Tensor, packed: Packed, residual_RO: Tensor) -> None:
@@ -170,7 +166,10 @@ class Ops(ABC):
 
     @abstractmethod
     def gate_up(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
-        """RMSNorm, both projections, silu(gate) * up: a new tensor [R, I]. `packed` is from `pack_gate_up`."""
+        """Apply RMSNorm, both projections, and silu(gate) * up; return a new tensor [R, I].
+
+        `packed` is from `pack_gate_up`.
+        """
 
     @abstractmethod
     def attend(
@@ -183,11 +182,10 @@ class Ops(ABC):
         placement: Placement,
         head_norm: HeadNorm | None = None,
     ) -> Tensor:
-        """Split, normalise and rotate the heads, write keys and values, attend: a new tensor [R, H * D].
+        """Split, normalise and rotate the heads, write keys and values, attend; return a new tensor [R, H * D].
 
         Row r = b * M + m. Keys and values are one layer's cache, contiguous (keys perhaps transposed), written in place
-        in the cache's own dtype. A row that sees nothing gives zeros. Uninitialised cache memory must hold finite
-        numbers.
+        in the cache's own dtype. A row that sees nothing is zero. Uninitialised cache memory must hold finite numbers.
         """
 
     @abstractmethod
@@ -196,12 +194,12 @@ class Ops(ABC):
 
     @property
     def transposes_keys(self) -> bool:
-        """Whether `attend` reads keys that lie transposed in memory; see `CachePlan.transposed_keys`."""
+        """True if `attend` reads keys that are transposed in memory; see `CachePlan.transposed_keys`."""
         return False
 
     @property
     def static_shapes(self) -> bool:
-        """Whether forwards are recorded for fixed shapes: padding then costs little, and a new shape a graph."""
+        """True if forwards are recorded for fixed shapes: padding is then cheap, and a new shape needs a graph."""
         return False
 
     def next_tokens(
@@ -220,10 +218,10 @@ class Ops(ABC):
         out_RE.copy_(embedding_VE[tokens_R])
 
     def shifted(self, placement: Placement, by: int) -> Placement:
-        """One row for each slot of a chain, `by` positions behind its last one, that sees all before it.
+        """Return a placement of one row per slot of a chain, `by` positions behind its last one, that sees all before.
 
-        What is written there earlier in the body counts as committed. `placement.limit` must leave room for it. Rows
-        must be written where they stand: at position n of a slot of which n positions are known.
+        What the body wrote there earlier counts as committed. `placement.limit` must leave space for it. Rows must be
+        written at their own position: position n of a slot of which n positions are known.
         """
         assert placement.mask_BMT is None, "only chains move on"
         return replace(
@@ -234,20 +232,19 @@ class Ops(ABC):
         )
 
     def decoding_threads(self) -> AbstractContextManager[None]:
-        """What a caller holds during many calls in a row; see `Target.decoding_threads`. Here nothing."""
+        """Return a context manager to hold during decoding; see `Target.decoding_threads`. Here a null context."""
         return nullcontext()
 
     def replay(
         self, graph_cache: GraphCache, key: Hashable, body: GraphBody, x_RF: Tensor, placement: Placement
     ) -> Result:
-        """`body(x_RF, placement)`, perhaps by repeating what an earlier call with an equal key did on the same shapes.
+        """Return `body(x_RF, placement)`, perhaps by repeating a recorded call with an equal key and the same shapes.
 
         The body must consist of operations of this class alone, on `x_RF`, on tensors that it makes and on tensors that
-        live at least as long as `graph_cache`. It asks nothing of the placement but to hand it on. Here it is simply
-        called.
+        live at least as long as `graph_cache`. It may only pass the placement on. This default simply calls it.
 
         Args:
-            key: with the placement's shape [B, M] it must fix what the body does, and how many rows `x_RF` has. These
-                need not be B * M: a body of two inputs gets them one below the other, and takes them apart itself.
+            key: together with the placement's shape [B, M] it must determine what the body does, and how many rows
+                `x_RF` has. These need not be B * M: a body of two inputs takes them stacked and splits them itself.
         """
         return body(x_RF, placement)

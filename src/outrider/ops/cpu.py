@@ -1,14 +1,14 @@
 """The decoder's operations as compiled CPU kernels: weights in bf16 or fp32, activations in fp32.
 
-One row at a time a decoder reads every weight once, so it runs at memory speed; a few rows more cost little as long as
-each weight is loaded once for all of them. That is what makes verifying a draft cheap, and what these kernels are for.
+Decoding one row reads every weight once, so it runs at memory speed; a few more rows cost little as long as each weight
+is loaded once for all of them. This is what makes verifying a draft cheap.
 
 The bits of an output row depend on that row's input and on what it sees in the cache, never on the other rows of the
-call, on the number of threads or on how the call is tiled (`cpu_linear` and `cpu_attention` say how). A draft verified
-in one forward therefore gives exactly the logits of decoding token by token.
+call, on the number of threads or on the tiling (see `kernels/cpu/linear.py` and `attention.py`). A draft verified in
+one forward therefore gives exactly the logits of decoding token by token.
 
-Engines in several threads share one `CpuOps`: what a call leaves behind is its thread's own (`Calls`). Kernels are
-compiled on first use, for this processor, and kept in numba's cache. Legend in `ops.py`.
+Engines in several threads share one `CpuOps`; the state of a call belongs to its thread (`Calls`). Kernels are
+compiled on first use, for this processor, and kept in numba's cache. Legend in `ops/base.py`.
 
 >>> ops = CpuOps(torch.float32)
 >>> eye = ops.pack(torch.eye(2))
@@ -38,20 +38,20 @@ from outrider.kernels.cpu.threads import launch
 from outrider.kernels.cpu.vector import TILE_ROWS, WIDTH
 from outrider.kernels.torch_threads import lone_torch_thread, num_threads
 from outrider.ops.base import AttentionShape, GraphBody, GraphCache, HeadNorm, Ops, Packed, Result, Rope
+from outrider.ops.cpu_graphs import Calls, CpuGraph, CpuGraphRecorder
 from outrider.ops.cpu_packing import draft_in_bytes, interleaved, packed, unpacked, whole_blocks
 from outrider.ops.cpu_placement import address, checked_addresses, placement_addresses, placement_shape
-from outrider.ops.cpu_program import Calls, CpuGraph, CpuGraphRecorder
 from outrider.placement import Placement
 
 __all__ = ["CpuOps"]
 
-PANEL_BYTES = 192 * 1024  # activations that stay in the second-level cache while a chunk of weights passes
+PANEL_BYTES = 192 * 1024  # activations that fit the second-level cache beside a chunk of weights
 TICKETS_PER_THREAD = 6
 TASKS_PER_THREAD = 3
 REPLAYED_ROWS = 32  # up to here a forward is short enough for Python to matter, and its buffers are small
-LINEAR_OUT = 9  # arguments of the kernels that differ from step to step: where a product goes,
-PLACED = 10  # a placement's five addresses and three sizes,
-SCRATCH = 24  # attention's scratch, and then the length of a line of it
+LINEAR_OUT = 9  # kernel arguments that differ from step to step: the address of a product,
+PLACED = 10  # the five addresses and three sizes of a placement,
+SCRATCH = 24  # the scratch of attention, followed by the length of a line of it
 KINDS = {torch.float32: FP32, torch.bfloat16: BF16, torch.int8: INT8}
 
 
@@ -175,7 +175,7 @@ class CpuOps(Ops):
         return graph.run(x_RF, (*addresses, *placement_shape(placement)), graph_cache)
 
     def _record(self, graph_cache: GraphCache, body: GraphBody, x_RF: Tensor, placement: Placement) -> CpuGraph:
-        """Record a body on buffers of its own; attention gets room for as many positions as the cache has."""
+        """Record a body on buffers of its own; attention gets scratch for as many positions as the cache has."""
         recorder = CpuGraphRecorder()
         buffer_RF = x_RF.clone()
         self._calls.recorder = recorder
@@ -190,7 +190,7 @@ class CpuOps(Ops):
         blocks_NB[attends_N, SCRATCH], blocks_NB[attends_N, SCRATCH + 1] = scratch.data_ptr(), row
         logits_RV, features_RT = result
         kept, written_N = [*recorder.kept, scratch], np.zeros(0, dtype=np.int64)
-        if logits_RV is not None:  # the last product that goes there; buffers are used again and again
+        if logits_RV is not None:  # the last product written there; buffers are reused
             goal = logits_RV.data_ptr()
             written_N = np.flatnonzero((kernels_N == linear.address) & (blocks_NB[:, LINEAR_OUT] == goal))[-1:]
             if np.count_nonzero(blocks_NB == goal) == 1:
@@ -211,7 +211,7 @@ class CpuOps(Ops):
         )
 
     def _empty(self, *shape: int) -> Tensor:
-        """A buffer for a result: new, or while recording the one of the last operation with this shape."""
+        """Return a buffer for a result: a new one, or while recording the shared one of this shape."""
         recorder = self._calls.recorder
         return torch.empty(shape, dtype=torch.float32) if recorder is None else recorder.empty(*shape)
 
@@ -313,7 +313,7 @@ class CpuOps(Ops):
         return moved
 
     def _placed(self, placement: Placement, keys_CHSD: Tensor, rope: Rope) -> tuple[int, ...]:
-        """The addresses of a placement's tensors, checked once for all layers, since kernels trust every index."""
+        """Return the addresses of a placement's tensors, checked once for all layers: kernels trust every index."""
         sizes = (keys_CHSD.shape[0], keys_CHSD.shape[2], rope.cos_PD.shape[0])
         if self._calls.placement is not placement or self._calls.sizes != sizes:
             is_known = self._calls.recorder is not None and self._calls.recorder.knows(placement)  # not computed yet
@@ -324,7 +324,7 @@ class CpuOps(Ops):
 
 @cache
 def chunk_of(num_blocks: int, threads: int) -> int:
-    """How many blocks of columns a thread takes at a time: a few, but so that all threads have equally many chunks."""
+    """Return the blocks of columns per ticket: a few, and so that all threads get equally many chunks."""
     most = max(1, num_blocks // (threads * TICKETS_PER_THREAD))
     even = (chunk for chunk in range(most, most // 2, -1) if -(-num_blocks // chunk) % threads == 0)
     return next(even, most)
@@ -332,7 +332,7 @@ def chunk_of(num_blocks: int, threads: int) -> int:
 
 @lru_cache(maxsize=64)
 def _bits(number: float) -> int:
-    """The bits of an fp64 number as int64, which is how a kernel's arguments carry it."""
+    """Return the bits of an fp64 number as int64, the form in which a kernel's arguments hold it."""
     return int(struct.unpack("<q", struct.pack("<d", number))[0])
 
 

@@ -1,8 +1,8 @@
-"""Weights in the layout of `cpu_linear`: blocks of two vectors of output columns, [block][feature][2 * WIDTH].
+"""Weights in the layout of `linear.py`: blocks of two vectors of output columns, [block][feature][2 * WIDTH].
 
-In bf16 the two vectors are interleaved, so that one load brings both. In int8 a column's numbers are whole multiples of
-a 127th of its largest one; that step is the column's scale. Only drafters are packed so: what they read is what they
-cost, and the target has the last word on what they say. OUTRIDER_DRAFT_WEIGHTS=target keeps them in its dtype.
+In bf16 the two vectors are interleaved, so that one load reads both. In int8 a column's numbers are multiples of its
+scale, a 127th of its largest absolute value. Only drafters are packed in int8: the bytes they read decide their speed,
+and the target verifies their tokens. OUTRIDER_DRAFT_WEIGHTS=target keeps them in the target's dtype.
 
 Worked example: the column (0.5, -1.27, 0.004) has the scale 0.01 and is packed as 50, -127, 0.
 
@@ -24,7 +24,7 @@ STEPS = 127
 
 
 def packed(arena: Arena, dtype: torch.dtype, weight_OF: Tensor, out_features: int, bias_O: Tensor | None) -> Packed:
-    """Lay whole blocks out in bf16, fp32 or int8; `out_features` of the columns are real."""
+    """Pack whole blocks in bf16, fp32 or int8; the first `out_features` columns are real."""
     scales_O = None
     if dtype == torch.int8:
         scales_O = weight_OF.float().abs().amax(1).clamp(min=1e-30) / STEPS
@@ -44,7 +44,7 @@ def packed(arena: Arena, dtype: torch.dtype, weight_OF: Tensor, out_features: in
 
 
 def unpacked(packed: Packed) -> Tensor:
-    """The weight that was packed; of int8 the numbers that are computed with, in fp32."""
+    """Return the weight that was packed; for int8 the dequantised numbers, in fp32."""
     order = (0, 3, 2, 1) if packed.data.dtype == torch.bfloat16 else (0, 2, 3, 1)
     weight_OF = packed.data.permute(order).flatten(0, 2)
     if packed.scales is not None:
@@ -60,13 +60,13 @@ def whole_blocks(weight_OF: Tensor, columns: int) -> Tensor:
 
 
 def interleaved(gate_IF: Tensor, up_IF: Tensor) -> Tensor:
-    """Both halves of a gated MLP, a vector of each in turn."""
+    """Merge both halves of a gated MLP, alternating by vectors."""
     halves = [whole_blocks(half, WIDTH).view(-1, WIDTH, gate_IF.shape[1]) for half in (gate_IF, up_IF)]
     return torch.stack(halves, dim=1).flatten(0, 2)
 
 
 def draft_in_bytes() -> bool:
-    """Whether drafters keep their weights in int8: OUTRIDER_DRAFT_WEIGHTS is int8 (the default) or target.
+    """Return whether drafters keep their weights in int8, by OUTRIDER_DRAFT_WEIGHTS.
 
     Raises:
         ConfigError: if it is something else.

@@ -1,7 +1,7 @@
-"""A placement as kernels take it: addresses and sizes, once every index is known to lie within the cache.
+"""A placement in the form that kernels take: addresses and sizes, once every index is known to be within the cache.
 
 Kernels trust their indices, so a wrong one would read or write outside. The check costs microseconds and runs before
-every forward. Legend in `ops.py`.
+every forward. Legend in `ops/base.py`.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ __all__ = ["address", "checked_addresses", "placement_addresses", "placement_sha
 
 
 def placement_addresses(placement: Placement) -> tuple[int, ...]:
-    """Where a placement's tensors are, in the order in which the attention kernel takes them."""
+    """Return the addresses of a placement's tensors, in the order of the attention kernel's arguments."""
     mask = placement.mask_BMT
     indices = (placement.slots_B, placement.lengths_B, placement.positions_BM, placement.write_BM)
     addresses = [address(index, torch.int64) for index in indices]
@@ -27,7 +27,7 @@ def placement_addresses(placement: Placement) -> tuple[int, ...]:
 
 
 def placement_shape(placement: Placement) -> tuple[int, int, int]:
-    """B, M and T."""
+    """Return B, M and T."""
     B, M = placement.positions_BM.shape
     return B, M, M if placement.mask_BMT is None else placement.mask_BMT.shape[2]
 
@@ -35,7 +35,7 @@ def placement_shape(placement: Placement) -> tuple[int, int, int]:
 def checked_addresses(
     placement: Placement, num_slots: int, capacity: int, num_positions: int, num_ahead: int = 0
 ) -> tuple[int, ...]:
-    """`placement_addresses`, once the shapes fit each other and every index lies within the cache."""
+    """Return `placement_addresses` after checking that the shapes match and every index is within the cache."""
     B, M = placement.positions_BM.shape
     mask = placement.mask_BMT
     T = M if mask is None else mask.shape[2]
@@ -53,7 +53,7 @@ def checked_addresses(
 
 @cfunc(types.int64(types.int64, types.int64, types.int64), cache=True)  # type: ignore[untyped-decorator]
 def within(start: int, count: int, stop: int) -> int:
-    """1 if all of the numbers that lie there are from 0 to `stop` - 1, else 0."""
+    """Return 1 if all `count` int64 numbers at `start` are from 0 to `stop` - 1, else 0."""
     numbers = i64(start)
     for n in range(count):
         if numbers[n] < 0 or numbers[n] >= stop:
@@ -71,7 +71,7 @@ def _numbers(start: int, count: int) -> list[int]:
 
 
 def address(x: Tensor, dtype: torch.dtype) -> int:
-    """Where a tensor's numbers are; kernels trust that they are contiguous and of that dtype."""
+    """Return the address of a tensor's numbers; kernels trust that they are contiguous and of that dtype."""
     assert x.dtype == dtype, f"{x.dtype}, not {dtype}"
     assert x.is_contiguous(), f"strides {x.stride()} are not contiguous"
     return x.data_ptr()

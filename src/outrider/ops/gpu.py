@@ -1,9 +1,9 @@
-"""Which back end a GPU gets, and whether it may be trusted.
+"""The back end of a GPU, and the check that its kernels are right.
 
-The Triton kernels are the fast way; plain PyTorch with its fused attention is the other. Both repeat their forwards
-from CUDA graphs, which one pool per device holds. OUTRIDER_GPU_OPS=triton or torch chooses, and OUTRIDER_CUDA_GRAPHS=0
-runs every forward anew. Kernels are compiled for the GPU at hand, so before the first use they are compared with the
-reference there: a GPU on which they are wrong is refused with a sentence, not served with wrong text.
+Triton kernels are the default; plain PyTorch with its fused attention is the alternative. Both repeat their forwards
+from CUDA graphs, which share one pool per device. OUTRIDER_GPU_OPS=triton or torch chooses, and OUTRIDER_CUDA_GRAPHS=0
+turns graphs off. Kernels are compiled for the GPU at hand, so before the first use they are compared with the
+reference there: a GPU on which they are wrong is refused with an error, rather than used for wrong text.
 """
 
 from functools import lru_cache
@@ -24,10 +24,10 @@ __all__ = ["compare", "gpu_ops"]
 
 @lru_cache
 def gpu_ops(device: torch.device, dtype: torch.dtype) -> Ops:
-    """The back end that the environment asks for, by default Triton where it is installed.
+    """Return the back end that the environment chooses, by default Triton where it is installed.
 
     Raises:
-        ConfigError: if it asks for none that there is, or if the kernels are wrong on this GPU.
+        ConfigError: if the chosen one is not installed, or if the kernels are wrong on this GPU.
     """
     has_triton = find_spec("triton") is not None
     name = variables.gpu_ops() or ("triton" if has_triton and dtype != torch.float64 else "torch")
@@ -49,7 +49,7 @@ def gpu_ops(device: torch.device, dtype: torch.dtype) -> Ops:
 
 @torch.inference_mode()
 def compare(ops: Ops, device: torch.device) -> float:
-    """The largest difference of one attention call from the reference: two slots, three rows, 28 and 4 heads."""
+    """Return the largest error of one attention call: two slots, three rows, 28 query and 4 key heads."""
     generator = torch.Generator().manual_seed(0)
     B, M, H, G, D, S = 2, 3, 28, 4, 128, 300
 

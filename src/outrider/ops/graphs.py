@@ -1,18 +1,18 @@
-"""Graphs: a function over fixed buffers, done once and repeated without Python.
+"""Graphs: a function over fixed buffers, recorded once and repeated without Python.
 
 On a GPU a decoder layer is a dozen kernels of a few microseconds, and launching each from Python costs as much as it
-computes. A CUDA graph holds the launches of one call and repeats them in one go, on the same addresses: inputs are
-copied into the buffers that the function read, results are found in the tensors that it made. What a function may do
-is limited: no number may come back to the host, no tensor may be built from host numbers, no shape may depend on data.
+computes. A CUDA graph holds the launches of one call and repeats them at once, on the same addresses: inputs are copied
+into the buffers that the function read, results are found in the tensors that it made. The function must not bring
+numbers to the host, build tensors from host numbers, or use shapes that depend on data.
 
     graphs = GraphPool("cuda")
     twice = graphs.record(lambda: x * 2)      x is a buffer that stays
     x.copy_(new); twice.replay()              twice.result holds 2 * new until the next replay
 
-Without a GPU `EagerGraph` does the same: it writes down the operations that PyTorch ran, with the very tensors they ran
-on, and repeats those. Python is not asked again, so whatever the function took from the host is frozen as it is in a
-CUDA graph; results are written into the recorded tensors; and what a capture forbids raises. A function that passes as
-an EagerGraph is fit for a graph, and that is how the GPU path is tested where there is no GPU.
+Without a GPU `EagerGraph` does the same: it records the operations that PyTorch ran, with the same tensors, and repeats
+those. Python does not run again, so whatever the function took from the host is frozen as in a CUDA graph, and what a
+capture forbids raises. A function that works as an EagerGraph works in a CUDA graph; this is how the GPU path is tested
+without a GPU.
 """
 
 import threading
@@ -39,12 +39,12 @@ WARM_UPS = 2
 _ALONE = threading.RLock()
 
 HOST = ("_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "unique_dim", "_unique2", "bincount")
-"""Operations that a capture forbids: they bring numbers to the host, from it, or make shapes of them."""
+"""Operations that a capture forbids: they copy numbers to or from the host, or derive shapes from them."""
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """No other thread that holds this uses a GPU: during a capture, waiting for the device is an error in all threads.
+    """Hold a lock that keeps other threads off the GPU: a thread that waits for the device breaks a capture.
 
     Threads launch on one stream anyway, so taking turns costs little.
     """
@@ -58,21 +58,21 @@ class Graph(ABC, Generic[Made]):
     @property
     @abstractmethod
     def result(self) -> Made:
-        """What the function gave; its tensors hold the results of the last replay."""
+        """The result of the function; its tensors hold the results of the last replay."""
 
     @property
     @abstractmethod
     def num_bytes(self) -> int:
-        """Device memory that it holds."""
+        """Device memory in bytes."""
 
     @abstractmethod
     def replay(self) -> None:
-        """Repeat the call on what the buffers hold now."""
+        """Repeat the call on the buffers' current content."""
 
 
 @final
 class CudaGraph(Graph[Made]):
-    """A CUDA graph. All graphs of a pool share memory for what lies between their inputs and results."""
+    """A CUDA graph. All graphs of a pool share the memory between their inputs and results."""
 
     def __init__(self, function: Callable[[], Made], pool: Any) -> None:
         side, main = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
@@ -113,7 +113,7 @@ class EagerGraph(Graph[Made]):
     """The operations of one call, repeated one by one. For tests, on any device."""
 
     def __init__(self, function: Callable[[], Made]) -> None:
-        function()  # lazy tables are made before the recording, as in the warm-up of a graph
+        function()  # builds lazy tables before the recording, as the warm-up of a CUDA graph does
         self._calls: list[_Call] = []
         with _OpRecorder(self._calls):
             self._result = function()
@@ -141,7 +141,7 @@ class EagerGraph(Graph[Made]):
 
 
 class _OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes calls down and refuses what a capture refuses."""
+    """Records operations and refuses those that a capture refuses."""
 
     def __init__(self, calls: list[_Call]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -164,7 +164,7 @@ class _OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _picks_by_truth(name: str, args: tuple[Any, ...]) -> bool:
-    """Whether rows are picked by a bool tensor: how many there are depends on data."""
+    """Return whether rows are selected by a bool tensor: their number depends on data."""
     indices = tree_leaves(args[1]) if name.startswith(("index", "_index_put_impl_")) and len(args) > 1 else []
     return any(isinstance(index, Tensor) and index.dtype == torch.bool for index in indices)
 
@@ -183,7 +183,7 @@ class GraphPool:
         self._graphs: list[Graph[Any]] = []
 
     def record(self, function: Callable[[], Made]) -> Graph[Made]:
-        """Call the function for warming up, then record it. Its arguments are the buffers it closes over."""
+        """Call the function to warm up, then record it. Its arguments are the buffers in its closure."""
         with alone():
             if self._is_cuda and self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
@@ -207,7 +207,10 @@ def _shared(device: torch.device) -> GraphPool:
 
 
 def default_graph_pool(device: torch.device | str) -> GraphPool | None:
-    """The graphs of a GPU, shared by all that runs there; None elsewhere, or with OUTRIDER_CUDA_GRAPHS=0."""
+    """Return the graphs of a GPU, shared by everything that runs there.
+
+    Returns None on other devices, or with OUTRIDER_CUDA_GRAPHS=0.
+    """
     device = torch.device(device)
     is_wanted = device.type == "cuda" and cuda_graphs()
     return _shared(device) if is_wanted else None

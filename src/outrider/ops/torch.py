@@ -1,15 +1,15 @@
 """The decoder's operations in plain PyTorch: any device, any dtype. The reference for every other back end.
 
 Norms, rotations and softmax run in fp32 (in fp64 when that is the dtype), products in the dtype of the weights. No
-operation waits for the device, and shapes depend on the placement's host-side numbers only, so that a forward can be
-recorded and repeated (`replay.py`).
+operation waits for the device, and shapes depend only on the placement's host-side numbers, so that a forward can be
+recorded and repeated (`ops/graph_buckets.py`).
 
-Attention is written out, which is the reference, or left to PyTorch's fused kernel (`fused=True`, the way on a GPU).
-There the query heads that share a key head become rows of one head, so no key or value is repeated:
+Attention is either written out, which is the reference, or PyTorch's fused kernel (`fused=True`, used on a GPU). There
+the query heads that share a key head become rows of one head, so no key or value is repeated:
 
     q [B, H, M, D] -> [B, G, (H / G) * M, D],   keys [B, G, S, D],   one mask for prefix and tail
 
-Legend in `ops.py`.
+Legend in `ops/base.py`.
 
 >>> ops = TorchOps(torch.float64)
 >>> eye = ops.pack(torch.eye(2, dtype=torch.float64))
@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from outrider.ops.base import AttentionShape, GraphBody, GraphCache, HeadNorm, Ops, Packed, Result, Rope
+from outrider.ops.graph_buckets import Replayer
 from outrider.ops.graphs import GraphPool, alone
-from outrider.ops.replay import Replayer
 from outrider.placement import Placement
 
 __all__ = ["TorchOps", "attend_fused", "rms_norm", "rotate", "visible_BMS"]
@@ -38,8 +38,8 @@ class TorchOps(Ops):
     """Weights and activations of `dtype` on `device`.
 
     Args:
-        fused: whether attention is PyTorch's fused kernel instead of the reference.
-        graphs: where forwards are recorded; without it every call runs anew.
+        fused: use PyTorch's fused attention kernel instead of the reference.
+        graphs: the pool that records forwards; without it every call runs anew.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class TorchOps(Ops):
 def attend_fused(
     q_BMHD: Tensor, shape: AttentionShape, keys_CHSD: Tensor, values_CHSD: Tensor, placement: Placement
 ) -> Tensor:
-    """Attention of rotated queries over the cache by PyTorch's fused kernel: a new tensor [R, H * D]."""
+    """Attend with rotated queries over the cache, by PyTorch's fused kernel; return a new tensor [R, H * D]."""
     B, M, H, D = q_BMHD.shape
     G = shape.num_kv_heads
     keys_BGSD, values_BGSD = (
@@ -157,7 +157,7 @@ def attend_fused(
 
 
 def _cached(cached_CHSD: Tensor, placement: Placement) -> Tensor:
-    """The slots' positions up to the limit; without a copy where the cache has one slot."""
+    """Return the slots' positions up to the limit; without a copy where the cache has one slot."""
     near_CHSD = cached_CHSD[:, :, : placement.limit]
     if len(near_CHSD) == 1:
         return near_CHSD.expand(len(placement.slots_B), -1, -1, -1)
@@ -169,13 +169,13 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The norm over the last dimension, in fp32 or wider."""
+    """Normalise the last dimension, in fp32 or wider."""
     wide = x.to(_wide(x.dtype))
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
 
 
 def rotate(x_BMHD: Tensor, rope: Rope, positions_BM: Tensor) -> Tensor:
-    """Rotary positions; the two halves of a head are the coordinates."""
+    """Apply rotary positions; the two halves of a head are the coordinates."""
     cos = rope.cos_PD[positions_BM][:, :, None]
     sin = rope.sin_PD[positions_BM][:, :, None]
     left, right = x_BMHD.to(cos.dtype).chunk(2, dim=-1)
@@ -183,7 +183,7 @@ def rotate(x_BMHD: Tensor, rope: Rope, positions_BM: Tensor) -> Tensor:
 
 
 def visible_BMS(placement: Placement, window: int | None, num_positions: int) -> Tensor:
-    """bool [B, M, S]: what each row sees of the slot's first `num_positions` cached positions."""
+    """Return a bool [B, M, S]: which of the slot's first `num_positions` cached positions each row sees."""
     positions_BM1 = placement.positions_BM[:, :, None]
     M = positions_BM1.shape[1]
     device = positions_BM1.device

@@ -1,12 +1,12 @@
-"""The decoder's operations for a GPU: cuBLAS for the products, five Triton kernels for all else.
+"""The decoder's operations for a GPU: cuBLAS for the products, five Triton kernels for everything else.
 
-A layer is ten launches (`triton_kernels.py` says which and why); the residual is added by the product itself. Prompt
-chunks have rows enough for PyTorch's fused attention, so only steps take the split kernel. Legend in `ops.py`.
+A layer is ten launches (see `kernels/triton.py`); the product itself adds the residual. Prompt chunks have enough rows
+for PyTorch's fused attention, so only steps use the split kernel. Legend in `ops/base.py`.
 
     norm, product | place, partial, merge | product + residual | norm, product, gated | product + residual
 
-A number of parts is chosen so that the launch fills the device: at 1 slot with 4 key heads 64 parts of the cache, at 16
-slots 4.
+The number of parts is chosen so that the launch fills the device: with 4 key heads, 64 parts of the cache for 1 slot, 4
+for 16 slots.
 """
 
 from collections.abc import Hashable
@@ -21,23 +21,23 @@ from torch.nn.functional import linear
 
 from outrider.kernels import triton as kernels
 from outrider.ops.base import AttentionShape, GraphBody, GraphCache, HeadNorm, Ops, Packed, Result, Rope
+from outrider.ops.graph_buckets import Replayer
 from outrider.ops.graphs import GraphPool, alone
-from outrider.ops.replay import Replayer
 from outrider.ops.torch import TorchOps, attend_fused
 from outrider.placement import Placement
 
 __all__ = ["TritonOps"]
 
 STEP_ROWS = 64
-"""Rows of a slot up to which attention is split along the cache; longer chunks fill the device by themselves."""
+"""Most rows of a slot for which attention is split along the cache; longer chunks fill the device anyway."""
 PROGRAMS = 256
-"""Programs of the split attention that a launch aims at: about two for each multiprocessor of a large GPU."""
+"""Target number of programs per launch of split attention: about two per multiprocessor of a large GPU."""
 BLOCK = 64
 MAX_PARTS = 64
 
 
 class _Tiling(NamedTuple):
-    """Y rows of a tile, and how many tiles and parts of the cache there are."""
+    """Rows of a tile, the number of tiles, and the number of parts of the cache."""
 
     rows: int
     tiles: int

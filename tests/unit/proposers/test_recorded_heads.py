@@ -13,7 +13,7 @@ from outrider.models.decoder import Decoder
 from outrider.models.eagle3 import Eagle3Head
 from outrider.models.mtp import MtpModule
 from outrider.noise import Stream
-from outrider.ops import cpu_program
+from outrider.ops import cpu_graphs
 from outrider.ops.base import Ops
 from outrider.ops.cpu import CpuOps
 from outrider.proposer import Session
@@ -130,9 +130,9 @@ def test_a_short_proposal_is_one_graph_and_each_shape_is_recorded_once(
     proposer = proposer_of(name, target, IDS_K)
     session, width = opened(proposer), len(proposer.feature_layers) * target.spec.hidden_size
     session.admit(0, [2, 3], SamplingParams(), torch.zeros(1, width) if width else None)
-    launch_all, launches, recorded = cpu_program.launch_all, [], []
+    launch_all, launches, recorded = cpu_graphs.launch_all, [], []
     record = CpuOps._record
-    monkeypatch.setattr(cpu_program, "launch_all", lambda *given: launches.append(launch_all(*given)))
+    monkeypatch.setattr(cpu_graphs, "launch_all", lambda *given: launches.append(launch_all(*given)))
     monkeypatch.setattr(CpuOps, "_record", lambda *given: recorded.append(record(*given)) or recorded[-1])
     for limit in (1, 3, 4, 3, 4, 1):
         assert len(session.propose([0], [DraftLimit(limit, limit)]).trees[0].tokens) == limit
@@ -149,8 +149,8 @@ def test_slots_with_unequal_backlogs_share_a_read_and_a_chain(monkeypatch: pytes
         session.admit(slot, [2, 3], SamplingParams(), None)
     session.catch_up([0, 1, 2])
     session.observe([Commit(1, [0], [5], 1)], None)
-    launch_all, launches = cpu_program.launch_all, []
-    monkeypatch.setattr(cpu_program, "launch_all", lambda *given: launches.append(launch_all(*given)))
+    launch_all, launches = cpu_graphs.launch_all, []
+    monkeypatch.setattr(cpu_graphs, "launch_all", lambda *given: launches.append(launch_all(*given)))
     draft = session.propose([0, 1, 2], [DraftLimit(4, 4), DraftLimit(2, 4), DraftLimit(5, 1)])
     assert draft.num_nodes == (4, 2, 1)
     assert len(launches) == 2

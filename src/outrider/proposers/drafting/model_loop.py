@@ -22,8 +22,8 @@ from torch import Tensor
 from outrider.cache import KVCache
 from outrider.models.decoder import Decoder
 from outrider.models.output_head import OutputHead
+from outrider.ops.graph_buckets import bucket
 from outrider.ops.graphs import Graph, GraphPool
-from outrider.ops.replay import bucket
 from outrider.placement import Placement
 from outrider.proposers.drafting.recorded import LEAST_LIMIT, packed, place_next, place_pending
 from outrider.targets.static import upload

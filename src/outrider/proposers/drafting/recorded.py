@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from outrider.cache import KVCache
-from outrider.ops.replay import bucket
+from outrider.ops.graph_buckets import bucket
 from outrider.placement import Placement
 
 __all__ = ["LEAST_LIMIT", "in_their_places", "packed", "place_next", "place_pending"]

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from outrider.cache import KVCache
 from outrider.models.recurrent import RecurrentHead
+from outrider.ops.graph_buckets import bucket
 from outrider.ops.graphs import Graph, GraphPool
-from outrider.ops.replay import bucket
 from outrider.proposers.drafting.recorded import LEAST_LIMIT, packed, place_next, place_pending
 from outrider.targets.static import upload
 

@@ -1,18 +1,18 @@
 """Few graphs for many shapes: forwards are padded to buckets and repeated.
 
-A step brings B slots with M rows each, and B, M and the longest context change all the time. A recording has fixed
-shapes. So B and M are rounded up to a bucket (1, 2, 3, 4, 6, 8, 12, 16, 24, ...), and so is `limit`, the number of
-cache positions that are looked at, where the attention's shapes depend on it. One recording is made per bucket, at its
-first use, and counted.
+A step has B slots with M rows each, and B, M and the longest context change all the time, but a graph has fixed shapes.
+So B and M are rounded up to a bucket (1, 2, 3, 4, 6, 8, 12, 16, 24, ...), and so is `limit`, the number of cache
+positions that are read, where the attention's shapes depend on it. One graph is recorded per bucket, at its first use,
+and counted.
 
 Padding changes nothing: a padded row sees nothing, is written to the cache's last position, which nothing reads, and
 its results are dropped.
 
-    3 slots, 5 rows, limit 700      buckets 3, 6 and 768: 18 rows are computed, 15 are handed out
+    3 slots, 5 rows, limit 700      buckets 3, 6 and 768: 18 rows are computed, 15 are returned
 
 A body whose rows are not B * M, such as that of a draft head with two inputs, is recorded for its exact shape.
 
-Results are copies: they stay valid however often the recording is repeated.
+Results are copies: they stay valid after further replays.
 
 Shapes: B slots, M rows of a slot, T tail positions, R = B * M, F features.
 """
@@ -28,20 +28,20 @@ from outrider.ops.base import GraphBody, GraphCache, Result
 from outrider.ops.graphs import Graph, GraphPool
 from outrider.placement import Placement
 
-__all__ = ["MAX_ROWS", "Replayer", "Static", "bucket"]
+__all__ = ["MAX_ROWS", "BucketGraph", "Replayer", "bucket"]
 
 MAX_ROWS = 512
-"""Up to here a forward is short enough for launches to matter."""
+"""Largest forward whose launches matter, in rows."""
 MAX_EXACT_ROWS = 32
-"""Rows of a shape that cannot be padded: every one of them is a graph of its own."""
+"""Most rows of a shape that cannot be padded: each needs a graph of its own."""
 LEAST_LIMIT = 256
 NO_LIMIT = 1 << 30
 TRASH = -1
-"""Where padding is written: the last position of every cache, counted from its end."""
+"""Position that padding is written to: the last one of every cache, counted from its end."""
 
 
 def bucket(number: int) -> int:
-    """The smallest 2^k or 3 * 2^k that is not below `number`.
+    """Return the smallest 2^k or 3 * 2^k that is at least `number`.
 
     >>> [bucket(number) for number in (1, 3, 5, 9, 100)]
     [1, 3, 6, 12, 128]
@@ -51,15 +51,15 @@ def bucket(number: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Static:
-    """The buffers that a recorded forward reads, with the shapes of its bucket, and the recording."""
+class BucketGraph:
+    """A graph with the buffers that it reads, in the shapes of its bucket."""
 
     x_RF: Tensor
     placement: Placement
     graph: Graph[Result]
 
     def fill(self, x_RF: Tensor, given: Placement) -> None:
-        """Copy one call's input; what lies beyond it becomes padding."""
+        """Copy one call's input into the buffers, and turn the remainder into padding."""
         own = self.placement
         (B, M), (wide_B, wide_M) = given.positions_BM.shape, own.positions_BM.shape
         is_padded = (wide_B, wide_M) != (B, M)
@@ -87,8 +87,8 @@ class Replayer:
     """Repeats forwards from graphs.
 
     Args:
-        graphs: where they are made and counted.
-        limited: whether what is computed depends on `Placement.limit`; if not, one graph serves all contexts.
+        graphs: the pool that records and counts them.
+        limited: True if the computation depends on `Placement.limit`; if not, one graph serves all contexts.
     """
 
     def __init__(self, graphs: GraphPool, *, limited: bool) -> None:
@@ -98,7 +98,7 @@ class Replayer:
     def __call__(
         self, graph_cache: GraphCache, key: Hashable, body: GraphBody, x_RF: Tensor, placement: Placement
     ) -> Result:
-        """As `Ops.replay`."""
+        """Run a body as `Ops.replay` does."""
         B, M = placement.positions_BM.shape
         is_exact = len(x_RF) != B * M
         shape = _shape(placement, self._limited, is_exact)
@@ -107,12 +107,14 @@ class Replayer:
         key = (key, x_RF.dtype, placement.mask_BMT is None, *shape)
         if key not in graph_cache:
             graph_cache[key] = self._record(body, x_RF, placement, shape)
-        static: Static = graph_cache[key]
+        static: BucketGraph = graph_cache[key]
         static.fill(x_RF, placement)
         static.graph.replay()
         return Result(*(_own(rows, shape, B, M) for rows in static.graph.result))
 
-    def _record(self, body: GraphBody, x_RF: Tensor, placement: Placement, shape: tuple[int, int, int, int]) -> Static:
+    def _record(
+        self, body: GraphBody, x_RF: Tensor, placement: Placement, shape: tuple[int, int, int, int]
+    ) -> BucketGraph:
         B, M, T, limit = shape
         like = placement.positions_BM
         static = Placement(
@@ -129,11 +131,14 @@ class Replayer:
         def call() -> Result:
             return body(x_static_RF.clone(), replace(static))  # a body changes its input; back ends know a placement
 
-        return Static(x_static_RF, static, self.graphs.record(call))
+        return BucketGraph(x_static_RF, static, self.graphs.record(call))
 
 
 def _shape(placement: Placement, limited: bool, is_exact: bool) -> tuple[int, int, int, int]:
-    """B, M, T and limit of the recording. A causal chunk has no mask to pad its rows with, so its M stays."""
+    """Return B, M, T and limit of the graph.
+
+    A causal chunk has no mask to pad its rows with, so its M stays.
+    """
     B, M = placement.positions_BM.shape
     mask = placement.mask_BMT
     T = M if mask is None else mask.shape[2]

@@ -1,17 +1,16 @@
 """A forward pass that runs without Python: its kernels are recorded once and repeated.
 
 A forward of a small model is some 150 kernels of about 100 us. Preparing each from Python costs 15 us, during which the
-processor waits. The kernels and their arguments are the same in every step with the same number of rows, but for the
-input, the placement and where the logits go. So the first call with a shape records every kernel's arguments, on
-buffers that stay, and later calls write the few that differ and run all of them in one go.
+processor idles. The kernels and their arguments are the same in every step with the same number of rows, except for
+the input, the placement and the address of the logits. So the first call with a shape records the arguments of every
+kernel, on buffers that persist; later calls write the few that differ and run all kernels at once.
 
-Worked example: one row of SmolLM2-135M is 30 * 5 + 1 kernels. Of their records, 30 carry the placement (five addresses)
-and one the address of the logits; the rest is repeated as it was.
+Worked example: one row of SmolLM2-135M is 30 * 5 + 1 kernels. Of their records, 30 hold the placement (five addresses)
+and one the address of the logits; the rest is repeated unchanged.
 
-What is recorded are addresses. The recorder therefore keeps every tensor alive that it has seen, but for the logits,
-which go to a new place each time: 6 MB for 32 rows of a vocabulary of 49,152, in each of some dozens of graphs.
-Results of equal shape share one buffer, so a recorded body must use a result before it asks for the next of that shape,
-as a decoder does.
+Records hold addresses, so the recorder keeps every tensor it has seen alive, except the logits, which get a new address
+each time. Results of equal shape share one buffer: a recorded body must use a result before it asks for the next of
+that shape, as a decoder does.
 """
 
 import threading
@@ -40,7 +39,7 @@ class Followed(NamedTuple):
 
 @final
 class CpuGraphRecorder:
-    """The kernels that would have run, with their arguments, and the tensors they point into."""
+    """Records kernels with their arguments instead of running them, and keeps the tensors they point to."""
 
     def __init__(self) -> None:
         self.followed: list[Followed] = []
@@ -52,7 +51,7 @@ class CpuGraphRecorder:
         self._buffers: dict[tuple[int, ...], Tensor] = {}
 
     def empty(self, *shape: int) -> Tensor:
-        """The buffer for results of this shape."""
+        """Return the buffer for results of this shape."""
         if shape not in self._buffers:
             self._buffers[shape] = torch.empty(shape, dtype=torch.float32)
         return self._buffers[shape]
@@ -63,15 +62,15 @@ class CpuGraphRecorder:
         self.kept.extend(tensors)
 
     def follow(self, column: int, number: int) -> None:
-        """Argument `column` of the last kernel is this number of a call's placement."""
+        """Mark argument `column` of the last kernel as number `number` of a call's placement."""
         self.followed.append(Followed(len(self.kernels) - 1, column, number))
 
     def knows(self, placement: Placement) -> bool:
-        """Whether the placement is one that the body made itself."""
+        """Return whether the body made this placement itself."""
         return any(placement is moved for moved in self.moved)
 
     def blocks_NB(self) -> np.ndarray:
-        """One argument record per kernel."""
+        """Return the argument records, one per kernel."""
         blocks_NB = np.zeros((len(self.kernels), BLOCK), dtype=np.int64)
         for block_B, arguments in zip(blocks_NB, self.arguments, strict=True):
             block_B[: len(arguments)] = arguments
@@ -80,10 +79,10 @@ class CpuGraphRecorder:
 
 @final
 class Calls(threading.local):
-    """State of the calls that one thread makes on a back end, which all engines of a target share.
+    """State of one thread's calls on a back end, which all engines of a target share.
 
-    recorder    takes the kernels down instead of running them, while a body is recorded
-    placement   the last one whose indices were checked, for caches of `sizes`; its tensors lie at `addresses`
+    recorder    records the kernels instead of running them, while a body is recorded
+    placement   the last one whose indices were checked, for caches of `sizes`; its tensors are at `addresses`
     """
 
     def __init__(self) -> None:
@@ -97,12 +96,12 @@ class Calls(threading.local):
 class CpuGraph:
     """A recorded forward.
 
-    x_RF        the buffer its first kernel reads
+    x_RF        the buffer that its first kernel reads
     sizes       slots, positions and rotary positions of the cache, which bound a placement's indices
-    num_ahead   how far behind its placement it writes
-    followed    which arguments carry which number of the placement: a row each of records, columns and numbers
+    num_ahead   positions that it writes behind its placement
+    followed    arguments that hold numbers of the placement: a row each of records, columns and numbers
     logits      the shape of the logits [R, V], if there are any
-    written_N   which records write them, in the argument column `logits_column`
+    written_N   records that write the logits, in the argument column `logits_column`
     """
 
     threads: int
@@ -119,7 +118,7 @@ class CpuGraph:
     kept: tuple[Tensor | None, ...]
 
     def run(self, x_RF: Tensor, placement: tuple[int, ...], graph_cache: GraphCache) -> Result:
-        """Repeat it on another input and placement (its addresses and sizes). Features are the caller's own."""
+        """Repeat the forward on another input and placement (addresses and sizes). Features belong to the caller."""
         self.x_RF.copy_(x_RF)
         records, columns, numbers = self.followed
         self.blocks_NB[records, columns] = np.array(placement)[numbers]
