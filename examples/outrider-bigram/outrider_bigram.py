@@ -1,18 +1,28 @@
 """A complete third-party method: remember which token last followed each token, and draft along that memory.
 
-The memory is shared by all requests and grows while the engine runs. Install the package and it is a method like any
+All requests share the memory, which grows while the engine runs. Once the package is installed, it is a method like any
 other: `outrider generate "..." --method bigram:num_nodes=3`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from outrider import Commit, ConfigError, Draft, DraftLimit, Proposer, SamplingParams, Session, SessionPlan, Target
+from outrider import (
+    Commit,
+    ConfigError,
+    Draft,
+    DraftLimit,
+    Proposer,
+    ProposerSpec,
+    SamplingParams,
+    Session,
+    SessionPlan,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,24 +38,13 @@ class Config:
 
 @final
 class BigramProposer(Proposer):
-    """Weights and settings: here only the settings."""
+    """The settings; a method with weights would hold them here too."""
 
     Config = Config
-    max_nodes = property(lambda self: self.config.num_nodes)
-    feature_layers = property(lambda self: ())
-    learns = property(lambda self: True)
-    num_bytes = property(lambda self: 0)
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-
-    @classmethod
-    def load(cls, target: Target, config: Config) -> Self:
-        return cls(config)
-
-    @classmethod
-    def example(cls, target: Target, seed: int) -> Self:
-        return cls(Config(num_nodes=1 + seed))
+    @property
+    def spec(self) -> ProposerSpec:
+        return ProposerSpec(max_nodes=self.config.num_nodes, learns=True)
 
     def open(self, plan: SessionPlan) -> Session:
         return BigramSession(plan.device)
@@ -53,9 +52,7 @@ class BigramProposer(Proposer):
 
 @final
 class BigramSession(Session):
-    """The memory, and the root of every slot."""
-
-    num_bytes = property(lambda self: 16 * len(self.follower))
+    """The memory, and the last committed token (the root) of every slot."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

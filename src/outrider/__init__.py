@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         RequestError,
         RunError,
     )
-    from outrider.proposer import Commit, DraftLimit, Proposer, Session, SessionPlan
+    from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
     from outrider.proposers import load_proposer, proposer_names
     from outrider.requests.events import Completion, Event
     from outrider.sampling import SamplingParams
@@ -53,6 +53,7 @@ __all__ = [
     "OutriderError",
     "Proposer",
     "ProposerError",
+    "ProposerSpec",
     "RequestError",
     "RunError",
     "SamplingParams",
@@ -82,7 +83,7 @@ _HOMES = {
         "RequestError",
         "RunError",
     ),
-    "proposer": ("Commit", "Proposer", "DraftLimit", "Session", "SessionPlan"),
+    "proposer": ("Commit", "DraftLimit", "Proposer", "ProposerSpec", "Session", "SessionPlan"),
     "proposers": ("load_proposer", "proposer_names"),
     "sampling": ("SamplingParams",),
     "target": ("Forward", "Target", "TargetSession", "TargetSpec"),

@@ -87,7 +87,7 @@ class Engine:
         check_fits(self.memory, spec.device)
         self.verifier = verifier(verification)
         self.decoding_threads = target.decoding_threads
-        self.target = target.open(self.memory.cache, proposer.feature_layers)
+        self.target = target.open(self.memory.cache, proposer.spec.feature_layers)
         self.proposer = proposer
         self.session_plan = SessionPlan(
             max_slots=self.memory.cache.num_slots,

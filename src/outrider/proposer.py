@@ -29,7 +29,7 @@ from outrider.noise import Stream
 from outrider.sampling import SamplingParams
 from outrider.target import Target
 
-__all__ = ["Commit", "DraftLimit", "Proposer", "Session", "SessionPlan"]
+__all__ = ["Commit", "DraftLimit", "NoSettings", "Proposer", "ProposerSpec", "Session", "SessionPlan"]
 
 
 class DraftLimit(NamedTuple):
@@ -46,7 +46,7 @@ class Commit(NamedTuple):
     rows      the rows that were committed: 0 (the root), then the accepted path
     tokens    the accepted tokens and, last, the bonus, which is the next root; for a request that ended, only what
               was emitted, which may stop inside the path
-    index     the slot's place in the batch of this step: features_BMF[place]
+    place     the slot's row in the batch of this step: its features are `features_BMF[place]`
     """
 
     slot: int
@@ -73,8 +73,27 @@ class SessionPlan:
     device: torch.device
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProposerSpec:
+    """Facts about a proposer that the engine needs.
+
+    max_nodes        the most nodes per slot that it drafts
+    feature_layers   the target's hidden states that it reads; see `outrider.target`
+    learns           what it saw in earlier requests changes its later drafts (never the text)
+    num_bytes        memory of its weights
+    """
+
+    max_nodes: int
+    feature_layers: tuple[int, ...] = ()
+    learns: bool = False
+    num_bytes: int = 0
+
+
 class Session(ABC):
-    """The state of one running batch, by slot."""
+    """The state of one running batch, by slot.
+
+    Abstract is what every method must decide; the rest has the default of a method that keeps nothing of its own.
+    """
 
     @abstractmethod
     def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
@@ -89,8 +108,8 @@ class Session(ABC):
         """Committed tokens that a draft for this slot has to read first; 0 for what needs no cache of its own."""
         return 0
 
-    def catch_up(self, slots: Sequence[int]) -> None:  # noqa: B027 (nothing to do for most)
-        """Read what these slots are behind, but for a few tokens that the next draft reads anyway."""
+    def catch_up(self, slots: Sequence[int]) -> None:  # noqa: B027 (a default, not an abstract method)
+        """Read the pending tokens of these slots, but for a few that the next draft reads anyway."""
 
     @abstractmethod
     def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
@@ -104,21 +123,29 @@ class Session(ABC):
     def release(self, slot: int) -> None:
         """The request in `slot` ended."""
 
-    @abstractmethod
-    def reset(self) -> None:
-        """Forget what was learnt from finished requests. No slot is in use."""
+    def reset(self) -> None:  # noqa: B027 (a default, not an abstract method)
+        """Forget what was learnt from finished requests, while no slot is in use. A method that learns overrides it."""
 
     @property
-    @abstractmethod
     def num_bytes(self) -> int:
-        """Memory that this session holds."""
+        """Memory that this session holds, in bytes."""
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoSettings:
+    """The `Config` of a method without settings."""
 
 
 class Proposer(ABC):
-    """One method with its weights and settings."""
+    """One method with its weights and settings.
 
-    Config: ClassVar[type[Any]]
-    """A frozen, keyword-only dataclass: the settings a user may give by name."""
+    A method must say its `spec` and `open` a session. The other defaults are those of a method without weights, which
+    is made from its settings alone.
+    """
+
+    Config: ClassVar[type[Any]] = NoSettings
+    """A frozen, keyword-only dataclass: the settings that a user may give by name."""
 
     shipped: ClassVar[str | None] = None
     """The directory that holds this method's weights where they ship with Outrider; None for one without weights.
@@ -129,39 +156,27 @@ class Proposer(ABC):
     scripted: ClassVar[bool] = False
     """Whether it is told what the target will say: an instrument, whose results are marked, and not a method."""
 
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
     @classmethod
-    @abstractmethod
     def load(cls, target: Target, config: Any) -> Self:
         """Build the proposer for a target from its settings.
 
         Raises:
             CheckpointError, ConfigError: if it does not fit the target.
         """
+        return cls(config)
 
     @classmethod
-    @abstractmethod
     def example(cls, target: Target, seed: int) -> Self:
-        """A small instance with settings or weights drawn from `seed`, for the contract tests."""
+        """Return a small instance for the contract tests, with settings or weights drawn from `seed`."""
+        return cls.load(target, cls.Config())
 
     @property
     @abstractmethod
-    def max_nodes(self) -> int:
-        """The most nodes per slot that this proposer drafts."""
-
-    @property
-    @abstractmethod
-    def feature_layers(self) -> tuple[int, ...]:
-        """The target's hidden states it needs; see `outrider.target`."""
-
-    @property
-    @abstractmethod
-    def learns(self) -> bool:
-        """Whether what it saw in earlier requests changes its later drafts (never the text)."""
-
-    @property
-    @abstractmethod
-    def num_bytes(self) -> int:
-        """Memory of its weights."""
+    def spec(self) -> ProposerSpec:
+        """Facts about this proposer that the engine needs."""
 
     @abstractmethod
     def open(self, plan: SessionPlan) -> Session:

@@ -3,22 +3,33 @@
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from outrider import Commit, Draft, DraftLimit, Engine, Proposer, SamplingParams, Session, SessionPlan, Target, Tree
+from outrider import (
+    Commit,
+    Draft,
+    DraftLimit,
+    Engine,
+    Proposer,
+    ProposerSpec,
+    SamplingParams,
+    Session,
+    SessionPlan,
+    Target,
+    Tree,
+)
 from outrider.testing import ContractError, check_contract, tiny_target
 
 VOCAB = 31
+LEARNS = ProposerSpec(max_nodes=3, learns=True)
 
 
 class Follows(Session):
     """Remembers which token last followed each token, per slot, and drafts along that memory; right in every rule."""
-
-    num_bytes = property(lambda self: 0)
 
     def __init__(self, plan: SessionPlan) -> None:
         self.device = plan.device
@@ -47,27 +58,12 @@ class Follows(Session):
     def release(self, slot: int) -> None:
         del self.texts[slot]
 
-    def reset(self) -> None:
-        """Nothing is kept."""
-
 
 class Sound(Proposer):
     """The base of them all: only the session differs, or one property."""
 
-    Config = dict
     session: type[Session] = Follows
-    max_nodes = property(lambda self: 3)
-    feature_layers = property(lambda self: ())
-    learns = property(lambda self: False)
-    num_bytes = property(lambda self: 0)
-
-    @classmethod
-    def load(cls, target: Target, config: Any) -> Self:
-        return cls()
-
-    @classmethod
-    def example(cls, target: Target, seed: int) -> Self:
-        return cls()
+    spec = ProposerSpec(max_nodes=3)
 
     def open(self, plan: SessionPlan) -> Session:
         return self.session(plan)  # type: ignore[call-arg]
@@ -256,16 +252,17 @@ BROKEN = {
         ("example(target, seed=0) returned None", "no Proposer"),
     ),
     "max_nodes is no number": Broken(
-        {"max_nodes": property(lambda self: "3")}, ("max_nodes is '3'", "must be an int of at least 0")
+        {"spec": ProposerSpec(max_nodes="3")}, ("max_nodes is '3'", "must be an int of at least 0")
     ),
     "feature layers beyond the layers": Broken(
-        {"feature_layers": property(lambda self: (7,))}, ("feature_layers is (7,)", "between 0 and 3")
+        {"spec": ProposerSpec(max_nodes=3, feature_layers=(7,))}, ("feature_layers is (7,)", "between 0 and 3")
     ),
-    "learns is not said": Broken({"learns": property(lambda self: None)}, ("learns is None", "True or False")),
+    "learns is not said": Broken({"spec": ProposerSpec(max_nodes=3, learns=None)}, ("learns is None", "True or False")),
+    "no spec": Broken({"spec": None}, ("spec is None", "a ProposerSpec")),
     "open returns nothing": Broken({"open": lambda self, plan: None}, ("open(plan) returned None", "no Session")),
     "learns, and says it does not": Broken({"session": Learner}, ("C11", "request 0, step 0", "learns is False")),
     "reset forgets nothing": Broken(
-        {"session": Hoarder, "learns": property(lambda self: True)},
+        {"session": Hoarder, "spec": LEARNS},
         ("C11", "request 0, step 0", "after reset() it drafted [", "in a fresh session []", "must forget"),
     ),
     "state outside the session": Broken(shared_memory(), ("C11", "two fresh sessions drafted", "state in the session")),
@@ -280,7 +277,7 @@ BROKEN = {
     "a learner's slots the wrong way round": Broken(
         {
             "session": type("Turned", (Learner,), {"propose": reversed_slots, "chain": Follows.chain}),
-            "learns": property(lambda self: True),
+            "spec": LEARNS,
         },
         ("C12", "slot 1 was given [1, 2, 3]", "order of `slots`"),
     ),
@@ -320,10 +317,10 @@ def test_the_sound_one_passes_and_its_counts_are_told(target: Target) -> None:
 
 
 def test_a_learner_that_says_so_and_one_that_drafts_nothing_by_design_pass(target: Target) -> None:
-    check_contract(type("Learns", (Sound,), {"session": Learner, "learns": property(lambda self: True)}), 0, target)
-    silent = type("Silent", (Sound,), {"max_nodes": property(lambda self: 0)})
+    check_contract(type("Learns", (Sound,), {"session": Learner, "spec": LEARNS}), 0, target)
+    silent = type("Silent", (Sound,), {"spec": ProposerSpec(max_nodes=0)})
     assert check_contract(silent, 0, target).cases[0].num_drafted == 0
 
 
 def test_the_sound_one_in_an_engine(target: Target) -> None:
-    assert Engine(target, Sound()).generate([[1, 2, 1, 2]], SamplingParams(max_tokens=4))[0].tokens
+    assert Engine(target, Sound.example(target, 0)).generate([[1, 2, 1, 2]], SamplingParams(max_tokens=4))[0].tokens

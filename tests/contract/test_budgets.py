@@ -78,7 +78,7 @@ def test_reading_a_prompt_ahead_changes_no_draft(name: str) -> None:
             target,
             proposer,
             max_batch=2,
-            budget=Fixed(proposer.max_nodes, reads_ahead=reads_ahead),
+            budget=Fixed(proposer.spec.max_nodes, reads_ahead=reads_ahead),
             record=lambda record, to=records: to.append(record) if isinstance(record, StepRecord) else None,
         )
         engine.generate(

@@ -36,7 +36,7 @@ def test_registered_and_lossless() -> None:
 @pytest.mark.usefixtures("installed")
 def test_settings_are_checked() -> None:
     target = tiny_target()
-    assert outrider.load_proposer("bigram", target, num_nodes=5).max_nodes == 5
+    assert outrider.load_proposer("bigram", target, num_nodes=5).spec.max_nodes == 5
     with pytest.raises(ConfigError, match="no setting 'num_node'; did you mean 'num_nodes'"):
         outrider.load_proposer("bigram", target, num_node=5)
 

@@ -124,7 +124,7 @@ def test_serving_predicts_what_training_scored_at_every_depth(
     objective = objective_on(target, **variant)
     objective.save(tmp_path, torch.float64)
     proposer = load_proposer("eagle3", target, checkpoint=str(tmp_path), num_nodes=4)
-    assert proposer.feature_layers == objective.feature_layers[:-1]
+    assert proposer.spec.feature_layers == objective.feature_layers[:-1]
     committed = written(target, [3, 1, 4, 1, 5], accepted)
     served, chain = serve(target, proposer, committed, accepted)  # type: ignore[arg-type]
 
@@ -151,7 +151,7 @@ def serve(target: Target, proposer: object, committed: list[int], accepted: int)
 
     proposer.head.predict = watched
     session = proposer.open(SessionPlan(max_slots=1, max_positions=64, noise=Stream.TARGET, device=target.spec.device))
-    features_TF = features_of(target, proposer.feature_layers, committed)
+    features_TF = features_of(target, proposer.spec.feature_layers, committed)
     first = len(committed) - accepted
     session.admit(0, committed[:first], SamplingParams(), features_TF[: first - 1])
     if accepted:

@@ -141,7 +141,7 @@ def test_the_real_tau_of_a_perfect_drafter(target: Target, tmp_path: Path) -> No
     perfect.save(tmp_path, torch.float32)
     drafter = load_proposer("draft_model", target, checkpoint=str(tmp_path))
     assert isinstance(drafter, DraftModelProposer)
-    depth = drafter.max_nodes
+    depth = drafter.spec.max_nodes
     prompts = [[1, 2, 3], [7], [5, 6, 7, 8, 9]]
     found = decode(perfect, target, prompts, 10 * (depth + 1))
     assert found is not None

@@ -185,7 +185,7 @@ def test_run_time_predicts_what_training_scores(
     objective = shaken(objective_of(target, num_modules=num_modules, num_depths=num_depths, state=state))
     objective.save(tmp_path, dtype)
     proposer = load_proposer("mtp", target, checkpoint=str(tmp_path))
-    assert proposer.max_nodes == num_depths
+    assert proposer.spec.max_nodes == num_depths
     plan = SessionPlan(max_slots=2, max_positions=64, noise=Stream.TARGET, device=torch.device("cpu"))
     session = proposer.open(plan)
     watched = Watched(monkeypatch)

@@ -231,7 +231,7 @@ def _observed(name: str) -> _Seen:
     learns: set[bool] = set()
     for seed in range(NUM_EXAMPLES):
         proposer = proposer_class(name).example(target, seed)
-        learns.add(proposer.learns)
+        learns.add(proposer.spec.learns)
         engine = Engine(target, proposer, record=records.append)
         engine.generate([PROMPT], SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True))
     drafted = [record for record in records if isinstance(record, StepRecord) and record.num_rows > 1]

@@ -252,8 +252,8 @@ def _contenders(
     for choice, proposer in loaded:
         if proposer is None:
             continue
-        budgets = config.budgets if proposer.max_nodes else FIXED
-        states = STATES if config.warm and proposer.learns else STATES[:1]
+        budgets = config.budgets if proposer.spec.max_nodes else FIXED
+        states = STATES if config.warm and proposer.spec.learns else STATES[:1]
         for budget, state in product(budgets, states):
             contenders.append(
                 EngineContender(

@@ -146,7 +146,7 @@ class EngineContender(Contender):
 
     @property
     def learns(self) -> bool:
-        return self.proposer.learns or self.budget != "fixed"
+        return self.proposer.spec.learns or self.budget != "fixed"
 
     @cached_property
     def _bytes_per_token(self) -> int:
@@ -215,7 +215,7 @@ class EngineContender(Contender):
             forced_length=rules.ignore_eos,
             scripted=self.proposer.scripted,
             memory_bytes={
-                "proposer_weights": self.proposer.num_bytes,
+                "proposer_weights": self.proposer.spec.num_bytes,
                 "proposer_cache": self._log.most_bytes,
                 "proposer_cache_per_token": self._bytes_per_token,
                 "target_cache_per_token": self.engine.memory.cache.bytes_per_token,

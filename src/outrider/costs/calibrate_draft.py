@@ -39,7 +39,7 @@ NODES: Final = (0, 1, 2, 4, 8, 16, 32, 64)
 
 def node_counts(proposer: Proposer) -> tuple[int, ...]:
     """Return 0, 1, 2, 4, ... and the most nodes that the proposer drafts."""
-    most = proposer.max_nodes
+    most = proposer.spec.max_nodes
     return (*(count for count in NODES if count < most), most)
 
 

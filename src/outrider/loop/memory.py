@@ -45,7 +45,7 @@ class MemoryPlan:
         spec = target.spec
         max_batch = whole("max_batch", max_batch, ConfigError)
         capacity = spec.max_positions if max_len is None else whole("max_len", max_len, ConfigError)
-        nodes = proposer.max_nodes if num_nodes is None else whole("num_nodes", num_nodes, ConfigError)
+        nodes = proposer.spec.max_nodes if num_nodes is None else whole("num_nodes", num_nodes, ConfigError)
         if not 1 <= max_batch <= MOST_SLOTS:
             raise ConfigError(f"max_batch={shown(max_batch)} must be at least 1 and at most {MOST_SLOTS}")
         if not 2 <= capacity <= spec.max_positions:
@@ -56,7 +56,7 @@ class MemoryPlan:
             raise ConfigError(f"num_nodes={shown(nodes)} must be between 0 and 1024")
         return cls(
             target_weight_bytes=spec.weight_bytes,
-            proposer_weight_bytes=proposer.num_bytes,
+            proposer_weight_bytes=proposer.spec.num_bytes,
             cache=target.plan(max_batch, capacity, tail=nodes + 1),
             num_nodes=nodes,
             logits_bytes=max_batch * (nodes + 1) * spec.vocab_size * 4,

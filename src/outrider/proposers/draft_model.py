@@ -32,7 +32,7 @@ from outrider.errors import ConfigError
 from outrider.formats.locate import locate
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
 from outrider.models.chain import GreedyChain
-from outrider.proposer import Commit, DraftLimit, Proposer, Session, SessionPlan
+from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
 from outrider.proposers.drafting.chains import Chains
 from outrider.proposers.drafting.model_loop import NUM_PENDING, ModelLoop
 from outrider.proposers.drafting.pending import PendingTokens, Row, open_model
@@ -115,20 +115,8 @@ class DraftModelProposer(Proposer):
         return cls(cut_from(target, "0"), config, 0, ids_K)
 
     @property
-    def max_nodes(self) -> int:
-        return self.config.num_nodes
-
-    @property
-    def feature_layers(self) -> tuple[int, ...]:
-        return ()
-
-    @property
-    def learns(self) -> bool:
-        return False
-
-    @property
-    def num_bytes(self) -> int:
-        return self._num_bytes
+    def spec(self) -> ProposerSpec:
+        return ProposerSpec(max_nodes=self.config.num_nodes, num_bytes=self._num_bytes)
 
     def open(self, plan: SessionPlan) -> Session:
         def within(plan: SessionPlan) -> Session:
@@ -310,9 +298,6 @@ class DraftModelSession(Session):
     def release(self, slot: int) -> None:
         self.pending.release(slot)
         del self.num_read[slot]
-
-    def reset(self) -> None:
-        """Nothing is learnt across requests."""
 
     @property
     def num_bytes(self) -> int:

@@ -25,7 +25,7 @@ from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
 from outrider.models.eagle3 import Eagle3Head, Eagle3Spec, default_layer_ids
 from outrider.models.rope import reach
 from outrider.models.spec import DecoderSpec, RopeSpec
-from outrider.proposer import Proposer, Session, SessionPlan
+from outrider.proposer import Proposer, ProposerSpec, Session, SessionPlan
 from outrider.proposers.drafting.recurrent import RecurrentSession
 from outrider.proposers.drafting.recurrent_tree import parse_paths
 from outrider.proposers.reach import within_reach
@@ -110,20 +110,10 @@ class Eagle3Proposer(Proposer):
         return cls(head_of(random_checkpoint(target, seed), target), config)
 
     @property
-    def max_nodes(self) -> int:
-        return self.config.num_nodes
-
-    @property
-    def feature_layers(self) -> tuple[int, ...]:
-        return self.head.feature_layers
-
-    @property
-    def learns(self) -> bool:
-        return False
-
-    @property
-    def num_bytes(self) -> int:
-        return self.head.num_bytes
+    def spec(self) -> ProposerSpec:
+        return ProposerSpec(
+            max_nodes=self.config.num_nodes, feature_layers=self.head.feature_layers, num_bytes=self.head.num_bytes
+        )
 
     def open(self, plan: SessionPlan) -> Session:
         config, layer = self.config, self.head.spec.layer

@@ -29,7 +29,7 @@ from outrider import proposers as registry
 from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError
 from outrider.formats.token_ranking import check_draft_vocab
-from outrider.proposer import Commit, DraftLimit, Proposer, Session, SessionPlan
+from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
 from outrider.proposers.lookup.suffix_index import SuffixCache
 from outrider.sampling import SamplingParams
 from outrider.target import Target
@@ -122,23 +122,16 @@ class HybridProposer(Proposer):
         return cls(head, config)
 
     @property
-    def max_nodes(self) -> int:
-        return max(self.head.max_nodes, self.config.lookup_nodes)
-
-    @property
-    def feature_layers(self) -> tuple[int, ...]:
-        return self.head.feature_layers
-
-    @property
-    def learns(self) -> bool:
-        return True
-
-    @property
-    def num_bytes(self) -> int:
-        return self.head.num_bytes
+    def spec(self) -> ProposerSpec:
+        return ProposerSpec(
+            max_nodes=max(self.head.spec.max_nodes, self.config.lookup_nodes),
+            feature_layers=self.head.spec.feature_layers,
+            learns=True,
+            num_bytes=self.head.spec.num_bytes,
+        )
 
     def open(self, plan: SessionPlan) -> Session:
-        return HybridSession(self.head.open(plan), self.head.max_nodes, self.config, plan.device)
+        return HybridSession(self.head.open(plan), self.head.spec.max_nodes, self.config, plan.device)
 
 
 class _Lookup(NamedTuple):

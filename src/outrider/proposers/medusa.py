@@ -28,7 +28,7 @@ from outrider.formats.locate import locate
 from outrider.formats.medusa import MedusaCheckpoint, read_medusa
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
 from outrider.models.medusa import TOKEN_MAP, MedusaHeads, MedusaShape, Output
-from outrider.proposer import Commit, DraftLimit, Proposer, Session, SessionPlan
+from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
 from outrider.proposers.drafting.chains import Chains
 from outrider.proposers.drafting.medusa_tree import Accuracies, RankTree, default_accuracies, grown_paths
 from outrider.proposers.drafting.recurrent_tree import Paths, parse_paths
@@ -131,20 +131,12 @@ class MedusaProposer(Proposer):
         return cls.of(random_checkpoint(target, seed), config, target)
 
     @property
-    def max_nodes(self) -> int:
-        return min(self.config.num_nodes, len(self.tree.paths))
-
-    @property
-    def feature_layers(self) -> tuple[int, ...]:
-        return (self.feature_layer,)
-
-    @property
-    def learns(self) -> bool:
-        return False
-
-    @property
-    def num_bytes(self) -> int:
-        return self.heads.num_bytes
+    def spec(self) -> ProposerSpec:
+        return ProposerSpec(
+            max_nodes=min(self.config.num_nodes, len(self.tree.paths)),
+            feature_layers=(self.feature_layer,),
+            num_bytes=self.heads.num_bytes,
+        )
 
     def open(self, plan: SessionPlan) -> Session:
         return MedusaSession(self.heads, self.tree, self.config, plan)
@@ -261,9 +253,6 @@ class MedusaSession(Session):
     def release(self, slot: int) -> None:
         self.states.pop(slot, None)
         del self.lengths[slot], self.samplings[slot]
-
-    def reset(self) -> None:
-        """Nothing is learnt across requests."""
 
     @property
     def num_bytes(self) -> int:

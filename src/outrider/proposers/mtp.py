@@ -32,7 +32,7 @@ from outrider.formats.mtp import (
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
 from outrider.models.mtp import MtpModule
 from outrider.models.rope import reach
-from outrider.proposer import Proposer, Session, SessionPlan
+from outrider.proposer import Proposer, ProposerSpec, Session, SessionPlan
 from outrider.proposers.drafting.mtp_modules import MtpModulesSession
 from outrider.proposers.drafting.recurrent import RecurrentSession
 from outrider.proposers.reach import within_reach
@@ -144,20 +144,12 @@ class MtpProposer(Proposer):
         return cls(target, checkpoint, config, ids_K)
 
     @property
-    def max_nodes(self) -> int:
-        return self.num_nodes
-
-    @property
-    def feature_layers(self) -> tuple[int, ...]:
-        return self.modules[0].feature_layers
-
-    @property
-    def learns(self) -> bool:
-        return False
-
-    @property
-    def num_bytes(self) -> int:
-        return self.output.num_bytes + sum(module.num_bytes for module in self.modules)
+    def spec(self) -> ProposerSpec:
+        return ProposerSpec(
+            max_nodes=self.num_nodes,
+            feature_layers=self.modules[0].feature_layers,
+            num_bytes=self.output.num_bytes + sum(module.num_bytes for module in self.modules),
+        )
 
     def open(self, plan: SessionPlan) -> Session:
         return within_reach(reach(self.modules[0].spec), plan, self._open)

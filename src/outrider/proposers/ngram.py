@@ -19,7 +19,7 @@ from torch import Tensor
 
 from outrider.draft import Draft, Tree, tree_of_paths
 from outrider.errors import ConfigError, nearest
-from outrider.proposer import Commit, DraftLimit, Proposer, Session, SessionPlan
+from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
 from outrider.proposers.lookup.ngram_index import NgramIndex, Policy
 from outrider.sampling import SamplingParams
 from outrider.target import Target
@@ -59,13 +59,7 @@ class NgramProposer(Proposer):
     """Drafts from the request's own text."""
 
     Config = NgramConfig
-
-    def __init__(self, config: NgramConfig) -> None:
-        self.config = config
-
-    @classmethod
-    def load(cls, target: Target, config: NgramConfig) -> Self:
-        return cls(config)
+    config: NgramConfig
 
     @classmethod
     def example(cls, target: Target, seed: int) -> Self:
@@ -75,20 +69,8 @@ class NgramProposer(Proposer):
         )
 
     @property
-    def max_nodes(self) -> int:
-        return self.config.num_nodes
-
-    @property
-    def feature_layers(self) -> tuple[int, ...]:
-        return ()
-
-    @property
-    def learns(self) -> bool:
-        return False
-
-    @property
-    def num_bytes(self) -> int:
-        return 0
+    def spec(self) -> ProposerSpec:
+        return ProposerSpec(max_nodes=self.config.num_nodes)
 
     def open(self, plan: SessionPlan) -> Session:
         return NgramSession(self.config, plan.device)
@@ -126,9 +108,6 @@ class NgramSession(Session):
 
     def release(self, slot: int) -> None:
         del self.indices[slot]
-
-    def reset(self) -> None:
-        """Nothing is learnt across requests."""
 
     @property
     def num_bytes(self) -> int:

@@ -4,54 +4,28 @@ The baseline of every comparison is this proposer in the same engine, so that a 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from outrider.draft import Draft
-from outrider.proposer import Commit, DraftLimit, Proposer, Session, SessionPlan
+from outrider.proposer import Commit, DraftLimit, NoSettings, Proposer, ProposerSpec, Session, SessionPlan
 from outrider.sampling import SamplingParams
-from outrider.target import Target
 
-__all__ = ["NoConfig", "NoProposer"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoConfig:
-    """Plain decoding has no settings."""
+__all__ = ["NoProposer"]
 
 
 @final
 class NoProposer(Proposer):
     """Drafts nothing."""
 
-    Config = NoConfig
-
-    @classmethod
-    def load(cls, target: Target, config: NoConfig) -> Self:
-        return cls()
-
-    @classmethod
-    def example(cls, target: Target, seed: int) -> Self:
-        return cls()
+    def __init__(self, config: NoSettings | None = None) -> None:
+        super().__init__(config or NoSettings())
 
     @property
-    def max_nodes(self) -> int:
-        return 0
-
-    @property
-    def feature_layers(self) -> tuple[int, ...]:
-        return ()
-
-    @property
-    def learns(self) -> bool:
-        return False
-
-    @property
-    def num_bytes(self) -> int:
-        return 0
+    def spec(self) -> ProposerSpec:
+        return ProposerSpec(max_nodes=0)
 
     def open(self, plan: SessionPlan) -> Session:
         return NoSession(plan.device)
@@ -75,10 +49,3 @@ class NoSession(Session):
 
     def release(self, slot: int) -> None:
         """Nothing to free."""
-
-    def reset(self) -> None:
-        """Nothing to forget."""
-
-    @property
-    def num_bytes(self) -> int:
-        return 0

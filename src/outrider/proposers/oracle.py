@@ -27,7 +27,7 @@ from torch import Tensor
 
 from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError
-from outrider.proposer import Commit, DraftLimit, Proposer, Session, SessionPlan
+from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
 from outrider.proposers.oracle_transcripts import Transcripts
 from outrider.sampling import SamplingParams
 from outrider.target import Target
@@ -106,20 +106,8 @@ class OracleProposer(Proposer):
         return cls(target, OracleConfig(acceptance=(0.9, 0.5), num_nodes=nodes, siblings=siblings, seed=seed))
 
     @property
-    def max_nodes(self) -> int:
-        return self.config.num_nodes
-
-    @property
-    def feature_layers(self) -> tuple[int, ...]:
-        return ()
-
-    @property
-    def learns(self) -> bool:
-        return False
-
-    @property
-    def num_bytes(self) -> int:
-        return 0
+    def spec(self) -> ProposerSpec:
+        return ProposerSpec(max_nodes=self.config.num_nodes)
 
     def open(self, plan: SessionPlan) -> Session:
         return OracleSession(self.target, self.config, plan)
@@ -182,9 +170,6 @@ class OracleSession(Session):
 
     def release(self, slot: int) -> None:
         del self.scripts[slot]
-
-    def reset(self) -> None:
-        """Nothing is learnt across requests; transcripts are facts about the target."""
 
     @property
     def num_bytes(self) -> int:

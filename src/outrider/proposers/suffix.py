@@ -21,7 +21,7 @@ from torch import Tensor
 
 from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError, nearest
-from outrider.proposer import Commit, DraftLimit, Proposer, Session, SessionPlan
+from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
 from outrider.proposers.lookup.suffix_index import Mode, SuffixCache
 from outrider.sampling import SamplingParams
 from outrider.target import Target
@@ -69,13 +69,7 @@ class SuffixProposer(Proposer):
     """Drafts from counted suffixes."""
 
     Config = SuffixConfig
-
-    def __init__(self, config: SuffixConfig) -> None:
-        self.config = config
-
-    @classmethod
-    def load(cls, target: Target, config: SuffixConfig) -> Self:
-        return cls(config)
+    config: SuffixConfig
 
     @classmethod
     def example(cls, target: Target, seed: int) -> Self:
@@ -85,20 +79,8 @@ class SuffixProposer(Proposer):
         )
 
     @property
-    def max_nodes(self) -> int:
-        return self.config.num_nodes
-
-    @property
-    def feature_layers(self) -> tuple[int, ...]:
-        return ()
-
-    @property
-    def learns(self) -> bool:
-        return self.config.max_cached_requests != 0
-
-    @property
-    def num_bytes(self) -> int:
-        return 0
+    def spec(self) -> ProposerSpec:
+        return ProposerSpec(max_nodes=self.config.num_nodes, learns=self.config.max_cached_requests != 0)
 
     def open(self, plan: SessionPlan) -> Session:
         return SuffixSession(self.config, plan.device)

@@ -7,7 +7,7 @@ for each request, for the rules that compare drafts. `checked_example` does the 
 """
 
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import final
@@ -18,7 +18,7 @@ from outrider.batch import Batch
 from outrider.draft import Draft, Tree
 from outrider.errors import ProposerError
 from outrider.loop.draft_check import check_draft, check_siblings
-from outrider.proposer import Commit, DraftLimit, Proposer, Session
+from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session
 from outrider.sampling import SamplingParams
 from outrider.target import Target, TargetSpec
 
@@ -146,27 +146,22 @@ def checked_example(proposer_class: type[Proposer], target: Target, seed: int) -
         proposer: object = proposer_class.example(target, seed)
     if not isinstance(proposer, Proposer):
         raise ContractError(f"{call} returned {proposer!r:.80}, which is no Proposer")
-    facts: dict[str, tuple[Callable[[], object], Callable[[object], bool], str]] = {
-        "max_nodes": (lambda: proposer.max_nodes, _is_count, "an int of at least 0"),
-        "feature_layers": (
-            lambda: proposer.feature_layers,
-            lambda feature_layers: (
-                isinstance(feature_layers, tuple)
-                and all(
-                    _is_count(feature_layer) and feature_layer <= target.spec.num_layers + 1
-                    for feature_layer in feature_layers
-                )
-            ),
-            f"a tuple of ints between 0 and {target.spec.num_layers + 1}",
-        ),
-        "learns": (lambda: proposer.learns, lambda learns: isinstance(learns, bool), "True or False"),
-        "num_bytes": (lambda: proposer.num_bytes, _is_count, "an int of at least 0"),
-    }
-    for name, (read, fits, wanted) in facts.items():
-        with explained(f"{proposer_class.__name__}.{name}"):
-            value = read()
-        if not fits(value):
-            raise ContractError(f"{proposer_class.__name__}.{name} is {value!r:.80} and must be {wanted}")
+    with explained(f"{proposer_class.__name__}.spec"):
+        spec: object = proposer.spec
+    if not isinstance(spec, ProposerSpec):
+        raise ContractError(f"{proposer_class.__name__}.spec is {spec!r:.80} and must be a ProposerSpec")
+    last = target.spec.num_layers + 1
+    layers = spec.feature_layers
+    are_layers = isinstance(layers, tuple) and all(_is_count(layer) and layer <= last for layer in layers)
+    for name, fits, wanted in (
+        ("max_nodes", _is_count(spec.max_nodes), "an int of at least 0"),
+        ("feature_layers", are_layers, f"a tuple of ints between 0 and {last}"),
+        ("learns", isinstance(spec.learns, bool), "True or False"),
+        ("num_bytes", _is_count(spec.num_bytes), "an int of at least 0"),
+    ):
+        if not fits:
+            value = getattr(spec, name)
+            raise ContractError(f"{proposer_class.__name__}.spec.{name} is {value!r:.80} and must be {wanted}")
     return proposer
 
 

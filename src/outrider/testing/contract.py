@@ -231,7 +231,7 @@ def check_contract(proposer_class: type[Proposer], num_cases: int = 3, target: T
     silent = False
     for seed, (label, case) in enumerate({"steady": steady_case(spec.vocab_size), **drawn}.items()):
         proposer = checked_example(proposer_class, target, max(0, seed - 1))
-        silent = silent or proposer.max_nodes == 0
+        silent = silent or proposer.spec.max_nodes == 0
         for rule, check in CHECKS.items():
             with _named(f"{name} fails {rule} in case '{label}'"):
                 check(target, proposer, case)
@@ -240,7 +240,7 @@ def check_contract(proposer_class: type[Proposer], num_cases: int = 3, target: T
         steps = sum(case.num_steps for case in counts)
         raise ContractError(
             f"{name} never drafted: 0 nodes in {steps} steps of {len(counts)} cases, although max_nodes is "
-            f"{proposer.max_nodes}; a method that drafts nothing says max_nodes = 0"
+            f"{proposer.spec.max_nodes}; a method that drafts nothing says max_nodes = 0"
         )
     return ContractReport(proposer=name, cases=tuple(counts))
 

@@ -44,7 +44,7 @@ def check_memory(target: Target, proposer: Proposer, case: Case) -> None:
         "C11: {where}: after reset() it drafted {b} and in a fresh session {a}; reset() must forget what earlier "
         "requests taught",
     )
-    if not proposer.learns:
+    if not proposer.spec.learns:
         player.run(others)
         _compare(
             again,
@@ -58,7 +58,7 @@ def check_slots(target: Target, proposer: Proposer, case: Case) -> None:
     """C12: a slot's draft is not another's; a method that does not learn drafts in company what it drafts alone."""
     for num_steps in (0, 2):
         _compare_orders(target, proposer, num_steps)
-    if proposer.learns:
+    if proposer.spec.learns:
         return
     case = replace(case, budget=FixedBudget, cancels=(None,) * len(case.cancels))
     _compare(

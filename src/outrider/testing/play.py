@@ -109,7 +109,7 @@ class Player:
             max_batch=case.max_batch,
             num_nodes=case.num_nodes,
             verification=case.verification,
-            budget=case.budget(proposer.max_nodes if case.num_nodes is None else case.num_nodes),
+            budget=case.budget(proposer.spec.max_nodes if case.num_nodes is None else case.num_nodes),
             record=self._record,
         )
         session: object = self.engine.session

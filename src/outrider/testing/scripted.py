@@ -10,13 +10,12 @@ Because noise is a function of (seed, position), the oracle knows sampled text b
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Self, final
+from typing import final
 
 from torch import Tensor
 
 from outrider.draft import Draft, Tree
-from outrider.proposer import Commit, DraftLimit, Proposer, Session, SessionPlan
+from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
 from outrider.proposers.oracle_transcripts import Transcripts
 from outrider.sampling import SamplingParams
 from outrider.target import Target
@@ -24,49 +23,23 @@ from outrider.target import Target
 __all__ = ["Adversary", "Oracle", "RandomTrees", "Scripted"]
 
 
-@final
-@dataclass(frozen=True)
-class ScriptedConfig:
-    """Scripted proposers are made in code, not by name."""
-
-
 Script = Callable[[Sequence[int], SamplingParams, DraftLimit], Tree]
 
 
 @final
 class Scripted(Proposer):
-    """Drafts `script(tokens, sampling, limit)`, where `tokens` is all that is committed, the root last."""
+    """Drafts `script(tokens, sampling, limit)`, where `tokens` is all that is committed, the root last.
 
-    Config = ScriptedConfig
+    It is made in code, not by name.
+    """
 
     def __init__(self, script: Script, max_nodes: int = 4, feature_layers: tuple[int, ...] = ()) -> None:
         self.script = script
-        self._max_nodes = max_nodes
-        self._feature_layers = feature_layers
-
-    @classmethod
-    def load(cls, target: Target, config: ScriptedConfig) -> Self:
-        return cls.example(target, 0)
-
-    @classmethod
-    def example(cls, target: Target, seed: int) -> Self:
-        return cls(lambda tokens, sampling, limit: Tree([], []))
+        self._spec = ProposerSpec(max_nodes=max_nodes, feature_layers=feature_layers)
 
     @property
-    def max_nodes(self) -> int:
-        return self._max_nodes
-
-    @property
-    def feature_layers(self) -> tuple[int, ...]:
-        return self._feature_layers
-
-    @property
-    def learns(self) -> bool:
-        return False
-
-    @property
-    def num_bytes(self) -> int:
-        return 0
+    def spec(self) -> ProposerSpec:
+        return self._spec
 
     def open(self, plan: SessionPlan) -> "ScriptedSession":
         return ScriptedSession(self.script, plan)
@@ -103,13 +76,6 @@ class ScriptedSession(Session):
 
     def release(self, slot: int) -> None:
         del self.tokens[slot], self.samplings[slot], self.features[slot]
-
-    def reset(self) -> None:
-        """Nothing is kept across requests."""
-
-    @property
-    def num_bytes(self) -> int:
-        return 0
 
 
 class Oracle:

@@ -51,7 +51,8 @@ def custom_drafter(method: str, settings: Mapping[str, Any], spec: TargetSpec) -
         ConfigError: if it is unknown, or wants more than token ids.
     """
     proposer = load_proposer(method, SpecOnlyTarget(spec), **settings)
-    if proposer.num_bytes or proposer.feature_layers or proposer.scripted or not proposer.max_nodes:
+    needs = proposer.spec
+    if needs.num_bytes or needs.feature_layers or proposer.scripted or not needs.max_nodes:
         raise ConfigError(
             f"'{method}' does not draft from token ids alone, which is all that vLLM shows a custom class"
         )
@@ -82,7 +83,7 @@ class OutriderDrafter:
         plan = SessionPlan(
             max_slots=num_slots, max_positions=self.max_len, noise=Stream.DRAFT, device=torch.device("cpu")
         )
-        self.num_nodes = min(proposer.max_nodes, vllm_config.speculative_config.num_speculative_tokens)
+        self.num_nodes = min(proposer.spec.max_nodes, vllm_config.speculative_config.num_speculative_tokens)
         self.tracker = RowTracker(proposer.open(plan), num_slots)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:

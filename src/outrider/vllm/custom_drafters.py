@@ -39,7 +39,7 @@ def on_custom_class(method: str, settings: Mapping[str, Any], spec: TargetSpec) 
         speculative={
             "method": METHOD,
             "model": f"{OutriderDrafter.__module__}.{OutriderDrafter.__name__}",
-            "num_speculative_tokens": proposer.max_nodes,
+            "num_speculative_tokens": proposer.spec.max_nodes,
         },
         flags={"additional-config": json.dumps({KEY: {"method": method, "settings": given}})},
         notes=tuple(notes),

@@ -81,7 +81,7 @@ def test_plain_decoding_has_no_nodes_and_long_runs_begin_anew(monkeypatch: pytes
 def test_lookups_find_something_in_the_prompt() -> None:
     target = tiny_target(0)
     proposer = load_proposer("ngram", target)
-    assert node_counts(proposer) == (0, 1, 2, 4, proposer.max_nodes)
+    assert node_counts(proposer) == (0, 1, 2, 4, proposer.spec.max_nodes)
     costs = measure_draft(target, proposer, slots=(2,), nodes=(0, 2), repeats=2)
     assert costs.propose_s(2, 4, 2) > 0
 

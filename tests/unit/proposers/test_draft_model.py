@@ -34,7 +34,7 @@ def test_any_directory_with_the_same_vocabulary_drafts(
 ) -> None:
     write_tiny_model(tmp_path / "draft", seed=1)
     drafter = load_proposer("draft_model", target, checkpoint=str(tmp_path / "draft"), **settings)
-    assert drafter.num_bytes > 0
+    assert drafter.spec.num_bytes > 0
     assert_lossless(target, drafter, [[1, 2, 3], [40]], SamplingParams(max_tokens=12, ignore_eos=True), max_batch=2)
 
 

@@ -42,7 +42,7 @@ def written(method: str, target: Target, directory: Path) -> dict[str, Any]:
 def drafted(proposer: Proposer, target: Target) -> set[int]:
     """The tokens of one proposal for several prompts."""
     plan = SessionPlan(max_slots=4, max_positions=64, noise=Stream.TARGET, device=target.spec.device)
-    session, reader = proposer.open(plan), target.open(target.plan(4, 64, 2), proposer.feature_layers)
+    session, reader = proposer.open(plan), target.open(target.plan(4, 64, 2), proposer.spec.feature_layers)
     prompts = [[3 + slot, 5, 9 * slot + 1] for slot in range(4)]
     features = reader.prefill(range(4), [prompt[:-1] for prompt in prompts])
     for slot, prompt in enumerate(prompts):

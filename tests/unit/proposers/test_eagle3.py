@@ -27,7 +27,7 @@ def test_a_head_from_disk_leaves_the_text_alone(
     target = tiny_target(dtype=dtype)
     write_native(tmp_path, random_checkpoint(target, 2), dtype)
     proposer = load_proposer("eagle3", target, checkpoint=str(tmp_path), **settings)
-    assert proposer.num_bytes > 0
+    assert proposer.spec.num_bytes > 0
     assert_lossless(target, proposer, PROMPTS, SamplingParams(max_tokens=12, ignore_eos=True), max_batch=2)
 
 
@@ -35,7 +35,9 @@ def test_feature_layers_are_those_of_the_target() -> None:
     for num_layers, feature_layers in ((2, (0, 1, 1)), (8, (2, 4, 5))):
         target = tiny_target(num_layers=num_layers)
         assert (
-            Eagle3Proposer(head_of(random_checkpoint(target, 3), target), Eagle3Config(checkpoint="")).feature_layers
+            Eagle3Proposer(
+                head_of(random_checkpoint(target, 3), target), Eagle3Config(checkpoint="")
+            ).spec.feature_layers
             == feature_layers
         )
 

@@ -222,7 +222,7 @@ def test_heads_from_a_checkpoint_are_lossless(variant: dict[str, Any], tmp_path:
     made = random_checkpoint(target, 4)
     write_medusa(tmp_path, made.shape, made.tensors, "vllm", provenance(target))
     proposer = load_proposer("medusa", target, checkpoint=str(tmp_path), num_nodes=12, **variant)
-    assert proposer.num_bytes > 0
+    assert proposer.spec.num_bytes > 0
     greedy = SamplingParams(max_tokens=12, ignore_eos=True)
     for params in (greedy, replace(greedy, temperature=0.7, seed=3)):
         assert_lossless(target, proposer, [[1, 2, 3], [4]], params, max_batch=2)
@@ -255,7 +255,7 @@ def test_examples_differ() -> None:
 
 def paths_of(measured: MedusaCheckpoint, **settings: Any) -> Paths:
     proposer, _ = opened(tiny_target(), measured, **settings)
-    return proposer.tree.cut(DraftLimit(proposer.max_nodes, 99)).paths
+    return proposer.tree.cut(DraftLimit(proposer.spec.max_nodes, 99)).paths
 
 
 def test_the_users_tree_goes_before_the_measured_one_before_the_built_in_one() -> None:

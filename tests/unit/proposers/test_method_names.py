@@ -137,7 +137,7 @@ def head(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 @pytest.mark.usefixtures("head")
 @pytest.mark.parametrize("name", ["eagle3", "EAGLE-3", "hybrid"])
 def test_the_shipped_head_is_meant_without_a_checkpoint(name: str, target: Target) -> None:
-    assert load_proposer(name, target, num_nodes=2).max_nodes >= 2
+    assert load_proposer(name, target, num_nodes=2).spec.max_nodes >= 2
 
 
 def test_a_run_says_which_head_it_took(head: Path, target: Target) -> None:

@@ -82,7 +82,7 @@ def test_a_draft_depends_on_the_text_alone(num_modules: int, piece: int, seed: i
         drafts = session.propose([1, 0], [DraftLimit(9, 9), DraftLimit(9, 9)]).trees
     for draft, slot in zip(drafts, (1, 0), strict=True):
         assert draft == fresh_draft(proposer, texts[slot][: lengths[slot]])
-        assert len(draft.tokens) == proposer.max_nodes
+        assert len(draft.tokens) == proposer.spec.max_nodes
 
 
 def test_each_module_keeps_the_slots_whose_token_is_known() -> None:
@@ -145,9 +145,9 @@ def test_the_residual_stream_is_recovered() -> None:
 def test_defaults_come_from_training(tmp_path: Path) -> None:
     checkpoint = random_checkpoint(TARGET, 1, "normed", seed=0)
     write_mtp(tmp_path, checkpoint, torch.float64)
-    assert load_proposer("mtp", TARGET, checkpoint=str(tmp_path)).max_nodes == 3
-    assert load_proposer("mtp", TARGET, checkpoint=str(tmp_path), num_nodes=7).max_nodes == 7
-    assert proposer_of(2).max_nodes == 2
+    assert load_proposer("mtp", TARGET, checkpoint=str(tmp_path)).spec.max_nodes == 3
+    assert load_proposer("mtp", TARGET, checkpoint=str(tmp_path), num_nodes=7).spec.max_nodes == 7
+    assert proposer_of(2).spec.max_nodes == 2
 
 
 def test_examples_vary() -> None:

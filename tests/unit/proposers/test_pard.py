@@ -121,8 +121,8 @@ def test_a_published_directory_drafts(tmp_path: Path) -> None:
     target = load_target(str(tmp_path / "target"), dtype="float64")
     marked(tmp_path / "draft", pard_token=255, spd_type="pard")
     drafter = load_proposer("pard", target, checkpoint=str(tmp_path / "draft"), num_nodes=5)
-    assert drafter.num_bytes > 0
-    assert drafter.max_nodes == 5
+    assert drafter.spec.num_bytes > 0
+    assert drafter.spec.max_nodes == 5
     records = []
     assert_lossless(target, drafter, [[1, 2, 3], [40]], SamplingParams(max_tokens=12, ignore_eos=True), max_batch=2)
     Engine(target, drafter, record=records.append).generate([[1, 2, 3]], SamplingParams(max_tokens=12, ignore_eos=True))

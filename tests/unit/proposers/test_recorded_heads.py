@@ -86,7 +86,7 @@ def features_of(generator: torch.Generator, width: int, *shape: int) -> Tensor |
 def history(proposer: Proposer, target: Target, seed: int) -> list[list[int]]:
     """The drafts of slots with texts of 1 to 60 tokens, ragged limits, and drafts accepted in part."""
     draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    session, width, chains = opened(proposer), len(proposer.feature_layers) * target.spec.hidden_size, []
+    session, width, chains = opened(proposer), len(proposer.spec.feature_layers) * target.spec.hidden_size, []
     for slot, length in enumerate((1, draw.randint(2, 9), 60)):
         tokens = [draw.randrange(30) for _ in range(length)]
         session.admit(slot, tokens, SamplingParams(), features_of(generator, width, length - 1))
@@ -128,7 +128,7 @@ def test_a_short_proposal_is_one_graph_and_each_shape_is_recorded_once(
 ) -> None:
     target = tiny_target(2, dtype=torch.float32, max_positions=160)
     proposer = proposer_of(name, target, IDS_K)
-    session, width = opened(proposer), len(proposer.feature_layers) * target.spec.hidden_size
+    session, width = opened(proposer), len(proposer.spec.feature_layers) * target.spec.hidden_size
     session.admit(0, [2, 3], SamplingParams(), torch.zeros(1, width) if width else None)
     launch_all, launches, recorded = cpu_graphs.launch_all, [], []
     record = CpuOps._record

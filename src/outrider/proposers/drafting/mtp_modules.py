@@ -198,9 +198,6 @@ class MtpModulesSession(Session):
         for cache in self.caches:
             cache.reset(slot)
 
-    def reset(self) -> None:
-        """Nothing is learnt across requests."""
-
     @property
     def num_bytes(self) -> int:
         return sum(cache.plan.num_bytes for cache in self.caches)

@@ -272,9 +272,6 @@ class RecurrentSession(Session):
         del self.pending[slot], self.samplings[slot]
         self.states.pop(slot, None)
 
-    def reset(self) -> None:
-        """Nothing is learnt across requests."""
-
     @property
     def num_bytes(self) -> int:
         return self.cache.plan.num_bytes
