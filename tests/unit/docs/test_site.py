@@ -26,6 +26,14 @@ def test_tables_are_small_outside_the_results(page: Path) -> None:
         assert max((len(table.splitlines()) - 2 for table in tables), default=0) <= MOST_ROWS
 
 
+@PAGES
+def test_a_page_says_first_what_it_is_for(page: Path) -> None:
+    if page.name != "README.md" or page.parent != ROOT:
+        heading, _, first = page.read_text(encoding="utf-8").split("\n", 3)[:3]
+        assert heading.startswith("# ")
+        assert re.match("(This|These) (page|guide)s? ", first)
+
+
 def test_the_site_leads_to_every_page() -> None:
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     found = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
