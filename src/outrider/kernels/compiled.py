@@ -30,22 +30,22 @@ float32 = cast(Callable[[float], float], np.float32)
 
 
 def compiled(function: Function) -> Function:
-    """The machine-code version of `function`; same signature, arrays and numbers only."""
+    """Compile `function` to machine code at its first call; it takes arrays and numbers only."""
     return cast(Function, uninterrupted(numba.njit(**_OPTIONS)(function)))
 
 
 def inlined(function: Function) -> Function:
-    """As `compiled`, but merged into its callers: for a kernel's small parts, which share many arrays."""
+    """Compile as `compiled` does, but merge into callers: for small parts of a kernel that share many arrays."""
     return cast(Function, numba.njit(forceinline=True, **_OPTIONS)(function))
 
 
 def as_tokens(tokens: Sequence[int] | Int32Array) -> Int32Array:
-    """`tokens` as a contiguous int32 array; one that already is one comes back as it is."""
+    """Return `tokens` as a contiguous int32 array, without a copy if it already is one."""
     return np.ascontiguousarray(tokens, dtype=np.int32)
 
 
 def grown(array: Int32Array, rows: int) -> Int32Array:
-    """A copy of `array` with `rows` rows in place of fewer; the new rows are not initialised."""
+    """Return a copy of `array` with more rows; the new rows are not initialised."""
     larger = np.empty((rows, *array.shape[1:]), np.int32)
     larger[: len(array)] = array
     return larger

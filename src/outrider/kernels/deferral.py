@@ -23,7 +23,7 @@ __all__ = ["signals_deferred", "uninterrupted"]
 
 @contextmanager
 def signals_deferred() -> Iterator[None]:
-    """Context manager: run Python's signal handlers at its end. Threads but the main one get no signals anyway."""
+    """Hold Python's signal handlers back until the context ends. Only the main thread receives signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

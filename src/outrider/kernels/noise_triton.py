@@ -1,7 +1,7 @@
 """The Gumbel-max draw of `outrider.noise` as one Triton kernel.
 
 In plain PyTorch the hash alone is some twenty passes over rows x vocabulary in 64-bit integers: at 128 requests it took
-longer than the forward of a small model. Here a program reads a row of logits once, makes its noise in registers and
+longer than the forward of a small model. Here a program reads a row of logits once, computes its noise in registers and
 keeps the best score of each lane; ties go to the lowest token. The numbers are those of `noise.gumbel`: 32-bit words,
 logarithms in fp64.
 
@@ -49,7 +49,7 @@ def pick_row(logits_RV, keys_R2, out_R, V, BLOCK: tl.constexpr) -> None:
 
 
 def pick(logits_RV: Tensor, keys_R2: Tensor) -> Tensor:
-    """As `outrider.noise.pick`."""
+    """Draw as `outrider.noise.pick` does."""
     R, V = logits_RV.shape
     out_R = torch.empty(R, dtype=torch.int64, device=logits_RV.device)
     pick_row[(R,)](logits_RV.contiguous(), keys_R2.contiguous(), out_R, V, BLOCK=BLOCK, num_warps=8)

@@ -1,11 +1,11 @@
 """The smallest set of most probable tokens that holds a given mass, without sorting the vocabulary.
 
-Nucleus sampling (Holtzman et al., arXiv 1904.09751) keeps tokens in falling order of probability until their sum
-reaches `top_p`; the token that crosses the threshold stays, and equal probabilities are taken in the order of their
-ids. Sorting 50,000 logits takes as long as a forward of a small model. Two facts avoid it:
+Nucleus sampling (Holtzman et al., arXiv 1904.09751) keeps tokens by falling probability until their sum reaches
+`top_p`; the token that crosses the threshold stays, and equal probabilities are taken by token id. Sorting 50,000
+logits takes as long as a forward of a small model. Two facts avoid it:
 
 - Tokens with p <= (1 - top_p) / V hold at most 1 - top_p together, so those above hold the whole nucleus.
-- What is left is divided as in quickselect: around a pivot, only the side where the mass is reached is looked at again.
+- The remainder is divided as in quickselect: around a pivot, only the side where the mass is reached is searched again.
 
 Worked example: p = (0.5, 0.2, 0.2, 0.1), top_p = 0.6. The pivot 0.2 divides into 0.5 above and 0.4 equal; 0.5 < 0.6 <=
 0.9, so tokens are taken among the equal ones by id: token 1 reaches 0.7, and token 2 is cut.
@@ -24,7 +24,7 @@ __all__ = ["nucleus"]
 
 
 def nucleus(logits_RV: np.ndarray, probs_RV: np.ndarray, top_p: float) -> np.ndarray:
-    """A copy of the logits in which tokens outside the nucleus are -inf.
+    """Return a copy of the logits in which tokens outside the nucleus are -inf.
 
     Args:
         logits_RV: float32 or float64.
@@ -56,7 +56,7 @@ def _keep_rows(logits_RV: np.ndarray, probs_RV: np.ndarray, top_p: float, kept_R
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
 def _likely(probs_V: np.ndarray, floor: float, tokens_V: np.ndarray) -> Any:
-    """Write the tokens above the floor, and give their number."""
+    """Write the tokens above the floor, and return their number."""
     num = 0
     for token in range(len(probs_V)):
         tokens_V[num] = token
@@ -66,7 +66,7 @@ def _likely(probs_V: np.ndarray, floor: float, tokens_V: np.ndarray) -> Any:
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
 def _boundary(logits_V: np.ndarray, probs_V: np.ndarray, tokens_N: np.ndarray, top_p: float) -> Any:
-    """The least logit in the nucleus and the last token that has it; -1 if the mass is never reached."""
+    """Return the smallest logit in the nucleus and the last token that has it; -1 if the mass is never reached."""
     rest_N = tokens_N.copy()
     other_N = np.empty_like(rest_N)
     mass, num = 0.0, len(rest_N)
@@ -95,7 +95,7 @@ def _boundary(logits_V: np.ndarray, probs_V: np.ndarray, tokens_N: np.ndarray, t
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
 def _crossing(logits_V: np.ndarray, probs_V: np.ndarray, tokens_N: np.ndarray, logit: Any, missing: float) -> Any:
-    """Of the tokens with this logit, by id, the one with which the missing mass is reached."""
+    """Return the token, among those with this logit by id, at which the missing mass is reached."""
     last, mass = -1, 0.0
     for token in tokens_N:
         if logits_V[token] == logit and (last < 0 or mass < missing):

@@ -1,14 +1,14 @@
-"""PyTorch's own threads: how many there are, and keeping them away while kernels run.
+"""PyTorch's own threads: their number, and a way to keep them idle while kernels run.
 
 PyTorch's threads spin for a while after each of its parallel regions and then compete with the kernels' own: a forward
 of two rows took half as long again. A decoding loop therefore holds `lone_torch_thread`.
 
-PyTorch has a number for every thread and one that new threads begin with, which is the last that was set anywhere. A
-thread that begins while another one decodes would hence have 1 for good, and a target loaded there kernels of one
-thread. So while somebody holds it, the number that holds otherwise is kept here.
+PyTorch keeps one number per thread, and new threads start with the number that was set last in any thread. A thread
+that starts while another one decodes would have 1 for good, and a target loaded there would get kernels of one thread.
+So while any thread holds the context, the usual number is kept here.
 
-Worked example: engine A holds it (2 threads, now 1); thread B begins, and PyTorch says 1 there. `torch_threads` says 2
-in both, and when B's engine lets go, B has 2.
+Worked example: engine A holds it (2 threads, now 1); thread B starts, and PyTorch reports 1 there. `torch_threads`
+returns 2 in both, and when B's engine releases it, B has 2.
 """
 
 import os
@@ -27,21 +27,21 @@ __all__ = ["lone_torch_thread", "num_threads", "torch_threads"]
 
 @final
 class _Held(threading.local):
-    """How many times over this thread holds it."""
+    """Number of times this thread holds the context."""
 
     depth = 0
 
 
 @final
 class _Holders:
-    """Threads that hold it, and the number of PyTorch's threads when the first of them began to."""
+    """Threads that hold the context, and the number of PyTorch's threads before the first of them."""
 
     def __init__(self) -> None:
         self.usual = 1
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew, as in a forked process, which has none of the other threads."""
+        """Start anew, as in a forked process, which has none of the other threads."""
         self.lock = threading.Lock()
         self.count = 0
 
@@ -52,19 +52,19 @@ if sys.platform != "win32":
 
 
 def torch_threads() -> int:
-    """PyTorch's number of threads here, as it is while nobody decodes."""
+    """Return PyTorch's number of threads outside of decoding."""
     own = torch.get_num_threads()
     return _HOLDERS.usual if own == 1 and _HOLDERS.count else own
 
 
 def num_threads() -> int:
-    """Threads per kernel: OUTRIDER_NUM_THREADS, or PyTorch's own number."""
+    """Return the threads per kernel: OUTRIDER_NUM_THREADS, or PyTorch's own number."""
     return num_kernel_threads() or torch_threads()
 
 
 @contextmanager
 def lone_torch_thread() -> Iterator[None]:
-    """PyTorch works on the calling thread alone while this is held; entering and leaving takes microseconds."""
+    """Limit PyTorch to the calling thread while this is held; entering and leaving takes microseconds."""
     if _HELD.depth:
         yield
         return

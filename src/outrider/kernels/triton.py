@@ -1,7 +1,6 @@
-"""What a decoder does between its matrix products, as five Triton kernels.
+"""The operations of a decoder between its matrix products, as five Triton kernels.
 
-A decoder layer reads its weights in four products; all else is small. In plain PyTorch it is some forty kernels of a
-few microseconds each, which together take longer than a layer's weights do to stream. Here it is five:
+In plain PyTorch these are some forty kernels per layer, which together take longer than reading its weights. Here:
 
     norm      RMSNorm of one row                                       one program per row
     gated     silu(gate) * up                                          one program per row and block of columns
@@ -9,17 +8,15 @@ few microseconds each, which together take longer than a layer's weights do to s
     partial   attention of a group of query heads over a part of the cache
     merge     the parts, joined by their log-sum-exp
 
-`partial` is split-K decoding attention (Dao et al. 2023, "Flash-Decoding"): with few rows the only parallelism is along
-the cached positions. The query heads that share a key head and the M rows of a slot form one tile, so keys and values
-are read once, in place, by slot: nothing is gathered or repeated. A slot's committed length lies on the device, so one
-launch serves all contexts. Behind the length comes the tail of T positions, where the ancestor mask decides (or the
-causal rule). With m, l and o of each part (largest score, sum of exponentials, weighted values)
+`partial` is split-K decoding attention (Dao et al. 2023, "Flash-Decoding"). The query heads that share a key head and
+the M rows of a slot form one tile, so keys and values are read once, in place. With m, l and o of each part (largest
+score, sum of exponentials, weighted values)
 
     out = sum_p exp(m_p - m) o_p / sum_p exp(m_p - m) l_p,   m = max_p m_p
 
-Arithmetic is fp32 (fp64 for fp64). The kernels run on the CPU under TRITON_INTERPRET=1, which is how they are tested.
+Arithmetic is fp32 (fp64 for fp64). Tests run the kernels on the CPU under TRITON_INTERPRET=1.
 
-Legend in `ops.py`; P parts of the cache, Y rows of a tile.
+Legend in `ops/base.py`; P parts of the cache, Y rows of a tile.
 """
 
 import triton
@@ -127,7 +124,7 @@ def sees(
     MASKED: tl.constexpr,
     WINDOWED: tl.constexpr,
 ):
-    """What the rows of a tile see of positions s."""
+    """Return which of the positions s the rows of a tile see."""
     t = s - length
     if MASKED:
         inner = (t >= 0) & (t < T)

@@ -1,10 +1,10 @@
-"""Memory for packed weights: large pages where the system offers them.
+"""Memory for packed weights, in large pages where the system offers them.
 
-One row's forward reads every weight once, front to back. With 4 KiB pages that is 65,000 address translations for
-268 MB; with 2 MiB pages it is 128. A weight of one layer is smaller than a large page, so weights are laid side by
-side in chunks that are mapped as a whole. A chunk lives as long as any tensor in it.
+A forward of one row reads every weight once, front to back. With 4 KiB pages that is 65,000 address translations for
+268 MB; with 2 MiB pages it is 128. A weight of one layer is smaller than a large page, so weights are placed side by
+side in chunks that are mapped as a whole. A chunk is freed with its last tensor.
 
-Worked example: two weights of 700 KB come from one 64 MiB chunk, the second 64-byte aligned behind the first.
+Worked example: two weights of 700 KB share one 64 MiB chunk, the second 64-byte aligned behind the first.
 """
 
 import math
@@ -31,7 +31,7 @@ class Arena:
         self._lock = threading.Lock()
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """An uninitialised contiguous tensor, 64-byte aligned."""
+        """Return an uninitialised contiguous tensor, 64-byte aligned."""
         num_bytes = math.prod(shape) * dtype.itemsize
         with self._lock:
             if self._used + num_bytes > len(self._chunk):
@@ -42,7 +42,7 @@ class Arena:
 
 
 def _mapped(num_bytes: int) -> Tensor:
-    """Fresh memory, in large pages if the system has them."""
+    """Map fresh memory, in large pages if the system has them."""
     if sys.platform != "linux":
         return torch.empty(num_bytes, dtype=torch.uint8)
     memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -1,14 +1,14 @@
 """The attention of the CPU back end: rotate, write the cache, read the cache, in one parallel region of two stages.
 
-A task is a few rows of a slot and the query heads that share a key head, up to four. It goes over the positions that
-any of its rows sees in chunks, so that a chunk's keys, and later its values, are read while they are in the first
-cache. What a row does not see in between is taken out of its scores before the sum of their exponentials, which
-runs down the positions seen in fixed lanes, and weighs 0 afterwards. So the bits of a row depend on what it sees and
-not on where it is stored: a tree node whose siblings lie between its ancestors gives what the same tokens give when
-committed, one row at a time or many.
+A task is a few rows of a slot and up to four query heads that share a key head. It reads the positions that any of its
+rows sees in chunks, so that a chunk's keys, and later its values, stay in the first-level cache. Hidden positions are
+removed from a row's scores before the sum of their exponentials, which runs over the seen positions in fixed lanes, and
+have weight 0 afterwards. So the bits of a row depend on what it sees and not on where it is stored: a tree node whose
+siblings are stored between its ancestors gives the same result as the same tokens when committed, one row at a time or
+many.
 
 Worked example: a row sees positions 0, 1, 3 of the cache. Its scores become (s0, s1, s3), padded to whole vectors with
-minus infinity; of their exponentials and sum come the weights (w0, w1, 0, w3).
+minus infinity; their exponentials and sum give the weights (w0, w1, 0, w3).
 """
 
 from typing import Any
@@ -57,18 +57,18 @@ POSITIONS = 2 * WIDTH  # a cache holds a multiple of it, so that vectors of keys
 
 
 def scores_in(positions: int) -> int:
-    """Length of a line of scores: whole chunks, and one more for padding."""
+    """Return the length of a line of scores: whole chunks, and one more for padding."""
     return (positions // CHUNK + 2) * CHUNK
 
 
 def scratch_size(threads: int, rows: int, heads: int, row: int) -> int:
-    """How many numbers: for each thread a line of scores for each row and head of a task."""
+    """Return the size of the scratch: a line of scores for each thread, row and head of a task."""
     return threads * rows * heads * row
 
 
 @inlined
 def prepare_head(source: int, norm: int, eps: float, cos: int, sin: int, D: int, scale: float, out: int) -> None:
-    """out = rotate(norm(source)) * scale for one head; `norm` 0 leaves the norm out."""
+    """Compute out = rotate(norm(source)) * scale for one head; `norm` 0 skips the norm."""
     if norm != 0:
         factor = types.float32(1.0 / (dot(source, source, D) / D + eps) ** 0.5)
         x, y, weight = f32(source), f32(out), f32(norm)
@@ -80,7 +80,10 @@ def prepare_head(source: int, norm: int, eps: float, cos: int, sin: int, D: int,
 
 @emitted
 def rotate(typing: Any, source: Any, cos: Any, sin: Any, D: Any, scale: Any, out: Any) -> Any:
-    """(left, right) -> (left * cos - right * sin, right * cos + left * sin) * scale; `out` may be `source`."""
+    """Compute (left * cos - right * sin, right * cos + left * sin) * scale from (left, right).
+
+    `out` may be `source`.
+    """
 
     def emit(emitter: Emitter, source: Value, cos: Value, sin: Value, D: Value, scale: Value, out: Value) -> None:
         b = emitter.builder
@@ -128,7 +131,7 @@ def place_queries(block: int, r: int, h: int, heads: int) -> None:
 
 @inlined
 def first_seen(block: int, length: int, r: int) -> int:
-    """The first position that row r sees, or its slot's length if that comes first."""
+    """Return the first position that row r sees, or its slot's length if that is smaller."""
     a = i64(block)
     window = a[23]
     first = max(0, i64(a[12])[r] - window + 1) if window > 0 else 0
@@ -137,7 +140,10 @@ def first_seen(block: int, length: int, r: int) -> int:
 
 @inlined
 def end_seen(block: int, length: int, r: int, m: int) -> int:
-    """One past the last position that row r, the m-th of its slot, sees; what lies behind may never be written."""
+    """Return one past the last position that row r, the m-th of its slot, sees.
+
+    Positions behind it may never have been written.
+    """
     a = i64(block)
     count: int = a[17]
     if a[14] == 0:
@@ -150,7 +156,7 @@ def end_seen(block: int, length: int, r: int, m: int) -> int:
 
 @inlined
 def seen_together(scores: int, length: int, mask: int, T: int) -> int:
-    """Move the scores of the tail that the mask shows up behind the first `length`; return how many there are then."""
+    """Move the visible scores of the tail up behind the first `length`, and return the number of scores."""
     line, count = f32(scores), length
     for t in range(T):
         if u8(mask)[t] != 0:
@@ -161,7 +167,7 @@ def seen_together(scores: int, length: int, mask: int, T: int) -> int:
 
 @inlined
 def seen_apart(scores: int, length: int, mask: int, T: int, count: int) -> None:
-    """The inverse of `seen_together`, with 0 for what the mask hides."""
+    """Undo `seen_together`, with 0 for what the mask hides."""
     line = f32(scores)
     for t in range(T - 1, -1, -1):
         if u8(mask)[t] != 0:
@@ -173,10 +179,10 @@ def seen_apart(scores: int, length: int, mask: int, T: int, count: int) -> None:
 
 @inlined
 def weigh(line: int, last: int, start: int, length: int, end: int, mask: int) -> float:
-    """A line of scores of `last` positions -> weights: exponentials of what the row sees, else 0.
+    """Turn a line of scores of `last` positions into weights: exponentials of what the row sees, else 0.
 
-    It sees positions `start` to `end`, but of those from `length` on what the mask shows, if there is one. Returns
-    1 / the sum of the weights, or 0 where nothing is seen.
+    The row sees positions `start` to `end`, but from `length` on only what the mask shows, if there is one. Returns 1 /
+    the sum of the weights, or 0 where nothing is seen.
     """
     scores, weights, known = line + start * 4, f32(line), length - start
     count = end - start if mask == 0 else seen_together(scores, known, mask, end - length)
@@ -197,9 +203,9 @@ def weigh(line: int, last: int, start: int, length: int, end: int, mask: int) ->
 
 @inlined
 def attend_rows(block: int, b: int, m: int, rows: int, g: int, h: int, heads: int, scratch: int) -> None:
-    """Query heads h .. h + heads - 1, all of key head g, of row (b, m) and those after it, `rows` in all, of one slot.
+    """Attend with query heads h .. h + heads - 1, all of key head g, for `rows` rows of one slot from (b, m) on.
 
-    In the scratch is a line of scores for each row and head, from position `base` on.
+    The scratch holds a line of scores for each row and head, from position `base` on.
     """
     a = i64(block)
     H, D, S, T, is_bf16, row, r, length = a[18], a[20], a[21], a[17], a[22], a[25], b * a[16] + m, i64(a[11])[b]
@@ -258,7 +264,7 @@ def attend_rows(block: int, b: int, m: int, rows: int, g: int, h: int, heads: in
 
 @inlined
 def num_alike(block: int, b: int, m: int, most: int) -> int:
-    """How many rows from row (b, m) on are of its slot, at most `most`."""
+    """Count the rows from (b, m) on that belong to its slot, at most `most`."""
     slots, M, rows = i64(i64(block)[10]), i64(block)[16], 1
     while rows < most and (m + rows < M if M > 1 else slots[b + rows] == slots[b]):
         rows += 1
@@ -267,7 +273,7 @@ def num_alike(block: int, b: int, m: int, most: int) -> int:
 
 @kernel
 def attention(block: int, lane: int) -> None:
-    """Arguments as in `ops_cpu.CpuOps.attend`."""
+    """Run `CpuOps.attend`, with its arguments."""
     a = i64(block)
     B, M, H, G = a[15], a[16], a[18], a[19]
     n = draw(block, lane, 0, B * G)

@@ -1,8 +1,8 @@
-"""What lies between two reads of a chain that drafts itself: the best token, its embedding, the next position.
+"""The work between two reads of a greedy chain: the best token, its embedding, the next position.
 
-A draft is a few short reads, each of which needs the token that the one before chose. From Python that costs more than
-the read: an argmax, an embedding and a placement are a dozen small steps, and the weights that stream past in between
-have driven their code out of the caches. As kernels they are records of the same graph as the read itself.
+A draft is a few short reads, each of which needs the token that the previous one chose. From Python that costs more
+than the read: an argmax, an embedding and a placement are a dozen small calls, whose code the streamed weights have
+evicted from the caches. As kernels they are records of the same graph as the read itself.
 
 Worked example: logits 0.1 2.0 0.3 with column ids 5 7 9 choose token 7; its embedding row becomes the next input.
 """
@@ -15,7 +15,7 @@ __all__ = ["next_tokens", "shift"]
 
 @inlined
 def first_largest(x: int, count: int) -> int:
-    """The place of the largest fp32 number; ties go to the first."""
+    """Return the index of the largest fp32 number; ties go to the first."""
     numbers = f32(x)
     best = 0
     for n in range(1, count):
@@ -26,7 +26,7 @@ def first_largest(x: int, count: int) -> int:
 
 @kernel
 def next_tokens(block: int, lane: int) -> None:
-    """Arguments as in `ops_cpu.CpuOps.next_tokens`."""
+    """Run `CpuOps.next_tokens`, with its arguments."""
     a = i64(block)
     logits, K, ids, embedding, is_bf16, E, tokens, out, R = a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8]
     r = ticket(block, 0)
@@ -48,7 +48,7 @@ def next_tokens(block: int, lane: int) -> None:
 
 @kernel
 def shift(block: int, lane: int) -> None:
-    """Arguments as in `ops_cpu.CpuOps.shifted`: slots stay, each slot's last length, position and place move on."""
+    """Run `CpuOps.shifted`: keep the slots, and advance each slot's last length, position and write position."""
     a = i64(block)
     B, by, out, M = a[4], a[5], i64(a[6]), a[7]
     if ticket(block, 0) == 0:

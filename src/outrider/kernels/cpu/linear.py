@@ -1,22 +1,17 @@
 """The matrix product of the CPU back end: RMSNorm before it, bias, residual or gate after it, in one parallel region.
 
 Weights are packed in blocks of two vectors of output columns, [block][feature][2 * WIDTH], so that a tile of up to
-`TILE_ROWS` rows by one block reads its weights as one stream and keeps all sums in registers. In bf16 the two vectors
-are interleaved, low halves and high halves of 32-bit lanes: one load, one shift and one mask widen both. In int8, for
-drafters, every output column has one scale, by which its sum is multiplied at the end.
+`TILE_ROWS` rows by one block reads its weights as one stream and its sums stay in registers. In bf16 the two vectors
+are interleaved: one load, one shift and one mask widen both. In int8 every output column has one scale.
 
 Every sum y[r, o] = fma(x[r, F-1], w[o, F-1], ... fma(x[r, 0], w[o, 0], 0)) runs over the features in ascending order in
-one register lane, whichever tile it is in. The bits of a row hence depend on that row alone: not on the number of rows,
-the row's index, the tile's shape or the number of threads.
+one register lane. The bits of a row hence depend on that row alone: not on the number of rows, the row's index, the
+tile's shape or the number of threads.
 
-Rows are first laid out tile by tile, [feature][row of the tile], normalised on the way if need be (`cpu_rows`). The
-rows of one tile are laid out by every thread for itself, those of many are shared out.
+Rows are first laid out tile by tile, [feature][row of the tile], normalised if needed (`rows.py`).
 
-Worked example: 16 rows are two tiles of 8; the block of weights (18 KB for 576 features in bf16) comes from memory for
-the first tile and from a cache for the second. Each tile fetches its half of the next block meanwhile. A single tile
-fetches a little ahead of itself instead, where that was measured to be better (`NEAR`). It asks for each line between
-the sums of two features: asked for four at a time, eight rows took 7 % longer. Between two tiles, while sums are
-finished, memory is kept busy too, and the next tile looks that much further ahead at its beginning.
+Worked example: 16 rows are two tiles of 8. The block of weights (18 KB for 576 features in bf16) is read from memory
+for the first tile and from a cache for the second, while each tile prefetches half of the next block.
 """
 
 from typing import Any
@@ -52,18 +47,18 @@ BYTES = (4, 2, 1)
 UNROLL = 4
 TILE_BYTES = 4 * COLUMNS * TILE_ROWS
 NEAR = 3072 if WIDE else 0
-"""Bytes that a single tile fetches ahead; 0 fetches the next block. Blocks of 512-bit columns are 37 to 98 KB here, and
-fetching them that early made eight rows about 5 % slower on a Xeon with AVX-512; 1, 2, 6 and 8 KB were slower too."""
+"""Bytes that a single tile prefetches ahead; 0 prefetches the next block. Blocks of 512-bit columns are 37 to 98 KB;
+fetching them that early made eight rows about 5 % slower on a Xeon with AVX-512, as were 1, 2, 6 and 8 KB."""
 EARLY = 3072
-"""Bytes of a chunk's first block that are fetched before the thread comes to it."""
+"""Bytes of a chunk's first block that are prefetched before the thread reaches it."""
 
 
 @emitted
 def tile(typing: Any, rows: Any, kind: Any, x: Any, weight: Any, ahead: Any, pace: Any, features: Any, out: Any) -> Any:
-    """out[row, column] = x[:, row] @ weight for one block of columns; x is [features][rows].
+    """Compute out[row, column] = x[:, row] @ weight for one block of columns; x is [features][rows].
 
-    Meanwhile the weights from `ahead` bytes on are fetched, `pace` bytes per feature. Every height and kind of weights
-    has its own loop, in which all sums are registers.
+    Meanwhile the weights from `ahead` bytes on are prefetched, `pace` bytes per feature. Every height and kind of
+    weights has its own loop, in which all sums are registers.
     """
 
     def emit(
@@ -117,13 +112,13 @@ def emit_tile(
 
 @inlined
 def size_of(kind: int) -> int:
-    """Bytes of a weight."""
+    """Return the bytes of a weight."""
     return 1 if kind == INT8 else 2 if kind == BF16 else 4
 
 
 @emitted
 def fetch(typing: Any, address: Any, num_bytes: Any) -> Any:
-    """Fetch `num_bytes` (a literal) of memory that will be read soon."""
+    """Prefetch `num_bytes` (a literal) of memory."""
 
     def emit(emitter: Emitter, address: Value, num_bytes: int) -> None:
         for line in range(0, num_bytes, 64):
@@ -139,7 +134,7 @@ def num_tiles_of(rows: int) -> int:
 
 @inlined
 def tile_start(t: int, num_tiles: int, rows: int) -> int:
-    """First row of tile `t`; tiles are of nearly equal height, the higher ones first."""
+    """Return the first row of tile `t`; tiles are of nearly equal height, the higher ones first."""
     return t * (rows // num_tiles) + min(t, rows % num_tiles)
 
 
@@ -159,11 +154,11 @@ def panel(
     outputs: int,
     sums: int,
 ) -> None:
-    """One block of columns for `rows` rows that are laid out in tiles; the next block is `ahead` bytes away."""
+    """Compute one block of columns for `rows` rows, laid out in tiles; the next block is `ahead` bytes away."""
     num_tiles = num_tiles_of(rows)
     pace = COLUMNS * size_of(kind) // num_tiles
     following = weight + ahead + NEAR
-    if num_tiles == 1 and NEAR != 0:  # the block begins with what `finish` has fetched; nothing is fetched twice
+    if num_tiles == 1 and NEAR != 0:  # `finish` has fetched the start of the block
         ahead = NEAR + rows * FETCHED
         pace -= rows * FETCHED // F
     for t in range(num_tiles):
@@ -175,7 +170,7 @@ def panel(
 
 @kernel
 def linear(block: int, lane: int) -> None:
-    """Arguments as in `ops_cpu.CpuOps._linear`."""
+    """Run `CpuOps._linear`, with its arguments."""
     a = i64(block)
     x, norm, eps, scratch = a[0], a[1], f64(block)[2], a[3]
     weight, kind, bias, F, outputs = a[4], a[5], a[6], a[7], a[8]
@@ -185,7 +180,7 @@ def linear(block: int, lane: int) -> None:
     block_bytes = F * COLUMNS * size_of(kind)
     num_chunks = (num_blocks + chunk - 1) // chunk
     first = draw(block, lane, 2, num_chunks) * chunk
-    if scratch != 0 and R <= TILE_ROWS:  # each thread lays them out for itself: faster than from core to core
+    if scratch != 0 and R <= TILE_ROWS:  # cheaper than sharing them between cores
         if first >= num_blocks:
             return
         fetch(weight + first * block_bytes, EARLY)
@@ -238,7 +233,7 @@ def linear(block: int, lane: int) -> None:
 
 @kernel
 def collect(block: int, lane: int) -> None:
-    """Arguments as in `ops_cpu.CpuOps.collect`."""
+    """Run `CpuOps.collect`, with its arguments."""
     a = i64(block)
     x, norm, eps, F, out, columns, R = a[0], a[1], f64(block)[2], a[3], a[4], a[5], a[6]
     r = ticket(block, 0)
@@ -249,12 +244,12 @@ def collect(block: int, lane: int) -> None:
 
 @kernel
 def embed(block: int, lane: int) -> None:
-    """Arguments as in `ops_cpu.CpuOps.embed`."""
+    """Run `CpuOps.embed`, with its arguments."""
     a = i64(block)
     table, is_bf16, F, tokens, out, R = a[0], a[1], a[2], i64(a[3]), a[4], a[5]
     r = ticket(block, 0)
     while r < R:
-        if is_bf16 == 1:  # a bf16 number is the upper half of an fp32 number
+        if is_bf16 == 1:  # bf16 is the upper half of fp32
             source, words = u16(table + tokens[r] * F * 2), i32(out + r * F * 4)
             for i in range(F):
                 words[i] = types.int32(source[i]) << 16

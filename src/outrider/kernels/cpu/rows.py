@@ -1,14 +1,14 @@
-"""What rows go through before and after a product of the CPU back end: normalised and laid out, and finished.
+"""The work on rows before and after a product of the CPU back end: normalising, laying out, finishing.
 
-Rows are laid out tile by tile, [feature][row of the tile]: then a product's inner loop reads both its streams at fixed
-offsets from two pointers, which made eight rows a third faster than striding from row to row. Vectors of rows are
+Rows are laid out tile by tile, [feature][row of the tile], so that a product's inner loop reads both its streams at
+fixed offsets from two pointers; this made eight rows a third faster than striding from row to row. Vectors of rows are
 interleaved in registers: the rows (a b c d) and (e f g h) are stored as (a e b f), (c g d h).
 
 A block's sums are finished in the order scale, gate, bias, and are assigned or added to the output, a vector of columns
 at a time. No row depends on another here either.
 
-Both are short beside the product, but memory rests meanwhile unless it is asked for what comes next: each row that is
-finished fetches a few lines of weights.
+Both are short beside the product, but memory would be idle meanwhile, so each finished row prefetches a few lines of
+weights.
 """
 
 from typing import Any
@@ -38,19 +38,18 @@ from outrider.kernels.cpu.vector import (
 
 __all__ = ["ADD", "ASSIGN", "COLUMNS", "GATED", "LEVEL", "dot", "finish", "lay_out"]
 
-ASSIGN, ADD, GATED = MODES = (0, 1, 2)  # what becomes of a product
+ASSIGN, ADD, GATED = MODES = (0, 1, 2)  # what is done with a product
 COLUMNS = 2 * WIDTH
 LEVEL = 1 if WIDE else 2
-"""The cache that is fetched into: what comes soon into the first (5 % faster on a Xeon with AVX-512), whole blocks do
-not fit."""
+"""Cache level to prefetch into: the first for what is read soon (5 % faster with AVX-512); whole blocks do not fit."""
 FETCHED = 256
-"""Bytes of weights that each row fetches that is finished: what memory delivers in that time."""
+"""Bytes of weights that each finished row prefetches: what memory delivers in that time."""
 SCALE_BYTES = 4 * TILE_ROWS
 
 
 @emitted
 def dot(typing: Any, a: Any, b: Any, count: Any) -> Any:
-    """Sum of a[i] * b[i] for fp32 arrays: four vectors of sums, then single vectors, then single numbers."""
+    """Return the sum of a[i] * b[i] for fp32 arrays: four vectors of sums, then single vectors, then single numbers."""
 
     def emit(emitter: Emitter, a: Value, b: Value, count: Value) -> Value:
         sums = [emitter.variable(splat(emitter, F32(0.0), WIDTH)) for _ in range(4)]
@@ -77,7 +76,7 @@ def dot(typing: Any, a: Any, b: Any, count: Any) -> Any:
 
 @inlined
 def lay_out(x: int, norm: int, eps: float, out: int, rows: int, F: int) -> None:
-    """out[f, r] = x[r, f], or x / sqrt(mean(x^2) + eps) * norm; for the up to `TILE_ROWS` rows of one tile."""
+    """Compute out[f, r] = x[r, f], or x / sqrt(mean(x^2) + eps) * norm, for up to `TILE_ROWS` rows of one tile."""
     scales = stack(SCALE_BYTES)
     if norm != 0:
         factors = f32(scales)
@@ -88,7 +87,7 @@ def lay_out(x: int, norm: int, eps: float, out: int, rows: int, F: int) -> None:
 
 @emitted
 def interleave(typing: Any, x: Any, rows: Any, norm: Any, scales: Any, out: Any, features: Any) -> Any:
-    """out[f, r] = x[r, f] * scales[r] * norm[f], or x[r, f] where `norm` is 0."""
+    """Compute out[f, r] = x[r, f] * scales[r] * norm[f], or x[r, f] where `norm` is 0."""
 
     def emit(emitter: Emitter, x: Value, rows: Value, norm: Value, scales: Value, out: Value, F: Value) -> None:
         rows = I64(rows) if isinstance(rows, int) else rows
@@ -105,7 +104,7 @@ def emit_interleave(
     emitter: Emitter, rows: int, normed: bool, x: Value, norm: Value, scales: Value, out: Value, F: Value
 ) -> None:
     b = emitter.builder
-    pitch = 1 << (rows - 1).bit_length()  # rows of the registers that are stored; what is too much is written over
+    pitch = 1 << (rows - 1).bit_length()  # rows of the stored registers; surplus rows are overwritten
     whole = emitter.whole(F if pitch == rows else b.sub(F, I64(1)), WIDTH)
     factors = [emitter.load(emitter.at(scales, r, 4), F32) for r in range(rows)] if normed else []
 
@@ -137,9 +136,9 @@ def emit_interleave(
 def finish(
     sums: int, rows: int, first: int, mode: int, scales: int, bias: int, out: int, outputs: int, following: int
 ) -> None:
-    """Write one block's sums to columns `first` and on of `rows` rows of `out`; `scales` are of the block's columns.
+    """Write one block's sums to columns `first` and on of `rows` rows of `out`; `scales` belong to the block's columns.
 
-    The weights from `following` on are fetched meanwhile.
+    The weights from `following` on are prefetched meanwhile.
     """
     width = WIDTH if mode == GATED else COLUMNS
     columns = min(width, outputs - first)
@@ -147,7 +146,7 @@ def finish(
     bias_here = bias + first * 4 if bias != 0 else 0
     if columns == width:
         finish_rows(sums, rows, mode, scales, bias_here, place, outputs * 4, following)
-    else:  # the last block has columns that do not exist
+    else:  # the last block has padding columns
         finish_rows(sums, rows, GATED if mode == GATED else ASSIGN, scales, bias_here, sums, COLUMNS * 4, following)
         for r in range(rows):
             y, row = f32(sums + r * COLUMNS * 4), f32(place + r * outputs * 4)
@@ -159,7 +158,7 @@ def finish(
 def finish_rows(
     typing: Any, sums: Any, rows: Any, mode: Any, scales: Any, bias: Any, out: Any, stride: Any, following: Any
 ) -> Any:
-    """`finish` for whole blocks; rows of `out` are `stride` bytes apart."""
+    """Finish whole blocks; rows of `out` are `stride` bytes apart."""
 
     def emit(
         emitter: Emitter,

@@ -1,14 +1,14 @@
-"""Softmax attention of a few query heads: the inner loops of `cpu_attention`.
+"""Softmax attention of a few query heads: the inner loops of `attention.py`.
 
     score[h, j] = q[h] . key[j]      p = exp(score - max score)      out[h] = sum_j p[h, j] value[j] / sum_j p[h, j]
 
 Keys are stored transposed, [number of the head][position], so that a lane is a position and its score one sum,
-ascending over the head. Values are accumulated in registers, ascending over positions. What a row does not see weighs
-exactly 0 and so does not change its sums. Numbers of heads are literal, so that each has its own loops; results do not
-depend on how many heads or rows are taken together.
+ascending over the head. Values are accumulated in registers, ascending over positions. A hidden position has weight
+exactly 0 and so does not change the sums. Numbers of heads are literal, so that each has its own loops; results do not
+depend on how many heads or rows are computed together.
 
-Two bf16 numbers share a 32-bit lane, so even and odd positions of keys are in two vectors, and even and odd columns of
-values; they are woven together at the end.
+Two bf16 numbers share a 32-bit lane, so even and odd positions of keys are in two vectors, as are even and odd columns
+of values; they are interleaved at the end.
 
 Worked example: 3 heads of 64 bf16 numbers with AVX-512: each number of the keys of 64 positions is two loads and four
 vectors, and 3 heads make 12 sums.
@@ -45,7 +45,7 @@ SUMS = 24 if WIDE else 12  # registers for sums; AVX-512 has twice as many
 
 
 def kinds_of(emitter: Emitter, is_bf16: Value) -> Iterator[int]:
-    """0 and 1, while the code for each is emitted."""
+    """Yield 0 and 1; the code emitted meanwhile is for that value of `is_bf16`."""
     with emitter.cases(is_bf16, [0, 1]) as blocks:
         yield from blocks
 
@@ -53,7 +53,7 @@ def kinds_of(emitter: Emitter, is_bf16: Value) -> Iterator[int]:
 def cases_of(
     emitter: Emitter, rows: Value, heads: Value, is_bf16: Value
 ) -> Iterator[tuple[list[tuple[int, int]], int]]:
-    """(row, head) of all sums, and `is_bf16`, for each number of rows and heads, while the code for it is emitted."""
+    """Yield the (row, head) of all sums, and `is_bf16`, for each case whose code is emitted meanwhile."""
     b = emitter.builder
     code = b.add(b.mul(b.add(b.mul(rows, I64(MAX_HEADS + 1)), heads), I64(2)), is_bf16)
     shapes = [(r, h, kind) for r in range(1, PAIR + 1) for h in range(1, MAX_HEADS + 1) for kind in (0, 1)]
@@ -67,10 +67,10 @@ def score(
     typing: Any, rows: Any, heads: Any, is_bf16: Any, q: Any, pitch: Any, keys: Any, S: Any, left: Any, values: Any,
     D: Any, out: Any, line: Any,
 ) -> Any:  # fmt: skip
-    """out[row, head, i] = q[row, head] . keys[:, i] for a chunk of positions, of which the first `left` are needed.
+    """Compute out[row, head, i] = q[row, head] . keys[:, i] for a chunk of positions; the first `left` are needed.
 
     Rows of q are `pitch` bytes apart, those of keys `S` numbers, those of `out` `line` numbers. The keys of the next
-    chunk are fetched meanwhile, and the values of this one, from `values` on.
+    chunk are prefetched meanwhile, and the values of this one, from `values` on.
     """
 
     def emit(emitter: Emitter, rows: Value, heads: Value, is_bf16: Value, *arguments: Value) -> None:
@@ -93,7 +93,7 @@ def emit_score(
         places = []
         for part in range(0, at_once * WIDTH, shared * WIDTH):
             place = b.add(i, I64(part))
-            place = b.select(b.icmp_signed("<", place, left), place, I64(0))  # any other, where there may be none
+            place = b.select(b.icmp_signed("<", place, left), place, I64(0))  # a valid position past the end
             places.append(emitter.at(keys, place, size))
         sums = [[emitter.variable(splat(emitter, F32(0.0), WIDTH)) for _ in range(at_once)] for _ in pairs]
         with emitter.loop(I64(0), D) as d:
@@ -119,7 +119,10 @@ def emit_score(
 
 @emitted
 def exponentials(typing: Any, scores: Any, count: Any) -> Any:
-    """scores -> exp(scores - max), in place; returns their sum. `count` is a multiple of WIDTH, at least one."""
+    """Replace scores by exp(scores - max), and return their sum.
+
+    `count` is a multiple of WIDTH, at least one.
+    """
 
     def emit(emitter: Emitter, scores: Value, count: Value) -> Value:
         b = emitter.builder
@@ -149,9 +152,9 @@ def mix(
     typing: Any, rows: Any, heads: Any, is_bf16: Any, weights: Any, line: Any, values: Any, count: Any, D: Any,
     out: Any, pitch: Any,
 ) -> Any:  # fmt: skip
-    """out[row, head] += sum over j < count of weights[row, head, j] * values[j], j ascending; columns as in `settle`.
+    """Add to out[row, head] the sum over j < count of weights[row, head, j] * values[j], j ascending.
 
-    Rows of weights are `line` numbers apart, those of `out` `pitch` bytes.
+    Columns are ordered as in `settle`. Rows of weights are `line` numbers apart, those of `out` `pitch` bytes.
     """
 
     def emit(emitter: Emitter, rows: Value, heads: Value, is_bf16: Value, *arguments: Value) -> None:
@@ -169,7 +172,7 @@ def emit_mix(
     size, shared = (2, 2) if is_bf16 else (4, 1)
 
     def columns(start: Value, loads: int, lanes: int) -> None:
-        """`loads` vectors of lanes, or single numbers, from column `start` on."""
+        """Emit `loads` vectors of lanes, or single numbers, from column `start` on."""
         width, per_load = (lanes, 1) if lanes == 1 else (WIDTH, shared)
         places = [
             [
@@ -205,8 +208,7 @@ def emit_mix(
 
 @emitted
 def settle(typing: Any, is_bf16: Any, head: Any, factor: Any, D: Any) -> Any:
-    """Multiply one head of `mix` and bring its columns into order: of bf16 values, even and odd ones alternate by
-    vectors."""
+    """Multiply one head of `mix`, and order its columns: even and odd bf16 columns are in alternating vectors."""
 
     def emit(emitter: Emitter, is_bf16: Value, head: Value, factor: Value, D: Value) -> None:
         b = emitter.builder
@@ -228,7 +230,7 @@ def settle(typing: Any, is_bf16: Any, head: Any, factor: Any, D: Any) -> Any:
 
 @emitted
 def store_head(typing: Any, source: Any, target: Any, is_bf16: Any, D: Any) -> Any:
-    """Copy one fp32 head into the cache; as bf16, if `is_bf16`, rounded to nearest, ties to even."""
+    """Copy one fp32 head into the cache; with `is_bf16` rounded to nearest, ties to even."""
 
     def emit(emitter: Emitter, source: Value, target: Value, is_bf16: Value, D: Value) -> None:
         whole = emitter.whole(D, WIDTH)
@@ -244,7 +246,7 @@ def store_head(typing: Any, source: Any, target: Any, is_bf16: Any, D: Any) -> A
 
 @emitted
 def store_column(typing: Any, source: Any, target: Any, is_bf16: Any, D: Any, S: Any) -> Any:
-    """`store_head`, with numbers `S` apart."""
+    """Copy as `store_head` does, with numbers `S` apart."""
 
     def emit(emitter: Emitter, source: Value, target: Value, is_bf16: Value, D: Value, S: Value) -> None:
         b = emitter.builder
@@ -263,7 +265,7 @@ def store_column(typing: Any, source: Any, target: Any, is_bf16: Any, D: Any, S:
 
 
 def rounded(emitter: Emitter, numbers: Value, lanes: int) -> Value:
-    """The upper halves of fp32 numbers, after adding half of what is lost, less one bit where the last kept is even."""
+    """Return the upper halves of fp32 numbers, rounded to nearest, ties to even."""
     b = emitter.builder
     bits = b.bitcast(numbers, vector(I32, lanes))
     odd = b.and_(b.lshr(bits, splat(emitter, I32(16), lanes)), splat(emitter, I32(1), lanes))

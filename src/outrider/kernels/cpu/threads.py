@@ -1,22 +1,17 @@
-"""The threads of the kernels: a pool that never waits for a thread that has not come.
+"""The threads of the kernels: a spinning thread pool whose caller waits only for workers that joined this kernel.
 
-A kernel is `void (int64 block, int64 lane)`. The block is its argument record: 64-bit numbers, then counters, each on
-a cache line of its own. The caller has lane 0 and each worker one of its own from 1 on. Threads share work by drawing
-tickets, so a kernel is right for any number of threads, and a slow core only draws fewer. `finished` and `wait_for`
-order two stages of one kernel.
+A kernel is `void (int64 block, int64 lane)`. The block is its argument record: 64-bit numbers, then counters, each on a
+cache line of its own. The caller has lane 0, workers have lanes from 1 on. Threads share work by drawing tickets.
 
-The caller publishes a kernel in the pool's state, works on it itself, closes it, and waits only for the workers that
-have joined. The state is one word: generation * 2^17 + open * 2^16 + joined. A worker joins by compare-and-swap while
-the kernel is open, so a late one (its core is busy with something else) costs nothing. Idle workers spin for some
-milliseconds, then sleep until the next kernel. On its way to sleep a worker can miss a wake-up, for the caller still
-takes it to be awake; so it looks for an open kernel, and once more two milliseconds later. OpenMP's barrier waits for
-every thread instead: with other processes on the machine a forward took three times as long.
+The caller publishes a kernel in the pool's state, works on it, closes it, and waits for the workers that joined. The
+state is one word: generation * 2^17 + open * 2^16 + joined. A worker joins by compare-and-swap while the kernel is
+open, so a worker whose core is busy costs nothing; OpenMP's barrier waits for every thread. Idle workers spin for some
+milliseconds, then sleep.
+
+Several Python threads may launch kernels. They share one pool; a caller that finds its workers in use works alone.
 
 Worked example: 60 tasks, two threads: both call `ticket` on one counter until it returns 60 or more; each number below
-60 is drawn by exactly one of them. If the worker is away, the caller draws all 60.
-
-Several Python threads may launch kernels at once, as two engines do. All share one pool: whoever finds its workers busy
-works alone, and nobody waits. A pool for each engine would have more threads spin than there are cores.
+60 is drawn by exactly one of them. Without the worker, the caller draws all 60.
 """
 
 import ctypes
@@ -50,7 +45,7 @@ COUNTERS = 40  # index of the first counter of a block; kernel arguments come be
 LINE = 8  # 64-bit numbers in a cache line
 BLOCK = COUNTERS + 7 * LINE
 
-# The words of a pool; a job is the addresses of a kernel and its block.
+# The words of a pool; a job holds the addresses of a kernel and its block.
 STATE, JOB, AWAKE, SPINS = 0, 2 * LINE, 4 * LINE, 5 * LINE
 POOL = 6 * LINE
 JOINED, OPEN = 2**16 - 1, 2**16
@@ -62,7 +57,7 @@ Block = ctypes.c_int64 * BLOCK
 def launch(address: int, threads: int, *arguments: int) -> None:
     """Run the kernel at `address` on up to `threads` threads, and return when its work is done.
 
-    Any Python thread may call this; while one kernel has the workers, another runs on its caller alone.
+    Any Python thread may call this; while one kernel uses the workers, another runs on its caller alone.
     """
     block = Block()
     _layout(len(arguments)).pack_into(block, 0, *arguments)
@@ -74,7 +69,7 @@ def launch(address: int, threads: int, *arguments: int) -> None:
 
 
 def launch_all(threads: int, kernels_N: np.ndarray, blocks_NB: np.ndarray) -> None:
-    """Run kernels one after the other, without coming back to Python in between.
+    """Run kernels one after the other, without returning to Python in between.
 
     Args:
         kernels_N: int64 addresses.
@@ -104,7 +99,7 @@ def _entry(address: int) -> Any:
 
 
 class _Pool:
-    """`num_workers` daemon threads that help whoever publishes a kernel."""
+    """`num_workers` daemon threads that join published kernels."""
 
     def __init__(self, num_workers: int) -> None:
         self._words = (ctypes.c_int64 * (POOL + LINE))()
@@ -120,7 +115,7 @@ class _Pool:
             threading.Thread(target=self._work, args=(lane,), daemon=True, name="outrider-kernel").start()
 
     def _measure_spins(self) -> None:
-        """How often a worker looks before it sleeps: a processor's pause takes 7 ns on one machine, 50 on another."""
+        """Set the number of spins before a worker sleeps: a processor's pause takes 7 to 50 ns."""
         spins, trial = ctypes.c_int64.from_address(self._address + 8 * SPINS), 10_000
         spins.value, seconds = trial, float("inf")
         for _ in range(3):
@@ -130,7 +125,7 @@ class _Pool:
         spins.value = max(trial, int(trial * AWAKE_S / seconds))
 
     def run(self, kernels: int, blocks: int, count: int) -> None:
-        """Work on `count` kernels, whose addresses and blocks lie at these addresses."""
+        """Work on `count` kernels, whose addresses and blocks are at these addresses."""
         if not self._busy.acquire(blocking=False):
             _run_all()(0, kernels, blocks, count)
             return
@@ -149,6 +144,7 @@ class _Pool:
         helping = _entry(help_out.address)
         while True:
             with self._wake:
+                # A wake-up can be missed while the worker falls asleep, so it looks for an open kernel twice.
                 if not self._is_open() and not self._wake.wait(MISSED_S) and not self._is_open():
                     self._wake.wait()
                 self._awake.value += 1
@@ -158,7 +154,7 @@ class _Pool:
 
 
 class _Pools:
-    """The process's pools by number of workers; a pool is made once, whoever asks."""
+    """The process's pools by number of workers; each is made once."""
 
     def __init__(self) -> None:
         self.forget()
@@ -198,7 +194,7 @@ def call(typing: Any, address: Any, block: Any, lane: Any) -> Any:
 
 @emitted
 def read(typing: Any, base: Any, index: Any) -> Any:
-    """A shared word, and all that was written before it."""
+    """Read a shared word, with acquire order."""
 
     def emit(emitter: Emitter, base: Value, index: int) -> Value:
         return emitter.builder.load_atomic(_word(emitter, base, index), "acquire", align=8)
@@ -208,7 +204,7 @@ def read(typing: Any, base: Any, index: Any) -> Any:
 
 @emitted
 def add(typing: Any, base: Any, index: Any, number: Any) -> Any:
-    """Add to a shared word in one step; return what it was."""
+    """Add to a shared word atomically; return its previous value."""
 
     def emit(emitter: Emitter, base: Value, index: int, number: Value | int) -> Value:
         number = I64(number) if isinstance(number, int) else number
@@ -219,7 +215,7 @@ def add(typing: Any, base: Any, index: Any, number: Any) -> Any:
 
 @emitted
 def replaced(typing: Any, base: Any, index: Any, old: Any, new: Any) -> Any:
-    """1 if a shared word was `old` and is now `new`, 0 if it was something else and stays."""
+    """Replace a shared word by `new` if it is `old`; return 1 if it was, else 0."""
 
     def emit(emitter: Emitter, base: Value, index: int, old: Value, new: Value) -> Value:
         pair = emitter.builder.cmpxchg(_word(emitter, base, index), old, new, "acq_rel", "monotonic")
@@ -252,7 +248,7 @@ def publish(pool: int, kernel: int, block: int) -> None:
 
 @cfunc(types.void(types.int64, types.int64, types.int64, types.int64), cache=True)  # type: ignore[untyped-decorator]
 def publish_all(pool: int, kernels: int, blocks: int, count: int) -> None:
-    """Work on kernels one after the other; with pool 0, alone. Block n follows block n - 1."""
+    """Work on kernels one after the other; with pool 0, alone."""
     for n in range(count):
         if pool == 0:
             call(i64(kernels)[n], blocks + n * BLOCK * 8, 0)
@@ -293,7 +289,7 @@ def ticket(typing: Any, block: Any, counter: Any) -> Any:
 
 @inlined
 def draw(block: int, lane: int, counter: int, count: int) -> int:
-    """The number of a task, or `count`, by three counters. Even lanes go up, odd ones down: the next one is known."""
+    """Draw a task by three counters, or return `count`. Even lanes ascend, odd ones descend: the next task is known."""
     if ticket(block, counter) >= count:
         return count
     number: int = ticket(block, counter + 1) if lane % 2 == 0 else count - 1 - ticket(block, counter + 2)
@@ -302,7 +298,7 @@ def draw(block: int, lane: int, counter: int, count: int) -> int:
 
 @emitted
 def finished(typing: Any, block: Any, counter: Any) -> Any:
-    """Count one task as done; what it wrote is visible to who waits for it."""
+    """Count one task as done; its writes are visible to whoever waits for it."""
 
     def emit(emitter: Emitter, block: Value, counter: Value) -> None:
         emitter.builder.atomic_rmw("add", _counter(emitter, block, counter), I64(1), "release")
@@ -329,7 +325,7 @@ def wait_for(typing: Any, block: Any, counter: Any, count: Any) -> Any:
 
 @emitted
 def stack(typing: Any, num_bytes: Any) -> Any:
-    """The address of `num_bytes` (a literal) of stack memory, 64-byte aligned, alive until the caller returns."""
+    """Return the address of `num_bytes` (a literal) of stack memory, 64-byte aligned, valid until the caller ends."""
 
     def emit(emitter: Emitter, num_bytes: int) -> Value:
         builder = emitter.builder

@@ -1,4 +1,4 @@
-"""Vectors in compiled kernels: how a kernel's inner loop is emitted, and pointers for its Python part.
+"""Vectors in compiled kernels: the emission of a kernel's inner loop, and pointers for its Python part.
 
 A kernel is Python for its loops over tiles and emitted LLVM for its inner loop, where every accumulator must stay in a
 register and every rounding must be known. Two rules make results independent of tiling: products are accumulated with
@@ -49,7 +49,7 @@ Value = Any  # an LLVM value
 
 WIDE = bool(llvm.get_host_cpu_features().get("avx512f", False))
 WIDTH = 16 if WIDE else 8
-TILE_ROWS = 12 if WIDE else 6  # rows x 2 vectors of accumulators, and what feeds them, fit the registers
+TILE_ROWS = 12 if WIDE else 6  # rows x 2 vectors of accumulators, and their operands, fit the registers
 
 X86 = llvm.get_process_triple().split("-")[0] in ("x86_64", "i686", "i386")
 
@@ -88,7 +88,7 @@ def emitted(function: Callable[..., Any]) -> Any:
 
 
 def lowered(emit: Callable[..., Value], result: Any, *arguments: Any) -> tuple[Any, Any]:
-    """What a function marked `emitted` returns: its signature, and the code that `emit(emitter, *values)` emits."""
+    """Return the signature of a function marked `emitted`, and its code, emitted by `emit(emitter, *values)`."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         constants = [
@@ -103,13 +103,13 @@ def lowered(emit: Callable[..., Value], result: Any, *arguments: Any) -> tuple[A
 
 
 class Emitter:
-    """Emits the few instructions kernels are made of. Addresses are int64 values in bytes; vectors are fp32."""
+    """Emits the instructions that kernels consist of. Addresses are int64 values in bytes; vectors are fp32."""
 
     def __init__(self, builder: Any) -> None:
         self.builder = builder
 
     def at(self, base: Value, index: Value | int, size: Value | int) -> Value:
-        """base + index * size."""
+        """Return base + index * size."""
         if isinstance(index, int) and isinstance(size, int):
             return self.builder.add(base, I64(index * size)) if index else base
         index, size = (I64(v) if isinstance(v, int) else v for v in (index, size))
@@ -123,15 +123,17 @@ class Emitter:
         self.builder.store(value, pointer, align=_alignment(value.type))
 
     def load_floats(self, address: Value, lanes: int, is_bf16: int) -> Value:
-        """`lanes` consecutive numbers, bf16 if `is_bf16`, as fp32."""
+        """Load `lanes` consecutive numbers, bf16 if `is_bf16`, as fp32."""
         if not is_bf16:
             return self.load(address, vector(F32, lanes))
         wide = self.builder.zext(self.load(address, vector(I16, lanes)), vector(I32, lanes))
         return self.builder.bitcast(self.builder.shl(wide, splat(self, I32(16), lanes)), vector(F32, lanes))
 
     def load_pair(self, address: Value, kind: int) -> tuple[Value, Value]:
-        """One row of a weight block as two vectors: of fp32 (0), of bf16 (1), interleaved as low and high halves, or of
-        int8 (2)."""
+        """Load one row of a weight block as two vectors.
+
+        The kind is fp32 (0), bf16 (1), interleaved as low and high halves, or int8 (2).
+        """
         if kind == 0:
             wide = vector(F32, WIDTH)
             return self.load(address, wide), self.load(self.at(address, WIDTH, 4), wide)
@@ -143,7 +145,7 @@ class Emitter:
         return low, high
 
     def numbers(self, lanes: Value, is_bf16: int) -> list[Value]:
-        """The vectors in `WIDTH` lanes of 32 bits: one of fp32, or if `is_bf16` those of the low and the high bf16."""
+        """Return the vectors in `WIDTH` 32-bit lanes: one of fp32, or those of the low and the high bf16."""
         if not is_bf16:
             return [self.builder.bitcast(lanes, vector(F32, WIDTH))]
         low = self.builder.shl(lanes, splat(self, I32(16), WIDTH))
@@ -152,13 +154,13 @@ class Emitter:
 
     @cached_property
     def high_halves(self) -> Value:
-        """A mask that LLVM cannot see through: it would turn the `and` into a blend, which waits for the FMA units."""
+        """A mask hidden from LLVM, which would turn the `and` into a blend that competes with the FMA units."""
         with self.builder.goto_entry_block():
             place = cgutils.alloca_once_value(self.builder, I32(0xFFFF0000))
             return splat(self, self.builder.load_atomic(place, "monotonic", align=4), WIDTH)
 
     def is_set(self, number: Value) -> Value:
-        """1 if a number is not 0, else 0."""
+        """Return 1 if a number is not 0, else 0."""
         return self.builder.zext(self.builder.icmp_signed("!=", number, I64(0)), I64)
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
@@ -168,7 +170,7 @@ class Emitter:
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, signature, name), [a, b, c])
 
     def prefetch(self, address: Value, level: int) -> None:
-        """Ask for a cache line that will soon be read, in the first or second cache; any address is allowed."""
+        """Prefetch a cache line into the first or second level; any address is allowed."""
         pointer = self.builder.inttoptr(address, ir.PointerType(ir.IntType(8)))
         signature = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
         function = cgutils.get_or_insert_function(self.builder.module, signature, "llvm.prefetch.p0")
@@ -181,7 +183,7 @@ class Emitter:
             self.builder.call(cgutils.get_or_insert_function(self.builder.module, function, "llvm.x86.sse2.pause"), [])
 
     def variable(self, initial: Value) -> Value:
-        """A slot that LLVM turns into a register; `get` and `set` it."""
+        """Allocate a slot that LLVM turns into a register; `get` and `set` it."""
         pointer = cgutils.alloca_once(self.builder, initial.type)
         self.builder.store(initial, pointer)
         return pointer
@@ -194,7 +196,7 @@ class Emitter:
 
     @contextmanager
     def cases(self, number: Value, codes: Sequence[int]) -> Iterator[Iterator[int]]:
-        """A block of code for each value that a number may have: what is emitted while its code is at hand."""
+        """Open a block of code for each value of a number: code emitted while a value is yielded belongs to it."""
         done = self.builder.append_basic_block("done")
         blocks = [self.builder.append_basic_block(f"case.{code}") for code in codes]
         switch = self.builder.switch(number, blocks[0])
@@ -216,11 +218,11 @@ class Emitter:
             yield index
 
     def whole(self, count: Value, step: int) -> Value:
-        """The largest multiple of `step`, a power of two, that is at most `count`."""
+        """Return the largest multiple of `step`, a power of two, that is at most `count`."""
         return self.builder.and_(count, I64(-step))
 
     def exp(self, x: Value) -> Value:
-        """exp of a vector, as the module docstring says."""
+        """Return exp of a vector, as the module docstring describes."""
         b, lanes = self.builder, x.type.count
 
         def constant(number: float) -> Value:
@@ -249,7 +251,7 @@ def vector(kind: Any, lanes: int) -> Any:
 
 
 def splat(emitter: Emitter, value: Value, lanes: int) -> Value:
-    """All lanes equal to one number."""
+    """Return a vector with all lanes equal to one number."""
     if lanes == 1:
         return value
     kind = ir.VectorType(value.type, lanes)
@@ -260,7 +262,7 @@ def splat(emitter: Emitter, value: Value, lanes: int) -> Value:
 
 
 def interleaved(emitter: Emitter, vectors: list[Value]) -> list[Value]:
-    """Vectors whose numbers, one after the other, are the first of each vector given, the second of each, and so on."""
+    """Interleave vectors: the first number of each, then the second of each, and so on."""
     if len(vectors) == 1:
         return vectors
     pairs = zip(interleaved(emitter, vectors[::2]), interleaved(emitter, vectors[1::2]), strict=True)
@@ -270,7 +272,7 @@ def interleaved(emitter: Emitter, vectors: list[Value]) -> list[Value]:
 
 
 def folded(emitter: Emitter, value: Value, join: Callable[[Value, Value], Value]) -> Value:
-    """The lanes of one vector joined by a fixed tree: those half the vector apart first."""
+    """Join the lanes of one vector by a fixed tree: lanes half the vector apart first."""
     lanes = value.type.count
     while lanes > 1:
         lanes //= 2
