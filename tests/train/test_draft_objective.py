@@ -19,7 +19,6 @@ from outrider.testing.directory import write_tiny_model
 from outrider.testing.tiny import tiny_spec, tiny_weights
 from outrider.train.batch import collate
 from outrider.train.objective import OBJECTIVES
-from outrider.train.objectives.chained import chained_KBL
 from outrider.train.objectives.draft_model import DraftObjective, DraftObjectiveConfig, further_on
 from outrider.train.objectives.scoring import Scorer
 
@@ -99,7 +98,7 @@ def test_agreement_further_on_equals_the_chain_written_out(
     examples = [Example(torch.arange(len(text)), torch.tensor([learn for learn, _ in text])) for text in texts]
     batch = collate([examples], 64)
     flags = [agreed for text in texts for _, agreed in text]  # entry t: the guess made at place t is right
-    chained = chained_KBL(batch, num_depths)
+    chained = batch.written_ahead(num_depths, 1)
     values_N = torch.tensor(flags)[chained[0, 0]]
     found_KA = further_on(values_N, chained)
     anchors = []

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from outrider import Commit, ConfigError, DraftLimit, Engine, SamplingParams, SessionPlan, load_proposer, load_target
@@ -22,10 +20,9 @@ from outrider.testing import Oracle, tiny_target
 from outrider.testing.directory import write_tiny_model
 from outrider.train.batch import Batch, collate
 from outrider.train.objective import Teacher
-from outrider.train.objectives import eagle3_network, scoring
+from outrider.train.objectives import layers, scoring
 from outrider.train.objectives.columns import choose_columns
 from outrider.train.objectives.eagle3 import Eagle3Objective, Eagle3ObjectiveConfig
-from outrider.train.objectives.eagle3_network import Rollout, attend
 
 VOCAB = 31
 
@@ -62,46 +59,6 @@ def features_of(target: Target, feature_layers: tuple[int, ...], tokens: Sequenc
 
 def written(target: Target, prompt: Sequence[int], count: int) -> list[int]:
     return [*prompt, *Oracle(target).continuation(list(prompt), SamplingParams(), count)]
-
-
-# ---- the attention of training-time test
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=3),
-    num_steps=st.integers(1, 4),
-    chunk=st.sampled_from([1, 2, 5, 256]),
-    seed=st.integers(0, 99),
-)
-def test_attention_equals_one_dense_softmax_over_all_steps(
-    lengths: list[int], num_steps: int, chunk: int, seed: int
-) -> None:
-    """Row (j, t) sees (0, s <= t) of its own text and (i, t) for i = 1..j: as one [steps * L, steps * L] mask."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(eagle3_network.CHUNKS, "cpu", chunk)
-        batch = collate([[Example(torch.ones(n, dtype=torch.int64), torch.ones(n).bool()) for n in lengths]], 64)
-        L, generator = sum(lengths), torch.Generator().manual_seed(seed)
-        q, k, v = (torch.randn(num_steps, 1, 4, L, 8, generator=generator, dtype=torch.float64) for _ in range(3))
-        k, v = k[:, :, :2], v[:, :, :2]
-        rollout, outs = Rollout(batch.causal_BLL()), []
-        for step in range(num_steps):
-            rollout.keys.append(k[step])
-            rollout.values.append(v[step])
-            outs.append(attend(q[step], rollout))
-        seen = torch.zeros(num_steps, L, num_steps, L, dtype=torch.bool)
-        for j in range(num_steps):
-            for t in range(L):
-                for s in range(t + 1):
-                    seen[j, t, 0, s] = batch.segments_BL[0, s] == batch.segments_BL[0, t]
-                for i in range(1, j + 1):
-                    seen[j, t, i, t] = True
-        for head in range(4):
-            scores = q[:, 0, head].flatten(0, 1) @ k[:, 0, head // 2].flatten(0, 1).T * 8**-0.5
-            weights = scores.masked_fill(~seen.flatten(2, 3).flatten(0, 1), -torch.inf).softmax(-1)
-            want = (weights @ v[:, 0, head // 2].flatten(0, 1)).view(num_steps, L, 8)
-            got = torch.stack([out[0, head] for out in outs])
-            assert (got - want).abs().max() < 1e-12
 
 
 # ---- training and serving compute the same
@@ -249,7 +206,7 @@ def test_gradients_through_chunks_equal_those_without(monkeypatch: pytest.Monkey
     batch = collate([[example(target, objective.feature_layers, written(target, [3, 1], 12), 1)]], 64)
     found = []
     for chunk, small in ((1024, 1 << 22), (3, 0)):
-        monkeypatch.setitem(eagle3_network.CHUNKS, "cpu", chunk)
+        monkeypatch.setitem(layers.CHUNKS, "cpu", chunk)
         monkeypatch.setitem(scoring.CHUNK_LIMITS, "cpu", scoring.ChunkLimits(small, chunk))
         objective.module.zero_grad()
         objective(batch, torch.Generator()).loss.backward()

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from outrider.data.texts import Corpus, Example
@@ -31,7 +29,6 @@ from outrider.testing.directory import write_tiny_model
 from outrider.train.batch import Batch, collate
 from outrider.train.objective import Teacher
 from outrider.train.objectives.mtp import MtpObjective, MtpObjectiveConfig
-from outrider.train.objectives.mtp_network import attend_anchors
 
 VOCAB = 31
 SHAPES = [(1, 3, "residual"), (1, 4, "normed"), (2, 2, "residual"), (3, 3, "normed")]
@@ -67,41 +64,6 @@ def example_of(target: Target, tokens: list[int], num_prompt: int = 1) -> Exampl
 
 def batch_of(target: Target, texts: list[list[int]]) -> Batch:
     return collate([[example_of(target, text) for text in texts]], sum(map(len, texts)))
-
-
-# ---- the mask ----------------------------------------------------------------------------------------------------
-
-
-def dense(queries: Tensor, keys: list[Tensor], values: list[Tensor], segments: list[int]) -> Tensor:
-    """Every row over all (depth, slot) columns, its mask written out."""
-    length, depth = len(segments), len(keys) - 1
-    mask = torch.zeros(length, (depth + 1) * length, dtype=torch.bool)
-    for t in range(length):
-        for i in range(depth + 1):
-            for s in range(length):
-                mask[t, i * length + s] = (s <= t and segments[s] == segments[t]) if i == 0 else s == t
-    all_keys, all_values = torch.cat(keys, 1), torch.cat(values, 1)
-    scores = torch.einsum("blgnd,bsgd->bgnls", queries, all_keys) * queries.shape[-1] ** -0.5
-    weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
-    return torch.einsum("bgnls,bsgd->blgnd", weights, all_values)
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=3), st.integers(0, 3), st.integers(0, 2**30))
-def test_attention_equals_a_dense_mask(lengths: list[int], depth: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    segments = [number for number, length in enumerate(lengths, start=1) for _ in range(length)]
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(1, len(segments), *shape, generator=generator, dtype=torch.float64)
-
-    keys, values = ([draw(2, 4) for _ in range(depth + 1)] for _ in range(2))
-    queries = draw(2, 3, 4)
-    blank = torch.zeros(1, len(segments), dtype=torch.int64)
-    causal_BLL = Batch(blank, blank > 0, torch.tensor([segments]), blank, None).causal_BLL()
-    later = list(zip(keys[1:], values[1:], strict=True))
-    got = attend_anchors(queries, (keys[0], values[0]), later, causal_BLL)
-    torch.testing.assert_close(got, dense(queries, keys, values, segments), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("num_modules", "num_depths", "state"), SHAPES)

@@ -8,7 +8,6 @@ from outrider.testing import tiny_target
 from outrider.train.batch import collate
 from outrider.train.objective import Teacher
 from outrider.train.objectives import scoring
-from outrider.train.objectives.chained import chained_KBL
 from outrider.train.objectives.columns import Columns
 
 
@@ -56,7 +55,7 @@ def test_a_batch_without_learnt_tokens_costs_nothing() -> None:
 
 def test_the_worked_example_of_chains() -> None:
     learn_T = torch.tensor([False, False, True, True, False, True])
-    chained = chained_KBL(collate([[Example(torch.zeros(6, dtype=torch.int64), learn_T)]], 8), 8)
+    chained = collate([[Example(torch.zeros(6, dtype=torch.int64), learn_T)]], 8).written_ahead(8, 1)
     assert chained[0, 0].nonzero().flatten().tolist() == [1, 2, 4]
     assert chained[1, 0].nonzero().flatten().tolist() == [1]
     assert not chained[2:].any()

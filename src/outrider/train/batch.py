@@ -44,16 +44,14 @@ class Batch(NamedTuple):
         same[:, :kept] = self.segments_BL[:, :kept] == self.segments_BL[:, by:]
         return same & (self.segments_BL > 0)
 
-    def learnt_after(self, num_depths: int) -> list[Tensor]:
-        """bool [B, L] for each depth: the target wrote all tokens after slot t's root, up to the predicted one.
+    def written_ahead(self, num_depths: int, first: int) -> Tensor:
+        """bool [K, B, L]: at depth k the target wrote all tokens from `first` places ahead to `first` + k - 1.
 
-        Slot t reads the state at position t and the root behind it; at depth 1 it predicts position t + 2.
+        No depth reaches across the end of a text. Worked example: learn = [0, 0, 1, 1, 0, 1] and `first` = 1 give depth
+        1 at places 1, 2, 4 and depth 2 at place 1.
         """
-        rows_BL, found = torch.ones_like(self.learn_BL), []
-        for depth in range(num_depths):
-            rows_BL = rows_BL & self.shifted(self.learn_BL, depth + 2)
-            found.append(rows_BL)
-        return found
+        ahead = [self.shifted(self.learn_BL, first + depth) for depth in range(num_depths)]
+        return torch.stack(ahead).cumprod(0).bool()
 
     def text_numbers(self) -> Tensor:
         """int64 [B, L]: a number for each text of the batch, equal within it."""

@@ -22,83 +22,14 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, scaled_dot_product_attention, silu
+from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from outrider.formats.hf_draft import EMBEDDING, HEAD, MASK
-from outrider.models.rope import rope_tables
 from outrider.models.spec import DecoderSpec
 from outrider.train.objective import Teacher
+from outrider.train.objectives.layers import Attention, Mlp, RMSNorm, Rotation, rotation
 
 __all__ = ["DraftNetwork"]
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of norms and rotations."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-@final
-class Norm(nn.Module):
-    """RMSNorm, computed in fp32 or wider."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        x_wide = x.to(wide(x.dtype))
-        scaled: Tensor = x_wide * torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + self.eps) * self.weight
-        return scaled.to(x.dtype)
-
-
-@final
-class Attention(nn.Module):
-    """Grouped-query attention with rotary positions."""
-
-    def __init__(self, spec: DecoderSpec) -> None:
-        super().__init__()
-        self.shape = (-1, spec.head_dim)
-        self.num_repeats = spec.num_heads // spec.num_kv_heads
-        width, bias = spec.hidden_size, spec.qkv_bias
-        self.q_proj = nn.Linear(width, spec.num_heads * spec.head_dim, bias=bias)
-        self.k_proj = nn.Linear(width, spec.num_kv_heads * spec.head_dim, bias=bias)
-        self.v_proj = nn.Linear(width, spec.num_kv_heads * spec.head_dim, bias=bias)
-        self.o_proj = nn.Linear(spec.num_heads * spec.head_dim, width, bias=spec.o_bias)
-        if spec.qk_norm:
-            self.q_norm, self.k_norm = (Norm(spec.head_dim, spec.rms_norm_eps) for _ in range(2))
-        self.has_head_norm = spec.qk_norm
-
-    def forward(self, x_BLE: Tensor, cos_BLD: Tensor, sin_BLD: Tensor, mask_BLL: Tensor) -> Tensor:
-        q, k, v = (part(x_BLE).unflatten(-1, self.shape) for part in (self.q_proj, self.k_proj, self.v_proj))
-        if self.has_head_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = (_rotate(part, cos_BLD, sin_BLD).to(v.dtype) for part in (q, k))
-        k, v = (part.repeat_interleave(self.num_repeats, dim=2) for part in (k, v))  # every fast kernel takes these
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-        out = scaled_dot_product_attention(q, k, v, mask_BLL[:, None])
-        result: Tensor = self.o_proj(out.transpose(1, 2).flatten(-2))
-        return result
-
-
-def _rotate(x_BLHD: Tensor, cos_BLD: Tensor, sin_BLD: Tensor) -> Tensor:
-    left, right = x_BLHD.to(cos_BLD.dtype).chunk(2, dim=-1)
-    return x_BLHD * cos_BLD[:, :, None] + torch.cat([-right, left], dim=-1) * sin_BLD[:, :, None]
-
-
-@final
-class Mlp(nn.Module):
-    """The gated feed-forward part."""
-
-    def __init__(self, spec: DecoderSpec) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(spec.hidden_size, spec.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(spec.hidden_size, spec.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(spec.intermediate_size, spec.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
-        return out
 
 
 @final
@@ -108,15 +39,20 @@ class Layer(nn.Module):
     def __init__(self, spec: DecoderSpec, window: int | None) -> None:
         super().__init__()
         self.window = window
-        self.input_layernorm = Norm(spec.hidden_size, spec.rms_norm_eps)
+        self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         self.self_attn = Attention(spec)
-        self.post_attention_layernorm = Norm(spec.hidden_size, spec.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         self.mlp = Mlp(spec)
 
-    def forward(self, x_BLE: Tensor, cos_BLD: Tensor, sin_BLD: Tensor, mask_BLL: Tensor, ages_BLL: Tensor) -> Tensor:
+    def forward(self, x_BLE: Tensor, turned: Rotation, mask_BLL: Tensor, ages_BLL: Tensor) -> Tensor:
         if self.window is not None:
             mask_BLL = mask_BLL & (ages_BLL < self.window)
-        x_BLE = x_BLE + self.self_attn(self.input_layernorm(x_BLE), cos_BLD, sin_BLD, mask_BLL)
+        q, k, v = self.self_attn.heads(self.input_layernorm(x_BLE), turned)
+        num_repeats = q.shape[2] // k.shape[2]
+        k, v = (part.repeat_interleave(num_repeats, dim=2) for part in (k, v))  # every fast kernel takes these
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        mixed_BHLD = scaled_dot_product_attention(q, k, v, mask_BLL[:, None])
+        x_BLE = x_BLE + self.self_attn.output(mixed_BHLD.transpose(1, 2))
         out: Tensor = x_BLE + self.mlp(self.post_attention_layernorm(x_BLE))
         return out
 
@@ -132,7 +68,7 @@ class Trunk(nn.Module):
         if own_mask:
             self.mask_embedding = nn.Parameter(torch.zeros(spec.hidden_size))
         self.layers = nn.ModuleList(Layer(spec, window) for window in spec.windows)
-        self.norm = Norm(spec.hidden_size, spec.rms_norm_eps)
+        self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
 
 
 @final
@@ -163,10 +99,10 @@ class DraftNetwork(nn.Module):
     def forward(self, tokens_BL: Tensor, positions_BL: Tensor, mask_BLL: Tensor) -> Tensor:
         """States after the final norm [B, L, E]. `mask_BLL` is True where a row sees a column; no row is empty."""
         x_BLE = self._embed(tokens_BL)
-        cos_BLD, sin_BLD = self._angles(positions_BL, wide(self.model.norm.weight.dtype))
+        turned = rotation(self.spec, positions_BL, self.model.norm.weight.dtype)
         ages_BLL = positions_BL[:, :, None] - positions_BL[:, None, :]
         for layer in self.model.layers:
-            x_BLE = layer(x_BLE, cos_BLD, sin_BLD, mask_BLL, ages_BLL)
+            x_BLE = layer(x_BLE, turned, mask_BLL, ages_BLL)
         states_BLE: Tensor = self.model.norm(x_BLE)
         return states_BLE
 
@@ -178,10 +114,6 @@ class DraftNetwork(nn.Module):
         if self.mask_id is None:
             return x_BLE
         return torch.where((tokens_BL == self.mask_id)[..., None], self.model.mask_embedding, x_BLE)
-
-    def _angles(self, positions_BL: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        tables = rope_tables(self.spec, int(positions_BL.max()) + 1, positions_BL.device)
-        return tables.cos_PD.to(dtype)[positions_BL], tables.sin_PD.to(dtype)[positions_BL]
 
     def tensors(self, *, complete: bool) -> dict[str, Tensor]:
         """What a checkpoint holds, under Hugging Face names; `complete` adds what is shared, the mask in its row."""

@@ -30,7 +30,6 @@ from outrider.errors import ConfigError
 from outrider.formats.hf_draft import write_draft
 from outrider.train.batch import Batch
 from outrider.train.objective import Objective, Outcome, Teacher
-from outrider.train.objectives.chained import chained_KBL
 from outrider.train.objectives.columns import Columns
 from outrider.train.objectives.decoder import DraftNetwork
 from outrider.train.objectives.losses import LOSSES, Loss
@@ -88,7 +87,7 @@ class DraftObjective(Objective):
         return self.config.num_depths
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Outcome:
-        chained = chained_KBL(batch, self.num_depths)
+        chained = batch.written_ahead(self.num_depths, 1)
         scored_BL = chained[0]
         features_NF = None
         if self.feature_layers:
@@ -97,9 +96,7 @@ class DraftObjective(Objective):
         states_BLE: Tensor = self.network(batch.tokens_BL, batch.positions_BL, batch.causal_BLL())
         tokens_N = batch.shifted(batch.tokens_BL, 1)[scored_BL]
         scores = self.scorer.score(states_BLE[scored_BL], self.network.head_VE, tokens_N, features_NF)
-        row_N = scored_BL.nonzero(as_tuple=True)[0]
-        texts_N = row_N * (int(batch.segments_BL.max()) + 1) + batch.segments_BL[scored_BL]
-        mean = scores.mean_by_text(texts_N)
+        mean = scores.mean_by_text(batch.text_numbers()[scored_BL])
         overlap_R = scores.overlap_R
         return Outcome(
             mean.total,

@@ -26,7 +26,6 @@ from typing import NamedTuple, Self, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from outrider.data.texts import Corpus
 from outrider.errors import ConfigError
@@ -38,8 +37,8 @@ from outrider.train.objective import Objective, Outcome, Teacher
 from outrider.train.objectives.columns import Columns, choose_columns
 from outrider.train.objectives.eagle3_network import Eagle3Network
 from outrider.train.objectives.eagle3_start import begin, head_spec
-from outrider.train.objectives.losses import LOSSES, Loss, loss_R, overlap_R
-from outrider.train.objectives.scoring import chunk_limits, mean_by_text
+from outrider.train.objectives.losses import LOSSES, Loss
+from outrider.train.objectives.scoring import Depths, Scorer, Teach, chunk_limits
 
 __all__ = ["Eagle3Objective", "Eagle3ObjectiveConfig"]
 
@@ -84,15 +83,6 @@ class Eagle3ObjectiveConfig:
             raise ConfigError(f"loss={self.loss!r} must be one of {', '.join(LOSSES)}")
 
 
-class Scores(NamedTuple):
-    """Per row: loss with gradient, the column that the head would draft, and its overlap with the target, which is
-    computed without gradients only."""
-
-    loss_R: Tensor
-    column_R: Tensor
-    overlap_R: Tensor | None
-
-
 class TargetTable(NamedTuple):
     """The target's distribution after every position that precedes a learnt token.
 
@@ -102,6 +92,11 @@ class TargetTable(NamedTuple):
 
     place_BL: Tensor
     log_p_PK: Tensor | None
+
+    def teach_by(self, place_R: Tensor) -> Teach:
+        """Return the rows of the table at these places."""
+        log_p_PK = self.log_p_PK
+        return (lambda where: None) if log_p_PK is None else (lambda where: log_p_PK[place_R[where]])
 
 
 @final
@@ -116,7 +111,8 @@ class Eagle3Objective(Objective):
         self.config = config
         self.network = network
         self.ids_K = ids_K
-        self.columns = Columns(ids_K, network.spec.layer.vocab_size, teacher.embedding_VE.device)
+        columns = Columns(ids_K, network.spec.layer.vocab_size, teacher.embedding_VE.device)
+        self.scorer = Scorer(config.loss, teacher, columns)
 
     @classmethod
     def create(cls, teacher: Teacher, config: Eagle3ObjectiveConfig, corpus: Corpus, seed: int) -> Self:
@@ -159,60 +155,20 @@ class Eagle3Objective(Objective):
         return self.network.steps(batch, features_BLF, self.teacher.embedding_VE, self.num_depths)
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Outcome:
-        table, texts_BL, learnt = self._table(batch), batch.text_numbers(), batch.learnt_after(self.num_depths)
-        shape = (self.num_depths, batch.tokens_BL.numel())
-        agreed_KR = torch.zeros(shape, dtype=torch.bool, device=batch.tokens_BL.device)
-        overlap_KR = torch.zeros(shape, device=batch.tokens_BL.device)
-        loss = self._features(batch).new_zeros(())
-        for depth, (out_BLE, rows_BL) in enumerate(zip(self.states(batch), learnt, strict=True)):
-            tokens_R = batch.shifted(batch.tokens_BL, depth + 2)[rows_BL]
+        table = self._table(batch)
+        depths = Depths(batch, self.scorer, [self.config.decay**depth for depth in range(self.num_depths)])
+        for depth, out_BLE in enumerate(self.states(batch)):
+            rows_BL = depths.rows_KBL[depth]
             place_R = batch.shifted(table.place_BL, depth + 1)[rows_BL]
-            scores = self._score(out_BLE[rows_BL], tokens_R, place_R, table)
-            kept_R = self.columns.learnable(self.config.loss, tokens_R)
-            loss = (
-                loss + self.config.decay**depth * mean_by_text(scores.loss_R[kept_R], texts_BL[rows_BL][kept_R]).total
-            )
-            flat_R = rows_BL.flatten()
-            agreed_KR[depth, flat_R] = self.columns.tokens(scores.column_R) == tokens_R
-            if scores.overlap_R is not None:
-                overlap_KR[depth, flat_R] = scores.overlap_R.to(overlap_KR.dtype)
-        anchors_BL = batch.shifted(batch.learn_BL, 1)  # the target wrote the root
-        valid_KR = torch.stack([(rows_BL & anchors_BL).flatten() for rows_BL in learnt])
-        num_texts = int(torch.unique(texts_BL[learnt[0]]).numel())
-        overlap = None if torch.is_grad_enabled() else overlap_KR * valid_KR
-        return Outcome(loss, num_texts, agreed_KR & valid_KR, valid_KR, overlap)
-
-    def _score(self, states_RE: Tensor, tokens_R: Tensor, place_R: Tensor, table: TargetTable) -> Scores:
-        """Large batches in chunks whose logits are made again in the backward pass: one chunk's exist at a time."""
-        everything, space = (states_RE, self.columns.of(tokens_R), place_R), chunk_limits(tokens_R.device)
-        if len(tokens_R) * len(self.ids_K) <= space.logits:
-            return self._score_chunk(*everything, table.log_p_PK)
-        parts: list[Scores] = []
-        for start in range(0, len(tokens_R), space.positions):
-            some = (x_R[start : start + space.positions] for x_R in everything)
-            scores = checkpoint(self._score_chunk, *some, table.log_p_PK, use_reentrant=False, preserve_rng_state=False)
-            parts.append(scores)
-        overlaps = [part.overlap_R for part in parts if part.overlap_R is not None]
-        return Scores(
-            torch.cat([part.loss_R for part in parts]),
-            torch.cat([part.column_R for part in parts]),
-            torch.cat(overlaps) if overlaps else None,
-        )
-
-    def _score_chunk(self, states_RE: Tensor, columns_R: Tensor, place_R: Tensor, log_p_PK: Tensor | None) -> Scores:
-        logits_RK = self.network.predict(states_RE)
-        logits_RK = logits_RK.to(torch.promote_types(logits_RK.dtype, torch.float32))
-        teacher_RK = None if log_p_PK is None else log_p_PK[place_R]
-        column_R = logits_RK.detach().argmax(-1)
-        overlaps_R = None if teacher_RK is None or torch.is_grad_enabled() else overlap_R(logits_RK, teacher_RK)
-        return Scores(loss_R(self.config.loss, logits_RK, columns_R, teacher_RK), column_R, overlaps_R)
+            depths.add(self.network.predict, out_BLE[rows_BL], table.teach_by(place_R))
+        return depths.outcome()
 
     def _table(self, batch: Batch) -> TargetTable:
         final_BLE = self._features(batch)[..., self.spec.features :]
         needed_BL = batch.shifted(batch.learn_BL, 1)
         place_BL = (needed_BL.flatten().cumsum(0) - 1).clamp(min=0).view_as(needed_BL)
         states = torch.split(final_BLE[needed_BL], chunk_limits(final_BLE.device).positions)
-        log_p = [self.columns.teach(self.config.loss, self.teacher, states_RE) for states_RE in states]
+        log_p = [self.scorer.columns.teach(self.config.loss, self.teacher, states_RE) for states_RE in states]
         known = [log_p_PK for log_p_PK in log_p if log_p_PK is not None]
         return TargetTable(place_BL, torch.cat(known) if known else None)
 

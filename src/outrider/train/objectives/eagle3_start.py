@@ -23,6 +23,7 @@ from outrider.models.spec import DecoderSpec
 from outrider.target import Target
 from outrider.train.objective import Teacher
 from outrider.train.objectives.eagle3_network import Eagle3Network, plain
+from outrider.train.objectives.layers import draw_weights
 
 __all__ = ["begin", "head_spec"]
 
@@ -93,11 +94,8 @@ def begin(
     Raises:
         ConfigError: if `start_layer` is not a layer of the target, or its files are not at hand.
     """
-    generator = torch.Generator().manual_seed(seed)
+    draw_weights(network, seed)
     with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.dim() == 2:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[1] ** -0.5)
         if start_head:
             network.lm_head.weight.copy_(teacher.head_VE[ids_K.to(teacher.head_VE.device)])
         if start_layer is not None:

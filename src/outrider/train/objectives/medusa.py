@@ -22,12 +22,12 @@ Shapes: B rows, L positions, E hidden size, K output columns, V vocabulary, P po
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, final
+from typing import Any, Literal, Self, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from outrider.data.texts import Corpus
 from outrider.errors import ConfigError, nearest
@@ -38,9 +38,9 @@ from outrider.proposers.drafting.medusa_tree import grown_paths
 from outrider.train.batch import Batch
 from outrider.train.objective import Objective, Outcome, Teacher
 from outrider.train.objectives.columns import Columns
-from outrider.train.objectives.losses import LOSSES, Loss, loss_R, overlap_R
+from outrider.train.objectives.losses import LOSSES, Loss
 from outrider.train.objectives.medusa_network import MedusaNetwork
-from outrider.train.objectives.scoring import chunk_limits, mean_by_text
+from outrider.train.objectives.scoring import Depths, Scorer
 
 __all__ = ["MedusaObjective", "MedusaObjectiveConfig"]
 
@@ -87,27 +87,6 @@ class MedusaObjectiveConfig:
             raise ConfigError(f"draft_vocab={self.draft_vocab} has no place in layout={self.layout}; use layout=vllm")
 
 
-class _Places(NamedTuple):
-    """Where one head is asked: row and position in the batch, and the tokens it should guess."""
-
-    rows_P: Tensor
-    positions_P: Tensor
-    tokens_P: Tensor
-
-    @property
-    def where(self) -> tuple[Tensor, Tensor]:
-        return self.rows_P, self.positions_P
-
-
-class _Scores(NamedTuple):
-    """At each place: loss and best guess (a target id); without gradients also rank of the right token and overlap."""
-
-    loss_P: Tensor
-    guess_P: Tensor
-    rank_P: Tensor | None
-    overlap_P: Tensor | None
-
-
 @final
 class MedusaObjective(Objective):
     """Medusa-1: heads that learn from the target's last state, the target itself frozen."""
@@ -121,6 +100,7 @@ class MedusaObjective(Objective):
         self.teacher = teacher
         self.config = config
         self.columns = Columns(ids_K, spec.vocab_size, device)
+        self.scorer = Scorer(config.loss, teacher, self.columns)
         self.head_KE = self.columns.rows(teacher.head_VE)
         self.shape = MedusaShape(
             num_heads=config.num_heads,
@@ -132,7 +112,6 @@ class MedusaObjective(Objective):
             output="own" if config.output == "own" else "target",
         )
         self.network = MedusaNetwork(self.shape, self.head_KE).to(device)
-        self.max_logits = chunk_limits(device).logits
         self.rank_counts_HN = torch.zeros(config.num_heads, NUM_RANKS, dtype=torch.int64)
         self.num_ranked_H = torch.zeros(config.num_heads, dtype=torch.int64)
         self._counts_are_old = False
@@ -155,86 +134,27 @@ class MedusaObjective(Objective):
         return self.config.num_heads
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Outcome:
-        features_BLE = batch.features_BLF
+        features_BLE, dtype = batch.features_BLF, next(self.network.parameters()).dtype
         assert features_BLE is not None, "the heads read the target's last state"
-        anchors_BL = _ahead(batch, batch.learn_BL, 1) & _ahead(batch, batch.learn_BL, 2)
-        texts_BL = _text_numbers(batch)
-        places = self._places(batch)
-        num_logits = self.shape.num_columns * sum(len(place.tokens_P) for place in places)
-        recompute = torch.is_grad_enabled() and num_logits > self.max_logits
-        total = torch.zeros((), device=anchors_BL.device)
-        agreed, valid, overlap = [], [], []
-        for head, place in enumerate(places):
-            scores = self._score(head, place, features_BLE, recompute)
-            learnt_P = self.columns.learnable(self.config.loss, place.tokens_P)
-            means = mean_by_text(scores.loss_P[learnt_P], texts_BL[place.where][learnt_P])
-            total = total + self.config.decay ** (head + 1) * means.total
-            agreed.append(_at(anchors_BL, place, scores.guess_P == place.tokens_P))
-            valid.append(_at(anchors_BL, place, torch.ones_like(learnt_P)))
-            if scores.overlap_P is not None:
-                overlap.append(_at(anchors_BL, place, scores.overlap_P))
-            if scores.rank_P is not None:
-                self._count(head, scores.rank_P[anchors_BL[place.where]])
+        depths = Depths(batch, self.scorer, [self.config.decay ** (head + 1) for head in range(self.num_depths)])
+        for head, rows_BL in enumerate(depths.rows_KBL):
+            predict = partial(self.network, head, shared_KE=self.head_KE)
+            teach = self.scorer.teach_by(batch.shifted(features_BLE, head + 1)[rows_BL])
+            scores = depths.add(predict, features_BLE[rows_BL].to(dtype), teach)
+            if scores.rank_R is not None:
+                self._count(head, scores.rank_R[depths.anchors_BL[rows_BL]])
         self._counts_are_old = self._counts_are_old or torch.is_grad_enabled()
-        num_texts = int((torch.bincount(texts_BL[places[0].where]) > 0).sum())
-        return Outcome(
-            total, num_texts, torch.stack(agreed), torch.stack(valid), torch.stack(overlap) if overlap else None
-        )
+        return depths.outcome()
 
-    def _places(self, batch: Batch) -> list[_Places]:
-        """For each head, the positions behind which the target wrote the whole draft."""
-        wanted_BL = batch.segments_BL > 0
-        places = []
-        for head in range(self.config.num_heads):
-            wanted_BL = wanted_BL & _ahead(batch, batch.learn_BL, head + 2)
-            rows_P, positions_P = wanted_BL.nonzero(as_tuple=True)
-            places.append(_Places(rows_P, positions_P, batch.tokens_BL[rows_P, positions_P + head + 2]))
-        return places
-
-    def _score(self, head: int, place: _Places, features_BLE: Tensor, recompute: bool) -> _Scores:
-        """Score one head, at most `max_logits` logits at a time."""
-        chunk = max(1, self.max_logits // self.shape.num_columns)
-        parts: list[_Scores] = []
-        for start in range(0, max(1, len(place.tokens_P)), chunk):
-            some = _Places(*(part[start : start + chunk] for part in place))
-            if recompute:
-                arguments: tuple[Any, ...] = (self._score_chunk, head, some, features_BLE)
-                parts.append(checkpoint(*arguments, use_reentrant=False, preserve_rng_state=False))
-            else:
-                parts.append(self._score_chunk(head, some, features_BLE))
-        ranks = [part.rank_P for part in parts if part.rank_P is not None]
-        overlaps = [part.overlap_P for part in parts if part.overlap_P is not None]
-        return _Scores(
-            torch.cat([part.loss_P for part in parts]),
-            torch.cat([part.guess_P for part in parts]),
-            torch.cat(ranks) if ranks else None,
-            torch.cat(overlaps) if overlaps else None,
-        )
-
-    def _score_chunk(self, head: int, place: _Places, features_BLE: Tensor) -> _Scores:
-        dtype = next(self.network.parameters()).dtype
-        logits_PK = self.network(head, features_BLE[place.where].to(dtype), self.head_KE)
-        logits_PK = logits_PK.to(torch.promote_types(logits_PK.dtype, torch.float32))
-        columns_P = self.columns.of(place.tokens_P)
-        written_PE = features_BLE[place.rows_P, place.positions_P + head + 1]
-        teacher_PK = self.columns.teach(self.config.loss, self.teacher, written_PE)
-        losses_P = loss_R(self.config.loss, logits_PK, columns_P, teacher_PK)
-        guess_P = self.columns.tokens(logits_PK.detach().argmax(-1))
-        if torch.is_grad_enabled():
-            return _Scores(losses_P, guess_P, None, None)
-        right_P1 = logits_PK.gather(1, columns_P.clamp(min=0)[:, None])
-        ranks_P = torch.where(columns_P >= 0, (logits_PK > right_P1).sum(-1), NUM_RANKS)
-        assert teacher_PK is not None
-        return _Scores(losses_P, guess_P, ranks_P, overlap_R(logits_PK, teacher_PK))
-
-    def _count(self, head: int, ranks_P: Tensor) -> None:
+    def _count(self, head: int, ranks_R: Tensor) -> None:
         """Add to the counts of this evaluation; what was counted before the last training step is dropped."""
         if self._counts_are_old:
             self.rank_counts_HN.zero_()
             self.num_ranked_H.zero_()
             self._counts_are_old = False
-        self.rank_counts_HN[head] += torch.bincount(ranks_P.cpu(), minlength=NUM_RANKS)[:NUM_RANKS]
-        self.num_ranked_H[head] += len(ranks_P)
+        known_R = ranks_R[ranks_R >= 0].cpu()
+        self.rank_counts_HN[head] += torch.bincount(known_R, minlength=NUM_RANKS)[:NUM_RANKS]
+        self.num_ranked_H[head] += len(ranks_R)
 
     def rank_accuracies(self) -> list[list[float]]:
         """`[h][n]`: how often the right token had rank n of head h, where calls without gradients saw it last."""
@@ -257,22 +177,3 @@ class MedusaObjective(Objective):
             tree = grown_paths(accuracies, TREE_NODES)[:TREE_NODES]
             measured = {"rank_accuracies": accuracies, "tree": [list(path) for path in tree]}
         write_medusa(directory, shape, tensors, self.config.layout, provenance(self.teacher.target, **measured))
-
-
-def _ahead(batch: Batch, x_BL: Tensor, by: int) -> Tensor:
-    """`Batch.shifted`, for rows shorter than the shift too."""
-    return batch.shifted(x_BL, min(by, x_BL.shape[1]))
-
-
-def _text_numbers(batch: Batch) -> Tensor:
-    """int64 [B, L]: a number for every text of the batch."""
-    segments_BL = batch.segments_BL
-    rows_B = torch.arange(len(segments_BL), device=segments_BL.device)
-    return segments_BL + (1 + segments_BL.max()) * rows_B[:, None]
-
-
-def _at(anchors_BL: Tensor, place: _Places, values_P: Tensor) -> Tensor:
-    """The values at the anchors [R]; zero where this head is not asked."""
-    values_BL = torch.zeros(anchors_BL.shape, dtype=values_P.dtype, device=values_P.device)
-    values_BL[place.where] = values_P
-    return values_BL[anchors_BL]

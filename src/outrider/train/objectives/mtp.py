@@ -43,9 +43,10 @@ from outrider.target import Target
 from outrider.train.batch import Batch
 from outrider.train.objective import Objective, Outcome, Teacher
 from outrider.train.objectives.columns import Columns
+from outrider.train.objectives.layers import draw_weights
 from outrider.train.objectives.losses import Loss
 from outrider.train.objectives.mtp_network import MtpInputs, MtpNetwork
-from outrider.train.objectives.scoring import Scorer
+from outrider.train.objectives.scoring import Depths, Scorer
 
 __all__ = ["MtpObjective", "MtpObjectiveConfig"]
 
@@ -111,7 +112,7 @@ class MtpObjective(Objective):
         target = teacher.target
         spec = block_spec(target)
         network = MtpNetwork(spec, config.num_modules)
-        fresh(network, torch.Generator().manual_seed(seed))
+        draw_weights(network, seed)
         if config.start_from_target and target.spec.directory is not None:
             copy_from(read_weights(target.spec.directory), target, network)
         norm_E = final_norm_E(target).to(teacher.embedding_VE) if config.state == "residual" else None
@@ -131,30 +132,14 @@ class MtpObjective(Objective):
         return self.config.num_depths
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Outcome:
-        features_BLE = self._features(batch)
-        outs = self.network(self.inputs(batch))
-        shape = (self.num_depths, batch.tokens_BL.numel())
-        agreed_KR = torch.zeros(shape, dtype=torch.bool, device=batch.tokens_BL.device)
-        overlap_KR = torch.zeros(shape, device=batch.tokens_BL.device)
-        texts_BL = batch.text_numbers()
-        learnt_KBL = batch.learnt_after(self.num_depths)
-        num_texts = torch.unique(texts_BL[learnt_KBL[0]]).numel()
-        loss = features_BLE.new_zeros(())
-        for depth, (out_BLE, rows_BL) in enumerate(zip(outs, learnt_KBL, strict=True)):
-            if not bool(rows_BL.any()):
-                continue
-            states_RE = batch.shifted(features_BLE, depth + 1)[rows_BL]
-            tokens_R = batch.shifted(batch.tokens_BL, depth + 2)[rows_BL]
-            scores = self.scorer.score(out_BLE[rows_BL], self.teacher.head_VE, tokens_R, states_RE)
-            weight = self.config.beta**depth / sum(self.config.beta**j for j in range(self.num_depths))
-            loss = loss + weight * scores.mean_by_text(texts_BL[rows_BL]).total
-            agreed_KR[depth, rows_BL.flatten()] = scores.guess_R == tokens_R
-            if scores.overlap_R is not None:
-                overlap_KR[depth, rows_BL.flatten()] = scores.overlap_R.to(overlap_KR.dtype)
-        anchors_BL = batch.shifted(batch.learn_BL, 1)
-        valid_KR = torch.stack([(rows_BL & anchors_BL).flatten() for rows_BL in learnt_KBL])
-        overlap = None if torch.is_grad_enabled() else overlap_KR * valid_KR
-        return Outcome(loss, num_texts, agreed_KR & valid_KR, valid_KR, overlap)
+        features_BLE, powers = self._features(batch), [self.config.beta**depth for depth in range(self.num_depths)]
+        depths = Depths(batch, self.scorer, [power / sum(powers) for power in powers])
+        predict = self.scorer.predict_by(self.teacher.head_VE)
+        for depth, out_BLE in enumerate(self.network(self.inputs(batch))):
+            rows_BL = depths.rows_KBL[depth]
+            teach = self.scorer.teach_by(batch.shifted(features_BLE, depth + 1)[rows_BL])
+            depths.add(predict, out_BLE[rows_BL], teach)
+        return depths.outcome()
 
     def inputs(self, batch: Batch) -> MtpInputs:
         """What the network reads of a batch."""
@@ -185,16 +170,6 @@ class MtpObjective(Objective):
             provenance=facts,
         )
         write_mtp(directory, written, dtype)
-
-
-def fresh(network: MtpNetwork, generator: torch.Generator) -> None:
-    """Norms one, biases zero, matrices normal with variance 1 / inputs."""
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if parameter.dim() == 2:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[1] ** -0.5)
-            else:
-                parameter.fill_(1.0 if "norm" in name else 0.0)
 
 
 def copy_from(weights: Weights, target: Target, network: MtpNetwork) -> None:

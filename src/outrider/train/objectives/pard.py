@@ -121,8 +121,7 @@ class PardObjective(Objective):
         tokens_N = batch.tokens_BL[rows.row_N, rows.anchor_N + rows.block_N + 1]
         states_NE = self.states(batch, layout)[rows.row_N, rows.place_N]
         scores = self.scorer.score(states_NE, self.network.head_VE, tokens_N, features_NF)
-        segments_N = batch.segments_BL[rows.row_N, rows.anchor_N]
-        mean = scores.mean_by_text(rows.row_N * (int(batch.segments_BL.max()) + 1) + segments_N)
+        mean = scores.mean_by_text(batch.text_numbers()[rows.row_N, rows.anchor_N])
         return Outcome(
             mean.total,
             mean.num_texts,

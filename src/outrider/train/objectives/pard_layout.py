@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from outrider.train.batch import Batch
-from outrider.train.objectives.chained import chained_KBL
 
 __all__ = ["Layout", "ScoredRows", "lay_out"]
 
@@ -85,7 +84,7 @@ class ScoredRows(NamedTuple):
 
 def lay_out(batch: Batch, num_depths: int, retention: float, floor: float, generator: torch.Generator) -> Layout:
     """Choose the rows to keep; equal generators choose the same."""
-    chained = chained_KBL(batch, num_depths)
+    chained = batch.written_ahead(num_depths, 1)
     noise_BL = torch.rand(batch.tokens_BL.shape, generator=generator).to(batch.tokens_BL.device)
     eligible_BL = chained[0]
     noise_BL = torch.where(eligible_BL, noise_BL, 2.0)
