@@ -19,6 +19,10 @@ def test_the_readme_is_short_and_begins_with_python() -> None:
     assert lines.index("```python") < FIRST_PYTHON
 
 
+def test_the_architecture_is_read_in_one_sitting() -> None:
+    assert len((ROOT / "docs" / "concepts" / "architecture.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
 @PAGES
 def test_tables_are_small_outside_the_results(page: Path) -> None:
     if page.parent.name != "results":
