@@ -1,8 +1,8 @@
 """Speculative decoding, in one loop.
 
 Plain decoding asks the target for one token per forward pass. A forward pass is limited by reading the weights, so a
-few more rows in the same pass cost little. A *proposer* therefore guesses the next tokens; the target reads the last
-committed token (the *root*) together with all guesses in one pass; the verifier keeps the guesses that the target would
+few more rows in the same pass cost little. A *proposer* therefore guesses the next tokens. The target reads the last
+committed token (the *root*) together with all guesses in one pass. The verifier keeps the guesses that the target would
 have written itself, and the target's own next token after them (the *bonus*). Every step yields at least one token, and
 the text is the target's own. `Engine.step` below is the whole algorithm; plain decoding is the same step with an empty
 draft.
@@ -10,11 +10,9 @@ draft.
     root: "The"    draft: "cat sat down"    target after each row: "cat", "sat", "on", ...
     accepted: "cat sat", bonus: "on"        one forward, three tokens
 
-Around it: requests wait until a slot is free, take it while others go on (continuous admission), and leave it at an
-end-of-text token, a stop string or a limit. The cache holds every committed token of a slot except the root.
-
-What was decided for a request lies in its outbox (`requests/events.py`) until it is read. The outboxes are the truth:
-after an exception anywhere in a step, cache and session are made anew from them before the next one (`loop/guard.py`).
+Requests wait until a slot is free, while others go on (continuous admission), and leave it at an end-of-text token, a
+stop string or a limit. Their events wait in outboxes (`requests/events.py`) until they are read. The outboxes are the
+truth: after an exception anywhere in a step, cache and session are rebuilt from them (`loop/guard.py`).
 """
 
 from collections import deque
@@ -48,18 +46,18 @@ Recorder = Callable[[StepRecord | PrefillRecord], None]
 
 @final
 class Engine:
-    """Decodes requests in a batch of slots, with a target and a proposer.
+    """A decoder of requests in a batch of slots, with a target and a proposer.
 
     One thread uses an engine at a time; engines in several threads may share a target and a proposer.
 
     Args:
-        max_batch: slots; more requests wait.
+        max_batch: number of slots; more requests wait.
         max_len: the longest text in tokens, prompt included; at most (and by default) the target's own limit.
-        num_nodes: nodes that each slot may draft per step; by default what the proposer asks for.
+        num_nodes: nodes that each slot may draft per step; by default the proposer's `max_nodes`.
         verification: "coupled", "rejection" or "block"; see `outrider.verify`.
-        budget: "fixed" drafts `num_nodes` in every step; "auto" at most that many, as many as pay, which may be none
+        budget: "fixed" drafts `num_nodes` in every step; "auto" drafts up to that many, as many as pay, or none
             (`outrider.adaptive.controller`); or a budget of your own.
-        record: called with every step and prefill record.
+        record: callback for every step and prefill record.
 
     Raises:
         CapacityError: if cache and weights do not fit in memory; the message says what would.
@@ -106,42 +104,41 @@ class Engine:
         self.num_steps = 0
 
     def step(self) -> None:
-        """Give every running request at least one token. `take` gives what became of them."""
+        """Give every running request at least one token; `take` returns them."""
         with self.guard:
             if not self.batch.running:
                 return
-            clock, batch = Clock(self.spec.device), self.batch
-            slots, samplings = batch.slots, batch.samplings
-            limits = self.budget.limits(batch.slot_states(self.session), len(self.waiting))
-            proposed = self.session.propose(slots, limits)  # may be wrong, never unsafe
-            node_limits = [(limit.num_nodes, limit.num_nodes) for limit in limits]  # what is too deep costs time alone
-            draft = self.budget.prune(check_draft(proposed, slots, node_limits, self.spec.vocab_size))
-            clock.lap("propose")
-            forward = self.target.forward(slots, batch.roots, draft)  # the only target call in the loop
-            clock.lap("verify")
-            accepted = self.verifier(
-                draft, VerifyInput(forward.logits_BMV, self.target.cache.lengths_of(slots), samplings)
-            )
-            clock.lap("accept")
-            self.target.cache.commit(slots, [path.rows for path in accepted])  # it holds every token but the root
-            clock.lap("commit")
-            steps, events = batch.advance(draft, accepted)  # emit, and stop where a text ends
-            self.outboxes.announce(event.request for event in events)
-            clock.lap("host")
+            clock, batch, cache = Clock(self.spec.device), self.batch, self.target.cache
+            slots = batch.slots
+            with clock("propose"):
+                limits = self.budget.limits(batch.slot_states(self.session), len(self.waiting))
+                proposed = self.session.propose(slots, limits)  # may be wrong, never unsafe
+                draft = self.budget.prune(check_draft(proposed, slots, limits, self.spec.vocab_size, check_depth=False))
+            with clock("verify"):
+                forward = self.target.forward(slots, batch.roots, draft)  # the only target call in the loop
+            with clock("accept"):
+                given = VerifyInput(forward.logits_BMV, cache.lengths_of(slots), batch.samplings)
+                accepted = self.verifier(draft, given)
+            with clock("commit"):
+                cache.commit(slots, [path.rows for path in accepted])  # it holds every token but the root
+            with clock("host"):
+                steps, events = batch.advance(draft, accepted)  # emit, and stop where a text ends
+                self.outboxes.announce(event.request for event in events)
             if any(event.finished == "error" for event in events):
-                self._rebuild()  # numbers that are not finite may be anywhere behind a length
+                with clock("host"):
+                    self._rebuild()  # numbers that are not finite may be anywhere behind a length
             else:
                 commits = batch.commits(accepted, events)
-                self.session.observe(commits, forward.features_BMF)
-                clock.lap("propose")
-                self.budget.observe(commits, clock.seconds())
-                self._release([event.request for event in events if event.finished])
-            clock.lap("host")
+                with clock("propose"):
+                    self.session.observe(commits, forward.features_BMF)
+                with clock("host"):
+                    self.budget.observe(commits, clock.seconds())
+                    self._release([event.request for event in events if event.finished])
             self.num_steps += 1
         self.record(StepRecord(self.num_steps, draft.num_rows, draft.is_chain, tuple(steps), **clock.seconds()))
 
     def admit(self) -> None:
-        """Let waiting requests take the free slots: read their prompts, all in one go."""
+        """Place waiting requests in the free slots and read their prompts, all in one prefill."""
         self._drop_cancelled()
         if not self.waiting:
             return
@@ -152,24 +149,21 @@ class Engine:
                 return
             clock = Clock(self.spec.device)
             slots = free[: len(requests)]
-            features = self.target.prefill(slots, [request.prompt[:-1] for request in requests])
-            clock.lap("verify")
-            for slot, request, features_TF in zip(slots, requests, features, strict=True):
-                self.batch.place(request, slot, self._text(request))
-                self.session.admit(slot, request.prompt, request.params, features_TF)
-                self.waiting.popleft()
-            if self.budget.reads_ahead:
-                self.session.catch_up(slots)
-            clock.lap("propose")
+            with clock("verify"):
+                features = self.target.prefill(slots, [request.prompt[:-1] for request in requests])
+            with clock("propose"):
+                for slot, request, features_TF in zip(slots, requests, features, strict=True):
+                    self.batch.place(request, slot, self._text(request))
+                    self.session.admit(slot, request.prompt, request.params, features_TF)
+                    self.waiting.popleft()
+                if self.budget.reads_ahead:
+                    self.session.catch_up(slots)
         ids, seconds = tuple(one.id for one in requests), clock.seconds()
         num_tokens = sum(len(request.prompt) - 1 for request in requests)
         self.record(PrefillRecord(ids, num_tokens, seconds["verify_s"], seconds["propose_s"]))
 
     def _rebuild(self) -> None:
-        """Make everything anew from the outboxes: the batch, the cache, the proposer's session, the budget.
-
-        What the proposer learnt from earlier requests is lost.
-        """
+        """Rebuild batch, cache, session and budget from the outboxes. What the proposer had learnt is lost."""
         batch, cache = self.batch, self.target.cache
         batch.restore(self._text)
         self.outboxes.announce_all()
@@ -186,15 +180,15 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether a request is running or waiting, or has events that nobody has read."""
+        """True while a request is running or waiting, or has unread events."""
         return bool(self.batch.running or self.waiting or self.outboxes.pending)
 
     def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
-        """Queue a request and return its id.
+        """Add a request to the queue and return its id.
 
         Args:
             prompt: text (one user turn of a chat), a list of messages, or token ids.
-            params: how to sample and when to end; by default greedy, with at most 128 tokens.
+            params: sampling and stop settings; by default greedy, with at most 128 tokens.
 
         Raises:
             RequestError: for an empty or too long prompt, a token out of range, or a wrong type.
@@ -208,14 +202,13 @@ class Engine:
         return self.num_requests
 
     def take(self) -> list[Event]:
-        """Take the events that nobody has read, of all requests but those of a `stream`."""
+        """Return the unread events of all requests, except those of a `stream`."""
         return list(self.outboxes.take())
 
     def run(self) -> Iterator[Event]:
-        """Work until no request is left, and give the events of all requests but those of a `stream`.
+        """Step until no request is left, and yield the events of all requests, except those of a `stream`.
 
-        Requests may be added and cancelled between events. An iterator that is left loses nothing: the next one goes on
-        where it ended.
+        Requests may be added and cancelled between events. Leaving the iterator loses nothing: the next one continues.
         """
         while True:
             yield from self.outboxes.take()
@@ -231,18 +224,18 @@ class Engine:
     def stream(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> Iterator[Event]:
-        """Yield the events of these prompts (or of one) as they come; `event.request` counts the prompts from 0.
+        """Yield the events of one prompt or several as they come; `event.request` counts the prompts from 0.
 
         Args:
-            prompts: one prompt or several; see `add`.
-            params: of all of them, or a list with one for each.
+            prompts: a prompt (text, a list of messages, or token ids), or a list of prompts.
+            params: settings for all prompts, or a list with one for each.
 
-        An iterator that is dropped before its end cancels what is left.
+        Dropping the iterator before its end cancels the requests that are left.
         """
         ids: dict[int, int] = {}
         try:
-            asked = as_prompts(prompts)
-            for index, (prompt, one) in enumerate(zip(asked, as_params_of_each(params, len(asked)), strict=True)):
+            given = as_prompts(prompts)
+            for index, (prompt, one) in enumerate(zip(given, as_params_of_each(params, len(given)), strict=True)):
                 id = self.add(prompt, one)
                 self.outboxes.claim(id)
                 ids[id] = index
@@ -261,7 +254,7 @@ class Engine:
     def generate(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[Completion]:
-        """Return the finished answers, in the order of the prompts; see `stream`."""
+        """Return the finished answers, in the order of the prompts; the arguments are those of `stream`."""
         encoded = [encode(self.tokenizer, prompt) for prompt in as_prompts(prompts)]
         events: list[list[Event]] = [[] for _ in encoded]
         for event in self.stream(encoded, params):
@@ -269,9 +262,9 @@ class Engine:
         return [Completion.of(index, prompt, events[index]) for index, prompt in enumerate(encoded)]
 
     def cancel(self, request: int) -> bool:
-        """End a running or waiting request and drop what was not read of it; False if there is none with that id.
+        """End a running or waiting request and drop its unread events; return False if there is none with that id.
 
-        While a step is at work (this is a signal handler, or another thread) it takes effect before the next one.
+        Called during a step (from a signal handler or another thread), it takes effect before the next one.
         """
         known = [*self.waiting, *(running.request for running in self.batch.running.values())]
         self.cancelled.add(request)
@@ -279,13 +272,13 @@ class Engine:
         return any(one.id == request for one in known)
 
     def reset(self) -> None:
-        """Drop all requests, and what the proposer and the budget learnt from earlier ones."""
+        """Drop all requests, and everything the proposer and the budget learnt from earlier ones."""
         if self.guard.sound or self.guard.held:
             with self.guard:
                 self._release([running.request.id for running in self.batch.running.values()])
                 self.session.reset()
                 self.budget.reset()
-        for requests in (self.batch.running, self.waiting, self.outboxes):  # of an unsound engine, this is enough
+        for requests in (self.batch.running, self.waiting, self.outboxes):  # enough for an unsound engine
             requests.clear()
 
     def _drop_cancelled(self) -> None:
@@ -297,7 +290,7 @@ class Engine:
             with self.guard:
                 self._release(requests)
         for slot in [slot for slot, one in self.batch.running.items() if one.request.id in self.cancelled]:
-            self.batch.release(slot)  # of a batch that will be made anew
+            self.batch.release(slot)  # left over in an unsound engine, whose batch will be rebuilt
         for request in requests:
             self.outboxes.close(request)
         self.cancelled.difference_update(requests)

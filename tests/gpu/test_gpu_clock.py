@@ -27,11 +27,12 @@ class FakeEvent:
         return other.at_ms - self.at_ms
 
 
-def test_laps_do_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_marks_do_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     clock = Clock(torch.device("cuda"))
     for part in ("propose", "verify", "propose", "host"):
-        clock.lap(part)
+        with clock(part):
+            pass
     assert FakeEvent.num_waits == 0
     assert clock.seconds() == {
         "propose_s": 0.004,
@@ -46,7 +47,8 @@ def test_laps_do_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_parts_add_up_on_the_host() -> None:
     clock = Clock(torch.device("cpu"))
     for part in ("propose", "verify", "host"):
-        clock.lap(part)
+        with clock(part):
+            pass
     seconds = clock.seconds()
     assert seconds["accept_s"] == 0.0
     assert sum(seconds.values()) == pytest.approx(clock._marks[-1] - clock._marks[0])
@@ -54,4 +56,15 @@ def test_parts_add_up_on_the_host() -> None:
 
 def test_an_unknown_part_is_our_mistake() -> None:
     with pytest.raises(AssertionError, match="'lunch'"):
-        Clock(torch.device("cpu")).lap("lunch")
+        Clock(torch.device("cpu"))("lunch")
+
+
+def test_an_open_block_is_not_counted() -> None:
+    clock = Clock(torch.device("cpu"))
+    with clock("verify"):
+        pass
+    with clock("host"):
+        seconds = clock.seconds()
+    assert seconds["verify_s"] > 0
+    assert seconds["host_s"] == 0
+    assert clock.seconds()["host_s"] > 0

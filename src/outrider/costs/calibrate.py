@@ -221,8 +221,8 @@ class _Scratch:
         draft = Draft.of_chains([row[1:] for row in tokens], self._spec.device)
         cache.extend(slots, [point.context] * point.slots)
         clock = Clock(self._spec.device)
-        forward = self._session.forward(slots, [row[0] for row in tokens], draft)
-        clock.lap("verify")
+        with clock("verify"):
+            forward = self._session.forward(slots, [row[0] for row in tokens], draft)
         self._forward_s[point] = clock.seconds()["verify_s"]
         if point.context == self._grid.contexts[0]:
             for sampling in (SAMPLED, GREEDY):
@@ -237,8 +237,8 @@ class _Scratch:
         self, own: Draft, given: VerifyInput, point: Point, sampling: SamplingParams
     ) -> list[AcceptedPath]:
         clock = Clock(self._spec.device)
-        accepted = coupled(own, given)
-        clock.lap("accept")
+        with clock("accept"):
+            accepted = coupled(own, given)
         self._accept_s[point.slots, point.rows, sampling.greedy] = clock.seconds()["accept_s"]
         assert all(len(path.rows) == point.rows - 1 for path in accepted), "the draft is the target's own"
         return accepted
@@ -251,11 +251,11 @@ class _Scratch:
             request = Request(id=slot, prompt=(0,), params=params)
             batch.place(request, slot, TextStream(None))
         clock = Clock(self._spec.device)
-        self._session.cache.commit(slots, [path.rows for path in accepted])
-        clock.lap("commit")
-        _, events = batch.advance(own, accepted)
-        batch.commits(accepted, events)
-        clock.lap("host")
+        with clock("commit"):
+            self._session.cache.commit(slots, [path.rows for path in accepted])
+        with clock("host"):
+            _, events = batch.advance(own, accepted)
+            batch.commits(accepted, events)
         seconds = clock.seconds()
         self._rest_s[point.slots].append(seconds["commit_s"] + seconds["host_s"])
 

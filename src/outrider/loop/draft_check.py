@@ -1,8 +1,8 @@
-"""A draft is checked before the target reads it, so that a faulty proposer is named and no wrong text is written.
+"""Checks of a draft before the target reads it, so that a faulty proposer is named and no wrong text is written.
 
-A check looks at the entries, and at each one's limits, tokens and parents. All of this is on the host, where a chain of
-four tokens costs about 3 microseconds. A draft made on a GPU is not copied back: its shapes and counts are checked, and
-the contract (`outrider.testing`), which runs on the CPU too, checks the rest.
+`check_draft` looks at the number of entries, and at each one's limits, tokens and parents. All of this is on the host,
+where a chain of four tokens costs about 3 microseconds. A draft made on a GPU is not copied back: its shapes and counts
+are checked, and the contract (`outrider.testing`), which runs on the CPU too, checks the rest.
 
     slot 1: 5 nodes were drafted and its limit is 3 (DraftLimit.num_nodes)
 """
@@ -14,16 +14,20 @@ import torch
 
 from outrider.draft import Draft, Tree
 from outrider.errors import ProposerError
+from outrider.proposer import DraftLimit
 
 __all__ = ["check_draft", "check_siblings"]
 
 
-def check_draft(draft: object, slots: Sequence[int], limits: Sequence[tuple[int, int]], vocab_size: int) -> Draft:
+def check_draft(
+    draft: object, slots: Sequence[int], limits: Sequence[DraftLimit], vocab_size: int, *, check_depth: bool = True
+) -> Draft:
     """Return the draft if the target can read it.
 
     Args:
-        draft: what a proposer returned for these slots.
-        limits: of each slot, the most nodes and the greatest depth: a `DraftLimit`.
+        draft: a proposer's answer for these slots.
+        limits: the limit of each slot.
+        check_depth: refuse nodes deeper than the limit too; the engine does not, since they only cost time.
 
     Raises:
         ProposerError: naming the slot, the limit and the value.
@@ -48,7 +52,7 @@ def check_draft(draft: object, slots: Sequence[int], limits: Sequence[tuple[int,
             )
         if trees:
             _check_tree(slot, trees[place], vocab_size)
-        if count > max_depth and (draft.is_chain or trees):
+        if check_depth and count > max_depth and (draft.is_chain or trees):
             depth = max(trees[place].depths()) if trees else count
             if depth > max_depth:
                 raise ProposerError(
@@ -78,7 +82,7 @@ def _check_tree(slot: int, tree: Tree, vocab_size: int) -> None:
 
 
 def check_siblings(slot: int, tree: Tree) -> None:
-    """Refuse a token that stands twice under one parent: the target reads it, but the second costs time alone.
+    """Refuse a token that stands twice under one parent: the target can read it, but the second only costs time.
 
     Raises:
         ProposerError: naming the slot, the token and the parent.
@@ -91,7 +95,7 @@ def check_siblings(slot: int, tree: Tree) -> None:
 
 
 def _check_tensors(draft: Draft, vocab_size: int) -> None:
-    """The shapes; on the CPU, where reading costs no wait, the tokens too."""
+    """Check the shapes and, on the CPU, where reading does not wait for a device, the tokens too."""
     tokens_BN, parents_BN, shape = draft.tokens_BN, draft.parents_BN, (draft.num_slots, draft.num_rows - 1)
     for name, tensor in (("tokens_BN", tokens_BN), ("parents_BN", parents_BN)):
         if tuple(tensor.shape) != shape or tensor.dtype != torch.int64:
@@ -101,7 +105,7 @@ def _check_tensors(draft: Draft, vocab_size: int) -> None:
     if not all(0 <= count < draft.num_rows for count in draft.num_nodes):
         raise ProposerError(f"num_nodes={draft.num_nodes} must be between 0 and the {shape[1]} columns of tokens_BN")
     if draft.device.type == "cpu" and tokens_BN.numel():
-        tokens = tokens_BN.numpy()  # the same memory: the device is asked nothing
+        tokens = tokens_BN.numpy()  # shares the memory, without a PyTorch operation
         if tokens.min() < 0 or tokens.max() >= vocab_size:
             wrong = tokens.min() if tokens.min() < 0 else tokens.max()
             raise ProposerError(f"token {wrong} in tokens_BN is outside the vocabulary of {vocab_size}")
