@@ -12,10 +12,9 @@ in which a run was killed before it had a manifest, or whose manifest is cut off
 """
 
 import errno
-import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar, final
@@ -29,17 +28,12 @@ from outrider.records.provenance import Manifest, manifest_from_json, manifest_t
 from outrider.results.kept import judged, read_units, read_verdicts
 from outrider.results.unit import UnitResult
 
-__all__ = ["RunStore", "choose_directory", "settings_hash"]
+__all__ = ["RunStore", "choose_directory"]
 
 MANIFEST, UNITS, VERDICTS, REPORT, TABLE = "manifest.json", "units.jsonl", "verdicts.jsonl", "report.json", "report.md"
 T = TypeVar("T")
 LOCK = ".lock"
 MOST_DIFFERENCES = 5
-
-
-def settings_hash(settings: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of the settings of a run."""
-    return hashlib.sha256(json.dumps(to_plain(settings), sort_keys=True).encode()).hexdigest()
 
 
 def choose_directory(root: Path, name: str, manifest: Manifest, resume: bool) -> Path:

@@ -13,21 +13,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from outrider.errors import ConfigError, RunError, on_one_line
 from outrider.records.codec import from_plain
 from outrider.records.files import write_text
 from outrider.records.json_fields import Fields, read_json
 
-__all__ = ["RECORD", "SCHEMA", "adopt", "checked_options", "checked_settings", "plain", "read_record", "rebuilt"]
+__all__ = ["RECORD", "SCHEMA", "adopt", "checked_options", "checked_settings", "plain", "read_record"]
 
 RECORD = "config.json"
 SCHEMA = "outrider.train/1"
 FREE = ("options", "provenance")
 REMEDY = "restore that file, or start a new run"
-
-T = TypeVar("T")
 
 
 def adopt(directory: Path, record: Mapping[str, Any], resume: bool) -> None:
@@ -108,11 +106,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def rebuilt(kind: type[T], values: Mapping[str, Any]) -> T:
-    """A flat dataclass from its record."""
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def _bound(record: Mapping[str, Any]) -> dict[str, Any]:
