@@ -10,6 +10,7 @@
     details:NAME       acceptance, costs and prediction of each of its cells
     batches:NAME       its speedups by batch size, and up to which batch each method pays
     grid:NAME          its speedups at the first setting, categories by methods; grids:NAME at every setting
+    served:NAME        all tables of a run with servers, without memory and notes
     loads:NAME         its speedups at the lowest temperature, methods by batch sizes
     loop:FILE#NAME|A|B..   the statements of a function that call these names, in order
     race-methods:FOLDER    the methods with their speedups in the race of docs/results/peers.md
@@ -39,7 +40,7 @@ from textwrap import dedent
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 from unittest.mock import patch
 
-from grids import grid, grids, loads
+from grids import grid, grids, loads, served
 from loop import loop
 from readme import engine_table, footnote_of, laps_of, method_table, race_chart
 
@@ -82,6 +83,7 @@ def blocks_of(root: Path) -> Mapping[str, Callable[[str], str]]:
         "batches": lambda name: batches(root, name),
         "grid": lambda name: results(root, name, lambda report, _: grid(report)),
         "grids": lambda name: results(root, name, lambda report, _: grids(report)),
+        "served": lambda name: results(root, name, served),
         "loads": lambda name: results(root, name, lambda report, _: loads(report)),
         "loop": lambda place: _loop(root, *place.split("|")),
         "race-methods": lambda folder: method_table(

@@ -7,12 +7,13 @@ A number is the speedup over plain decoding. Example: `grid(report)` has one row
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from outrider.records.display import markdown_code, markdown_text
-from outrider.results.pages.results import category_places, our_rows
+from outrider.results.pages.results import category_places, our_rows, tables
 from outrider.results.rows import PLAIN, Report, Row
 
-__all__ = ["grid", "grids", "lines_of", "loads"]
+__all__ = ["grid", "grids", "lines_of", "loads", "served"]
 
 
 def grid(report: Report, batch: int | None = None, temperature: float | None = None) -> str:
@@ -52,6 +53,12 @@ def loads(report: Report) -> str:
     methods = [label for label in dict.fromkeys(row.label for row in members) if label != PLAIN]
     body = [[markdown_code(name), *(_speedup(found.get((name, batch))) for batch in batches)] for name in methods]
     return lines_of(["Method", *(f"{batch} slots" if batch > 1 else "1 slot" for batch in batches)], [plain, *body])
+
+
+def served(report: Report, hardware: str | None = None) -> str:
+    """Return all tables of a run with servers, without memory and notes (the commands of its servers)."""
+    rows = tuple(replace(row, memory_bytes=None) for row in report.rows)
+    return tables(replace(report, rows=rows, notes=()), hardware)
 
 
 def lines_of(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:

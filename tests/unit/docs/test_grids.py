@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from grids import grid, grids, loads
+from grids import grid, grids, loads, served
 
 from outrider.results.rows import Report, Row
 
@@ -39,3 +39,12 @@ def test_loads_show_the_coldest_temperature_by_batch(report: Report) -> None:
 def test_a_scripted_method_says_so(report: Report) -> None:
     scripted = tuple[Row, ...](replace(row, scripted=row.method == "lookup") for row in report.rows)
     assert "`lookup (scripted)`" in grid(replace(report, rows=scripted))
+
+
+def test_tables_of_servers_leave_out_memory_and_notes(report: Report) -> None:
+    sizes = {"proposer_weights": 1, "proposer_cache": 1, "proposer_cache_per_token": 1, "target_cache_per_token": 1}
+    rows = tuple(replace(row, memory_bytes=sizes) for row in report.rows)
+    text = served(replace(report, rows=rows))
+    assert "| editing | `lookup` | 2.50 [2.00, 3.00] |" in text
+    assert "own weights" not in text
+    assert "a slice." not in text

@@ -18,7 +18,7 @@ def test_colours_become_classes_and_no_font_is_fetched() -> None:
 
 def test_a_command_that_fails_writes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "picture.svg"
-    assert terminal.main([str(out), "generate", "", "--method", "none"]) != 0
+    assert terminal.main([str(out), "generate", "--no-such-option"]) != 0
     assert not out.exists()
     assert terminal.main([str(out), "--version"]) == 0
     assert "outrider --version" in out.read_text().replace("&#160;", " ")
