@@ -1,4 +1,4 @@
-"""What the documentation takes from the code, as Markdown.
+"""Generated blocks: Markdown that the docs take from the code and from filed runs.
 
     methods:FOLDER     table of the registered methods, linked to their pages in FOLDER
     settings:NAME      table of a method's settings
@@ -70,7 +70,7 @@ RACE = Path("docs", "results", "peers.md")
 
 
 def blocks_of(root: Path) -> Mapping[str, Callable[[str], str]]:
-    """Every block by name, for a checkout."""
+    """Return every block of a checkout by name."""
     return {
         "methods": methods,
         "settings": settings,
@@ -95,12 +95,12 @@ def blocks_of(root: Path) -> Mapping[str, Callable[[str], str]]:
 
 
 def method_pages(root: Path) -> list[Path]:
-    """The page of every registered method."""
+    """Return the page of every registered method."""
     return [root / "docs" / "methods" / f"{name}.md" for name in REGISTRY]
 
 
 def pictures(root: Path) -> dict[Path, str]:
-    """The picture of every committed run, NAME.batches.svg of those with several batch sizes, and training curves."""
+    """Return the SVG of every committed run, of its batch sizes, of training curves and of the race of engines."""
     runs = {path: _report(path) for path in _committed_runs(root)}
     bars = {path.with_suffix(".svg"): chart(report, hardware=_hardware(path)) for path, report in runs.items()}
     lines = {
@@ -119,7 +119,7 @@ def pictures(root: Path) -> dict[Path, str]:
 
 
 def methods(folder: str) -> str:
-    """One line per registered method; `folder` leads from the page to the methods' pages."""
+    """Return one row per registered method; `folder` leads from the page to the methods' pages."""
     lines = ["| Method | What it does | Drafts | Learns across requests | Settings |", "|---|---|---|---|---|"]
     for name in REGISTRY:
         seen = _observed(name)
@@ -131,7 +131,7 @@ def methods(folder: str) -> str:
 
 
 def settings(name: str) -> str:
-    """The settings of one method: name, type, default, meaning."""
+    """Return a table of one method's settings: name, type, default, meaning."""
     config = proposer_class(name).Config
     fields = dataclasses.fields(config)
     if not fields:
@@ -147,7 +147,7 @@ def settings(name: str) -> str:
 
 
 def documented_fields(docstring: str) -> dict[str, str]:
-    """The meaning of each field from lines such as `min_n, max_n   lengths`; deeper lines go on."""
+    """Return the meaning of each field from lines such as `min_n, max_n   lengths`; indented lines continue."""
     meanings: dict[str, str] = {}
     names: list[str] = []
     for line in cleandoc(docstring).splitlines()[1:]:
@@ -162,12 +162,12 @@ def documented_fields(docstring: str) -> dict[str, str]:
 
 
 def commands() -> str:
-    """The help of every command, as the parser prints it."""
+    """Return the help of every command, as the parser prints it."""
     return "\n\n".join(f"## `outrider {name}`\n\n```text\n{_help(name)}\n```" for name in COMMANDS)
 
 
 def output(root: Path, words: list[str]) -> str:
-    """A command as a user types it, and what it prints; its output must depend on the checkout alone.
+    """Return a command line and its output, which must depend on the checkout alone.
 
     Raises:
         ConfigError: if the command fails.
@@ -182,7 +182,7 @@ def output(root: Path, words: list[str]) -> str:
 
 
 def source(root: Path, place: str) -> str:
-    """The text of a definition: `file.py#function`, `file.py#Class.method`, or `file.py#` for the imports on top.
+    """Return the source of a definition: `file.py#function`, `file.py#Class.method`, or `file.py#` for the imports.
 
     Raises:
         ConfigError: if it is not there.
@@ -208,7 +208,7 @@ def _loop(root: Path, place: str, *called: str) -> str:
 
 
 def results(root: Path, name: str, write: Callable[[Report, str | None], str] = tables) -> str:
-    """The tables of a committed run, or a sentence that there is none."""
+    """Return the tables of a committed run, or a sentence that there is none."""
     path = root / "docs" / "results" / f"{name}.json"
     if not path.exists():
         return f"No run has been committed as `docs/results/{name}.json` yet."
@@ -216,7 +216,7 @@ def results(root: Path, name: str, write: Callable[[Report, str | None], str] = 
 
 
 def batches(root: Path, name: str) -> str:
-    """The batch sizes of a committed run, or a sentence that there is none."""
+    """Return the table of batch sizes of a committed run, or a sentence that there is none."""
     return results(root, name, lambda report, _: batch_table(report))
 
 
@@ -227,7 +227,7 @@ class _Seen(NamedTuple):
 
 @cache
 def _observed(name: str) -> _Seen:
-    """What example instances of a method do."""
+    """Run example instances of a method, and return what they draft and whether they learn."""
     target = tiny_target()
     records: list[StepRecord | PrefillRecord] = []
     learns: set[bool] = set()
@@ -243,7 +243,7 @@ def _observed(name: str) -> _Seen:
 
 
 def _summary(name: str) -> str:
-    """The first sentence of the docstring of the method's module, without the sources it names in parentheses."""
+    """Return the first sentence of the docstring of the method's module, without sources in parentheses."""
     module = import_module(REGISTRY[name].partition(":")[0])
     first = " ".join((getdoc(module) or "").partition("\n\n")[0].split())
     return _cell(re.sub(r" \([^()]*\)(?=[.:]|$)", "", first))

@@ -1,4 +1,4 @@
-"""Documentation that cannot lie: what can be taken from the code is written by this program, and tests check it.
+"""Generated docs: this program writes what can be taken from code and filed runs, and tests check that it is current.
 
     python tools/docs            rewrite what is out of date
     python tools/docs --check    change nothing; exit 1 and name the pages that are out of date
@@ -31,7 +31,7 @@ CLOSING = "<!-- /generated -->"
 
 
 def filled(page: str, blocks: Mapping[str, Block]) -> str:
-    """The page with every generated block written anew.
+    """Return the page with every generated block rewritten.
 
     Raises:
         ConfigError: for a block with an unknown name, or without an end.
@@ -51,12 +51,12 @@ def filled(page: str, blocks: Mapping[str, Block]) -> str:
 
 
 def pages(root: Path) -> list[Path]:
-    """Every page that may hold generated blocks."""
+    """Return every page that may hold generated blocks."""
     return [path for path in (root / "README.md", *sorted((root / "docs").rglob("*.md"))) if path.exists()]
 
 
 def outdated(root: Path) -> dict[Path, str]:
-    """The files that are not what they would be if they were written now, with their new content.
+    """Return the files that are out of date, with their new content.
 
     Raises:
         ConfigError: if there is no docs/ in `root`, a method has no page, or a block cannot be written.
@@ -76,7 +76,7 @@ def outdated(root: Path) -> dict[Path, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write or check; exit status 1 if `--check` found something, 2 if a block cannot be written."""
+    """Write or check, and return the exit status: 1 if `--check` found something, 2 if a block cannot be written."""
     parser = argparse.ArgumentParser(prog="python tools/docs", description="Write the generated docs.")
     parser.add_argument("root", type=Path, nargs="?", default=Path(__file__).parents[2])
     parser.add_argument("--check", action="store_true", help="change nothing and name what is out of date")

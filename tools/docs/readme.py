@@ -1,4 +1,4 @@
-"""What the README shows of a filed race between engines: a bar chart, the methods, and the engines in one small table.
+"""The README's view of a filed race between engines: a bar chart, the methods, and the engines in one small table.
 
 The race is the table of docs/results/peers.md, which `benchmarks/peers/run.py` wrote: one request at a time, greedy,
 tokens per second of each engine and method by category. Example: with plain decoding at 66.3 tokens per second on chat
