@@ -1,8 +1,9 @@
-"""The requests that are running, by slot, and what happens to them when a step has been verified.
+"""The running requests, by slot, and how a verified step changes them.
 
 `advance` emits token by token, inside an accepted path too, and stops at the first of: an end-of-text token, a complete
-stop string, the request's limit, the context limit. What the target accepted behind a stop is neither emitted nor
-counted. Example: accepted [5, EOS, 9], bonus 4 emits 5 and EOS; the step counts two accepted tokens and no bonus.
+stop string, the request's limit, the context limit. Accepted tokens behind a stop are neither emitted nor counted.
+
+Example: accepted [5, EOS, 9], bonus 4 emits 5 and EOS; the step counts two accepted tokens and no bonus.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ class Request:
 
 @dataclass
 class Running:
-    """A request in a slot. `tokens` is everything committed: the prompt and what was emitted."""
+    """A request in a slot. `tokens` are all committed tokens: the prompt and the emitted ones."""
 
     request: Request
     slot: int
@@ -46,7 +47,7 @@ class Running:
 
     @classmethod
     def of(cls, request: Request, slot: int, text: TextStream) -> "Running":
-        """Return the request as its outbox has it; `text` is a new stream.
+        """Return the request as its outbox records it; `text` is a new stream.
 
         >>> Running.of(request, 0, text).tokens == [*request.prompt, *tokens_of_all_its_events]
         True
@@ -61,7 +62,7 @@ class Running:
 
 @final
 class Batch:
-    """Slots and their requests."""
+    """A fixed number of slots and their requests."""
 
     def __init__(self, num_slots: int, max_positions: int, eos_ids: Sequence[int]) -> None:
         self.running: dict[int, Running] = {}
@@ -82,7 +83,7 @@ class Batch:
         return [running.request.params for running in self.running.values()]
 
     def slot_states(self, session: Session) -> list[SlotState]:
-        """What each slot brings to the budget; `session` is the proposer's."""
+        """Return the state of each slot for the budget; `session` is the proposer's."""
         return [
             SlotState(
                 request=running.request.id,
@@ -103,7 +104,7 @@ class Batch:
         self.running[slot] = Running.of(request, slot, text)
 
     def restore(self, text_of: Callable[[Request], TextStream]) -> None:
-        """Set every request back to what its outbox holds, and drop those that have ended."""
+        """Set every request back to the state of its outbox, and drop those that have ended."""
         for slot, running in list(self.running.items()):
             if running.request.outbox.finished:
                 self.running.pop(slot)
@@ -114,7 +115,7 @@ class Batch:
         return self.running.pop(slot)
 
     def advance(self, draft: Draft, accepted: Sequence[AcceptedPath]) -> tuple[list[SlotStep], list[Event]]:
-        """Emit into the outboxes; the events' `finished` says which requests ended (their slots are still taken)."""
+        """Emit into the outboxes. The events' `finished` marks requests that ended; their slots are still taken."""
         steps, events = [], []
         for running, path, tree in zip(list(self.running.values()), accepted, draft.trees, strict=True):
             context_length = len(running.tokens)
@@ -135,7 +136,7 @@ class Batch:
         return steps, events
 
     def commits(self, accepted: Sequence[AcceptedPath], events: Sequence[Event]) -> list[Commit]:
-        """The verdicts as the proposer's session takes them, cut where the text ended."""
+        """Return the accepted paths for the proposer's session, cut where the text ended."""
         return [
             Commit(slot, [0, *path.rows[: event.num_accepted]], list(event.tokens), index)
             for index, (slot, path, event) in enumerate(zip(self.running, accepted, events, strict=True))

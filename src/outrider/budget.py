@@ -1,17 +1,17 @@
-"""How many nodes each slot may draft in a step, and how many of them are verified.
+"""A budget decides how many nodes each slot drafts in a step, and how many of them are verified.
 
-A budget is asked three times in a step: for the `limits` before the proposer drafts, to `prune` what it drafted, and
-to `observe` what the step brought. Whatever it answers, the text is the same; it decides about time alone.
+The engine calls it three times in a step: `limits` before the proposer drafts, `prune` on the draft, and `observe` with
+the result. The text never depends on a budget, only the time does.
 
-`FixedBudget` gives every slot the same number, cut to what can still be used: a request that may emit r more tokens
-cannot profit from nodes deeper than r - 1, because the step itself adds one token. `AdaptiveBudget`
-(`adaptive/controller.py`) decides from measured costs and from what was accepted lately.
+`FixedBudget` gives every slot the same number of nodes. A request that may emit r more tokens has no use for nodes
+deeper than r - 1, because the step itself adds one token. `AdaptiveBudget` (`adaptive/controller.py`) decides from
+measured costs and recent acceptance.
 
-**What a cut may look at.** Under the coupled rule, at anything: the text does not depend on the draft. The same holds
-for drafts that are a function of the context. A sampled draft under a ratio test (`Draft.probs_BMV` is given) may be
-cut only by what was known before it was drawn. A cut that looks at its tokens chooses among the draws, and they no
-longer have the law q that the test divides by. With p = (0.5, 0.5) and q = (0.8, 0.2), dropping the draft whenever it
-is token 0 gives P(0) = 0.8 * 0.5 = 0.4, not 0.5. `tests/unit/test_budget.py` enumerates both cases.
+**Pruning and the law.** Under the coupled rule, and for drafts that are a function of the context, `prune` may look at
+anything. A sampled draft under a ratio test (`Draft.probs_BMV` is given) may be cut only by what was known before it
+was drawn: choosing among the draws changes the law q that the test divides by. With p = (0.5, 0.5) and q = (0.8, 0.2),
+dropping the draft whenever it is token 0 gives P(0) = 0.8 * 0.5 = 0.4, not 0.5. `tests/unit/test_budget.py` enumerates
+both cases.
 """
 
 from abc import ABC, abstractmethod
@@ -34,13 +34,13 @@ BUDGETS: Final = {"fixed": "outrider.budget:FixedBudget", "auto": "outrider.adap
 
 
 class SlotState(NamedTuple):
-    """What a slot brings to the budget.
+    """The state of a slot, as the budget sees it.
 
-    request         the id of its request
+    request         id of its request
     num_remaining   tokens that the request may still emit, at least 1
     context_length  committed tokens, the root included
-    greedy          whether its temperature is 0
-    num_pending     committed tokens that the proposer has to read before it can draft
+    greedy          True at temperature 0
+    num_pending     committed tokens that the proposer must read before it can draft
     """
 
     request: int
@@ -51,35 +51,36 @@ class SlotState(NamedTuple):
 
 
 class Budget(ABC):
-    """Chooses how much is drafted and verified. One budget serves one engine."""
+    """A policy for how much is drafted and verified. One budget serves one engine."""
 
     reads_ahead: bool = True
-    """Whether a prompt is read by the proposer as soon as the target has read it, or before it drafts."""
+    """True if the proposer reads a prompt right after the target, False if only before it drafts."""
 
     @abstractmethod
     def limits(self, slot_states: Sequence[SlotState], num_waiting: int = 0) -> list[DraftLimit]:
-        """One limit per slot, before the proposer is asked.
+        """Return one limit per slot, before the proposer drafts.
 
         Args:
-            num_waiting: requests that wait for a slot. While there is one, a slot that falls free is taken.
+            slot_states: the running slots, in order.
+            num_waiting: requests that wait for a slot. While there is one, a slot that becomes free is taken.
         """
 
     @abstractmethod
     def prune(self, draft: Draft) -> Draft:
-        """What of the draft is verified: it, or `draft.keep(...)`. See above for what the choice may depend on."""
+        """Return the part of the draft to verify: the draft, or `draft.keep(...)`; see above for what is allowed."""
 
     @abstractmethod
     def observe(self, commits: Sequence[Commit], seconds: Mapping[str, float]) -> None:
-        """What the step brought.
+        """Learn from the result of a step.
 
         Args:
-            commits: of every slot, in the order of the slots.
-            seconds: `propose_s`, `verify_s` and the other parts of the step as far as it has come.
+            commits: one per slot, in the order of the slots.
+            seconds: `propose_s`, `verify_s` and the other parts of the step so far.
         """
 
     @abstractmethod
     def reset(self) -> None:
-        """The requests that come now may be of another kind. No slot is in use."""
+        """Forget what earlier requests taught. No slot is in use."""
 
 
 @final
@@ -99,10 +100,10 @@ class FixedBudget(Budget):
         return draft
 
     def observe(self, commits: Sequence[Commit], seconds: Mapping[str, float]) -> None:
-        """Nothing to learn."""
+        """Do nothing: a fixed budget learns nothing."""
 
     def reset(self) -> None:
-        """Nothing to forget."""
+        """Do nothing: a fixed budget has learnt nothing."""
 
 
 def load_budget(name: str, target: Target, num_nodes: int) -> Budget:

@@ -1,4 +1,4 @@
-"""A draft: what a proposer guesses, as a tree of nodes under the root.
+"""A draft: a proposer's guesses, as a tree of nodes under the root.
 
 The *root* is the last committed token of a slot; the target has not read it yet. Every other guess is a *node*: a token
 and the index of its parent node, -1 for a child of the root. Parents come before children (`parents[i] < i`), so a
@@ -37,19 +37,19 @@ class Tree(NamedTuple):
         return cls(list(tokens), list(range(-1, len(tokens) - 1)))
 
     def children(self) -> list[list[int]]:
-        """Child rows of every row (row 0 is the root), in node order."""
+        """Return the child rows of every row (row 0 is the root), in node order."""
         below: list[list[int]] = [[] for _ in range(len(self.tokens) + 1)]
         for node, parent in enumerate(self.parents):
             below[parent + 1].append(node + 1)
         return below
 
     def keep(self, nodes: Sequence[int]) -> "Tree":
-        """The tree of some of its nodes: indices, rising, none without its parent."""
+        """Return the tree of some of its nodes: indices, rising, none without its parent."""
         places = {-1: -1} | {node: place for place, node in enumerate(nodes)}
         return Tree([self.tokens[node] for node in nodes], [places[self.parents[node]] for node in nodes])
 
     def depths(self) -> list[int]:
-        """Depth of every node; children of the root have depth 1."""
+        """Return the depth of every node; children of the root have depth 1."""
         depths: list[int] = []
         for parent in self.parents:
             depths.append(1 if parent < 0 else depths[parent] + 1)
@@ -57,7 +57,7 @@ class Tree(NamedTuple):
 
 
 def tree_of_paths(paths: Sequence[Sequence[int]], max_nodes: int) -> Tree:
-    """The prefix tree of several continuations; earlier paths claim the nodes first when `max_nodes` is short.
+    """Return the prefix tree of several continuations; earlier paths get their nodes first if `max_nodes` is short.
 
     >>> tree_of_paths([[5, 6], [5, 7]], max_nodes=8)
     Tree(tokens=[5, 6, 7], parents=[-1, 0, 0])
@@ -80,7 +80,7 @@ def tree_of_paths(paths: Sequence[Sequence[int]], max_nodes: int) -> Tree:
 
 
 def merge(trees: Sequence[Tree], max_nodes: int) -> Tree:
-    """The union of several trees: nodes with the same tokens from the root become one node; earlier trees go first."""
+    """Merge trees: nodes with the same tokens from the root become one; earlier trees get their nodes first."""
     tokens: list[int] = []
     parents: list[int] = []
     index: dict[tuple[int, int], int] = {}
@@ -99,16 +99,14 @@ def merge(trees: Sequence[Tree], max_nodes: int) -> Tree:
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """The drafts of a batch. They are made on the host, as trees, or on the device, as tensors; the other view is made
-    when it is asked for.
+    """The drafts of a batch, made on the host as trees or on the device as tensors; the other view is made on demand.
 
     num_nodes    real nodes of each slot, on the host
-    num_rows     M: the root and the nodes of the longest draft, or more where a device wants one width
-    is_chain     every slot's nodes form a single path
-    device       of the tensors
-    probs_BMV    for sampled drafts: row m holds the distribution from which the children of row m were drawn, without
-                 replacement and in node order, after the same temperature and filters; None when the draft was a
-                 deterministic function of the context
+    num_rows     M: the root and the nodes of the longest draft, or more where a device needs one width
+    is_chain     True only if every slot's nodes form a single path
+    device       device of the tensors
+    probs_BMV    distributions of a sampled draft: the children of row m were drawn from row m's, without replacement
+                 and in node order, after temperature and filters; None for a deterministic function of the context
     """
 
     num_nodes: tuple[int, ...]
@@ -119,7 +117,7 @@ class Draft:
 
     @classmethod
     def empty(cls, batch: int, device: torch.device | str = "cpu") -> "Draft":
-        """No guesses: a step with this draft is plain autoregressive decoding."""
+        """Return a draft without nodes: a step with it is plain autoregressive decoding."""
         return cls.of_trees([Tree([], [])] * batch, device)
 
     @classmethod
@@ -142,7 +140,7 @@ class Draft:
         is_chain: bool,
         probs_BMV: Tensor | None = None,
     ) -> "Draft":
-        """A draft made on the device; `is_chain` may be False for chains. Padding as in the properties of that name."""
+        """Return a draft made on the device, padded as the properties are; `is_chain` may be False for chains."""
         draft = cls(tuple(num_nodes), 1 + tokens_BN.shape[1], is_chain, tokens_BN.device, probs_BMV)
         draft.__dict__.update(tokens_BN=tokens_BN, parents_BN=parents_BN)
         return draft
@@ -170,7 +168,7 @@ class Draft:
 
     @classmethod
     def on_device(cls, tokens_BN: Tensor, num_nodes: Sequence[int]) -> "Draft":
-        """Chains whose tokens the host need not know before they are verified; `num_nodes` of each slot are real."""
+        """Return chains whose tokens stay on the device until they are verified; `num_nodes` of each slot are real."""
         slots, width = tokens_BN.shape
         parents_BN = torch.arange(-1, width - 1, device=tokens_BN.device).expand(slots, width)
         draft = cls.of_tensors(tokens_BN, parents_BN, num_nodes, is_chain=True)
@@ -180,12 +178,12 @@ class Draft:
         return cls.of_tensors(tokens_BN * real_BN, parents_BN.where(real_BN, -1), num_nodes, is_chain=True)
 
     def tell_tokens(self, tokens: Sequence[Sequence[int]]) -> None:
-        """Let the host know a chain's tokens [B, N], which it got together with the verdict; saves `trees` a copy."""
+        """Store a chain's tokens [B, N], which came to the host with the accepted path; saves `trees` a copy."""
         assert self.is_chain
         self.__dict__["trees"] = [Tree.chain(row[:count]) for row, count in zip(tokens, self.num_nodes, strict=True)]
 
     def keep(self, kept: Sequence[Sequence[int]]) -> "Draft":
-        """The draft without the other nodes: `kept[b]` are node indices of slot b, rising, none without its parent.
+        """Return the draft of some nodes: `kept[b]` are node indices of slot b, rising, none without its parent.
 
         >>> Draft.of_trees([Tree([5, 6, 7], [-1, -1, 1])]).keep([[1, 2]]).trees
         [Tree(tokens=[6, 7], parents=[-1, 0])]
@@ -197,7 +195,7 @@ class Draft:
         return Draft.of_trees(trees, self.device, None if self.probs_BMV is None else self._rows_kept(kept, num_rows))
 
     def _rows_kept(self, kept: Sequence[Sequence[int]], num_rows: int) -> Tensor:
-        """The probabilities of the rows that stay, [B, M, V]; zeros behind them."""
+        """Return the probabilities of the kept rows, [B, M, V], padded with zeros."""
         assert self.probs_BMV is not None
         probs_BMV = self.probs_BMV.new_zeros(self.num_slots, num_rows, self.probs_BMV.shape[2])
         for slot, nodes in enumerate(kept):
@@ -211,7 +209,7 @@ class Draft:
 
     @property
     def on_host(self) -> bool:
-        """Whether the host knows the tokens, so that `trees` copies nothing."""
+        """True if the host knows the tokens, so that `trees` copies nothing."""
         return "trees" in self.__dict__
 
     @cached_property
@@ -228,13 +226,13 @@ class Draft:
         return [slot * self.num_rows + row for slot, count in enumerate(self.num_nodes) for row in range(count + 1)]
 
     def real_rows_BM(self) -> Tensor:
-        """bool: the root and the real nodes, not the padding."""
+        """Return which rows are the root or a real node, bool [B, M]."""
         device = self.device
         num_nodes_B = torch.tensor(self.num_nodes, dtype=torch.int64, device=device)
         return torch.arange(self.num_rows, device=device) <= num_nodes_B[:, None]
 
     def visible_BMM(self) -> Tensor:
-        """bool: row i may attend to row j (its ancestors and itself). Padding rows see nothing and are seen by none."""
+        """Return which rows each row attends to (itself and its ancestors), bool [B, M, M]; False for padding rows."""
         real_BM = self.real_rows_BM()
         rows = self.num_rows
         if self.is_chain:
@@ -252,11 +250,11 @@ class Draft:
         return step_BMM > 0
 
     def depths_BM(self, visible_BMM: Tensor) -> Tensor:
-        """int64: depth of every row, 0 for the root and for padding rows."""
+        """Return the depth of every row, int64 [B, M]; 0 for the root and for padding rows."""
         return (visible_BMM.sum(2) - 1).clamp_(min=0)
 
     def validate(self, vocab_size: int) -> None:
-        """Assert what every draft must obey; used by the contract tests, not in the hot path."""
+        """Assert the invariants of every draft; the contract tests use it, not the hot path."""
         assert self.tokens_BN.shape == self.parents_BN.shape
         assert len(self.num_nodes) == self.num_slots
         for tree in self.trees:

@@ -8,8 +8,8 @@ remedy; the command line prints it and exits with status 2. A failed `assert` is
     │   └── EngineBusyError   a second thread, or a call from inside a step, on an engine that is working
     ├── ConfigError           an unknown name or setting, or one out of its range; names the nearest known one
     ├── CheckpointError       missing, truncated, misshapen or mismatching weights, config or tokenizer
-    ├── CapacityError         what was asked for does not fit; says what would
-    ├── ProposerError         a method's draft that the target cannot be given: past its limit, no token, a slot missing
+    ├── CapacityError         a plan that does not fit; says what would
+    ├── ProposerError         a method's draft that the target cannot read: past its limit, no token, a slot missing
     ├── LosslessnessError     an output differs from the target's own and no numerical tie explains it
     └── RunError              a benchmark or training run cannot go on: disk full, a foreign run directory
         └── EndpointError     a server does not answer, or not as it should; names its address
@@ -48,7 +48,7 @@ class RequestError(OutriderError):
 
 
 class EngineBusyError(RequestError):
-    """The engine is in the middle of a step, in this thread or another."""
+    """A step of the engine is still running, in this thread or another."""
 
 
 class ConfigError(OutriderError):
@@ -80,11 +80,11 @@ class EndpointError(RunError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM where it is obeyed as Ctrl-C is; the command line ends with status 143."""
+    """SIGTERM, handled as Ctrl-C is; the command line ends with status 143."""
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """The end of an error message: `; did you mean 'x'?` or the list of what is known.
+    """Return the end of an error message: `; did you mean 'x'?` or the list of known names.
 
     >>> nearest("ngran", ["ngram", "suffix"])
     "; did you mean 'ngram'?"

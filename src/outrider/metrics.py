@@ -1,6 +1,6 @@
-"""What a run did and cost: one record per step, and every figure a pure function of the records.
+"""The figures of a run: one record per step, and every figure a pure function of the records.
 
-A step emits, for each slot, the accepted tokens and the bonus, less what lies behind a stop. With E emitted tokens in S
+For each slot a step emits the accepted tokens and the bonus, without those behind a stop. With E emitted tokens in S
 slot-steps,
 
     tokens_per_target_forward   tau = E / S, over all steps after prefill, with or without a draft
@@ -31,7 +31,7 @@ class SlotStep:
     context_length   committed tokens before the step, the root included
     num_nodes        nodes drafted; `draft_depth` is the depth of the deepest
     num_accepted     accepted nodes whose token was emitted
-    num_emitted      tokens emitted: accepted ones and the bonus, less what a stop cut off
+    num_emitted      emitted tokens: accepted ones and the bonus, without those behind a stop
     """
 
     request: int
@@ -45,9 +45,9 @@ class SlotStep:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One target forward and all around it; seconds.
+    """One step: its target forward and the work around it, in seconds.
 
-    propose_s   the proposer's own work: proposing, and taking in the verdict
+    propose_s   the proposer's own work: drafting, and observing the accepted path
     host_s      the rest: emitting, stop conditions, book-keeping
     """
 
@@ -68,7 +68,7 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class PrefillRecord:
-    """One admission of requests: tokens read by the target, and what the proposer did with them; seconds."""
+    """One admission of requests: the tokens read, and the seconds of target and proposer."""
 
     requests: tuple[int, ...]
     num_tokens: int
@@ -78,7 +78,7 @@ class PrefillRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Figures of a run; see the module's docstring. Ratios are None where their denominator is 0."""
+    """The figures of a run, as the module's docstring defines them. Ratios are None where their denominator is 0."""
 
     num_steps: int
     num_slot_steps: int
@@ -100,7 +100,7 @@ class Summary:
 
 
 def summarize(steps: Sequence[StepRecord], prefills: Sequence[PrefillRecord] = ()) -> Summary:
-    """Every count and ratio of a run."""
+    """Compute every count and ratio of a run."""
     slots = [slot for step in steps for slot in step.slots]
     drafted = [slot for slot in slots if slot.num_nodes > 0]
     num_nodes = sum(slot.num_nodes for slot in drafted)
@@ -130,7 +130,7 @@ def summarize(steps: Sequence[StepRecord], prefills: Sequence[PrefillRecord] = (
 
 
 def expected_tau(conditional_acceptance: Sequence[float]) -> float:
-    """Tokens per forward of a chain with these conditional acceptances: 1 + sum_i prod_{j<=i} a_j.
+    """Return the tokens per forward of a chain with these conditional acceptances: 1 + sum_i prod_{j<=i} a_j.
 
     >>> expected_tau([0.5, 0.5])
     1.75

@@ -1,15 +1,15 @@
-"""The seam behind which every method lives.
+"""The interface of every drafting method.
 
-A `Proposer` is weights and settings and does not change. `Proposer.open` starts a `Session`: the state of the running
-batch. The engine calls a session in this order:
+A `Proposer` is weights and settings, and immutable. `Proposer.open` starts a `Session`: the state of the running batch.
+The engine calls a session in this order:
 
     admit(slot, ...)      a request took the slot; its prompt has been read by the target
-    propose(slots, ...)   guess: a tree of nodes under each slot's root
-    observe(commits, ...) what was committed, and the target's features for it
+    propose(slots, ...)   draft: a tree of nodes under each slot's root
+    observe(commits, ...) the committed tokens, and the target's features of them
     release(slot)         the request ended
 
-A proposal may be wrong; it can never make the output wrong. A session must not assume that a proposal was verified: the
-engine may cut it, end the request, or reset the session. Whatever it knows about a slot it learnt from `admit` and
+A draft may be wrong; it can never make the output wrong. A session must not assume that its draft was verified: the
+engine may cut it, end the request, or reset the session. All that it knows about a slot comes from `admit` and
 `observe`.
 
 To add a method, write one file with a final `Proposer` and a final `Session`, name it in `outrider.proposers.REGISTRY`
@@ -33,19 +33,19 @@ __all__ = ["Commit", "DraftLimit", "NoSettings", "Proposer", "ProposerSpec", "Se
 
 
 class DraftLimit(NamedTuple):
-    """How much one slot may draft in this step: at most `num_nodes` nodes, none deeper than `max_depth`."""
+    """The limit of one slot's draft in this step: at most `num_nodes` nodes, none deeper than `max_depth`."""
 
     num_nodes: int
     max_depth: int
 
 
 class Commit(NamedTuple):
-    """What a step decided for one slot.
+    """The result of a step for one slot.
 
     slot      the slot
-    rows      the rows that were committed: 0 (the root), then the accepted path
-    tokens    the accepted tokens and, last, the bonus, which is the next root; for a request that ended, only what
-              was emitted, which may stop inside the path
+    rows      the committed rows: 0 (the root), then the accepted path
+    tokens    the accepted tokens and, last, the bonus, which is the next root; for a request that ended, only the
+              emitted ones, which may stop inside the path
     place     the slot's row in the batch of this step: its features are `features_BMF[place]`
     """
 
@@ -57,14 +57,15 @@ class Commit(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SessionPlan:
-    """What a session is opened for.
+    """The size and setting of a session.
 
     max_slots      slots of the batch
     max_positions  the longest text in tokens
-    noise          the stream a sampling drafter must draw from: the target's own under the coupled rule (equal noise
+    noise          the stream that a sampling drafter draws from: the target's own under the coupled rule (equal noise
                    makes agreement likelier), an independent one under the ratio tests (which need it). With
                    `Stream.DRAFT`, number the draw by the node's depth: the block rule judges every drafted token, so
                    a later step must not draw the same position with the same noise
+    device         the device of the drafts
     """
 
     max_slots: int
@@ -79,7 +80,7 @@ class ProposerSpec:
 
     max_nodes        the most nodes per slot that it drafts
     feature_layers   the target's hidden states that it reads; see `outrider.target`
-    learns           what it saw in earlier requests changes its later drafts (never the text)
+    learns           True if earlier requests change its later drafts (never the text)
     num_bytes        memory of its weights
     """
 
@@ -97,15 +98,16 @@ class Session(ABC):
 
     @abstractmethod
     def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
-        """A request took `slot`.
+        """Start a request in `slot`.
 
         Args:
             tokens: the prompt; its last token is the first root.
+            sampling: the request's settings, for drafters that sample.
             features_TF: the target's feature states for all prompt tokens but the last, or None without feature layers.
         """
 
     def num_pending(self, slot: int) -> int:
-        """Committed tokens that a draft for this slot has to read first; 0 for what needs no cache of its own."""
+        """Return how many committed tokens a draft for this slot must read first; 0 without a cache of its own."""
         return 0
 
     def catch_up(self, slots: Sequence[int]) -> None:  # noqa: B027 (a default, not an abstract method)
@@ -113,15 +115,15 @@ class Session(ABC):
 
     @abstractmethod
     def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
-        """One draft with `len(slots)` entries, in that order, each within its limit. It may be empty."""
+        """Draft for these slots: return one entry per slot, in this order, each within its limit; it may be empty."""
 
     @abstractmethod
     def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
-        """What became of the last proposal, for the slots whose request goes on or has just ended."""
+        """Take in the result of a step, for the slots whose request continues or has just ended."""
 
     @abstractmethod
     def release(self, slot: int) -> None:
-        """The request in `slot` ended."""
+        """Free `slot`, whose request ended or was cancelled."""
 
     def reset(self) -> None:  # noqa: B027 (a default, not an abstract method)
         """Forget what was learnt from finished requests, while no slot is in use. A method that learns overrides it."""
@@ -148,13 +150,13 @@ class Proposer(ABC):
     """A frozen, keyword-only dataclass: the settings that a user may give by name."""
 
     shipped: ClassVar[str | None] = None
-    """The directory that holds this method's weights where they ship with Outrider; None for one without weights.
+    """The kind of this method's weights among those that ship with Outrider, or None if none ship.
 
-    The `Config` of such a method has a field `checkpoint`; where it is None, the shipped head of the target is taken.
+    The `Config` of such a method has a field `checkpoint`; None selects the shipped head of the target.
     """
 
     scripted: ClassVar[bool] = False
-    """Whether it is told what the target will say: an instrument, whose results are marked, and not a method."""
+    """True for an instrument that knows the target's text beforehand; its results are marked."""
 
     def __init__(self, config: Any) -> None:
         self.config = config

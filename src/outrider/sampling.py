@@ -1,4 +1,4 @@
-"""From logits to the distribution that a request asked for.
+"""The distribution that a request asks for, computed from logits.
 
 The transforms run in the order of Hugging Face's `generate`: temperature, top-k, top-p, min-p. Temperature 0 is greedy
 decoding: the distribution is one-hot at the largest logit, ties going to the lowest token id.
@@ -8,9 +8,11 @@ decoding: the distribution is one-hot at the largest logit, ties going to the lo
             the threshold stays (Holtzman et al., arXiv 1904.09751)
     min-p   keep tokens with at least `min_p` times the largest probability (Nguyen et al., arXiv 2407.01082)
 
-Everything downstream sees the transformed distribution only: verification, and the proposers that sample.
+The acceptance rules, and proposers that sample, see the transformed distribution only.
 
-Shapes: R rows, V vocabulary. Work is done in the logits' own precision, at least float32.
+Example: at temperature 0.5, logits (2, 1, 0) become (4, 2, 0); top_k=2 makes them (4, 2, -inf).
+
+Shapes: R rows, V vocabulary. The computation keeps the logits' own precision, at least float32.
 """
 
 import math
@@ -32,22 +34,24 @@ __all__ = ["NO_TOKEN", "SamplingParams", "choose", "choose_one", "distribution",
 REALS = ("temperature", "top_p", "min_p")
 
 NO_TOKEN = -1
-"""Stands for the token of a row without a distribution: its logits are not finite."""
+"""Placeholder for the token of a row without a distribution: its logits are not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How one request samples and when it ends. The field names are vLLM's; the defaults are greedy decoding.
+    """The sampling and stop settings of one request. The field names are vLLM's; the defaults are greedy decoding.
 
-    temperature       0 is greedy; otherwise from 0.01 to 100
+    temperature       divisor of the logits, from 0.01 to 100; 0 is greedy decoding
     top_k             number of tokens kept; 0 (or -1) keeps all
     top_p             probability mass kept, in (0, 1]; 1 keeps all
     min_p             least probability kept, as a share of the largest, in [0, 1); 0 keeps all
-    seed              all randomness of the request is a function of this number and of positions in its text
-    max_tokens        most tokens of the answer
-    stop              strings that end the answer, and are cut from its text; a single string is taken as one
-    stop_token_ids    tokens that end the answer, beside the target's own end-of-text tokens
-    ignore_eos        do not end at an end-of-text token
+    seed              64-bit number; the request's randomness is a function of it and of positions in the text
+    max_tokens        the most tokens of the answer
+    stop              strings that end the answer and are cut from its text; a single string counts as a list of one
+    stop_token_ids    tokens that end the answer, besides the target's own end-of-text tokens
+    ignore_eos        continue after an end-of-text token
+
+    Example: `SamplingParams(temperature=0.7, top_p=0.9, seed=1, max_tokens=64, stop="\\n\\n")`.
 
     Raises:
         RequestError: for a value of a wrong type or out of range.
@@ -89,12 +93,12 @@ class SamplingParams:
 
     @property
     def law(self) -> tuple[float, int, float, float]:
-        """What the distribution depends on: requests that share it have the same distribution."""
+        """The settings that the distribution depends on."""
         return self.temperature, self.top_k, self.top_p, self.min_p
 
     @property
     def filters(self) -> bool:
-        """Whether some tokens are cut off."""
+        """True if the settings cut off some tokens."""
         return not self.greedy and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
 
 
@@ -120,7 +124,7 @@ def _token_ids(ids: Any) -> tuple[int, ...]:
 
 
 def transform(logits_RV: Tensor, sampling: SamplingParams) -> Tensor:
-    """Logits whose softmax is the distribution: scaled, with -inf for tokens that are cut off. [R, V], a new tensor."""
+    """Return logits whose softmax is the distribution: scaled, with -inf for tokens that are cut off. New, [R, V]."""
     logits_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
     if sampling.greedy:
         best_R1 = logits_RV.argmax(-1, keepdim=True)
@@ -146,7 +150,7 @@ def _keep_top_p(logits_RV: Tensor, top_p: float) -> Tensor:
 
 
 def _cut(logits_RV: Tensor, probs_RV: Tensor, top_p: float) -> Tensor:
-    """bool [R, V]: tokens before which, in falling order, there is a mass of `top_p` already; ties by id."""
+    """Return which tokens have a mass of `top_p` before them in falling order, bool [R, V]; ties by id."""
     order_RV = logits_RV.sort(dim=-1, descending=True, stable=True).indices
     sorted_RV = probs_RV.gather(-1, order_RV)
     mass_before_RV = sorted_RV.cumsum(-1) - sorted_RV
@@ -156,19 +160,19 @@ def _cut(logits_RV: Tensor, probs_RV: Tensor, top_p: float) -> Tensor:
 
 
 def distribution(logits_RV: Tensor, sampling: SamplingParams) -> Tensor:
-    """Probabilities [R, V] of the transformed logits."""
+    """Return the probabilities [R, V] of the transformed logits."""
     return transform(logits_RV, sampling).softmax(-1)
 
 
 def largest(logits_RV: Tensor) -> Tensor:
-    """The token with the largest logit of each row, int64 [R]; ties go to the lowest id."""
+    """Return the token with the largest logit of each row, int64 [R]; ties go to the lowest id."""
     if _on_numpy(logits_RV):
         return torch.from_numpy(np.argmax(logits_RV.numpy(), axis=-1))
     return logits_RV.argmax(-1)
 
 
 def _on_numpy(logits_RV: Tensor) -> bool:
-    """Whether NumPy can read them; PyTorch would wake a thread pool for microseconds of work."""
+    """Return whether NumPy can read the logits; PyTorch would start a thread pool for microseconds of work."""
     return logits_RV.device.type == "cpu" and logits_RV.dtype in (torch.float32, torch.float64)
 
 
@@ -179,14 +183,15 @@ def choose(
     stream: Stream = Stream.TARGET,
     draw: int = 0,
 ) -> Tensor:
-    """One token of each row's distribution, int64 [R]: `argmax(log p + gumbel(seed, position))`.
+    """Choose one token from each row's distribution, int64 [R]: `argmax(log p + gumbel(seed, position))`.
 
     Args:
         logits_RV: raw logits.
-        positions_R: int64, where in its text the chosen token will stand; rows of one request with the same position
-            share their noise.
+        positions_R: int64, index of the chosen token in its text; rows of one request at the same position share their
+            noise.
         samplings: the settings of each row's request.
-        draw: numbers independent draws at the same positions.
+        stream: the use of the seed.
+        draw: a number that tells independent draws at the same positions apart.
     """
     groups: dict[tuple[float, int, float, float], list[int]] = {}
     for row, sampling in enumerate(samplings):
@@ -202,7 +207,7 @@ def choose(
 
 
 def choose_one(logits_V: Tensor, position: int, sampling: SamplingParams) -> int:
-    """`choose` for a single row, with the target's noise, or NO_TOKEN. It runs behind every target forward."""
+    """Choose for a single row as `choose` does, with the target's noise, or return NO_TOKEN."""
     if sampling.greedy:
         token = int(largest(logits_V[None]))
         return token if math.isfinite(logits_V[token]) else NO_TOKEN
@@ -221,7 +226,7 @@ def has_law(logits_RV: Tensor) -> Tensor:
 def _chosen(
     logits_RV: Tensor, positions_R: Tensor, samplings: list[SamplingParams], stream: Stream, draw: int
 ) -> Tensor:
-    """`choose` where all rows have the same law; seeds may differ."""
+    """Choose where all rows have the same law; their seeds may differ."""
     law = samplings[0]
     if law.greedy:
         return largest(logits_RV)
@@ -232,7 +237,7 @@ def _chosen(
 
 
 def _keys(seeds: list[int], positions_R: Tensor, stream: Stream, draw: int) -> Tensor:
-    """On the host, numbers are faster than tensors of a few numbers."""
+    """Return the key of each row's noise; on the host, Python numbers are faster than tiny tensors."""
     if positions_R.device.type == "cpu":
         pairs = zip(seeds, positions_R.tolist(), strict=True)
         return torch.tensor([position_key(seed, position, stream, draw) for seed, position in pairs])

@@ -1,10 +1,10 @@
-"""The target: the model whose text is wanted. A proposer may change when its tokens come, never which.
+"""The target: the model whose text is wanted. A proposer changes when its tokens come, never which.
 
-`Target` is weights and a tokenizer and does not change. `Target.open` plans and allocates a `TargetSession`: the cache
-of a running batch and the two ways to advance it,
+`Target` is weights and a tokenizer, and immutable. `Target.open` allocates a `TargetSession`: the cache of a running
+batch and the two ways to advance it,
 
-    prefill   reads a prompt, all tokens but the last, in chunks and for many slots at once; no logits are computed
-    forward   reads the root and the draft of every slot in one pass and gives logits at every row
+    prefill   reads prompts, all tokens but the last, in chunks and for many slots at once, without logits
+    forward   reads the root and the draft of every slot in one pass and returns logits at every row
 
 so that after prefill each step is exactly one `forward`. The last prompt token is simply the first root.
 
@@ -35,15 +35,16 @@ __all__ = ["Forward", "Logits", "SharedWeights", "Target", "TargetSession", "Tar
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSpec:
-    """What the engine and the proposers need to know about a target.
+    """Facts about a target that the engine and the proposers need.
 
-    name              as the user gave it
-    directory         where its files lie; None for a model made in memory
+    name              the name that the user gave
+    directory         directory of its files; None for a model made in memory
     max_positions     the longest text, prompt included, in tokens
     eos_ids           tokens that end a text
-    dtype             of the weights
+    dtype             dtype of the weights
+    weight_bytes      memory of the weights
     batch_invariant   a row's bits do not depend on how many rows or slots are in the call
-    trusts_code       the user lets Python code run that comes with the checkpoint and with its draft models
+    trusts_code       permission to run Python code that comes with the checkpoint and its draft models
     """
 
     name: str
@@ -72,21 +73,22 @@ class SharedWeights:
 
 
 Logits = Tensor | list[Tensor]
-"""Of every row of a batch: one tensor [B, M, V], or where slots differ a list of each one's [M, V], which saves the
-padding. Either way `logits[slot][row]` is a row."""
+"""Logits of every row of a batch: one tensor [B, M, V], or without padding a list with one [M, V] per slot. Either way
+`logits[slot][row]` is a row."""
 
 
 def as_tensor(logits_BMV: Logits) -> Tensor:
-    """The logits of slots with equally many rows, or of a device that pads."""
+    """Return logits as one tensor: of slots with equally many rows, or of a device that pads."""
     assert isinstance(logits_BMV, Tensor), "these slots have different numbers of rows"
     return logits_BMV
 
 
 @dataclass(frozen=True, eq=False)
 class Forward:
-    """What one target forward gives: raw logits at every row and, if feature layers were asked for, features.
+    """The result of one target forward.
 
-    The logits are valid until the session's next forward.
+    logits_BMV     raw logits at every row, valid until the session's next forward
+    features_BMF   states at the feature layers, side by side; None without feature layers
     """
 
     logits_BMV: Logits
@@ -103,8 +105,11 @@ class TargetSession(ABC):
 
     @abstractmethod
     def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[Tensor | None]:
-        """Read `prompts[b]` (without the root) into the empty slot `slots[b]`; features [T, F] of each, if there are
-        feature layers."""
+        """Read `prompts[b]` (without the root) into the empty slot `slots[b]`.
+
+        Returns:
+            Features [T, F] of each prompt, or None without feature layers.
+        """
 
     @abstractmethod
     def forward(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Forward:
@@ -112,9 +117,9 @@ class TargetSession(ABC):
 
     @abstractmethod
     def states(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Tensor:
-        """As `forward`, without the output head: states after the final norm [B, M, E], which `Target.project` takes.
+        """Read as `forward` does, but return states after the final norm [B, M, E], for `Target.project`.
 
-        For draft models, which need logits of a few rows and tokens only.
+        Draft models use this: they need logits of a few rows and tokens only.
         """
 
 
@@ -124,12 +129,12 @@ class Target(ABC):
     @property
     @abstractmethod
     def spec(self) -> TargetSpec:
-        """What is fixed about the model."""
+        """Facts about the model."""
 
     @property
     @abstractmethod
     def tokenizer(self) -> Any:
-        """The Hugging Face tokenizer, or None for a model that only knows token ids."""
+        """The Hugging Face tokenizer, or None for a model without one."""
 
     @property
     def native(self) -> "Decoder | None":
@@ -138,7 +143,12 @@ class Target(ABC):
 
     @abstractmethod
     def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
-        """The cache that `open` would allocate."""
+        """Return the plan of the cache that `open` allocates.
+
+        Args:
+            capacity: committed positions of a slot.
+            tail: the most rows of a step.
+        """
 
     @abstractmethod
     def open(self, plan: CachePlan, feature_layers: tuple[int, ...] = ()) -> TargetSession:
@@ -146,12 +156,12 @@ class Target(ABC):
 
     @abstractmethod
     def decoding_threads(self) -> AbstractContextManager[None]:
-        """What the engine holds while it works: kernels with threads of their own keep PyTorch's from spinning here."""
+        """Return a context manager for decoding: it limits PyTorch's threads where our kernels use their own pool."""
 
     @abstractmethod
     def project(self, states_RE: Tensor) -> Tensor:
-        """The output head: raw logits [R, V] of states after the final norm. Drafters that share the head call this."""
+        """Apply the output head: return raw logits [R, V] of states after the final norm."""
 
     @abstractmethod
     def shared_weights(self) -> SharedWeights:
-        """The embedding and the output head as plain tensors."""
+        """Return the embedding and the output head as plain tensors."""

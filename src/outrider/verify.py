@@ -1,29 +1,19 @@
-"""The acceptance rules: which drafted nodes the target would have written itself.
+"""Acceptance rules: which drafted nodes the target would have written itself.
 
-p is the target's distribution after a row, with temperature and filters applied; q is the draft's. All three rules emit
-text with exactly the law of plain decoding. They differ in what they need and in how often they accept.
+p is the target's distribution after a row, q the draft's. Each rule keeps the law of plain decoding exactly.
 
-**coupled** (the default). The target's token after a row is fixed by its distribution and by noise that depends on
-(seed, position) only: y = argmax(log p + gumbel). Walk from the root while y is a child of the current row. The text
-does not depend on the draft at all, so every proposer gives the same text for a seed (Daliri et al., arXiv 2408.07978).
-Greedy decoding is the case T = 0. For deterministic drafts it accepts a node set C with probability p(C), which no
-lossless rule can exceed.
+**coupled** (default). The target's token after a row is y = argmax(log p + gumbel(seed, position)). Walk from the root
+while y is a child of the current row (Daliri et al., arXiv 2408.07978).
 
-**rejection**. Children are tried in the order they were drawn. Child x is accepted with probability min(1, p(x)/q(x));
-after a rejection p <- normalise(max(p - q, 0)) and q <- q without x, renormalised. When no child is left, the bonus is
-drawn from what remains of p. On a chain this is speculative sampling (Leviathan et al., arXiv 2211.17192; Chen et al.,
-arXiv 2302.01318), on trees drawn without replacement it is recursive rejection sampling (arXiv 2402.14160). A
-deterministic draft is the case of one-hot q.
+**rejection**. Accept child x with probability min(1, p(x)/q(x)); otherwise p <- normalise(max(p - q, 0)) and q loses x.
+The bonus is drawn from the p that is left (Leviathan et al., arXiv 2211.17192; on trees, arXiv 2402.14160).
 
-**block**. Chains only: the whole draft is judged at once (Sun et al., arXiv 2403.10444). With
-r_i = min(1, r_{i-1} p(x_i)/q(x_i)) and S_i = sum_v max(r_i p_{i+1}(v) - q_{i+1}(v), 0), the accepted length is the
-largest i with u_i <= h_i, where h_i = S_i / (S_i + 1 - r_i) and h_K = r_K. Never worse in expected length.
+**block**. Judge a whole chain at once (Sun et al., arXiv 2403.10444). With r_i = min(1, r_{i-1} p(x_i)/q(x_i)) and
+S_i = sum_v max(r_i p_{i+1}(v) - q_{i+1}(v), 0), accept the largest i with u_i <= h_i, where h_i = S_i / (S_i + 1 - r_i)
+and h_K = r_K.
 
-Worked example: p = (0.5, 0.5), draft x = 0 with q = (0.8, 0.2). `rejection` accepts with probability 0.625 and then the
-token is 0; otherwise the residual (0, 0.3) says 1. In total P(0) = 0.8 * 0.625 = 0.5, as it must be.
-
-The rules ask a `Chance` for every random decision. In production it answers from counter-based noise; in the proof of
-the tests it takes both branches with their exact probabilities, so the very code that runs is what is enumerated.
+Example: p = (0.5, 0.5), draft x = 0 with q = (0.8, 0.2). `rejection` accepts with probability 0.625; otherwise the
+residual (0, 0.3) says 1. In total P(0) = 0.8 * 0.625 = 0.5.
 
 Shapes: B slots, N nodes, M = N + 1 rows, V vocabulary.
 """
@@ -59,9 +49,11 @@ __all__ = [
 
 
 class AcceptedPath(NamedTuple):
-    """The accepted path of one slot: rows of the accepted path (root excluded), their tokens, and the token after them.
+    """The accepted path of one slot.
 
-    `bonus` is NO_TOKEN where the target's logits are not finite.
+    rows     rows of the path, without the root
+    tokens   their tokens
+    bonus    the target's own token after the path, or NO_TOKEN where its logits are not finite
     """
 
     rows: list[int]
@@ -70,20 +62,24 @@ class AcceptedPath(NamedTuple):
 
 
 class Chance(ABC):
-    """Random decisions about one slot."""
+    """A source of random decisions about one slot.
+
+    In production they come from counter-based noise. The proof of the tests takes both branches with their exact
+    probabilities, so the code that runs is the code that is enumerated.
+    """
 
     @abstractmethod
     def accept(self, probability: float, position: int, draw: int) -> bool:
-        """True with the given probability; no two decisions of one text share (position, draw)."""
+        """Return True with the given probability. No two decisions of one text share (position, draw)."""
 
     @abstractmethod
     def pick(self, probs_V: Tensor, position: int) -> int:
-        """A token with probability proportional to `probs_V`; once for each position of a text."""
+        """Draw a token with probability proportional to `probs_V`, once for each position of a text."""
 
 
 @final
 class NoiseChance(Chance):
-    """Decisions from the request's counter-based noise, independent of the noise that drafters use."""
+    """Decisions from the request's counter-based noise, independent of the noise of drafters."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -98,11 +94,11 @@ class NoiseChance(Chance):
 
 @dataclass(frozen=True)
 class VerifyInput:
-    """What the rules are given about a batch.
+    """The input of a rule, for all slots of a batch.
 
     logits_BMV   raw target logits of every row
     lengths      committed tokens of each slot in the cache, which is the root's position
-    samplings    of each slot's request
+    samplings    the settings of each slot's request
     """
 
     logits_BMV: Logits
@@ -111,14 +107,17 @@ class VerifyInput:
 
 
 def coupled(draft: Draft, given: VerifyInput) -> list[AcceptedPath]:
-    """Descend while the target's own token is a child. A row is looked at only when the walk gets there."""
+    """Walk down each tree while the target's own token is a child.
+
+    On the host, logits are read only at the rows that the walk reaches.
+    """
     if isinstance(given.logits_BMV, list) or given.logits_BMV.device.type == "cpu":
         return [walk(tree, _OwnTokens(given, slot, tree)) for slot, tree in enumerate(draft.trees)]
     return _coupled_at_once(draft, given)
 
 
 class _OwnTokens:
-    """The target's own token after a row of one slot."""
+    """A function from a row of one slot to the target's own token after it."""
 
     def __init__(self, given: VerifyInput, slot: int, tree: Tree) -> None:
         self._logits_MV = given.logits_BMV[slot]
@@ -130,7 +129,7 @@ class _OwnTokens:
 
 
 def _coupled_at_once(draft: Draft, given: VerifyInput) -> list[AcceptedPath]:
-    """One choice for every real row, one copy to the host."""
+    """Choose for every real row on the device, and walk after one copy to the host."""
     if draft.is_chain:
         return coupled_chains(draft, given)
     logits_RV = as_tensor(given.logits_BMV).flatten(0, 1)
@@ -146,9 +145,10 @@ def _coupled_at_once(draft: Draft, given: VerifyInput) -> list[AcceptedPath]:
 
 
 def coupled_chains(draft: Draft, given: VerifyInput) -> list[AcceptedPath]:
-    """`coupled` for chains, on the device: one copy brings choices, drafted tokens and accepted counts to the host.
+    """Verify chains as `coupled` does, on the device.
 
-    What the target would have written is the choices themselves, up to and with the first that the draft missed.
+    One copy brings choices, drafted tokens and accepted counts to the host. The emitted tokens are the choices, up to
+    and with the first that the draft missed.
     """
     logits_BMV = as_tensor(given.logits_BMV)
     B, M, _ = logits_BMV.shape
@@ -179,7 +179,7 @@ def _next_positions_R(draft: Draft, given: VerifyInput) -> Tensor:
 
 
 def walk(tree: Tree, own: Callable[[int], int]) -> AcceptedPath:
-    """Descend while `own(row)`, the target's own token after that row, is a child of it."""
+    """Walk down the tree while `own(row)`, the target's own token after a row, is a child of that row."""
     by_token = {(parent + 1, token): node + 1 for node, (token, parent) in enumerate(zip(*tree, strict=True))}
     path: list[int] = []
     row, token = 0, own(0)
@@ -191,7 +191,7 @@ def walk(tree: Tree, own: Callable[[int], int]) -> AcceptedPath:
 
 
 def rejection(draft: Draft, given: VerifyInput) -> list[AcceptedPath]:
-    """The ratio test, down the tree of each slot."""
+    """Apply the ratio test down the tree of each slot."""
     return [
         reject_tree(tree, *_distributions(draft, given, slot), given.lengths[slot] + 1, _chance(given, slot))
         if _has_laws(given, slot, tree)
@@ -201,7 +201,7 @@ def rejection(draft: Draft, given: VerifyInput) -> list[AcceptedPath]:
 
 
 def block(draft: Draft, given: VerifyInput) -> list[AcceptedPath]:
-    """The block rule, on the chain of each slot."""
+    """Apply the block rule to the chain of each slot."""
     if not draft.is_chain:
         raise ConfigError("verification 'block' needs chain drafts; use 'rejection' or 'coupled' for trees")
     return [
@@ -226,12 +226,12 @@ def _chance(given: VerifyInput, slot: int) -> Chance:
 
 
 def reject_tree(tree: Tree, p_MV: Tensor, q_MV: Tensor | None, position: int, chance: Chance) -> AcceptedPath:
-    """Recursive rejection sampling on one tree.
+    """Return the accepted path of one tree under recursive rejection sampling.
 
     Args:
         p_MV: the target's distribution after every row.
         q_MV: the distribution each row's children were drawn from, without replacement; None for deterministic drafts.
-        position: of the first token to be decided.
+        position: index in the text of the first token to be decided.
     """
     children = tree.children()
     path: list[int] = []
@@ -253,7 +253,7 @@ def reject_tree(tree: Tree, p_MV: Tensor, q_MV: Tensor | None, position: int, ch
 
 
 def judge_block(tokens: list[int], p_MV: Tensor, q_MV: Tensor | None, position: int, chance: Chance) -> AcceptedPath:
-    """Block verification of one chain; arguments as in `reject_tree`."""
+    """Return the accepted path of one chain under the block rule; the arguments are those of `reject_tree`."""
     length = len(tokens)
     if q_MV is None:
         q_MV = torch.zeros_like(p_MV)
@@ -267,7 +267,7 @@ def judge_block(tokens: list[int], p_MV: Tensor, q_MV: Tensor | None, position: 
         excess_V = p_MV[i] * ratio if i == length else (p_MV[i] * ratio - q_MV[i]).clamp_(min=0)
         excess = float(excess_V.sum())
         keep = ratio if i == length else excess / (excess + 1 - ratio) if excess + 1 - ratio > 0 else 1.0
-        # keyed by the step's first position: a later step decides about position + i - 1 anew, with a fresh number
+        # keyed by the step's first position: a later step decides about position + i - 1 again, with a fresh number
         if ratio > 0 and chance.accept(keep, position, i - 1):
             num_accepted = i
             residual_V = excess_V / excess if excess > 0 else p_MV[i]
@@ -276,7 +276,7 @@ def judge_block(tokens: list[int], p_MV: Tensor, q_MV: Tensor | None, position: 
 
 
 def _residual(p_V: Tensor, q_V: Tensor) -> Tensor:
-    """normalise(max(p - q, 0)); p itself where rounding leaves nothing, for then p == q."""
+    """Return normalise(max(p - q, 0)), or p itself where rounding leaves nothing, for then p == q."""
     rest_V = (p_V - q_V).clamp_(min=0)
     mass = rest_V.sum()
     return rest_V / mass if mass > 0 else p_V
@@ -300,10 +300,10 @@ VERIFIERS: dict[str, Verifier] = {"coupled": coupled, "rejection": rejection, "b
 
 
 def verifier(name: str) -> Verifier:
-    """The rule of that name.
+    """Return the rule with a name.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if there is no rule with that name.
     """
     if name not in list(VERIFIERS):
         raise ConfigError(f"unknown verification '{name}'{nearest(name, VERIFIERS)}")

@@ -1,1 +1,1 @@
-"""What the loop needs besides the algorithm: its lock, its clock, the memory plan and the check of drafts."""
+"""Parts of the engine beside the algorithm: its guard, its clock, the memory plan and the check of drafts."""

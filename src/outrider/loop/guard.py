@@ -7,7 +7,7 @@ surrounds such work:
 - While one call works, another one is refused with an `EngineBusyError`.
 - Work that did not reach its end leaves the guard unsound. Before the next work, `repair` is called.
 
-A signal can interrupt the guard itself, between any two calls. So no lock has to be given back: whoever works is known
+A signal can interrupt the guard itself, between any two calls. So no lock must be released: the guard knows the holder
 by its stack frame, and a frame that no thread executes any more holds nothing.
 
     with guard:      # repaired first, if the last work did not end
@@ -35,7 +35,7 @@ class _Holder(NamedTuple):
 
     @property
     def works(self) -> bool:
-        """Whether its frame is on the stack of its thread."""
+        """True while its frame is on the stack of its thread."""
         frame = sys._current_frames().get(self.thread)
         while frame is not None and frame is not self.frame:
             frame = frame.f_back
@@ -47,7 +47,7 @@ class Guard:
     """A context manager around work on one engine.
 
     Args:
-        repair: makes everything consistent again; called with the guard held.
+        repair: function that makes everything consistent again; called with the guard held.
     """
 
     def __init__(self, repair: Callable[[], None]) -> None:
@@ -57,7 +57,7 @@ class Guard:
 
     @property
     def held(self) -> bool:
-        """Whether some call works now."""
+        """True while a call works."""
         holder = self._holders.get("now")
         return holder is not None and holder.works
 

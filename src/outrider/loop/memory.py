@@ -1,4 +1,4 @@
-"""What an engine will hold in memory, known and checked before anything is allocated.
+"""The memory plan of an engine, checked before anything is allocated.
 
     weights of target and proposer + (capacity + tail + 1) positions x bytes per position x slots
 
@@ -27,7 +27,7 @@ MOST_SLOTS = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """Bytes of each part. Weights are shared by all engines of a target; the cache is this engine's own."""
+    """The bytes of each part. All engines of a target share its weights; the cache is this engine's own."""
 
     target_weight_bytes: int
     proposer_weight_bytes: int
@@ -64,7 +64,7 @@ class MemoryPlan:
 
     @property
     def new_bytes(self) -> int:
-        """What opening the engine allocates, and a step's outputs."""
+        """Bytes that opening the engine allocates, and those of a step's outputs."""
         return self.cache.num_bytes + self.logits_bytes
 
     def __str__(self) -> str:
@@ -98,14 +98,14 @@ def check_fits(plan: MemoryPlan, device: torch.device) -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be taken on the device."""
+    """Return the bytes that are free on the device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
 
 
 def give_back() -> None:
-    """Return what was freed to the system. Loading leaves holes of some weights' size, which glibc would keep."""
+    """Return freed memory to the system. Loading leaves holes as large as some weights, which glibc would keep."""
     if sys.platform == "linux":
         with suppress(AttributeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)

@@ -1,1 +1,1 @@
-"""What a caller hands in, and what comes back: prompts, chat templates, text and events."""
+"""A request's way in and out: prompts, chat templates, text and events."""

@@ -1,8 +1,8 @@
-"""Conversations and text into tokens, with a tokenizer and a chat template that nobody has checked.
+"""Conversion of conversations and text to tokens, with an untrusted tokenizer and chat template.
 
 A chat template is a program that came with the checkpoint: it may refuse messages (a system message, two user turns in
-a row), fail on them, or never come to an end. `transformers` runs it in a sandbox; here every failure becomes one
-sentence, and a program that runs for minutes or eats the memory is ended.
+a row), fail on them, or never end. `transformers` runs it in a sandbox; here every failure becomes one sentence, and a
+template that runs too long or allocates too much memory is stopped.
 
 Example: for a template that calls `raise_exception('roles must alternate')`, `render` raises a `RequestError` that says
 so.
@@ -97,9 +97,9 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _limited() -> Iterator[None]:
-    """Raise `_EndlessTemplateError` in this thread when the time is up, or when the memory of the process swells.
+    """Raise `_EndlessTemplateError` in this thread when the time is up, or when the process has grown too large.
 
-    Waits are counted instead of seconds, so a process that was stopped for a while is not punished for it.
+    The time is counted in waits, so the seconds of a stopped process do not count.
     """
     done, lock, thread = threading.Event(), threading.Lock(), threading.get_ident()
     memory = psutil.Process().memory_info().rss
@@ -130,5 +130,5 @@ def _grown(memory: int) -> bool:
 
 
 def _throw(thread: int, error: type[BaseException]) -> None:
-    """Let another thread raise this at its next instruction."""
+    """Raise this error in another thread, at its next instruction."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))

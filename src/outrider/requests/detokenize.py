@@ -1,8 +1,8 @@
-"""Tokens into text, one at a time: what is given out never changes, and all of it is the tokenizer's own `decode`.
+"""Incremental decoding: text that was emitted never changes, and all of it equals the tokenizer's own `decode`.
 
 Text of new tokens may still change while they are the last ones: bytes of an unfinished character, a run of
 byte-fallback tokens (one wrong byte turns the whole run into U+FFFD), a space that is cleaned away before a full stop.
-Such a *tail* waits. Only the last two certain parts are decoded again, so a token costs the same however long the text:
+Such a *tail* waits. Only the last two certain parts are decoded again, so the cost of a token does not grow:
 
     tokens     ... [ start ... read ) [ read ... end )
                    a certain part     the tail: decode(start .. end) without decode(start .. read)
@@ -46,7 +46,7 @@ def guarded(call: Callable[[], T], otherwise: Callable[[Exception], T]) -> T:
 
 @final
 class Vocabulary:
-    """What decoding asks of a tokenizer."""
+    """The part of a tokenizer that decoding needs."""
 
     def __init__(self, tokenizer: Any) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -67,13 +67,13 @@ class Vocabulary:
         return self._special.get(token)
 
     def is_byte(self, token: int) -> bool:
-        """Whether this is a token of byte fallback."""
+        """Return whether this is a token of byte fallback."""
         read = self._tokenizer.convert_ids_to_tokens if self._backend is None else self._backend.id_to_token
         text = guarded(lambda: read(token), lambda error: None)
         return isinstance(text, str) and BYTE.fullmatch(text) is not None
 
     def may_change(self, text: str) -> bool:
-        """Whether a text that ends like this one may be decoded otherwise when more follows."""
+        """Return whether a text with this end may be decoded differently once more tokens follow."""
         return text.endswith(UNFINISHED) or (self._cleans and text.endswith(CLEANED))
 
     @cached_property
@@ -102,13 +102,13 @@ class Detokenizer:
         self._given: list[str] = []
 
     def with_special_tokens(self) -> "Detokenizer":
-        """Return one that has read the same, of which none was special, and shows special tokens from here on."""
+        """Return a copy that shows special tokens from here on; none of its tokens so far was special."""
         other = copy(self)
         other._skip, other._tokens, other._given = False, list(self._tokens), list(self._given)
         return other
 
     def push(self, token: int) -> str:
-        """Return the text that this token makes certain, often that of itself."""
+        """Return the text that this token makes certain, often its own."""
         self._tokens.append(token)
         text = self._vocabulary.decode(self._tokens[self._start :], self._skip)
         if text is None:
@@ -136,7 +136,7 @@ class Detokenizer:
         last = self._vocabulary.decode(self._tokens[self._read :], self._skip)
         if last is not None and last.strip():
             self._start, self._known = self._read, last
-        else:  # too little to stand before what comes
+        else:  # too little context for the next token
             self._known = text
         self._read = len(self._tokens)
         self._given.append(tail)
@@ -144,7 +144,7 @@ class Detokenizer:
 
 
 def _cleans(tokenizer: Any, backend: Tokenizer | None) -> bool:
-    """Whether `decode` rewrites spaces in front of punctuation; `transformers` does not where the model is BPE."""
+    """Return whether `decode` rewrites spaces before punctuation; `transformers` does not for BPE models."""
     if not getattr(tokenizer, "clean_up_tokenization_spaces", False):
         return False
     forced = getattr(tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)

@@ -1,14 +1,14 @@
-"""What was decided for each request, on its way to whoever reads it.
+"""Events of requests, and the outboxes that keep them until they are read.
 
-A step decides tokens for many requests at once. Its reader may leave between two events and come back, or read one
-request at a time. So each request has an `Outbox`, which keeps events until they are taken:
+A step decides tokens for many requests at once. A reader may leave between two events and come back, or read one
+request at a time. So each request has an `Outbox`, which keeps its events until they are taken:
 
     step   request 1: "The", request 2: "cat"        outboxes  1: ["The"]  2: ["cat"]
     a reader takes "The" and leaves                  outboxes  1: []       2: ["cat"]
     the next reader gets "cat" first
 
-An event is appended whole, by one operation that no signal can divide. After an exception the outboxes are therefore
-what is true, and an engine sets its batch back to them.
+An event is appended whole, by one operation that no signal can divide. So after an exception the outboxes are the
+truth, and an engine sets its batch back to them.
 """
 
 import math
@@ -22,16 +22,20 @@ from outrider.requests.text import Piece
 __all__ = ["Completion", "Event", "FinishReason", "Outbox", "Outboxes"]
 
 FinishReason = Literal["eos", "stop", "length", "context", "cancelled", "error"]
+"""Reasons for the end of a request: an end-of-text token, a stop string or stop token, `max_tokens`, the context limit
+of the engine, `Engine.cancel` (seen by a `stream` only), or logits that are not finite."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Event:
-    """What one step (or a cancellation) gave one request.
+    """The tokens that one step gave to one request, or its cancellation.
 
+    request       id from `Engine.add`; in `Engine.stream`, the number of the prompt, from 0
     tokens        emitted token ids; the first `num_accepted` of them came from the draft
-    pieces        their text as far as it is certain
-    finished      why the request ended, or None while it goes on
-    error         what went wrong, where `finished` is "error"
+    num_accepted  tokens that came from the draft
+    pieces        their text, as far as it is certain
+    finished      reason for the end of the request, or None while it continues
+    error         message if `finished` is "error"
     """
 
     request: int
@@ -54,13 +58,26 @@ class Event:
         if self.error is not None:
             raise RequestError(self.error)
 
+    def __repr__(self) -> str:
+        """
+        >>> Event(request=0, tokens=(5, 6), num_accepted=1)
+        Event(request=0, text='', 2 tokens, 1 accepted)
+        """
+        ended = "" if self.finished is None else f", finished={self.finished!r}"
+        counts = f"{len(self.tokens)} tokens, {self.num_accepted} accepted"
+        return f"Event(request={self.request}, text={self.text!r}, {counts}{ended}{_failure(self.error)})"
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Completion:
-    """A finished answer: its token ids, its text in pieces (with what came from a draft), and why it ended.
+    """A finished answer.
 
     request       number of its prompt in the call, from 0
-    error         what went wrong, where `finished` is "error"
+    prompt        token ids of the prompt
+    tokens        token ids of the answer
+    pieces        text of the answer in pieces, each marked if it came from a draft
+    finished      reason for its end
+    error         message if `finished` is "error"
     num_forwards  target forwards that gave it tokens
     """
 
@@ -74,7 +91,7 @@ class Completion:
 
     @classmethod
     def of(cls, request: int, prompt: Sequence[int], events: Sequence[Event]) -> "Completion":
-        """Return the answer that these events, to the last one, make up."""
+        """Return the answer that all events of a request make up."""
         last = events[-1]
         assert last.finished is not None, "the last event ends its request"
         return cls(
@@ -101,15 +118,18 @@ class Completion:
         >>> Completion(request=0, prompt=(1,), tokens=(5, 6), pieces=(), finished="eos", num_forwards=1)
         Completion('', 2 tokens, tau 2.00, finished='eos')
         """
-        failed = "" if self.error is None else f", error={self.error!r}"
         facts = f"{len(self.tokens)} tokens, tau {self.tau:.2f}, finished={self.finished!r}"
-        return f"Completion({self.text!r}, {facts}{failed})"
+        return f"Completion({self.text!r}, {facts}{_failure(self.error)})"
+
+
+def _failure(error: str | None) -> str:
+    return "" if error is None else f", error={error!r}"
 
 
 @final
 @dataclass
 class Outbox:
-    """The events of one request; the first `num_taken` of them were read. `claimed` by a stream that reads it alone."""
+    """The events of one request; `num_taken` of them are read. A stream that reads it alone sets `claimed`."""
 
     events: list[Event] = field(default_factory=list)
     num_taken: int = 0
@@ -138,7 +158,7 @@ class Outboxes:
         return self._of[request]
 
     def announce(self, requests: Iterable[int]) -> None:
-        """Say that these requests have got events."""
+        """Note that these requests have new events."""
         self._ready |= dict.fromkeys(requests)
 
     def announce_all(self) -> None:
@@ -146,11 +166,11 @@ class Outboxes:
         self.announce([request for request, outbox in list(self._of.items()) if outbox.pending])
 
     def claim(self, request: int) -> None:
-        """Keep its events for the reader that names it."""
+        """Keep the request's events for the reader that names it."""
         self._of[request].claimed = True
 
     def close(self, request: int) -> None:
-        """Drop what was not taken."""
+        """Drop the request's outbox with its unread events."""
         self._of.pop(request, None)
         self._ready.pop(request, None)
 
@@ -161,17 +181,17 @@ class Outboxes:
 
     @property
     def pending(self) -> bool:
-        """Whether an event waits that no stream has claimed."""
+        """True while there is an unread event that no stream has claimed."""
         return any(not self._of[request].claimed for request in list(self._ready) if request in self._of)
 
     def __contains__(self, request: int) -> bool:
         return request in self._of
 
     def take(self, requests: Container[int] | None = None) -> Iterator[Event]:
-        """Take the events that wait, request by request; those behind the last one that was read stay.
+        """Yield unread events, request by request; leaving the iterator keeps the rest.
 
         Args:
-            requests: whose; by default of all that no stream has claimed.
+            requests: ids of the requests to read; by default all that no stream has claimed.
         """
         for request in list(self._ready):
             while (outbox := self._of.get(request)) is not None and outbox.pending:
@@ -180,7 +200,7 @@ class Outboxes:
                 event = outbox.events[outbox.num_taken]
                 if event.finished is not None:
                     del self._of[request]
-                outbox.num_taken += 1  # directly before the event is given: no signal comes in between
+                outbox.num_taken += 1  # directly before the yield, so that no signal can come in between
                 yield event
             else:
                 self._ready.pop(request, None)

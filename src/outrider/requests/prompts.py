@@ -1,7 +1,7 @@
-"""What a caller may give as prompts, brought into one form.
+"""Prompts of every accepted form, converted to one.
 
 A prompt is a string, a conversation (a list of messages) or a list of token ids; tensors and arrays of ids count as
-lists. Where several prompts are asked for, a single one is taken as a list of one:
+lists. A call that takes several prompts also takes a single one:
 
     "Why?"                                        one prompt
     ["Why?", "How?"]                              two prompts
@@ -60,7 +60,7 @@ def as_prompt(prompt: Any, name: str = "the prompt") -> str | list[int] | list[d
 
 
 def _listed(value: Any, name: str) -> str | list[Any]:
-    """The items of a prompt or of prompts, or the string that it is."""
+    """Return the items of a prompt or of a list of prompts, or the string that it is."""
     found = native(value)
     if isinstance(found, str):
         return str(found)
@@ -76,7 +76,7 @@ def _listed(value: Any, name: str) -> str | list[Any]:
 
 
 def _are_plain(items: list[Any]) -> bool:
-    """Whether all are Python's own ints: a prompt of 100,000 tokens is looked at several times on its way."""
+    """Return whether all are Python's own ints, so that a long prompt is not converted token by token."""
     return set(map(type, items)) == {int}
 
 
@@ -120,8 +120,10 @@ def check_fit(
     """Refuse a request that an engine cannot serve.
 
     Args:
-        tokens: of the prompt.
-        tokenizer: the target's, or None.
+        tokens: token ids of the prompt.
+        params: settings of the request.
+        tokenizer: tokenizer of the target, or None.
+        vocab_size: number of the target's tokens.
         max_positions: the longest text in tokens, answer included.
 
     Raises:

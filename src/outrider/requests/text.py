@@ -1,11 +1,11 @@
-"""Between text and tokens: prompts in, streamed text out, stop strings found as soon as they are complete.
+"""Conversion between text and tokens: prompts to tokens, tokens to streamed text, and stop strings.
 
-A string prompt is one user turn of a chat where the tokenizer has a chat template, plain text otherwise; a list of
+A string prompt is one user turn of a chat if the tokenizer has a chat template, plain text otherwise; a list of
 messages is a conversation; a list of token ids is used as it is.
 
-Text is decoded token by token. Bytes of an unfinished UTF-8 character wait for the rest, and text that may be the
-beginning of a stop string waits until it is clear. Example: with the stop string "END", the pieces "the E", "N", "ext"
-come out as nothing, nothing, "the ENext".
+Text is decoded token by token. Bytes of an unfinished UTF-8 character wait for the rest, and text that may begin a stop
+string waits until that is clear. Example: with the stop string "END", the pieces "the E", "N", "ext" come out as
+nothing, nothing, "the ENext".
 """
 
 from collections.abc import Sequence
@@ -28,11 +28,11 @@ class Piece(NamedTuple):
 
 
 def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """The token ids of a prompt.
+    """Return the token ids of a prompt.
 
     Raises:
         RequestError: for anything that is no prompt, an empty one, text without a tokenizer, or text that the
-            tokenizer or its chat template does not take.
+            tokenizer or its chat template refuses.
     """
     given = as_prompt(prompt)
     if not isinstance(given, str) and isinstance(given[0], int):
@@ -49,12 +49,12 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Segment:
-    """What one token adds: to the text that stop strings are looked for in, and to the text that is given out.
+    """The text of one token: for the search of stop strings, and for the answer.
 
-    raw      with special tokens
-    piece    without them
-    hidden   characters of the special token that ends `raw`, if it is one
-    before   in that case, the text that is not certain yet and stands before the token
+    raw      text with special tokens, which stop strings are searched in
+    piece    text without them, which the answer gets
+    hidden   number of characters of the special token that ends `raw`, if there is one
+    before   uncertain text in front of that special token
     """
 
     raw: str
@@ -63,7 +63,7 @@ class _Segment:
     before: str = ""
 
     def cut(self, at: int) -> Piece:
-        """The part in front of a stop string that begins at this place of `raw`."""
+        """Return the part in front of a stop string that begins at this place of `raw`."""
         text = self.before if self.hidden else self.piece.text
         behind = max(0, len(self.raw) - self.hidden - at)
         return Piece(text[: max(0, len(text) - behind)], self.piece.drafted)
@@ -84,7 +84,7 @@ class TextStream:
             self._raw = self._text  # until there is a special token
 
     def push(self, token: int, drafted: bool) -> list[Piece]:
-        """Pieces that are now certain; sets `stopped` when a stop string is complete (it and what follows is cut)."""
+        """Return the pieces that are now certain; set `stopped` at a complete stop string, which is cut off."""
         if self._vocabulary is None:
             return [Piece("", drafted)]
         self._drafted = drafted
@@ -104,11 +104,11 @@ class TextStream:
         return self._take(min(len(held) - self._longest_partial(held), len(seen) - self._longest_partial(seen)))
 
     def flush(self) -> list[Piece]:
-        """What was held back, when the answer ended for another reason."""
+        """Return the text that was held back, once the answer has ended for another reason."""
         return [] if self._vocabulary is None or self.stopped else self._rest()
 
     def _rest(self) -> list[Piece]:
-        """Everything that is left, up to the first stop string."""
+        """Return everything that is left, up to the first stop string."""
         piece = Piece(self._text.flush(), self._drafted)
         raw = piece.text if self._raw is self._text else self._raw.flush()
         held, self._held = [*self._held, *([_Segment(raw=raw, piece=piece)] if raw or piece.text else [])], []

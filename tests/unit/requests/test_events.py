@@ -12,6 +12,7 @@ from outrider.draft import Tree
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.proposers.none import NoProposer
 from outrider.requests.events import Outboxes
+from outrider.requests.text import Piece
 from outrider.sampling import NO_TOKEN
 from outrider.target import Forward
 from outrider.testing import Oracle, Scripted, assert_lossless, tiny_target
@@ -187,3 +188,10 @@ def test_reset_after_a_step_that_was_broken_off() -> None:
     fails.clear()
     answers = engine.generate(PROMPTS, SamplingParams(max_tokens=6, ignore_eos=True))
     assert [list(answer.tokens) for answer in answers] == plain(6)
+
+
+def test_an_event_reads_like_a_sentence() -> None:
+    some = Event(request=3, tokens=(5, 6), num_accepted=1, pieces=(Piece(" so", True), Piece(" it", False)))
+    assert repr(some) == "Event(request=3, text=' so it', 2 tokens, 1 accepted)"
+    failed = Event(request=0, finished="error", error="not finite")
+    assert repr(failed) == "Event(request=0, text='', 0 tokens, 0 accepted, finished='error', error='not finite')"
