@@ -29,7 +29,7 @@ from outrider import Engine, load_proposer, load_target
 from outrider.budget import FixedBudget
 from outrider.data.workloads import load_category
 from outrider.draft import Draft
-from outrider.proposers.drafting import chains
+from outrider.proposers.drafting import sampler
 from outrider.proposers.drafting.recurrent import RecurrentSession
 from outrider.sampling import SamplingParams, largest
 
@@ -99,8 +99,9 @@ class Confidence:
         head = load_proposer("eagle3", target, checkpoint=self.checkpoint, num_nodes=self.depth)
         engine = Engine(target, head, max_len=2048, budget=Looking(self.depth))
         assert isinstance(engine.session, RecurrentSession), "an EAGLE-3 head has one"
-        engine.session.chain = None  # the recorded chain shows no probabilities
-        chains.largest = watched  # type: ignore[assignment]
+        assert engine.session.chains is not None, "it drafts chains"
+        engine.session.chains.fused = None  # a fused chain shows no probabilities
+        sampler.largest = watched  # type: ignore[assignment]
         for category in self.categories:
             for conversation in load_category(category)[: self.num_prompts]:
                 drafts.clear()

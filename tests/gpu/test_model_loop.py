@@ -7,8 +7,8 @@ from counted_steps import questions
 from outrider import verify
 from outrider.engine import Engine
 from outrider.ops.graphs import GraphPool
+from outrider.proposers import draft_model
 from outrider.proposers.draft_model import DraftModelConfig, DraftModelProposer, cut_from
-from outrider.proposers.drafting import pending as backlog
 from outrider.sampling import SamplingParams
 from outrider.testing import tiny_target
 
@@ -17,7 +17,7 @@ PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [9], [4, 4], [8, 1, 2, 8, 1, 2]]
 
 def engine_of(seed: int, graphs: GraphPool | None, monkeypatch: pytest.MonkeyPatch, max_batch: int = 3) -> Engine:
     """Of a draft model that is sometimes right: one of the target's layers; every other one drafts half the tokens."""
-    monkeypatch.setattr(backlog, "default_graph_pool", lambda device: graphs)
+    monkeypatch.setattr(draft_model, "default_graph_pool", lambda device: graphs)
     target = tiny_target(seed, max_positions=96)
     ids_K = torch.arange(0, target.spec.vocab_size, 2) if seed % 2 else None
     config = DraftModelConfig(layers="0", num_nodes=3)

@@ -10,8 +10,8 @@ from outrider.engine import Engine
 from outrider.noise import Stream
 from outrider.ops.graphs import GraphPool
 from outrider.proposer import Session, SessionPlan
-from outrider.proposers.drafting.chains import Chains
 from outrider.proposers.drafting.recurrent import RecurrentSession
+from outrider.proposers.drafting.sampler import ChainSampler
 from outrider.proposers.eagle3 import Eagle3Config, Eagle3Proposer
 from outrider.sampling import SamplingParams
 from outrider.target import Target
@@ -81,7 +81,7 @@ def test_a_slot_without_a_pair_gets_no_draft(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_even_chains_stay_on_a_gpu() -> None:
     plan = SessionPlan(max_slots=2, max_positions=9, noise=Stream.TARGET, device=torch.device("cuda"))
-    chains = Chains(plan, [4, 2], {}, sampled=False, vocab_size=5)
+    chains = ChainSampler(plan, [4, 2], {}, sampled=False, vocab_size=5)
     with HostCopies() as copies:
         for level in range(2):
             chains.take([4, 2], torch.tensor([level, 3]))

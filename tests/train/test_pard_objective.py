@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from outrider import CheckpointError, Commit, ConfigError, DraftLimit, SamplingParams, SessionPlan, load_proposer
 from outrider.data.texts import Corpus, Example
 from outrider.noise import Stream
-from outrider.proposers.drafting.pending import PendingTokens
+from outrider.proposers.drafting.model_reader import ModelReader
 from outrider.target import Target
 from outrider.testing import tiny_target
 from outrider.train.batch import Batch, collate
@@ -136,13 +136,13 @@ def test_training_scores_what_drafting_predicts(
     (tmp_path / "draft").mkdir()
     objective.save(tmp_path / "draft", dtype)
     seen: list[torch.Tensor] = []
-    read = PendingTokens.states
+    read = ModelReader.states
 
-    def watched(self: PendingTokens, slots: list[int], feeds: list[list[int]], others: list[list[int]]) -> torch.Tensor:
+    def watched(self: ModelReader, slots: list[int], feeds: list[list[int]], others: list[list[int]]) -> torch.Tensor:
         seen.append(read(self, slots, feeds, others))
         return seen[-1]
 
-    monkeypatch.setattr(PendingTokens, "states", watched)
+    monkeypatch.setattr(ModelReader, "states", watched)
     proposer = load_proposer("pard", target, checkpoint=str(tmp_path / "draft"), num_nodes=4)
     plan = SessionPlan(max_slots=1, max_positions=64, noise=Stream.TARGET, device=target.spec.device)
     session = proposer.open(plan)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from outrider.cache import KVCache
 from outrider.models.block import Block
-from outrider.models.chain import DraftStep
+from outrider.models.draft_network import DraftStep
 from outrider.models.rope import KeptRope
 from outrider.models.spec import DecoderSpec
 from outrider.ops.base import GraphCache, Ops, Packed, Result, Rope
@@ -155,14 +155,9 @@ class Decoder:
         keep_features(len(self.layers) + 1, None)
         return Result(ops.norm_project(x_RE, self.norm_E, eps, self.head) if want_logits else None, features_RF)
 
-    def draft_step(self, cache: KVCache, head: Packed, ids_K: Tensor | None) -> DraftStep | None:
-        """One read of a greedy chain with this output head or another; None with sliding windows or on a GPU.
-
-        A GPU's graphs have fixed shapes, and rows under a sliding window need a mask of their own.
-        """
-        ops, spec = self.ops, self.spec
-        if self.device.type == "cuda" or any(window is not None for window in spec.windows):
-            return None
+    def draft_step(self, cache: KVCache, head: Packed, ids_K: Tensor | None) -> DraftStep:
+        """Return one read of a greedy chain with this output head or another."""
+        ops, eps = self.ops, self.spec.rms_norm_eps
 
         def read(x_RE: Tensor, placement: Placement) -> Tensor:
             self._read(x_RE, placement, cache, (), want_logits=False)
@@ -171,7 +166,7 @@ class Decoder:
         return DraftStep(
             ops=ops,
             read=read,
-            predict=lambda states_NE: ops.norm_project(states_NE, self.norm_E, spec.rms_norm_eps, head),
+            predict=lambda states_NE: ops.norm_project(states_NE, self.norm_E, eps, head),
             ids_K=ids_K,
             embedding_VE=self.embed_VE,
             reads_states=False,

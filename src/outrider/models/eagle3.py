@@ -30,8 +30,8 @@ from torch.nn.functional import rms_norm
 
 from outrider.cache import CachePlan, KVCache
 from outrider.models.block import Block
-from outrider.models.chain import DraftStep
-from outrider.models.recurrent import Reading, RecurrentHead, below, run
+from outrider.models.draft_network import DraftStep, Reading
+from outrider.models.recurrent import RecurrentHead, below, run
 from outrider.models.rope import KeptRope
 from outrider.models.spec import DecoderSpec
 from outrider.ops.base import GraphCache, Result, Rope

@@ -30,9 +30,9 @@ from torch import Tensor
 
 from outrider.cache import CachePlan, KVCache
 from outrider.models.block import Block
-from outrider.models.chain import DraftStep
+from outrider.models.draft_network import DraftStep, Reading
 from outrider.models.output_head import OutputHead
-from outrider.models.recurrent import Reading, RecurrentHead, below, run
+from outrider.models.recurrent import RecurrentHead, below, run
 from outrider.models.rope import KeptRope
 from outrider.models.spec import DecoderSpec
 from outrider.ops.base import GraphCache, Result

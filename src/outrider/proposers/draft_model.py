@@ -3,21 +3,16 @@
 Any causal language model with the target's vocabulary can draft: it writes k tokens one by one and the target checks
 them in one pass. It pays when it is often right and its k passes cost less than the target passes they save.
 
-The draft model keeps its own cache, and one detail decides whether it works: after k drafted tokens it has read only
-the first k - 1 of them. If all k are accepted, the last one is missing and must be read together with the bonus before
-drafting goes on. Here `pending` holds, for each slot, the committed tokens the draft model has not read; its last entry
-is the root.
+One detail decides whether it works: after k drafted tokens the draft model has read only the first k - 1 of them. If
+all k are accepted, the last one is missing from its cache and must be read together with the bonus
+(`drafting/model_reader.py`).
 
-    committed ... r      pending [r]          drafts a b c, having read r a b
-    accepted a b c, bonus d                   pending [c, d]
-    accepted a, bonus x                       cache cut behind a, pending [x]
+Drafts are chains (`drafting/chain.py`) or, with `width` above 1, trees grown by probability (`drafting/trees.py`). A
+chain may be sampled: with the same temperature and filters as the target, with the target's noise under the coupled
+rule and its own under the ratio tests.
 
-Drafts are chains or, with `width` above 1, trees grown by probability (`trees.py`). A chain may be sampled: with the
-same temperature and filters as the target, with the target's noise under the coupled rule and its own under the ratio
-tests.
-
-Without a checkpoint of its own, `layers` cuts a draft model out of the target: some of its layers, its embedding and
-its output head, sharing the weights. Untrained, that is a poor drafter; it is there to exercise and time the method.
+Without a checkpoint, `layers` makes a draft model of some of the target's layers, its embedding and its output head,
+sharing the weights. Untrained, it is a poor drafter, good for exercising and timing the method.
 """
 
 from collections.abc import Sequence
@@ -31,12 +26,10 @@ from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError
 from outrider.formats.locate import locate
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
-from outrider.models.chain import GreedyChain
+from outrider.ops.graphs import default_graph_pool
 from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
-from outrider.proposers.drafting.chains import Chains
-from outrider.proposers.drafting.model_loop import NUM_PENDING, ModelLoop
-from outrider.proposers.drafting.pending import PendingTokens, Row, open_model
-from outrider.proposers.drafting.recorded import in_their_places
+from outrider.proposers.drafting.chain import ChainDrafter
+from outrider.proposers.drafting.model_reader import ModelReader, Row
 from outrider.proposers.drafting.trees import Growth, ranked
 from outrider.proposers.reach import within_reach
 from outrider.sampling import SamplingParams
@@ -120,9 +113,8 @@ class DraftModelProposer(Proposer):
 
     def open(self, plan: SessionPlan) -> Session:
         def within(plan: SessionPlan) -> Session:
-            model = open_model(self.model, plan, tail=self.config.num_nodes * self.config.width + 2)
-            pending = PendingTokens(model, self.output, plan.device)
-            return DraftModelSession(pending, self.config, plan, self.model.spec.vocab_size)
+            tail = self.config.num_nodes * self.config.width + 2
+            return DraftModelSession(ModelReader(self.model, self.output, plan, tail), self.config, plan)
 
         return within_reach(self.model.spec.max_positions, plan, within)
 
@@ -160,99 +152,39 @@ def layer_list(target: Target, layers: str) -> list[int]:
 class DraftModelSession(Session):
     """The draft model's cache, and what it has still to read."""
 
-    def __init__(self, pending: PendingTokens, config: DraftModelConfig, plan: SessionPlan, vocab_size: int) -> None:
-        self.pending = pending
-        self.vocab_size = vocab_size
+    def __init__(self, reader: ModelReader, config: DraftModelConfig, plan: SessionPlan) -> None:
+        self.reader = reader
         self.config = config
         self.plan = plan
-        self.num_read: dict[int, int] = {}
-        is_greedy_chain = config.width == 1 and not config.sampled
-        self.loop = pending.loop(config.num_nodes) if is_greedy_chain else None
-        self.chain = pending.chain(config.num_nodes) if is_greedy_chain and self.loop is None else None
+        self.chains: ChainDrafter | None = None
+        if config.width == 1:
+            graphs = default_graph_pool(plan.device)
+            self.chains = ChainDrafter(reader, plan, config.num_nodes, sampled=config.sampled, graphs=graphs)
 
     def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
-        self.pending.admit(slot, tokens, sampling)
-        self.num_read[slot] = 0
+        self.reader.admit(slot, tokens, sampling)
 
     def num_pending(self, slot: int) -> int:
-        return len(self.pending.tokens[slot])
+        return self.reader.num_pending(slot)
 
     def catch_up(self, slots: Sequence[int]) -> None:
-        self.pending.catch_up(slots, num_more=1)
+        self.reader.catch_up(slots)
 
     def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
-        depths = {slot: min(*limit, self.config.num_nodes) for slot, limit in zip(slots, limits, strict=True)}
-        if self.loop is not None:
-            return self._recorded_chains(self.loop, slots, depths)
-        self.catch_up([slot for slot in slots if depths[slot] > 0])
-        if self.config.width > 1:
-            trees = self._grow({slot: limit for slot, limit in zip(slots, limits, strict=True) if min(limit) > 0})
-            return Draft.of_trees([trees.get(slot, Tree([], [])) for slot in slots], self.plan.device)
-        if self.chain is not None:
-            return self._chains_in_one_go(self.chain, slots, depths)
-        return self._chains(slots, depths)
-
-    def _recorded_chains(self, loop: ModelLoop, slots: Sequence[int], depths: dict[int, int]) -> Draft:
-        """As `_chains_in_one_go`, of tokens that stay on the device."""
-        active = [slot for slot in slots if depths[slot] > 0]
-        if not active:
-            return Draft.empty(len(slots), self.plan.device)
-        self.pending.catch_up(active, num_more=loop.cache.plan.tail - NUM_PENDING)
-        feeds = [self.pending.tokens[slot] for slot in active]
-        tokens_BN = in_their_places(slots, active, loop.draft(active, feeds))
-        self._have_read(active, depths)
-        return Draft.on_device(tokens_BN[:, : max(depths.values())], [depths[slot] for slot in slots])
-
-    def _have_read(self, active: Sequence[int], depths: dict[int, int]) -> None:
-        """Note that what was pending, and drafts but for their last tokens, are in the cache."""
-        pending = self.pending.tokens
-        self.num_read |= {slot: depths[slot] - 1 for slot in active}
-        self.pending.model.cache.extend(active, [len(pending[slot]) + self.num_read[slot] for slot in active])
-        pending |= {slot: [] for slot in active}
-
-    def _chains_in_one_go(self, chain: GreedyChain, slots: Sequence[int], depths: dict[int, int]) -> Draft:
-        """As `_chains`, for greedy ones. A slot with a smaller limit than others is read on, and then cut."""
-        active = [slot for slot in slots if depths[slot] > 0]
-        if not active:
-            return Draft.empty(len(slots), self.plan.device)
-        feeds = [self.pending.tokens[slot] for slot in active]
-        counts = [len(feed) for feed in feeds]
-        num_levels = max(depths.values())
-        placement = chain.cache.place_tokens(active, counts, num_ahead=num_levels)
-        x_RE = self.pending.embedded(feeds)
-        drafted = chain.draft(x_RE, placement, active, counts, num_levels).tokens_LN.T.tolist()
-        self._have_read(active, depths)
-        tokens = dict(zip(active, drafted, strict=True))
-        return Draft.of_chains([tokens.get(slot, [])[: depths[slot]] for slot in slots], self.plan.device)
-
-    def _chains(self, slots: Sequence[int], depths: dict[int, int]) -> Draft:
-        chains = Chains(
-            self.plan,
-            slots,
-            self.pending.samplings,
-            sampled=self.config.sampled,
-            vocab_size=self.vocab_size,
-            ids_K=self.pending.output.ids_K,
-        )
-        active, depth = [slot for slot in slots if depths[slot] > 0], 0
-        feeds = [self.pending.tokens[slot] for slot in active]
-        while active:
-            logits_BK = self.pending.read(active, feeds)
-            firsts = [position - depth for position in self.pending.first_positions(active)]
-            chosen = chains.grow(active, logits_BK, firsts).tolist()
-            depth += 1
-            feeds = [[token] for slot, token in zip(active, chosen, strict=True) if depth < depths[slot]]
-            active = [slot for slot in active if depth < depths[slot]]
-        for slot, chain in chains.tokens.items():
-            self.num_read[slot] = max(0, len(chain) - 1)
-            self.pending.tokens[slot] = [] if chain else self.pending.tokens[slot]
-        return chains.draft()
+        within = dict(zip(slots, limits, strict=True))
+        if self.chains is not None:
+            return self.chains.draft(
+                slots, {slot: min(*limit, self.config.num_nodes) for slot, limit in within.items()}
+            )
+        trees = self._grow({slot: limit for slot, limit in within.items() if min(limit) > 0})
+        return Draft.of_trees([trees.get(slot, Tree([], [])) for slot in slots], self.plan.device)
 
     def _grow(self, limits: dict[int, DraftLimit]) -> dict[int, Tree]:
         """Trees: the root stays unread, and each level reads root and tree anew (rows are cheap, passes are not)."""
         if not limits:
             return {}
         slots = list(limits)
+        self.catch_up(slots)
         self._read_all_but_root(slots)
         growths = {slot: Growth(self.config.width) for slot in slots}
         for level in range(min(self._levels, max(min(limit) for limit in limits.values()))):
@@ -267,12 +199,12 @@ class DraftModelSession(Session):
     def _add_level(self, slots: Sequence[int], growths: dict[int, Growth]) -> None:
         frontiers = [growths[slot].frontier for slot in slots]
         trees = [frontier_tree(growths[slot]) for slot in slots]
-        roots = [self.pending.tokens[slot][-1] for slot in slots]
+        roots = [self.reader.tokens[slot][-1] for slot in slots]
         draft = Draft.of_trees([tree for tree, _ in trees], self.plan.device)
-        states_BME = self.pending.model.states(slots, roots, draft)
+        states_BME = self.reader.model.states(slots, roots, draft)
         rows = [Row(place, trees[place][1][node]) for place, some in enumerate(frontiers) for node in some]
-        best = ranked(self.pending.logits(states_BME, rows).log_softmax(-1), self.config.width)
-        ids_K, start = self.pending.output.ids_K, 0
+        best = ranked(self.reader.logits(states_BME, rows).log_softmax(-1), self.config.width)
+        ids_K, start = self.reader.output.ids_K, 0
         tokens = (best.columns_RW if ids_K is None else ids_K[best.columns_RW]).tolist()
         gains = best.values_RW.tolist()
         for slot, frontier in zip(slots, frontiers, strict=True):
@@ -281,27 +213,23 @@ class DraftModelSession(Session):
             start = end
 
     def _read_all_but_root(self, slots: Sequence[int]) -> None:
-        pending = self.pending.tokens
+        pending = self.reader.tokens
         unread = [slot for slot in slots if len(pending[slot]) > 1]
         if unread:
-            self.pending.states(unread, [pending[slot][:-1] for slot in unread], [[] for _ in unread])
+            self.reader.states(unread, [pending[slot][:-1] for slot in unread], [[] for _ in unread])
         for slot in unread:
             pending[slot] = pending[slot][-1:]
 
     def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
         for slot, _, tokens, _ in commits:
-            num_kept = min(len(tokens) - 1, self.num_read[slot])
-            self.pending.take_back(slot, self.num_read[slot] - num_kept)
-            self.pending.tokens[slot] += tokens[num_kept:]
-            self.num_read[slot] = 0
+            self.reader.commit(slot, tokens)
 
     def release(self, slot: int) -> None:
-        self.pending.release(slot)
-        del self.num_read[slot]
+        self.reader.release(slot)
 
     @property
     def num_bytes(self) -> int:
-        return self.pending.num_bytes
+        return self.reader.num_bytes
 
 
 def frontier_tree(growth: Growth) -> tuple[Tree, dict[int, int]]:

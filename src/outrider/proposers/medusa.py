@@ -29,9 +29,9 @@ from outrider.formats.medusa import MedusaCheckpoint, read_medusa
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
 from outrider.models.medusa import TOKEN_MAP, MedusaHeads, MedusaShape, Output
 from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
-from outrider.proposers.drafting.chains import Chains
 from outrider.proposers.drafting.medusa_tree import Accuracies, RankTree, default_accuracies, grown_paths
 from outrider.proposers.drafting.recurrent_tree import Paths, parse_paths
+from outrider.proposers.drafting.sampler import ChainSampler
 from outrider.proposers.drafting.trees import ranked
 from outrider.sampling import SamplingParams
 from outrider.target import Target
@@ -230,7 +230,7 @@ class MedusaSession(Session):
 
     def _chains(self, slots: Sequence[int], limits: dict[int, DraftLimit]) -> Draft:
         shape = self.heads.shape
-        chains = Chains(
+        chains = ChainSampler(
             self.plan,
             slots,
             self.samplings,

@@ -30,11 +30,11 @@ from outrider.draft import Draft
 from outrider.errors import CheckpointError, ConfigError
 from outrider.formats.locate import locate
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
-from outrider.models.chain import GreedyChain
 from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
 from outrider.proposers.draft_model import cut_from
-from outrider.proposers.drafting.chains import Chains
-from outrider.proposers.drafting.pending import PendingTokens, Row, open_model
+from outrider.proposers.drafting.fused_chain import FusedChain
+from outrider.proposers.drafting.model_reader import ModelReader, Row
+from outrider.proposers.drafting.sampler import ChainSampler
 from outrider.proposers.reach import within_reach
 from outrider.records.json_fields import shown
 from outrider.sampling import SamplingParams
@@ -109,8 +109,9 @@ class PardProposer(Proposer):
 
     def open(self, plan: SessionPlan) -> Session:
         def within(plan: SessionPlan) -> Session:
-            model = open_model(self.model, plan, tail=2 * self.config.num_nodes + 2)
-            return PardSession(PendingTokens(model, self.output, plan.device), self, plan)
+            num_masks = self.config.num_nodes - 1
+            reader = ModelReader(self.model, self.output, plan, tail=2 * num_masks + 4, num_more=num_masks)
+            return PardSession(reader, self, plan)
 
         return within_reach(self.model.spec.max_positions, plan, within)
 
@@ -144,83 +145,84 @@ def mask_of(config: Mapping[str, Any], where: str | Path, vocab_size: int) -> in
 class PardSession(Session):
     """The draft model's cache, which only ever holds committed tokens, and what it has still to read."""
 
-    def __init__(self, pending: PendingTokens, proposer: PardProposer, plan: SessionPlan) -> None:
-        self.pending = pending
+    def __init__(self, reader: ModelReader, proposer: PardProposer, plan: SessionPlan) -> None:
+        self.reader = reader
         self.mask_id = proposer.mask_id
         self.config = proposer.config
-        self.vocab_size = proposer.model.spec.vocab_size
         self.plan = plan
-        can_choose = not self.config.sampled and pending.output.ids_K is not None  # fewer columns hold no mask
-        self.chain = pending.chain(1) if can_choose else None
+        can_choose = not self.config.sampled and reader.ids_K is not None  # fewer columns hold no mask
+        self.fused = FusedChain.of(reader.network, reader.cache, 1) if can_choose else None
 
     def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
-        self.pending.admit(slot, tokens, sampling)
+        self.reader.admit(slot, tokens, sampling)
 
     def num_pending(self, slot: int) -> int:
-        return len(self.pending.tokens[slot])
+        return self.reader.num_pending(slot)
 
     def catch_up(self, slots: Sequence[int]) -> None:
-        self.pending.catch_up(slots, num_more=self.config.num_nodes - 1)
+        self.reader.catch_up(slots)
 
     def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
         depths = {slot: min(*limit, self.config.num_nodes) for slot, limit in zip(slots, limits, strict=True)}
-        active = {slot: depths[slot] for slot in slots if depths[slot] > 0}
-        self.catch_up(list(active))
-        if self.chain is None or not active:
-            return self._chains(slots, active)
-        tokens = self._choose(self.chain, active)
+        active = {slot: depth for slot, depth in depths.items() if depth > 0}
+        if not active:
+            return Draft.empty(len(slots), self.plan.device)
+        feeds = {slot: feed.tokens for slot, feed in self.reader.take(list(active)).items()}
+        if self.fused is None:
+            return self._grow(slots, feeds, active)
+        tokens = self._choose(self.fused, feeds, active)
         return Draft.of_chains([tokens.get(slot, []) for slot in slots], self.plan.device)
 
-    def _choose(self, chain: GreedyChain, depths: dict[int, int]) -> dict[int, list[int]]:
-        """The one pass as one graph: the most probable tokens at the roots and at the masks."""
-        feeds = [self.pending.tokens[slot] for slot in depths]
-        masked = [feed + [self.mask_id] * (depth - 1) for feed, depth in zip(feeds, depths.values(), strict=True)]
+    def _choose(self, fused: FusedChain, feeds: dict[int, list[int]], depths: dict[int, int]) -> dict[int, list[int]]:
+        """Run the one pass as one graph: the most probable tokens at the roots and at the masks."""
+        masked = [feed + [self.mask_id] * (depths[slot] - 1) for slot, feed in feeds.items()]
         counts, ends = list(map(len, masked)), list(accumulate(map(len, masked)))
         rows = [row for end, depth in zip(ends, depths.values(), strict=True) for row in range(end - depth, end)]
-        placement = chain.cache.place_tokens(list(depths), counts)
-        drafted = chain.choose(self.pending.embedded(masked), placement, rows).tokens_LN[0].tolist()
-        chain.cache.extend(list(depths), list(map(len, feeds)))
-        self.pending.tokens |= {slot: [] for slot in depths}
+        placement = self.reader.cache.place_tokens(list(feeds), counts)
+        tokens_R = torch.tensor([token for row in masked for token in row], device=self.plan.device)
+        x_RE = fused.network.inputs(tokens_R.new_empty(len(tokens_R), 0), tokens_R, placement)
+        drafted = fused.choose(x_RE, placement, rows).tokens_LN[0].tolist()
+        self.reader.cache.extend(list(feeds), list(map(len, feeds.values())))
         starts = accumulate(depths.values(), initial=0)
         return {slot: drafted[start : start + depths[slot]] for slot, start in zip(depths, starts, strict=False)}
 
-    def _chains(self, slots: Sequence[int], depths: dict[int, int]) -> Draft:
-        chains = Chains(
+    def _grow(self, slots: Sequence[int], feeds: dict[int, list[int]], depths: dict[int, int]) -> Draft:
+        """Run the one pass from Python, and choose level by level."""
+        reader = self.reader
+        sampler = ChainSampler(
             self.plan,
             slots,
-            self.pending.samplings,
+            reader.samplings,
             sampled=self.config.sampled,
-            vocab_size=self.vocab_size,
-            ids_K=self.pending.output.ids_K,
+            vocab_size=reader.vocab_size,
+            ids_K=reader.ids_K,
         )
-        if depths:
-            levels = [[slot for slot in depths if level < depths[slot]] for level in range(max(depths.values()))]
-            logits_RK = self._look_ahead(depths, levels)
-            for growing, logits_BK in zip(levels, torch.split(logits_RK, list(map(len, levels))), strict=True):
-                chains.grow(growing, logits_BK, self.pending.first_positions(growing))
-        return chains.draft()
+        levels = [[slot for slot in depths if level < depths[slot]] for level in range(max(depths.values()))]
+        logits_RK = self._look_ahead(feeds, depths, levels)
+        for growing, logits_BK in zip(levels, torch.split(logits_RK, list(map(len, levels))), strict=True):
+            sampler.grow(growing, logits_BK, reader.text_lengths(growing))
+        return sampler.draft()
 
-    def _look_ahead(self, depths: dict[int, int], levels: Sequence[Sequence[int]]) -> Tensor:
-        """The one pass: logits at the roots and at the masks, level by level. What was pending is read."""
-        slots, pending = list(depths), self.pending.tokens
-        feeds = [pending[slot] for slot in slots]
-        states_BME = self.pending.states(slots, feeds, [[self.mask_id] * (depths[slot] - 1) for slot in slots])
-        roots = {slot: Row(place, len(feed) - 1) for place, (slot, feed) in enumerate(zip(slots, feeds, strict=True))}
+    def _look_ahead(
+        self, feeds: dict[int, list[int]], depths: dict[int, int], levels: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """Return logits at the roots and at the masks, level by level."""
+        masks = [[self.mask_id] * (depths[slot] - 1) for slot in feeds]
+        states_BME = self.reader.states(list(feeds), list(feeds.values()), masks)
+        roots = {slot: Row(place, len(feed) - 1) for place, (slot, feed) in enumerate(feeds.items())}
         rows = [Row(roots[slot].place, roots[slot].row + level) for level, some in enumerate(levels) for slot in some]
-        logits_RK = self.pending.logits(states_BME, rows)
-        if self.pending.output.ids_K is None:  # fewer columns hold no mask
+        logits_RK = self.reader.logits(states_BME, rows)
+        if self.reader.ids_K is None:  # fewer columns hold no mask
             logits_RK[:, self.mask_id] = -torch.inf
-        for slot in slots:
-            pending[slot] = []
         return logits_RK
 
     def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
         for slot, _, tokens, _ in commits:
-            self.pending.tokens[slot] += tokens
+            self.reader.commit(slot, tokens)
 
     def release(self, slot: int) -> None:
-        self.pending.release(slot)
+        self.reader.release(slot)
 
     @property
     def num_bytes(self) -> int:
-        return self.pending.num_bytes
+        return self.reader.num_bytes

@@ -119,7 +119,7 @@ def test_the_first_embedding_counts_as_zero() -> None:
         session = opened(proposer)
         session.admit(0, [1, *tokens], SamplingParams(), states_RE)
         session.propose([0], [DraftLimit(1, 1)])
-        cache_lengths.append(session.states[0].clone())  # type: ignore[attr-defined]
+        cache_lengths.append(session.reader.states[0].clone())  # type: ignore[attr-defined]
     assert torch.equal(cache_lengths[0], cache_lengths[1])
     assert not torch.allclose(cache_lengths[0], cache_lengths[2])
     assert module.feature_layers == (TARGET.spec.num_layers,)

@@ -49,14 +49,14 @@ def test_a_step_is_one_pass_and_keeps_committed_tokens_only() -> None:
     assert session.num_pending(0) == 3
     session.catch_up([0])
     assert session.num_pending(0) == 1
-    assert session.pending.model.cache.lengths == [2]
+    assert session.reader.cache.lengths == [2]
     (draft,) = tokens(session, 4)
     assert len(draft) == 4
-    assert session.pending.model.cache.lengths == [3]
+    assert session.reader.cache.lengths == [3]
     session.observe([Commit(0, [0, 1, 2], [*draft[:2], 9], 0)], None)
-    assert session.pending.tokens[0] == [*draft[:2], 9]
+    assert session.reader.tokens[0] == [*draft[:2], 9]
     tokens(session, 4)
-    assert session.pending.model.cache.lengths == [6]
+    assert session.reader.cache.lengths == [6]
 
 
 def test_a_smaller_room_drafts_the_same_tokens_and_fewer() -> None:

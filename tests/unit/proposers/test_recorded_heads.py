@@ -8,8 +8,7 @@ from torch import Tensor
 
 from outrider import Commit, DraftLimit, Engine, Proposer, SamplingParams, SessionPlan
 from outrider.draft import Draft
-from outrider.models import chain
-from outrider.models.decoder import Decoder
+from outrider.models.draft_decoder import DraftDecoder
 from outrider.models.eagle3 import Eagle3Head
 from outrider.models.mtp import MtpModule
 from outrider.noise import Stream
@@ -19,6 +18,7 @@ from outrider.ops.cpu import CpuOps
 from outrider.proposer import Session
 from outrider.proposers import proposer_class
 from outrider.proposers.draft_model import DraftModelConfig, DraftModelProposer, cut_from
+from outrider.proposers.drafting import fused_chain
 from outrider.proposers.pard import PardConfig, PardProposer
 from outrider.target import Target
 from outrider.testing import tiny_target
@@ -31,7 +31,7 @@ SLOTS = 3
 def by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on, nothing is recorded and no chain is drafted in one go."""
     monkeypatch.setattr(CpuOps, "replay", Ops.replay)
-    for reader in (Eagle3Head, MtpModule, Decoder):
+    for reader in (Eagle3Head, MtpModule, DraftDecoder):
         monkeypatch.setattr(reader, "draft_step", lambda *arguments: None)
 
 
@@ -113,7 +113,7 @@ def history(proposer: Proposer, target: Target, seed: int) -> list[list[int]]:
 def test_any_history_gives_the_chains_of_drafting_step_by_step(
     name: str, ids_K: Tensor | None, dtype: torch.dtype, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chain, "PIECE", (2, 16)[seed])
+    monkeypatch.setattr(fused_chain, "PIECE", (2, 16)[seed])
     target = tiny_target(seed, dtype=dtype, max_positions=160)
     proposer = proposer_of(name, target, ids_K)
     in_one_go = history(proposer, target, seed)
@@ -154,4 +154,4 @@ def test_slots_with_unequal_backlogs_share_a_read_and_a_chain(monkeypatch: pytes
     draft = session.propose([0, 1, 2], [DraftLimit(4, 4), DraftLimit(2, 4), DraftLimit(5, 1)])
     assert draft.num_nodes == (4, 2, 1)
     assert len(launches) == 2
-    assert session.pending.model.cache.lengths == [5, 4, 2]
+    assert session.reader.cache.lengths == [5, 4, 2]

@@ -12,15 +12,15 @@ from torch import Tensor
 from outrider import Commit, ConfigError, DraftLimit, SamplingParams, SessionPlan
 from outrider.cache import KVCache
 from outrider.draft import Tree
-from outrider.models.chain import DraftStep
+from outrider.models.draft_network import DraftStep, Reading
 from outrider.models.eagle3 import Eagle3Head
-from outrider.models.recurrent import Reading
 from outrider.noise import Stream, position_keys
 from outrider.noise import pick as pick_token
 from outrider.ops.base import GraphCache
 from outrider.placement import Placement
-from outrider.proposers.drafting import recurrent
-from outrider.proposers.drafting.recurrent import PendingPairs, RecurrentSession
+from outrider.proposers.drafting import head_reader
+from outrider.proposers.drafting.pending import Pending
+from outrider.proposers.drafting.recurrent import RecurrentSession
 from outrider.proposers.drafting.recurrent_tree import Paths, RankedGrowth, parse_paths
 from outrider.proposers.eagle3 import head_of, random_checkpoint
 from outrider.testing import tiny_target
@@ -172,8 +172,8 @@ def committed(texts: dict[int, Text], slots: list[int], counts: list[int]) -> tu
 
 @pytest.mark.parametrize("lengths", [[41, 3], [50], [7, 40, 36]])
 def test_long_prompts_are_read_in_pieces(lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recurrent, "SHORT", 6)
-    monkeypatch.setattr(recurrent, "PIECE", 16)
+    monkeypatch.setattr(head_reader, "SHORT", 6)
+    monkeypatch.setattr(head_reader, "PIECE", 16)
     head, generator = head_from(3), torch.Generator().manual_seed(0)
     session = session_of(head)
     texts = [Text(head, generator, length) for length in lengths]
@@ -240,7 +240,7 @@ def test_drafted_entries_are_never_kept() -> None:
     session = session_of(head, width=3, num_nodes=8)
     session.admit(0, text.tokens[:5], SamplingParams(), text.features_TF[:4])
     session.propose([0], [DraftLimit(8, 4)])
-    assert session.cache.lengths[0] == 4
+    assert session.reader.cache.lengths[0] == 4
 
 
 @pytest.mark.parametrize("noise", [Stream.TARGET, Stream.DRAFT])
@@ -264,7 +264,7 @@ def test_sampled_chains_draw_from_the_heads_distribution(noise: Stream) -> None:
 
 
 def test_a_backlog_gives_what_was_added_in_order() -> None:
-    pending = PendingPairs()
+    pending = Pending()
     pending.add(torch.arange(3.0)[:, None], [10, 11, 12])
     pending.add(torch.arange(3.0, 5.0)[:, None], [13, 14])
     head = pending.take(2)

@@ -29,8 +29,8 @@ from outrider.draft import Draft
 from outrider.models.recurrent import RecurrentHead
 from outrider.ops.base import GraphCache
 from outrider.proposer import Commit, DraftLimit, Session, SessionPlan
-from outrider.proposers.drafting.chains import Chains
 from outrider.proposers.drafting.recurrent import rows_of
+from outrider.proposers.drafting.sampler import ChainSampler
 from outrider.sampling import SamplingParams
 
 __all__ = ["MtpModulesSession"]
@@ -111,7 +111,7 @@ class MtpModulesSession(Session):
             slot: min(*limit, len(self.modules)) if self.texts[slot].root else 0
             for slot, limit in zip(slots, limits, strict=True)
         }
-        chains = Chains(
+        chains = ChainSampler(
             self.plan,
             slots,
             {slot: self.texts[slot].sampling for slot in slots},

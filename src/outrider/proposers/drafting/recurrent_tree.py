@@ -23,7 +23,7 @@ from torch import Tensor
 from outrider.cache import KVCache
 from outrider.draft import Tree
 from outrider.errors import ConfigError
-from outrider.models.recurrent import Reading, RecurrentHead
+from outrider.models.draft_network import DraftNetwork, Reading
 from outrider.ops.base import GraphCache
 from outrider.placement import Placement
 from outrider.proposer import DraftLimit
@@ -127,13 +127,13 @@ def num_tree_rows(width: int, depth: int, paths: Paths | None) -> int:
 
 
 def draft_trees(
-    head: RecurrentHead,
+    network: DraftNetwork,
     cache: KVCache,
     start: Reading,
     limits: Mapping[int, DraftLimit],
     width: int,
     paths: Paths | None,
-    graph_cache: GraphCache,
+    graph_cache: GraphCache | None,
 ) -> dict[int, Tree]:
     """Grow one tree in each slot of `limits`.
 
@@ -146,22 +146,22 @@ def draft_trees(
         for (slot, limit), state_1E in zip(limits.items(), torch.split(start.states_RE, 1), strict=True)
     ]
     assert start.logits_NK is not None, "every tree has a root to grow from"
-    _expand(head, saplings, start.logits_NK)
+    _expand(network, saplings, start.logits_NK)
     active, level, num_tail = saplings, 1, 0
     while active := [one for one in active if level < min(one.limit) and one.growth.frontier]:
-        _expand(head, active, _read_frontiers(head, cache, active, level, num_tail, graph_cache))
+        _expand(network, active, _read_frontiers(network, cache, active, level, num_tail, graph_cache))
         num_tail += len(active[0].rows)
         level += 1
     return {one.slot: one.growth.select(one.limit.num_nodes) for one in saplings}
 
 
 def _read_frontiers(
-    head: RecurrentHead,
+    network: DraftNetwork,
     cache: KVCache,
     active: Sequence[_Sapling],
     level: int,
     num_tail: int,
-    graph_cache: GraphCache,
+    graph_cache: GraphCache | None,
 ) -> Tensor:
     """Read the frontier of every slot in one call, behind `num_tail` tail positions; logits of all its nodes."""
     num_new = len(active[0].growth.frontier)
@@ -183,7 +183,7 @@ def _read_frontiers(
         limit=max(lengths) + num_tail + num_new,
     )
     tokens_R = torch.tensor(tokens, device=cache.device)
-    out_RE, logits_RK = head.read(
+    out_RE, logits_RK = network.read(
         inputs_RE, tokens_R, placement, cache, num_predicted=len(tokens), graph_cache=graph_cache
     )
     assert logits_RK is not None, "logits were asked for"
@@ -192,10 +192,10 @@ def _read_frontiers(
     return logits_RK
 
 
-def _expand(head: RecurrentHead, active: Sequence[_Sapling], logits_RK: Tensor) -> None:
+def _expand(network: DraftNetwork, active: Sequence[_Sapling], logits_RK: Tensor) -> None:
     """Add the most probable children of every frontier node."""
     best = ranked(logits_RK.log_softmax(-1), active[0].growth.width)
-    ids_RW = best.columns_RW if head.ids_K is None else head.ids_K[best.columns_RW]
+    ids_RW = best.columns_RW if network.ids_K is None else network.ids_K[best.columns_RW]
     # rounding must not lift a child above its parent
     tokens, gains, start = ids_RW.tolist(), best.values_RW.clamp(max=0.0).tolist(), 0
     for one in active:

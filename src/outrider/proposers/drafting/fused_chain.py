@@ -1,15 +1,14 @@
-"""Greedy chains, drafted without coming back to Python between two tokens.
+"""Greedy chains on the CPU without Python between two tokens: a back end records the operations and replays them.
 
-Drafting L tokens is one read of what was accepted and L - 1 reads of one row a slot, and between two of them stand an
-output head, an argmax, an embedding and the next position. Each is short: from Python the steps in between cost more
-than the reads of a small drafter. All of them are operations, so a back end may record them and repeat them.
+Drafting L tokens is one read of what was committed and L - 1 reads of one row a slot, with an output head, an argmax,
+an embedding and the next position between them. From Python these cost more than the reads of a small drafter.
 
     choose    read R rows, take the states of N of them, predict, choose      tokens [N], and the inputs of a next read
     go on     read these N rows one position on, predict, choose, read, ...   tokens [L - 1, N]
 
-These are two graphs, because the first depends on the number of rows and the second on the number of levels: there
-are few of each, and many pairs. Where the rows are few and no slot has more of them than another, both are one graph.
-A drafter that needs one token per row only `choose`s.
+These are two graphs: the first depends on the number of rows and the second on the number of levels, so there are few
+of each, where pairs would be many. Few rows, equally many in all slots, make one graph of both. A drafter that needs
+one token per row (PARD) only `choose`s.
 
 Worked example: slots 0 and 2 have read 5 and 9 tokens and were given 2 and 1 more. Rows 0, 1 (slot 0) and 2 (slot 2)
 are read at positions 5, 6 and 9, the chains start from rows 1 and 2, and go on at positions 7 and 10.
@@ -18,66 +17,25 @@ Shapes: R rows of the first read, N rows that are drafted from, L levels, E hidd
 of which the lower half are states.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import NamedTuple, final
+from typing import NamedTuple, Self, final
 
 import torch
 from torch import Tensor
 
 from outrider.cache import KVCache
-from outrider.ops.base import GraphBody, GraphCache, Ops, Result
+from outrider.models.draft_network import DraftNetwork, DraftStep
+from outrider.ops.base import GraphBody, GraphCache
 from outrider.placement import Placement
+from outrider.proposers.drafting.pending import Pending, inputs_of
 
-__all__ = ["ChosenTokens", "DraftStep", "GreedyChain"]
+__all__ = ["ChosenTokens", "FusedChain"]
 
 PIECE = 16
 """Levels of one graph at most; longer chains repeat it."""
 WHOLE_ROWS = 8
 """Up to so many rows, equal in all slots, the first read and those behind it are one graph."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DraftStep:
-    """One read of a chain, as operations of one back end on one cache.
-
-    read           output states of all rows; may change its input
-    predict        logits of states
-    ids_K          tokens of the columns; None if column k is token k
-    embedding_VE   contiguous
-    reads_states   whether inputs are embeddings above states, [2R, E], and the next states are the last output, or
-                   embeddings alone
-    """
-
-    ops: Ops
-    read: Callable[[Tensor, Placement], Tensor]
-    predict: Callable[[Tensor], Tensor]
-    ids_K: Tensor | None
-    embedding_VE: Tensor
-    reads_states: bool
-
-    def body(self, tokens_LN: Tensor, rows_N: Tensor | None, given: int) -> GraphBody:
-        """L reads; the states of the first at `rows_N` (None for all) are drafted from.
-
-        It gives the inputs of the read behind level `given`.
-        """
-        ops = self.ops
-
-        def body(x_RE: Tensor, placement: Placement) -> Result:
-            inputs: list[Tensor] = []
-            for level, tokens_N in enumerate(tokens_LN):
-                states_RE = self.read(x_RE, ops.shifted(placement, level) if level else placement)
-                states_NE = states_RE if level or rows_N is None else ops.embed(states_RE, rows_N)
-                N, E = states_NE.shape
-                x_RE = states_NE.new_empty(2 * N if self.reads_states else N, E)
-                ops.next_tokens(self.predict(states_NE), self.ids_K, self.embedding_VE, tokens_N, x_RE[:N])
-                if self.reads_states:
-                    ops.collect(states_NE, None, 0.0, x_RE[N:], 0)
-                inputs.append(x_RE)
-            return Result(None, inputs[given])
-
-        return body
 
 
 class ChosenTokens(NamedTuple):
@@ -88,20 +46,31 @@ class ChosenTokens(NamedTuple):
 
 
 @final
-class GreedyChain:
+class FusedChain:
     """The chains of one drafter on one cache.
 
     Args:
+        draft_step: the network's read, on this cache.
         num_levels: the longest chain.
     """
 
-    def __init__(self, draft_step: DraftStep, cache: KVCache, num_levels: int) -> None:
+    def __init__(self, network: DraftNetwork, draft_step: DraftStep, cache: KVCache, num_levels: int) -> None:
+        self.network = network
         self.draft_step = draft_step
         self.cache = cache
         self.num_levels = num_levels
         self.graph_cache = GraphCache()
         self._tokens: dict[int, Tensor] = {}
         self._rows: dict[int, Tensor] = {}
+
+    @classmethod
+    def of(cls, network: DraftNetwork | None, cache: KVCache, num_levels: int) -> Self | None:
+        """Make the chains of a network, where it is one of operations on the CPU; else None.
+
+        A GPU's graphs have fixed shapes (`recorded_chain.py`).
+        """
+        draft_step = None if network is None or cache.device.type != "cpu" else network.draft_step(cache)
+        return None if network is None or draft_step is None else cls(network, draft_step, cache, num_levels)
 
     @torch.inference_mode()
     def choose(self, x_RE: Tensor, placement: Placement, rows: Sequence[int], num_levels: int = 1) -> ChosenTokens:
@@ -123,16 +92,12 @@ class GreedyChain:
         return ChosenTokens(tokens_LN, self._replayed(key, body, x_RE, placement))
 
     @torch.inference_mode()
-    def draft(
-        self, x_RE: Tensor, placement: Placement, slots: Sequence[int], counts: Sequence[int], num_levels: int
-    ) -> ChosenTokens:
-        """Read the next `counts[b]` tokens of each slot, and draft behind them. The cache's lengths stay.
-
-        Args:
-            x_RE: embeddings of these tokens, slot by slot, above states if the link reads them.
-            placement: of these tokens (`KVCache.place_tokens`) with `num_ahead` of `num_levels`.
-        """
+    def draft(self, feeds: Mapping[int, Pending], num_levels: int) -> ChosenTokens:
+        """Read each slot's tokens, and draft behind them. The cache's lengths stay."""
         assert 1 <= num_levels <= self.num_levels, f"{num_levels} levels of {self.num_levels}"
+        slots, (states_RE, tokens_R, counts) = list(feeds), inputs_of(self.network, feeds, self.cache.device)
+        placement = self.cache.place_tokens(slots, counts, num_ahead=num_levels)
+        x_RE = self.network.inputs(states_RE, tokens_R, placement)
         is_whole = len(set(counts)) == 1 and sum(counts) <= WHOLE_ROWS and num_levels <= PIECE
         num_chosen = num_levels if is_whole else 1
         first = self.choose(x_RE, placement, [end - 1 for end in accumulate(counts)], num_chosen)
@@ -146,7 +111,7 @@ class GreedyChain:
         return ChosenTokens(tokens_LN, first.next_RE)
 
     def _tokens_of(self, N: int) -> Tensor:
-        """Where the tokens of N rows are written: graphs know the place."""
+        """Return the buffer for the tokens of N rows; graphs hold its address, so it is made once."""
         if N not in self._tokens:
             self._tokens[N] = torch.empty(self.num_levels, N, dtype=torch.int64, device=self.cache.device)
         return self._tokens[N]

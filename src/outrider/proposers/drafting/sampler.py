@@ -1,14 +1,14 @@
-"""Chains grown token by token: what every drafter that writes one token after another shares.
+"""The sampler of drafted chains: from logits, level by level, to tokens, and to a draft with its probabilities.
 
-A drafter gives logits, one row per slot that is still growing; `Chains` chooses the tokens, remembers the distributions
-they were drawn from where the verifier needs them, and hands out the finished draft. A chain is greedy, or sampled with
-the request's own temperature and filters: from the target's noise under the coupled rule, where equal noise makes
-agreement likelier, and from noise of its own under the ratio tests, which need the probabilities and an independent
-draw (numbered by depth, so that no later step repeats it).
+A drafter gives logits, one row per slot that is still growing. `ChainSampler` chooses the tokens, keeps the
+distributions they were drawn from where the verifier needs them, and returns the finished draft. A chain is greedy, or
+sampled with the request's own temperature and filters: from the target's noise under the coupled rule, where equal
+noise makes agreement likelier, and from noise of its own under the ratio tests, which need the probabilities and an
+independent draw, numbered by depth so that no later step repeats it.
 
-A drafter with a reduced vocabulary passes `ids_K`, the target ids of its columns. Everywhere else it has probability 0.
+A drafter with a reduced vocabulary passes `ids_K`, the target ids of its columns. Other tokens have probability 0.
 
-Tokens stay on the device while a chain grows; the host learns them once, when it asks.
+Tokens stay on the device while a chain grows, and are copied to the host once.
 
 Worked example: columns 0, 1 stand for target tokens 7 and 3; logits [0.1, 2.0] choose token 3.
 
@@ -26,7 +26,7 @@ from outrider.noise import Stream
 from outrider.proposer import SessionPlan
 from outrider.sampling import SamplingParams, choose, distribution, largest
 
-__all__ = ["Chains", "widen"]
+__all__ = ["ChainSampler", "widen"]
 
 
 def widen(logits_BK: Tensor, ids_K: Tensor | None, vocab_size: int) -> Tensor:
@@ -46,7 +46,7 @@ class _Level(NamedTuple):
 
 
 @final
-class Chains:
+class ChainSampler:
     """The chains of one proposal, by slot. They grow level by level: a slot that is left out once is finished.
 
     Args:

@@ -1,0 +1,120 @@
+"""A recurrent head's own cache, and the pairs of target state and token that it has not read.
+
+Only committed text is kept in the cache, read with the target's features; drafted entries lie behind the committed
+length, where the next read overwrites them. `RecurrentSession` shows an example.
+
+Shapes: B slots, R rows of a read, E hidden size of the head, F features.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from outrider.cache import KVCache
+from outrider.models.draft_network import Reading
+from outrider.models.recurrent import RecurrentHead
+from outrider.ops.base import GraphCache
+from outrider.proposer import SessionPlan
+from outrider.proposers.drafting.chain import ChainReader
+from outrider.proposers.drafting.pending import Pending, inputs_of
+from outrider.sampling import SamplingParams
+
+__all__ = ["SHORT", "HeadReader"]
+
+SHORT = 32
+"""Up to this many pending pairs of each slot share one read; longer ones (prompts) are read slot by slot."""
+PIECE = 256
+"""Rows of one read of many pending tokens."""
+
+
+@final
+class HeadReader(ChainReader):
+    """The reader of a recurrent head.
+
+    Args:
+        tail: rows that may lie behind a slot's committed length.
+        num_nodes: the longest chain.
+        replays: whether a back end may record reads of the same shape and replay them.
+    """
+
+    reads_idle = True  # their rows are padding otherwise
+
+    def __init__(
+        self, head: RecurrentHead, plan: SessionPlan, *, vocab_size: int, tail: int, num_nodes: int, replays: bool
+    ) -> None:
+        self.cache = KVCache(head.plan(plan.max_slots, plan.max_positions, tail), plan.device)
+        self.network = self.head = head
+        self.ids_K = head.ids_K
+        self.vocab_size = vocab_size
+        self.max_recorded = num_nodes + 1
+        self.graph_cache = GraphCache() if replays else None
+        self.pending: dict[int, Pending] = {}
+        self.samplings: dict[int, SamplingParams] = {}
+        self.states: dict[int, Tensor] = {}
+        """The head's state behind the last pair that was read, by slot."""
+
+    def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor) -> None:
+        """Make a prompt's pairs pending."""
+        self.pending[slot] = Pending()
+        self.pending[slot].add(features_TF, list(tokens[1:]))
+        self.samplings[slot] = sampling
+
+    def release(self, slot: int) -> None:
+        """Free a slot."""
+        self.cache.reset(slot)
+        del self.pending[slot], self.samplings[slot]
+        self.states.pop(slot, None)
+
+    def num_pending(self, slot: int) -> int:
+        return len(self.pending[slot].tokens)
+
+    def ready(self, slots: Sequence[int]) -> list[int]:
+        return [slot for slot in slots if slot in self.states or self.pending[slot].tokens]
+
+    def catch_up(self, slots: Sequence[int], most: int) -> None:
+        """Read pending pairs until no slot has more than `most`."""
+        for slot in slots:
+            pairs = self.pending[slot]
+            while len(pairs.tokens) > most:
+                self._read({slot: pairs.take(min(PIECE, len(pairs.tokens) - 1))}, num_predicted=0)
+
+    def take(self, slots: Sequence[int], most: int | None = None) -> dict[int, Pending]:
+        most = SHORT if most is None else most
+        self.catch_up(slots, most)
+        return {slot: self.pending[slot].take(most) for slot in slots}
+
+    def keep(self, feeds: Mapping[int, Pending], depths: Mapping[int, int], states_BE: Tensor | None) -> None:
+        self.cache.extend(list(feeds), [len(feed.tokens) for feed in feeds.values()])
+        if states_BE is not None:
+            self.states |= zip(feeds, states_BE, strict=True)
+
+    def start(self, slots: Sequence[int]) -> Reading:
+        unread = self.take([slot for slot in slots if self.num_pending(slot)])
+        logits_BK = self._read(unread, num_predicted=1 if len(slots) == 1 else 0) if unread else None
+        states_BE = torch.stack([self.states[slot] for slot in slots])
+        return Reading(states_BE, self.head.predict(states_BE) if logits_BK is None else logits_BK)
+
+    def advance(self, slots: Sequence[int], states_BE: Tensor, tokens_B: Tensor, level: int) -> Reading:
+        placement = self.cache.place_tokens(slots, [1] * len(slots), [level - 1] * len(slots))
+        return self.head.read(
+            states_BE, tokens_B, placement, self.cache, num_predicted=len(slots), graph_cache=self.graph_cache
+        )
+
+    def _read(self, feeds: Mapping[int, Pending], num_predicted: int) -> Tensor | None:
+        """Read pairs for good, keep the state behind each slot's last, and return the logits that are wanted."""
+        states_RE, tokens_R, counts = inputs_of(self.head, feeds, self.cache.device)
+        placement = self.cache.place_tokens(list(feeds), counts)
+        out_RE, logits_NK = self.head.read(
+            states_RE, tokens_R, placement, self.cache, num_predicted=num_predicted, graph_cache=self.graph_cache
+        )
+        self.cache.extend(list(feeds), counts)
+        end = 0
+        for slot, count in zip(feeds, counts, strict=True):
+            end += count
+            self.states[slot] = out_RE[end - 1]
+        return logits_NK
+
+    def text_lengths(self, slots: Sequence[int]) -> list[int]:
+        return [length + 1 for length in self.cache.lengths_of(slots)]
