@@ -3,10 +3,10 @@
     x += W_o attend(qkv)
     x += W_down (silu(W_gate norm(x)) * W_up norm(x))
 
-Where `qkv` comes from is the caller's: a decoder projects the norm of x, an EAGLE-3 head projects a token embedding and
-a feature side by side.
+The caller makes `qkv`: a decoder projects the norm of x, an EAGLE-3 head projects a token embedding and a feature side
+by side.
 
-Legend: R rows, E hidden size, Q = (H + 2 * Hkv) * D, C slots, S cached positions, D head size.
+Shapes: R rows, E hidden size, Q = (H + 2 * Hkv) * D, C slots, S cached positions, D head size.
 """
 
 from collections.abc import Mapping
@@ -81,7 +81,7 @@ class Block:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the weights."""
+        """Memory of the weights, in bytes."""
         return sum(part.num_bytes for part in (self.qkv, self.out, self.gate_up, self.down))
 
     def apply(
@@ -99,7 +99,7 @@ class Block:
         self.finish(ops, x_RE, ops.attend(qkv_RQ, self.shape, rope, keys_CHSD, values_CHSD, near, self.head_norm))
 
     def finish(self, ops: Ops, x_RE: Tensor, attended_RD: Tensor) -> None:
-        """Add what attention gave, then the MLP, to the residual stream in place."""
+        """Add the projected attention, then the MLP, to the residual stream in place."""
         ops.project_add(attended_RD, self.out, x_RE)
         inner_RI = ops.gate_up(x_RE, self.post_norm_E, self.eps, self.gate_up)
         ops.project_add(inner_RI, self.down, x_RE)

@@ -157,7 +157,7 @@ def _check_rope_section(config: Fields, name: str, rope: Fields) -> None:
 
 
 def _check_theta(config: Fields, *sections: Fields | None) -> None:
-    """`transformers` takes the section's theta, other engines the one outside."""
+    """Refuse two different thetas: `transformers` takes the section's, other engines the one outside."""
     inner = [rope.number("rope_theta", None) for rope in sections if rope]
     thetas = {theta for theta in [config.number("rope_theta", None), *inner] if theta is not None}
     if len(thetas) > 1:

@@ -1,7 +1,7 @@
 """The native decoder: Llama 2/3, SmolLM2, Qwen2/2.5, Qwen3 and Mistral, on the five operations of `ops/base.py`.
 
 One function reads any rows for any slots: a prompt chunk, the root of plain decoding, or the root and the tree of a
-draft. What a row may see and where it is written is the `Placement`'s business, so the network itself is short:
+draft. The `Placement` says what a row may see and where it is written, so the network itself is short:
 
     x  = embed(token)
     x += W_o attend(W_qkv norm(x))
@@ -65,7 +65,7 @@ class Decoder:
         self._special: tuple[int, Tensor] | None = None
 
     def keep(self, layers: Sequence[int]) -> "Decoder":
-        """A shallower decoder that shares this one's weights and has only these layers, in that order."""
+        """Make a shallower decoder that shares this one's weights and has only these layers, in that order."""
         cut = copy(self)
         cut.layers = [self.layers[index] for index in layers]
         windows = tuple(self.spec.windows[index] for index in layers)
@@ -73,7 +73,7 @@ class Decoder:
         return cut
 
     def around(self, spec: DecoderSpec, weights: Mapping[str, Tensor]) -> "Decoder":
-        """Other layers and another final norm between this one's embedding and output head, which stay shared."""
+        """Put other layers and another final norm between this one's embedding and output head, which stay shared."""
         other = copy(self)
         other.spec = spec
         other.layers = [
@@ -89,7 +89,7 @@ class Decoder:
         self._special = token, self._vector(vector_E)
 
     def embed(self, tokens_R: Tensor) -> Tensor:
-        """What the first layer reads, [R, E]."""
+        """Look up the embeddings of tokens, the input of the first layer, [R, E]."""
         x_RE = self.ops.embed(self.embed_VE, tokens_R)
         if self._special is None:
             return x_RE
@@ -98,7 +98,7 @@ class Decoder:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the weights."""
+        """Memory of the weights, in bytes."""
         return self.embed_VE.nbytes + self.head.num_bytes + sum(layer.num_bytes for layer in self.layers)
 
     def rope(self, num_positions: int, beyond: int = 0) -> Rope:
@@ -116,10 +116,10 @@ class Decoder:
         want_logits: bool = True,
         graph_cache: GraphCache | None = None,
     ) -> Output:
-        """Read the rows, write their keys and values into `cache`, and give what was asked for.
+        """Read the rows, write their keys and values into `cache`, and return logits and features.
 
         Args:
-            graph_cache: of this cache, empty at first; lets a back end repeat forwards of the same shape.
+            graph_cache: recorded forwards of this cache, empty at first; a back end replays those of the same shape.
         """
         B, M = tokens_BM.shape
         x_RE = self.embed(tokens_BM.view(-1))
@@ -136,7 +136,7 @@ class Decoder:
     def _read(
         self, x_RE: Tensor, placement: Placement, cache: KVCache, feature_layers: tuple[int, ...], want_logits: bool
     ) -> Result:
-        """All layers, by operations alone, so that a back end may record them."""
+        """Run all layers, by operations alone, so that a back end may record them."""
         ops, eps = self.ops, self.spec.rms_norm_eps
         rope = self.rope(cache.plan.capacity, cache.plan.num_positions - cache.plan.capacity)
         R, E = x_RE.shape

@@ -38,8 +38,8 @@ class DraftStep:
     predict        logits of states
     ids_K          tokens of the columns; None if column k is token k
     embedding_VE   contiguous
-    reads_states   whether inputs are embeddings above states, [2R, E], and the next states are the last output, or
-                   embeddings alone
+    reads_states   inputs are embeddings above states, [2R, E], and the next states are the last output; else inputs
+                   are embeddings alone
     """
 
     ops: Ops
@@ -101,7 +101,7 @@ class DraftNetwork(ABC):
 
         Args:
             num_predicted: rows, the last ones, whose logits are wanted too.
-            graph_cache: of this cache, empty at first; lets a back end repeat reads of the same shape.
+            graph_cache: recorded reads of this cache, empty at first; a back end replays those of the same shape.
         """
 
     @abstractmethod

@@ -1,23 +1,19 @@
 """The EAGLE-3 head (Li et al., arXiv 2503.01840): one decoder layer that reads a token and a feature side by side.
 
-The target's states before a low, a middle and a high layer are fused into one, g. Slot t reads g of position t and the
-embedding e of the token after it, and predicts the token after that one:
+The target's states before three of its layers are fused into one, g. Slot t reads g of position t and the embedding e
+of the token after it, and predicts the token after that one:
 
     g = fc [h_low ; h_mid ; h_high]                   of committed text; while drafting, the head's own last output
     a = [norm(e) ; norm(g)]                           twice the hidden size, which only q, k and v read
     x = g + attention(a);   x = x + mlp(norm(x))      the residual stream starts at g
     logits = lm_head(norm(x))                         x itself, before the norm, is the next g
 
-The output head has columns for the most frequent tokens only; `d2t` holds how far each column's token id lies from the
-column's number. Slot t sits at rotary position t.
+The output head has columns for the most frequent tokens only; `d2t` is each column's token id less
+the column's number. Slot t sits at rotary position t. `Eagle3Spec` lists the variants that checkpoints declare.
 
-Variants that checkpoints declare: `norm_before_residual` starts the residual at norm(g); `fc_norm` normalises each of
-the fused states and `norm_before_fc` their concatenation; `norm_output` hands on norm(x) in place of x.
+Worked example: with d2t = [0, 4, 4], column 1 stands for token 5 and column 2 for token 6.
 
-Worked example: with columns for 3 tokens and d2t = [0, 4, 4], column 1 stands for token 5 and column 2 for token 6.
-
-Shapes: R rows, E hidden size of the head, F = feature layers * the target's hidden size, V vocabulary, K columns, A
-    feature layers.
+Shapes: R rows, E hidden size of the head, F = A * the target's hidden size, V vocabulary, K columns, A feature layers.
 """
 
 from collections.abc import Mapping
@@ -45,7 +41,7 @@ NUM_FEATURE_LAYERS = 3
 
 
 def default_layer_ids(num_layers: int) -> tuple[int, ...]:
-    """The published choice, the states before layers 2, n // 2 and n - 3; kept within a target of few layers.
+    """Return the published choice, the states before layers 2, n // 2 and n - 3, within a target of few layers.
 
     >>> default_layer_ids(28), default_layer_ids(2)
     ((2, 14, 25), (0, 1, 1))
@@ -55,7 +51,7 @@ def default_layer_ids(num_layers: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Eagle3Spec:
-    """What a head's config says.
+    """The config of a head.
 
     layer               its one decoder layer: sizes, rotary positions; `vocab_size` is the target's
     draft_vocab_size    K
@@ -63,6 +59,9 @@ class Eagle3Spec:
     layer_ids           k is the state before layer k; None for the default, which depends on the target's depth
     reads_normed        k = number of layers is the state behind the final norm, and not the stream that enters it
     has_fc              states are fused; without, the one state that is read is g itself
+    norm_before_residual, norm_before_fc, fc_norm, norm_output
+                        the residual starts at norm(g); the concatenated states are normalised; each of them is;
+                        norm(x) is the next g
     """
 
     layer: DecoderSpec
@@ -82,18 +81,18 @@ class Eagle3Spec:
 
     @property
     def features(self) -> int:
-        """F."""
+        """Width of the features, F."""
         return self.num_feature_layers * self.target_hidden_size
 
     def feature_layers(self, num_layers: int) -> tuple[int, ...]:
-        """The feature layers on a target of that depth; behind its last layer, see `outrider.target`."""
+        """Return the feature layers on a target of that depth; behind its last layer, see `outrider.target`."""
         if self.layer_ids is None:
             return default_layer_ids(num_layers)
         last = num_layers if self.reads_normed else num_layers + 1
         return tuple(last if layer == num_layers else layer for layer in self.layer_ids)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every trained tensor under its published name, with its shape."""
+        """Return the shape of every trained tensor, under its published name."""
         layer, width = self.layer, self.layer.hidden_size
         plain = {name.removeprefix("model.layers.0."): shape for name, shape in layer.weight_shapes().items()}
         shapes: dict[str, tuple[int, ...]] = {
@@ -122,11 +121,11 @@ class Eagle3Head(RecurrentHead):
 
     Args:
         weights: the tensors of `spec.shapes()`; in their own dtype.
-        embedding_VE: of the input tokens, the checkpoint's own or the target's.
-        owns_embedding: whether it counts as memory of the head.
+        embedding_VE: the input tokens' embedding, the checkpoint's own or the target's.
+        owns_embedding: the embedding counts as memory of the head.
         ids_K: target ids of the columns, None if column k is token k.
         feature_layers: the target's hidden states to fuse.
-        dtype: of the packed weights.
+        dtype: the packed weights'.
     """
 
     def __init__(
@@ -232,7 +231,7 @@ class Eagle3Head(RecurrentHead):
         )
 
     def _layer(self, both_RE: Tensor, placement: Placement, cache: KVCache) -> Tensor:
-        """The layer's states, by operations alone, so that a back end may record them."""
+        """Run the layer, by operations alone, so that a back end may record it."""
         ops, eps, (rows, E) = self.ops, self.block.eps, both_RE.shape
         embedded_RE, states_RE = both_RE[: rows // 2], both_RE[rows // 2 :]
         pair_RF, x_RE = both_RE.new_empty(rows // 2, 2 * E), torch.empty_like(states_RE)

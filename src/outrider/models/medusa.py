@@ -29,25 +29,25 @@ from outrider.ops.select import choose_ops
 __all__ = ["LM_HEAD", "TOKEN_MAP", "MedusaHeads", "MedusaShape", "Output", "layer_name", "output_name"]
 
 Output = Literal["own", "one", "target"]
-"""Who owns the output projections: each head, all heads together, or the target."""
+"""Owner of the output projections: each head, all heads together, or the target."""
 
 LM_HEAD = "lm_head.weight"
 TOKEN_MAP = "token_map"
 
 
 def layer_name(head: int, layer: int, part: str) -> str:
-    """The name of a residual layer's weight or bias; heads and layers count from 0."""
+    """Name a residual layer's weight or bias; heads and layers count from 0."""
     return f"blocks.{head}.layers.{layer}.{part}"
 
 
 def output_name(head: int) -> str:
-    """The name of a head's own output projection."""
+    """Name a head's own output projection."""
     return f"lm_heads.{head}.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MedusaShape:
-    """What fixes the names and shapes of the tensors. `num_columns` is below `vocab_size` with a token map."""
+    """The sizes that fix the names and shapes of the tensors. `num_columns` is below `vocab_size` with a token map."""
 
     num_heads: int
     num_layers: int
@@ -62,7 +62,7 @@ class MedusaShape:
         return self.num_columns < self.vocab_size
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every stored tensor with its shape; linear weights are (out, in)."""
+        """Return the shape of every stored tensor; linear weights are (out, in)."""
         width = self.hidden_size
         parts = {"weight": (width, width)} | ({"bias": (width,)} if self.bias else {})
         shapes: dict[str, tuple[int, ...]] = {
@@ -108,7 +108,7 @@ class MedusaHeads:
         self._project: Callable[[Tensor], Tensor] = self._own_output(0) if self._outputs else project
 
     def _pack(self, weights: Mapping[str, Tensor], heads: Sequence[int], layer: int) -> Packed:
-        """One layer of some heads, side by side."""
+        """Pack one layer of some heads, side by side."""
         weight_OE = torch.cat([weights[layer_name(head, layer, "weight")] for head in heads])
         biases = [weights[layer_name(head, layer, "bias")] for head in heads] if self.shape.bias else []
         return self.ops.narrow().pack(weight_OE, torch.cat(biases) if biases else None)
@@ -124,7 +124,7 @@ class MedusaHeads:
 
     @torch.inference_mode()
     def predict(self, states_BE: Tensor, depths: Sequence[int]) -> list[Tensor]:
-        """Logits of the first `depths[b]` heads for each slot b.
+        """Return logits of the first `depths[b]` heads for each slot b.
 
         Returns:
             One tensor [R, K] per head that is needed at all: its rows are the slots with that depth, in order. A shared
@@ -141,7 +141,7 @@ class MedusaHeads:
         return list(torch.split(self._project(torch.cat(inner)), [len(some) for some in rows]))
 
     def _inner(self, states_BE: Tensor) -> Tensor:
-        """The residual layers of all heads, [H, B, E]."""
+        """Run the residual layers of all heads: states [H, B, E]."""
         B, E = states_BE.shape
         added_BHE = silu(self.ops.norm_project(states_BE, None, 0.0, self._first)).view(B, -1, E)
         inner_HBE = (states_BE[:, None] + added_BHE).transpose(0, 1).contiguous()

@@ -1,21 +1,18 @@
 """Multi-token prediction modules: one decoder layer that reads the target's last state and the next token.
 
-DeepSeek-V3 (arXiv 2412.19437, section 2.2) appends small modules to a model, each of which predicts one token further.
-A module is a projection of two normalised vectors, one ordinary layer, and a norm; embedding and output head are the
-target's. In the layout that MiMo published (hidden state first) slot t computes
+DeepSeek-V3 (arXiv 2412.19437, section 2.2) appends modules to a model, each of which predicts one token further. In
+MiMo's layout (hidden state first), with the target's embedding and output head, slot t computes
 
     x   = W_in [ norm_hidden(h_t) ; norm_token(embed(x_{t+1})) ]
     x  += W_o attend(norm(x));   x += W_down (silu(W_gate norm(x)) * W_up norm(x))
     y_t = norm_final(x)          logits of x_{t+2} = W_head y_t
 
-and y_t is also the state that the next reading takes: of the same module, applied again one slot on (a
-`RecurrentHead`), or of the next module at the same slot (`proposers/drafting/mtp_modules.py`).
+and y_t is the next input state: of the same module one slot on, or of the next module at the same slot
+(`proposers/drafting/mtp_modules.py`).
 
-Which h_t? MiMo and vLLM hand over the residual stream before the final norm. The target gives states after it, and no
-more is needed: norm_hidden does not see the length of its input, so h_t / w, with w the weight of the target's final
-norm, stands for the stream. With `state_norm_E` None the module reads the state after the norm as it is.
-
-The embedding at slot 0 counts as zero, as in vLLM; training does the same.
+In MiMo and vLLM h_t is the residual stream before the final norm. The target gives states after it; norm_hidden ignores
+the length of its input, so h_t / w, with w the final norm's weight, stands for the stream. The embedding at slot 0
+counts as zero, as in vLLM.
 
 Worked example: text x0 x1 x2, root x2. Slot 0 reads (h0, zero), slot 1 reads (h1, x2) and predicts x3.
 
@@ -51,7 +48,7 @@ class MtpModule(RecurrentHead):
         device, dtype: the target's.
         embedding_VE: the target's; rows are read in their own dtype.
         output: the target's output head, or some of its rows.
-        state_norm_E: weight of the target's final norm if the module was trained on states before it.
+        state_norm_E: weight of the target's final norm if the module was trained on states before it, else None.
     """
 
     def __init__(
@@ -91,7 +88,7 @@ class MtpModule(RecurrentHead):
 
     @property
     def num_bytes(self) -> int:
-        """The output head is counted by whoever made it: several modules share one."""
+        """Memory of the weights, in bytes, without the output head, which several modules share."""
         return self.block.num_bytes + self.input.num_bytes
 
     def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
@@ -150,7 +147,7 @@ class MtpModule(RecurrentHead):
         )
 
     def _layer(self, both_RE: Tensor, placement: Placement, cache: KVCache) -> Tensor:
-        """The module's states, by operations alone, so that a back end may record them."""
+        """Run the module, by operations alone, so that a back end may record it."""
         ops, eps, (rows, E) = self.ops, self.spec.rms_norm_eps, both_RE.shape
         embedded_RE, states_RE = both_RE[: rows // 2], both_RE[rows // 2 :]
         pair_RF, x_RE, out_RE = both_RE.new_empty(rows // 2, 2 * E), *(torch.empty_like(states_RE) for _ in range(2))

@@ -1,8 +1,8 @@
 """The output head of a drafter that borrows its target's: whole, or the rows of the tokens that it drafts.
 
-For a small target the output head is the dearest part of a draft: SmolLM2-135M's is 57 MB of its 269 MB, and a chain of
-four tokens reads it four times. Text repeats few of the tokens. FR-Spec (arXiv 2502.14856) ranks them by how often they
-occur and drafts only the most frequent K; the others are left to the target, whose text stays what it was.
+For a small target the output head is the most expensive part of a draft: SmolLM2-135M's is 57 MB of its 269 MB, and a
+chain of four tokens reads it four times. Text repeats few of the tokens. FR-Spec (arXiv 2502.14856) ranks them by how
+often they occur and drafts only the most frequent K; the others are left to the target.
 
     logits_k = W[ids_k] . y          for k < K columns, ids ascending; without ids, W is the target's own projection
 
@@ -23,7 +23,7 @@ __all__ = ["OutputHead"]
 
 @final
 class OutputHead:
-    """Calls with states after the final norm give logits; `ids_K` says which tokens the columns stand for.
+    """A function from states after the final norm to logits; `ids_K` are the tokens of its columns.
 
     Args:
         project: the whole head as a function of states, where there is no packed one.
@@ -40,11 +40,11 @@ class OutputHead:
 
     @property
     def num_bytes(self) -> int:
-        """Memory beyond the model's own."""
+        """Memory beyond the model's own, in bytes."""
         return 0 if self.packed is None or self.ids_K is None else self.packed.num_bytes
 
     def __call__(self, states_RE: Tensor) -> Tensor:
-        """Logits [R, K], or [R, V] with the whole head."""
+        """Return logits [R, K], or [R, V] with the whole head."""
         if self.packed is None:
             return self._project(states_RE)
         return self.ops.norm_project(states_RE.to(self.ops.activation_dtype).contiguous(), None, 0.0, self.packed)

@@ -105,7 +105,7 @@ class KeptRope:
 
 
 def rope_frequencies(spec: DecoderSpec) -> RopeFrequencies:
-    """The frequencies of one head after scaling."""
+    """Return the frequencies of one head after scaling."""
     rope, dim = spec.rope, spec.head_dim
     plain = 1.0 / (rope.theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))
     match rope.type:
@@ -144,7 +144,7 @@ def _yarn(rope: RopeSpec, dim: int) -> Tensor:
 
 
 def _yarn_dimension(num_turns: float, rope: RopeSpec, dim: int) -> float:
-    """The dimension whose plane turns `num_turns` times over the original context (YaRN, equation 17)."""
+    """Return the dimension whose plane turns `num_turns` times over the original context (YaRN, equation 17)."""
     turns = rope.original_max_position_embeddings / (num_turns * 2 * math.pi)
     return (dim * math.log(turns)) / (2 * math.log(rope.theta))
 

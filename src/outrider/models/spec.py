@@ -1,4 +1,4 @@
-"""What a Llama-family decoder is, read from its `config.json`.
+"""The sizes and variants of a Llama-family decoder, read from its `config.json`.
 
 Llama 2/3, SmolLM2 (a Llama), Qwen2/2.5, Qwen3 and Mistral are one network with a few switches: which projections have
 a bias, whether queries and keys are normalised per head, which layers see only a window, and how rotary frequencies
@@ -37,7 +37,7 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn", "dynamic")
 
 @dataclass(frozen=True, kw_only=True)
 class RopeSpec:
-    """How rotary frequencies follow from `theta`; `rope.py` holds the formulas.
+    """Scaling of rotary frequencies; `rope.py` holds the formulas.
 
     `type` is one of default, linear, llama3, yarn and dynamic. `attention_factor`, `mscale` and `mscale_all_dim` are
     YaRN's and None where the file leaves the choice to the formula.
@@ -151,7 +151,7 @@ class DecoderSpec:
         )
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor of this decoder under its Hugging Face name, with its shape; linear weights are (out, in)."""
+        """Return the shape of every tensor under its Hugging Face name; linear weights are (out, in)."""
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, self.hidden_size)}
         for layer in range(self.num_layers):
             shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in self._layer_shapes().items()}
@@ -186,7 +186,7 @@ class DecoderSpec:
 
 
 def read_config(path: str | Path) -> PreTrainedConfig:
-    """A `config.json` of a supported family as a `transformers` config; no code from the directory is ever run.
+    """Read a `config.json` of a supported family as a `transformers` config; no code from the directory is ever run.
 
     Raises `CheckpointError` when the file is missing, broken, or of another family.
     """
@@ -222,7 +222,7 @@ def filled_config(
 
 
 def is_supported(config: PreTrainedConfig) -> str | None:
-    """Why the native decoder cannot run this model exactly, as the middle of a sentence; None when it can."""
+    """Explain, as the middle of a sentence, why the native decoder cannot run this model exactly; None when it can."""
     if config.model_type not in FAMILIES:
         return f"model_type {shown(config.model_type)} is not one of {', '.join(FAMILIES)}"
     if config.hidden_act not in ("silu", "swish"):

@@ -52,16 +52,16 @@ REGISTRY: dict[str, str] = {
 }
 
 DEFAULT_METHOD = "ngram"
-"""What the command line generates with: it needs no weights, and costs next to nothing where it does not help."""
+"""The command line's default method: it needs no weights, and costs next to nothing where it does not help."""
 
 DEFAULT_HEAD = "eagle3"
-"""What drafts in a hybrid unless another head is named: of the shipped ones it is accepted most."""
+"""The default head of a hybrid: of the shipped ones it is accepted most."""
 
 ALIASES = {"draft": "draft_model"}
 
 
 def proposer_names() -> list[str]:
-    """Every registered method, our own first."""
+    """Return every registered method, our own first."""
     own = list(REGISTRY)
     return own + sorted(entry.name for entry in _entry_points() if entry.name not in REGISTRY)
 
@@ -95,7 +95,7 @@ def _squeezed(text: str) -> str:
 
 
 def proposer_class(name: str) -> type[Proposer]:
-    """The class behind a name.
+    """Return the class behind a name.
 
     Raises:
         ConfigError: if there is none; the message names the nearest.
@@ -109,7 +109,7 @@ def proposer_class(name: str) -> type[Proposer]:
 
 
 def bare_setting(name: str) -> str | None:
-    """The setting that a value without a name fills, or None: `method:0.8` is then `method:setting=0.8`.
+    """Return the setting that a value without a name fills, or None: `method:0.8` is then `method:setting=0.8`.
 
     Raises:
         ConfigError: if there is no such method.
@@ -119,7 +119,7 @@ def bare_setting(name: str) -> str | None:
 
 
 def configure(name: str, settings: dict[str, Any]) -> Any:
-    """The method's `Config` with these settings.
+    """Return the method's `Config` with these settings.
 
     Raises:
         ConfigError: for an unknown or missing setting, or a value its Config refuses.
@@ -154,7 +154,7 @@ def with_checkpoint(name: str, config: Any, target: Target, spelled: str | None 
     """Return a method's `Config` with the shipped head where it names no checkpoint, nor anything in its place.
 
     Args:
-        spelled: how a command line names a checkpoint of it; by default `name:checkpoint=DIR`.
+        spelled: the command line's way to name a checkpoint of it; by default `name:checkpoint=DIR`.
 
     Raises:
         ConfigError: if a checkpoint is needed and none is shipped for this target.

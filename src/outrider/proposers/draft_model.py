@@ -86,7 +86,7 @@ class DraftModelProposer(Proposer):
     def __init__(
         self, model: Target, config: DraftModelConfig, num_bytes: int = 0, ids_K: Tensor | None = None
     ) -> None:
-        """`ids_K` are the tokens that are drafted, None for all."""
+        """Take `ids_K` as the tokens that are drafted, None for all."""
         self.model = model
         self.config = config
         self.output = output_head(model, ids_K)
@@ -120,7 +120,7 @@ class DraftModelProposer(Proposer):
 
 
 def cut_from(target: Target, layers: str) -> Target:
-    """A draft model of some of the target's layers.
+    """Make a draft model of some of the target's layers.
 
     Raises:
         ConfigError: if the target is not native, or a layer does not exist.
@@ -133,7 +133,7 @@ def cut_from(target: Target, layers: str) -> Target:
 
 
 def layer_list(target: Target, layers: str) -> list[int]:
-    """The numbers in "0,1,28,29".
+    """Read the numbers in "0,1,28,29".
 
     Raises:
         ConfigError: if it is no such list, or a layer does not exist.
@@ -180,7 +180,7 @@ class DraftModelSession(Session):
         return Draft.of_trees([trees.get(slot, Tree([], [])) for slot in slots], self.plan.device)
 
     def _grow(self, limits: dict[int, DraftLimit]) -> dict[int, Tree]:
-        """Trees: the root stays unread, and each level reads root and tree anew (rows are cheap, passes are not)."""
+        """Grow trees: the root stays unread, and each level reads root and tree anew, since rows cost little."""
         if not limits:
             return {}
         slots = list(limits)
@@ -193,7 +193,7 @@ class DraftModelSession(Session):
 
     @property
     def _levels(self) -> int:
-        """Depth at which `num_nodes` nodes of this width are used up, and one more for probable paths."""
+        """The depth at which `num_nodes` nodes of this width are used up, and one more for probable paths."""
         return 1 + self.config.num_nodes // self.config.width
 
     def _add_level(self, slots: Sequence[int], growths: dict[int, Growth]) -> None:
@@ -233,7 +233,7 @@ class DraftModelSession(Session):
 
 
 def frontier_tree(growth: Growth) -> tuple[Tree, dict[int, int]]:
-    """The frontier nodes with their ancestors, and the row of each of those candidates (the root, -1, is row 0)."""
+    """Return the frontier nodes with their ancestors, and the row of each of them (the root, -1, is row 0)."""
     needed: set[int] = set()
     for node in growth.frontier:
         while node >= 0:

@@ -1,14 +1,14 @@
 """EAGLE-3 (Li et al., arXiv 2503.01840): a one-layer head drafts from the target's own states.
 
-The head (`outrider.models.eagle3`) knows what the target thought: it reads three of its hidden states at every
-committed position. One head pass costs about as much as one target layer and its small output head, so a chain of five
-or a tree of some dozens of nodes is cheap. Trees grow by the head's own probabilities (EAGLE-2, arXiv 2406.16858): each
-level expands the `width` best nodes into `width` tokens each, and the `num_nodes` most probable of all are kept.
+The head (`outrider.models.eagle3`) reads three of the target's hidden states at every committed position. One head pass
+costs about as much as one target layer and its small output head, so a chain of five or a tree of some dozens of nodes
+is cheap. Trees grow by the head's own probabilities (EAGLE-2, arXiv 2406.16858): each level expands the `width` best
+nodes into `width` tokens each, and the `num_nodes` most probable of all are kept.
 
-    target 28 layers    feature layers 2, 14, 25    chain of 5: one read of the accepted pairs, then four reads of one
-    row
+    target 28 layers, feature layers 2, 14, 25
+    chain of 5: one read of the accepted pairs, then four reads of one row
 
-`RecurrentSession` holds the state of a running batch, and explains what is read when. A head is trained by
+`RecurrentSession` holds the state of a running batch, and shows what is read when. A head is trained by
 `outrider.train.objectives.eagle3` or comes from any published checkpoint in safetensors.
 """
 
@@ -161,7 +161,7 @@ def head_of(checkpoint: Eagle3Checkpoint, target: Target, drafted_K: Tensor | No
 
 
 def random_checkpoint(target: Target, seed: int) -> Eagle3Checkpoint:
-    """A head of random weights that fits the target, its variant and vocabulary drawn from `seed`."""
+    """Make a head of random weights that fits the target, its variant and vocabulary drawn from `seed`."""
     found, generator = target.spec, torch.Generator().manual_seed(seed)
     layer = DecoderSpec(
         family="qwen3" if seed % 5 == 1 else "llama",

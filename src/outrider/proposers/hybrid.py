@@ -1,21 +1,20 @@
-"""A hybrid: where the text repeats itself it is looked up, elsewhere a head drafts.
+"""A hybrid: suffix decoding where the text repeats itself, a head elsewhere.
 
 Looking up costs next to nothing and drafts far, but is seldom right in open text; a head is right more often, at a
-price per step. Each slot takes, in each step, whichever has been worth more:
+cost per step. Each slot takes, in each step, the draft that has been worth more:
 
     the lookup (suffix decoding) drafts for every slot; its match has a length
     if lookups with matches of that length were right about more than `bar` tokens: that draft
-    otherwise: the head's, which is asked for those slots alone
+    otherwise: the head's draft, which the head makes for those slots alone
 
-What lookups are worth is learnt from all of them, taken or not: the text that was committed shows how much of each
-would have been right. `bar` is the mean of what the head gets accepted, less `LOOKUP_GAIN`, what a step without the
-head saves. So a hybrid that meets no repetition becomes its head, and one that meets nothing else its lookup.
+The committed text shows how much of every lookup was right, taken or not. `bar` is the mean number of tokens that the
+head gets accepted, less `LOOKUP_GAIN`, the saving of a step without the head.
 
 Worked example: matches of four to seven tokens were right about 1.6 tokens, the head about 1.1. A match of five tokens
 is taken (1.6 > 1.1 - 0.25), one of two tokens, right about 0.3, is not.
 
-The head is any method whose drafts carry no probabilities; another way of looking up will do too, and then nothing
-needs weights. Like suffix decoding it learns across requests.
+The head is any method whose drafts carry no probabilities, also one without weights. Like suffix decoding a hybrid
+learns across requests.
 """
 
 from collections.abc import Sequence
@@ -37,7 +36,7 @@ from outrider.target import Target
 __all__ = ["HybridConfig", "HybridProposer", "Worth"]
 
 LOOKUP_GAIN = 0.25
-"""Tokens that a step saves by not asking the head."""
+"""Tokens that a step without the head saves."""
 PRIOR = (0.1, 0.4, 1.0, 2.0, 4.0)
 """Tokens that a lookup is taken to be right about before any was seen, by `bucket` of its match."""
 HANDED_ON = frozenset({"checkpoint", "num_nodes", "draft_vocab"})
@@ -51,7 +50,7 @@ class HybridConfig:
     """Settings of the hybrid.
 
     drafter              the head's method: any that has a number of nodes
-    checkpoint           of the head, as its method takes it; by default the one that is shipped for the target
+    checkpoint           weights of the head, as its method takes them; by default those shipped for the target
     num_nodes            tokens that the head drafts per step
     draft_vocab          as the head's method takes it
     lookup_nodes         the most tokens of a lookup
@@ -85,7 +84,7 @@ class HybridConfig:
 
 
 def settings_of(drafter: str) -> frozenset[str]:
-    """The settings that a hybrid hands on to a method; none for one that cannot be its head.
+    """Select the settings that a hybrid passes to its head; none for a method that cannot be one.
 
     Raises:
         ConfigError: if there is no such method.
@@ -135,7 +134,7 @@ class HybridProposer(Proposer):
 
 
 class _Lookup(NamedTuple):
-    """What was found for a slot: the draft, the bucket of its match, and whether it was taken."""
+    """A lookup for one slot: the draft, the bucket of its match, and whether it was taken."""
 
     tokens: list[int]
     bucket: int
@@ -235,7 +234,7 @@ class Worth:
         self._head = (PRIOR_WEIGHT, PRIOR_WEIGHT)
 
     def prefers_lookup(self, bucket: int, num_tokens: int) -> bool:
-        """Whether a lookup of so many tokens is worth more than asking the head."""
+        """Check whether a lookup with a match in this bucket is worth more than a draft of the head."""
         right, weight = self._lookups[bucket]
         head_right, head_weight = self._head
         return min(right / weight, num_tokens) > head_right / head_weight - LOOKUP_GAIN
@@ -248,7 +247,7 @@ class Worth:
 
 
 def bucket(match_length: int) -> int:
-    """Matches of 0 to 1, 2 to 3, 4 to 7, 8 to 15, and 16 or more tokens.
+    """Return the bucket of a match: 0 to 1, 2 to 3, 4 to 7, 8 to 15, and 16 or more tokens.
 
     >>> [bucket(length) for length in (0, 1, 2, 5, 8, 40)]
     [0, 0, 1, 2, 3, 4]
@@ -257,7 +256,7 @@ def bucket(match_length: int) -> int:
 
 
 def num_equal(drafted: Sequence[int], written: Sequence[int]) -> int:
-    """Tokens that both begin with."""
+    """Count the tokens that both begin with."""
     pairs = enumerate(zip(drafted, written, strict=False))
     return next((place for place, (one, other) in pairs if one != other), min(len(drafted), len(written)))
 

@@ -48,7 +48,7 @@ class MedusaConfig:
     checkpoint   directory or hub id of the heads, in the authors' or in vLLM's layout, as safetensors; by default those
                  that are shipped for the target
     num_nodes    most nodes per step
-    width        how many ranks of each head a tree may use; 1 drafts a chain
+    width        ranks of each head that a tree may use; 1 drafts a chain
     tree         a tree instead of the measured one: nodes as ranks from the root, such as "0 1 0.0 0.1 0.0.0"
     sampled      draw the drafts instead of taking the most probable token (chains only)
     draft_vocab  draft only that many of the most frequent tokens, 0 for all that the heads know; by default 8192 where
@@ -74,7 +74,7 @@ class MedusaConfig:
             parse_paths(self.tree)
 
     def paths(self, num_heads: int, accuracies: Accuracies = (), tree: Paths = ()) -> Paths:
-        """The shape of the drafts: the user's, else the one that was measured, else the built-in one.
+        """Choose the shape of the drafts: the user's, else the one that was measured, else the built-in one.
 
         Raises:
             ConfigError: if the user's tree is deeper than there are heads.
@@ -143,7 +143,7 @@ class MedusaProposer(Proposer):
 
 
 def reduced(checkpoint: MedusaCheckpoint, ids_K: Tensor | None) -> MedusaCheckpoint:
-    """The same heads with columns for these tokens only, as far as they had one; None keeps all."""
+    """Keep the heads' columns for these tokens only, as far as they had one; None keeps all."""
     if ids_K is None:
         return checkpoint
     tensors, shape = dict(checkpoint.tensors), checkpoint.shape
@@ -155,7 +155,7 @@ def reduced(checkpoint: MedusaCheckpoint, ids_K: Tensor | None) -> MedusaCheckpo
 
 
 def random_checkpoint(target: Target, seed: int) -> MedusaCheckpoint:
-    """Random heads, in every variant as the seed goes on."""
+    """Make random heads, whose variant follows from the seed."""
     spec = target.spec
     vocab_size = spec.vocab_size
     shape = MedusaShape(
@@ -197,7 +197,7 @@ class MedusaSession(Session):
         self.samplings[slot] = sampling
 
     def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
-        """A slot whose text is a single token has no state yet, and drafts nothing."""
+        """Draft for every slot that has a state; a text of a single token has none yet."""
         known = {
             slot: DraftLimit(min(limit.num_nodes, self.config.num_nodes), limit.max_depth)
             for slot, limit in zip(slots, limits, strict=True)
@@ -209,7 +209,7 @@ class MedusaSession(Session):
         return Draft.of_trees([trees.get(slot, Tree([], [])) for slot in slots], self.plan.device)
 
     def _predict(self, limits: dict[int, DraftLimit]) -> list[Tensor]:
-        """Logits of every head that some room needs, for the slots that need it, in order."""
+        """Return logits of every head that some slot's limit needs, for the slots that need it, in order."""
         depths = [len(self.tree.cut(limit).widths) for limit in limits.values()]
         return self.heads.predict(torch.stack([self.states[slot] for slot in limits]), depths)
 
@@ -224,7 +224,7 @@ class MedusaSession(Session):
         return {slot: cut.filled(ranked[slot]) for slot, cut in cuts.items()}
 
     def _ranked(self, logits_RK: Tensor, width: int) -> Tensor:
-        """Target ids of the `width` best tokens of each row, best first."""
+        """Return target ids of the `width` best tokens of each row, best first."""
         columns_RW = ranked(logits_RK, width).columns_RW
         return columns_RW if self.heads.ids_K is None else self.heads.ids_K[columns_RW]
 

@@ -47,7 +47,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """What to run, and what to call it."""
+    """A method to run, its settings, and its name in tables."""
 
     label: str
     name: str
@@ -110,7 +110,7 @@ def exported_checkpoint(text: str, target: Target) -> Path:
 
 
 def load_method(choice: MethodSpec, target: Target) -> Proposer:
-    """The proposer for a target.
+    """Load the proposer for a target.
 
     Raises:
         ConfigError, CheckpointError: as `outrider.load_proposer`.
@@ -119,7 +119,7 @@ def load_method(choice: MethodSpec, target: Target) -> Proposer:
 
 
 def split_settings(text: str, bare: str | None = None) -> tuple[str, dict[str, str]]:
-    """Name and settings, not yet typed; `bare` is the setting that a first value without a name fills.
+    """Split a text into name and untyped settings; `bare` is the setting that a first value without a name fills.
 
     >>> split_settings("a_method:num_nodes=8,layers=0,1")
     ('a_method', {'num_nodes': '8', 'layers': '0,1'})
@@ -157,7 +157,7 @@ def _typed(name: str, settings: dict[str, str]) -> dict[str, Any]:
 
 
 def coerced(hint: Any, text: str, where: str) -> Any:
-    """The value that `text` stands for, where a `hint` is wanted.
+    """Convert `text` to the type that `hint` names.
 
     Raises:
         ConfigError: if it is none.

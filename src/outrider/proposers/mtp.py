@@ -175,7 +175,7 @@ class MtpProposer(Proposer):
 
 
 def random_checkpoint(target: Target, num_modules: int, state: State, seed: int) -> MtpCheckpoint:
-    """Modules with random weights of the right shapes, in the target's dtype."""
+    """Make modules with random weights of the right shapes, in the target's dtype."""
     spec = block_spec(target)
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
@@ -188,6 +188,6 @@ def random_checkpoint(target: Target, num_modules: int, state: State, seed: int)
 
 
 def trained_depths(checkpoint: MtpCheckpoint) -> int:
-    """How many tokens ahead the modules were trained for, or the usual number where that is unknown."""
+    """Return how many tokens ahead the modules were trained for, or the usual number where that is unknown."""
     known = checkpoint.provenance.get("num_depths")
     return known if isinstance(known, int) and 1 <= known <= 64 else DEFAULT_DEPTH

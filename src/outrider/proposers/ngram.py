@@ -33,7 +33,7 @@ class NgramConfig:
 
     num_nodes        drafted tokens per step
     min_n, max_n     lengths of the n-gram looked up, the longest first
-    policy           which occurrence: "earliest" (as vLLM) or "latest"
+    policy           occurrence that is continued: "earliest" (as vLLM) or "latest"
     num_candidates   distinct continuations to merge into a tree; 1 drafts a chain
     """
 
@@ -56,7 +56,7 @@ class NgramConfig:
 
 @final
 class NgramProposer(Proposer):
-    """Drafts from the request's own text."""
+    """Prompt lookup with its settings."""
 
     Config = NgramConfig
     config: NgramConfig

@@ -18,7 +18,7 @@ __all__ = ["NoProposer"]
 
 @final
 class NoProposer(Proposer):
-    """Drafts nothing."""
+    """The empty draft."""
 
     def __init__(self, config: NoSettings | None = None) -> None:
         super().__init__(config or NoSettings())
@@ -33,19 +33,19 @@ class NoProposer(Proposer):
 
 @final
 class NoSession(Session):
-    """Keeps nothing."""
+    """A session without state."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
     def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
-        """Nothing to keep."""
+        """Keep nothing."""
 
     def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
         return Draft.empty(len(slots), self.device)
 
     def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
-        """Nothing to learn."""
+        """Learn nothing."""
 
     def release(self, slot: int) -> None:
-        """Nothing to free."""
+        """Free nothing."""

@@ -1,20 +1,18 @@
-"""Scripted acceptance, not a real method: drafts that are right as often as you say, to time what such a head is worth.
+"""Scripted acceptance, an instrument and no method: drafts that are right as often as configured.
 
-Nothing to decode with: it is told what the target will say, by a plain decode of the request when it is admitted
-(`oracle_transcripts.py`). Its drafts are then right or wrong by a script. Node j of a chain is right with probability
-a_j if the nodes before it are, so a step gives
+The target's text is decoded plainly when a request is admitted (`oracle_transcripts.py`), and drafts are right or wrong
+by a script. Node j of a chain is right with probability a_j if the nodes before it are, so a step gives
 
     tau = 1 + a_1 + a_1 a_2 + a_1 a_2 a_3 + ...        tokens, with a_j the `acceptance` of position j
 
-and everything that a speedup is made of but the cost of drafting is exercised and timed as it is: verification of these
-rows, acceptance, commit, batching. Its own proposing is a table look-up, so what it reaches is an upper limit for any
+Everything but proposing is timed as it is. Proposing is a table look-up, so the speedup is an upper limit for any
 method that is accepted as often; subtract the method's measured cost of drafting.
 
     acceptance 0.8, four nodes       tau = 1 + 0.8 + 0.64 + 0.512 + 0.41 = 3.36
 
 Right or wrong is drawn once per request from (seed, prompt), for every position and depth: runs repeat exactly, and
-steps are independent of each other. `siblings` puts wrong tokens beside every node of the chain, in front of it, so
-that the right token is found at that rank and trees are verified. Results made with it are marked as scripted.
+steps are independent of each other. `siblings` puts wrong tokens in front of every node of the chain, so that trees are
+verified. Results made with it are marked as scripted.
 """
 
 from collections.abc import Sequence
@@ -44,7 +42,7 @@ class OracleConfig:
     num_nodes    drafted tokens per step, siblings included
     siblings     wrong tokens beside each node of the chain, in front of it; 0 drafts a chain
     num_known    tokens of an answer that are known beforehand; behind them nothing is drafted
-    seed         of the script
+    seed         seed of the script
     """
 
     acceptance: tuple[float, ...] = field(default=(0.8,), metadata={"bare": True})
@@ -115,7 +113,7 @@ class OracleProposer(Proposer):
 
 @dataclass
 class _Script:
-    """What is known of one answer: `tokens`, how many are committed, and for each start how deep a draft is right."""
+    """One answer: `tokens`, how many are committed, and for each start how deep a draft is right."""
 
     tokens: list[int]
     reach: list[int]
@@ -140,7 +138,7 @@ class OracleSession(Session):
         self.scripts[slot] = _Script(known, self._reach(tokens, len(known)))
 
     def _reach(self, prompt: Sequence[int], length: int) -> list[int]:
-        """For each start in the answer the number of right nodes before the first wrong one."""
+        """Count, for each start in the answer, the right nodes before the first wrong one."""
         draw = np.random.default_rng([self.config.seed, crc32(np.asarray(prompt, dtype=np.int64).tobytes())])
         right_TK = draw.random((length, self.config.depth)) < np.array(self.config.profile)
         reach: list[int] = right_TK.cumprod(axis=1).sum(axis=1).tolist()

@@ -1,10 +1,9 @@
-"""What the target will say: its own text, decoded plainly beforehand and kept.
+"""Transcripts of the target: its own text, decoded plainly beforehand and kept.
 
 Noise is a function of (seed, position), so under greedy decoding and under the coupled rule the continuation of a text
-is a fact about the target and the sampling. `Transcripts` looks it up, and decodes it on a session of its own where it
-is not known yet: the caller's batch, cache and forward count are not touched. While it decodes, that session holds one
-more slot of cache; afterwards four bytes a token are kept, for the last `NUM_KEPT` texts of a target. Engines in
-several threads share them.
+is a fact about the target and the sampling. `Transcripts` looks it up, or decodes it on a session of its own, so that
+the caller's batch, cache and forward count are not touched. That session holds one more slot of cache; afterwards four
+bytes a token are kept, for the last `NUM_KEPT` texts of a target. Engines in several threads share them.
 
 Example: after `continuation([5, 9], greedy, 3)` gave [7, 7, 2], `continuation([5, 9, 7], greedy, 2)` is [7, 2] without
 a forward.
@@ -40,11 +39,11 @@ class Transcripts:
 
     @classmethod
     def of(cls, target: Target) -> "Transcripts":
-        """The target's own, shared by all that ask."""
+        """Return the target's transcripts, shared by all callers."""
         return _KNOWN.setdefault(target, cls())
 
     def continuation(self, target: Target, tokens: Sequence[int], sampling: SamplingParams, length: int) -> list[int]:
-        """The target's next `length` tokens after `tokens`, end-of-text tokens ignored; fewer at the context limit."""
+        """Return the target's next `length` tokens after `tokens`, ignoring EOS; fewer at the context limit."""
         sampling = SamplingParams() if sampling.greedy else sampling  # a greedy text has no seed
         length = min(length, target.spec.max_positions - len(tokens))
         if length < 1:

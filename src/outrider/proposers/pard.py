@@ -45,7 +45,7 @@ from outrider.targets.output_head import output_head
 __all__ = ["PardConfig", "PardProposer", "mask_of", "names_mask"]
 
 MASK_KEYS = ("mask_token_id", "pard_token", "ptd_token_id")
-"""Where a config may name the mask token; the order in which vLLM looks."""
+"""Keys under which a config may name the mask token, in the order in which vLLM looks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class PardProposer(Proposer):
     def __init__(
         self, model: Target, mask_id: int, config: PardConfig, num_bytes: int, ids_K: Tensor | None = None
     ) -> None:
-        """`ids_K` are the tokens that are drafted, None for all."""
+        """Take `ids_K` as the tokens that are drafted, None for all."""
         self.model = model
         self.mask_id = mask_id
         self.config = config
@@ -117,12 +117,12 @@ class PardProposer(Proposer):
 
 
 def names_mask(config: Mapping[str, Any]) -> bool:
-    """Whether a config names a mask token."""
+    """Check whether a config names a mask token."""
     return any(config.get(key) is not None for key in MASK_KEYS)
 
 
 def mask_of(config: Mapping[str, Any], where: str | Path, vocab_size: int) -> int:
-    """The mask token that a config names.
+    """Return the mask token that a config names.
 
     Raises:
         CheckpointError: if it names none, several, or one outside the vocabulary.
@@ -189,6 +189,14 @@ class PardSession(Session):
     def _grow(self, slots: Sequence[int], feeds: dict[int, list[int]], depths: dict[int, int]) -> Draft:
         """Run the one pass from Python, and choose level by level."""
         reader = self.reader
+        masks = [[self.mask_id] * (depths[slot] - 1) for slot in feeds]
+        states_BME = reader.states(list(feeds), list(feeds.values()), masks)
+        roots = {slot: Row(place, len(feed) - 1) for place, (slot, feed) in enumerate(feeds.items())}
+        levels = [[slot for slot in depths if level < depths[slot]] for level in range(max(depths.values()))]
+        rows = [Row(roots[slot].place, roots[slot].row + level) for level, some in enumerate(levels) for slot in some]
+        logits_RK = reader.logits(states_BME, rows)
+        if reader.ids_K is None:  # fewer columns hold no mask
+            logits_RK[:, self.mask_id] = -torch.inf
         sampler = ChainSampler(
             self.plan,
             slots,
@@ -197,24 +205,9 @@ class PardSession(Session):
             vocab_size=reader.vocab_size,
             ids_K=reader.ids_K,
         )
-        levels = [[slot for slot in depths if level < depths[slot]] for level in range(max(depths.values()))]
-        logits_RK = self._look_ahead(feeds, depths, levels)
         for growing, logits_BK in zip(levels, torch.split(logits_RK, list(map(len, levels))), strict=True):
             sampler.grow(growing, logits_BK, reader.text_lengths(growing))
         return sampler.draft()
-
-    def _look_ahead(
-        self, feeds: dict[int, list[int]], depths: dict[int, int], levels: Sequence[Sequence[int]]
-    ) -> Tensor:
-        """Return logits at the roots and at the masks, level by level."""
-        masks = [[self.mask_id] * (depths[slot] - 1) for slot in feeds]
-        states_BME = self.reader.states(list(feeds), list(feeds.values()), masks)
-        roots = {slot: Row(place, len(feed) - 1) for place, (slot, feed) in enumerate(feeds.items())}
-        rows = [Row(roots[slot].place, roots[slot].row + level) for level, some in enumerate(levels) for slot in some]
-        logits_RK = self.reader.logits(states_BME, rows)
-        if self.reader.ids_K is None:  # fewer columns hold no mask
-            logits_RK[:, self.mask_id] = -torch.inf
-        return logits_RK
 
     def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
         for slot, _, tokens, _ in commits:

@@ -1,8 +1,8 @@
 """Drafting as far as a drafter reaches: its own context may be shorter than the target's.
 
-A draft model or head made for P positions drafts while the text and the draft fit into P. What would lie behind that is
-not drafted, and a text of P tokens is decoded plainly from there on: the drafter's state of that slot is released, and
-nothing of it is read or kept any longer. The text is the target's either way.
+A draft model or head made for P positions drafts while the text and the draft fit into P. Nothing behind that is
+drafted, and a text of P tokens is decoded plainly from there on: the drafter's state of that slot is released. The text
+is the target's either way.
 
     P = 64, a text of 61 tokens     at most 3 nodes deep
     a text of 64 tokens             no draft
@@ -35,14 +35,14 @@ def within_reach(num_positions: int, plan: SessionPlan, open: Callable[[SessionP
 
 @final
 class ReachSession(Session):
-    """Hands on to a session what concerns texts within its reach."""
+    """A session behind a filter: it receives only what concerns texts within its reach."""
 
     def __init__(self, inner: Session, num_positions: int, device: torch.device) -> None:
         self.inner = inner
         self.num_positions = num_positions
         self.device = device
         self.lengths: dict[int, int] = {}
-        """Of the texts within reach, by slot."""
+        """Lengths of the texts within reach, in tokens, by slot."""
 
     def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
         if len(tokens) < self.num_positions:

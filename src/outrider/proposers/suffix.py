@@ -66,7 +66,7 @@ class SuffixConfig:
 
 @final
 class SuffixProposer(Proposer):
-    """Drafts from counted suffixes."""
+    """Suffix decoding with its settings."""
 
     Config = SuffixConfig
     config: SuffixConfig
@@ -88,7 +88,7 @@ class SuffixProposer(Proposer):
 
 @final
 class SuffixSession(Session):
-    """The trees of the running requests and of earlier answers; requests are numbered as they come."""
+    """The trees of the running requests and of earlier answers; requests are numbered in order of admission."""
 
     def __init__(self, config: SuffixConfig, device: torch.device) -> None:
         self.config = config

@@ -41,12 +41,12 @@ class ChainReader(ABC):
     """A drafter's network on its own cache, and the pending tokens of each slot.
 
     cache           keys and values of what was read
-    network         for recorded and fused chains; None if only this reader can run it
+    network         the network of recorded and fused chains; None if only this reader can run it
     ids_K           target ids of the columns of its logits; None if column k is token k
     vocab_size      the target's
     samplings       each slot's sampling settings
     max_recorded    the most pending tokens of a slot in a recorded chain
-    reads_idle      whether slots that draft nothing read their pending tokens in the recorded chain of the others
+    reads_idle      slots that draft nothing read their pending tokens in the recorded chain of the others
     """
 
     cache: KVCache
@@ -100,7 +100,7 @@ class ChainDrafter:
     Args:
         num_nodes: the longest chain.
         sampled: draw the tokens with each slot's sampling settings instead of taking the most probable.
-        graphs: where greedy chains are recorded as a whole; None for no such back end.
+        graphs: recordings of greedy chains; None for no such back end.
     """
 
     def __init__(

@@ -1,20 +1,17 @@
 """Greedy chains on the CPU without Python between two tokens: a back end records the operations and replays them.
 
-Drafting L tokens is one read of what was committed and L - 1 reads of one row a slot, with an output head, an argmax,
-an embedding and the next position between them. From Python these cost more than the reads of a small drafter.
+Drafting L tokens is one read of what was committed and L - 1 reads of one row a slot. What lies between two reads costs
+more from Python than the reads of a small drafter.
 
     choose    read R rows, take the states of N of them, predict, choose      tokens [N], and the inputs of a next read
     go on     read these N rows one position on, predict, choose, read, ...   tokens [L - 1, N]
 
-These are two graphs: the first depends on the number of rows and the second on the number of levels, so there are few
-of each, where pairs would be many. Few rows, equally many in all slots, make one graph of both. A drafter that needs
-one token per row (PARD) only `choose`s.
+These are two graphs, since the first depends on the number of rows and the second on the number of levels. Few rows,
+equally many in all slots, make one graph of both. A drafter that needs one token per row (PARD) only `choose`s.
 
-Worked example: slots 0 and 2 have read 5 and 9 tokens and were given 2 and 1 more. Rows 0, 1 (slot 0) and 2 (slot 2)
-are read at positions 5, 6 and 9, the chains start from rows 1 and 2, and go on at positions 7 and 10.
+Example: two slots have read 5 and 9 tokens; 2 and 1 are pending. Their rows 0 to 2 are read at positions 5, 6, 9.
 
-Shapes: R rows of the first read, N rows that are drafted from, L levels, E hidden size, K output columns, X = E, or 2 E
-of which the lower half are states.
+Shapes: R rows of the first read, N rows that are drafted from, L levels, E hidden size, X = E, or 2 E with states.
 """
 
 from collections.abc import Mapping, Sequence
@@ -77,7 +74,7 @@ class FusedChain:
         """Read the rows of a placement, and choose the token that follows each of the given ones.
 
         Args:
-            num_levels: of tokens; with more than one, `rows` are the last ones of slots with equally many.
+            num_levels: tokens behind each row; with more than one, `rows` are the last ones of slots with equally many.
         """
         R, N = placement.positions_BM.numel(), len(rows)
         assert 0 <= min(rows) <= max(rows) < R, f"rows {rows} of {R}"

@@ -36,7 +36,7 @@ class HeadReader(ChainReader):
     Args:
         tail: rows that may lie behind a slot's committed length.
         num_nodes: the longest chain.
-        replays: whether a back end may record reads of the same shape and replay them.
+        replays: reads of the same shape may be recorded and replayed.
     """
 
     reads_idle = True  # their rows are padding otherwise

@@ -1,4 +1,4 @@
-"""Which ranks a Medusa tree tries: a static tree of rank paths, grown from measured accuracies (arXiv 2401.10774, 2.3).
+"""Static Medusa trees: rank paths, grown from measured accuracies (arXiv 2401.10774, 2.3).
 
 The heads do not see each other's guesses, so the best tokens of head d are the same under every parent, and a node is a
 *rank path*: (0, 2) is the third best token of head 2 under the best token of head 1. With a_d(r) the share of
@@ -29,7 +29,7 @@ FIRST, DEEPER, SECOND = 0.6, 0.75, 0.2
 
 
 def default_accuracies(num_heads: int, num_ranks: int = 10) -> list[list[float]]:
-    """What to expect of heads that nobody measured.
+    """Return accuracies to assume for heads that were not measured.
 
     The first guess of head 1 is right in 60 % of the cases, each further head in 3/4 of the cases of the one before;
     rank r comes out 0.2 / r times as often as rank 0.
@@ -53,7 +53,7 @@ def grown_paths(accuracies: Accuracies, num_nodes: int) -> Paths:
 
 
 def _best(accuracies: Accuracies, num_nodes: int) -> dict[tuple[int, ...], float]:
-    """The `num_nodes` paths of largest worth, and their worths."""
+    """Select the `num_nodes` paths of largest worth, and return their worths."""
     kept: dict[tuple[int, ...], float] = {}
     rest: list[tuple[float, int, tuple[int, ...]]] = [(-1.0, 0, ())]
     while rest and len(kept) <= num_nodes:
@@ -67,11 +67,11 @@ def _best(accuracies: Accuracies, num_nodes: int) -> dict[tuple[int, ...], float
 
 
 class Cut(NamedTuple):
-    """A tree that fits a room.
+    """A tree within a slot's limit.
 
     paths     its nodes
     parents   the parent node of each, -1 for the root
-    widths    how many ranks of each head it uses, head by head
+    widths    ranks of each head that it uses, head by head
     """
 
     paths: Paths
@@ -79,13 +79,13 @@ class Cut(NamedTuple):
     widths: list[int]
 
     def filled(self, ranked: Sequence[Sequence[int]]) -> Tree:
-        """The tree with tokens: `ranked[d][r]` is the token of rank r of head d + 1."""
+        """Fill in tokens: `ranked[d][r]` is the token of rank r of head d + 1."""
         return Tree([ranked[len(path) - 1][path[-1]] for path in self.paths], list(self.parents))
 
 
 @final
 class RankTree:
-    """Rank paths, parents before children, cut to each slot's room. `num_ranks` is how many tokens a head knows."""
+    """Rank paths, parents before children, pruned to each slot's limit. `num_ranks` is how many tokens a head knows."""
 
     def __init__(self, paths: Paths, num_ranks: int) -> None:
         self.paths = tuple(path for path in paths if max(path) < num_ranks)
@@ -93,7 +93,7 @@ class RankTree:
         self._cuts: dict[DraftLimit, Cut] = {}
 
     def cut(self, limit: DraftLimit) -> Cut:
-        """The first `num_nodes` paths that are no deeper than `max_depth`."""
+        """Keep the first `num_nodes` paths that are no deeper than `max_depth`."""
         limit = DraftLimit(min(limit.num_nodes, len(self.paths)), min(limit.max_depth, self.max_depth))
         if limit not in self._cuts:
             self._cuts[limit] = _cut(self.paths, limit)

@@ -50,7 +50,7 @@ class ModelReader(ChainReader):
         output: the model's output head, or some rows of it.
         plan: within the model's reach.
         tail: rows that are read in one call, at most.
-        num_more: of them, those that a proposal needs beside the pending tokens.
+        num_more: rows among them that a proposal needs beside the pending tokens.
     """
 
     max_recorded = 2  # the last drafted token and the bonus
@@ -128,8 +128,8 @@ class ModelReader(ChainReader):
 
     def _read(self, slots: Sequence[int], feeds: Sequence[Sequence[int]]) -> Reading:
         states_BME = self.states(slots, feeds, [[] for _ in slots])
-        states_RE = rows_of(states_BME, [Row(place, len(feed) - 1) for place, feed in enumerate(feeds)])
-        return Reading(states_RE, self.output(states_RE))
+        states_BE = _rows_of(states_BME, [Row(place, len(feed) - 1) for place, feed in enumerate(feeds)])
+        return Reading(states_BE, self.output(states_BE))
 
     def text_lengths(self, slots: Sequence[int]) -> list[int]:
         return self.cache.lengths_of(slots)
@@ -144,7 +144,7 @@ class ModelReader(ChainReader):
 
     def logits(self, states_BME: Tensor, rows: Sequence[Row]) -> Tensor:
         """Return logits [R, K] of the given rows alone; the others never meet the output head."""
-        return self.output(rows_of(states_BME, rows))
+        return self.output(_rows_of(states_BME, rows))
 
     @property
     def num_bytes(self) -> int:
@@ -152,7 +152,7 @@ class ModelReader(ChainReader):
         return self.cache.plan.num_bytes
 
 
-def rows_of(states_BME: Tensor, rows: Sequence[Row]) -> Tensor:
+def _rows_of(states_BME: Tensor, rows: Sequence[Row]) -> Tensor:
     """Return the states [R, E] of the given rows; without a copy if these are all rows in order."""
     M = states_BME.shape[1]
     flat = [row.place * M + row.row for row in rows]

@@ -1,21 +1,19 @@
 """Drafting with several prediction modules, one for each drafted token (DeepSeek-V3, arXiv 2412.19437, section 2.2).
 
-Module k (from 0) reads at slot t what module k - 1 gave there (module 0: the target's state) and the token x_{t+1+k},
-and predicts x_{t+2+k}. Each has a cache of its own. With the root at position n, a proposal runs the modules in turn:
+Module k (from 0) reads at slot t the output of module k - 1 (module 0: the target's state) and the token x_{t+1+k},
+and predicts x_{t+2+k}. Each has its own cache. With the root at position n, a proposal runs the modules in turn:
 
     module 0   slots c_0..n-1, all tokens known          output at n-1 -> draft 1
     module 1   slots c_1..n-1, the last reads draft 1    output at n-1 -> draft 2
     module k   slots c_k..n-1, the last k read drafts    output at n-1 -> draft k+1
 
-A slot stays in module k's cache if its token is not a guess: t + 1 + k <= n, so afterwards c_k = n - k. The guessed
-slots are read again next time, with what the text turned out to be; for that `inputs` keeps, for each module, what it
-has still to read: states of committed slots from c_k on, normally one. A module that a short draft left out catches up
-when it is next needed.
+A slot stays in module k's cache if its token is not a guess: t + 1 + k <= n, so afterwards c_k = n - k. Guessed slots
+are read again next time; `inputs` keeps each module's pending states, from c_k on.
 
-Worked example, three modules, n = 5, all caught up to n = 4: module 0 reads slot 4 (x5); module 1 slots 3 (x5) and 4
-(draft 1); module 2 slots 2 (x5), 3 (draft 1) and 4 (draft 2). Kept: 5, 4 and 3 slots.
+Example, three modules, n = 5: module 0 reads slot 4 (x5); module 1 slots 3 (x5) and 4 (draft 1); module 2 slots
+2 (x5), 3 (draft 1) and 4 (draft 2). Kept: 5, 4 and 3 slots.
 
-Shapes: B slots, R rows of a read, E hidden size, F features, T prompt tokens.
+Shapes: B slots, R rows of a read, E hidden size, F features.
 """
 
 from collections.abc import Sequence
@@ -41,7 +39,7 @@ PIECE = 128
 
 @final
 class Text:
-    """What is known of one slot: its tokens, root included, and for each module the states it has still to read."""
+    """One slot: its tokens, root included, and for each module its pending states."""
 
     def __init__(self, tokens: Sequence[int], sampling: SamplingParams, num_modules: int) -> None:
         self.tokens = list(tokens)
@@ -50,7 +48,7 @@ class Text:
 
     @property
     def root(self) -> int:
-        """n: the root's position."""
+        """The root's position, n."""
         return len(self.tokens) - 1
 
     def count(self, module: int) -> int:
@@ -73,7 +71,7 @@ class MtpModulesSession(Session):
 
     Args:
         modules: the weights, module 0 first; `fuse` of module 0 takes the target's features in any dtype.
-        plan: what the proposer was opened for.
+        plan: the session's sizes and noise.
         vocab_size: the target's.
         num_nodes: the longest draft, at most one token for each module.
         sampled: draw chains with each request's sampling settings instead of taking the most probable token.
@@ -152,7 +150,7 @@ class MtpModulesSession(Session):
     def _read(
         self, module: int, slots: Sequence[int], drafted: dict[int, list[int]], guessed: dict[int, Tensor]
     ) -> dict[int, Tensor]:
-        """Run a module over all slots it has not read, up to the one before the root; its outputs by slot."""
+        """Run a module over all slots it has not read, up to the one before the root; return its outputs by slot."""
         states, tokens, counts = [], [], []
         for slot in slots:
             text = self.texts[slot]
@@ -175,7 +173,7 @@ class MtpModulesSession(Session):
         return self.modules[module].read(states_RE, tokens_R, placement, cache, graph_cache=graph_cache).states_RE
 
     def _keep(self, module: int, cache: KVCache, slots: Sequence[int], out: dict[int, Tensor]) -> dict[int, Tensor]:
-        """Commit the rows that read no guess, and hand them on; the outputs at guessed slots are given back."""
+        """Commit the rows that read no guess, pass them to the next module, and return the outputs at guessed slots."""
         guessed = {}
         for slot in slots:
             text = self.texts[slot]

@@ -1,10 +1,9 @@
 """Greedy chains of a whole batch as one recorded graph: the pending tokens, and every drafted token.
 
 Drafting k tokens is a read of what was committed, then k - 1 reads of one row, with an output head and an argmax
-between them. Each is short, so on a GPU launching them one by one takes longer than they do. Their shapes are fixed by
-the most pending tokens of a slot, P, and by k, so all of it fits into one graph per bucket of slots. What differs from
-step to step is uploaded in one tensor, everything else is computed from it on the device, and the drafted tokens stay
-there.
+between them. On a GPU, launching them takes longer than running them. The most pending tokens of a slot, P, and k fix
+their shapes, so all of it is one graph per bucket of slots. One tensor is uploaded each step; the tokens stay on the
+device.
 
     slot, length, count, tokens     2, 9, 1, [7, 0]     slot 2 has read 9 tokens and reads one more, a 7
 
@@ -52,7 +51,7 @@ class RecordedChain:
 
     Args:
         cache: the network's; its tail holds `num_rows + num_nodes` rows.
-        graphs: where the chains are recorded.
+        graphs: recordings on the cache's device.
         num_rows: P, the most pending tokens of a slot.
     """
 

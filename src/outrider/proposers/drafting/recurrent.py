@@ -1,17 +1,17 @@
 """The session of every drafter that carries a state from token to token: EAGLE-3, MTP, and their like.
 
 A head (`outrider.models.recurrent`) reads pairs of a state and the token after it. For committed text the state is the
-target's; while drafting it is the head's own last output, which drifts from what the target would have said. So nothing
-that was read while drafting is kept: drafted entries lie behind the committed length of the head's cache, where the
-next read overwrites them, and accepted positions are read again with the target's features.
+target's; while drafting it is the head's own last output, which drifts from the target's. So nothing that was read
+while drafting is kept: drafted entries lie behind the committed length of the head's cache, where the next read
+overwrites them, and accepted positions are read again with the target's features.
 
     text x0 x1 x2 r     committed pairs (f0,x1) (f1,x2) (f2,r)       cache length 3, rotary positions 0 1 2
     draft               (h,a) at position 3, (h',b) at 4             drafted a b c: the last one is never read
     accepted a, bonus y                                              unread (f3,a) (f4,y), read by the next proposal
 
 `observe` only appends to each slot's pending tokens; `propose` reads those of all slots in one call, however many
-pairs each of them has, and then drafts: a chain (`chain.py`), or a tree (`recurrent_tree.py`). A slot without a pair, a
-request whose prompt is a single token, gets no draft in its first step.
+pairs each of them has, and then drafts: a chain (`chain.py`), or a tree (`recurrent_tree.py`). A slot without a pair
+(its prompt is a single token) gets no draft.
 
 Shapes: B slots, M rows of each, T prompt tokens, F features.
 """
@@ -40,7 +40,7 @@ class RecurrentSession(Session):
 
     Args:
         head: the weights; its `fuse` takes features in any dtype.
-        plan: what the proposer was opened for.
+        plan: the session's sizes and noise.
         vocab_size: the target's.
         num_nodes: the most nodes of a draft.
         depth: the most levels of a draft; the smaller of both bounds a chain.
@@ -48,7 +48,7 @@ class RecurrentSession(Session):
             before into `width` tokens each and the `num_nodes` best of all are kept.
         paths: instead of `width`, the fixed shape of a tree: ranks from the root, such as (0,), (1,), (0, 0).
         sampled: draw chains with each request's sampling settings instead of taking the most probable token.
-        graphs: where greedy chains are recorded; by default on a GPU.
+        graphs: recordings of greedy chains; by default those of a GPU.
     """
 
     def __init__(

@@ -85,7 +85,7 @@ class RankedGrowth:
         self.frontier = [node for path, node in self._node_of.items() if path in inner]
 
     def select(self, num_nodes: int) -> Tree:
-        """The first `num_nodes` nodes, in the order of the paths."""
+        """Return the first `num_nodes` nodes, in the order of the paths."""
         grown = [self._node_of[path] for path in self.paths if path in self._node_of][:num_nodes]
         index = {node: place for place, node in enumerate(grown)} | {-1: -1}
         parents = [index[self.candidates.parents[node]] for node in grown]
@@ -96,8 +96,8 @@ class RankedGrowth:
 class _Sapling:
     """One slot's tree while it grows.
 
-    seen    of every node that was read: its ancestors' tail entries and its own
-    rows    of every node of the last read: its row in `out_WE`
+    seen    tail entries of every node that was read: its ancestors' and its own
+    rows    row in `out_WE` of every node of the last read
     """
 
     def __init__(self, slot: int, limit: DraftLimit, growth: Growth | RankedGrowth, state_1E: Tensor) -> None:
@@ -109,12 +109,12 @@ class _Sapling:
         self.seen: dict[int, list[int]] = {-1: []}
 
     def inputs(self) -> Tensor:
-        """The states that the frontier's reads start from: their parents' outputs [W, E]."""
+        """Return the states that the frontier is read with: its parents' outputs [W, E]."""
         parents = self.growth.candidates.parents
         return self.out_WE[[self.rows[parents[node]] for node in self.growth.frontier]]
 
     def enter(self, num_tail: int) -> list[list[int]]:
-        """Give the frontier its tail entries, from `num_tail` on; what each of its nodes sees."""
+        """Give the frontier its tail entries, from `num_tail` on, and return what each of its nodes sees."""
         for row, node in enumerate(self.growth.frontier):
             self.seen[node] = [*self.seen[self.growth.candidates.parents[node]], num_tail + row]
         self.rows = {node: row for row, node in enumerate(self.growth.frontier)}
@@ -122,7 +122,7 @@ class _Sapling:
 
 
 def num_tree_rows(width: int, depth: int, paths: Paths | None) -> int:
-    """Tail positions that a tree's reads may take: nodes of the last level are never read."""
+    """Count the tail positions that a tree's reads may take: nodes of the last level are never read."""
     return width * max(0, depth - 1) if paths is None else len(paths)
 
 
@@ -139,7 +139,7 @@ def draft_trees(
 
     Args:
         start: the head's state and logits behind the last committed pair, a row for each slot.
-        graph_cache: of the cache; see `RecurrentHead.read`.
+        graph_cache: recorded reads of this cache; see `DraftNetwork.read`.
     """
     saplings = [
         _Sapling(slot, limit, Growth(width) if paths is None else RankedGrowth(paths), state_1E)
@@ -163,7 +163,7 @@ def _read_frontiers(
     num_tail: int,
     graph_cache: GraphCache | None,
 ) -> Tensor:
-    """Read the frontier of every slot in one call, behind `num_tail` tail positions; logits of all its nodes."""
+    """Read the frontier of every slot in one call, behind `num_tail` tail positions; return logits of all its nodes."""
     num_new = len(active[0].growth.frontier)
     inputs_RE = torch.cat([one.inputs() for one in active])
     mask_BWT = np.zeros((len(active), num_new, num_tail + num_new), dtype=np.bool_)

@@ -30,7 +30,7 @@ __all__ = ["ChainSampler", "widen"]
 
 
 def widen(logits_BK: Tensor, ids_K: Tensor | None, vocab_size: int) -> Tensor:
-    """Logits over the target's vocabulary; minus infinity where the drafter has no column."""
+    """Spread logits over the target's vocabulary; minus infinity where the drafter has no column."""
     if ids_K is None:
         return logits_BK
     logits_BV = logits_BK.new_full((len(logits_BK), vocab_size), -torch.inf)
@@ -74,10 +74,10 @@ class ChainSampler:
         self._probs: dict[tuple[int, int], Tensor] = {}
 
     def grow(self, slots: Sequence[int], logits_BK: Tensor, first_positions: Sequence[int]) -> Tensor:
-        """Append one token to the chain of each of `slots`, and give these tokens, int64 [B].
+        """Append one token to the chain of each of `slots`, and return these tokens, int64 [B].
 
         Args:
-            first_positions: of each slot, the text index of the first token of its chain (that of the root plus 1).
+            first_positions: the text index of the first token of each slot's chain (that of the root plus 1).
         """
         tokens_B = self._choose(slots, logits_BK, first_positions)
         self.take(slots, tokens_B)
@@ -112,7 +112,7 @@ class ChainSampler:
         return chains
 
     def draft(self) -> Draft:
-        """The chains as one draft, in the order of the slots; on a GPU the host need not know their tokens."""
+        """Return the chains as one draft, in the order of the slots; on a GPU without copying tokens to the host."""
         is_even = bool(self._levels) and all(level.slots == self._slots for level in self._levels)
         if self.plan.device.type == "cuda" and is_even and not self._probs:
             tokens_BN = torch.stack([level.tokens_B for level in self._levels], dim=1)

@@ -22,7 +22,7 @@ from outrider.draft import Tree
 __all__ = ["Growth", "Ranked", "ranked"]
 
 FEW = 12
-"""Up to here, taking the largest number that often beats sorting on the CPU: 10 us against 50 us for 4 of 8,192."""
+"""Largest width for which repeated argmax beats sorting on the CPU: 10 us against 50 us for 4 of 8,192."""
 
 
 class Ranked(NamedTuple):
@@ -33,7 +33,7 @@ class Ranked(NamedTuple):
 
 
 def ranked(x_RK: Tensor, width: int) -> Ranked:
-    """The `width` largest numbers of each row, or all of fewer; on the CPU, ties go to the lowest column.
+    """Return the `width` largest numbers of each row, or all of fewer; on the CPU, ties go to the lowest column.
 
     >>> ranked(torch.tensor([[3.0, 9.0, 5.0]]), 2).columns_RW.tolist()
     [[1, 2]]
@@ -74,7 +74,7 @@ class Growth:
         self.frontier = sorted(sorted(level, key=lambda node: -self.scores[node])[: self.width])
 
     def select(self, num_nodes: int) -> Tree:
-        """The best candidates as a tree; parents stay before their children."""
+        """Return the best candidates as a tree; parents stay before their children."""
         ranked = sorted(range(len(self.scores)), key=lambda node: (-self.scores[node], node))
         kept = sorted(ranked[:num_nodes])
         index = {node: place for place, node in enumerate(kept)}

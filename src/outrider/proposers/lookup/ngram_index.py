@@ -1,26 +1,21 @@
-"""N-gram index: where did the last n tokens of this context occur before?
+"""N-gram index: find earlier occurrences of the last n tokens of a context (prompt lookup, Saxena 2023).
 
-The idea (prompt lookup, Saxena 2023): the last n tokens are searched in the context itself, the longest n in
-[min_n, max_n] first, and the tokens that followed the occurrence are the draft. Scanning costs O(context) at each step;
-this index costs O(max_n) per token appended and nothing that grows with the context per draft.
+The longest n in [min_n, max_n] is tried first, and the tokens that followed the occurrence are the draft. Appending a
+token costs O(max_n), a draft nothing that grows with the context.
 
-**One name per n-gram.** An n-gram is named by the position where its first occurrence ends. With `first_n[i]` the name
-of the n-gram ending at i, and x the tokens,
+An n-gram is named by the position where its first occurrence ends. With `first_n[i]` the name of the n-gram ending at
+i, and x the tokens,
 
     n-grams ending at i and j are equal  <=>  first_{n-1}[i] == first_{n-1}[j] and x[i-n+1] == x[j-n+1],
 
-so the pair (first_{n-1}[i], x[i-n+1]) is an exact key of constant size. A hash table maps it to the name; a hash hit is
-verified by comparing the pair, so there is no false match. Occurrences of one n-gram are linked both ways.
+so the pair (first_{n-1}[i], x[i-n+1]) is an exact key of constant size. A hash table maps it to the name, and a hit is
+verified by comparing the pair. Occurrences of one n-gram are linked both ways.
 
-**Equivalences** (both are tests):
-- vLLM's `ngram` (longest n in [min_n, max_n], earliest occurrence, which may overlap the suffix itself; at most K
-  tokens and never past the end of the context) is `draft(K, "earliest")`.
-- Hugging Face's `prompt_lookup_num_tokens` (n = max_n..1, leftmost occurrence with a continuation) is the same with
-  min_n = 1, cut by the caller before the first end-of-sequence token.
-`"latest"` prefers the most recent occurrence, which is accepted more often on code and on edits.
+`draft(K, "earliest")` equals vLLM's `ngram`; with min_n = 1 it equals Hugging Face's `prompt_lookup_num_tokens`. Both
+are tests. `"latest"` is accepted more often on code and on edits.
 
-Worked example, tokens `a b c a b d a b`, n in [1, 2]: the suffix `a b` ended before at 1 and at 4, hence
-`earliest` drafts `c a b d a b`, `latest` drafts `d a b`, and two candidates are both of them.
+Worked example, tokens `a b c a b d a b`, n in [1, 2]: the suffix `a b` ended before at 1 and at 4, so `earliest` drafts
+`c a b d a b` and `latest` drafts `d a b`.
 """
 
 from collections.abc import Sequence
@@ -83,7 +78,7 @@ class NgramIndex:
         return self._tokens.nbytes + self._links.nbytes + self._table.nbytes
 
     def extend(self, tokens: Sequence[int] | Int32Array) -> None:
-        """Append `tokens` to the context: O(max_n) each."""
+        """Append `tokens` to the context, in O(max_n) each."""
         new = as_tokens(tokens)
         if self._length + len(new) > len(self._tokens):
             self._reserve(max(2 * len(self._tokens), self._length + len(new)))
@@ -91,7 +86,7 @@ class NgramIndex:
         self._length += len(new)
 
     def draft(self, max_tokens: int, policy: Policy = "earliest", num_candidates: int = 1) -> list[NgramMatch]:
-        """Up to `num_candidates` continuations of the context, of up to `max_tokens` tokens each; none without a match.
+        """Find up to `num_candidates` continuations of the context, of up to `max_tokens` tokens each.
 
         The first is that of the longest n and of the occurrence that `policy` names. Further ones come from the next
         occurrences in the order of `policy`, then from shorter n; one that is a prefix of an earlier one is left out.
@@ -128,7 +123,7 @@ class NgramIndex:
 
 @compiled
 def _slot(tokens: Int32Array, links: Int32Array, table: Int32Array, name: int, token: int, n: int) -> int:
-    """The table slot of the n-gram `token` + (n-1)-gram called `name`: its own, or the free one where it belongs."""
+    """Find the table slot of the n-gram `token` + (n-1)-gram called `name`: its own, or the free one for it."""
     mask = len(table) - 1
     max_n = links.shape[1]
     key = np.uint64(np.uint32(name + 1)) << np.uint64(32) | np.uint64(np.uint32(token))
@@ -176,7 +171,7 @@ def _rehash(tokens: Int32Array, links: Int32Array, table: Int32Array, length: in
 
 @compiled
 def _covered(tokens: Int32Array, length: int, max_tokens: int, found: Int32Array, count: int, end: int) -> bool:
-    """Whether the continuation after `end` is a prefix of that of an earlier candidate."""
+    """Check whether the continuation after `end` is a prefix of that of an earlier candidate."""
     size = min(max_tokens, length - 1 - end)
     for k in range(count):
         other = found[k, 0]

@@ -60,7 +60,7 @@ def speculate(
     ints: Int32Array,
     floats: Float32Array,
 ) -> tuple[int, int, float]:
-    """The best draft that scores above `floor`, in the result rows of `ints` and `floats`.
+    """Write the best draft that scores above `floor` to the result rows of `ints` and `floats`.
 
     The context is the end of `sequence` (NONE: of no sequence of this tree) and, where that is too short, of `context`.
     Returns the number of tokens, the match length and the score; (0, 0, `floor`) if there is no such draft.
@@ -125,7 +125,7 @@ def count_string(
     counters: Int32Array,
     tokens: Int32Array,
 ) -> int:
-    """How many suffixes of the tree begin with `tokens`."""
+    """Count the suffixes of the tree that begin with `tokens`."""
     s = Store(nodes, cells, blocks, sequences, buckets, counters)
     node = locate(s, tokens, len(tokens))
     return 0 if node == NONE else nodes[node, COUNT]

@@ -1,16 +1,16 @@
 """Growing and shrinking a counted suffix tree, one suffix at a time.
 
 The tree is a multiset of suffixes: one per token position, cut at `max_depth` tokens. Appending a token starts a new
-suffix and lengthens the last `max_depth` - 1 ones by that token; each of them ends at a node of its own, so lengthening
-is one child lookup and a constant amount of rewriting. Removing a sequence takes out its suffixes one by one.
+suffix and lengthens the last `max_depth` - 1 ones; each ends at a node of its own, so lengthening is one child lookup
+and a constant amount of rewriting. Removing a sequence removes its suffixes one by one.
 
 The shape is kept minimal: a node other than the root has two children, or one and a suffix that ends there, or a suffix
-that ends there and no child. So a tree of T suffixes has at most 2 T nodes, and counts along an edge are equal.
-Consequently COUNT / COUNT of the parent is the share of the string's occurrences that were followed so.
+that ends there and no child. So a tree of T suffixes has at most 2 T nodes, counts along an edge are equal, and COUNT /
+COUNT of the parent is the share of the string's occurrences that were followed so.
 
 Example, depth 3, after `a b a`: suffixes `aba`, `ba`, `a`. Node `a` counts 2 with the child `ba` counting 1; node `ba`
-counts 1. Appending `b` lengthens `ba` to `bab` (a leaf of its own grows), lengthens `a` into `ab` (all suffixes through
-`a` now go on with `b`: the node `a` becomes `ab`, count 2, child `a`), and starts `b`, which splits the leaf `bab`.
+counts 1. Appending `b` lengthens `ba` to `bab` (a leaf grows), lengthens `a` into `ab` (the node `a` becomes `ab`,
+count 2, child `a`), and starts `b`, which splits the leaf `bab`.
 """
 
 from outrider.kernels.compiled import Int32Array, compiled, inlined, int32
@@ -109,7 +109,7 @@ def remove_sequence(
     counters: Int32Array,
     sequence: int,
 ) -> None:
-    """Take all suffixes of `sequence` out and give its memory back."""
+    """Remove all suffixes of `sequence` and free its memory."""
     s = Store(nodes, cells, blocks, sequences, buckets, counters)
     position = sequences[sequence, FIRST]
     for left in range(sequences[sequence, LENGTH], 0, -1):
@@ -121,13 +121,13 @@ def remove_sequence(
 
 @inlined
 def token_at(s: Store, node: int, depth: int) -> int:
-    """Token number `depth` (from 0) of the string of `node`."""
+    """Return token number `depth` (from 0) of the string of `node`."""
     return int32(s.cells[advance(s, s.nodes[node, WITNESS], depth), CELL_TOKEN])
 
 
 @inlined
 def locate(s: Store, tokens: Int32Array, length: int) -> int:
-    """The node on whose edge the string of the last `length` tokens ends, or NONE if it is not in the tree."""
+    """Find the node on whose edge the string of the last `length` tokens ends; NONE if it is not in the tree."""
     node = ROOT
     position = NONE
     for depth in range(length):
@@ -168,7 +168,7 @@ def _lengthen(s: Store, position: int, depth: int, token: int) -> None:
 
 @inlined
 def _follow_only_child(s: Store, position: int, end: int, child: int, depth: int) -> None:
-    """All other suffixes through `end` go on to `child`, its only one: `end` takes over the first token of the edge."""
+    """Move `end` down the edge to its only child by one token, since all suffixes through it go on there."""
     if s.nodes[child, DEPTH] == depth:
         s.nodes[child, COUNT] += 1
         unlink_end(s, position)
@@ -234,7 +234,7 @@ def _remove_suffix(s: Store, position: int) -> None:
 
 @inlined
 def _replace_witness(s: Store, node: int, position: int) -> None:
-    """Let no node from `node` up to the root read its text from the suffix at `position`, which is gone."""
+    """Give every node from `node` up to the root another witness than the suffix at `position`, which is removed."""
     other = NONE
     while node != ROOT:
         if s.nodes[node, WITNESS] == position:

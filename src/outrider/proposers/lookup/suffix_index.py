@@ -110,7 +110,7 @@ class SuffixCache:
         min_token_prob: float = 0.1,
         mode: Mode = "path",
     ) -> Speculation:
-        """The better of the local and the global draft after the request's context; the local one at equal scores."""
+        """Return the better of the local and the global draft after the request's context; of equals, the local one."""
         state = self._state(request)
         settings = (max_spec_tokens, factor, offset, min_token_prob, mode)
         local = state.local.speculate(NO_TOKENS, *settings, sequence=state.local_sequence, context_length=state.length)
@@ -125,12 +125,12 @@ class SuffixCache:
         return better if len(better.tokens) else local
 
     def close(self, request: Hashable) -> None:
-        """End a request: its local tree goes, its response stays cached until it is evicted."""
+        """End a request: free its local tree; its response stays cached until it is evicted."""
         self._state(request)
         del self._open[request]
 
     def evict(self, request: Hashable) -> None:
-        """Take the request's response out of the global tree.
+        """Remove the request's response from the global tree.
 
         Raises:
             RequestError: if it is not cached.
@@ -142,7 +142,7 @@ class SuffixCache:
             self._open[request].global_sequence = NO_SEQUENCE
 
     def clear(self) -> None:
-        """Forget all cached responses; open requests go on with their local trees alone."""
+        """Forget all cached responses; open requests continue with their local trees alone."""
         self._global.clear()
         self._cached.clear()
         for state in self._open.values():

@@ -1,19 +1,17 @@
 """The memory of a counted suffix tree: node rows, sibling order, the child table and the token cells.
 
-Everything is int32 in a few growable arrays, passed to compiled functions as one `Store`; a node, a token position, a
-sequence are row numbers. Freed rows go to free lists and are used again.
+Everything is int32 in growable arrays, passed as one `Store`; nodes, positions and sequences are row numbers.
 
-- `nodes` [node, column]: row 0 is the root. A node stands for the string that leads to it; `COUNT` is the number of
-  suffixes that pass through or end at it. `WITNESS` is the position where one such suffix starts, and `DEPTH` the
-  string's length, so the edge into the node reads `witness[DEPTH of parent : DEPTH]` and needs no text of its own.
-- Siblings form a list in falling order of count. Those of equal count form a *run* with a record of its two ends
-  (`RUN_HEAD`, `RUN_TAIL`, columns of the row that `RUN` names), so a count changes by one in constant time however many
-  siblings tie. Among equal counts the one changed last comes first: the most recent guess.
+- `nodes` [node, column]: row 0 is the root. `COUNT` suffixes pass through or end at a node. One of them starts at
+  position `WITNESS`, so the edge into the node reads `witness[DEPTH of parent : DEPTH]`.
+- Siblings form a list in falling order of count, those of equal count a *run* with a record of its two ends, so a count
+  changes by one in constant time. Of equal counts the one changed last is first.
 - `buckets` heads the chains of a hash table (parent, first token) -> child that grows one bucket per insertion (linear
-  hashing), so no step pays for rehashing the whole table.
-- `cells` [position, column] holds each token with the node at which the suffix starting there ends, in a list of that
-  node's ends. Positions come in blocks of `BLOCK`, linked by `blocks`, so sequences grow side by side.
+  hashing), so no step rehashes the whole table.
+- `cells` [position, column]: each token, and the node at which the suffix starting there ends, in linked `blocks`.
 - `sequences` [sequence, column]: its first and last position, its length, and the oldest suffix that still grows.
+
+Example: after `a b a` at depth 3, the node `a` has count 2, and its child `ba` count 1.
 """
 
 from typing import NamedTuple
@@ -61,7 +59,7 @@ def clear(s: Store) -> None:
 
 @inlined
 def new_node(s: Store, parent: int, token: int, depth: int, witness: int, count: int) -> int:
-    """A row for a node; it is linked to nothing yet."""
+    """Allocate a row for a node; it is linked to nothing yet."""
     node: int = s.counters[FREE_NODE]
     if node == NONE:
         node = s.counters[TOP_NODE]
@@ -77,7 +75,7 @@ def new_node(s: Store, parent: int, token: int, depth: int, witness: int, count:
 
 @inlined
 def free_node(s: Store, node: int) -> None:
-    """Give the row back; the node must be linked to nothing any more."""
+    """Free the row of a node that is linked to nothing any more."""
     s.nodes[node, CHAIN] = s.counters[FREE_NODE]
     s.counters[FREE_NODE] = node
     s.counters[NUM_NODES] -= 1
@@ -88,7 +86,7 @@ def free_node(s: Store, node: int) -> None:
 
 @inlined
 def advance(s: Store, position: int, steps: int) -> int:
-    """The position `steps` tokens later in the same sequence."""
+    """Return the position `steps` tokens later in the same sequence."""
     inside = (position & (BLOCK - 1)) + steps
     block = position >> SHIFT
     while inside >= BLOCK:
@@ -99,7 +97,7 @@ def advance(s: Store, position: int, steps: int) -> int:
 
 @inlined
 def following(s: Store, position: int) -> int:
-    """The position one token later in the same sequence."""
+    """Return the position one token later in the same sequence."""
     if (position + 1) & (BLOCK - 1):
         return int32(position + 1)
     return int32(s.blocks[position >> SHIFT] << SHIFT)
@@ -107,7 +105,7 @@ def following(s: Store, position: int) -> int:
 
 @inlined
 def new_position(s: Store, sequence: int) -> int:
-    """Room for one more token at the end of `sequence`."""
+    """Allocate the position of one more token at the end of `sequence`."""
     length, last = s.sequences[sequence, LENGTH], s.sequences[sequence, LAST]
     position = int32(last + 1)
     if length & (BLOCK - 1) == 0:
@@ -130,7 +128,7 @@ def new_position(s: Store, sequence: int) -> int:
 
 @inlined
 def free_positions(s: Store, sequence: int) -> None:
-    """Give all blocks of `sequence` back and make it empty."""
+    """Free all blocks of `sequence` and make it empty."""
     if s.sequences[sequence, LENGTH]:
         s.blocks[s.sequences[sequence, LAST] >> SHIFT] = s.counters[FREE_BLOCK]
         s.counters[FREE_BLOCK] = s.sequences[sequence, FIRST] >> SHIFT
@@ -139,7 +137,7 @@ def free_positions(s: Store, sequence: int) -> None:
 
 @inlined
 def link_end(s: Store, node: int, position: int) -> None:
-    """The suffix starting at `position` now ends at `node`."""
+    """Record that the suffix starting at `position` ends at `node`."""
     first = s.nodes[node, ENDS]
     s.cells[position, CELL_NODE] = node
     s.cells[position, CELL_AFTER] = first
@@ -151,7 +149,7 @@ def link_end(s: Store, node: int, position: int) -> None:
 
 @inlined
 def unlink_end(s: Store, position: int) -> None:
-    """The suffix starting at `position` no longer ends at its node."""
+    """Record that the suffix starting at `position` no longer ends at its node."""
     before, after = s.cells[position, CELL_BEFORE], s.cells[position, CELL_AFTER]
     if before == NONE:
         s.nodes[s.cells[position, CELL_NODE], ENDS] = after
@@ -166,7 +164,7 @@ def unlink_end(s: Store, position: int) -> None:
 
 @inlined
 def bucket_of(s: Store, parent: int, token: int) -> int:
-    """Linear hashing: with b buckets, use one bit fewer for those that do not exist yet."""
+    """Hash a child to its bucket: linear hashing uses one bit fewer for buckets that do not exist yet."""
     h = (parent * 0x9E3779B1 + token * 0x85EBCA6B) * 0x27D4EB2F
     h ^= h >> 29
     bucket: int = h & s.counters[MASK]
@@ -177,7 +175,7 @@ def bucket_of(s: Store, parent: int, token: int) -> int:
 
 @inlined
 def find_child(s: Store, parent: int, token: int) -> int:
-    """The child of `parent` whose edge starts with `token`, or NONE."""
+    """Find the child of `parent` whose edge starts with `token`, or NONE."""
     node: int = s.buckets[bucket_of(s, parent, token)]
     while node != NONE and not (s.nodes[node, PARENT] == parent and s.nodes[node, TOKEN] == token):
         node = s.nodes[node, CHAIN]
@@ -213,7 +211,7 @@ def _split_bucket(s: Store) -> None:
 
 @inlined
 def table_remove(s: Store, node: int) -> None:
-    """Take `node` out of the table; its PARENT and TOKEN are still those it was entered under."""
+    """Remove `node` from the table; its PARENT and TOKEN are still those it was entered under."""
     bucket = bucket_of(s, s.nodes[node, PARENT], s.nodes[node, TOKEN])
     before = s.buckets[bucket]
     if before == node:

@@ -57,7 +57,7 @@ def add_only_child(s: Store, node: int) -> None:
 
 @inlined
 def drop_child(s: Store, node: int) -> None:
-    """Take `node` out of its parent's children and out of the child table."""
+    """Remove `node` from its parent's children and from the child table."""
     _unlink(s, node)
     table_remove(s, node)
 
@@ -81,7 +81,7 @@ def replace_child(s: Store, old: int, new: int) -> None:
 
 @inlined
 def forget_run(s: Store, node: int) -> None:
-    """Give back the run of an only child that is about to take another place."""
+    """Free the run of an only child that is about to take another place."""
     _free_run(s, s.nodes[node, RUN])
 
 
@@ -155,7 +155,7 @@ def _link_before(s: Store, node: int, other: int) -> None:
 
 @inlined
 def _unlink(s: Store, node: int) -> None:
-    """Take `node` out of the list and out of its run."""
+    """Remove `node` from the list and from its run."""
     parent, run = s.nodes[node, PARENT], s.nodes[node, RUN]
     before, after = s.nodes[node, BEFORE], s.nodes[node, AFTER]
     if s.nodes[run, RUN_HEAD] == s.nodes[run, RUN_TAIL]:

@@ -117,7 +117,7 @@ class SuffixTree:
         return self._free_sequences.pop()
 
     def extend(self, sequence: int, tokens: Sequence[int] | Int32Array) -> None:
-        """Append `tokens` to `sequence`: O(max_depth) each."""
+        """Append `tokens` to `sequence`, in O(max_depth) each."""
         new = as_tokens(tokens)
         self._num_tokens += len(new)
         if self._num_tokens > self._capacity or self._blocks_needed() > len(self._blocks):
@@ -135,23 +135,23 @@ class SuffixTree:
         )
 
     def remove(self, sequence: int) -> None:
-        """Take `sequence` out of all counts and free its memory and its number."""
+        """Remove `sequence` from all counts and free its memory and its number."""
         self._num_tokens -= self.length(sequence)
         self._num_sequences -= 1
         remove_sequence(*self._store(), sequence)
         self._free_sequences.append(sequence)
 
     def length(self, sequence: int) -> int:
-        """Number of tokens in `sequence`."""
+        """Return the number of tokens in `sequence`."""
         return int(self._sequences[sequence, 2])
 
     def tail(self, sequence: int) -> Int32Array:
-        """The last `max_depth` tokens of `sequence`, or all of fewer."""
+        """Return the last `max_depth` tokens of `sequence`, or all of fewer."""
         out = np.empty(self._max_depth, np.int32)
         return out[: copy_tail(*self._store(), sequence, self._max_depth, out)]
 
     def count(self, tokens: Sequence[int] | Int32Array) -> int:
-        """How often the string `tokens`, at most `max_depth` long, occurs in the open sequences (overlaps count)."""
+        """Count the string `tokens`, at most `max_depth` long, in the open sequences (overlaps count)."""
         return count_string(*self._store(), as_tokens(tokens))
 
     def speculate(
@@ -167,7 +167,7 @@ class SuffixTree:
         context_length: int | None = None,
         floor: float = 0.0,
     ) -> Speculation:
-        """What most likely follows `context`, in at most min(max_spec_tokens, match_length * factor + offset) tokens.
+        """Draft the likeliest continuation: at most min(max_spec_tokens, match_length * factor + offset) tokens.
 
         Matches are shorter than the context and than `max_depth`. With `sequence`, the context ends with it: its match
         is then known without a search, and `context`, which is needed only beyond its length, may be empty if
