@@ -13,7 +13,7 @@ Every figure comes from a process of its own (Linux). What is counted:
                that loading makes), opening the engine, reading prompts until every slot is as long as it may get
     session    the most that the method's session held, by its own account (`Session.num_bytes`); a draft model's or
                a head's cache is in it, so the peak is compared with planned + session
-    per token  how many bytes the session's memory grows by for each token of text (`bench.footprint`)
+    per token  how many bytes the session's memory grows by for each token of text (`bench.engine_contender`)
 
 Then the same methods run `steps` steps of continuous traffic on a tiny target: resident memory, live tensors and the
 session's own account are sampled, and the largest growth after the first tenth is printed. The last line is JSON.
@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-from outrider.bench.footprint import session_bytes_per_token
+from outrider.bench.engine_contender import session_bytes_per_token
 from outrider.engine import Engine
 from outrider.formats.locate import locate
 from outrider.formats.tokenizer import load_tokenizer

@@ -22,7 +22,8 @@ from outrider.costs.grid import Grid
 from outrider.costs.identity import Identity
 from outrider.costs.tables import CostFile, MeasuredCosts, MeasuredDraftCosts
 from outrider.errors import RunError
-from outrider.planning.planner import PlanRequest, checked, planned
+from outrider.planning.config import PlanRequest
+from outrider.planning.planner import checked, planned
 from outrider.results.rows import Report
 
 FILES = ("units.jsonl",) * 4 + ("verdicts.jsonl",) * 3 + ("manifest.json", "report.json")
@@ -135,7 +136,7 @@ def profile(rng: random.Random, directory: Path) -> None:
         )
     else:
         outlook = planned(
-            PlanRequest(costs=costs, evidence=copy, category="alpha", methods=("draft_model",), nodes=("0..4",))
+            PlanRequest(costs=costs, run=copy, category="alpha", methods=("draft_model",), nodes=("0..4",))
         )
     assert outlook.target
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from outrider.bench.contender import EngineContender
+from outrider.bench.engine_contender import EngineContender
 from outrider.cli import main
 from outrider.results.rows import from_json
 from outrider.results.unit import UnitResult

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from outrider.bench.benchmark import _contamination, _contamination_note
+from outrider.bench.methods import contamination_note, contamination_of
 from outrider.data.contamination import find_contamination, recorded_contamination
 from outrider.data.texts import Example, ListedTexts
 from outrider.data.workloads import CATEGORIES, load_category
@@ -56,9 +56,9 @@ def test_the_benchmark_says_so(tmp_path: Path) -> None:
     overlap = {"share": 0.5, "num_prompts": 2, "prompts": ["x"], "words": 13}
     (tmp_path / "training.json").write_text(json.dumps({"overlap": overlap}))
     choices = [MethodSpec("eagle3", "eagle3", {"checkpoint": str(tmp_path)}), MethodSpec("ngram", "ngram", {})]
-    assert _contamination(choices) == {"eagle3": overlap}
-    assert _contamination_note("eagle3", overlap) == (
+    assert contamination_of(choices) == {"eagle3": overlap}
+    assert contamination_note("eagle3", overlap) == (
         "eagle3: 1 of the benchmark's 2 prompts stand in its training texts, so its figures are too good"
     )
     clean = {**overlap, "prompts": []}
-    assert _contamination_note("mtp", clean) == "mtp: none of the benchmark's 2 prompts stands in its training texts"
+    assert contamination_note("mtp", clean) == "mtp: none of the benchmark's 2 prompts stands in its training texts"

@@ -26,8 +26,8 @@ from safetensors.torch import load_file, save_file
 
 from outrider.audit.replay import replay
 from outrider.audit.verdict import first_difference, judge_logits
+from outrider.bench.cells import Cell, Group
 from outrider.bench.config import BenchConfig
-from outrider.bench.plan import Cell, Group
 from outrider.bench.serving.contenders import serving_contenders
 from outrider.data.dialogue import Dialogue, Rules
 from outrider.data.workloads import load_category

@@ -28,7 +28,7 @@ from both_engines import (
     write_normed_mtp,
 )
 
-from outrider.bench.plan import Group
+from outrider.bench.cells import Group
 from outrider.cli import main
 from outrider.errors import ConfigError
 from outrider.export.exported import Export, export_checkpoint

@@ -1,105 +1,101 @@
-"""What to measure: every choice of a benchmark run, in one record.
+"""What to measure: every choice of a benchmark run, in one record; `outrider bench` makes its options from the fields.
 
-A run is methods x categories x batch sizes x temperatures x repeats. A *preset* is a TOML file with the same names, one
-of ours in `recipes/` or your own; what is given beside it wins. The settings are kept in the run's manifest, and a run
-is only ever continued with the settings it was started with.
+A run is methods x categories x batch sizes x temperatures x repeats. The settings are kept in the run's manifest, and a
+run is only ever continued with the settings it was started with.
 
-    methods = ["none", "a_method:num_nodes=8"]
-    batches = [1, 4]
-
-Example: `read_preset("quick")` is the slice that `make bench` measures.
+Example: `BenchConfig(methods=("a_method:num_nodes=8",), batches=(1, 4))` measures that method and plain decoding.
 """
 
-import dataclasses
-import tomllib
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from outrider.bench.serving.endpoint import endpoint_of
-from outrider.budget import BudgetChoice
 from outrider.data.workloads import CATEGORIES
-from outrider.env import data_directory
-from outrider.errors import ConfigError, RunError, nearest
-from outrider.records.codec import from_plain
+from outrider.errors import ConfigError, nearest
 from outrider.results.rows import PLAIN
 
-__all__ = ["BenchConfig", "configured", "read_preset"]
+__all__ = ["BenchConfig"]
 
 Engine = Literal["outrider", "vllm", "vllm-custom"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """Settings of a run. Repeated entries count once, and plain decoding always takes part: it is the baseline.
-
-    title                what this run is, in a sentence; printed with its results
-    methods              `name` or `name:setting=value,setting=value`
-    trust_remote_code    run Python code that comes with the target and with draft models
-    budgets              each method is measured under each; plain decoding once
-    categories           of our own prompts
-    prompts              further prompts: JSONL files or `hub:` data sets, see `outrider.data.workloads`
-    num_prompts          of each category, from the top; rounded up to fill the last batch
-    all_prompts          take all of `prompts`, however many; `num_prompts` is for our own categories
-    queue                conversations that wait behind each full batch for a slot to fall free, in batches: 0.5 puts
-                         48 conversations before 32 slots
-    pooled               all categories are one, "mixed", taken in turn: work for batches larger than a category
-    max_prompt_tokens    leaves out longer prompts; None takes all that leave room for an answer
-    max_new_tokens       caps the limit of each answer; None leaves the prompts' own limits
-    warm                 also measure methods that learn after they have read answers to other prompts of the category
-    ignore_eos           write on to the limit; such rows are labelled
-    engines              "outrider", ours; "vllm", a server of it for each method; "vllm-custom", the same with our code
-                         drafting in it; empty where endpoints are given
-    endpoints            servers that already run, `URL` or `METHOD=URL`, up to and with /v1
-    endpoint_model       the model's name there; None for the only one
-    endpoint_metrics     Prometheus pages whose counters are added, one for each replica; empty for the endpoint's own
-    serve                flags for the servers that we start, `name=value` or `name`
-    together             those servers all run at once and take turns; otherwise one after the other
-    start_timeout        seconds that a server may take to become healthy
-    stall_timeout        seconds that a server may say nothing while it answers
-    external             baselines beside our engine, see `outrider.bench.external`; batch 1, temperature 0
-    external_categories  where those take part; None for everywhere
-    external_prompts     of each category
-    optional             methods and external baselines that are left out, with a note, where they do not fit the target
-    """
+    """Settings of a run. Repeated entries count once, and plain decoding always takes part: it is the baseline."""
 
     title: str = ""
+    """One sentence about the run, printed with its results."""
     target: str = "smollm2-135m"
+    """The target model: a directory, a GGUF file, a hub id, or smollm2-135m."""
     dtype: str = "bfloat16"
+    """Dtype of the weights: bfloat16, float16, float32, float64."""
     device: str | None = None
+    """cpu, cuda, ...; by default the GPU if there is one."""
     trust_remote_code: bool = False
+    """Run Python code that comes with the target and its draft models; read it first."""
     methods: tuple[str, ...] = (PLAIN,)
-    budgets: tuple[BudgetChoice, ...] = ("fixed",)
+    """Methods with their settings, such as ngram:num_nodes=8,max_n=4. Plain decoding (none) always takes part."""
+    budgets: tuple[Literal["fixed", "auto"], ...] = ("fixed",)
+    """fixed drafts as much as the method is set to, auto as much as pays here; each method runs under each."""
     verification: str = "coupled"
+    """Verification rule: coupled, rejection or block."""
     categories: tuple[str, ...] = CATEGORIES
+    """Categories of our own prompts; see workloads/README.md."""
     prompts: tuple[str, ...] = ()
+    """Prompts of your own, all of them: JSONL files, or hub:NAME:SPLIT:FIELD; our categories only where given too."""
     num_prompts: int = 12
+    """Prompts of each category, from the top; rounded up to fill the last batch."""
     all_prompts: bool = False
+    """Take all of `prompts`, however many; `num_prompts` is then for our own categories."""
     queue: float = 0.0
+    """Conversations that wait behind each full batch for a free slot, in batches: 0.5 puts 48 before 32 slots."""
     pooled: bool = False
+    """Merge all categories into one, "mixed", in turn: work for batches larger than a category."""
     max_prompt_tokens: int | None = None
+    """Longest prompt in tokens; longer ones are left out."""
     max_new_tokens: int | None = None
+    """Longest answer in tokens; by default each prompt's own limit."""
     batches: tuple[int, ...] = (1,)
+    """Batch sizes."""
     temperatures: tuple[float, ...] = (0.0,)
+    """Sampling temperatures; 0 is greedy."""
     repeats: int = 3
+    """Times that each cell is measured."""
     seed: int = 0
+    """Seed of all sampling."""
     warm: bool = False
+    """Also measure methods that learn after they have read answers to other prompts of the category."""
     ignore_eos: bool = False
+    """Ignore EOS and generate up to the limit; such rows are labelled."""
     engines: tuple[Engine, ...] = ("outrider",)
+    """Engines: outrider, ours; vllm, a vLLM server for each method (make vllm builds it); vllm-custom, a vLLM server
+    that drafts with our code. By default outrider, or only the endpoints where some are given."""
     endpoints: tuple[str, ...] = ()
+    """Servers that already run: URL or METHOD=URL, for example none=http://localhost:8000/v1."""
     endpoint_model: str | None = None
+    """Name of the model at the endpoints, if they serve several."""
     endpoint_metrics: tuple[str, ...] = ()
+    """Prometheus pages whose counters are added, where several replicas answer; by default the endpoint's own."""
     serve: tuple[str, ...] = ()
+    """Flags for the servers that we start: tensor-parallel-size=2 enforce-eager."""
     together: bool = False
+    """Run the servers of all methods at once and take turns; needs memory for all of them."""
     start_timeout: float = 900.0
+    """Seconds that a server may take to become healthy."""
     stall_timeout: float = 120.0
+    """Seconds that a server may be silent while it answers."""
     external: tuple[str, ...] = ()
+    """Baselines beside our engine, at batch 1 and temperature 0: transformers, transformers-lookup,
+    transformers-assisted:layers=0,1,2."""
     external_categories: tuple[str, ...] | None = None
+    """Categories that the external baselines answer; by default all."""
     external_prompts: int = 2
+    """Prompts of each category that the external baselines answer."""
     external_repeats: int = 1
+    """Times that the external baselines are measured."""
     optional: tuple[str, ...] = ()
+    """Methods and external baselines that are left out, with a note, where they do not fit the target."""
 
     def __post_init__(self) -> None:
         for name in UNIQUE:
@@ -157,40 +153,3 @@ LIMITS = (
     ("external_prompts", 1, 1_000_000),
     ("external_repeats", 1, 1000),
 )
-
-
-def configured(preset: Mapping[str, Any], **given: Any) -> BenchConfig:
-    """The preset's settings, with what was given in their place; None means not given.
-
-    Raises:
-        ConfigError: for a setting that is unknown, of the wrong type, or out of range.
-    """
-    known = [field.name for field in dataclasses.fields(BenchConfig)]
-    chosen = dict(preset) | {name: value for name, value in given.items() if value is not None}
-    for name in chosen:
-        if name not in known:
-            raise ConfigError(f"a benchmark has no setting '{name}'{nearest(name, known)}")
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
-    plain = {name: value for name, value in plain.items() if value is not None}
-    try:
-        return from_plain(BenchConfig, plain)
-    except RunError as error:
-        raise ConfigError(str(error).partition(";")[0].replace("BenchConfig.", "the setting ")) from error
-
-
-def read_preset(name: str) -> dict[str, Any]:
-    """The settings in `recipes/<name>.toml`, or in a TOML file.
-
-    Raises:
-        ConfigError: if there is no such preset, or it is not TOML.
-    """
-    path = Path(name)
-    if path.suffix != ".toml":
-        known = {file.stem: file for file in sorted(data_directory("recipes").glob("*.toml"))}
-        if name not in known:
-            raise ConfigError(f"unknown preset '{name}'{nearest(name, known)}, or give a .toml file")
-        path = known[name]
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"the preset {path} cannot be read ({error}); give a TOML file") from error

@@ -22,9 +22,10 @@ from typing import Any, final
 
 import torch
 
+from outrider.bench.cells import Cell, Group
 from outrider.bench.config import BenchConfig
 from outrider.bench.contender import Contender, Name
-from outrider.bench.plan import Cell, Group
+from outrider.bench.notes import Notes
 from outrider.data.dialogue import Dialogue, Rules
 from outrider.errors import CheckpointError, ConfigError, RunError, as_error, nearest
 from outrider.formats.locate import locate
@@ -44,7 +45,7 @@ EXTERNAL = {
 
 
 def external_contenders(
-    config: BenchConfig, target: Target, warm_up: Sequence[int], notes: list[str]
+    config: BenchConfig, target: Target, warm_up: Sequence[int], notes: Notes
 ) -> list["TransformersContender"]:
     """Return the external baselines of a run; an optional one that does not fit the target is a note.
 
@@ -54,12 +55,9 @@ def external_contenders(
     model = ExternalModel(target)
     found = []
     for text in config.external:
-        try:
+        excused = (ConfigError,) if text in config.optional else ()
+        with notes.leaving_out(text, *excused):
             found.append(_contender(text, model, config, warm_up))
-        except ConfigError as error:
-            if text not in config.optional:
-                raise
-            notes.append(f"left out: {text}, for {error}")
     return found
 
 
@@ -220,19 +218,7 @@ class TransformersContender(Contender):
         start = perf_counter()
         answers = [answer for conversation in group for answer in self._play(Dialogue(conversation), rules)]
         wall_s = perf_counter() - start
-        return UnitResult(
-            unit=self.name.unit(cell, group),
-            engine=self.name.engine,
-            method=self.name.method,
-            category=cell.category,
-            batch=cell.batch,
-            temperature=cell.temperature,
-            repeat=cell.repeat,
-            conversations=tuple(conversation.id for conversation in group),
-            answers=tuple(answers),
-            wall_s=wall_s,
-            forced_length=rules.ignore_eos,
-        )
+        return self.name.result(cell, group, rules, answers, wall_s)
 
     def _play(self, dialogue: Dialogue, rules: Rules) -> list[Answer]:
         conversation, tokenizer = dialogue.conversation, self.source.target.tokenizer

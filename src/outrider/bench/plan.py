@@ -1,91 +1,166 @@
-"""Which units run, and in which order.
+"""Everything that a run needs before its directory is opened: what a user could have got wrong is found here.
 
-    for each batch size            engines of one batch size are open at a time
-      for each repeat              so that a run that is cut short has measured every cell
-        for each temperature and category    a *cell*: methods that learn forget before it
-          for each group of prompts          as many conversations as the batch has slots, and those that queue
-            for each contender               A B C, then C B A: drift falls on all alike
+    config -> target, workload (prompts, cells), methods, contenders of this process, manifest, notes
 
-Neighbouring groups, and repeats of one group, run in opposite orders.
+Contenders behind a server need the run's directory for exports and logs, so `RunPlan.runner` adds them.
 
-Example: three prompts at batch 2 are rounded up to four, two groups; where a category has three only, they are one
-group of three, and the third conversation takes the first free slot. At batch 4 it takes no part: it would be measured
-at batch 3 under another name.
+Example: `RunPlan.of(BenchConfig(methods=("none",), categories=("chat",))).workload.cells`.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from math import ceil
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from time import perf_counter
+from typing import Any, Literal
 
 from outrider.bench.config import BenchConfig
-from outrider.data.workloads import Conversation
+from outrider.bench.contender import Contender
+from outrider.bench.engine_contender import EngineContender
+from outrider.bench.external import external_contenders
+from outrider.bench.methods import LoadedMethod, contamination_note, contamination_of, load_methods
+from outrider.bench.notes import Notes
+from outrider.bench.runner import Runner
+from outrider.bench.serving.contenders import serving_contenders
+from outrider.bench.workload import Workload, read_workload, rules_of
+from outrider.budget import BudgetChoice
+from outrider.data.workloads import workload_hash
+from outrider.proposers.method_spec import MethodSpec, method_specs
+from outrider.records.progress import Listener, Progress
+from outrider.records.provenance import Manifest, collect_manifest, template_hash
+from outrider.results.store import RunStore
+from outrider.target import Target
+from outrider.targets import load_target
+from outrider.targets.deferred import DeferredTarget
+from outrider.targets.placing import device_named
+from outrider.vllm.environment import Vllm, find_vllm
 
-__all__ = ["Cell", "Group", "cells_of", "groups_of", "running_order"]
+__all__ = ["RunPlan"]
 
-Group = tuple[Conversation, ...]
-T = TypeVar("T")
+FIXED: tuple[BudgetChoice, ...] = ("fixed",)
+STATES: tuple[Literal["cold", "warm"], ...] = ("cold", "warm")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """The groups of one category at one batch size, temperature and repeat.
+class RunPlan:
+    """A run before its first unit.
 
-    teaching   groups that are not measured: what warm methods have read before
-    first      how many groups of the repeat come before; with `repeat`, it decides the order of the contenders
+    methods        methods that take part
+    contenders     contenders of this process, plain decoding first; none where only servers answer
+    vllm           environment of vLLM, if it takes part
+    contamination  what training recorded about the benchmark's prompts, by method
+    notes          what a reader of the results must know; serving contenders add theirs
+    start          time at which loading began
     """
 
-    batch: int
-    repeat: int
-    temperature: float
-    category: str
-    groups: tuple[Group, ...]
-    teaching: tuple[Group, ...]
-    first: int
+    config: BenchConfig
+    target: Target
+    workload: Workload
+    methods: tuple[MethodSpec, ...]
+    contenders: tuple[Contender, ...]
+    vllm: Vllm | None
+    contamination: Mapping[str, Mapping[str, Any]]
+    manifest: Manifest
+    notes: Notes
+    start: float
+
+    @classmethod
+    def of(cls, config: BenchConfig) -> "RunPlan":
+        """Load everything that these settings name.
+
+        Raises:
+            OutriderError: for settings that cannot be run.
+        """
+        start = perf_counter()
+        method_specs(config.methods)  # an unknown name is an error before anything is loaded
+        vllm = find_vllm() if {"vllm", "vllm-custom"} & {*config.engines} else None
+        target = _load_target(config)
+        workload = read_workload(config, target)
+        notes = Notes(config.title, *workload.notes)
+        loaded = load_methods(config, target, notes)
+        contenders = _contenders(config, loaded, target, workload, notes)
+        methods = tuple(one.spec for one in loaded)
+        contamination = contamination_of(methods)
+        notes.texts += [f"{one.label}: {one.settings}" for one in methods if one.settings]
+        notes.texts += [contamination_note(label, overlap) for label, overlap in contamination.items()]
+        return cls(
+            config=config,
+            target=target,
+            workload=workload,
+            methods=methods,
+            contenders=tuple(contenders),
+            vllm=vllm,
+            contamination=contamination,
+            manifest=_manifest(config, target, workload),
+            notes=notes,
+            start=start,
+        )
+
+    def runner(self, store: RunStore, listen: Listener) -> Runner:
+        """Return the runner, with the serving contenders beside those of this process."""
+
+        def tell(words: str) -> None:
+            listen(Progress(len(store.units), runner.num_units, words))
+
+        config, max_len = self.config, self.workload.max_len
+        served = serving_contenders(
+            config, self.methods, self.target, self.workload.warm_up, max_len, store.directory, tell, self.vllm
+        )
+        self.notes.texts += served.notes
+        runner = Runner(
+            target=self.target,
+            contender_groups=[self.contenders, *served.contender_groups],
+            cells=self.workload.cells,
+            rules_of=lambda cell: rules_of(config, max_len, cell.temperature, cell.repeat),
+            verified=lambda temperature: temperature == 0 or config.verification == "coupled",
+            store=store,
+            listen=listen,
+            start_up_s=perf_counter() - self.start,
+        )
+        return runner
 
 
-def cells_of(
-    config: BenchConfig, workload: Mapping[str, Sequence[Conversation]], whole: Collection[str] = ()
-) -> Iterator[Cell]:
-    """Yield every cell of a run, in order; a category of fewer prompts than the batch has slots has none.
-
-    Args:
-        whole: categories of which all prompts are taken.
-    """
-    for batch in config.batches:
-        for repeat in range(config.repeats):
-            first = 0
-            for temperature in config.temperatures:
-                for category, conversations in workload.items():
-                    if len(conversations) < batch:
-                        continue
-                    size = batch + ceil(config.queue * batch)
-                    wanted = len(conversations) if category in whole else config.num_prompts
-                    count = _rounded_up(wanted, size)
-                    groups = groups_of(conversations[:count], size)
-                    yield Cell(
-                        batch=batch,
-                        repeat=repeat,
-                        temperature=temperature,
-                        category=category,
-                        groups=groups,
-                        teaching=groups_of(conversations[count : 2 * count], size),
-                        first=first,
-                    )
-                    first += len(groups)
+def _load_target(config: BenchConfig) -> Target:
+    """Return the target; its weights are loaded only where this process computes with them."""
+    device_named(config.device)
+    if "outrider" in config.engines:
+        return load_target(
+            config.target, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
+        )
+    return DeferredTarget(config.target, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
 
 
-def groups_of(conversations: Sequence[Conversation], size: int) -> tuple[Group, ...]:
-    """Groups of `size` conversations; what is left over joins the last one."""
-    starts = list(range(0, len(conversations) - size + 1, size)) or [0]
-    ends = [*starts[1:], len(conversations)]
-    return tuple(tuple(conversations[start:end]) for start, end in zip(starts, ends, strict=True) if start < end)
+def _contenders(
+    config: BenchConfig, methods: Sequence[LoadedMethod], target: Target, workload: Workload, notes: Notes
+) -> list[Contender]:
+    """Return the contenders of this process: ours, plain decoding first, then external baselines."""
+    contenders: list[Contender] = []
+    for spec, proposer in methods:
+        if proposer is None:
+            continue
+        budgets = config.budgets if proposer.spec.max_nodes else FIXED
+        states = STATES if config.warm and proposer.spec.learns else STATES[:1]
+        for budget, state in product(budgets, states):
+            contenders.append(
+                EngineContender(
+                    target,
+                    proposer,
+                    spec.label if budget == "fixed" else f"{spec.label} {budget}",
+                    state=state,
+                    budget=budget,
+                    verification=config.verification,
+                    max_len=workload.max_len,
+                    warm_up=workload.warm_up,
+                    temperatures=config.temperatures,
+                )
+            )
+    return [*contenders, *external_contenders(config, target, workload.warm_up, notes)] if contenders else []
 
 
-def running_order(contenders: Sequence[T], index: int, repeat: int) -> list[T]:
-    """Forwards for an even group and repeat, backwards for the next."""
-    return list(contenders) if (index + repeat) % 2 == 0 else list(reversed(contenders))
-
-
-def _rounded_up(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
+def _manifest(config: BenchConfig, target: Target, workload: Workload) -> Manifest:
+    conversations = [one for members in workload.conversations.values() for one in members]
+    return collect_manifest(
+        seed=config.seed,
+        settings=asdict(config),
+        workload_hash=workload_hash(conversations),
+        template_hash=template_hash(target.tokenizer),
+    )

@@ -1,4 +1,9 @@
-"""From a command line to settings: what is asked for wins over the preset, and the preset's caps do not hide it.
+"""Presets, and what a command line changes in them: what is asked for wins, and the preset's caps do not hide it.
+
+A *preset* is a TOML file with the fields of `BenchConfig`: one of ours in `recipes/`, or a user's own.
+
+    methods = ["none", "a_method:num_nodes=8"]
+    batches = [1, 4]
 
     --prompts FILE       alone, these prompts and all of them: none of our categories, no cap on their number or length
     --categories NAME    no cap on length, which would leave out a whole category of long prompts
@@ -14,9 +19,10 @@ Example: `chosen("quick", {"prompts": ("mine.jsonl",)}).categories` is empty, an
 from collections.abc import Mapping
 from typing import Any
 
-from outrider.bench.config import BenchConfig, configured, read_preset
+from outrider.bench.config import BenchConfig
+from outrider.records.presets import preset_file, read_record, read_toml
 
-__all__ = ["chosen"]
+__all__ = ["chosen", "configured", "read_preset"]
 
 LIFTED_BY: Mapping[str, Mapping[str, Any]] = {
     "prompts": {
@@ -35,8 +41,8 @@ def chosen(name: str, given: Mapping[str, Any]) -> BenchConfig:
     """Return the settings of a run.
 
     Args:
-        name: of a preset, or a TOML file.
-        given: what was asked for, by setting; None means not given.
+        name: a preset's name, or a TOML file.
+        given: settings that were asked for, by name; None means not given.
 
     Raises:
         ConfigError: for a preset or a setting that is unknown or out of range.
@@ -54,6 +60,28 @@ def chosen(name: str, given: Mapping[str, Any]) -> BenchConfig:
             text for option in ("methods", "external") if option not in asked for text in _texts(preset.get(option))
         ]
     return configured(preset, **asked)
+
+
+def configured(preset: Mapping[str, Any], **given: Any) -> BenchConfig:
+    """Return the preset's settings, with those that were given in their place; None means not given.
+
+    Raises:
+        ConfigError: for a setting that is unknown, of the wrong type, or out of range.
+    """
+    settings = {**preset, **{name: value for name, value in given.items() if value is not None}}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    return read_record(
+        BenchConfig, {name: value for name, value in plain.items() if value is not None}, "the benchmark"
+    )
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """Return the settings in `recipes/<name>.toml`, or in a TOML file.
+
+    Raises:
+        ConfigError: if there is no such preset, or it is not TOML.
+    """
+    return read_toml(preset_file("", name, "preset"))
 
 
 def _texts(value: object) -> list[str]:

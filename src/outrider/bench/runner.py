@@ -20,32 +20,21 @@ from typing import final
 
 from outrider.audit.replay import DEFAULT_ROWS
 from outrider.audit.verdict import Verdict, judge
+from outrider.bench.cells import Cell, Group, running_order
 from outrider.bench.contender import Contender, Name
-from outrider.bench.plan import Cell, Group, running_order
 from outrider.data.dialogue import Dialogue, Rules
 from outrider.errors import RunError, on_one_line
+from outrider.records.progress import Listener, Progress, unheard
 from outrider.results.kept import REMEDY
 from outrider.results.rows import PLAIN
 from outrider.results.store import RunStore
 from outrider.results.unit import UnitResult
 from outrider.target import Target
 
-__all__ = ["Progress", "Runner"]
+__all__ = ["BASELINE", "Runner"]
 
 BASELINE = Name("outrider", PLAIN)
 EXACT = Verdict(kind="exact")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands: units done of all, and what is being measured now."""
-
-    num_done: int
-    num_units: int
-    unit: str
-
-
-Listener = Callable[[Progress], None]
 
 
 @dataclass
@@ -74,7 +63,7 @@ class Runner:
     rules_of: Callable[[Cell], Rules]
     verified: Callable[[float], bool]
     store: RunStore
-    listen: Listener = lambda progress: None
+    listen: Listener = unheard
     start_up_s: float = 0.0
     _places: dict[Name, _Place] = field(default_factory=dict)
 

@@ -21,7 +21,7 @@ from importlib import import_module
 from typing import Annotated, Any, Union
 
 from outrider.env import check_variables
-from outrider.errors import ConfigError, OutriderError, Terminated, nearest
+from outrider.errors import OutriderError, Terminated, nearest
 from outrider.records.display import visible, visible_line
 
 __all__ = ["COMMANDS", "main"]
@@ -37,11 +37,11 @@ COMMANDS = {
     "train": "outrider.cli.train:Train",
 }
 
-LATE = {"train": "outrider.cli.train:with_methods"}
-"""Of a command with options of its own for every method: builds it. Called only when that command is asked for."""
+LATE = {"bench": "outrider.cli.bench:with_settings", "train": "outrider.cli.train:with_methods"}
+"""Command -> function that builds its options from other classes; called only when that command is asked for."""
 
 SPELLED = {"train": "outrider.cli.train:spelled"}
-"""Of a command whose method has several spellings: gives the one that it knows."""
+"""Command -> function that gives a method the spelling that the command knows."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,12 +89,14 @@ def _run(words: list[str]) -> int:
     if "--version" in words[:1]:
         print(_version())
         return 0
+    from outrider.cli.parsing import UsageError
+
     check_variables()
     if words and words[0] in SPELLED:
         words[1:] = _named(SPELLED[words[0]])(words[1:])
     try:
         command = _command(words)
-    except ConfigError as error:
+    except UsageError as error:
         sys.exit(_say(str(error), 2))
     command.run()
     sys.stdout.flush()  # while a failure can still be told
@@ -102,13 +104,13 @@ def _run(words: list[str]) -> int:
 
 
 def _command(words: list[str]) -> Any:
-    from outrider.cli.parsing import parsed
+    from outrider.cli.parsing import UsageError, parsed
 
     if not words:
-        raise ConfigError(f"give a command: {', '.join(COMMANDS)}; outrider --help explains them")
+        raise UsageError(f"give a command: {', '.join(COMMANDS)}; outrider --help explains them")
     if words[0] not in COMMANDS and words[0] not in ("-h", "--help"):
         kind = "option" if words[0].startswith("-") else "command"
-        raise ConfigError(f"there is no {kind} '{words[0]}'{nearest(words[0], [*COMMANDS, '--help', '--version'])}")
+        raise UsageError(f"there is no {kind} '{words[0]}'{nearest(words[0], [*COMMANDS, '--help', '--version'])}")
     return parsed(_commands(words[:1]), words, prog="outrider", description=DESCRIPTION)
 
 

@@ -15,21 +15,20 @@ __all__ = ["ExportCommand"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExportCommand:
-    """Write a checkpoint in the layout of another engine; the command that serves it ends the output."""
+    """Write a checkpoint in the layout of another engine, and print the command that serves it."""
 
     checkpoint: tyro.conf.Positional[str]
-    """A directory written by `outrider train`, any published head or draft model that Outrider reads, or a method whose
-    head is shipped for the target, such as eagle3."""
+    """A trained or published head or draft model, or a method with a shipped head for the target, such as eagle3."""
     output: Path
-    """The directory to write; it must not exist, or be empty."""
+    """The directory to write; it must be new or empty."""
     target: str = "smollm2-135m"
     """The target it was trained for."""
     to: Literal["vllm", "speculators", "sglang"] = "vllm"
     """vllm, speculators (vLLM's other layout, for EAGLE-3) or sglang."""
     num_nodes: int = 4
-    """Tokens that the engine shall draft per step."""
+    """Draft tokens per step."""
     dtype: str = "bfloat16"
-    """Of the target's weights while reading."""
+    """Dtype in which the target's weights are read."""
     trust_remote_code: bool = False
     """Run Python code that comes with the target and its draft models; read it first."""
 

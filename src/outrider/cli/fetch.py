@@ -1,4 +1,4 @@
-"""`outrider fetch`: get what an installed package does not hold."""
+"""`outrider fetch`: install what the package does not hold."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -10,13 +10,13 @@ __all__ = ["Fetch"]
 
 @dataclass(frozen=True, kw_only=True)
 class Fetch:
-    """Install the trained heads that come beside a release, so that every preset runs without a checkout.
+    """Install the trained heads of a release, so that every preset runs without a checkout.
 
-    They lie in the cache afterwards (`$OUTRIDER_CACHE`, else ~/.cache/outrider), under the names that a checkout has.
+    They are kept in the cache (`$OUTRIDER_CACHE`, else ~/.cache/outrider) under the names that they have in a checkout.
     """
 
     what: tyro.conf.Positional[Literal["heads"]]
-    """heads: the archive of a release, or one that `make heads-archive` wrote in a checkout."""
+    """heads: a release's archive of heads, or one that `make heads-archive` wrote in a checkout."""
     source: Annotated[str, tyro.conf.arg(name="from")]
     """The archive: a .zip on this machine, or its http(s) address."""
 

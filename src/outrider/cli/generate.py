@@ -24,7 +24,7 @@ __all__ = ["Generate"]
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Stream an answer to a prompt; why it ended, and statistics, follow on standard error.
+    """Stream an answer to a prompt; the reason it ended and statistics follow on standard error.
 
     A terminal shows control characters in the answer as escapes; a pipe gets the text as it is.
     """
@@ -32,21 +32,21 @@ class Generate:
     prompt: tyro.conf.Positional[str]
     """The prompt; - reads it from standard input."""
     target: str = "smollm2-135m"
-    """A directory, a GGUF file, a hub id, or smollm2-135m."""
+    """The target model: a directory, a GGUF file, a hub id, or smollm2-135m."""
     method: str | None = None
-    """The method and its settings; by default ngram, for example also suffix, or none."""
+    """The drafting method and its settings, such as suffix or ngram:num_nodes=8; by default ngram."""
     max_new_tokens: int = 128
     """Longest answer in tokens."""
     temperature: float = 0.0
-    """0 is greedy."""
+    """Sampling temperature; 0 is greedy."""
     top_k: int = 0
     """Keep the k most probable tokens; 0 keeps all."""
     top_p: float = 1.0
     """Keep the most probable tokens that sum to this probability."""
     min_p: float = 0.0
-    """Keep tokens with at least this part of the largest probability."""
+    """Keep tokens with at least this share of the largest probability."""
     seed: int = 0
-    """Of all sampling: the text is a function of it, whatever the method."""
+    """Seed of all sampling; the text does not depend on the method."""
     stop: tuple[str, ...] = ()
     """Strings that end the answer."""
     system: str | None = None
@@ -54,13 +54,13 @@ class Generate:
     chat: bool = True
     """Use the target's chat template; --no-chat continues the prompt as it is."""
     show_drafts: bool = False
-    """Colour the text that was accepted from drafts; where there are no colours it stands in [brackets]."""
+    """Colour the text that was accepted from drafts; without colours, put it in [brackets]."""
     budget: Literal["fixed", "auto"] = "fixed"
     """fixed drafts as much as the method is set to; auto as much as pays here, which may be nothing."""
     verification: str = "coupled"
-    """coupled, rejection or block."""
+    """Verification rule: coupled, rejection or block."""
     dtype: str = "bfloat16"
-    """Of the weights."""
+    """Dtype of the weights: bfloat16, float16, float32, float64."""
     device: str | None = None
     """cpu, cuda, ...; by default the GPU if there is one."""
     trust_remote_code: bool = False

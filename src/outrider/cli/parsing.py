@@ -18,15 +18,23 @@ import tyro
 
 from outrider.errors import ConfigError, nearest
 
-__all__ = ["parsed"]
+__all__ = ["UsageError", "parsed"]
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 KINDS = {"INT": "a whole number", "FLOAT": "a number"}
 KIND = re.compile(r"\b(INT|FLOAT)\b")
 VALUE = re.compile(r"(?:from \[|with base 10: |to float: )('[^']*')")
 SUBCOMMANDS = re.compile(r"^usage: .*\{([\w,-]+)\}$", re.MULTILINE)
+NOTHING = re.compile(r"\s*\(default:\s*(?:None)?\)")
+OPTIONAL = re.compile(r"\{None\}\||(?<=\{)None,")
+REPEATED = re.compile(r"\{?\[(\S+) \[\1 \.\.\.\]\]\}?")
+OPTION_LINE = re.compile(r"(  -.*?\S)((?: {2,}\S.*)?)$")
 FRAME = re.compile(r"[|+]|-{3,}|\s+")
 NARROWEST = 40
+
+
+class UsageError(ConfigError):
+    """Raised for words that are no command."""
 
 
 class _RefusedError(Exception):
@@ -37,7 +45,8 @@ def parsed(commands: Any, words: Sequence[str], *, prog: str, description: str) 
     """Return the command that the words ask for; help is printed and ends the program.
 
     Raises:
-        ConfigError: for an unknown option, or a value that is missing or of the wrong type.
+        UsageError: for an unknown option, or a value that is missing or of the wrong type.
+        ConfigError: for a value that the command's settings refuse.
         SystemExit: after help.
     """
 
@@ -49,11 +58,11 @@ def parsed(commands: Any, words: Sequence[str], *, prog: str, description: str) 
         with redirect_stdout(printed), redirect_stderr(refused), _events():
             return read(words)
     except _RefusedError as refusal:
-        raise ConfigError(_sentence(refusal.args[0], words, read)) from None
+        raise UsageError(_sentence(refusal.args[0], words, read)) from None
     except SystemExit as stop:
         if stop.code not in (None, 0):
-            raise ConfigError(FRAME.sub(" ", refused.getvalue())) from None
-        sys.stdout.write(_wrapped(printed.getvalue()))
+            raise UsageError(FRAME.sub(" ", refused.getvalue())) from None
+        sys.stdout.write(_wrapped(_readable(printed.getvalue())))
         sys.stdout.flush()
         raise
 
@@ -139,6 +148,22 @@ def _help(place: Sequence[str], read: Any) -> str:
 def _subcommands(text: str) -> list[str]:
     found = SUBCOMMANDS.search(text)
     return found[1].split(",") if found else []
+
+
+def _readable(text: str) -> str:
+    """Return help with values as a person writes them: `STR` for `{None}|STR`, `[STR ...]` for lists, no empty default.
+
+    >>> print(_readable("  --a {None}|STR  Text. (default: None)"))
+      --a STR         Text.
+    """
+    lines = []
+    for line in NOTHING.sub("", text).splitlines():
+        if found := OPTION_LINE.match(line.rstrip()):
+            option, help = found.groups()
+            shown = REPEATED.sub(r"[\1 ...]", OPTIONAL.sub("", option))
+            line = shown + " " * (len(option) - len(shown)) + help if help else shown
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def _wrapped(text: str) -> str:

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from outrider.costs.tables import DraftCosts
 from outrider.errors import ConfigError, nearest
 from outrider.planning.models import model_spec
-from outrider.planning.presets import preset_file, read_record, read_toml
 from outrider.planning.shapes import DrafterSizes
 from outrider.proposers.method_spec import spelled, split_settings
+from outrider.records.presets import preset_file, read_record, read_toml
 
 __all__ = ["WARM", "measured", "read_drafters", "sized"]
 

@@ -8,7 +8,7 @@ Example: `planned(PlanRequest(hardware="h100", model="qwen2.5-7b", acceptance=("
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -16,11 +16,11 @@ from outrider.costs.tables import STEADY, CostFile
 from outrider.errors import ConfigError, nearest
 from outrider.planning.acceptance_profile import AcceptanceProfile
 from outrider.planning.check import CostTables, check_run
+from outrider.planning.config import LARGEST_BATCH, PlanRequest
 from outrider.planning.drafters import WARM, read_drafters, sized
 from outrider.planning.models import model_spec
 from outrider.planning.outlook import MethodOutlook, Outlook, PlanScope, best_methods, outlook_of
-from outrider.planning.predict import LARGEST_BATCH, Method
-from outrider.planning.presets import preset_file, read_record, read_toml
+from outrider.planning.predict import Method
 from outrider.planning.request import acceptances_of, parse_acceptance, parse_nodes
 from outrider.planning.roofline import Hardware, RooflineCosts, RooflineDraftCosts
 from outrider.planning.run import (
@@ -32,9 +32,10 @@ from outrider.planning.run import (
     read_run,
 )
 from outrider.proposers.method_spec import spelled
+from outrider.records.presets import preset_file, read_record, read_toml
 from outrider.results.rows import PLAIN
 
-__all__ = ["PlanRequest", "checked", "planned"]
+__all__ = ["checked", "planned"]
 
 DEFAULT_CONTEXT: Final = 512.0
 BEYOND: Final = 4
@@ -45,48 +46,6 @@ ROOFLINE_MARGIN: Final = 0.15
 UNKNOWN_MARGIN: Final = 0.1
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlanRequest:
-    """What was asked; the fields are the options of `outrider plan`, which explains them.
-
-    Raises:
-        ConfigError: for a number out of range, or costs that are given twice or not at all.
-    """
-
-    costs: Path | None = None
-    hardware: str | None = None
-    model: str = "smollm2-135m"
-    bytes_per_weight: float = 2.0
-    drafters: str = "published"
-    acceptance: tuple[str, ...] = ()
-    evidence: Path | None = None
-    category: str = "all"
-    methods: tuple[str, ...] = ()
-    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    nodes: tuple[str, ...] = ("0..8",)
-    context: float | None = None
-    temperature: float = 0.0
-    tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        if (self.costs is None) == (self.hardware is None):
-            raise ConfigError("give either --costs FILE, from outrider profile, or --hardware NAME")
-        if not self.batches:
-            raise ConfigError("batches is empty; give at least one")
-        for batch in self.batches:
-            if not 1 <= batch <= LARGEST_BATCH:
-                raise ConfigError(f"batches={batch} must be between 1 and {LARGEST_BATCH}")
-        for name, low, high in (
-            ("bytes_per_weight", 0.1, 8.0),
-            ("context", 1.0, 1e7),
-            ("temperature", 0.0, 100.0),
-            ("tokens", 1, 100_000),
-        ):
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise ConfigError(f"{name}={value:g} must be between {low:g} and {high:g}")
-
-
 def planned(request: PlanRequest) -> Outlook:
     """The plan.
 
@@ -94,7 +53,7 @@ def planned(request: PlanRequest) -> Outlook:
         ConfigError, CheckpointError, RunError: for anything asked that does not exist or does not fit.
     """
     request = replace(request, methods=tuple(map(spelled, request.methods)))
-    evidence = None if request.evidence is None else read_run(request.evidence)
+    evidence = None if request.run is None else read_run(request.run)
     context = _context(request, evidence)
     measured = _measured(request, evidence)
     sources = _sources(request, context)

@@ -27,13 +27,13 @@ from typing import Final, NamedTuple, final
 
 from outrider.costs.tables import DraftCosts, TargetCosts
 from outrider.planning.acceptance_profile import EMPTY, AcceptanceProfile, DraftShape
+from outrider.planning.config import LARGEST_BATCH
 from outrider.results.rows import Waterfall
 
 __all__ = ["FreeDrafts", "Method", "Prediction", "Setting", "StepTime", "best", "crossover", "predict", "step_time"]
 
 NUM_EXACT_SLOTS: Final = 64
 """Up to here the number of drafting slots is a distribution; in larger batches it hardly varies."""
-LARGEST_BATCH: Final = 4096
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,19 +8,20 @@
 Example of a line: batch 4, plain 610 tok/s, `1.00 1.31 1.42 1.38`, best 2, tau 1.95, even 1.37.
 """
 
-from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 from rich.console import Console
 
-from outrider.planning.check import Check
-from outrider.planning.outlook import BatchOutlook, BestMethod, MethodOutlook, Outlook
+from outrider.planning.check import Check, CheckedRow
+from outrider.planning.outlook import BatchOutlook, BestMethod, Forecast, MethodOutlook, Outlook
+from outrider.results.tables.cells import number_text
 from outrider.results.tables.fitting import print_note, print_sheet
-from outrider.results.tables.sheet import Sheet
+from outrider.results.tables.sheet import LOSES, WINS, Column, Sheet
 
 __all__ = ["print_outlook"]
 
-GAINS, LOSES = "green", "red"
-SAID_EVEN = ", (even) within the margin of 1"
+EVEN = "even: the tau below which it loses"
 WATERFALL = "ideal > verify > draft > host"
 
 
@@ -31,9 +32,10 @@ def print_outlook(outlook: Outlook, console: Console) -> None:
         print_sheet(_method_table(method, outlook.margin), console)
         print_note(_verdict(method, outlook.largest_batch, outlook.margin), console)
     if len(outlook.methods) > 1:
-        print_sheet(_best_table(outlook.best), console)
+        print_sheet(Sheet("the best of all", BEST, outlook.best), console)
     if outlook.check is not None:
-        print_sheet(_check_table(outlook.check), console)
+        title = f"{outlook.check.run}: predicted against measured speedup"
+        print_sheet(Sheet(title, CHECKED, outlook.check.rows), console)
         print_note(_errors(outlook.check), console)
     if outlook.notes:
         console.print()
@@ -41,50 +43,57 @@ def print_outlook(outlook: Outlook, console: Console) -> None:
         print_note(f"- {note}", console)
 
 
-def _method_table(method: MethodOutlook, margin: float) -> Sheet:
+class _Line(NamedTuple):
+    """A batch size, and whether its best speedup is within the margin of 1."""
+
+    batch: BatchOutlook
+    is_even: bool
+
+    @property
+    def best(self) -> Forecast:
+        return self.batch.best
+
+
+def _method_table(method: MethodOutlook, margin: float) -> Sheet[_Line]:
+    lines = [_Line(batch, bool(batch.best.num_nodes) and batch.best.speedup <= 1 + margin) for batch in method.batches]
+    meaning = "0, 1, ..: the speedup with that many nodes; best: where it is largest"
+    if any(line.is_even for line in lines):
+        meaning += ", (even) within the margin of 1"
     counts = [str(one.num_nodes) for one in method.batches[0].nodes]
     chosen = {str(batch.best.num_nodes) for batch in method.batches}
     others = [count for count in counts if count not in chosen]
-    even = [bool(batch.best.num_nodes) and batch.best.speedup <= 1 + margin for batch in method.batches]
-    return Sheet(
-        title=f"{method.method}: predicted speedup by number of nodes",
-        head=("batch", "plain tok/s", *counts, "best", "depth", "tau", "even", "tok/s", WATERFALL),
-        lines=tuple(tuple(_batch_line(*pair)) for pair in zip(method.batches, even, strict=True)),
-        styles=tuple(
-            "" if is_even else GAINS if batch.best.num_nodes else LOSES
-            for batch, is_even in zip(method.batches, even, strict=True)
-        ),
-        legend=(
-            (
-                ("batch",),
-                "0, 1, ..: the speedup with that many nodes; best: where it is largest" + SAID_EVEN * any(even),
-            ),
-            (("depth",), "depth: of that draft"),
-            (("tau",), "tau: tokens per target forward"),
-            (("even",), "even: the tau below which it loses"),
-            ((WATERFALL,), f"{WATERFALL}: what each cost leaves"),
-        ),
-        names=(),
-        drops=(WATERFALL, "tok/s", "plain tok/s", *others[1::2], "depth", *others[::2], "even", "tau"),
-        ends_with_text=True,
-    )
-
-
-def _batch_line(batch: BatchOutlook, even: bool) -> list[str]:
-    top = batch.best
-    falls = top.waterfall
-    waterfall = (falls.ideal, falls.with_verify, falls.with_draft, falls.with_host)
-    return [
-        str(batch.batch),
-        f"{batch.plain_tokens_per_s:.0f}",
-        *(f"{one.speedup:.2f}" for one in batch.nodes),
-        f"{top.num_nodes} (even)" if even else str(top.num_nodes) if top.num_nodes else "none",
-        str(top.depth),
-        f"{top.tau:.2f}",
-        f"{top.break_even_tau:.2f}",
-        f"{top.tokens_per_s:.0f}",
-        " > ".join(f"{value:.2f}" for value in waterfall),
+    order = (WATERFALL, "tok/s", "plain tok/s", *others[1::2], "depth", *others[::2], "even", "tau")
+    drop = {head: turn for turn, head in enumerate(order, 1)}
+    speedups = [Column(count, partial(_speedup, place), drop=drop.get(count, 0)) for place, count in enumerate(counts)]
+    columns: list[Column[_Line]] = [
+        Column("batch", lambda line: str(line.batch.batch), legend=meaning),
+        Column("plain tok/s", lambda line: f"{line.batch.plain_tokens_per_s:.0f}", drop=drop["plain tok/s"]),
+        *speedups,
+        Column("best", _best),
+        Column("depth", lambda line: str(line.best.depth), drop=drop["depth"], legend="depth: of that draft"),
+        Column("tau", lambda line: f"{line.best.tau:.2f}", drop=drop["tau"], legend="tau: tokens per target forward"),
+        Column("even", lambda line: f"{line.best.break_even_tau:.2f}", drop=drop["even"], legend=EVEN),
+        Column("tok/s", lambda line: f"{line.best.tokens_per_s:.0f}", drop=drop["tok/s"]),
+        Column(WATERFALL, _waterfall, drop=drop[WATERFALL], kind="text", legend=f"{WATERFALL}: what each cost leaves"),
     ]
+    return Sheet(f"{method.method}: predicted speedup by number of nodes", columns, lines, _style)
+
+
+def _speedup(place: int, line: _Line) -> str:
+    return f"{line.batch.nodes[place].speedup:.2f}"
+
+
+def _best(line: _Line) -> str:
+    return f"{line.best.num_nodes} (even)" if line.is_even else str(line.best.num_nodes or "none")
+
+
+def _waterfall(line: _Line) -> str:
+    falls = line.best.waterfall
+    return " > ".join(f"{value:.2f}" for value in (falls.ideal, falls.with_verify, falls.with_draft, falls.with_host))
+
+
+def _style(line: _Line) -> str:
+    return "" if line.is_even else WINS if line.best.num_nodes else LOSES
 
 
 def _verdict(method: MethodOutlook, limit: int | None, margin: float) -> str:
@@ -101,67 +110,35 @@ def _verdict(method: MethodOutlook, limit: int | None, margin: float) -> str:
     return f"{method.method} never pays here." if loses == 1 else f"{said}, and loses from {loses} on."
 
 
-def _best_table(choices: Sequence[BestMethod]) -> Sheet:
-    lines = [
-        (
-            str(one.batch),
-            (one.method or "plain decoding") + ", about even" * one.about_even,
-            str(one.num_nodes),
-            str(one.depth),
-            f"{one.speedup:.2f}",
-            f"{one.break_even_tau:.2f}",
-        )
-        for one in choices
-    ]
-    return Sheet(
-        title="the best of all",
-        head=("batch", "method", "nodes", "depth", "speedup", "even"),
-        lines=tuple(lines),
-        styles=("",) * len(lines),
-        legend=((("nodes", "depth"), "nodes, depth: of the draft"), (("even",), "even: the tau below which it loses")),
-        names=(1,),
-        drops=("even", "depth"),
-    )
+def _error_from_steps(row: CheckedRow) -> str:
+    return "-" if row.error_from_steps is None else _percent(row.error_from_steps)
 
 
-def _check_table(check: Check) -> Sheet:
-    lines = [
-        (
-            row.category,
-            row.method,
-            str(row.batch),
-            f"{row.temperature:g}",
-            f"{row.tau:.2f}",
-            f"{row.measured:.2f}",
-            f"{row.predicted:.2f}",
-            _percent(row.error),
-            "-" if row.predicted_from_steps is None else f"{row.predicted_from_steps:.2f}",
-            "-" if row.error_from_steps is None else _percent(row.error_from_steps),
-        )
-        for row in check.rows
-    ]
-    return Sheet(
-        title=f"{check.run}: predicted against measured speedup",
-        head=(
-            "category",
-            "method",
-            "batch",
-            "temp",
-            "tau",
-            "measured",
-            "predicted",
-            "error",
-            "from steps",
-            "its error",
-        ),
-        lines=tuple(lines),
-        styles=("",) * len(lines),
-        legend=(
-            (("predicted",), "predicted: from tau and costs"),
-            (("from steps",), "from steps: with every step priced by its own shape"),
-        ),
-        drops=("its error", "from steps", "tau"),
-    )
+BEST: tuple[Column[BestMethod], ...] = (
+    Column("batch", lambda one: str(one.batch)),
+    Column("method", lambda one: (one.method or "plain decoding") + ", about even" * one.about_even, kind="name"),
+    Column("nodes", lambda one: str(one.num_nodes), legend="nodes, depth: of the draft"),
+    Column("depth", lambda one: str(one.depth), drop=2, legend="nodes, depth: of the draft"),
+    Column("speedup", lambda one: f"{one.speedup:.2f}"),
+    Column("even", lambda one: f"{one.break_even_tau:.2f}", drop=1, legend=EVEN),
+)
+CHECKED: tuple[Column[CheckedRow], ...] = (
+    Column("category", lambda row: row.category, kind="name"),
+    Column("method", lambda row: row.method, kind="name"),
+    Column("batch", lambda row: str(row.batch)),
+    Column("temp", lambda row: f"{row.temperature:g}"),
+    Column("tau", lambda row: f"{row.tau:.2f}", drop=3),
+    Column("measured", lambda row: f"{row.measured:.2f}"),
+    Column("predicted", lambda row: f"{row.predicted:.2f}", legend="predicted: from tau and costs"),
+    Column("error", lambda row: _percent(row.error)),
+    Column(
+        "from steps",
+        lambda row: number_text(row.predicted_from_steps),
+        drop=2,
+        legend="from steps: with every step priced by its own shape",
+    ),
+    Column("its error", _error_from_steps, drop=1),
+)
 
 
 def _errors(check: Check) -> str:

@@ -38,74 +38,17 @@ from outrider.costs.tables import (
 from outrider.env import PACKAGE
 from outrider.env import version as outrider_version
 from outrider.errors import RunError
+from outrider.profiling.config import Grids, ProfileConfig
 from outrider.proposer import Proposer
 from outrider.proposers.method_spec import MethodSpec, load_method, method_specs, with_heads
+from outrider.records.progress import Listener, Progress, unheard
 from outrider.records.provenance import git_state
 from outrider.target import Target
 from outrider.targets import load_target
 
-__all__ = ["GroupProgress", "Profile", "ProfileConfig", "profile"]
+__all__ = ["Profile", "profile"]
 
 PART_SCHEMA: Final = "outrider.profile-part/1"
-
-
-class Grids(NamedTuple):
-    """Points that are measured where none are given."""
-
-    batches: tuple[int, ...]
-    rows: tuple[int, ...]
-    contexts: tuple[int, ...]
-    repeats: int
-
-
-FULL = Grids((1, 2, 4, 8), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32), (128, 512, 2048), 9)
-QUICK = Grids((1, 4), (1, 2, 4, 8, 16), (128, 1024), 3)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProfileConfig:
-    """What to measure. Empty tuples and None take the points of `quick` or of the full profile.
-
-    methods    `name` or `name:setting=value,setting=value`
-    batches    slots
-    rows       rows per slot
-    contexts   committed tokens per slot
-    repeats    timings of each point
-    output     the file; None for the one that engines look for
-    """
-
-    target: str = "smollm2-135m"
-    dtype: str = "bfloat16"
-    device: str | None = None
-    trust_remote_code: bool = False
-    methods: tuple[str, ...] = ()
-    batches: tuple[int, ...] = ()
-    rows: tuple[int, ...] = ()
-    contexts: tuple[int, ...] = ()
-    repeats: int | None = None
-    output: Path | None = None
-    quick: bool = False
-
-    def grids(self, max_positions: int) -> Grids:
-        """The points; contexts that nobody asked for are cut to what the target can hold."""
-        own = QUICK if self.quick else FULL
-        rows = self.rows or tuple(count for count in own.rows if count < max_positions)
-        room = max(0, max_positions - max(rows, default=0))
-        return Grids(
-            self.batches or own.batches,
-            rows,
-            self.contexts or tuple(dict.fromkeys(min(context, room) for context in own.contexts)),
-            own.repeats if self.repeats is None else self.repeats,
-        )
-
-
-class GroupProgress(NamedTuple):
-    """Groups that are done, of how many; the current one, and how far it is from 0 to 1."""
-
-    num_done: int
-    num_groups: int
-    group: str
-    part: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +61,7 @@ class Profile:
 
 def profile(
     config: ProfileConfig,
-    listen: Callable[[GroupProgress], None] = lambda at: None,
+    listen: Listener = unheard,
     started: Callable[[Path], None] = lambda unfinished: None,
 ) -> Profile:
     """Measure, or go on measuring.
@@ -211,7 +154,7 @@ class _Measuring:
         grids: Grids,
         drafters: Sequence[_Drafter],
         kept: _Kept,
-        listen: Callable[[GroupProgress], None],
+        listen: Listener,
     ) -> None:
         self._target = target
         self._grids = grids
@@ -285,7 +228,7 @@ class _Measuring:
         return self._kept.groups[key]
 
     def _progress(self, done: int, total: int) -> None:
-        self._listen(GroupProgress(self._num_done, self._num_groups, self._name, done / total))
+        self._listen(Progress(self._num_done + done / total, self._num_groups, self._name))
 
 
 def _provenance() -> dict[str, Any]:

@@ -12,14 +12,17 @@ Example: `21.3 (1.42)` in the column "8" is a forward of eight rows per slot tha
 """
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 from rich.console import Console
 
 from outrider.costs.tables import STEADY, CostFile, MeasuredDraftCosts
 from outrider.results.tables.fitting import print_note, print_sheet
-from outrider.results.tables.sheet import Sheet
+from outrider.results.tables.sheet import Column, Sheet
 
 __all__ = ["bandwidth_share", "print_profile"]
+
+Line = tuple[str, ...]
 
 
 def print_profile(file: CostFile, console: Console) -> None:
@@ -54,7 +57,7 @@ def bandwidth_share(file: CostFile, batch: int, context: float) -> float | None:
     return num_bytes / file.target.forward_s(batch, batch, context) / bytes_per_s
 
 
-def _forwards(file: CostFile) -> Sheet:
+def _forwards(file: CostFile) -> Sheet[Line]:
     slots, rows, contexts = _axes(file)
     context = _middle(contexts)
     lines = []
@@ -67,7 +70,7 @@ def _forwards(file: CostFile) -> Sheet:
     return _sheet(f"forward at context {context}, by rows per slot", "batch", rows, lines, legend)
 
 
-def _bandwidth(file: CostFile) -> Sheet:
+def _bandwidth(file: CostFile) -> Sheet[Line]:
     slots, _, contexts = _axes(file)
     context = _middle(contexts)
     reached = file.facts.get("memory_bytes_per_s")
@@ -83,7 +86,7 @@ def _bandwidth(file: CostFile) -> Sheet:
     )
 
 
-def _contexts(file: CostFile) -> Sheet:
+def _contexts(file: CostFile) -> Sheet[Line]:
     slots, rows, contexts = _axes(file)
     lines = []
     for batch in slots:
@@ -93,12 +96,12 @@ def _contexts(file: CostFile) -> Sheet:
     return _sheet("forward by context, ms", "batch, rows per slot", contexts, lines)
 
 
-def _drafts(file: CostFile) -> list[Sheet]:
+def _drafts(file: CostFile) -> list[Sheet[Line]]:
     _, _, contexts = _axes(file)
     return [_draft(file, label, costs, _middle(contexts)) for label, costs in file.drafts.items()]
 
 
-def _draft(file: CostFile, label: str, costs: MeasuredDraftCosts, context: float) -> Sheet:
+def _draft(file: CostFile, label: str, costs: MeasuredDraftCosts, context: float) -> Sheet[Line]:
     slots, nodes = (tuple(map(int, points)) for points in costs.propose.axes.values())
     lines = []
     for batch in slots:
@@ -109,7 +112,7 @@ def _draft(file: CostFile, label: str, costs: MeasuredDraftCosts, context: float
     return _sheet(f"{label}: ms a step, by nodes per slot", "batch", nodes, lines, legend)
 
 
-def _around(file: CostFile) -> Sheet:
+def _around(file: CostFile) -> Sheet[Line]:
     slots, rows, _ = _axes(file)
     few, many = rows[0], rows[-1]
     heads = [f"accept {count}, {kind}" for count in dict.fromkeys((few, many)) for kind in ("greedy", "sampled")]
@@ -135,19 +138,14 @@ def _middle(points: Sequence[int]) -> int:
 
 def _sheet(
     title: str, first: str, heads: Sequence[object], lines: Sequence[tuple[str, ...]], legend: str = ""
-) -> Sheet:
+) -> Sheet[Line]:
     """Return a table of which a narrow terminal shows every second point, or the ends."""
-    points = [str(head) for head in heads]
-    inner = points[1:-1]
-    return Sheet(
-        title=title,
-        head=(first, *points),
-        lines=tuple(lines),
-        styles=("",) * len(lines),
-        legend=(((first,), legend),) if legend else (),
-        names=(0,),
-        drops=(*inner[::2], *inner[1::2]),
-    )
+    inner = range(2, len(heads))
+    turns = {place: turn for turn, place in enumerate((*inner[::2], *inner[1::2]), 1)}
+    points: list[Column[Line]] = [
+        Column(str(head), itemgetter(place), drop=turns.get(place, 0)) for place, head in enumerate(heads, 1)
+    ]
+    return Sheet(title, [Column(first, itemgetter(0), kind="name", legend=legend), *points], lines)
 
 
 def _ratio(seconds: float, one: float) -> str:

@@ -40,6 +40,12 @@ class Interval:
     low: float | None
     high: float | None
 
+    @property
+    def inverse(self) -> "Interval":
+        """The same comparison the other way round."""
+        low, high = self.low, self.high
+        return Interval(point=1 / self.point, low=1 / high if high else None, high=1 / low if low else None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Percentiles:

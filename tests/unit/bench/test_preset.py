@@ -9,10 +9,10 @@ import pytest
 import tyro
 
 import outrider
-from outrider.bench.config import BenchConfig, read_preset
-from outrider.bench.plan import cells_of
-from outrider.bench.preset import chosen
-from outrider.cli.bench import Bench
+from outrider.bench.cells import cells_of
+from outrider.bench.config import BenchConfig
+from outrider.bench.preset import chosen, read_preset
+from outrider.cli.bench import with_settings
 from outrider.data.workloads import Conversation, load_category
 from outrider.errors import ConfigError
 from outrider.proposers.method_spec import method_specs
@@ -22,7 +22,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "Mak
 
 
 def asked(*arguments: str) -> BenchConfig:
-    return tyro.cli(Bench, args=list(arguments)).config()
+    return tyro.cli(with_settings(), args=list(arguments)).config()
 
 
 def commands() -> Iterator[tuple[str, str]]:

@@ -9,13 +9,14 @@ from typing import NamedTuple, final
 
 import pytest
 
+from outrider.bench.cells import Cell, Group, cells_of
 from outrider.bench.config import BenchConfig
 from outrider.bench.contender import Contender, Name
-from outrider.bench.plan import Cell, Group, cells_of
-from outrider.bench.runner import Progress, Runner
+from outrider.bench.runner import Runner
 from outrider.data.dialogue import Rules
 from outrider.data.workloads import Conversation
 from outrider.errors import RunError
+from outrider.records.progress import Progress
 from outrider.records.provenance import Manifest, collect_manifest
 from outrider.results.store import RunStore
 from outrider.results.unit import Answer, UnitResult
@@ -150,8 +151,8 @@ def test_contenders_take_turns_forwards_and_backwards(target: Target, manifest: 
     assert all(group in (["none", "b", "c"], ["c", "b", "none"]) for group in groups)
     assert all(one != other for one, other in pairwise(groups[:8])), "neighbours differ"
     assert all(one != other for one, other in zip(groups[:8], groups[8:16], strict=True)), "repeats differ"
-    assert [progress.num_done for progress in seen] == list(range(len(order)))
-    assert {progress.num_units for progress in seen} == {len(order)}
+    assert [progress.done for progress in seen] == list(range(len(order)))
+    assert {progress.total for progress in seen} == {len(order)}
 
 
 def test_engines_of_one_batch_size_are_open_at_a_time(target: Target, manifest: Manifest, tmp_path: Path) -> None:

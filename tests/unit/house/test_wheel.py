@@ -19,12 +19,12 @@ USE = """
 import json, logging, sys
 from pathlib import Path
 import outrider
-from outrider.bench.at_hand import at_hand
+from outrider.bench.methods import at_hand
 from outrider.proposers.method_spec import method_specs
 from outrider.env import data_directory
-from outrider.bench.config import configured, read_preset
+from outrider.bench.preset import configured, read_preset
 from outrider.planning.models import model_spec
-from outrider.planning.presets import preset_file
+from outrider.records.presets import preset_file
 from outrider.data.workloads import CATEGORIES, load_category
 from outrider.cli import main
 from outrider.testing import tiny_target

@@ -11,9 +11,9 @@ from outrider.errors import ConfigError
 from outrider.models.spec import DecoderSpec
 from outrider.planning.drafters import read_drafters
 from outrider.planning.models import model_spec
-from outrider.planning.presets import read_record, read_toml
 from outrider.planning.roofline import Hardware, RooflineCosts, RooflineDraftCosts
 from outrider.planning.shapes import DrafterSizes, target_pass
+from outrider.records.presets import read_record, read_toml
 from outrider.testing.tiny import tiny_spec
 
 SHEETS = sorted((data_directory("recipes") / "hardware").glob("*.toml"))

@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,10 @@ from outrider.costs.identity import identity_of, profile_path
 from outrider.costs.tables import CostFile, spread
 from outrider.errors import CapacityError, ConfigError, RunError
 from outrider.profiling import profile as module
-from outrider.profiling.profile import GroupProgress, ProfileConfig, profile
+from outrider.profiling.config import ProfileConfig
+from outrider.profiling.profile import profile
 from outrider.profiling.table import bandwidth_share, print_profile
+from outrider.records.progress import Listener, Progress
 from outrider.targets.native import NativeSession
 from outrider.testing import tiny_target
 
@@ -47,16 +48,16 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def stop_at(group: str) -> Callable[[GroupProgress], None]:
-    def listen(at: GroupProgress) -> None:
-        if at.group == group and at.part > 0:
+def stop_at(group: str) -> Listener:
+    def listen(at: Progress) -> None:
+        if at.words == group and at.done % 1 > 0:
             raise KeyboardInterrupt
 
     return listen
 
 
 def test_a_profile_is_written_where_engines_look_for_it() -> None:
-    heard: list[GroupProgress] = []
+    heard: list[Progress] = []
     found = profile(CONFIG, heard.append)
     assert found.path == profile_path(identity_of(tiny_target(0)))
     assert CostFile.read(found.path) == found.file
@@ -64,13 +65,13 @@ def test_a_profile_is_written_where_engines_look_for_it() -> None:
     assert found.file.target.forward.axes == {"slots": (1, 2), "rows_per_slot": (1, 3), "contexts": (4, 40)}
     assert found.file.drafts["ngram"].propose.axes == {"slots": (1, 2), "nodes_per_slot": (0, 1, 2)}
     assert found.file.facts["memory_bytes_per_s"] == 1e10
-    assert list(dict.fromkeys(at.group for at in heard)) == [
+    assert list(dict.fromkeys(at.words for at in heard)) == [
         "bandwidth",
         "target, sweep 1",
         "ngram, batch 1",
         "ngram, batch 2",
     ]
-    assert {at.num_groups for at in heard} == {4}
+    assert {at.total for at in heard} == {4}
 
 
 def test_an_interrupted_profile_goes_on_and_measures_nothing_twice(tmp_path: Path, forwards: list[int]) -> None:
@@ -83,10 +84,10 @@ def test_an_interrupted_profile_goes_on_and_measures_nothing_twice(tmp_path: Pat
     forwards.clear()
     kept = json.loads(unfinished[0].read_text())["groups"]
     assert list(kept) == ["bandwidth", "sweep 1"]
-    heard: list[GroupProgress] = []
+    heard: list[Progress] = []
     found = profile(config, heard.append)
     assert len(forwards) == 2 * NUM_POINTS
-    assert {at.group for at in heard} == {"target, sweep 2"}
+    assert {at.words for at in heard} == {"target, sweep 2"}
     assert (found.file.target.forward.measured >= np.array(kept["sweep 1"]["forward"]["seconds"]) / 2).all()
     assert not unfinished[0].exists()
 

@@ -1,29 +1,39 @@
 """Tables fit their terminal without losing a name or a digit."""
 
 import io
+from operator import itemgetter
 
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
 from outrider.results.tables.fitting import print_note, print_sheet
-from outrider.results.tables.sheet import Sheet
+from outrider.results.tables.sheet import Column, Sheet
 
+LINES = (
+    ("summarization", "draft_model:layers=0", "123.4", "2.25", "1.50", "exact"),
+    ("all", "none", "99.9", "1.00", "-", "exact but for 3 ties"),
+)
 SHEET = Sheet(
-    title="a title",
-    head=("category", "method", "tok/s", "tau", "even", "lossless"),
-    lines=(
-        ("summarization", "draft_model:layers=0", "123.4", "2.25", "1.50", "exact"),
-        ("all", "none", "99.9", "1.00", "-", "exact but for 3 ties"),
+    "a title",
+    (
+        Column("category", itemgetter(0), kind="name"),
+        Column("method", itemgetter(1), kind="name"),
+        Column("tok/s", itemgetter(2), drop=2),
+        Column("tau", itemgetter(3), legend="tau: tokens per forward"),
+        Column("even", itemgetter(4), drop=1, legend="even: where it loses"),
+        Column("lossless", itemgetter(5), kind="text"),
     ),
-    styles=("green", ""),
-    legend=((("tau",), "tau: tokens per forward"), (("even",), "even: where it loses")),
-    drops=("even", "tok/s"),
-    ends_with_text=True,
+    LINES,
+    lambda line: "green" if line == LINES[0] else "",
 )
 
 
-def shown(sheet: Sheet, width: int, **more: object) -> str:
+def names(*columns: str) -> tuple[Column[tuple[str, ...]], ...]:
+    return tuple(Column(name, itemgetter(place), kind="name") for place, name in enumerate(columns))
+
+
+def shown(sheet: Sheet[tuple[str, ...]], width: int, **more: object) -> str:
     console = Console(file=io.StringIO(), width=width, **more)  # type: ignore[arg-type]
     print_sheet(sheet, console)
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
@@ -70,7 +80,7 @@ def test_names_wrap_before_a_table_becomes_a_list() -> None:
 
 def test_hostile_text_is_text() -> None:
     name = "a[/b]|`<script>`\x1b[31m\n\u202e[red]"
-    sheet = Sheet(title=name, head=("x", "y"), lines=((name, name),), styles=("",))
+    sheet = Sheet(name, names("x", "y"), ((name, name),))
     for width in (12, 60, 300):
         text = shown(sheet, width)
         assert "\x1b" not in text
@@ -87,6 +97,6 @@ def test_colours_are_explained_where_there_are_some() -> None:
 
 
 def test_wide_characters_are_measured() -> None:
-    sheet = Sheet(title="t", head=("name", "n"), lines=(("漢字漢字漢字漢字", "1.00"),), styles=("",), names=(0,))
+    sheet = Sheet("t", (*names("name"), Column("n", itemgetter(1))), (("漢字漢字漢字漢字", "1.00"),))
     assert all(cell_len(line) <= 22 for line in shown(sheet, 22).splitlines())
     assert "漢字漢字漢字漢字" in shown(sheet, 22)

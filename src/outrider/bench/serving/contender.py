@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from time import perf_counter, sleep
 from typing import Any, final
 
+from outrider.bench.cells import Cell, Group
 from outrider.bench.contender import Contender, Name
-from outrider.bench.plan import Cell, Group
 from outrider.bench.serving.client import Client, CompletionRequest, Reply
 from outrider.bench.serving.service import Service
 from outrider.data.dialogue import Dialogue, Rules
@@ -117,20 +117,8 @@ class ServedContender(Contender):
         answers = self._run(self._play(group, rules, cell.batch, start))
         wall_s = perf_counter() - start
         num_tokens = sum(len(answer.tokens) for answer in answers)
-        return UnitResult(
-            unit=self.name.unit(cell, group),
-            engine=self.name.engine,
-            method=self.name.method,
-            category=cell.category,
-            batch=cell.batch,
-            temperature=cell.temperature,
-            repeat=cell.repeat,
-            conversations=tuple(conversation.id for conversation in group),
-            answers=tuple(answers),
-            counters=None if before is None else self._run(self._counted(before, num_tokens)),
-            wall_s=wall_s,
-            forced_length=rules.ignore_eos,
-        )
+        counters = None if before is None else self._run(self._counted(before, num_tokens))
+        return self.name.result(cell, group, rules, answers, wall_s, counters=counters)
 
     @property
     def client(self) -> Client:

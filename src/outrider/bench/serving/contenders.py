@@ -12,13 +12,14 @@ the run's directory. What the user asks of the server, such as `tensor-parallel-
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import final
+from typing import NamedTuple, final
 
 from outrider.bench.config import BenchConfig
 from outrider.bench.contender import Contender, Name
+from outrider.bench.notes import Notes
 from outrider.bench.serving.contender import Reader, ServedContender
 from outrider.bench.serving.endpoint import endpoint_of
 from outrider.bench.serving.service import Launched, Remote
@@ -38,17 +39,16 @@ SLACK = 64
 """Positions behind the longest text, so that drafts at its end need not be cut."""
 
 
-@dataclass
-class ServingContenders:
+class ServingContenders(NamedTuple):
     """Contenders that are open at the same time, one group after another, and what a reader must know of them."""
 
-    contender_groups: list[list[Contender]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    contender_groups: list[list[Contender]]
+    notes: list[str]
 
 
 def serving_contenders(
     config: BenchConfig,
-    choices: Sequence[MethodSpec],
+    methods: Sequence[MethodSpec],
     target: Target,
     warm_up: Sequence[int],
     max_len: int,
@@ -67,21 +67,20 @@ def serving_contenders(
     Raises:
         CheckpointError: if a checkpoint cannot be exported.
     """
-    joined = ServingContenders()
-    spec = target.spec
+    groups: list[list[Contender]] = []
+    notes, spec = Notes(), target.spec
     reader = Reader(
         tokenizer=target.tokenizer, vocab_size=spec.vocab_size, eos_ids=spec.eos_ids, warm_up=tuple(warm_up)
     )
     if vllm is not None:
         servers = _Servers(config, target, reader, max_len, directory, tell, vllm)
-        found = [one for choice in choices for one in servers.contenders(choice, joined.notes)]
-        joined.contender_groups += [list(found)] if config.together else [[one] for one in found]
+        found = [one for spec in methods for one in servers.contenders(spec, notes)]
+        groups += [list(found)] if config.together else [[one] for one in found]
         kind = "CPU build" if vllm.is_cpu else "GPU build"
         order = "in turns, all servers at once" if config.together else "one server after the other, not interleaved"
-        joined.notes.append(f"vllm {vllm.version} ({kind}), {order}")
-    for text in config.endpoints:
-        joined.contender_groups.append([_remote(config, text, reader)])
-    return joined
+        notes.texts.append(f"vllm {vllm.version} ({kind}), {order}")
+    groups += [[_remote(config, text, reader)] for text in config.endpoints]
+    return ServingContenders(groups, notes.texts)
 
 
 @final
@@ -95,31 +94,27 @@ class _Servers:
     tell: Callable[[str], None]
     vllm: Vllm
 
-    def contenders(self, choice: MethodSpec, notes: list[str]) -> list[ServedContender]:
-        """The method on servers of its own: as vLLM has it, and with our code in it; a note where that cannot be.
+    def contenders(self, spec: MethodSpec, notes: Notes) -> list[ServedContender]:
+        """Return the method on servers of its own: as vLLM has it, and with our code in it; a note where that fails.
 
         Plain decoding is always there: the others are compared with it.
         """
-        orders: list[tuple[str, Exported | str, dict[str, str]]] = []
-        if "vllm" in self.config.engines or choice.name == PLAIN:
-            orders.append((choice.label, self._in_its_words(choice), {}))
-        if "vllm-custom" in self.config.engines and choice.name != PLAIN:
-            path = {"PYTHONPATH": str(import_path(self.directory / "imports"))}
-            orders.append((f"{choice.label} by outrider", self._with_our_code(choice), path))
-        found = []
-        for label, exported, variables in orders:
-            if isinstance(exported, str):
-                notes.append(f"left out: {label}, for {exported}")
-            else:
-                found.append(self._contender(label, exported, variables, notes))
-        return found
+        built: list[tuple[str, Exported, dict[str, str]]] = []
+        if "vllm" in self.config.engines or spec.name == PLAIN:
+            is_optional = any(spec.name == known_method(text.partition(":")[0]) for text in self.config.optional)
+            with notes.leaving_out(spec.label, ConfigError, *((CheckpointError,) if is_optional else ())):
+                built.append((spec.label, self._built_in(spec), {}))
+        if "vllm-custom" in self.config.engines and spec.name != PLAIN:
+            label, path = f"{spec.label} by outrider", str(import_path(self.directory / "imports"))
+            with notes.leaving_out(label, ConfigError):
+                exported = self._checked(on_custom_class(spec.name, spec.settings, self.target.spec))
+                built.append((label, exported, {"PYTHONPATH": path}))
+        return [self._contender(*one, notes) for one in built]
 
-    def _contender(
-        self, label: str, exported: Exported, variables: dict[str, str], notes: list[str]
-    ) -> ServedContender:
+    def _contender(self, label: str, exported: Exported, variables: dict[str, str], notes: Notes) -> ServedContender:
         model, flags = served_name(self.target), self._flags(exported)
-        notes += [f"vllm {label}: {note}" for note in exported.notes]
-        notes.append(f"vllm {label}: {self.vllm.command(model, flags)}")
+        notes.texts += [f"vllm {label}: {note}" for note in exported.notes]
+        notes.texts.append(f"vllm {label}: {self.vllm.command(model, flags)}")
         service = Launched(
             f"vllm {label}",
             lambda host, port: [*self.vllm.launcher, model, "--host", host, "--port", str(port), *flags],
@@ -136,36 +131,28 @@ class _Servers:
             stall_s=self.config.stall_timeout,
         )
 
-    def _in_its_words(self, choice: MethodSpec) -> Exported | str:
-        """The method as vLLM has it; why it has none, if so."""
-        output = (self.directory / "exports" / _file_name(choice.label)).resolve()
-        try:
-            settings = with_checkpoint(choice.name, configure(choice.name, choice.settings), self.target)
-            exported = on_vllm(choice.name, Order(config=settings, target=self.target, output=output))
-        except ConfigError as error:
-            return str(error)
-        except CheckpointError as error:
-            if not any(choice.name == known_method(text.partition(":")[0]) for text in self.config.optional):
-                raise
-            return str(error)
-        return "vLLM has no such method" if exported is None else self._missing(exported) or exported
+    def _built_in(self, spec: MethodSpec) -> Exported:
+        """Return the method as vLLM has it.
 
-    def _with_our_code(self, choice: MethodSpec) -> Exported | str:
-        """The method as vLLM's custom class; why it cannot be one, if so."""
-        try:
-            exported = on_custom_class(choice.name, choice.settings, self.target.spec)
-        except ConfigError as error:
-            return str(error)
-        return self._missing(exported) or exported
+        Raises:
+            ConfigError: if it has none that fits.
+            CheckpointError: if there are no weights to export.
+        """
+        output = (self.directory / "exports" / _file_name(spec.label)).resolve()
+        settings = with_checkpoint(spec.name, configure(spec.name, spec.settings), self.target)
+        exported = on_vllm(spec.name, Order(config=settings, target=self.target, output=output))
+        if exported is None:
+            raise ConfigError("vLLM has no such method")
+        return self._checked(exported)
 
-    def _missing(self, exported: Exported) -> str | None:
-        """Why this vLLM cannot serve it; None if it can."""
+    def _checked(self, exported: Exported) -> Exported:
+        """Return what this vLLM can serve, as it is; refuse the rest."""
         method = exported.speculative.get("method")
         if method is not None and self.vllm.methods and method not in self.vllm.methods:
-            return f"vLLM {self.vllm.version} has no method '{method}'"
+            raise ConfigError(f"vLLM {self.vllm.version} has no method '{method}'")
         if any(key.startswith("suffix_") for key in exported.speculative) and not self.vllm.has_suffix:
-            return f"the environment of {self.vllm.python} has no arctic-inference, which vLLM needs for it"
-        return None
+            raise ConfigError(f"the environment of {self.vllm.python} has no arctic-inference, which vLLM needs for it")
+        return exported
 
     def _flags(self, exported: Exported) -> list[str]:
         spec, config = self.target.spec, self.config

@@ -11,12 +11,14 @@ Example: with ticks 100 pixels apart, batch 4 is 200 pixels right of batch 1.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from outrider.errors import RunError
-from outrider.records.display import markdown_code
 from outrider.results.crossover import Curve, curves_of
 from outrider.results.pages.svg import element, escaped, label, picture, text_width, wrapped
-from outrider.results.rows import PLAIN, Report, Row
+from outrider.results.rows import PLAIN, Report
+from outrider.results.tables.cells import number_text
+from outrider.results.tables.sheet import Column, Sheet
 
 __all__ = ["batch_chart", "batch_table", "has_batches"]
 
@@ -69,30 +71,32 @@ def batch_chart(report: Report, *, temperature: float | None = None, hardware: s
 
 
 def batch_table(report: Report) -> str:
-    """Markdown: for each method its crossover, and by batch the speedup, total and per-request rates, and TTFT."""
+    """Return for each method, in Markdown, its crossover, and by batch its speedup, its rates and its TTFT."""
     curves = curves_of(report)
     if not curves:
         return "This run has one batch size."
-    batches = sorted({batch for curve in curves for batch in curve.batches})
-    head = ["Method", "T", "loses from batch", *(f"batch {batch}" for batch in batches)]
-    lines = [f"| {' | '.join(head)} |", "|---|---|---|" + "---|" * len(batches)]
-    for curve in curves:
-        rows = {row.batch: row for row in curve.rows}
-        cells = [_cell(rows[batch]) if batch in rows else "-" for batch in batches]
-        words = "-" if curve.rows[0].method == PLAIN else curve.words
-        lines.append(f"| {markdown_code(curve.label)} | {curve.temperature:g} | {words} | {' | '.join(cells)} |")
-    legend = (
-        "A cell: speedup over plain decoding in the same run; tokens per second of all requests together / of one "
-        "request; median time to the first token in seconds, waiting for a slot included."
-    )
-    return "\n".join(lines) + f"\n\n{legend}"
+    columns: list[Column[Curve]] = [
+        Column("Method", lambda curve: curve.label, kind="code"),
+        Column("T", lambda curve: f"{curve.temperature:g}", kind="raw"),
+        Column("loses from batch", lambda curve: "-" if curve.rows[0].method == PLAIN else curve.words, kind="raw"),
+    ]
+    for batch in sorted({batch for curve in curves for batch in curve.batches}):
+        columns.append(Column(f"batch {batch}", partial(_cell, batch), kind="raw"))
+    return f"{Sheet('', columns, curves).markdown}\n\n{LEGEND}"
 
 
-def _cell(row: Row) -> str:
+LEGEND = (
+    "A cell: speedup over plain decoding in the same run; tokens per second of all requests together / of one request; "
+    "median time to the first token in seconds, waiting for a slot included."
+)
+
+
+def _cell(batch: int, curve: Curve) -> str:
+    row = next((row for row in curve.rows if row.batch == batch), None)
+    if row is None:
+        return "-"
     speedup = "1" if row.method == PLAIN or row.speedup is None else f"{row.speedup.point:.2f}"
-    rates = " / ".join(
-        "-" if rate is None else f"{rate:.0f}" for rate in (row.tokens_per_s, row.tokens_per_s_per_request)
-    )
+    rates = " / ".join(number_text(rate, ".0f") for rate in (row.tokens_per_s, row.tokens_per_s_per_request))
     return f"{speedup}; {rates}; {'-' if row.ttft_s is None else f'{row.ttft_s.p50:.2f}'}"
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from outrider.formats.store import read_json
-from outrider.records.display import markdown_code
 from outrider.results.pages.svg import element, escaped, label, picture
+from outrider.results.tables.sheet import Column, Sheet
 
 __all__ = ["Head", "curve_chart", "heads_table", "read_heads"]
 
@@ -48,19 +48,21 @@ def read_heads(directory: Path) -> list[Head]:
 
 
 def heads_table(heads: Sequence[Head]) -> str:
-    """Markdown: size, budget, and held-out figures of each."""
-    lines = [
-        "| Head | Weights | Tokens read | Held-out tau | Conditional acceptance by depth |",
-        "|---|---|---|---|---|",
-    ]
-    for head in heads:
-        held_out = head.told["held_out"]
-        depths = " ".join(f"{share:.2f}" for share in held_out["conditional"])
-        lines.append(
-            f"| {markdown_code(head.name)} | {head.num_bytes / 1e6:.1f} MB "
-            f"| {head.told['budget']['tokens'] / 1e6:.1f} million | {held_out['tau']:.2f} | {depths} |"
-        )
-    return "\n".join(lines)
+    """Return size, budget and held-out figures of each head, as Markdown."""
+    return Sheet("", COLUMNS, heads).markdown
+
+
+COLUMNS: tuple[Column[Head], ...] = (
+    Column("Head", lambda head: head.name, kind="code"),
+    Column("Weights", lambda head: f"{head.num_bytes / 1e6:.1f} MB", kind="raw"),
+    Column("Tokens read", lambda head: f"{head.told['budget']['tokens'] / 1e6:.1f} million", kind="raw"),
+    Column("Held-out tau", lambda head: f"{head.told['held_out']['tau']:.2f}", kind="raw"),
+    Column(
+        "Conditional acceptance by depth",
+        lambda head: " ".join(f"{share:.2f}" for share in head.told["held_out"]["conditional"]),
+        kind="raw",
+    ),
+)
 
 
 def curve_chart(heads: Sequence[Head], target: str) -> str:

@@ -7,69 +7,53 @@ One line per cell that speculated. Costs are in plain steps, so that a line can 
 Example: tau 2.00, verify 1.09, draft 0.12, rest 0.02: break-even 1.23, predicted 1.63.
 """
 
-from collections.abc import Mapping, Sequence
+from operator import attrgetter
 
-from outrider.records.display import markdown_code, markdown_text
-from outrider.results.pages.results import category_places, interval_text, our_rows
+from outrider.results.pages.results import our_rows
 from outrider.results.rows import PLAIN, Report, Row
+from outrider.results.tables.cells import accepted_text, by_category, interval_text, number_text
+from outrider.results.tables.sheet import Column, Sheet
 
 __all__ = ["detail_table"]
 
-HEAD = (
-    "Prompts",
-    "Method",
-    "batch, T",
-    "tau",
-    "length",
-    "accepted at depth 1, 2, ...",
-    "verify",
-    "draft",
-    "rest",
-    "break-even",
-    "predicted",
-    "measured",
-    "end to end",
-    "time: propose verify rest",
-    "text",
-)
 DEPTHS = 4
 
 
 def detail_table(report: Report) -> str:
-    """The run as Markdown."""
+    """Return the run as Markdown."""
     rows = [row for row in our_rows(report) if row.method != PLAIN]
-    places = category_places(rows)
-    rows.sort(key=lambda row: (places[row.category], row.batch, row.temperature))
-    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
-    return "\n".join(lines + ["| " + " | ".join(_cells(row)) + " |" for row in rows])
+    return Sheet("", COLUMNS, by_category(sorted(rows, key=lambda row: (row.batch, row.temperature)))).markdown
 
 
-def _cells(row: Row) -> Sequence[str]:
-    return (
-        markdown_text(row.category),
-        markdown_code(row.label),
-        f"{row.batch}, {row.temperature:g}",
-        _number(row.tau),
-        _number(row.mean_acceptance_length),
-        " ".join(_number(share) for share in (row.acceptance_per_pos or ())[:DEPTHS]) or "-",
-        _number(row.verify_cost_ratio),
-        _number(row.draft_cost_ratio),
-        _number(row.overhead_ratio),
-        _number(row.break_even_tau),
-        _number(row.predicted_speedup),
-        interval_text(row.speedup),
-        interval_text(row.speedup_end_to_end),
-        _shares(row.shares),
-        row.lossless.verdict if row.lossless.verdict != "ties" else f"{row.lossless.ties} ties",
-    )
+def _number(head: str, field: str) -> Column[Row]:
+    return Column(head, lambda row: number_text(attrgetter(field)(row)), kind="raw")
 
 
-def _shares(shares: Mapping[str, float] | None) -> str:
-    if shares is None:
+def _shares(row: Row) -> str:
+    if row.shares is None:
         return "-"
-    propose, verify = shares["propose"], shares["verify"]
+    propose, verify = row.shares["propose"], row.shares["verify"]
     return f"{propose:.0%} {verify:.0%} {1 - propose - verify:.0%}".replace("%", " %")
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _verdict(row: Row) -> str:
+    return f"{row.lossless.ties} ties" if row.lossless.verdict == "ties" else row.lossless.verdict
+
+
+COLUMNS: tuple[Column[Row], ...] = (
+    Column("Prompts", lambda row: row.category, kind="text"),
+    Column("Method", lambda row: row.label, kind="code"),
+    Column("batch, T", lambda row: f"{row.batch}, {row.temperature:g}", kind="raw"),
+    _number("tau", "tau"),
+    _number("length", "mean_acceptance_length"),
+    Column("accepted at depth 1, 2, ...", lambda row: accepted_text(row, DEPTHS), kind="raw"),
+    _number("verify", "verify_cost_ratio"),
+    _number("draft", "draft_cost_ratio"),
+    _number("rest", "overhead_ratio"),
+    _number("break-even", "break_even_tau"),
+    _number("predicted", "predicted_speedup"),
+    Column("measured", lambda row: interval_text(row.speedup), kind="raw"),
+    Column("end to end", lambda row: interval_text(row.speedup_end_to_end), kind="raw"),
+    Column("time: propose verify rest", _shares, kind="raw"),
+    Column("text", _verdict, kind="raw"),
+)

@@ -9,15 +9,18 @@ texts nobody compared is called unverified.
 External baselines follow, with how many times faster our plain decoding is, and what each method held in memory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from operator import itemgetter
 
 from outrider.records.display import markdown_code, markdown_text
 from outrider.results.rows import PLAIN, SERVING, Report, Row
-from outrider.results.statistics import Interval
+from outrider.results.tables.cells import by_category, interval_text, rate_text
 from outrider.results.tables.serving import serving_sheets
+from outrider.results.tables.sheet import Column, Sheet
 
-__all__ = ["category_places", "interval_text", "our_rows", "short_tables", "tables"]
+__all__ = ["our_rows", "short_tables", "tables"]
 
 VERDICTS = ("exact", "ties", "unverified", "violated")
 """From the best to the worst."""
@@ -51,42 +54,33 @@ def _externals(report: Report) -> list[Row]:
 
 def _table(rows: Sequence[Row]) -> str:
     settings = sorted({(row.batch, row.temperature) for row in rows})
-    head = ["Prompts", "Method", *(f"batch {batch}, T = {temperature:g}" for batch, temperature in settings)]
-    lines = ["| " + " | ".join([*head, "Text"]) + " |", "|---|---|" + "---|" * len(settings) + "---|"]
-    cells: dict[tuple[str, str], dict[tuple[int, float], Row]] = {}
-    for row in rows:
-        cells.setdefault((row.category, row.label), {})[row.batch, row.temperature] = row
-    places = category_places(rows)
-    for category, method in sorted(cells, key=lambda key: places[key[0]]):
-        line = cells[category, method]
-        figures = [_figure(line[setting]) if setting in line else "-" for setting in settings]
-        lines.append(
-            "| " + " | ".join([markdown_text(category), markdown_code(method), *figures, _verdict(line)]) + " |"
-        )
-    return "\n".join(lines)
+    lines: dict[tuple[str, str], dict[tuple[int, float], Row]] = {}
+    for row in by_category(rows):
+        lines.setdefault((row.category, row.label), {})[row.batch, row.temperature] = row
+    columns: list[Column[tuple[str, str]]] = [
+        Column("Prompts", itemgetter(0), kind="text"),
+        Column("Method", itemgetter(1), kind="code"),
+    ]
+    for batch, temperature in settings:
+        figure = partial(_figure, lines, (batch, temperature))
+        columns.append(Column(f"batch {batch}, T = {temperature:g}", figure, kind="raw"))
+    columns.append(Column("Text", lambda key: _verdict(lines[key].values()), kind="raw"))
+    return Sheet("", columns, list(lines)).markdown
 
 
-def category_places(rows: Sequence[Row]) -> dict[str, int]:
-    """The order in which categories are shown: that of the run, `all` last."""
-    places = {category: place for place, category in enumerate(dict.fromkeys(row.category for row in rows))}
-    return places | ({"all": len(places)} if "all" in places else {})
-
-
-def _figure(row: Row) -> str:
+def _figure(
+    lines: Mapping[tuple[str, str], Mapping[tuple[int, float], Row]], setting: tuple[int, float], key: tuple[str, str]
+) -> str:
+    row = lines[key].get(setting)
+    if row is None:
+        return "-"
     if row.method == PLAIN:
-        return "-" if row.tokens_per_s is None else f"{row.tokens_per_s:.1f} tok/s"
+        return "-" if row.tokens_per_s is None else f"{rate_text(row)} tok/s"
     return interval_text(row.speedup)
 
 
-def interval_text(interval: Interval | None) -> str:
-    """A speedup with its bounds, where it has some."""
-    if interval is None:
-        return "-"
-    return f"{interval.point:.2f}" + ("" if interval.low is None else f" [{interval.low:.2f}, {interval.high:.2f}]")
-
-
-def _verdict(line: Mapping[tuple[int, float], Row]) -> str:
-    found = [row.lossless for row in line.values()]
+def _verdict(rows: Iterable[Row]) -> str:
+    found = [row.lossless for row in rows]
     worst = max((lossless.verdict for lossless in found), key=VERDICTS.index)
     if worst == "ties":
         return f"exact but for {sum(lossless.ties for lossless in found)} numerical ties"
@@ -95,43 +89,37 @@ def _verdict(line: Mapping[tuple[int, float], Row]) -> str:
 
 def _external(rows: Sequence[Row]) -> str:
     known = [row for row in rows if row.speedup is not None]
-    if not known:
-        return ""
-    lines = [
-        "| Prompts | External baseline | batch, T | tok/s | our plain decoding is faster by |",
-        "|---|---|---|---|---|",
-    ]
-    for row in known:
-        assert row.speedup is not None, "rows without one were left out"
-        rate = "-" if row.tokens_per_s is None else f"{row.tokens_per_s:.1f}"
-        setting = f"{row.batch}, {row.temperature:g}"
-        name = markdown_text(f"{row.engine} {row.method}")
-        lines.append(
-            f"| {markdown_text(row.category)} | {name} | {setting} | {rate} | {interval_text(_inverse(row.speedup))} |"
-        )
-    return "\n".join(lines)
+    return Sheet("", EXTERNAL, known).markdown if known else ""
+
+
+EXTERNAL: tuple[Column[Row], ...] = (
+    Column("Prompts", lambda row: row.category, kind="text"),
+    Column("External baseline", lambda row: f"{row.engine} {row.method}", kind="text"),
+    Column("batch, T", lambda row: f"{row.batch}, {row.temperature:g}", kind="raw"),
+    Column("tok/s", rate_text, kind="raw"),
+    Column(
+        "our plain decoding is faster by", lambda row: interval_text(row.speedup and row.speedup.inverse), kind="raw"
+    ),
+)
 
 
 def _memory(rows: Sequence[Row]) -> str:
-    """One line per method: the largest figures of its rows. Empty for runs that did not ask for bytes per token."""
+    """Return a line per method: the largest figures of its rows. Empty where no bytes per token were measured."""
     sizes: dict[str, dict[str, int]] = {}
     for row in rows:
         largest = sizes.setdefault(row.label, {})
         largest |= {name: max(size, largest.get(name, 0)) for name, size in (row.memory_bytes or {}).items()}
-    lines = [
-        f"| {markdown_code(method)} | {size['proposer_weights'] / 1e6:.1f} MB "
-        f"| {size['proposer_cache'] / 1e6:.2f} MB | {size['proposer_cache_per_token']} B "
-        f"| {size['target_cache_per_token']} B |"
-        for method, size in sizes.items()
-        if "proposer_cache_per_token" in size
-    ]
-    head = "| Method | own weights | most held by its session | per token of text | target's cache per token |"
-    return "\n".join([head, "|---|---|---|---|---|", *lines]) if lines else ""
+    known = [(method, size) for method, size in sizes.items() if "proposer_cache_per_token" in size]
+    return Sheet("", MEMORY, known).markdown if known else ""
 
 
-def _inverse(interval: Interval) -> Interval:
-    low, high = interval.low, interval.high
-    return Interval(point=1 / interval.point, low=1 / high if high else None, high=1 / low if low else None)
+MEMORY: tuple[Column[tuple[str, Mapping[str, int]]], ...] = (
+    Column("Method", itemgetter(0), kind="code"),
+    Column("own weights", lambda line: f"{line[1]['proposer_weights'] / 1e6:.1f} MB", kind="raw"),
+    Column("most held by its session", lambda line: f"{line[1]['proposer_cache'] / 1e6:.2f} MB", kind="raw"),
+    Column("per token of text", lambda line: f"{line[1]['proposer_cache_per_token']} B", kind="raw"),
+    Column("target's cache per token", lambda line: f"{line[1]['target_cache_per_token']} B", kind="raw"),
+)
 
 
 def _origin(report: Report, rows: Sequence[Row], hardware: str | None) -> str:

@@ -1,84 +1,80 @@
-"""A table before it is drawn, and how its cells are written.
+"""A table before it is drawn: columns, each with its head, its cells, its meaning, and its turn to be left out.
 
-Example of a speedup: `1.92 [1.71, 2.10]`; of one prompt alone: `1.92`, without an interval; unknown: `-`.
+Every table of the project is a `Sheet`: `outrider.results.tables.fitting` draws it on a terminal, `Sheet.markdown` on a
+page. Both escape what others wrote.
+
+Example: `Sheet("sizes", [Column("name", str, kind="name"), Column("length", lambda text: f"{len(text)}")], ["ab"])`
+has the line `("ab", "2")`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from typing import Generic, Literal, TypeVar
 
-from outrider.records.display import markdown_text
-from outrider.results.rows import PLAIN, Row
-from outrider.results.statistics import Interval
+from outrider.records.display import markdown_code, markdown_text
 
-__all__ = ["LOSES", "WINS", "Sheet", "by_category", "interval_text", "number_text", "style_of"]
+__all__ = ["LOSES", "WINS", "Column", "Sheet", "legend_of"]
 
+T = TypeVar("T")
 LOSES, WINS = "red", "green"
+MARKDOWN: Mapping[str, Callable[[str], str]] = {"name": markdown_text, "code": markdown_code, "text": markdown_text}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sheet:
-    """A table.
+@dataclass(frozen=True)
+class Column(Generic[T]):
+    """A column over items of type T.
 
-    styles           of line i its colour, or empty
-    legend           what columns mean: their names, and the explanation that is printed while one of them is shown
-    names            places of the columns that hold names; they may wrap
-    drops            columns that a narrow terminal does without, the first of them first
-    ends_with_text   whether the last column holds words
+    cell     text of an item
+    legend   meaning of the column, printed below the table
+    drop     turn at which a narrow terminal leaves the column out, 1 first; 0 stays
+    kind     "number" is aligned right; "name", "code" and "text" are escaped, and may wrap; "raw" is Markdown. A name
+             is the heading of its line where the table does not fit and becomes a list.
+    """
+
+    head: str
+    cell: Callable[[T], str]
+    _: KW_ONLY
+    legend: str = ""
+    drop: int = 0
+    kind: Literal["number", "raw", "name", "code", "text"] = "number"
+
+
+@dataclass(frozen=True)
+class Sheet(Generic[T]):
+    """A table of items, one a line.
+
+    style   colour of an item's line, or empty
     """
 
     title: str
-    head: tuple[str, ...]
-    lines: tuple[tuple[str, ...], ...]
-    styles: tuple[str, ...]
-    legend: tuple[tuple[tuple[str, ...], str], ...] = ()
-    names: tuple[int, ...] = (0, 1)
-    drops: tuple[str, ...] = ()
-    ends_with_text: bool = False
-
-    def explained(self, columns: Sequence[str]) -> str:
-        """Return the legend of these columns, in a sentence."""
-        return "; ".join(text for names, text in self.legend if {*names} & {*columns})
+    columns: Sequence[Column[T]]
+    items: Sequence[T]
+    style: Callable[[T], str] = lambda item: ""
 
     @property
-    def texts(self) -> tuple[int, ...]:
-        """Places of the columns that hold words."""
-        return (*self.names, len(self.head) - 1) if self.ends_with_text else self.names
+    def head(self) -> tuple[str, ...]:
+        return tuple(column.head for column in self.columns)
+
+    @cached_property
+    def lines(self) -> tuple[tuple[str, ...], ...]:
+        return tuple(tuple(column.cell(item) for column in self.columns) for item in self.items)
+
+    @cached_property
+    def styles(self) -> tuple[str, ...]:
+        return tuple(map(self.style, self.items))
 
     @property
     def markdown(self) -> str:
-        """Without its title."""
-        texts = {*self.texts}
-        rule = "|".join("---" if place in texts else "---:" for place in range(len(self.head)))
-        lines = [
-            " | ".join(markdown_text(cell) if place in texts else cell for place, cell in enumerate(line))
-            for line in self.lines
-        ]
-        body = "\n".join(f"| {line} |" for line in lines)
-        legend = f"\n\n{self.explained(self.head)}" if self.legend else ""
-        return f"| {' | '.join(self.head)} |\n|{rule}|\n{body}{legend}"
+        """The table and its legend, without the title."""
+        shown = [MARKDOWN.get(column.kind, str) for column in self.columns]
+        rule = "|".join("---:" if column.kind == "number" else "---" for column in self.columns)
+        lines = [" | ".join(show(cell) for show, cell in zip(shown, line, strict=True)) for line in self.lines]
+        legend = legend_of(self.columns)
+        body = "".join(f"\n| {line} |" for line in lines)
+        return f"| {' | '.join(self.head)} |\n|{rule}|{body}" + (f"\n\n{legend}" if legend else "")
 
 
-def by_category(rows: Sequence[Row]) -> list[Row]:
-    """Categories in the order of the rows, "all" last; methods keep their order."""
-    places = {category: place for place, category in enumerate(dict.fromkeys(row.category for row in rows))}
-    places["all"] = len(places) + 1
-    return sorted(rows, key=lambda row: places[row.category])
-
-
-def style_of(row: Row) -> str:
-    if row.lossless.verdict == "violated":
-        return f"bold {LOSES}"
-    if row.method == PLAIN or row.speedup is None:
-        return ""
-    return LOSES if row.speedup.point < 1 else WINS if (row.speedup.low or 0) > 1 else ""
-
-
-def interval_text(interval: Interval | None) -> str:
-    if interval is None:
-        return "-"
-    ends = f" [{interval.low:.2f}, {interval.high:.2f}]" if interval.low is not None else ""
-    return f"{interval.point:.2f}{ends}"
-
-
-def number_text(value: float | None, style: str) -> str:
-    return "-" if value is None else format(value, style)
+def legend_of(columns: Sequence[Column[T]]) -> str:
+    """Return what the columns mean, in a sentence; what two of them share is said once."""
+    return "; ".join(dict.fromkeys(column.legend for column in columns if column.legend))

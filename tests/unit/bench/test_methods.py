@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from outrider.bench.at_hand import at_hand
-from outrider.bench.config import read_preset
+from outrider.bench.methods import at_hand
+from outrider.bench.preset import read_preset
 from outrider.env import data_directory
 from outrider.formats import locate
 from outrider.proposers.method_spec import method_specs

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.bench.config import BenchConfig, configured, read_preset
-from outrider.bench.plan import cells_of, groups_of, running_order
+from outrider.bench.cells import cells_of, groups_of, running_order
+from outrider.bench.config import BenchConfig
+from outrider.bench.preset import configured, read_preset
 from outrider.data.workloads import Conversation
 from outrider.env import data_directory
 from outrider.errors import ConfigError

@@ -1,9 +1,9 @@
-"""Records in TOML: ours under `recipes/`, or a file of your own with the same names.
+"""Records in TOML files: ours under `recipes/`, or a user's own with the same names.
 
     [one]                       one record per table, or the whole file is one
     field = value               an unknown field is an error that names the nearest known one
 
-Example: `preset_file("hardware", "h100")` is `recipes/hardware/h100.toml`.
+Example: `preset_file("hardware", "h100", "hardware")` is `recipes/hardware/h100.toml`.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def preset_file(folder: str, name: str, what: str) -> Path:
-    """`name` itself if it is a TOML file, else ours of that name.
+    """Return `name` itself if it is a TOML file, else our file of that name.
 
     Raises:
         ConfigError: if there is none.
@@ -36,7 +36,8 @@ def preset_file(folder: str, name: str, what: str) -> Path:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """
+    """Return the file's tables and values.
+
     Raises:
         ConfigError: if the file cannot be read or is not TOML.
     """
@@ -47,7 +48,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def read_record(kind: type[T], table: Mapping[str, Any], where: str) -> T:
-    """A dataclass from a table.
+    """Return a dataclass with the values of a table.
 
     Raises:
         ConfigError: for a field that is unknown, missing or of the wrong type.
@@ -60,4 +61,5 @@ def read_record(kind: type[T], table: Mapping[str, Any], where: str) -> T:
     try:
         return from_plain(kind, dict(table))
     except RunError as error:
-        raise ConfigError(f"{where}: {str(error).partition(';')[0].replace(f'{kind.__name__}.', '')}") from error
+        flaw = str(error).partition(";")[0].replace(f"{kind.__name__}.", "the setting ")
+        raise ConfigError(f"{where}: {flaw}") from error
