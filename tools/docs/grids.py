@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from outrider.records.display import markdown_code, markdown_text
-from outrider.results.pages.results import category_places, our_rows, tables
+from outrider.results.pages.results import our_rows, tables
 from outrider.results.rows import PLAIN, Report, Row
+from outrider.results.tables.cells import by_category
 
 __all__ = ["grid", "grids", "lines_of", "loads", "served"]
 
@@ -23,10 +24,9 @@ def grid(report: Report, batch: int | None = None, temperature: float | None = N
     found = {(row.category, row.label): row for row in rows if (row.batch, row.temperature) == setting}
     methods = [row.label for row in rows if row.method != PLAIN]
     columns = list(dict.fromkeys(methods))
-    places = category_places(rows)
     body = [
         [markdown_text(category), _rate(found.get((category, PLAIN))), *_speedups(found, category, columns)]
-        for category in sorted(places, key=places.__getitem__)
+        for category in dict.fromkeys(row.category for row in by_category(rows))
     ]
     return lines_of(["Prompts", "plain, tok/s", *map(markdown_code, columns)], body)
 
@@ -43,8 +43,7 @@ def grids(report: Report) -> str:
 def loads(report: Report) -> str:
     """Return the speedups of each method by batch size at the lowest temperature, over all prompts."""
     rows = our_rows(report)
-    places = category_places(rows)
-    category = max(places, key=places.__getitem__)
+    category = by_category(rows)[-1].category
     coldest = min(row.temperature for row in rows)
     members = [row for row in rows if (row.category, row.temperature) == (category, coldest)]
     batches = sorted({row.batch for row in members})

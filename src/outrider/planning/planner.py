@@ -42,7 +42,7 @@ BEYOND: Final = 4
 """How many times the largest measured batch the crossover is looked for; there the table is a straight line."""
 MEASURED_MARGIN: Final = 0.05
 ROOFLINE_MARGIN: Final = 0.15
-"""Predictions were off by about that much in the checks of docs/guides/plan.md: from a profile, and from a data sheet."""
+"""Error of predictions in the checks of docs/guides/plan.md: from a profile, and from a data sheet."""
 UNKNOWN_MARGIN: Final = 0.1
 
 
