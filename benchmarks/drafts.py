@@ -37,7 +37,7 @@ PROMPT, MAX_LEN, WARM = 64, 1024, 3
 
 @dataclass(frozen=True, kw_only=True)
 class Drafter:
-    """How to train a head for no step at all, and how to load it."""
+    """A head to train for no step at all, and the way to load it."""
 
     objective: str
     settings: dict[str, Any]
@@ -46,7 +46,7 @@ class Drafter:
 
 
 def drafters(columns: int) -> dict[str, Drafter]:
-    """The methods with weights, as the README recommends them; a tree of EAGLE-3 beside its chain."""
+    """Return the methods with weights, as the README recommends them, and a tree of EAGLE-3 beside its chain."""
     eagle3 = {"draft_vocab": columns, "num_depths": 4}
     layers = {"layers": "0,1,29"}
     chain: Callable[[int], dict[str, Any]] = lambda nodes: {"num_nodes": nodes}  # noqa: E731

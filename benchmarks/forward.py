@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def by_kind(session: NativeSession, graph: CpuGraph, num_rows: int, repeats: int) -> dict[str, float]:
-    """Seconds of a forward's kernels, each the median of its runs, added up by kind."""
+    """Return the seconds of a forward's kernels, each the median of its runs, added up by kind."""
     placement = session.cache.place_real_rows([0], Draft.of_chains([list(range(num_rows - 1))]))
     records, columns, numbers = graph.followed
     placed = (*placement_addresses(placement), *placement_shape(placement))

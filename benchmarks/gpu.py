@@ -131,7 +131,7 @@ class RandomWeights(Mapping[str, Tensor]):
 
 
 class Bed:
-    """What one mode ("graphs" or "eager") is measured with, built when first asked for."""
+    """The test bed of one mode ("graphs" or "eager"), built on first use."""
 
     def __init__(self, size: Size, device: torch.device, mode: str) -> None:
         self.size, self.device, self.mode = size, device, mode
@@ -183,7 +183,7 @@ class Bed:
 
 
 def measure_steps(bed: Bed, method: str, slots: int, context: int, num_steps: int) -> dict[str, Any]:
-    """The median step of greedy decoding, its parts, and what it holds."""
+    """Measure the median step of greedy decoding, its parts, and its memory."""
     proposer = bed.proposer(method)
     steps: list[StepRecord] = []
 
@@ -225,7 +225,7 @@ def measure_steps(bed: Bed, method: str, slots: int, context: int, num_steps: in
 
 
 def read_bytes(target: NativeTarget, cache: CachePlan, slots: int, context: int) -> int:
-    """What a plain step must read: every weight but the embedding table, and the keys and values of all slots."""
+    """Return the bytes that a plain step must read."""
     table = 0 if target.decoder.spec.tie_word_embeddings else target.decoder.embed_VE.nbytes
     return target.spec.weight_bytes - table + slots * context * cache.bytes_per_token
 
@@ -241,7 +241,7 @@ def measure_bandwidth(bed: Bed, *_: Any) -> dict[str, Any]:
 
 
 def measure_attention(bed: Bed, slots: int, context: int) -> dict[str, Any]:
-    """One layer's attention of three rows, by back end: seconds, and the difference from the reference."""
+    """Measure one layer's attention of three rows, by back end: seconds, and the error."""
     back_ends: dict[str, Ops] = {
         "reference": TorchOps(bed.dtype, bed.device),
         "fused": TorchOps(bed.dtype, bed.device, fused=True),
@@ -292,7 +292,7 @@ def time_attention(bed: Bed, ops: Ops, slots: int, context: int) -> float:
 
 
 def sections(size: Size, num_steps: int) -> dict[str, tuple[str, Callable[[Bed], dict[str, Any]]]]:
-    """What is measured, by key: the mode and the measurement, the quick and the most wanted first."""
+    """Return the measurements by key: the mode and the measurement, quick and important ones first."""
     found: dict[str, tuple[str, Callable[[Bed], dict[str, Any]]]] = {"bandwidth": ("graphs", measure_bandwidth)}
     for mode in ("graphs", "eager"):
         for context in size.contexts:
@@ -311,7 +311,7 @@ def sections(size: Size, num_steps: int) -> dict[str, tuple[str, Callable[[Bed],
 
 
 def table(done: Mapping[str, Any], size: Size) -> str:
-    """Measured next to what is wanted."""
+    """Format measured figures beside the wanted ones."""
     bandwidth = done.get("bandwidth", {}).get("bytes_per_s")
     lines = [f"memory bandwidth {bandwidth / 1e9:.0f} GB/s"] if bandwidth else []
     columns = ("method", "mode", "slots", "context", "step ms", "tok/s", "of bandwidth", "plain steps", "wanted")

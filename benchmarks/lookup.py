@@ -1,4 +1,4 @@
-"""What the n-gram and suffix indices cost per request and step, and whether the suffix drafts are Arctic's.
+"""Measure the n-gram and suffix indices per request and step, and compare the suffix drafts with Arctic's.
 
     python benchmarks/lookup.py [--arctic-python ENV/bin/python] [--contexts 512 2048 8192] [--caches 0 100 1000 10000]
 
@@ -80,7 +80,7 @@ class Arctic:
 
 
 def ngram_us(plan: Plan, number: int) -> list[float]:
-    """Microseconds per step of the n-gram index, n in [2, 4], on the same request."""
+    """Return microseconds per step of the n-gram index, n in [2, 4], on the same request."""
     document, end = plan.documents[number], plan.context
     index, times = NgramIndex(2, 4), []
     index.extend(document[:end])
@@ -109,7 +109,7 @@ def timing(traces: list[Trace]) -> dict[str, float]:
 
 
 def agreement(ours: list[Trace], theirs: list[Trace], mode: str) -> dict[str, Any]:
-    """Shares of steps with equal, tied and otherwise different drafts, with the first example of each difference."""
+    """Return the shares of steps with equal, tied and otherwise different drafts, with an example of each."""
     counts, examples = {"equal": 0, "tied": 0, "other": 0}, {}
     for request, (own, other) in enumerate(zip(ours, theirs, strict=True)):
         for step, (a, b) in enumerate(zip(getattr(own, mode), getattr(other, mode), strict=True)):

@@ -18,7 +18,7 @@ VOCABULARY = 50_000
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What is drawn; the same seed gives the same streams in every process."""
+    """The token streams; the same seed gives the same ones in every process."""
 
     seed: int = 0
     depth: int = 24
@@ -37,7 +37,7 @@ class Drafts(NamedTuple):
 
 
 class Cache(Protocol):
-    """What is measured, under one set of names."""
+    """The index that is measured, under one set of names."""
 
     def open(self, name: int, prompt: NDArray[np.int32]) -> None: ...
     def append(self, name: int, tokens: list[int]) -> None: ...
@@ -48,7 +48,7 @@ class Cache(Protocol):
 
 @dataclass
 class Trace:
-    """What one request measured: times in microseconds, drafts per step, accepted tokens per step in path mode."""
+    """The measurements of one request: microseconds, drafts per step, accepted tokens per step in path mode."""
 
     open_us: float = 0.0
     append_us: list[float] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Streams:
         return np.searchsorted(self._cumulative, self._rng.random(count)).clip(max=VOCABULARY - 1).tolist()
 
     def document(self, length: int) -> NDArray[np.int32]:
-        """`length` tokens: about 45 % phrases, 25 % copies of this document's own past, 30 % noise; 2 % edited."""
+        """Draw `length` tokens: 45 % phrases, 25 % copies of the document's own past, 30 % noise; 2 % edited."""
         tokens: list[int] = []
         while len(tokens) < length:
             kind = self._rng.random()

@@ -2,18 +2,16 @@
 
     python benchmarks/memory.py [--methods none ngram ...] [--batch 4] [--max-len 1024] [--tokens 64] [--steps 10000]
 
-Every figure comes from a process of its own (Linux). What is counted:
+Every figure comes from a process of its own (Linux):
 
-    baseline   resident memory once Python, PyTorch, transformers, numba and the compiled kernels are in: all modules
-               imported, a tiny model decoded with the method's own code (its example) in the same dtype, and the
-               tokenizer (named apart); no weights of the target yet
-    planned    `MemoryPlan`: weights of target and proposer and the cache of `batch` slots of `max_len` positions; the
-               part of the cache that no request reaches is never touched, so not all of it becomes resident
-    peak       the largest resident memory from then on, less the baseline: locating and loading the target (all copies
-               that loading makes), opening the engine, reading prompts until every slot is as long as it may get
-    session    the most that the method's session held, by its own account (`Session.num_bytes`); a draft model's or
-               a head's cache is in it, so the peak is compared with planned + session
-    per token  how many bytes the session's memory grows by for each token of text (`bench.engine_contender`)
+    baseline   resident memory once all modules are imported, a tiny model has been decoded with the method's example
+               in the same dtype, and the tokenizer is loaded; no weights of the target yet
+    planned    `MemoryPlan`: weights of target and proposer and the cache of `batch` slots of `max_len` positions;
+               cache that no request reaches is never touched, so not all of it becomes resident
+    peak       the largest resident memory from then on, less the baseline: loading the target, opening the engine,
+               reading prompts until every slot is full
+    session    the largest `Session.num_bytes`; the peak is compared with planned + session
+    per token  bytes by which the session's memory grows for each token of text (`bench.engine_contender`)
 
 Then the same methods run `steps` steps of continuous traffic on a tiny target: resident memory, live tensors and the
 session's own account are sampled, and the largest growth after the first tenth is printed. The last line is JSON.
@@ -48,7 +46,7 @@ MB, NUM_SAMPLES = 1e6, 40
 
 
 def resident(name: str) -> int:
-    """A line of this process's status, in bytes: VmRSS or VmHWM."""
+    """Read a line of this process's status, in bytes: VmRSS or VmHWM."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
@@ -62,7 +60,7 @@ def settle() -> int:
 
 
 def peak(options: argparse.Namespace) -> dict[str, Any]:
-    """One run of one method on the real target."""
+    """Run one method once on the real target."""
     dtype = DTYPES[options.dtype]
     tiny = tiny_target(dtype=dtype)
     choice = method_specs([options.method])[0]
@@ -104,13 +102,13 @@ def peak(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def text_of(number: int, length: int) -> list[int]:
-    """Token ids without meaning, different for every request."""
+    """Return token ids without meaning, different for every request."""
     draw = torch.Generator().manual_seed(number)
     return [int(token) for token in torch.randint(100, 40_000, (length,), generator=draw)]
 
 
 def flatness(options: argparse.Namespace) -> dict[str, Any]:
-    """Many steps of one method's example on a tiny target."""
+    """Run many steps of one method's example on a tiny target."""
     target = tiny_target(dtype=torch.float32)
     name = options.method.partition(":")[0]
     engine = Engine(target, proposer_class(name).example(target, 1), max_batch=4)
@@ -175,7 +173,7 @@ def main() -> None:
 
 
 def run(part: str, method: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The figures of a fresh process."""
+    """Return the figures of a fresh process."""
     given = {name: value for name, value in vars(options).items() if name not in ("methods", "part", "method")}
     flags = [flag for name, value in given.items() for flag in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, __file__, "--part", part, "--method", method, *flags]

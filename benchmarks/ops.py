@@ -32,7 +32,7 @@ WEIGHTS = LAYERS * ((HEADS + 2 * KV_HEADS) * HEAD_DIM * HIDDEN + HIDDEN**2 + 3 *
 
 
 def medians(contenders: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Seconds per call of each contender, interleaved."""
+    """Return seconds per call of each contender, interleaved."""
     for contender in contenders.values():
         contender()
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -45,7 +45,7 @@ def medians(contenders: dict[str, Callable[[], None]], repeats: int) -> dict[str
 
 
 def measure_shape(ops: Ops, dtype: torch.dtype, name: str, rows: int, repeats: int) -> dict[str, float]:
-    """Seconds for one product of the shape, ours and PyTorch's, over weights that are not in cache."""
+    """Return seconds per product of the shape, ours and PyTorch's, over weights outside the caches."""
     outputs, F = SHAPES[name]
     weight = torch.randn(outputs, F).to(dtype)
     copies = max(1, round(CACHE_BYTES / weight.nbytes))
@@ -150,7 +150,7 @@ class Forward:
 
 
 def measure_forwards(ops: Ops, dtype: torch.dtype, repeats: int, cached: int) -> dict[str, dict[int, dict[str, float]]]:
-    """Median milliseconds of a whole forward and of its parts, by where the weights are and the number of rows."""
+    """Return median milliseconds of a whole forward and of its parts."""
     forwards = {
         "memory": Forward(ops, dtype, cached, resident=False),
         "cache": Forward(ops, dtype, cached, resident=True),

@@ -31,7 +31,7 @@ SLICE = 16
 
 
 class Thrown(BaseException):
-    """What the timer raises; no `except Exception` may swallow it."""
+    """The exception that the timer raises; no `except Exception` may swallow it."""
 
 
 @dataclass(kw_only=True)
@@ -80,7 +80,7 @@ class Timer:
 
 
 def drawn(rng: random.Random, target: Target, config: Config) -> Wanted:
-    """A request: repetitive or random prompt, greedy or sampled, short or long."""
+    """Draw a request: repetitive or random prompt, greedy or sampled, short or long."""
     vocab_size = target.spec.vocab_size
     phrase = [rng.randrange(vocab_size) for _ in range(rng.randint(1, 9))]
     prompt = (phrase * 20)[: rng.randint(1, config.max_prompt)]
@@ -155,7 +155,7 @@ class Soak:
         self.counts["wrong"] += given != self.open.pop(event.request).tokens
 
     def _stream(self, one: Wanted) -> None:
-        """A stream of its own, read in part or whole, and perhaps broken off."""
+        """Read a stream in part or whole, and perhaps break it off."""
         num_events, tokens, ended = self.rng.randint(1, 30), [], False
         try:
             self.timer.start()

@@ -1,4 +1,4 @@
-"""Why a head decodes with a lower tau than its training predicts: the same answers, counted in two ways.
+"""Explain why a head decodes with a lower tau than its training predicts: the same answers, counted in two ways.
 
     python dev/anchors.py [--category chat] [--num-prompts 8]
 

@@ -78,7 +78,7 @@ class Confidence:
     max_new_tokens: int = 64
     depth: int = 6
     verify: tuple[float, ...] = (0.03, 0.035, 0.035, 0.05, 0.05, 0.05)
-    """What each further row costs, in plain steps; one for every token of `depth`."""
+    """Cost of each further row, in plain steps; one for every token of `depth`."""
     draft: float = 0.043
     rest: float = 0.02
 
@@ -94,7 +94,7 @@ class Confidence:
             print("   ".join(f"{name} {value:.3f}" for name, value in found.items() if name.startswith(kind)))
 
     def answers(self) -> Iterable[list[Seen]]:
-        """Of every answer, what was drafted behind each of its tokens."""
+        """Yield, for every answer, the drafts behind each of its tokens."""
         target = load_target("smollm2-135m", dtype="bfloat16", device="cpu")
         head = load_proposer("eagle3", target, checkpoint=self.checkpoint, num_nodes=self.depth)
         engine = Engine(target, head, max_len=2048, budget=Looking(self.depth))
@@ -113,7 +113,7 @@ class Confidence:
         return geometric_mean([len(answer) / self.steps(answer, rule) for answer in answers])
 
     def steps(self, answer: list[Seen], rule: Rule) -> float:
-        """Plain steps that an answer takes."""
+        """Return the plain steps that an answer takes."""
         verify, place, total = [0.0, *accumulate(self.verify)], 0, 0.0
         while place < len(answer):
             room = len(answer) - place - 1
@@ -124,7 +124,7 @@ class Confidence:
 
 
 def judged(tokens: tuple[int, ...]) -> Iterable[Seen]:
-    """The drafts of one answer, each with the tokens that followed it."""
+    """Yield the drafts of one answer, each with the tokens that followed it."""
     rest = iter(probabilities)
     for place, draft in enumerate(drafts):
         pairs = zip(draft, tokens[place:], strict=False)

@@ -104,7 +104,7 @@ def cut_medusa(place: Path, target: Target, num_columns: int, num_heads: int) ->
 
 
 def kept_of(values: list[list[float]], name: str, num_heads: int) -> list[list[float]]:
-    """Accuracies of the first heads, or the tree's paths that need no others."""
+    """Return the accuracies of the first heads, or the tree's paths that need no others."""
     return values[:num_heads] if name == "rank_accuracies" else [path for path in values if len(path) <= num_heads]
 
 

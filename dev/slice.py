@@ -23,12 +23,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def everything(self: shards.Dataset, heldout_fraction: float | None = None) -> Data:
-    """All texts on both sides."""
+    """Put all texts on both sides."""
     return Data(train=self, held_out=replace(self))
 
 
 def run(words: list[str]) -> int:
-    """One command, without the guards."""
+    """Run one command without the guards."""
     if words[:1] == ["train"]:
         shards.Dataset.split = everything  # type: ignore[method-assign]
         return main(words)

@@ -35,7 +35,7 @@ def attempt(kind: Kind, rng: random.Random) -> str:
 
 
 def _judged(message: str) -> str:
-    """Whether a refusal is one line of printable text that says something."""
+    """Return whether a refusal is one line of printable text that says something."""
     if len(message) < 10 or len(message) > MAX_MESSAGE_CHARS:
         return f"a message of {len(message)} characters: {ascii(message)[:200]}"
     if not message.isprintable():

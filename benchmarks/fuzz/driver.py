@@ -65,7 +65,7 @@ def run_kind(kind: str, seeds: Sequence[int], timeout: float) -> Tally:
 
 
 def _outcomes(kind: str, seeds: Sequence[int], timeout: float) -> Iterator[str]:
-    """One outcome per seed, in order; the last one says so if the process died or hung, and the rest is not tried."""
+    """Return one outcome per seed, in order; the last one tells if the process died or hung."""
     command = [sys.executable, "-m", "benchmarks.fuzz.child", kind, str(seeds[0]), str(len(seeds))]
     # Python's own salt is fixed, so that a seed gives the same input in every process.
     env = os.environ | {"PYTHONHASHSEED": "0", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}

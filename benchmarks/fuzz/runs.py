@@ -115,7 +115,7 @@ def bench_run(rng: random.Random, directory: Path) -> None:
 
 
 def _figures(report: Report) -> list[tuple[object, ...]]:
-    """What does not depend on time."""
+    """Return the figures that do not depend on time."""
     return sorted((row.method, row.batch, row.num_tokens, row.num_prompts, row.tau) for row in report.rows)
 
 

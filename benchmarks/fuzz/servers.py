@@ -25,7 +25,7 @@ from outrider.sampling import SamplingParams
 VOCAB_SIZE, LIMIT = 260, 8
 PROMPT = (5, 6, 7)
 WAIT_S = 0.4
-"""How long a client waits for the next token."""
+"""Seconds that a client waits for the next token."""
 LONGEST_S = 6.0
 METRICS = """# TYPE vllm:generation_tokens_total counter
 vllm:generation_tokens_total{engine="0",model_name="m"} 21.0
@@ -236,7 +236,7 @@ def _plain(body: bytes) -> Script:
 
 
 def _script(body: bytes, rng: random.Random) -> Script:
-    """An HTTP answer with this body, its framing damaged in one of three cases."""
+    """Return an HTTP answer with this body, its framing damaged in one of three cases."""
     if rng.random() < 0.6:
         return _paced(b"HTTP/1.1 200 OK\r\nConnection: close\r\n", body, rng)
     status = b"HTTP/1.1 200 OK"

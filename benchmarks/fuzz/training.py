@@ -44,7 +44,7 @@ ROWS: list[dict[str, Any]] = [
 
 
 def prompts_file(rng: random.Random, directory: Path) -> None:
-    """Rows of published layouts, some changed, in a file that may be damaged as text."""
+    """Read rows of published layouts, some changed, from a file that may be damaged as text."""
     rows = [rng.choice(ROWS) for _ in range(rng.randint(1, 4))]
     rows = [mutate_json(row, rng) if rng.random() < 0.35 else row for row in rows]
     data = json.dumps(rows).encode() if rng.random() < 0.15 else b"\n".join(json_text(row, rng) for row in rows)
@@ -60,7 +60,7 @@ def prompts_file(rng: random.Random, directory: Path) -> None:
 
 @functools.cache
 def _data() -> Path:
-    """A data set of two shards."""
+    """Write a data set of two shards."""
     directory = Path(tempfile.mkdtemp(prefix="fuzz-data-")) / "data"
     manifest = {
         "target": {"name": "t", "fingerprint": "f" * 16},
@@ -77,7 +77,7 @@ def _data() -> Path:
 
 
 def shards(rng: random.Random, directory: Path) -> None:
-    """A data set with one file changed, trained on and added to."""
+    """Train on, and add to, a data set with one file changed."""
     place = directory / "data"
     shutil.copytree(_data(), place)
     path = rng.choice([one for one in sorted(place.iterdir()) if not one.name.startswith(".")])
@@ -134,7 +134,7 @@ def _setup(processes: Any) -> Setup:
 
 @functools.cache
 def _run() -> Path:
-    """A finished training run of a few steps."""
+    """Finish a training run of a few steps."""
     directory = Path(tempfile.mkdtemp(prefix="fuzz-run-")) / "run"
     processes = accelerator("cpu")
     train(_setup(processes), directory, processes)
@@ -143,7 +143,7 @@ def _run() -> Path:
 
 
 def run_log(rng: random.Random, directory: Path) -> None:
-    """A training log with a changed line, read as a resumed and as a finished run reads it."""
+    """Read a training log with a changed line, as a resumed and as a finished run read it."""
     place = directory / "run"
     shutil.copytree(_run(), place, ignore=shutil.ignore_patterns("checkpoints"))
     path = place / "log.jsonl"
@@ -160,7 +160,7 @@ def run_log(rng: random.Random, directory: Path) -> None:
 
 
 def train_run(rng: random.Random, directory: Path) -> None:
-    """A run with a changed record, state, summary or weights, which is resumed."""
+    """Resume a run with a changed record, state, summary or weights."""
     place = directory / "run"
     shutil.copytree(_run(), place)
     if rng.random() < 0.5:
@@ -188,7 +188,7 @@ def train_run(rng: random.Random, directory: Path) -> None:
 
 @functools.cache
 def _command() -> Any:
-    """The class of `outrider train medusa`."""
+    """Return the class of `outrider train medusa`."""
     found = with_methods().__dataclass_fields__["method"].type
     union = found.__origin__
     return next(one.__origin__ for one in union.__args__ if one.__origin__.__name__ == "medusa")

@@ -54,7 +54,7 @@ def call(*command: str | Path, log: Path) -> None:
 
 
 def environment(home: Path, *packages: str) -> Path:
-    """A virtual environment with some packages; its interpreter."""
+    """Build a virtual environment with some packages; return its interpreter."""
     python, log = executable(home), home / "build.log"
     if not python.exists():
         call(sys.executable, "-m", "venv", home / "env", log=log)
@@ -67,7 +67,7 @@ def pip(python: Path, verb: str) -> list[str | Path]:
 
 
 def build_vllm(home: Path, jobs: int) -> None:
-    """The environment of `make vllm`, which both share."""
+    """Build the environment of `make vllm`, which both share."""
     shared = vllm_environment.chosen_home().absolute()
     try:
         vllm_environment.build(shared)
@@ -78,7 +78,7 @@ def build_vllm(home: Path, jobs: int) -> None:
 
 
 def build_llama(home: Path, jobs: int) -> None:
-    """`llama-server`, and beside it the converter that writes GGUF files, with an environment for it."""
+    """Build `llama-server`, the converter that writes GGUF files, and an environment for it."""
     log, source = home / "build.log", home / "source"
     for tool in ("cmake", "c++"):
         if shutil.which(tool) is None:
@@ -95,7 +95,7 @@ def build_llama(home: Path, jobs: int) -> None:
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """The one folder in an archive, under another name."""
+    """Unpack the one folder of an archive under another name."""
     scratch = target.with_name("unpacking")
     shutil.rmtree(scratch, ignore_errors=True)
     with tarfile.open(archive) as opened:

@@ -70,7 +70,7 @@ def end_to_end(measurement: Measurement) -> float | None:
 
 
 def decoding(measurement: Measurement) -> float | None:
-    """Tokens per second after every request has its first; None if the peer does not say when tokens come."""
+    """Return tokens per second after every request has its first; None if the peer does not tell."""
     lines = [answer.arrivals for answer in measurement.answers if answer.arrivals]
     if len(lines) < len(measurement.answers):
         return None
@@ -80,7 +80,7 @@ def decoding(measurement: Measurement) -> float | None:
 
 
 def tokens_by(line: tuple[tuple[float, int], ...], time_s: float) -> float:
-    """How many tokens had come in, read off the line between known points."""
+    """Return the tokens received by a time, interpolated between known points."""
     before = [point for point in line if point[0] <= time_s]
     after = [point for point in line if point[0] > time_s]
     if not before:
@@ -92,14 +92,14 @@ def tokens_by(line: tuple[tuple[float, int], ...], time_s: float) -> float:
 
 
 def rows(ledger: Ledger, plain: str, eos: Iterable[int]) -> list[Row]:
-    """One row for each method and number of requests that was measured."""
+    """Return one row for each method and number of requests that was measured."""
     table = _Table(ledger, plain, frozenset(eos))
     keys = sorted({(found.cell.num_requests, key) for (key, _), found in ledger.measurements.items()})
     return [table.row(key, num_requests) for num_requests, key in keys]
 
 
 def losses(found: list[Row]) -> list[Loss]:
-    """Where a peer decodes faster than the fastest of ours, the worst first."""
+    """Return the cells where a peer decodes faster than our fastest, the worst first."""
     lost = []
     for num_requests, category in sorted({(row.num_requests, name) for row in found for name in row.decoding}):
         rates = {
@@ -154,7 +154,7 @@ class _Table:
         )
 
     def _ratio(self, own: list[Measurement], base: Key, rate: Rate) -> Interval | None:
-        """How many times faster than another row, over the cells that both have."""
+        """Return the factor by which it is faster than another row, over the cells that both have."""
         pairs: dict[tuple[str, ...], list[tuple[float, float]]] = {}
         for found in own:
             other = self.ledger.measurements.get((base, found.cell))
@@ -167,7 +167,7 @@ class _Table:
         return paired_speedup([[a for a, _ in group] for group in groups], [[b for _, b in group] for group in groups])
 
     def _same(self, own: list[Measurement], base: Key) -> float | None:
-        """Share of answers with the tokens of another row in the same cell, the end-of-text token left out."""
+        """Return the share of answers with the tokens of another row in the same cell, without the end of text."""
         verdicts = [
             self._text(mine) == self._text(theirs)
             for found in own
@@ -199,7 +199,7 @@ def _figure(measurements: list[Measurement], category: str, rate: Rate) -> float
 
 
 def rounds(texts: dict[str, list[str]], num_requests: int, num_groups: int, repeats: int) -> list[Cell]:
-    """The cells of one number of requests, repeat by repeat.
+    """Return the cells of one number of requests, repeat by repeat.
 
     One request at a time takes each prompt alone. Several at once are of mixed categories: prompts are dealt in turn.
 

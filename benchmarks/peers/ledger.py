@@ -1,4 +1,4 @@
-"""What was measured, kept line by line in a JSONL file: a run that was stopped goes on where it was.
+"""The measurements of a race, kept line by line in a JSONL file: a run that was stopped goes on where it was.
 
 {"kind": "run", ...}          the settings; a file with others is refused
 {"kind": "peer", ...}         version, dtype and notes of a method's engine
@@ -24,7 +24,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What all methods are given in one round: these prompts at once, for the n-th time."""
+    """The input of all methods in one round: these prompts at once, for the n-th time."""
 
     num_requests: int
     category: str
@@ -52,7 +52,7 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What ran."""
+    """The engine and method that ran."""
 
     version: str
     dtype: str
@@ -65,7 +65,7 @@ class Ledger:
 
     Args:
         path: created if missing.
-        settings: what must be equal for measurements to be comparable.
+        settings: all that must be equal for measurements to be comparable.
 
     Raises:
         RunError: if the file was written with other settings.
@@ -104,7 +104,7 @@ class Ledger:
         return (key, cell) in self.measurements
 
     def _lines(self) -> list[dict[str, Any]]:
-        """The complete lines; the last may have been cut off, and is then removed."""
+        """Read the complete lines; the last may be incomplete, and is then removed."""
         if not self.path.exists():
             return []
         text = self.path.read_text(encoding="utf-8")
@@ -133,7 +133,7 @@ class Ledger:
 
 
 def answers_of(plain: list[dict[str, Any]]) -> tuple[Answer, ...]:
-    """Answers as a worker or the file writes them."""
+    """Read answers as a worker or the file writes them."""
     return tuple(
         Answer(
             tokens=tuple(answer["tokens"]),

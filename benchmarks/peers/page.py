@@ -19,7 +19,7 @@ def page(
     settings: dict[str, Any],
     order: list[Key],
 ) -> str:
-    """The whole page."""
+    """Return the whole page."""
     rows = sorted(rows, key=lambda row: (row.num_requests, order.index(row.key)))
     lost = losses(rows)
     measured = {row.key for row in rows}
@@ -95,7 +95,7 @@ def identity_table(identities: dict[Key, Identity], order: list[Key]) -> str:
 
 
 def _best(rows: list[Row]) -> dict[tuple[int, str], float]:
-    """Our fastest figure in each column."""
+    """Return our fastest figure in each column."""
     best: dict[tuple[int, str], float] = {}
     for row in rows:
         for name, rate in row.decoding.items():

@@ -25,7 +25,7 @@ WARM_UP_TOKENS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where environments are and logs go, and how many threads a peer may use."""
+    """The environments, the folder of logs, and the number of threads of a peer."""
 
     root: Path
     output: Path
@@ -115,7 +115,7 @@ class Race:
         self.ledger.add(Measurement(key=one.key(method), cell=cell, answers=answers, wall_s=reply["wall_s"]))
 
     def _lose(self, one: Running, method: Method, reason: str) -> None:
-        """A method that failed takes no further part in this run, and with its process all methods of it."""
+        """Drop a method that failed from this run, with all methods of its process."""
         assert one.process is not None
         alive = one.process.alive
         for lost in (method,) if alive else one.methods:
@@ -125,7 +125,7 @@ class Race:
 
 
 def left(one: Running, cells: list[Cell], ledger: Ledger) -> bool:
-    """Whether any of its methods misses a cell."""
+    """Return whether any of its methods misses a cell."""
     return any(
         not ledger.has(one.key(method), cell)
         for method in one.methods
@@ -177,7 +177,7 @@ def give_up(one: Running, reason: str, ledger: Ledger) -> None:
 
 
 def warm(one: Running, method: Method, prompts: list[list[int]], ledger: Ledger) -> None:
-    """The first answers of a method, which nobody measures."""
+    """Request the first answers of a method, which are not measured."""
     for size in sorted({1, len(prompts)}):
         if size > method.max_requests or one.process is None or method.name in one.lost:
             continue
@@ -196,7 +196,7 @@ def close_peer(one: Running) -> None:
 
 
 def interpreter(home: Path | None) -> str:
-    """Of a peer's environment; ours for a peer that is no Python package.
+    """Return the interpreter of a peer's environment; ours for a peer that is no Python package.
 
     Raises:
         PeerError: if it was not built; says why.

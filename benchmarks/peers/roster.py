@@ -1,4 +1,4 @@
-"""Who takes part: each peer, its environment, its worker, its methods and how many requests it takes at once.
+"""The peers of the race: environment, worker, methods, and the number of requests that each takes at once.
 
 A peer is a long-lived process in an environment of its own that answers JSON lines (`workers/serve.py`). An engine
 whose speculation is fixed when it starts has one process per method; the others switch between methods.
@@ -23,7 +23,7 @@ class Method:
     """One row of the table.
 
     settings      given to the worker as they stand
-    max_requests  how many requests the peer decodes at once with this method
+    max_requests  requests that the peer decodes at once with this method
     """
 
     name: str
@@ -41,7 +41,7 @@ class Peer:
     """An engine to measure.
 
     home           its folder under `.peers/`; None runs in the package's own environment
-    own_processes  whether every method needs a process
+    own_processes  True if every method needs a process
     """
 
     name: str
@@ -52,24 +52,24 @@ class Peer:
     environ: dict[str, str] = field(default_factory=dict)
 
     def groups(self) -> list[tuple[Method, ...]]:
-        """The methods of each process."""
+        """Return the methods of each process."""
         return [(method,) for method in self.methods] if self.own_processes else [self.methods]
 
 
 def executable(home: Path) -> Path:
-    """The interpreter of an environment."""
+    """Return the interpreter of an environment."""
     return home / "env" / "bin" / "python"
 
 
 def outrider(methods: list[str]) -> Peer:
-    """Ours: plain decoding and the given methods, written as for `outrider bench`."""
+    """Return ours: plain decoding and the given methods, written as for `outrider bench`."""
     rows = [Method(name=PLAIN, max_requests=64)]
     rows += [Method(name=text.partition(":")[0], settings={"method": text}, max_requests=64) for text in methods]
     return Peer(name="outrider", worker="outrider_worker.py", methods=tuple(rows), home=None)
 
 
 def others() -> list[Peer]:
-    """The peers as they come."""
+    """Return the peers with their default methods."""
     ngram = {"method": "ngram", "num_speculative_tokens": 10, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
     suffix = {"method": "suffix", "suffix_decoding_max_cached_requests": 0}
     draft = {"method": "draft_model", "num_speculative_tokens": DRAFT_TOKENS}

@@ -63,7 +63,7 @@ def chosen(options: Options) -> list[Peer]:
 
 
 def compare(options: Options) -> list[str]:
-    """The whole run: its page and its last line."""
+    """Run the whole race, write its page, and print its last line."""
     target = outrider_package.load_target(options.target)
     conversations, prompts = shortest_prompts(options, target.tokenizer)
     max_len = -(-(max(map(len, prompts.values())) + options.max_new_tokens + 64) // 256) * 256
@@ -124,7 +124,7 @@ def take_turns(
 
 
 def shortest_prompts(options: Options, tokenizer: Any) -> tuple[dict[str, list[Conversation]], dict[str, list[int]]]:
-    """The shortest prompts of each category, as many as any round takes; and the token ids of each."""
+    """Return the shortest prompts of each category, as many as any round takes, and their token ids."""
     share = -(-max(options.requests) // len(options.categories))
     needed = max(options.prompts, share if max(options.requests) > 1 else 1)
     chosen, prompts = {}, {}
@@ -142,7 +142,7 @@ def machine() -> str:
 
 
 def document(found: list[Row], ledger: Ledger, settings: dict[str, Any]) -> dict[str, Any]:
-    """All figures, for a program."""
+    """Return all figures, for a program."""
     return {
         "schema": "outrider.peers/1",
         **settings,
@@ -156,7 +156,7 @@ def document(found: list[Row], ledger: Ledger, settings: dict[str, Any]) -> dict
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Written whole or not at all."""
+    """Write a file whole or not at all."""
     scratch = path.with_suffix(".part")
     scratch.write_text(text, encoding="utf-8")
     scratch.replace(path)

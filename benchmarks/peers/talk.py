@@ -35,7 +35,7 @@ class PeerProcess:
             )
 
     def ask(self, order: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        """The answer to one order.
+        """Send one order and return the answer.
 
         Raises:
             PeerError: if it failed, ended, or took longer than `timeout_s`; after that last one it is no more.
@@ -83,7 +83,7 @@ class PeerProcess:
         return line
 
     def _epitaph(self) -> str:
-        """What a process that ended leaves: its exit status and the last line of its log."""
+        """Return the exit status of a process that ended, and the last line of its log."""
         status = self.process.wait()
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         return f"its process ended with {status}: {lines[-1][:200] if lines else 'no message'}"

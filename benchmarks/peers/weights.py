@@ -57,7 +57,7 @@ def prepare(root: Path, target: str, draft: str | None) -> Weights:
 
 
 def _key(directory: Path) -> str:
-    """Eight hexadecimal digits that change with the weights."""
+    """Return eight hexadecimal digits that change with the weights."""
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{directory} holds no safetensors file; give the directory of a model")
@@ -77,7 +77,7 @@ def _cut(model: Path, into: Path) -> None:
 
 
 def _complete(draft: Path, model: Path, into: Path) -> None:
-    """A draft checkpoint with the target's embedding and head, as far as it lacks them."""
+    """Write a draft checkpoint with the target's embedding and head, where it lacks them."""
     config = json.loads((draft / "config.json").read_text())
     if "layers.0.self_attn.q_proj.weight" not in " ".join(tensors := load_file(draft / "model.safetensors")):
         raise CheckpointError(f"{draft} is not a causal language model; give a draft model, not a head")
@@ -99,7 +99,7 @@ def _tokenizer(model: Path, into: Path) -> None:
 
 
 def _gguf(models: Path, converter: Path, directory: Path) -> Path | None:
-    """The same weights for llama.cpp, by its own converter; if that fails, the reason is left beside its build."""
+    """Convert the weights for llama.cpp; if that fails, leave the reason beside them."""
     file = models / f"{directory.name}-bf16.gguf"
     if not file.exists():
         scratch = file.with_suffix(".part")

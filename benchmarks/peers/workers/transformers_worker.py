@@ -56,7 +56,7 @@ class TransformersWorker(Worker):
         return [self._answer(row, watch.clock.arrivals) for row in text_BS[:, length:].tolist()]
 
     def _answer(self, tokens: list[int], arrivals: list[list[float]]) -> dict:
-        """A row of the batch, without the padding after its end."""
+        """Return a row of the batch, without the padding after its end."""
         end = next((index + 1 for index, token in enumerate(tokens) if token in self.eos), len(tokens))
         kept = [[time_s, min(count, end)] for time_s, count in arrivals]
         last = next((index for index, (_, count) in enumerate(kept) if count >= end), len(kept) - 1)

@@ -66,7 +66,7 @@ def _remainders(rest_C: np.ndarray, start: int, num: int, first: Any, second: An
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
 def _limit(logit: Any, bits: Any) -> Any:
-    """No score exceeds this: log2(x) >= bits(x) / 2^23 - 127, and 127 + 31 = 158."""
+    """Return an upper bound of every score: log2(x) >= bits(x) / 2^23 - 127, and 127 + 31 = 158."""
     return logit + (np.float32(158 * LOG_2) - np.float32(bits) * np.float32(LOG_2 / 2**23))
 
 
