@@ -156,7 +156,7 @@ def test_a_full_disk_ends_an_export_with_a_sentence_and_leaves_nothing(
         Path(path).write_bytes(b"half")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("outrider.formats.store.save_file", full)
+    monkeypatch.setattr("outrider.records.files.save_file", full)
     given = ["export", directory, "--target", directory, "--dtype", "float32", "--output", str(tmp_path / "out")]
     assert main(given) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("outrider: ")]

@@ -33,10 +33,12 @@ from outrider.data.dialogue import Dialogue, Rules
 from outrider.data.workloads import load_category
 from outrider.engine import Engine
 from outrider.formats.mtp import final_norm_E, module_prefix, read_mtp, write_mtp
-from outrider.formats.store import WEIGHTS, read_json, replace_file
+from outrider.formats.store import WEIGHTS
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.proposers import load_proposer
 from outrider.proposers.method_spec import method_specs
+from outrider.records.files import write_text
+from outrider.records.json_fields import read_json
 from outrider.results.unit import Answer, UnitResult
 from outrider.sampling import SamplingParams
 from outrider.target import Target
@@ -220,7 +222,7 @@ def shift_layer_ids(head: Path, num_layers: int) -> None:
     config = read_json(head / "config.json").plain()
     ids = [layer + 1 for layer in (2, num_layers // 2, num_layers - 3)]
     config["eagle_config"] = {"use_aux_hidden_state": True, "eagle_aux_hidden_state_layer_ids": ids}
-    replace_file(head / "config.json", json.dumps(config))
+    write_text(head / "config.json", json.dumps(config))
 
 
 def shift_vocabulary(head: Path, num_layers: int) -> None:

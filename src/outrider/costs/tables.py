@@ -18,7 +18,6 @@ A `CostFile` keeps the tables of one machine and target as JSON, schema "outride
 """
 
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,6 +29,7 @@ import numpy as np
 from outrider.costs.grid import Grid
 from outrider.costs.identity import Identity
 from outrider.errors import RunError
+from outrider.records.files import write_text, writing
 
 __all__ = [
     "COSTS_SCHEMA",
@@ -41,7 +41,7 @@ __all__ = [
     "TargetCosts",
     "joined_draft_costs",
     "median_costs",
-    "write_atomically",
+    "write_costs",
 ]
 
 COSTS_SCHEMA: Final = "outrider.costs/1"
@@ -232,7 +232,7 @@ class CostFile:
         Raises:
             RunError: if it cannot be written.
         """
-        write_atomically(path, json.dumps(self.to_plain(), indent=1, allow_nan=False) + "\n")
+        write_costs(path, json.dumps(self.to_plain(), indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -269,19 +269,13 @@ class CostFile:
         )
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write under another name and rename.
+def write_costs(path: Path, text: str) -> None:
+    """Write a file of measured costs atomically.
 
     Raises:
         RunError: if the file cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
-    try:
+    remedy = "free space or give another"
+    with writing(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror or error}); free space or give another") from error
+    write_text(path, text, remedy)

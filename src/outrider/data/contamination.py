@@ -24,7 +24,8 @@ from typing import Any, final
 from outrider.data.texts import Texts
 from outrider.data.workloads import CATEGORIES, load_category
 from outrider.errors import ConfigError
-from outrider.formats.store import TRAINING, read_json
+from outrider.formats.store import TRAINING
+from outrider.records.json_fields import read_json
 
 __all__ = ["NGRAM", "Overlap", "Sought", "find_contamination", "overlap", "recorded_contamination", "words_of"]
 

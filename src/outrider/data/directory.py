@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, final
 
-from filelock import FileLock, Timeout
-
 from outrider.data.shards import (
     DELETE,
     MANIFEST,
@@ -30,7 +28,7 @@ from outrider.data.shards import (
     write_shard,
 )
 from outrider.errors import RunError, on_one_line
-from outrider.records.files import write_text, writing
+from outrider.records.files import lock_directory, write_text, writing
 from outrider.records.json_fields import Fields, parse_json
 
 __all__ = ["DataDirectory", "Shard", "Totals"]
@@ -94,15 +92,8 @@ class DataDirectory:
 
     def __init__(self, directory: Path, manifest: Mapping[str, Any]) -> None:
         self.directory = directory
-        self._lock = FileLock(directory / ".lock")
         with writing(directory):
-            directory.mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout:
-                raise RunError(
-                    f"another process is writing into {directory}; wait for it or give another --output"
-                ) from None
+            self._lock = lock_directory(directory, "writing into", "another --output")
         try:
             self.manifest = self._adopt({"schema": SCHEMA, **manifest})
             self._headers = [_header(path, self.manifest) for path in shard_paths(directory)]

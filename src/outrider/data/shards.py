@@ -93,9 +93,9 @@ def write_shard(path: Path, texts: Sequence[Text], header: Mapping[str, Any]) ->
         "tokens": torch.tensor([token for text in texts for token in text.tokens], dtype=torch.int32),
     }
     kept = json.dumps({"schema": SCHEMA, "digest": _digest(tensors), **header}, sort_keys=True)
-    with replacing(path) as part:
-        save_file(tensors, part, metadata={HEADER: kept})
     with writing(path):
+        with replacing(path) as part:
+            save_file(tensors, part, metadata={HEADER: kept})
         sync(path.parent)
 
 

@@ -11,8 +11,8 @@ from outrider.export.exported import Export, Exported, served_name
 from outrider.export.serving import Order, served_checkpoint
 from outrider.formats.eagle3 import read_eagle3, write_native, write_speculators
 from outrider.formats.eagle3_speculators import is_speculators
-from outrider.formats.store import read_json
 from outrider.proposers.eagle3 import Eagle3Config
+from outrider.records.json_fields import read_json
 
 __all__ = ["on_vllm", "reads", "write"]
 

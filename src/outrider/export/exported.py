@@ -10,7 +10,6 @@ Example: an EAGLE-3 head for Qwen2.5-7B, exported for vLLM with 5 drafted tokens
 
 import json
 import shlex
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,8 +20,8 @@ from typing import Any, Literal
 from safetensors import SafetensorError
 
 from outrider.errors import CheckpointError, RunError, on_one_line
-from outrider.formats.store import read_json, replace_file
-from outrider.records.files import sync
+from outrider.records.files import replacing, replacing_directory
+from outrider.records.json_fields import read_json
 from outrider.target import Target
 
 __all__ = ["ENGINES", "MARKER", "Engine", "Export", "Exported", "export_checkpoint", "export_into", "served_name"]
@@ -97,30 +96,19 @@ def export_into(output: Path, write: Callable[[Path], Exported]) -> Exported:
     Raises:
         RunError: if the disk is full or the place cannot be written.
     """
-    part = output.with_name(f".{output.name}.part")
-    try:
-        with _writing(output, part):
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-            exported = write(part)
-            for file in part.iterdir():
-                sync(file)
-            part.rename(output)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    return exported
+    with _writing(output), replacing_directory(output) as part:
+        return write(part)
 
 
 @contextmanager
-def _writing(output: Path, part: Path) -> Iterator[None]:
+def _writing(output: Path) -> Iterator[None]:
     """Turn a failed write into an error that names the export."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         place = error.filename if isinstance(error, OSError) else None
         reason = (error.strerror if isinstance(error, OSError) else None) or on_one_line(str(error))
-        if place is not None and not str(place).startswith((str(part), str(output))):
+        if place is not None and not str(place).startswith((str(output), str(output.with_name(f".{output.name}.")))):
             raise CheckpointError(f"{place} cannot be read ({reason}); give a checkpoint that can be read") from error
         raise RunError(
             f"{output} cannot be written ({reason}); nothing was left there: free some space or choose another "
@@ -142,7 +130,8 @@ def export_checkpoint(export: Export) -> Exported:
         if reads(config):
             write: Callable[[Export], Exported] = module.write
             exported = write(export)
-            replace_file(export.output / MARKER, _marker(export, exported))
+            with replacing(export.output / MARKER) as part:
+                part.write_text(_marker(export, exported), encoding="utf-8")
             return exported
     raise CheckpointError(
         f"{export.checkpoint} is none of the checkpoints that can be exported: an EAGLE-3, Medusa or MTP head, or a "

@@ -32,11 +32,11 @@ from torch import Tensor
 from outrider.errors import CheckpointError, on_one_line
 from outrider.formats.hf_config import config_of
 from outrider.formats.locate import locate
-from outrider.formats.store import check_target, provenance, read_json, write_checkpoint
+from outrider.formats.store import check_target, provenance, write_checkpoint
 from outrider.formats.tokenizer import load_tokenizer
 from outrider.formats.weights import Weights, read_weights, settle_head
 from outrider.models.spec import DecoderSpec
-from outrider.records.json_fields import shown
+from outrider.records.json_fields import read_json, shown
 from outrider.target import Target
 
 __all__ = [

@@ -32,10 +32,10 @@ import torch
 from torch import Tensor
 
 from outrider.errors import CheckpointError, ConfigError
-from outrider.formats.store import check_target, read_json, write_checkpoint
+from outrider.formats.store import check_target, write_checkpoint
 from outrider.formats.weights import Weights, read_weights
 from outrider.models.medusa import LM_HEAD, TOKEN_MAP, MedusaShape, layer_name, output_name
-from outrider.records.json_fields import Fields, shown
+from outrider.records.json_fields import Fields, read_json, shown
 from outrider.target import Target
 
 __all__ = ["LAYOUTS", "Layout", "MedusaCheckpoint", "read_medusa", "write_medusa"]

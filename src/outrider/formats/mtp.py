@@ -29,10 +29,10 @@ from torch import Tensor
 
 from outrider.errors import CheckpointError, ConfigError
 from outrider.formats.hf_config import config_of
-from outrider.formats.store import check_target, read_json, write_checkpoint
+from outrider.formats.store import check_target, write_checkpoint
 from outrider.formats.weights import Weights, read_weights
 from outrider.models.spec import DecoderSpec, filled_config
-from outrider.records.json_fields import shown
+from outrider.records.json_fields import read_json, shown
 from outrider.target import Target
 
 __all__ = [

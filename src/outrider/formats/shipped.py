@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from outrider.formats.locate import CONFIG, EMBEDDED, head_roots, locate
-from outrider.formats.store import belongs_to, read_json
+from outrider.formats.store import belongs_to
+from outrider.records.json_fields import read_json
 from outrider.target import Target
 
 __all__ = ["shipped_head", "shipped_names", "short_name"]

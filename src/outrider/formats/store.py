@@ -14,18 +14,16 @@ Example: `check_target(config, target, directory)` raises for a head trained on 
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from outrider.errors import CheckpointError, on_one_line
-from outrider.records.json_fields import read_json
+from outrider.records.files import replacing, save_tensors
 from outrider.target import Target
 
 __all__ = [
@@ -37,8 +35,6 @@ __all__ = [
     "fingerprint_of",
     "fingerprints",
     "provenance",
-    "read_json",
-    "replace_file",
     "write_checkpoint",
 ]
 
@@ -49,20 +45,15 @@ STRIDE, LEAST_ROWS = 97, 64
 def write_checkpoint(
     directory: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: str = WEIGHTS
 ) -> None:
-    """Write weights and `config.json` into an existing directory; weights first, each file atomically."""
-    ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    part = directory / f".{file}.part"
-    save_file(ordered, part, metadata={"format": "pt"})
-    part.chmod(0o644)  # safetensors makes private files, and an engine may run as another user
-    os.replace(part, directory / file)
-    replace_file(directory / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    """Write weights, then `config.json`, into an existing directory, each file atomically.
 
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    Raises:
+        OSError: if the disk is full or the place cannot be written.
+    """
+    with replacing(directory / file) as part:
+        save_tensors(part, tensors)
+    with replacing(directory / "config.json") as part:
+        part.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def fingerprint(target: Target) -> str:

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from outrider.errors import CheckpointError, ConfigError
-from outrider.formats.store import check_target, provenance, read_json, replace_file
-from outrider.records.json_fields import shown
+from outrider.formats.store import check_target, provenance
+from outrider.records.files import replacing
+from outrider.records.json_fields import read_json, shown
 from outrider.target import Target
 
 __all__ = ["FILE", "check_draft_vocab", "drafted_ids", "rank_tokens", "read_ranking", "special_ids", "write_ranking"]
@@ -58,7 +59,8 @@ def write_ranking(directory: Path, ids_N: Tensor, target: Target) -> None:
         "vocab_size": target.spec.vocab_size,
         "ids": ids_N.tolist(),
     }
-    replace_file(directory / FILE, json.dumps(content) + "\n")
+    with replacing(directory / FILE) as part:
+        part.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def read_ranking(directory: Path, target: Target) -> Tensor | None:

@@ -33,7 +33,7 @@ from outrider.costs.tables import (
     joined_draft_costs,
     median_costs,
     spread,
-    write_atomically,
+    write_costs,
 )
 from outrider.env import PACKAGE
 from outrider.env import version as outrider_version
@@ -141,7 +141,7 @@ class _Kept:
 
     def keep(self, key: str, plain: Any) -> None:
         self.groups[key] = plain
-        write_atomically(self.path, json.dumps({**self._head, "groups": self.groups}) + "\n")
+        write_costs(self.path, json.dumps({**self._head, "groups": self.groups}) + "\n")
 
 
 @final

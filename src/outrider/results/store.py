@@ -19,11 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar, final
 
-from filelock import FileLock, Timeout
-
 from outrider.audit.verdict import Verdict
 from outrider.errors import RunError, on_one_line
 from outrider.records.codec import to_plain
+from outrider.records.files import LOCK, lock_directory, replacing
 from outrider.records.provenance import Manifest, manifest_from_json, manifest_to_json
 from outrider.results.kept import judged, read_units, read_verdicts
 from outrider.results.unit import UnitResult
@@ -32,7 +31,6 @@ __all__ = ["RunStore", "choose_directory"]
 
 MANIFEST, UNITS, VERDICTS, REPORT, TABLE = "manifest.json", "units.jsonl", "verdicts.jsonl", "report.json", "report.md"
 T = TypeVar("T")
-LOCK = ".lock"
 MOST_DIFFERENCES = 5
 
 
@@ -92,14 +90,7 @@ class RunStore:
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         self.directory = directory
         self._places: dict[str, str] = {}
-        self._guard(lambda: directory.mkdir(parents=True, exist_ok=True))
-        self._lock = FileLock(directory / LOCK)
-        try:
-            self._guard(lambda: self._lock.acquire(timeout=0))
-        except Timeout:
-            raise RunError(
-                f"another process is measuring into {directory}; wait for it or give a new --run-dir"
-            ) from None
+        self._lock = self._guard(lambda: lock_directory(directory, "measuring into", "a new --run-dir"))
         try:
             self.manifest = self._adopt(manifest)
             self.units = self._read_units()
@@ -204,23 +195,15 @@ class RunStore:
         self._guard(write)
 
     def _write_whole(self, name: str, text: str) -> None:
-        path = self.directory / name
-        part = path.with_name(f".{name}.part")
-
         def write() -> None:
-            with part.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
+            with replacing(self.directory / name) as part:
+                part.write_text(text, encoding="utf-8")
 
         self._guard(write)
 
     def _guard(self, work: Callable[[], T]) -> T:
         try:
             return work()
-        except Timeout:
-            raise
         except (OSError, ValueError) as error:
             reason = on_one_line(error.strerror or str(error) if isinstance(error, OSError) else str(error))
             full = "free some space" if isinstance(error, OSError) and error.errno in FULL else "mend that"

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from outrider.formats.hf_draft import EMBEDDING, HEAD, MASK, StoredDraft, check_vocabulary, draft_facts, read_draft
 from outrider.formats.locate import locate
-from outrider.formats.store import read_json
 from outrider.models.decoder import Decoder
 from outrider.models.spec import DecoderSpec
 from outrider.ops.select import choose_ops
+from outrider.records.json_fields import read_json
 from outrider.target import Target
 from outrider.targets import load_target
 from outrider.targets.native import NativeTarget

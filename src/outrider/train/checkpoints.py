@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from outrider.errors import RunError
-from outrider.records.files import replace_directory, write_tensors, write_text, writing
+from outrider.records.files import replacing_directory, write_tensors, write_text, writing
 from outrider.records.json_fields import Fields, read_json
 
 __all__ = ["Progressed", "load_checkpoint", "newest", "save_checkpoint"]
@@ -62,19 +62,11 @@ def save_checkpoint(root: Path, module: nn.Module, optimizer: AdamW, progressed:
         RunError: if the disk is full; earlier checkpoints are untouched.
     """
     path = root / _name(progressed.step)
-    part = root / f".{path.name}.part"
-    try:
-        with writing(part):
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
+    with writing(path), replacing_directory(path) as part:
         write_tensors(part / MODEL, _weights(module))
         write_tensors(part / OPTIMIZER, _moments(module, optimizer))
         files = {name: {"bytes": (part / name).stat().st_size, "sha256": _hash(part / name)} for name in FILES}
         write_text(part / STATE, json.dumps({"schema": SCHEMA, **asdict(progressed), "files": files}, indent=2) + "\n")
-        replace_directory(part, path)
-    except RunError:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
     for old in _all(root)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return path

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from outrider.data.texts import Texts
 from outrider.errors import RunError
-from outrider.formats.store import fingerprint, read_json
+from outrider.formats.store import fingerprint
 from outrider.records.files import size, write_tensors, write_text
+from outrider.records.json_fields import read_json
 from outrider.target import Target
 
 __all__ = ["FeatureStore", "Reader", "store_key"]

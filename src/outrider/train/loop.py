@@ -19,7 +19,6 @@ Worked example: two micro-batches with 3 and 1 texts and loss sums 6 and 4: the 
 """
 
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
@@ -33,7 +32,7 @@ from torch.optim import AdamW
 
 from outrider.errors import RunError
 from outrider.formats.token_ranking import write_ranking
-from outrider.records.files import replace_directory, writing
+from outrider.records.files import replacing_directory, writing
 from outrider.target import Target
 from outrider.train.batch import Batch
 from outrider.train.checkpoints import Progressed, load_checkpoint, newest, save_checkpoint
@@ -278,14 +277,11 @@ class Trainer:
                 self._export("best")
 
     def _export(self, name: str) -> None:
-        part = self.directory / f".{name}.part"
-        with writing(part):
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
+        path = self.directory / name
+        with writing(path), replacing_directory(path) as part:
             self.task.objective.save(part, getattr(torch, self.config.save_dtype))
             if self.task.ranking_N is not None:
                 write_ranking(part, self.task.ranking_N, self.task.target)
-        replace_directory(part, self.directory / name)
 
     def _tell(self, epoch: int, loss: float | None, rate: float) -> None:
         now, total = self.progressed, self.task.schedule.num_tokens

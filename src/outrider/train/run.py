@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock, Timeout
 
 from outrider.data.contamination import find_contamination
 from outrider.data.texts import Corpus, Data, Texts, count
 from outrider.errors import ConfigError, RunError
 from outrider.formats.store import TRAINING, fingerprint
 from outrider.formats.token_ranking import rank_tokens
-from outrider.records.files import size, write_text, writing
+from outrider.records.files import lock_directory, size, write_text, writing
 from outrider.records.json_fields import read_json
 from outrider.records.provenance import collect_manifest, template_hash
 from outrider.target import Target
@@ -302,15 +301,8 @@ def _report(setup: Setup, directory: Path, trainer: Trainer) -> dict[str, Any]:
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """One process tree at a time works in a run's directory."""
-    lock = FileLock(directory / ".lock")
     with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(
-                f"another process is training into {directory}; wait for it or give a new --run-dir"
-            ) from None
+        lock = lock_directory(directory, "training into", "a new --run-dir")
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outrider.formats.store import read_json
+from outrider.records.json_fields import read_json
 from outrider.results.pages.svg import element, escaped, label, picture
 from outrider.results.tables.sheet import Column, Sheet
 

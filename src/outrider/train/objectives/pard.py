@@ -27,8 +27,8 @@ from outrider.data.texts import Corpus
 from outrider.errors import ConfigError
 from outrider.formats.hf_draft import write_draft
 from outrider.formats.locate import locate
-from outrider.formats.store import read_json
 from outrider.proposers.pard import mask_of, names_mask
+from outrider.records.json_fields import read_json
 from outrider.target import Target
 from outrider.train.batch import Batch
 from outrider.train.objective import Objective, Outcome, Teacher
