@@ -16,9 +16,9 @@ import tyro
 
 from outrider.formats.eagle3 import read_eagle3, write_native
 from outrider.formats.medusa import read_medusa, write_medusa
-from outrider.formats.store import read_json
 from outrider.formats.token_ranking import FILE, drafted_ids
 from outrider.models.medusa import LM_HEAD, TOKEN_MAP
+from outrider.records.json_fields import read_json
 from outrider.target import Target
 from outrider.targets import load_target
 from outrider.train.card import CARD

@@ -31,7 +31,7 @@ from outrider.loop.memory import MemoryPlan, check_fits
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.noise import Stream
 from outrider.proposer import Proposer, SessionPlan
-from outrider.records.values import shown
+from outrider.records.display import shown
 from outrider.requests.events import Completion, Event, Outboxes
 from outrider.requests.prompts import Prompt, as_params, as_params_of_each, as_prompts, check_fit
 from outrider.requests.text import TextStream, encode

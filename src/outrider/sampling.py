@@ -27,7 +27,8 @@ from torch import Tensor
 from outrider.errors import RequestError
 from outrider.kernels.nucleus import nucleus
 from outrider.noise import Stream, pick, position_key, position_keys
-from outrider.records.values import check_text, flag, native, real, shown, whole
+from outrider.records.display import shown
+from outrider.records.values import check_text, flag, native, real, whole
 
 __all__ = ["NO_TOKEN", "SamplingParams", "choose", "choose_one", "distribution", "has_law", "largest", "transform"]
 

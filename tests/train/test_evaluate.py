@@ -120,8 +120,8 @@ class Perfect(Objective):
         return Outcome(self.unused.weight.sum(), 1, right_1R, right_1R)
 
     def save(self, directory: Path, dtype: torch.dtype) -> None:
-        from outrider.formats.store import read_json
         from outrider.formats.weights import read_weights
+        from outrider.records.json_fields import read_json
 
         assert self.target.spec.directory is not None
         source = Path(self.target.spec.directory)

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from outrider import ConfigError, Engine, SamplingParams, SessionPlan, load_proposer
 from outrider.data.texts import Corpus, Example
-from outrider.formats.store import read_json
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.noise import Stream
 from outrider.proposer import DraftLimit
 from outrider.proposers.medusa import MedusaProposer
 from outrider.proposers.none import NoProposer
+from outrider.records.json_fields import read_json
 from outrider.target import Target
 from outrider.testing import tiny_target
 from outrider.train.batch import Batch, collate

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar, final
 
 from outrider.data.generator import Job, Listener, TextGenerator, Written
-from outrider.errors import ConfigError, EndpointError, nearest
+from outrider.errors import ConfigError, EndpointError, nearest, on_one_line
 from outrider.http.answers import (
     AnswerError,
     Usage,
@@ -28,12 +28,12 @@ from outrider.http.answers import (
     check_reason,
     choice_of,
     model_names,
-    shown,
     text_of,
     token_ids,
     usage_of,
 )
 from outrider.http.client import PassingError, RefusedError, ServerHttp, gathered
+from outrider.records.display import shown
 
 __all__ = ["ServerConfig", "ServerGenerator"]
 
@@ -142,9 +142,11 @@ class ServerGenerator(TextGenerator):
         url, wanted = self._config.url, self._config.model
         names = self._loop.run(self._retried("GET", "models", None, model_names))
         if wanted is None and len(names) != 1:
-            raise ConfigError(f"{url} serves {len(names)} models ({shown(', '.join(names))}); name one with --model")
+            raise ConfigError(
+                f"{url} serves {len(names)} models ({on_one_line(', '.join(names))}); name one with --model"
+            )
         if wanted is not None and wanted not in names:
-            raise ConfigError(f"{url} has no model '{wanted}'{shown(nearest(wanted, names))}")
+            raise ConfigError(f"{url} has no model '{wanted}'{on_one_line(nearest(wanted, names))}")
         return wanted or names[0]
 
     async def _one(self, job: Job) -> Written:

@@ -35,8 +35,9 @@ from outrider.data.contamination import words_of
 from outrider.data.texts import Data, Example
 from outrider.errors import ConfigError, RunError, on_one_line
 from outrider.formats.store import fingerprint, fingerprints
+from outrider.records.display import shown_json
 from outrider.records.files import replacing, sync, writing
-from outrider.records.json_fields import parse_json, read_json, shown
+from outrider.records.json_fields import parse_json, read_json
 from outrider.target import Target
 
 __all__ = [
@@ -166,7 +167,9 @@ def check_shard(path: Path, header: Mapping[str, Any]) -> None:
 def _check_schema(found: Mapping[str, Any], path: Path) -> None:
     schema = found.get("schema")
     if schema != SCHEMA:
-        raise RunError(f"{path} has schema {shown(schema).strip(chr(39))} but this version reads {SCHEMA}; {AGAIN}")
+        raise RunError(
+            f"{path} has schema {shown_json(schema).strip(chr(39))} but this version reads {SCHEMA}; {AGAIN}"
+        )
 
 
 def shard_paths(directory: Path) -> list[Path]:

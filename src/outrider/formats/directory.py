@@ -14,7 +14,8 @@ from typing import Final
 
 from outrider.errors import CheckpointError, as_error
 from outrider.models.config_keys import check_eos
-from outrider.records.json_fields import Fields, read_json, shown
+from outrider.records.display import shown_json
+from outrider.records.json_fields import Fields, read_json
 
 __all__ = ["CONFIG", "check_directory", "no_weights"]
 
@@ -91,7 +92,7 @@ def _described(directory: Path, lacks: str) -> str:
 
 def _adapter(directory: Path) -> str:
     base = read_json(directory / ADAPTER).get("base_model_name_or_path") if (directory / ADAPTER).exists() else None
-    of = f" of {shown(base)}" if isinstance(base, str) else ""
+    of = f" of {shown_json(base)}" if isinstance(base, str) else ""
     if (directory / CONFIG).exists() and (directory / "model.safetensors").exists():
         return (
             f"{directory} holds a model and a LoRA adapter{of}, which would change its text; merge them, or move"

@@ -22,7 +22,8 @@ from outrider.errors import CheckpointError
 from outrider.formats.eagle3_tensors import Shapes, layer_sizes
 from outrider.models.eagle3 import LAYER, NUM_FEATURE_LAYERS, Eagle3Spec
 from outrider.models.spec import DecoderSpec, filled_config, is_supported
-from outrider.records.json_fields import Fields, shown
+from outrider.records.display import shown_json
+from outrider.records.json_fields import Fields
 
 __all__ = ["LAYER_IDS", "TARGET_LAYER_IDS", "spec_of"]
 
@@ -128,7 +129,7 @@ def _layer(fields: Fields, file: Path, shapes: Shapes) -> DecoderSpec:
     family = fields.get("model_type")
     if family not in LLAMA_LIKE:
         raise CheckpointError(
-            f"{file} has model_type {shown(family)}; heads of type llama, qwen2, qwen3 and mistral are read"
+            f"{file} has model_type {shown_json(family)}; heads of type llama, qwen2, qwen3 and mistral are read"
         )
     known = {key: value for key, value in fields.plain().items() if key not in UNREAD}
     known |= {"model_type": family or "llama", "num_hidden_layers": 1}

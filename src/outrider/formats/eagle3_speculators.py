@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from outrider.errors import CheckpointError
-from outrider.records.json_fields import shown
+from outrider.records.display import shown_json
 
 __all__ = ["is_speculators", "native_of", "speculators_of"]
 
@@ -42,7 +42,7 @@ def native_of(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
         CheckpointError: for another kind of head, or where a key that decides the arithmetic is missing.
     """
     if config[KIND] != "eagle3":
-        raise CheckpointError(f"{file} has {KIND} {shown(config[KIND])}; only 'eagle3' is read here")
+        raise CheckpointError(f"{file} has {KIND} {shown_json(config[KIND])}; only 'eagle3' is read here")
     layer = config.get(LAYER_CONFIG)
     if not isinstance(layer, dict):
         raise CheckpointError(f"{file} has no {LAYER_CONFIG}, which must hold the layer's config")

@@ -36,7 +36,8 @@ from outrider.formats.store import check_target, provenance, write_checkpoint
 from outrider.formats.tokenizer import load_tokenizer
 from outrider.formats.weights import Weights, read_weights, settle_head
 from outrider.models.spec import DecoderSpec
-from outrider.records.json_fields import read_json, shown
+from outrider.records.display import shown_json
+from outrider.records.json_fields import read_json
 from outrider.target import Target
 
 __all__ = [
@@ -124,7 +125,9 @@ def _read_slim(
     if mask_id is not None:
         shapes[MASK] = (spec.hidden_size,)
         if type(mask_id) is not int or not 0 <= mask_id < spec.vocab_size:
-            raise CheckpointError(f"{directory} has mask_id {shown(mask_id)}, outside its {spec.vocab_size} tokens")
+            raise CheckpointError(
+                f"{directory} has mask_id {shown_json(mask_id)}, outside its {spec.vocab_size} tokens"
+            )
     weights.check(shapes)
     return StoredDraft(directory, config, spec, {key: weights[key] for key in shapes}, is_slim=True, mask_id=mask_id)
 

@@ -37,7 +37,8 @@ from outrider.env import cache_home
 from outrider.errors import CheckpointError, ConfigError, nearest, on_one_line
 from outrider.formats.gguf.checkpoint import CONVERTER_VERSION, convert_gguf
 from outrider.formats.gguf.file import parts_of
-from outrider.records.json_fields import read_json, shown
+from outrider.records.display import shown_json
+from outrider.records.json_fields import read_json
 
 __all__ = ["CONFIG", "EMBEDDED", "FETCH", "EmbeddedTarget", "cache_directory", "head_roots", "locate"]
 
@@ -109,9 +110,9 @@ def locate(name_or_path: str | Path, *, with_code: bool = False) -> Path:
     if name.partition("/")[0] in EMBEDDED:
         return _shipped(name)
     if name and path.exists():
-        raise ConfigError(f"{shown(name)} is a file; pass the directory that holds the model, or a .gguf file")
+        raise ConfigError(f"{shown_json(name)} is a file; pass the directory that holds the model, or a .gguf file")
     if not HUB_ID.fullmatch(name) or name.startswith("."):
-        raise ConfigError(f"no model directory, .gguf file or hub id {shown(name, 200)}{nearest(name, EMBEDDED)}")
+        raise ConfigError(f"no model directory, .gguf file or hub id {shown_json(name, 200)}{nearest(name, EMBEDDED)}")
     return _from_hub(name, (*HUB_PATTERNS, "*.py") if with_code else HUB_PATTERNS)
 
 

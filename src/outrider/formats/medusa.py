@@ -35,7 +35,8 @@ from outrider.errors import CheckpointError, ConfigError
 from outrider.formats.store import check_target, write_checkpoint
 from outrider.formats.weights import Weights, read_weights
 from outrider.models.medusa import LM_HEAD, TOKEN_MAP, MedusaShape, layer_name, output_name
-from outrider.records.json_fields import Fields, read_json, shown
+from outrider.records.display import shown_json
+from outrider.records.json_fields import Fields, read_json
 from outrider.target import Target
 
 __all__ = ["LAYOUTS", "Layout", "MedusaCheckpoint", "read_medusa", "write_medusa"]
@@ -182,7 +183,7 @@ def _fasterdecoding_shape(config: Mapping[str, Any], names: Mapping[str, str], t
 
 def _vllm_shape(config: Mapping[str, Any], names: Mapping[str, str], place: Path) -> MedusaShape:
     if config.get("logit_scale", 1) != 1:
-        scale = shown(config["logit_scale"])
+        scale = shown_json(config["logit_scale"])
         raise CheckpointError(f"{place} wants logit_scale={scale}, which is not read; fold it in")
     shares = bool(Fields(config, str(place)).flag("original_lm_head", None))
     num_stored = _num_stored(names, r"blocks\.([0-9]{1,3})\.")
@@ -208,7 +209,7 @@ def _count(config: Mapping[str, Any], keys: tuple[str, ...], default: int | None
     key = next((key for key in keys if config.get(key) is not None), keys[0])
     value = default if config.get(key) is None else config[key]
     if type(value) is not int or not 1 <= value <= most:
-        told = None if value is None else shown(value)
+        told = None if value is None else shown_json(value)
         raise CheckpointError(f"the config of these Medusa heads has {key}={told}; it must be a positive number")
     return value
 
@@ -301,7 +302,7 @@ def _tree(measured: Mapping[str, Any], shape: MedusaShape, directory: Path) -> t
         ranks = tuple(path) if isinstance(path, list) and all(isinstance(rank, int) for rank in path) else ()
         if not 1 <= len(ranks) <= shape.num_heads or min(ranks) < 0 or ranks in paths or ranks[:-1] not in paths:
             raise CheckpointError(
-                f"tree in {directory / 'config.json'} has {shown(path)} where a path of ranks must be, at most"
+                f"tree in {directory / 'config.json'} has {shown_json(path)} where a path of ranks must be, at most"
                 f" {shape.num_heads} deep and behind its parent; delete the key to draft with the built-in tree"
             )
         paths.append(ranks)

@@ -32,7 +32,8 @@ from outrider.formats.hf_config import config_of
 from outrider.formats.store import check_target, write_checkpoint
 from outrider.formats.weights import Weights, read_weights
 from outrider.models.spec import DecoderSpec, filled_config
-from outrider.records.json_fields import read_json, shown
+from outrider.records.display import shown_json
+from outrider.records.json_fields import read_json
 from outrider.target import Target
 
 __all__ = [
@@ -169,7 +170,7 @@ def open_mtp(directory: Path) -> MtpCheckpoint:
     config = read_json(file)
     num_modules = config.get("num_nextn_predict_layers")
     if type(num_modules) is not int or not 1 <= num_modules <= MOST_MODULES:
-        told = None if num_modules is None else shown(num_modules)
+        told = None if num_modules is None else shown_json(num_modules)
         raise CheckpointError(
             f"{file} has num_nextn_predict_layers {told}, so it holds no prediction modules; "
             "give a checkpoint in the MiMo layout"
@@ -179,7 +180,7 @@ def open_mtp(directory: Path) -> MtpCheckpoint:
     facts = facts if isinstance(facts, Mapping) else {}
     state = facts.get("state", "residual")
     if state not in ("residual", "normed"):
-        raise CheckpointError(f'{file} has state {shown(state)} under outrider; it must be "residual" or "normed"')
+        raise CheckpointError(f'{file} has state {shown_json(state)} under outrider; it must be "residual" or "normed"')
     weights = _modules_of(read_weights(directory), keep_norm=state == "residual")
     spec = replace(spec, qkv_bias=any(name.endswith("_proj.bias") for name in weights))
     found = MtpCheckpoint(spec=spec, num_modules=num_modules, state=state, tensors=weights, provenance=facts)
@@ -217,7 +218,9 @@ def _check_sizes(spec: DecoderSpec, target: Target, directory: Path) -> None:
 
 def _spec(config: Mapping[str, Any], file: Path) -> DecoderSpec:
     if config.get("model_type") not in FAMILIES:
-        raise CheckpointError(f"{file} has model_type {shown(config.get('model_type'))}; known: {', '.join(FAMILIES)}")
+        raise CheckpointError(
+            f"{file} has model_type {shown_json(config.get('model_type'))}; known: {', '.join(FAMILIES)}"
+        )
     known = filled_config({**config, "model_type": "qwen2"}, "qwen2", file, own=("attention_bias",))
     spec = DecoderSpec.from_config(known)
     return replace(spec, windows=(None,) * spec.num_layers)

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from outrider.errors import CheckpointError, ConfigError
 from outrider.formats.store import check_target, provenance
+from outrider.records.display import shown_json
 from outrider.records.files import replacing
-from outrider.records.json_fields import read_json, shown
+from outrider.records.json_fields import read_json
 from outrider.target import Target
 
 __all__ = ["FILE", "check_draft_vocab", "drafted_ids", "rank_tokens", "read_ranking", "special_ids", "write_ranking"]
@@ -76,7 +77,7 @@ def read_ranking(directory: Path, target: Target) -> Tensor | None:
     check_target(content, target, file)
     vocab_size, ids = target.spec.vocab_size, content.get("ids")
     if content.get("schema") != SCHEMA or content.get("vocab_size") != vocab_size:
-        schema, size = (shown(content.get(key)) for key in ("schema", "vocab_size"))
+        schema, size = (shown_json(content.get(key)) for key in ("schema", "vocab_size"))
         raise CheckpointError(
             f"{file} has schema {schema} and vocab_size {size} instead of "
             f"{SCHEMA!r} and {vocab_size}; delete it to draft from the whole vocabulary"

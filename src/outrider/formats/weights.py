@@ -26,7 +26,8 @@ from torch import Tensor
 from outrider.errors import CheckpointError, as_error, on_one_line
 from outrider.formats.directory import no_weights
 from outrider.models.spec import DecoderSpec
-from outrider.records.json_fields import Fields, parse_json, read_json, shown
+from outrider.records.display import shown_json
+from outrider.records.json_fields import Fields, parse_json, read_json
 
 __all__ = ["StoredTensor", "Weights", "cast", "check_finite", "read_weights", "settle_head"]
 
@@ -207,7 +208,7 @@ def _read_shards(directory: Path) -> dict[str, StoredTensor]:
     for shard in sorted(set(shard_of.values())):
         if not SHARD_NAME.fullmatch(shard):
             raise CheckpointError(
-                f"{directory / INDEX} names shard {shown(shard)}, which is no file name or leaves the directory"
+                f"{directory / INDEX} names shard {shown_json(shard)}, which is no file name or leaves the directory"
             )
         found |= _read_header(directory / shard)
     for name, shard in shard_of.items():
@@ -221,7 +222,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     shards = content.section("weight_map")
     for name in shards:
         if not name.isprintable():
-            raise CheckpointError(f"{index} names a tensor {shown(name)}; it is damaged: download it again")
+            raise CheckpointError(f"{index} names a tensor {shown_json(name)}; it is damaged: download it again")
     return {name: shards.text(name) for name in shards}
 
 
@@ -265,7 +266,7 @@ def _stored_tensors(file: Path, header: Fields, num_bytes: int) -> dict[str, Sto
         if name == "__metadata__":
             continue
         if not name.isprintable() or len(name) > 500:
-            raise CheckpointError(f"{file} holds a tensor named {shown(name)}; it is damaged: download it again")
+            raise CheckpointError(f"{file} holds a tensor named {shown_json(name)}; it is damaged: download it again")
         entry = header.section(name)
         start, end = entry.integers("data_offsets", low=0, length=2)
         spans.append((start, end))

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from outrider.errors import on_one_line
+from outrider.records.display import shown
 
 __all__ = [
     "AnswerError",
@@ -22,13 +23,11 @@ __all__ = [
     "model_names",
     "parsed",
     "said_by",
-    "shown",
     "text_of",
     "token_ids",
     "usage_of",
 ]
 
-LONGEST_WORDS = 200
 MOST_NAMES = 10_000
 REASONS = ("stop", "length")
 
@@ -50,7 +49,7 @@ def parsed(data: bytes | str) -> dict[str, Any]:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
         answer = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        raise _foreign(f"it did not answer in JSON ({shown(error)})") from error
+        raise _foreign(f"it did not answer in JSON ({on_one_line(str(error))})") from error
     if not isinstance(answer, dict):
         raise _foreign(f"it answered with a {type(answer).__name__}")
     if answer.get("error"):
@@ -66,7 +65,7 @@ def model_names(answer: Mapping[str, Any]) -> list[str]:
     names = [model.get("id") if isinstance(model, dict) else None for model in listed]
     for name in names:
         if not isinstance(name, str) or not name or not _is_unicode(name):
-            raise _foreign(f"it lists a model whose 'id' is {shown(repr(name))}")
+            raise _foreign(f"it lists a model whose 'id' is {shown(name)}")
     return names  # type: ignore[return-value]
 
 
@@ -89,10 +88,10 @@ def token_ids(choice: Mapping[str, Any], vocab_size: int) -> list[int] | None:
     if ids is None:
         return None
     if not isinstance(ids, list):
-        raise _foreign(f"'token_ids' is {shown(repr(ids))}")
+        raise _foreign(f"'token_ids' is {shown(ids)}")
     for token in ids:
         if type(token) is not int:
-            raise _foreign(f"'token_ids' holds {shown(repr(token))}")
+            raise _foreign(f"'token_ids' holds {shown(token)}")
         if not 0 <= token < vocab_size:
             raise AnswerError(
                 f"gave the token id {shown(token)}, but the target has {vocab_size} tokens; it serves another model"
@@ -104,7 +103,7 @@ def text_of(choice: Mapping[str, Any]) -> str:
     """Return the text of a choice."""
     text = choice.get("text")
     if not isinstance(text, str) or not _is_unicode(text):
-        raise _foreign(f"it gave no completion: 'text' is {shown(repr(text))}")
+        raise _foreign(f"it gave no completion: 'text' is {shown(text)}")
     return text
 
 
@@ -116,7 +115,7 @@ def usage_of(answer: Mapping[str, Any]) -> Usage | None:
     counts = [usage.get(name) for name in Usage._fields] if isinstance(usage, dict) else [usage, usage]
     for count in counts:
         if count is not None and (type(count) is not int or count < 0):
-            raise _foreign(f"'usage' holds {shown(repr(count))}")
+            raise _foreign(f"'usage' holds {shown(count)}")
     return Usage(*counts)
 
 
@@ -132,7 +131,9 @@ def check_prompt(usage: Usage | None, num_sent: int) -> None:
 def check_reason(reason: object) -> None:
     """Refuse an answer that ended for another reason than its end or its limit."""
     if reason not in REASONS:
-        raise AnswerError(f"ended an answer for the reason '{shown(reason)}', neither {' nor '.join(REASONS)}")
+        raise AnswerError(
+            f"ended an answer for the reason '{on_one_line(str(reason))}', neither {' nor '.join(REASONS)}"
+        )
 
 
 def said_by(data: bytes) -> str:
@@ -141,21 +142,12 @@ def said_by(data: bytes) -> str:
     try:
         return _words(json.loads(text))
     except (ValueError, RecursionError):
-        return shown(text) or "no reason given"
-
-
-def shown(value: object) -> str:
-    """Return a value in one short line of printable characters."""
-    return "a huge number" if _is_huge(value) else on_one_line(str(value), LONGEST_WORDS)
-
-
-def _is_huge(value: object) -> bool:
-    return isinstance(value, int) and value.bit_length() > 256
+        return on_one_line(text) or "no reason given"
 
 
 def _words(answer: Any) -> str:
     error = answer.get("error", answer) if isinstance(answer, dict) else answer
-    return shown(error.get("message", error) if isinstance(error, dict) else error)
+    return on_one_line(str(error.get("message", error) if isinstance(error, dict) else error))
 
 
 def _is_unicode(text: str) -> bool:

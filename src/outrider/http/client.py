@@ -19,8 +19,8 @@ from typing import Any, TypeVar, final
 
 import httpx
 
-from outrider.errors import EndpointError
-from outrider.http.answers import AnswerError, parsed, said_by, shown
+from outrider.errors import EndpointError, on_one_line
+from outrider.http.answers import AnswerError, parsed, said_by
 
 __all__ = ["PassingError", "RefusedError", "ServerHttp", "gathered"]
 
@@ -135,13 +135,14 @@ class ServerHttp:
         async with self._http.stream(method, address, json=body) as response:
             encoding = response.headers.get("content-encoding", "identity")
             if encoding.strip().lower() not in ("identity", ""):
-                raise AnswerError(f"answers in the encoding '{shown(encoding)}', which nobody asked for; turn it off")
+                raise AnswerError(
+                    f"answers in the encoding '{on_one_line(encoding)}', which nobody asked for; turn it off"
+                )
             if response.status_code != 200:
                 words = said_by(await _body(response, LARGEST_REFUSAL, cut=True))
                 place = response.headers.get("location")
-                sentence = (
-                    f"refuses with status {response.status_code} ({f'it leads to {shown(place)}' if place else words})"
-                )
+                reason = f"it leads to {on_one_line(place)}" if place else words
+                sentence = f"refuses with status {response.status_code} ({reason})"
                 wait_s = _wait_s(response.headers.get("retry-after", ""))
                 raise RefusedError(f"{address} {sentence}", response.status_code, wait_s)
             yield response
@@ -195,12 +196,12 @@ def _telling(address: str, timeout_s: float) -> Iterator[None]:
     except (httpx.RemoteProtocolError, httpx.ReadError) as error:
         is_cut = isinstance(error, httpx.ReadError) or any(word in str(error) for word in CUT)
         what = "cut its answer off before the end" if is_cut else "did not answer in HTTP"
-        raise PassingError(f"{address} {what} ({shown(error)})") from error
+        raise PassingError(f"{address} {what} ({on_one_line(str(error))})") from error
     except (httpx.HTTPError, OSError) as error:
-        reason = shown(error) or type(error).__name__
+        reason = on_one_line(str(error)) or type(error).__name__
         raise PassingError(f"{address} cannot be reached ({reason})") from error
     except (httpx.InvalidURL, httpx.StreamError, ImportError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise EndpointError(f"{address} cannot be used ({type(error).__name__}: {shown(error)})") from error
+        raise EndpointError(f"{address} cannot be used ({type(error).__name__}: {on_one_line(str(error))})") from error
 
 
 def _wait_s(said: str) -> float | None:

@@ -17,7 +17,8 @@ import torch
 from outrider.cache import CachePlan
 from outrider.errors import CapacityError, ConfigError
 from outrider.proposer import Proposer
-from outrider.records.values import shown, whole
+from outrider.records.display import shown
+from outrider.records.values import whole
 from outrider.target import Target
 
 __all__ = ["MemoryPlan", "check_fits", "free_bytes", "give_back"]

@@ -17,7 +17,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from outrider.records.json_fields import Fields, shown
+from outrider.records.display import shown_json
+from outrider.records.json_fields import Fields
 
 __all__ = ["check_eos", "check_keys", "check_rope", "check_types"]
 
@@ -115,8 +116,8 @@ def check_rope(config: Fields) -> None:
     if old and new and (left := _rule(old)) != (right := _rule(new)):
         key = next(key for key in sorted(left | right) if left.get(key) != right.get(key))
         raise config.error(
-            f"{config.where}: rope_scaling.{key} is {shown(left.get(key))} but rope_parameters.{key} is"
-            f" {shown(right.get(key))}; keep the right one of the two sections"
+            f"{config.where}: rope_scaling.{key} is {shown_json(left.get(key))} but rope_parameters.{key} is"
+            f" {shown_json(right.get(key))}; keep the right one of the two sections"
         )
     _check_theta(config, old, new)
 
@@ -129,7 +130,9 @@ def _check_rope_section(config: Fields, name: str, rope: Fields) -> None:
                 f" supported; write one {name} for all layers"
             )
         if key not in ROPE_NUMBERS | ROPE_OTHERS and not _is_neutral(value):
-            raise config.error(f"{config.where}: {rope.name(key)} is {shown(value)}, which is not supported; {FOREIGN}")
+            raise config.error(
+                f"{config.where}: {rope.name(key)} is {shown_json(value)}, which is not supported; {FOREIGN}"
+            )
     for key in sorted(ROPE_NUMBERS):
         rope.number(key, None, above=-math.inf if key.startswith("mscale") else 0.0)
     rope.number("rope_theta", None, above=1.0)
@@ -146,8 +149,8 @@ def _check_rope_section(config: Fields, name: str, rope: Fields) -> None:
     if scales and (not kinds or kinds[0] == "default"):
         found = f"rope_type is {kinds[0]!r}" if kinds else "there is no rope_type"
         raise config.error(
-            f"{config.where}: {rope.name(scales[0])} is {shown(rope[scales[0]])} but {found}; name the type of scaling,"
-            " such as linear or yarn"
+            f"{config.where}: {rope.name(scales[0])} is {shown_json(rope[scales[0]])} but {found}; name the type of"
+            " scaling, such as linear or yarn"
         )
     low, high = rope.number("low_freq_factor", None), rope.number("high_freq_factor", None)
     if low is not None and high is not None and low >= high:
@@ -188,7 +191,7 @@ def check_keys(raw: Fields, own: Collection[str], config: Any, theta: object) ->
             continue
         if not _is_neutral(value) and value not in meaningless.get(key, ()):
             raise raw.error(
-                f"{raw.where}: {raw.name(key)} is {shown(value)}, which a {config.model_type} model does not obey;"
+                f"{raw.where}: {raw.name(key)} is {shown_json(value)}, which a {config.model_type} model does not obey;"
                 f" {FOREIGN}"
             )
 

@@ -22,7 +22,8 @@ from transformers import GenerationConfig, LlamaConfig, MistralConfig, PreTraine
 
 from outrider.errors import CheckpointError, as_error
 from outrider.models.config_keys import check_eos, check_keys, check_types
-from outrider.records.json_fields import Fields, read_json, shown
+from outrider.records.display import shown_json
+from outrider.records.json_fields import Fields, read_json
 
 __all__ = ["FAMILIES", "DecoderSpec", "RopeSpec", "filled_config", "is_supported", "read_config"]
 
@@ -193,7 +194,9 @@ def read_config(path: str | Path) -> PreTrainedConfig:
     raw = read_json(Path(path))
     family = raw.text("model_type", "None")
     if family not in FAMILIES:
-        raise CheckpointError(f"{path} has model_type {shown(family)}; the native decoder runs {', '.join(FAMILIES)}")
+        raise CheckpointError(
+            f"{path} has model_type {shown_json(family)}; the native decoder runs {', '.join(FAMILIES)}"
+        )
     return filled_config(raw, family, path)
 
 
@@ -224,9 +227,9 @@ def filled_config(
 def is_supported(config: PreTrainedConfig) -> str | None:
     """Explain, as the middle of a sentence, why the native decoder cannot run this model exactly; None when it can."""
     if config.model_type not in FAMILIES:
-        return f"model_type {shown(config.model_type)} is not one of {', '.join(FAMILIES)}"
+        return f"model_type {shown_json(config.model_type)} is not one of {', '.join(FAMILIES)}"
     if config.hidden_act not in ("silu", "swish"):
-        return f"hidden_act is {shown(config.hidden_act)}, not 'silu'"
+        return f"hidden_act is {shown_json(config.hidden_act)}, not 'silu'"
     if getattr(config, "quantization_config", None) is not None:
         return "its weights are quantized (quantization_config)"
     if config.is_heterogeneous:
@@ -246,7 +249,7 @@ def _heads_reason(config: PreTrainedConfig) -> str | None:
 def _rope_reason(config: PreTrainedConfig) -> str | None:
     rope = config.rope_parameters or {}
     if rope.get("rope_type") not in ROPE_TYPES:
-        return f"rope_type {shown(rope.get('rope_type'))} is not one of {', '.join(ROPE_TYPES)}"
+        return f"rope_type {shown_json(rope.get('rope_type'))} is not one of {', '.join(ROPE_TYPES)}"
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         return f"partial_rotary_factor is {rope['partial_rotary_factor']}, not 1"
     return None
@@ -257,7 +260,7 @@ def _layers_reason(config: PreTrainedConfig) -> str | None:
     if config.model_type == "mistral" and kinds:
         return "a mistral config with layer_types mixes attention kinds"
     unknown = sorted(kinds - {"full_attention", "sliding_attention"})
-    return f"layer_types holds {shown(unknown[0])}" if unknown and config.model_type != "llama" else None
+    return f"layer_types holds {shown_json(unknown[0])}" if unknown and config.model_type != "llama" else None
 
 
 def _windows(config: PreTrainedConfig) -> tuple[int | None, ...]:

@@ -36,7 +36,7 @@ from outrider.proposers.drafting.fused_chain import FusedChain
 from outrider.proposers.drafting.model_reader import ModelReader, Row
 from outrider.proposers.drafting.sampler import ChainSampler
 from outrider.proposers.reach import within_reach
-from outrider.records.json_fields import shown
+from outrider.records.display import shown_json
 from outrider.sampling import SamplingParams
 from outrider.target import Target
 from outrider.targets.draft import load_draft
@@ -137,7 +137,9 @@ def mask_of(config: Mapping[str, Any], where: str | Path, vocab_size: int) -> in
         raise CheckpointError(f"{where} names {len(masks)} mask tokens; only one for all places is run here")
     mask = masks[0]
     if type(mask) is not int or not 0 <= mask < vocab_size:
-        raise CheckpointError(f"{where} names mask token {shown(mask)}, which is not one of its {vocab_size} tokens")
+        raise CheckpointError(
+            f"{where} names mask token {shown_json(mask)}, which is not one of its {vocab_size} tokens"
+        )
     return mask
 
 

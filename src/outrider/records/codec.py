@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from outrider.errors import RunError, on_one_line
+from outrider.records.display import shown
 
 __all__ = ["dumps", "from_plain", "loads", "parsed", "to_plain"]
 
@@ -148,8 +149,7 @@ def _is_number(value: Any) -> bool:
 
 def _checked(fits: bool, value: Any, where: str, wanted: str) -> Any:
     if not fits:
-        shown = on_one_line(repr(value), 60) if not isinstance(value, int) or abs(value) < 10**60 else "a huge number"
         raise RunError(
-            f"{on_one_line(where)} is {shown} but must be {wanted}; the file is damaged or of another version"
+            f"{on_one_line(where)} is {shown(value)} but must be {wanted}; the file is damaged or of another version"
         )
     return value

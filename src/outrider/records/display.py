@@ -7,9 +7,12 @@ is a name, whatever is in it.
 Example: `visible("\x1b[2J")` is `\x1b[2J` in eight plain characters, and `markdown_text("a|<b>")` is `a\|&lt;b&gt;`.
 """
 
+import json
 import re
+import reprlib
+from typing import Any
 
-__all__ = ["markdown_code", "markdown_text", "visible", "visible_line"]
+__all__ = ["markdown_code", "markdown_text", "shown", "shown_json", "visible", "visible_line"]
 
 COMMANDS = (
     "\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but for newline and tab
@@ -21,6 +24,39 @@ UNSEEN = re.compile(f"[{COMMANDS}]")
 UNSEEN_IN_A_LINE = re.compile(f"[{COMMANDS}\n\t]")
 MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
 BLOCK = re.compile(r"^(?:#|[-+](?=[-+\s])|\d+(?=[.)]))")
+
+LONGEST = 80
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = LONGEST
+
+
+def shown(value: Any) -> str:
+    """Return any Python value as one short line for a message.
+
+    >>> shown("a" * 100)
+    "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'"
+    """
+    if isinstance(value, int) and value.bit_length() > 128:  # longer ones cannot even be printed
+        return f"{'-' if value < 0 else ''}2**{value.bit_length() - 1}"
+    try:
+        text = " ".join(SHORT.repr(value).split())
+    except Exception:  # an object whose repr fails
+        return f"a {type(value).__name__}"
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def shown_json(value: object, max_chars: int = 60) -> str:
+    """Return a JSON value as one short line of ASCII for a message: in JSON's notation, strings in single quotes.
+
+    >>> shown_json([True, None]), shown_json("64")
+    ('[true, null]', "'64'")
+    """
+    try:
+        text = value if isinstance(value, str) else json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        text = str(type(value).__name__)
+    cut = text if len(text) <= max_chars else text[:max_chars] + "..."
+    return ascii(cut) if isinstance(value, str) else cut.encode("ascii", "backslashreplace").decode()
 
 
 def visible(text: str) -> str:

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar, final
 
 from outrider.errors import CheckpointError, OutriderError, nearest, on_one_line
+from outrider.records.display import shown_json
 
-__all__ = ["DOWNLOAD", "REQUIRED", "Fields", "parse_json", "parse_value", "read_json", "shown"]
+__all__ = ["DOWNLOAD", "REQUIRED", "Fields", "parse_json", "parse_value", "read_json"]
 
 D = TypeVar("D")
 DOWNLOAD: Final = "download the file again"
@@ -75,16 +76,6 @@ def parse_value(
         raise error(f"{where} nests deeper than JSON files do; {remedy}") from reason
     except ValueError as reason:
         raise error(f"{where} cannot be read as JSON ({on_one_line(str(reason))}); {remedy}") from reason
-
-
-def shown(value: object, max_chars: int = 60) -> str:
-    """Return a value as it stands in messages: quoted, on one line, shortened."""
-    try:
-        text = value if isinstance(value, str) else json.dumps(value)
-    except (TypeError, ValueError, RecursionError):
-        text = str(type(value).__name__)
-    cut = text if len(text) <= max_chars else text[:max_chars] + "..."
-    return ascii(cut) if isinstance(value, str) else cut.encode("ascii", "backslashreplace").decode()
 
 
 @final
@@ -168,7 +159,7 @@ class Fields(Mapping[str, Any]):
         if not isinstance(value, str) or _is_broken(value):
             self.refuse(key, "a string")
         if choices and value not in choices:
-            raise self.error(f"{self.where}: {self.name(key)} is {shown(value)}{nearest(value, choices)}")
+            raise self.error(f"{self.where}: {self.name(key)} is {shown_json(value)}{nearest(value, choices)}")
         return value
 
     def section(self, key: str, default: D = REQUIRED) -> "Fields | D":
@@ -233,7 +224,7 @@ class Fields(Mapping[str, Any]):
     def name(self, key: str) -> str:
         """Return a key with the keys that lead to it, as it stands in messages."""
         full = self._prefix + key
-        return full if full.isascii() and full.isprintable() and len(full) <= 120 else shown(full)
+        return full if full.isascii() and full.isprintable() and len(full) <= 120 else shown_json(full)
 
     def _get(self, key: str, default: Any) -> Any:
         value = self._values.get(key)
@@ -251,7 +242,7 @@ class Fields(Mapping[str, Any]):
         return Fields(values, self.where, self.error, self.remedy, f"{self._prefix}{key}.")
 
     def _refuse_value(self, key: str, value: object, expected: str) -> NoReturn:
-        raise self.error(f"{self.where}: {self.name(key)} is {shown(value)} but must be {expected}; {self.remedy}")
+        raise self.error(f"{self.where}: {self.name(key)} is {shown_json(value)} but must be {expected}; {self.remedy}")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -259,7 +250,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) != len(pairs):
         for key, value in pairs:
             if values[key] != value:
-                raise ValueError(f"the key {shown(key)} stands twice, with two values")
+                raise ValueError(f"the key {shown_json(key)} stands twice, with two values")
     return values
 
 

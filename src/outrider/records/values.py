@@ -6,7 +6,6 @@ NaN is not a number at all. Example: `whole("max_batch", np.int64(4), ConfigErro
 
 import math
 import operator
-import reprlib
 from numbers import Real
 from typing import Any
 
@@ -14,12 +13,9 @@ import numpy as np
 import torch
 
 from outrider.errors import OutriderError, RequestError
+from outrider.records.display import shown
 
-__all__ = ["check_text", "flag", "native", "real", "shown", "whole"]
-
-LONGEST = 80
-SHORT = reprlib.Repr()
-SHORT.maxstring = SHORT.maxother = LONGEST
+__all__ = ["check_text", "flag", "native", "real", "whole"]
 
 
 def native(value: Any) -> Any:
@@ -56,21 +52,6 @@ def flag(name: str, value: Any, error: type[OutriderError]) -> bool:
     if isinstance(known, bool):
         return known
     raise error(f"{name}={shown(value)} must be True or False")
-
-
-def shown(value: Any) -> str:
-    """Return a value as one short line for a message, whatever it is.
-
-    >>> shown("a" * 100)
-    "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'"
-    """
-    if isinstance(value, int) and value.bit_length() > 128:  # longer ones cannot even be printed
-        return f"{'-' if value < 0 else ''}2**{value.bit_length() - 1}"
-    try:
-        text = " ".join(SHORT.repr(value).split())
-    except Exception:  # an object whose repr fails
-        return f"a {type(value).__name__}"
-    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
 def check_text(text: str, name: str) -> None:

@@ -17,7 +17,8 @@ from numbers import Number
 from typing import Any
 
 from outrider.errors import RequestError
-from outrider.records.values import check_text, native, shown, whole
+from outrider.records.display import shown
+from outrider.records.values import check_text, native, whole
 from outrider.sampling import SamplingParams
 
 __all__ = ["Prompt", "as_params", "as_params_of_each", "as_prompt", "as_prompts", "check_fit"]

@@ -39,7 +39,8 @@ from outrider.errors import CheckpointError, ConfigError
 from outrider.formats.foreign import reading
 from outrider.formats.weights import check_finite, read_weights
 from outrider.placement import Placement
-from outrider.records.json_fields import read_json, shown
+from outrider.records.display import shown_json
+from outrider.records.json_fields import read_json
 from outrider.target import Forward, SharedWeights, Target, TargetSession, TargetSpec
 from outrider.targets.layers import LayerMasks
 from outrider.targets.prefill import read_prompts
@@ -285,8 +286,8 @@ def _check_layers(directory: Path, num_tensors: int) -> None:
             wanted = section.get(key) if isinstance(section, Mapping) else None
             if isinstance(wanted, int) and wanted > num_tensors:
                 raise CheckpointError(
-                    f"{directory / 'config.json'} asks for {key} {shown(wanted)}, but the weights are {num_tensors} "
-                    "tensors in all; check that config.json belongs to these weights"
+                    f"{directory / 'config.json'} asks for {key} {shown_json(wanted)}, but the weights are"
+                    f" {num_tensors} tensors in all; check that config.json belongs to these weights"
                 )
 
 

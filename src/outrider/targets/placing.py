@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from outrider.errors import ConfigError, nearest
-from outrider.records.values import shown
+from outrider.records.display import shown
 
 __all__ = ["DTYPES", "device_named", "dtype_named"]
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outrider.errors import CheckpointError, OutriderError, RunError
-from outrider.records.json_fields import Fields, parse_json, parse_value, read_json, shown
+from outrider.records.display import shown_json
+from outrider.records.json_fields import Fields, parse_json, parse_value, read_json
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(), lambda inner: st.lists(inner)
@@ -130,6 +131,6 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_values_are_shown_on_one_short_line() -> None:
-    assert shown("a\n\x1b[31mb") == r"'a\n\x1b[31mb'"
-    assert len(shown("x" * 10_000)) < 80
-    assert shown(["é", 1]) == '["\\u00e9", 1]'
+    assert shown_json("a\n\x1b[31mb") == r"'a\n\x1b[31mb'"
+    assert len(shown_json("x" * 10_000)) < 80
+    assert shown_json(["é", 1]) == '["\\u00e9", 1]'

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from outrider.errors import ConfigError
-from outrider.records.values import flag, native, real, shown, whole
+from outrider.records.display import shown
+from outrider.records.values import flag, native, real, whole
 
 
 @pytest.mark.parametrize("given", [7, np.int64(7), np.uint8(7), np.array(7), torch.tensor(7)])

@@ -18,7 +18,7 @@ from time import perf_counter
 from typing import Any, final
 
 from outrider.bench.serving.prometheus import counters_in
-from outrider.errors import EndpointError, nearest
+from outrider.errors import EndpointError, nearest, on_one_line
 from outrider.http.answers import (
     AnswerError,
     Usage,
@@ -27,11 +27,11 @@ from outrider.http.answers import (
     choice_of,
     model_names,
     parsed,
-    shown,
     token_ids,
     usage_of,
 )
 from outrider.http.client import ServerHttp
+from outrider.records.display import shown
 from outrider.results.counters import Counters, total_of
 
 __all__ = ["Client", "CompletionRequest", "Reply"]
@@ -113,10 +113,10 @@ class Client:
         """
         names = await self._http.json("GET", f"{self.url}/models", None, model_names)
         if wanted is None and len(names) != 1:
-            listed = shown(", ".join(names))
+            listed = on_one_line(", ".join(names))
             raise EndpointError(f"{self.url} serves {len(names)} models ({listed}); name one with --endpoint-model")
         if wanted is not None and wanted not in names:
-            raise EndpointError(f"{self.url} has no model '{wanted}'{shown(nearest(wanted, names))}")
+            raise EndpointError(f"{self.url} has no model '{wanted}'{on_one_line(nearest(wanted, names))}")
         return wanted or names[0]
 
     async def counters(self) -> Counters | None:

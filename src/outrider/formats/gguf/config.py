@@ -15,7 +15,7 @@ import torch
 
 from outrider.errors import CheckpointError
 from outrider.formats.gguf.file import ORIGINAL, GgufFile
-from outrider.records.json_fields import shown
+from outrider.records.display import shown_json
 
 __all__ = ["ARCHITECTURES", "config_of_gguf"]
 
@@ -112,7 +112,7 @@ def _check_keys(source: GgufFile) -> None:
             continue
         if value not in NEUTRAL.get(name, ()):
             raise CheckpointError(
-                f"{source.path} sets {key} to {shown(value)}, which is not converted; {ORIGINAL} of the model"
+                f"{source.path} sets {key} to {shown_json(value)}, which is not converted; {ORIGINAL} of the model"
             )
     if source.metadata.get("tokenizer.ggml.add_eos_token") not in (None, False):
         raise CheckpointError(
@@ -176,7 +176,7 @@ def _rope_scaling(source: GgufFile, head_dim: int, theta: float) -> dict[str, An
         original = source.metadata.integer(key, context, low=1, high=2**30)
         return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
     raise CheckpointError(
-        f"{source.path} has rope scaling {shown(kind)}; none, linear, yarn and Llama 3's are converted"
+        f"{source.path} has rope scaling {shown_json(kind)}; none, linear, yarn and Llama 3's are converted"
     )
 
 

@@ -18,7 +18,8 @@ from gguf import GGUFReader, ReaderTensor
 
 from outrider.errors import CheckpointError, as_error
 from outrider.formats.gguf.header import check_header
-from outrider.records.json_fields import Fields, shown
+from outrider.records.display import shown_json
+from outrider.records.json_fields import Fields
 
 __all__ = ["GgufFile", "open_gguf", "parts_of"]
 
@@ -121,7 +122,7 @@ def _open_one(path: Path) -> GgufFile:
         _check_spans(path, list(tensors.values()))
     for name in (*metadata, *tensors):
         if not name.isprintable() or len(name) > 500:
-            raise CheckpointError(f"{path} has an entry named {shown(name)}; it is damaged: download it again")
+            raise CheckpointError(f"{path} has an entry named {shown_json(name)}; it is damaged: download it again")
     fields = Fields(metadata, str(path), remedy="convert it anew, or use the original checkpoint")
     return GgufFile(path=path, metadata=fields, tensors=tensors)
 
@@ -138,7 +139,7 @@ def _check_kind(first: GgufFile) -> None:
     if kind != "model" or "adapter.type" in first.metadata:
         what = OTHER_TYPES.get(
             "adapter" if "adapter.type" in first.metadata else kind,
-            f"of type {shown(kind)}; pass the file of the model",
+            f"of type {shown_json(kind)}; pass the file of the model",
         )
         raise CheckpointError(f"{first.path} is {what}")
 

@@ -23,7 +23,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 
 from outrider.errors import CheckpointError, as_error, nearest
-from outrider.records.json_fields import Fields, shown
+from outrider.records.display import shown_json
+from outrider.records.json_fields import Fields
 
 __all__ = ["build_tokenizer", "end_ids", "write_tokenizer"]
 
@@ -96,7 +97,8 @@ def _pair(merge: str, metadata: Fields) -> tuple[str, str]:
     left, _, right = merge.partition(" ")
     if not left or not right:
         raise CheckpointError(
-            f"{metadata.where}: tokenizer.ggml.merges holds {shown(merge)}, which is no pair; use the original model"
+            f"{metadata.where}: tokenizer.ggml.merges holds {shown_json(merge)}, which is no pair; use the original"
+            " model"
         )
     return left, right
 

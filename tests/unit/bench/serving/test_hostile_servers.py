@@ -149,7 +149,7 @@ REFUSED = {
     "choices that are no list": (b'data: {"choices": {}}\n\n', "'choices' is not a list"),
     "counts that are text": (event([9], "stop") + usage("3", "1") + DONE, "'usage' holds '3'"),
     "counts that are NaN": (event([9], "stop") + usage(3, float("nan")) + DONE, "NaN is no JSON"),
-    "a huge count": (event([9], "stop") + usage(10**300, 1) + DONE, "read a huge number tokens where 3"),
+    "a huge count": (event([9], "stop") + usage(10**300, 1) + DONE, "read 2**996 tokens where 3"),
     "no counts": (event([9], "stop") + event(usage={}) + DONE, "its counts are missing"),
     "a list": (b"data: [1]\n\n", "it answered with a list"),
     "null": (b"data: null\n\n", "it answered with a NoneType"),
