@@ -1,4 +1,4 @@
-"""Draft models as complete Hugging Face directories: what vLLM, SGLang and `transformers` load."""
+"""Draft models as complete Hugging Face directories, which vLLM, SGLang and `transformers` load."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -57,7 +57,8 @@ def write_layers(target: Target, layers: str, directory: Path) -> Exported:
 
 
 def _renumbered(name: str, layers: Mapping[int, int]) -> str:
-    """
+    """Return the tensor's name in the target.
+
     >>> _renumbered("model.layers.1.mlp.up_proj.weight", {0: 3, 1: 7})
     'model.layers.7.mlp.up_proj.weight'
     """
@@ -73,16 +74,8 @@ def write(export: Export) -> Exported:
         raise ConfigError("the speculators layout has no draft models; export with --to vllm")
     write_complete(export)
     if export.engine == "sglang":
-        flags = {
-            "speculative-algorithm": "STANDALONE",
-            "speculative-draft-model-path": export.place,
-            "speculative-num-steps": export.num_nodes,
-            "speculative-eagle-topk": 1,
-            "speculative-num-draft-tokens": export.num_nodes + 1,
-        }
-        return Exported(speculative=flags)
-    speculative = {"method": "draft_model", "model": str(export.place), "num_speculative_tokens": export.num_nodes}
-    return Exported(speculative=speculative)
+        return Exported(speculative=export.sglang_flags("STANDALONE"))
+    return Exported(speculative=export.speculative("draft_model"))
 
 
 def write_complete(export: Export) -> None:

@@ -33,7 +33,7 @@ def write(export: Export) -> Exported:
     checkpoint = read_eagle3(export.checkpoint, export.target)
     if checkpoint.spec.reads_normed and checkpoint.spec.has_fc:
         raise ConfigError(
-            f"{export.checkpoint} fuses the target's state behind its final norm, which the engines take from before it"
+            f"{export.checkpoint} fuses the target's state after its final norm, but the engines pass the one before it"
         )
     if export.engine == "speculators":
         if not checkpoint.spec.has_fc:
@@ -47,21 +47,14 @@ def write(export: Export) -> Exported:
             architectures=architectures,
             num_tokens=export.num_nodes,
         )
-        return Exported(speculative=_vllm(export))
+        return Exported(speculative=export.speculative("eagle3"))
     if export.engine == "sglang" and checkpoint.spec.norm_before_residual:
         raise ConfigError("SGLang ignores norm_before_residual=true, so this head would draft wrongly there; use vLLM")
     write_native(export.output, checkpoint, torch.bfloat16)
     if export.engine == "vllm":
-        return Exported(speculative=_vllm(export))
-    flags = {
-        "speculative-algorithm": "EAGLE3",
-        "speculative-draft-model-path": export.place,
-        "speculative-num-steps": export.num_nodes,
-        "speculative-eagle-topk": 1,
-        "speculative-num-draft-tokens": export.num_nodes + 1,
-    }
+        return Exported(speculative=export.speculative("eagle3"))
     notes = ("SGLang counts layer ids from the state after a layer",) if checkpoint.spec.layer_ids else ()
-    return Exported(speculative=flags, notes=notes)
+    return Exported(speculative=export.sglang_flags("EAGLE3"), notes=notes)
 
 
 def _config_file(export: Export) -> Path:
@@ -69,7 +62,3 @@ def _config_file(export: Export) -> Path:
     if directory is None:
         raise ConfigError("the speculators layout names the target's class; load the target from a directory")
     return Path(directory) / "config.json"
-
-
-def _vllm(export: Export) -> dict[str, Any]:
-    return {"method": "eagle3", "model": str(export.place), "num_speculative_tokens": export.num_nodes}

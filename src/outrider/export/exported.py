@@ -1,7 +1,7 @@
-"""What an export is, and which engines it can be for.
+"""Exports of checkpoints for other engines.
 
-vLLM reads a draft from a directory that `--speculative-config` names; SGLang from one that its flags name. An export
-writes that directory, and says how to serve it and what the engine will not do with it.
+vLLM reads a draft from the directory that `--speculative-config` names, SGLang from one that its flags name. An export
+writes that directory, and returns how to serve it and which features the engine lacks.
 
 Example: an EAGLE-3 head for Qwen2.5-7B, exported for vLLM with 5 drafted tokens, is served by
 
@@ -29,21 +29,21 @@ __all__ = ["ENGINES", "MARKER", "Engine", "Export", "Exported", "export_checkpoi
 Engine = Literal["vllm", "speculators", "sglang"]
 ENGINES: tuple[Engine, ...] = ("vllm", "speculators", "sglang")
 
-EXPORTERS = ("eagle3", "medusa", "mtp", "pard", "draft_model")  # modules beside this one, asked in this order
+EXPORTERS = ("eagle3", "medusa", "mtp", "pard", "draft_model")  # modules of this folder; the first that reads wins
 
 MARKER = "serving.json"
-"""A file of every export, written last: the engine, and what `Exported` holds."""
+"""The file of every export that is written last: the engine, and the fields of `Exported`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """What to export.
+    """One export.
 
     checkpoint   a directory written by `outrider train`, or any published one that Outrider reads
     output       an existing, empty directory
-    served_from  where the directory will stand when it is complete; None if it stays where it is
+    served_from  the final path of `output`; None if it stays in place
     engine       "vllm", "speculators" (vLLM's other layout, EAGLE-3 only) or "sglang"
-    num_nodes    tokens that the engine shall draft per step
+    num_nodes    tokens to draft per step
     """
 
     checkpoint: Path
@@ -55,17 +55,31 @@ class Export:
 
     @property
     def place(self) -> Path:
-        """Where an engine will find the export."""
+        """The path under which an engine loads the export."""
         return self.output if self.served_from is None else self.served_from
+
+    def speculative(self, method: str) -> dict[str, Any]:
+        """Return vLLM's speculative configuration with this method."""
+        return {"method": method, "model": str(self.place), "num_speculative_tokens": self.num_nodes}
+
+    def sglang_flags(self, algorithm: str) -> dict[str, Any]:
+        """Return SGLang's flags for a drafted chain."""
+        return {
+            "speculative-algorithm": algorithm,
+            "speculative-draft-model-path": self.place,
+            "speculative-num-steps": self.num_nodes,
+            "speculative-eagle-topk": 1,
+            "speculative-num-draft-tokens": self.num_nodes + 1,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """How to serve what was written.
+    """The way to serve an export.
 
     speculative   vLLM's speculative configuration, or SGLang's flags by name
-    flags         what else vLLM's server must be told, by name
-    notes         what the engine does otherwise than Outrider, a sentence each
+    flags         further flags of vLLM's server, by name
+    notes         differences of the engine from Outrider, a sentence each
     """
 
     speculative: Mapping[str, Any]
@@ -73,7 +87,7 @@ class Exported:
     notes: tuple[str, ...] = ()
 
     def command(self, export: Export) -> str:
-        """The command that serves the target with the export."""
+        """Return the command that serves the target with the export."""
         name = served_name(export.target)
         if export.engine == "sglang":
             flags = [f"--{key} {shlex.quote(str(value))}" for key, value in self.speculative.items()]
@@ -84,20 +98,23 @@ class Exported:
 
 
 def served_name(target: Target) -> str:
-    """What an engine is told to serve: the target's directory, or its hub id."""
+    """Return the model that an engine is told to serve: the target's directory, or its hub id."""
     return target.spec.directory or target.spec.name
 
 
 def export_into(output: Path, write: Callable[[Path], Exported]) -> Exported:
-    """Let `write` fill a directory that takes the name `output`, which must not exist or be empty, when it is complete.
+    """Let `write` fill a temporary directory, then rename it to `output`, which must be absent or empty.
 
-    What an export that was killed has left is replaced; one that fails leaves nothing.
+    An export that fails leaves nothing; the next one replaces the remains of one that was killed.
 
     Raises:
         RunError: if the disk is full or the place cannot be written.
     """
-    with _writing(output), replacing_directory(output) as part:
-        return write(part)
+    with _writing(output):
+        if output.exists():
+            output.rmdir()  # fails, as it should, where the directory holds anything
+        with replacing_directory(output) as part:
+            return write(part)
 
 
 @contextmanager
@@ -117,11 +134,11 @@ def _writing(output: Path) -> Iterator[None]:
 
 
 def export_checkpoint(export: Export) -> Exported:
-    """Write a checkpoint as an engine loads it.
+    """Write a checkpoint in the layout of an engine.
 
     Raises:
         CheckpointError: if it cannot be read, or does not belong to the target.
-        ConfigError: if the engine has no place for it.
+        ConfigError: if the engine cannot load such a checkpoint.
     """
     config = read_json(export.checkpoint / "config.json")
     for name in EXPORTERS:

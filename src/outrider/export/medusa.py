@@ -1,7 +1,7 @@
-"""Medusa heads for vLLM, which drafts a chain of each head's best token with them (removed there in 0.33).
+"""Medusa heads for vLLM, which drafts a chain of each head's best token (vLLM 0.33 removed Medusa).
 
-A reduced vocabulary has a place in vLLM's layout, `token_map`, but 0.32 then finds a weight that it has not loaded,
-the map, and ends. So exports hold an output for the whole vocabulary; see `whole_vocabulary`.
+vLLM's layout has a `token_map` for a reduced vocabulary, but version 0.32 stops because it has not loaded the map. So
+exports hold an output for the whole vocabulary; see `whole_vocabulary`.
 """
 
 from collections.abc import Mapping
@@ -49,18 +49,17 @@ def write(export: Export) -> Exported:
         name: tensor if tensor.dtype == torch.int64 else tensor.to(torch.bfloat16) for name, tensor in tensors.items()
     }
     write_medusa(export.output, shape, stored, "vllm", provenance(export.target))
-    speculative = {"model": str(export.place), "num_speculative_tokens": export.num_nodes}
     return Exported(
-        speculative={"method": "medusa", **speculative},
+        speculative=export.speculative("medusa"),
         notes=("vLLM drafts a chain, not the tree", "vLLM has Medusa up to version 0.32"),
     )
 
 
 def whole_vocabulary(shape: MedusaShape, tensors: Mapping[str, Tensor]) -> tuple[MedusaShape, dict[str, Tensor]]:
-    """The same heads without a token map: they draft the same tokens, from outputs of the vocabulary's size.
+    """Return heads without a token map that draft the same tokens, from outputs of the vocabulary's size.
 
-    A token that the heads do not know gets the row of the known token with the smallest id. Both have the same logit,
-    and of equal logits the smaller id is taken.
+    A token outside the map gets the row of the mapped token with the smallest id. Both then have the same logit, and
+    argmax takes the smaller id of equal logits.
     """
     ids_K = tensors[TOKEN_MAP]
     rows_V = torch.full((shape.vocab_size,), int(ids_K.argmin()))

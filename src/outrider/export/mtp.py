@@ -1,8 +1,8 @@
 """Multi-token prediction modules for vLLM, in the layout of MiMo, beside an unchanged target.
 
-vLLM's class for them counts the modules in the *target's* config, so the server is told that number with
-`--hf-overrides`. It feeds them what the target's class gives: for Llama, Mistral, Qwen2 and Qwen3 that is the state
-after the final norm, which is `state="normed"` in training.
+vLLM reads the number of modules from the *target's* config, so the server gets it through `--hf-overrides`. The modules
+read the output of the target's class: for Llama, Mistral, Qwen2 and Qwen3 that is the state after the final norm,
+`state="normed"` in training.
 """
 
 import json
@@ -50,7 +50,7 @@ def write(export: Export) -> Exported:
         )
     write_mtp(export.output, checkpoint, torch.bfloat16)
     return Exported(
-        speculative={"method": "mtp", "model": str(export.place), "num_speculative_tokens": export.num_nodes},
+        speculative=export.speculative("mtp"),
         flags={"hf-overrides": json.dumps({"num_nextn_predict_layers": checkpoint.num_modules})},
         notes=("vLLM runs the first module alone, again for every further token",),
     )

@@ -1,4 +1,4 @@
-"""Prompt lookup in vLLM's words: `prompt_lookup_min`, `prompt_lookup_max`."""
+"""Prompt lookup as vLLM's `ngram` method, with `prompt_lookup_min` and `prompt_lookup_max`."""
 
 from outrider.export.exported import Exported
 from outrider.export.serving import Order

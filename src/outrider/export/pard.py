@@ -1,4 +1,4 @@
-"""PARD draft models for vLLM, which calls it parallel drafting."""
+"""PARD draft models for vLLM, whose name for the method is parallel drafting."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,11 +25,4 @@ def write(export: Export) -> Exported:
     if export.engine != "vllm":
         raise ConfigError(f"{export.engine} has no parallel drafting; export with --to vllm")
     write_complete(export)
-    return Exported(
-        speculative={
-            "method": "draft_model",
-            "model": str(export.place),
-            "num_speculative_tokens": export.num_nodes,
-            "parallel_drafting": True,
-        }
-    )
+    return Exported(speculative={**export.speculative("draft_model"), "parallel_drafting": True})

@@ -1,15 +1,14 @@
-"""A method of ours as vLLM's speculative configuration.
+"""Outrider's methods as vLLM's speculative configuration.
 
-The settings of a method (its `Config`) are put into vLLM's words by the module of the method's name beside this one.
-vLLM drafts chains, so of a tree only the depth is kept. A checkpoint is exported first, unless it is an export already:
-every export holds `serving.json`, written last, which says how it is served.
+The module of a method's name in this folder translates the method's `Config` into vLLM's keys. vLLM drafts chains, so
+only the depth of a tree is kept. A checkpoint is exported first, unless it is an export already: every export holds
+`serving.json`, written last, with its configuration.
 
 Example: prompt lookup with `num_nodes=8, min_n=2, max_n=4` becomes
 `{"method": ..., "num_speculative_tokens": 8, "prompt_lookup_min": 2, "prompt_lookup_max": 4}`.
 """
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Final
 
 from outrider.export.exported import MARKER, Export, Exported, export_checkpoint, export_into
 from outrider.formats.locate import locate
+from outrider.records.json_fields import read_json
 from outrider.results.rows import PLAIN
 from outrider.target import Target
 
@@ -27,10 +27,10 @@ SERVED: Final = ("ngram", "suffix", "draft_model", "eagle3", "medusa", "mtp", "p
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What shall be served.
+    """A method to serve.
 
-    config   the method's settings
-    output   a directory for an export, which need not exist
+    config   settings of the method
+    output   the directory of an export, which need not exist
     """
 
     config: Any
@@ -39,11 +39,11 @@ class Order:
 
 
 def on_vllm(method: str, order: Order) -> Exported | None:
-    """The speculative configuration, empty for plain decoding; None for a method that vLLM does not have.
+    """Return the speculative configuration, empty for plain decoding; None for a method that vLLM does not have.
 
     Raises:
         CheckpointError: if the checkpoint cannot be read, or does not belong to the target.
-        ConfigError: if vLLM has no place for it.
+        ConfigError: if vLLM cannot load such a checkpoint.
     """
     if method == PLAIN:
         return Exported(speculative={})
@@ -54,7 +54,7 @@ def on_vllm(method: str, order: Order) -> Exported | None:
 
 
 def served_checkpoint(order: Order, checkpoint: str | None, num_nodes: int, *notes: str) -> Exported:
-    """The configuration for a checkpoint, exported into `order.output` unless it is an export for vLLM already."""
+    """Return the configuration of a checkpoint; export it into `order.output` unless it is an export for vLLM."""
     source = locate(checkpoint or "")
     for directory in (source, order.output):
         if known := _known(directory, num_nodes):
@@ -77,11 +77,11 @@ def _export(order: Order, source: Path, part: Path, num_nodes: int) -> Exported:
 
 
 def _known(directory: Path, num_nodes: int) -> Exported | None:
-    """How an export for vLLM is served; None for any other directory."""
+    """Return the configuration of an export for vLLM; None for any other directory."""
     file = directory / MARKER
     if not file.is_file():
         return None
-    known: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    known = read_json(file)
     if known["engine"] not in ("vllm", "speculators"):
         return None
     own = {"model": str(directory.resolve()), "num_speculative_tokens": num_nodes}

@@ -1,6 +1,7 @@
-"""Suffix decoding in vLLM's words.
+"""Suffix decoding as vLLM's `suffix` method.
 
-The cache of earlier answers is off: a server cannot be made to forget, so a repeat would draft from its own answers.
+The cache of earlier answers is off: it cannot be cleared on a running server, so a repeat would draft from its own
+answers.
 """
 
 from outrider.export.exported import Exported
@@ -13,7 +14,7 @@ __all__ = ["on_vllm"]
 def on_vllm(order: Order) -> Exported:
     config: SuffixConfig = order.config
     notes = {
-        "on vLLM it drafts from the request's own text only: a server cannot forget earlier answers": True,
+        "on vLLM it drafts from the request's own text only: a server cannot clear its cache of earlier answers": True,
         "vLLM drafts a path, not a tree": config.mode == "tree",
         "vLLM has no offset": config.offset != 0,
     }

@@ -1,8 +1,8 @@
-"""Reads what an OpenAI-compatible server answers, and believes none of it.
+"""Parsing and checking the answers of an OpenAI-compatible server.
 
-A server may be another program than it seems, or broken. Every field that is used is checked for its type and for what
-was asked: token ids lie in the vocabulary, there is one choice, counts are whole numbers. What does not fit is an
-`AnswerError`, the end of a sentence that begins with the address; `outrider.http.client` puts it in front.
+A server may be broken, or another program. Every field that is used is checked for its type and against the request:
+token ids lie in the vocabulary, there is one choice, counts are whole numbers. A wrong answer raises `AnswerError`, the
+end of a sentence that begins with the server's address; `outrider.http.client` adds the address.
 
 Example: `token_ids({"token_ids": [5, 99]}, vocab_size=90)` raises "gave the token id 99, but the target has 90 tokens".
 """
@@ -33,18 +33,18 @@ REASONS = ("stop", "length")
 
 
 class AnswerError(Exception):
-    """What a server did wrong, as the end of "URL ..."."""
+    """A fault of a server, as the end of the sentence "URL ..."."""
 
 
 class Usage(NamedTuple):
-    """The server's own counts; None where it does not say."""
+    """The server's own counts; None for a count that it does not give."""
 
     prompt_tokens: int | None
     completion_tokens: int | None
 
 
 def parsed(data: bytes | str) -> dict[str, Any]:
-    """Return the JSON object in an answer; one that holds an error is refused in the server's words."""
+    """Parse the JSON object of an answer; raise its error, if it holds one, in the server's words."""
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
         answer = json.loads(text, parse_constant=_no_number)
@@ -120,7 +120,7 @@ def usage_of(answer: Mapping[str, Any]) -> Usage | None:
 
 
 def check_prompt(usage: Usage | None, num_sent: int) -> None:
-    """Refuse an answer to another prompt than was sent."""
+    """Refuse an answer whose prompt has another length than the prompt sent."""
     if usage is not None and usage.prompt_tokens not in (None, num_sent):
         raise AnswerError(
             f"read {shown(usage.prompt_tokens)} tokens where {num_sent} were sent; it serves another model than the "
@@ -129,7 +129,7 @@ def check_prompt(usage: Usage | None, num_sent: int) -> None:
 
 
 def check_reason(reason: object) -> None:
-    """Refuse an answer that ended for another reason than its end or its limit."""
+    """Refuse an answer that finished for another reason than "stop" or "length"."""
     if reason not in REASONS:
         raise AnswerError(
             f"ended an answer for the reason '{on_one_line(str(reason))}', neither {' nor '.join(REASONS)}"
@@ -137,7 +137,7 @@ def check_reason(reason: object) -> None:
 
 
 def said_by(data: bytes) -> str:
-    """Return the server's own words in a refusal, short."""
+    """Return the server's own words in a refusal, shortened."""
     text = data.decode(errors="replace")
     try:
         return _words(json.loads(text))
@@ -151,7 +151,7 @@ def _words(answer: Any) -> str:
 
 
 def _is_unicode(text: str) -> bool:
-    """Return whether it holds no half of a surrogate pair."""
+    """Return whether the text has no lone surrogate."""
     return not any("\ud800" <= char <= "\udfff" for char in text)
 
 

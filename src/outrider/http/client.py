@@ -1,11 +1,11 @@
 """HTTP to an OpenAI-compatible server, bounded in bytes and in time.
 
-An answer may never end, come one byte a minute, unpack to more than memory holds, or lead elsewhere. So whole bodies
-and lines have a largest size, compressed answers are refused (none is asked for), redirects are refusals, and a clock
-runs over headers and bodies alike: httpx' own time-outs begin anew with every byte.
+A faulty server may send an endless body, one byte a minute, a decompression bomb or a redirect. So bodies and lines
+have a maximum size, compressed answers and redirects are refused, and one time limit covers headers and body: httpx
+restarts its own time-outs with every byte.
 
-All that goes wrong is an `EndpointError` that begins with the address. `PassingError` may go away by trying again;
-`RefusedError` has the status.
+Every fault raises an `EndpointError` that begins with the address. `PassingError` is worth a retry; `RefusedError` has
+the status.
 
 Example: `await ServerHttp(timeout_s=5).json("GET", "http://localhost:8000/v1/models")`.
 """
@@ -30,21 +30,21 @@ LONGEST_CONNECT_S = 10.0
 LARGEST_BODY = LONGEST_LINE = 16 * 2**20
 LARGEST_REFUSAL = 2**16
 MOST_IDLE_BYTES = 32 * 2**20
-"""Of a stream, between two events that bring something."""
+"""Most bytes of a stream without a new token."""
 CUT = ("closed", "disconnected", "incomplete", "no response")
-"""Words in what h11 says where a connection ends too early; its other protocol errors are no HTTP."""
+"""Words in h11's messages for a connection that ends too early; its other protocol errors mean invalid HTTP."""
 LINE_ENDS = re.compile(rb"[\r\n]")
 
 
 class PassingError(EndpointError):
-    """The server cannot be reached, or fell silent."""
+    """The server cannot be reached, or stopped sending."""
 
 
 class RefusedError(EndpointError):
-    """The server said no.
+    """The server answered with an error status.
 
-    status   of HTTP
-    wait_s   after how many seconds it wants to be asked again; None where it does not say
+    status   HTTP status
+    wait_s   seconds until a retry is welcome (Retry-After); None if not given
     """
 
     def __init__(self, sentence: str, status: int, wait_s: float | None) -> None:
@@ -53,17 +53,17 @@ class RefusedError(EndpointError):
         self.wait_s = wait_s
 
     def with_remedy(self, remedy: str) -> "RefusedError":
-        """Return the same refusal with advice behind it."""
+        """Return the same refusal with a remedy appended."""
         return RefusedError(f"{self}; {remedy}", self.status, self.wait_s)
 
 
 @final
 class ServerHttp:
-    """A connection pool; a key in `OPENAI_API_KEY` is sent.
+    """A connection pool, which sends the key in `OPENAI_API_KEY`.
 
     Args:
-        timeout_s: how long a whole answer may take; of a stream, how long nothing may come of it.
-        trust_env: use proxies that the environment names.
+        timeout_s: most seconds for a whole answer, or between two tokens of a stream.
+        trust_env: use the proxies that the environment names.
     """
 
     def __init__(self, *, timeout_s: float, trust_env: bool = False) -> None:
@@ -78,23 +78,23 @@ class ServerHttp:
             )
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close all connections."""
         await self._http.aclose()
 
     async def json(
         self, method: str, address: str, body: Mapping[str, Any] | None, read: Callable[[dict[str, Any]], T]
     ) -> T:
-        """Send a request and return what `read` takes from the JSON object that comes back.
+        """Send a request and return `read` of the JSON object in the answer.
 
         Raises:
-            EndpointError: for any answer that is not one.
+            EndpointError: for any other answer.
         """
         with _telling(address, self._timeout_s):
             async with asyncio.timeout(self._timeout_s), self._answer(method, address, body) as response:
                 return read(parsed(await _body(response, LARGEST_BODY)))
 
     async def text(self, address: str) -> str:
-        """Return a page.
+        """Return the text at an address.
 
         Raises:
             EndpointError: if there is none.
@@ -104,12 +104,12 @@ class ServerHttp:
                 return (await _body(response, LARGEST_BODY)).decode(errors="replace")
 
     async def events(self, address: str, body: Mapping[str, Any], take: Callable[[bytes], bool | None]) -> None:
-        """Send a request and give the data of each server-sent event to `take`.
+        """Send a request and pass the data of each server-sent event to `take`.
 
-        It says whether the event brought anything, and None when the stream is over.
+        `take` returns whether the event held anything new, and None at the end of the stream.
 
         Raises:
-            EndpointError: if the stream ends before, falls silent or is no stream.
+            EndpointError: if the stream ends early, stops sending, or is not a stream.
         """
         with _telling(address, self._timeout_s):
             async with (
@@ -136,7 +136,7 @@ class ServerHttp:
             encoding = response.headers.get("content-encoding", "identity")
             if encoding.strip().lower() not in ("identity", ""):
                 raise AnswerError(
-                    f"answers in the encoding '{on_one_line(encoding)}', which nobody asked for; turn it off"
+                    f"answers in the encoding '{on_one_line(encoding)}', which was not requested; turn it off"
                 )
             if response.status_code != 200:
                 words = said_by(await _body(response, LARGEST_REFUSAL, cut=True))
@@ -149,7 +149,7 @@ class ServerHttp:
 
 
 def _no_stream(first: bytes) -> str | None:
-    """Return what is wrong where a body's first line is none of server-sent events."""
+    """Return the fault of a body whose first line is no server-sent event; None otherwise."""
     fields = (b"data", b"event", b"id", b"retry", b"")
     if not first or first.partition(b":")[0].strip() in fields:
         return None
@@ -157,7 +157,7 @@ def _no_stream(first: bytes) -> str | None:
 
 
 async def _body(response: httpx.Response, most: int, *, cut: bool = False) -> bytes:
-    """Return a whole body; what is behind `most` bytes is cut off, or an error."""
+    """Return a body; beyond `most` bytes, cut it off or raise an error."""
     data = bytearray()
     async for chunk in response.aiter_bytes():
         data += chunk
@@ -169,7 +169,7 @@ async def _body(response: httpx.Response, most: int, *, cut: bool = False) -> by
 
 
 async def _lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    """Yield the lines of a body as they come; only a carriage return and a line feed end one."""
+    """Yield the lines of a body as they arrive; only CR and LF end a line."""
     held: list[bytes] = []
     size = 0
     async for chunk in response.aiter_bytes():
@@ -186,13 +186,13 @@ async def _lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
 
 @contextmanager
 def _telling(address: str, timeout_s: float) -> Iterator[None]:
-    """Turn what can go wrong with an answer into one sentence."""
+    """Turn every error of a request into one sentence."""
     try:
         yield
     except AnswerError as error:
         raise EndpointError(f"{address} {error}") from error
     except (httpx.ReadTimeout, TimeoutError) as error:
-        raise PassingError(f"{address} sent nothing for {timeout_s:g} s that brings its answer on") from error
+        raise PassingError(f"{address} sent nothing new for {timeout_s:g} s") from error
     except (httpx.RemoteProtocolError, httpx.ReadError) as error:
         is_cut = isinstance(error, httpx.ReadError) or any(word in str(error) for word in CUT)
         what = "cut its answer off before the end" if is_cut else "did not answer in HTTP"
@@ -205,13 +205,13 @@ def _telling(address: str, timeout_s: float) -> Iterator[None]:
 
 
 def _wait_s(said: str) -> float | None:
-    """Return what Retry-After says, where it is a number of seconds."""
+    """Return Retry-After in seconds, or None if it is not a number."""
     is_number = said.isascii() and said.replace(".", "", 1).isdigit() and len(said) < 20
     return float(said) if is_number else None
 
 
 async def gathered(work: Iterable[Awaitable[T]]) -> list[T]:
-    """Wait for all; where one fails, end the others and raise its error."""
+    """Wait for all; if one fails, cancel the others and raise its error."""
     tasks = [asyncio.ensure_future(one) for one in work]
     try:
         return list(await asyncio.gather(*tasks))

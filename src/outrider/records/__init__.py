@@ -1,1 +1,1 @@
-"""Values, JSON and files: how they are checked, shown, read and written."""
+"""Values, JSON and files: checks, display, reading and atomic writing."""

@@ -1,8 +1,8 @@
 """Frozen dataclasses as JSON and back, checked against their annotations.
 
-Everything a benchmark leaves on disk is a tree of dataclasses, tuples, mappings and plain values. `to_plain` turns it
-into what `json` can write; `from_plain` rebuilds it from the annotations, so that a file which another version wrote,
-or a hand edited, is either understood or refused with the place of the first fault.
+Benchmark files are trees of dataclasses, tuples, mappings and plain values. `to_plain` turns such a tree into values
+that `json` can write. `from_plain` rebuilds it from the annotations, so a file of another version, or one edited by
+hand, is either understood or refused with the place of the first fault.
 
     unknown fields   ignored on reading: a later version may add some
     missing fields   take their default; without one they are an error
@@ -31,7 +31,7 @@ LARGEST_INT, LARGEST_FLOAT = 2**63, 1e300
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses and mappings become dicts, tuples lists, and numbers that are not finite None."""
+    """Return a value for `json`: dataclasses and mappings as dicts, tuples as lists, non-finite numbers as None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -44,7 +44,7 @@ def to_plain(value: Any) -> Any:
 
 
 def dumps(value: Any) -> str:
-    """Return one line of JSON, also for readers to which U+2028 or U+0085 ends a line."""
+    """Return one line of JSON, without characters such as U+2028 that end a line for some readers."""
     text = json.dumps(to_plain(value), ensure_ascii=False, allow_nan=False, separators=(", ", ": "))
     return LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
@@ -73,7 +73,7 @@ def parsed(text: str, what: str) -> Any:
 
 
 def from_plain(kind: type[T], value: Any) -> T:
-    """Rebuild a `kind` from what `to_plain` gave.
+    """Rebuild a `kind` from the output of `to_plain`.
 
     Raises:
         RunError: naming the field that is missing or of the wrong type.

@@ -1,8 +1,7 @@
-r"""Text that others wrote, such as model output, prompts and names, made safe to show.
+r"""Untrusted text, such as model output, prompts and names, made safe to show; and values in messages.
 
-A terminal obeys escape sequences and a reader is misled by characters that reorder a line, so both are shown as what
-they are: ESC as `\x1b`, a right-to-left override as `\u202e`. Markdown and HTML in a report are escaped, so that a name
-is a name, whatever is in it.
+A terminal obeys escape sequences, and characters that reorder a line mislead its reader. Both are shown as escapes: ESC
+as `\x1b`, a right-to-left override as `\u202e`. Markdown and HTML in a report are escaped too.
 
 Example: `visible("\x1b[2J")` is `\x1b[2J` in eight plain characters, and `markdown_text("a|<b>")` is `a\|&lt;b&gt;`.
 """
@@ -60,7 +59,7 @@ def shown_json(value: object, max_chars: int = 60) -> str:
 
 
 def visible(text: str) -> str:
-    r"""Return the text with every character that commands a terminal or hides as its escape; newlines and tabs stay.
+    r"""Return the text with control, invisible and reordering characters as escapes, except newline and tab.
 
     >>> print(visible("a\x1b[31mb\nc"))
     a\x1b[31mb
@@ -70,7 +69,7 @@ def visible(text: str) -> str:
 
 
 def visible_line(text: str) -> str:
-    r"""Return `visible`, with newlines and tabs escaped too: for a cell, or a line of its own.
+    r"""Return `visible` text on one line: newlines and tabs are escaped too.
 
     >>> print(visible_line("a\nb"))
     a\nb
@@ -79,7 +78,7 @@ def visible_line(text: str) -> str:
 
 
 def markdown_text(text: str) -> str:
-    r"""Return the text as Markdown that shows it, in a table's cell too.
+    r"""Return Markdown that shows the text literally, also inside a table cell.
 
     >>> print(markdown_text("a|b [c](d) <script> snake_case _x_"))
     a\|b \[c\](d) &lt;script&gt; snake_case \_x\_
@@ -90,7 +89,7 @@ def markdown_text(text: str) -> str:
 
 
 def markdown_code(text: str) -> str:
-    """Return the text as a code span, in a table's cell too.
+    """Return the text as a Markdown code span, also inside a table cell.
 
     >>> markdown_code("a`b|c")
     '`` a`b\\\\|c ``'

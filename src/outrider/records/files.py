@@ -126,8 +126,8 @@ def lock_directory(directory: Path, work: str, remedy: str) -> FileLock:
     """Create a run's directory and lock it; the caller releases the lock.
 
     Args:
-        work: what other processes would be doing there, such as "training into".
-        remedy: what to give instead, such as "a new --run-dir".
+        work: the work of another process, for its message, such as "training into".
+        remedy: the alternative to waiting, such as "a new --run-dir".
 
     Raises:
         RunError: if another process holds the lock.

@@ -1,4 +1,4 @@
-"""JSON objects from files that nobody has checked: one reader, and getters that say what is wrong.
+"""JSON objects from untrusted files: one reader, and typed getters with precise errors.
 
 A damaged file gives one sentence that names the file, the key, the value found and what belongs there. `read_json`
 reads a file, `parse_json` a text; both give `Fields`, a read-only mapping with a getter per type:
@@ -9,7 +9,7 @@ reads a file, `parse_json` a text; both give `Fields`, a read-only mapping with 
     config.section("eagle_config", {}).integers("eagle_aux_hidden_state_layer_ids", None, low=0)
 
 A value of another type is never converted: `"64"` is not 64, true is not 1, 64.0 is not 64. Numbers are finite. A key
-that stands twice with two values is refused, since readers differ in which one they take.
+that occurs twice with two values is refused, because parsers differ in which one they keep.
 
 Example: `{"vocab_size": "64"}` raises "config.json: vocab_size is '64' but must be an integer of at least 1; download
 the file again".
@@ -29,7 +29,7 @@ __all__ = ["DOWNLOAD", "REQUIRED", "Fields", "parse_json", "parse_value", "read_
 D = TypeVar("D")
 DOWNLOAD: Final = "download the file again"
 REQUIRED: Final[Any] = object()
-"""Default of a getter: the key must be there."""
+"""Default of a getter whose key must be present."""
 MAX_BYTES: Final = 256 * 2**20
 MAX_INTEGER: Final = 2**53
 
@@ -56,7 +56,7 @@ def read_json(
 def parse_json(
     data: str | bytes, where: str, error: type[OutriderError] = CheckpointError, remedy: str = DOWNLOAD
 ) -> "Fields":
-    """Return the JSON object in a text; `where` names it in messages, such as "data.jsonl, line 3"."""
+    """Parse a JSON object; `where` names it in messages, such as "data.jsonl, line 3"."""
     value = parse_value(data, where, error, remedy)
     if not isinstance(value, dict):
         raise error(f"{where} holds {_kind(value)}, not a JSON object; {remedy}")
@@ -66,7 +66,7 @@ def parse_json(
 def parse_value(
     data: str | bytes, where: str, error: type[OutriderError] = CheckpointError, remedy: str = DOWNLOAD
 ) -> Any:
-    """Return any JSON value in a text."""
+    """Parse any JSON value."""
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
         return json.loads(text, object_pairs_hook=_without_duplicates)
@@ -80,7 +80,7 @@ def parse_value(
 
 @final
 class Fields(Mapping[str, Any]):
-    """A JSON object with typed getters; as a mapping it gives the raw values.
+    """A JSON object with typed getters. As a mapping it holds the raw values.
 
     Attributes:
         where: the file, and the path of keys inside it, for messages.
@@ -152,7 +152,7 @@ class Fields(Mapping[str, Any]):
         return value
 
     def text(self, key: str, default: D = REQUIRED, *, choices: Collection[str] = ()) -> str | D:
-        """Return a string of whole characters, one of `choices` if there are any."""
+        """Return a string without lone surrogates, one of `choices` if any are given."""
         value = self._get(key, default)
         if value is None:
             return default
@@ -163,7 +163,7 @@ class Fields(Mapping[str, Any]):
         return value
 
     def section(self, key: str, default: D = REQUIRED) -> "Fields | D":
-        """Return the object under a key; a mapping as default is given as `Fields` too."""
+        """Return the object under a key; a mapping as default becomes `Fields` too."""
         value = self._get(key, default)
         if value is None:
             return self._inner(key, default) if isinstance(default, Mapping) else default
@@ -172,7 +172,7 @@ class Fields(Mapping[str, Any]):
         return self._inner(key, value)
 
     def array(self, key: str, default: D = REQUIRED, *, length: int | None = None) -> list[Any] | D:
-        """Return a list of anything, of this length if one is given."""
+        """Return a list of any values, of this length if one is given."""
         value = self._get(key, default)
         if value is None:
             return default
@@ -216,13 +216,13 @@ class Fields(Mapping[str, Any]):
         return [self._inner(f"{key}[{place}]", value) for place, value in enumerate(values)]
 
     def refuse(self, key: str, expected: str) -> NoReturn:
-        """Raise the error that says what a key must be."""
+        """Raise an error that says which value a key must have."""
         if key not in self._values:
             raise self.error(f"{self.where} has no {self.name(key)}, which must be {expected}; {self.remedy}")
         self._refuse_value(key, self._values[key], expected)
 
     def name(self, key: str) -> str:
-        """Return a key with the keys that lead to it, as it stands in messages."""
+        """Return a key with its path of sections, for messages."""
         full = self._prefix + key
         return full if full.isascii() and full.isprintable() and len(full) <= 120 else shown_json(full)
 
@@ -250,7 +250,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) != len(pairs):
         for key, value in pairs:
             if values[key] != value:
-                raise ValueError(f"the key {shown_json(key)} stands twice, with two values")
+                raise ValueError(f"the key {shown_json(key)} occurs twice, with two values")
     return values
 
 
@@ -263,7 +263,7 @@ def _range(low: float, high: float, above: float = -math.inf) -> str:
 
 
 def _is_broken(text: str) -> bool:
-    """Whether the text holds half of a surrogate pair, which no encoding can write."""
+    """Return whether the text holds a lone surrogate, which no encoding can write."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 

@@ -1,7 +1,7 @@
-"""Where a number comes from: everything that could make it differ, in one record per run.
+"""Provenance of a run: one record of everything that could change its numbers.
 
 A number without provenance is not a result. The manifest is written when a run starts and is read again when the run is
-resumed or reported. What cannot be found out is None, never a guess.
+resumed or reported. Unknown facts are None, never guesses.
 
 Example: on a recent server `collect_manifest(seed=0, settings={"batch": 1}, workload_hash="9f...").hardware.flags` is
 `("avx2", "avx512f")`, and `.commit` is None for an installed wheel, which has no checkout.
@@ -50,7 +50,7 @@ THREAD_VARIABLES = ("OUTRIDER_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """The machine. `flags` are those of the processor that matter here; GPUs are named one by one."""
+    """The machine. `flags` are the processor's, from `FLAGS`; GPUs are listed one by one."""
 
     cpu: str
     num_physical_cores: int | None
@@ -65,7 +65,7 @@ class Hardware:
 
 @dataclass(frozen=True, kw_only=True)
 class GitState:
-    """The checkout that the package runs from; None for both where there is none."""
+    """The package's checkout; both fields are None without one."""
 
     commit: str | None
     dirty: bool | None
@@ -73,12 +73,12 @@ class GitState:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """One run.
+    """The record of one run.
 
     started        UTC, ISO 8601
-    settings       everything the user chose, or that was chosen for them, by name
-    template_hash  of the target's chat template
-    threads        of PyTorch and of our kernels, and the environment variables that set them
+    settings       every setting of the run by name, defaults included
+    template_hash  SHA-256 (hex) of the target's chat template
+    threads        numbers of threads of PyTorch and our kernels, and the environment variables that set them
     """
 
     schema: str = MANIFEST_SCHEMA
@@ -98,7 +98,7 @@ class Manifest:
 def collect_manifest(
     *, seed: int, settings: Mapping[str, Any], workload_hash: str, template_hash: str | None = None
 ) -> Manifest:
-    """Look at the machine and the checkout, now."""
+    """Collect the facts of this machine and checkout now."""
     git = git_state(PACKAGE)
     return Manifest(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -116,12 +116,13 @@ def collect_manifest(
 
 
 def manifest_to_json(manifest: Manifest) -> str:
-    """One line of JSON; settings must be plain values, lists and mappings."""
+    """Return one line of JSON; settings must be plain values, lists and mappings."""
     return dumps(manifest)
 
 
 def manifest_from_json(text: str) -> Manifest:
-    """
+    """Parse a manifest.
+
     Raises:
         RunError: if it is damaged or of another version.
     """
@@ -132,14 +133,14 @@ def manifest_from_json(text: str) -> Manifest:
 
 
 def template_hash(tokenizer: Any) -> str | None:
-    """SHA-256 (hex) of the chat template; None without tokenizer or template."""
+    """Return the SHA-256 (hex) of the chat template; None without tokenizer or template."""
     template = None if tokenizer is None else tokenizer.chat_template
     return hashlib.sha256(str(template).encode()).hexdigest() if template else None
 
 
 def git_state(directory: Path) -> GitState:
-    """Commit and dirty flag of the checkout that tracks `directory`."""
-    # An installed package may lie in a checkout of something else, which tracks none of its files.
+    """Return commit and dirty flag of the checkout that tracks `directory`."""
+    # An installed package may lie inside another project's checkout, which tracks none of its files.
     if not _git(directory, "ls-files", "--", "."):
         return GitState(commit=None, dirty=None)
     commit, changes = _git(directory, "rev-parse", "HEAD"), _git(directory, "status", "--porcelain")
@@ -157,7 +158,7 @@ def _git(directory: Path, *arguments: str) -> str | None:
 
 
 def hardware() -> Hardware:
-    """What this process runs on."""
+    """Return a description of this machine."""
     described = _cpu_description()
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return Hardware(
@@ -174,7 +175,7 @@ def hardware() -> Hardware:
 
 
 def _cpu_description() -> dict[str, str]:
-    """The first processor's block of /proc/cpuinfo; empty where there is no such file."""
+    """Return the first processor's block of /proc/cpuinfo; empty without that file."""
     if not CPU_DESCRIPTION.exists():
         return {}
     block = CPU_DESCRIPTION.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
@@ -197,7 +198,7 @@ def _versions() -> dict[str, str]:
 
 
 def _threads() -> dict[str, Any]:
-    # numba is not asked: its own get_num_threads starts a pool and resets PyTorch's number.
+    # numba.get_num_threads() is avoided: it starts a pool and resets PyTorch's number of threads.
     variables = {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
     return {
         "torch": torch.get_num_threads(),

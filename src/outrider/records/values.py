@@ -1,4 +1,4 @@
-"""Numbers and flags that a caller gives: taken in every form that means the same, refused in one sentence otherwise.
+"""Checks of numbers, flags and text from a caller; a wrong value is refused in one sentence.
 
 NumPy and PyTorch scalars count as the numbers they hold. A bool is not a number, a fraction is not a whole number, and
 NaN is not a number at all. Example: `whole("max_batch", np.int64(4), ConfigError)` is 4; 4.0, True and "4" are refused.
@@ -19,12 +19,12 @@ __all__ = ["check_text", "flag", "native", "real", "whole"]
 
 
 def native(value: Any) -> Any:
-    """Return what a tensor, an array or a NumPy scalar holds as Python numbers and lists; anything else as it is."""
+    """Return a tensor, array or NumPy scalar as Python numbers and lists; other values unchanged."""
     return value.tolist() if isinstance(value, torch.Tensor | np.ndarray | np.generic) else value
 
 
 def whole(name: str, value: Any, error: type[OutriderError]) -> int:
-    """Return the whole number that was given as `name`; raise `error` where it is none."""
+    """Return the argument `name` as an int; raise `error` unless it is a whole number."""
     number = native(value)
     if not isinstance(number, bool):
         try:
@@ -35,7 +35,7 @@ def whole(name: str, value: Any, error: type[OutriderError]) -> int:
 
 
 def real(name: str, value: Any, error: type[OutriderError]) -> float:
-    """Return the number that was given as `name`, infinite ones included; raise `error` where it is none."""
+    """Return the argument `name` as a float, possibly infinite; raise `error` unless it is a number."""
     number = native(value)
     if isinstance(number, Real) and not isinstance(number, bool):
         try:
@@ -47,7 +47,7 @@ def real(name: str, value: Any, error: type[OutriderError]) -> float:
 
 
 def flag(name: str, value: Any, error: type[OutriderError]) -> bool:
-    """Return the bool that was given as `name`; raise `error` where it is none."""
+    """Return the argument `name` as a bool; raise `error` unless it is one."""
     known = native(value)
     if isinstance(known, bool):
         return known
@@ -55,7 +55,7 @@ def flag(name: str, value: Any, error: type[OutriderError]) -> bool:
 
 
 def check_text(text: str, name: str) -> None:
-    """Refuse text that holds half of a character, which no tokenizer reads.
+    """Refuse text with a lone surrogate, which no tokenizer reads.
 
     Raises:
         RequestError: naming the place.
@@ -64,7 +64,7 @@ def check_text(text: str, name: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         half = ord(text[error.start])
-        if 0xDC80 <= half <= 0xDCFF:  # how Python keeps a byte of an argument or a file name that it cannot decode
+        if 0xDC80 <= half <= 0xDCFF:  # surrogateescape: a byte of an argument or file name that is not UTF-8
             raise RequestError(
                 f"{name} holds the byte 0x{half - 0xDC00:02X} at character {error.start}, which is not UTF-8; give text"
                 " in UTF-8"

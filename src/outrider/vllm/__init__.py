@@ -1,1 +1,1 @@
-"""Our own drafters inside vLLM, and its environment."""
+"""Outrider's proposers inside vLLM, and vLLM's environment."""

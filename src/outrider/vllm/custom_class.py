@@ -1,22 +1,22 @@
 """Outrider's proposers inside vLLM, through its method `custom_class`.
 
-vLLM imports the class that `"model"` names, and calls `propose` behind each of its steps with token ids and nothing
-else. So every proposer without weights runs there as it is: lookups, hybrids of them, and those of other packages.
+vLLM imports the class that `"model"` names, and calls its `propose` after each step with token ids alone. So every
+proposer without weights runs there unchanged: lookups, hybrids of them, and those of other packages.
 
     vllm serve MODEL \\
       --speculative-config '{"method": "custom_class", "model": "outrider.vllm.custom_class.OutriderDrafter",
                              "num_speculative_tokens": 8}' \\
       --additional-config '{"outrider": {"method": "ngram", "settings": {"max_n": 4}}}'
 
-vLLM does not say which request a row of its batch is, and moves rows. `RowTracker` finds out from the texts: a row
-whose text is a known one and exactly the tokens just written goes on; any other is a new request, and a known text that
-nobody continues has ended.
+vLLM does not tell which request a row of its batch is, and it moves rows. `RowTracker` finds out from the texts: a row
+whose text is a known text plus the tokens just written continues that request; any other row is a new request; a known
+text without such a row has ended.
 
-    tracker   0: "a b"    rows of this step   "x y z" (wrote z),  "a b c d" (wrote c d)
-    after     0: "a b c d", 1: "x y z"        row 0 sits in 1, new; row 1 sits in 0 and committed "c d"
+    slots before   0: "a b"                   rows of this step   "x y z" (wrote z), "a b c d" (wrote c d)
+    slots after    0: "a b c d", 1: "x y z"   row 0 is new, in slot 1; row 1 is slot 0 and committed "c d"
 
-This file is imported in vLLM's process: it needs nothing that vLLM's environment has not got, and never imports vLLM.
-The flags for one of our methods are made in `guests.py`.
+This file is imported in vLLM's process: it needs only packages of vLLM's environment, and never imports vLLM.
+`custom_drafters.py` makes the flags for a method.
 """
 
 from collections import defaultdict
@@ -40,31 +40,32 @@ __all__ = ["KEY", "OutriderDrafter", "RowTracker", "custom_drafter", "first_path
 
 Tokens = NDArray[np.int32]
 KEY: Final = "outrider"
-"""Of vLLM's additional configuration."""
+"""Outrider's key in vLLM's additional configuration."""
 KEY_TOKENS: Final = 8
 
 
 def custom_drafter(method: str, settings: Mapping[str, Any], spec: TargetSpec) -> Proposer:
-    """The proposer of a method that drafts from token ids alone.
+    """Return the proposer of a method that drafts from token ids alone.
 
     Raises:
-        ConfigError: if it is unknown, or wants more than token ids.
+        ConfigError: if the method is unknown, or needs more than token ids.
     """
     proposer = load_proposer(method, SpecOnlyTarget(spec), **settings)
     needs = proposer.spec
     if needs.num_bytes or needs.feature_layers or proposer.scripted or not needs.max_nodes:
         raise ConfigError(
-            f"'{method}' does not draft from token ids alone, which is all that vLLM shows a custom class"
+            f"'{method}' does not draft from token ids alone, which is all that vLLM passes to a custom class"
         )
     return proposer
 
 
 @final
 class OutriderDrafter:
-    """What vLLM builds and calls."""
+    """The class that vLLM instantiates and calls."""
 
     def __init__(self, vllm_config: Any) -> None:
-        """
+        """Open the proposer that vLLM's additional configuration names.
+
         Args:
             vllm_config: vLLM's `VllmConfig`.
 
@@ -87,7 +88,7 @@ class OutriderDrafter:
         self.tracker = RowTracker(proposer.open(plan), num_slots)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """vLLM offers the target's module; there is nothing to load."""
+        """Load nothing; vLLM calls this with the target's module."""
 
     def propose(
         self,
@@ -96,12 +97,12 @@ class OutriderDrafter:
         token_ids_cpu: Tokens,
         slot_mappings: object = None,
     ) -> list[list[int]]:
-        """The next draft of each row.
+        """Return the next draft of each row.
 
         Args:
-            sampled_token_ids: by row, what the step wrote; nothing while a prompt is still being read.
-            num_tokens_no_spec: by row, the length of the text.
-            token_ids_cpu: by row, the text, padded.
+            sampled_token_ids: tokens that the step wrote, by row; empty while a prompt is still being read.
+            num_tokens_no_spec: length of the text, by row.
+            token_ids_cpu: padded text, by row.
         """
         lengths = num_tokens_no_spec[: len(sampled_token_ids)].tolist()
         written = [row for row, tokens in enumerate(sampled_token_ids) if len(tokens)]
@@ -121,7 +122,7 @@ class OutriderDrafter:
 
 @final
 class RowTracker:
-    """Which slot of a session each row of another engine's batch is."""
+    """The map from the rows of another engine's batch to the slots of a session."""
 
     def __init__(self, session: Session, num_slots: int) -> None:
         self.session = session
@@ -129,11 +130,11 @@ class RowTracker:
         self.texts: dict[int, Tokens] = {}
 
     def follow(self, texts: Sequence[Tokens], num_written: Sequence[int]) -> list[int]:
-        """Tell the session what became of every request; the slot of each row.
+        """Pass commits, ends and new requests to the session, and return the slot of each row.
 
         Args:
-            texts: by row, the whole text.
-            num_written: by row, how many of its last tokens are new.
+            texts: the whole text, by row.
+            num_written: number of new tokens at its end, by row.
         """
         places = self._recognised(texts, num_written)
         self.session.observe(
@@ -155,7 +156,7 @@ class RowTracker:
         return [places[place] for place in range(len(texts))]
 
     def _recognised(self, texts: Sequence[Tokens], num_written: Sequence[int]) -> dict[int, int]:
-        """By row, the slot whose text it continues; of equal texts each has a row of its own."""
+        """Return by row the slot whose text it continues; equal texts get one row each."""
         known: dict[tuple[int, bytes], list[int]] = defaultdict(list)
         for slot, text in self.texts.items():
             known[_key(text)].append(slot)
@@ -170,12 +171,12 @@ class RowTracker:
 
 
 def _key(text: Tokens) -> tuple[int, bytes]:
-    """Cheap, and seldom the same for two texts."""
+    """Return a cheap key that few texts share."""
     return len(text), text[-KEY_TOKENS:].tobytes()
 
 
 def first_path(tree: Tree) -> list[int]:
-    """The chain of first children, for an engine that verifies chains.
+    """Return the chain of first children, for an engine that verifies chains.
 
     >>> first_path(Tree([5, 6, 7, 8], [-1, -1, 0, 2]))
     [5, 7, 8]
@@ -190,7 +191,7 @@ def first_path(tree: Tree) -> list[int]:
 
 
 def spec_of(model_config: Any) -> TargetSpec:
-    """What vLLM's `ModelConfig` says of the target."""
+    """Return the target's spec from vLLM's `ModelConfig`."""
     text = model_config.hf_text_config
     return TargetSpec(
         name=str(model_config.model),

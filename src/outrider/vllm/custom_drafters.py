@@ -1,4 +1,4 @@
-"""A method of ours as vLLM's `custom_class`, that is with our own code in vLLM's process; see `custom_class.py`."""
+"""Flags that run an Outrider method inside vLLM's process, as its `custom_class`; see `custom_class.py`."""
 
 import json
 from collections.abc import Mapping
@@ -15,25 +15,25 @@ from outrider.vllm.custom_class import KEY, OutriderDrafter, custom_drafter
 __all__ = ["METHOD", "import_path", "on_custom_class"]
 
 METHOD: Final = "custom_class"
-"""vLLM's word."""
+"""vLLM's name of the method."""
 MEMORY: Final = "max_cached_requests"
-"""The setting of methods that remember earlier answers."""
+"""The setting of methods that keep earlier answers."""
 
 
 def on_custom_class(method: str, settings: Mapping[str, Any], spec: TargetSpec) -> Exported:
-    """The speculative configuration, and the flag that carries the method's settings.
+    """Return the speculative configuration and the flag with the method's settings.
 
     Example: prompt lookup becomes `{"method": ..., "model": "outrider.vllm.custom_class.OutriderDrafter",
     "num_speculative_tokens": 8}` and `--additional-config '{"outrider": {"method": ..., "settings": {...}}}'`.
 
     Raises:
-        ConfigError: for a method that wants more than token ids.
+        ConfigError: for a method that needs more than token ids.
     """
     given = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
     notes = []
     if MEMORY in {one.name for one in fields(proposer_class(method).Config)}:
         given[MEMORY] = 0
-        notes.append("it drafts from the request's own text only: a server cannot forget earlier answers")
+        notes.append("it drafts from the request's own text only: a server cannot clear its cache of earlier answers")
     proposer = custom_drafter(method, given, spec)
     return Exported(
         speculative={
@@ -47,7 +47,7 @@ def on_custom_class(method: str, settings: Mapping[str, Any], spec: TargetSpec) 
 
 
 def import_path(directory: Path) -> Path:
-    """A directory for another environment's `PYTHONPATH`, made if need be: this package is in it, and nothing else."""
+    """Return a directory for another environment's `PYTHONPATH` that holds a link to this package alone."""
     directory.mkdir(parents=True, exist_ok=True)
     link = directory / "outrider"
     if not link.is_symlink():

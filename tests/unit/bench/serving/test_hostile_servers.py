@@ -193,10 +193,10 @@ def test_frames_that_are_not_what_they_should_be(name: str) -> None:
 
 
 ENDLESS = {
-    "silence": (b"", "sent nothing for 0.3 s"),
-    "pings": (b": ping\n\n", "sent nothing for 0.3 s"),
-    "empty events": (event(), "sent nothing for 0.3 s"),
-    "half a header": (None, "sent nothing for 0.3 s"),
+    "silence": (b"", "sent nothing new for 0.3 s"),
+    "pings": (b": ping\n\n", "sent nothing new for 0.3 s"),
+    "empty events": (event(), "sent nothing new for 0.3 s"),
+    "half a header": (None, "sent nothing new for 0.3 s"),
 }
 
 

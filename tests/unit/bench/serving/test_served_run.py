@@ -111,7 +111,7 @@ FAULTS = {
     "start": "ended with status 1: ValueError: no such model",
     "unhealthy": "not ready after 0.5 s",
     "die": "ended with status 3: RuntimeError: the fake engine died",
-    "hang": "sent nothing for 0.5 s",
+    "hang": "sent nothing new for 0.5 s",
     "cut": "cut its answer off before the end",
     "stop": "cut its answer off before the end",
     "refuse": "refuses with status 500 \\(the engine is dead\\)",

@@ -110,7 +110,7 @@ def test_an_answer_that_is_not_whole_is_an_error(name: str, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (httpx.ReadTimeout(""), "sent nothing for 7 s"),
+        (httpx.ReadTimeout(""), "sent nothing new for 7 s"),
         (httpx.ConnectError("refused"), r"cannot be reached \(refused\)"),
         (httpx.RemoteProtocolError("peer closed"), "cut its answer off"),
     ],
