@@ -23,6 +23,7 @@ __all__ = [
     "draft_weights",
     "gpu_ops",
     "num_kernel_threads",
+    "package_directories",
     "version",
 ]
 
@@ -97,13 +98,18 @@ def version() -> str:
         return "0+unknown"
 
 
+def package_directories(name: str) -> tuple[Path, Path]:
+    """Return the places of a directory: inside an installed package, and at the root of a checkout."""
+    return PACKAGE / name, PACKAGE.parents[1] / name
+
+
 def data_directory(name: str) -> Path:
     """Return `recipes` or `workloads`: inside an installed package, or at the root of a checkout.
 
     Raises:
         ConfigError: if it is in neither place.
     """
-    for directory in (PACKAGE / name, PACKAGE.parents[1] / name):
+    for directory in package_directories(name):
         if directory.is_dir():
             return directory
     raise ConfigError(f"the directory {name} is missing beside {PACKAGE}; install outrider again")

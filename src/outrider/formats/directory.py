@@ -1,8 +1,8 @@
-"""What a directory holds, for the sentence that fits when it is not a model.
+"""Checks of model directories, and precise errors for directories that are not models.
 
-A model directory has a `config.json`, safetensors and (usually) tokenizer files. What people pass instead: the
-directory of a LoRA adapter, of GGUF files, of pickled weights, of Meta's or MLX's own layout, of training checkpoints
-one level down, or an empty one. Each is named here together with what makes a model of it.
+A model directory has a `config.json`, safetensors and (usually) tokenizer files. Common mistakes are the directory of a
+LoRA adapter, of GGUF files, of pickled weights, of Meta's or MLX's layout, of checkpoints one level down, or an empty
+one. Each has its own message with a remedy.
 
 Example: a directory with `adapter_config.json` gives "... holds a LoRA adapter of 'Qwen/Qwen2.5-0.5B', not a model;
 merge it into its base model (peft: merge_and_unload) and load the result".
@@ -28,9 +28,9 @@ MERGE: Final = "merge it into its base model (peft: merge_and_unload) and load t
 
 
 def check_directory(directory: Path) -> None:
-    """Refuse what is no model directory, saying what it is; an adapter beside a model; and JSON files that are none.
+    """Refuse a directory that is no model, an adapter beside a model, and damaged JSON files.
 
-    `transformers` passes over a damaged file here and there, and with it over the ids that end a text.
+    `transformers` silently skips some damaged files, and with them the end-of-text ids.
 
     Raises:
         CheckpointError: in each of these cases.
@@ -45,7 +45,7 @@ def check_directory(directory: Path) -> None:
 
 
 def _check_fields(name: str, fields: Fields) -> None:
-    """Check what `transformers` looks at only when it is used: the ids that end a text, a tokenizer's limits."""
+    """Check values that `transformers` reads only on use: end-of-text ids, a tokenizer's limits."""
     if name in (CONFIG, GENERATION):
         check_eos(fields)
     elif name == "tokenizer_config.json":
@@ -60,7 +60,7 @@ def no_weights(directory: Path) -> CheckpointError:
 
 
 def _described(directory: Path, lacks: str) -> str:
-    """Return the sentence for a directory that is no model."""
+    """Return the message for a directory that is no model."""
     with as_error(CheckpointError, f"{directory} cannot be read", "check its permissions"):
         names = sorted(path.name for path in directory.iterdir())
     cases: tuple[tuple[str, Callable[[Path, str], str]], ...] = (

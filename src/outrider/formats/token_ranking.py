@@ -1,13 +1,12 @@
-"""Which tokens are worth drafting: the target's own text, counted (FR-Spec, arXiv 2502.14856).
+"""A reduced draft vocabulary: the target's most frequent tokens (FR-Spec, arXiv 2502.14856).
 
-Training counts the tokens that the target wrote. What occurred, most frequent first, special and end-of-text tokens
-before all others, is written beside the checkpoint as `token_ranking.json`:
+Training counts the tokens that the target wrote. Those that occurred, most frequent first, special and end-of-text
+tokens before all others, are written beside the checkpoint as `token_ranking.json`:
 
     {"schema": "outrider.token_ranking/1", "outrider": {the target}, "vocab_size": V, "ids": [...]}
 
-Other engines do not look at it. A drafter that uses the target's output head then needs only the rows of the first K of
-these tokens (`outrider.models.output_head`). A checkpoint without the file drafts from the whole
-vocabulary.
+Other engines ignore the file. A drafter that shares the target's output head then reads only the rows of the first K
+of these tokens (`outrider.models.output_head`). Without the file it drafts from the whole vocabulary.
 
 Worked example: counts 5, 0, 9, 1 with end-of-text token 1 rank the tokens 1, 2, 0, 3; `drafted_ids` with 2 gives 1, 2.
 
@@ -33,11 +32,11 @@ __all__ = ["FILE", "check_draft_vocab", "drafted_ids", "rank_tokens", "read_rank
 FILE = "token_ranking.json"
 SCHEMA = "outrider.token_ranking/1"
 DRAFT_VOCAB = 8192
-"""Tokens that are drafted where a ranking is at hand and no number is asked for."""
+"""Default number of drafted tokens for a checkpoint with a ranking."""
 
 
 def special_ids(target: Target) -> list[int]:
-    """The target's end-of-text and special tokens, ascending."""
+    """Return the target's end-of-text and special tokens, ascending."""
     found = set(target.spec.eos_ids)
     if target.tokenizer is not None:
         found |= set(target.tokenizer.all_special_ids)
@@ -45,7 +44,7 @@ def special_ids(target: Target) -> list[int]:
 
 
 def rank_tokens(target: Target, counts_V: Tensor) -> Tensor:
-    """The tokens that occurred, most frequent first, behind the special ones: int64 [N]. Of equals, the lower id."""
+    """Return int64 [N]: special tokens, then those that occurred, most frequent first, ties by the lower id."""
     weight_V = counts_V.to("cpu", torch.float64, copy=True)
     weight_V[special_ids(target)] = torch.inf
     order_V = weight_V.sort(descending=True, stable=True).indices
@@ -65,7 +64,7 @@ def write_ranking(directory: Path, ids_N: Tensor, target: Target) -> None:
 
 
 def read_ranking(directory: Path, target: Target) -> Tensor | None:
-    """The ranked tokens, int64 [N], or None without a file.
+    """Return the ranked tokens, int64 [N], or None without a file.
 
     Raises:
         CheckpointError: for a file that is damaged, or of another target.
@@ -96,25 +95,25 @@ def _are_tokens(ids: Any, vocab_size: int) -> bool:
 
 
 def check_draft_vocab(draft_vocab: int | None) -> None:
-    """Refuse a number of tokens that is none.
+    """Refuse a negative number of tokens.
 
     Raises:
-        ConfigError: naming it.
+        ConfigError: naming the number.
     """
     if draft_vocab is not None and draft_vocab < 0:
         raise ConfigError(f"draft_vocab={draft_vocab} must be 0 (all tokens) or positive")
 
 
 def drafted_ids(directory: Path, target: Target, draft_vocab: int | None) -> Tensor | None:
-    """The tokens that a drafter may draft, ascending, int64 [K]; None for all.
+    """Return the tokens that a drafter may draft, ascending, int64 [K]; None for all.
 
     Args:
-        directory: of the checkpoint.
-        draft_vocab: how many; 0 for all, None for `DRAFT_VOCAB` of a ranking, if there is one.
+        directory: the checkpoint.
+        draft_vocab: number of tokens; 0 for all, None for `DRAFT_VOCAB` if there is a ranking.
 
     Raises:
         CheckpointError: for a ranking that is damaged, or of another target.
-        ConfigError: if a number is asked for and there is no ranking.
+        ConfigError: if a number is given and there is no ranking.
     """
     if draft_vocab == 0:
         return None

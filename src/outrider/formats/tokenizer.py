@@ -1,4 +1,4 @@
-"""The tokenizer of a model directory, as `transformers` reads it."""
+"""The tokenizer of a model directory, read by `transformers`."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ __all__ = ["load_tokenizer"]
 
 
 def load_tokenizer(directory: Path, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model directory, or None where the directory has none.
+    """Return the tokenizer of a model directory, or None without one.
 
     Raises:
         CheckpointError: if its files cannot be read.

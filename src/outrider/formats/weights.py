@@ -1,9 +1,9 @@
-"""Weights on disk: safetensors files, opened lazily and distrusted precisely.
+"""Weights on disk: safetensors files, opened lazily and checked on opening.
 
 A checkpoint is a directory with one `model.safetensors`, or with shards and `model.safetensors.index.json`. Such a
-file is `u64 header length | JSON header | bytes`, and the header says where every tensor ends; so a download that
-stopped early is found on opening, from the file's size, before a single weight is read. Pickled weights are never
-opened: unpickling runs code.
+file is `u64 header length | JSON header | bytes`, and the header holds the end of every tensor. So an incomplete
+download is found on opening, from the file's size, before any weight is read. Pickled weights are never opened:
+unpickling runs code.
 
 Example:
 
@@ -40,7 +40,7 @@ WHOLE = frozenset({"I64", "I32", "I16", "I8", "U8", "BOOL"})
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """What a file's header says about one tensor. `dtype` is the safetensors name, such as BF16."""
+    """A header's entry of one tensor. `dtype` is the safetensors name, such as BF16."""
 
     name: str
     file: Path
@@ -50,16 +50,20 @@ class StoredTensor:
 
 @final
 class Weights(Mapping[str, Tensor]):
-    """A checkpoint's tensors by name. Looking one up reads it, in its stored dtype, to CPU memory.
+    """A checkpoint's tensors by name. A lookup reads the tensor, in its stored dtype, to CPU memory.
 
-    The tensor is the caller's own: nothing is kept, so that loading a model needs its weights and one tensor more.
+    Nothing is kept here, so loading a model needs memory for its weights and one tensor more.
     """
 
     def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
         self.stored = stored
 
     def __getitem__(self, name: str) -> Tensor:
-        """Raises `CheckpointError` for an unknown name, a dtype that is not read, and NaN or infinite values."""
+        """Read a tensor.
+
+        Raises:
+            CheckpointError: for an unknown name, a dtype that is not read, and NaN or infinite values.
+        """
         tensor = self._find(name)
         if tensor.dtype not in DTYPES:
             raise CheckpointError(
@@ -68,17 +72,17 @@ class Weights(Mapping[str, Tensor]):
             )
         with (
             as_error(CheckpointError, f"tensor {name} in {tensor.file} cannot be read", "download it again"),
-            _opened(tensor.file) as file,  # pages of the map count as resident until it is closed
+            _opened(tensor.file) as file,  # mapped pages count as resident memory until it is closed
         ):
             loaded: Tensor = file.get_tensor(tensor.name).clone()
         check_finite(loaded, f"tensor {name} in {tensor.file}")
         return loaded
 
     def integers(self, name: str) -> Tensor:
-        """Read a map of token ids or marks as int64, in whatever whole-number dtype it is stored.
+        """Read a tensor of any whole-number dtype as int64, such as a map of token ids.
 
         Raises:
-            CheckpointError: for a dtype that holds fractions.
+            CheckpointError: for a floating-point dtype.
         """
         tensor = self._find(name)
         if tensor.dtype not in WHOLE:
@@ -99,7 +103,7 @@ class Weights(Mapping[str, Tensor]):
         return name in self.stored
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, from the header alone."""
+        """Return a tensor's shape, from the header alone."""
         return self._find(name).shape
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -108,7 +112,7 @@ class Weights(Mapping[str, Tensor]):
         return self[name]
 
     def check(self, shapes: Mapping[str, tuple[int, ...]], optional: Collection[str] = ()) -> None:
-        """Raise `CheckpointError` unless exactly these names are here, with these shapes.
+        """Raise `CheckpointError` unless the checkpoint has exactly these names and shapes.
 
         Tensors named in `optional`, and the rotary frequencies that old exporters stored, may be present or absent.
         """
@@ -138,7 +142,7 @@ class Weights(Mapping[str, Tensor]):
 
 
 def check_finite(tensor: Tensor, what: str) -> None:
-    """Refuse a tensor with values that are NaN or infinite: whatever it is multiplied with becomes NaN too."""
+    """Refuse a tensor with NaN or infinite values, which would turn whole rows of products into NaN."""
     if not tensor.is_floating_point() or not tensor.numel():
         return
     low, high = tensor.aminmax()  # one pass without a copy; NaN wins
@@ -152,7 +156,7 @@ def check_finite(tensor: Tensor, what: str) -> None:
 
 
 def cast(tensor: Tensor, dtype: torch.dtype, what: str) -> Tensor:
-    """Return a tensor in another dtype; refuse values that are too large for it."""
+    """Return a tensor in another dtype; refuse values that overflow."""
     narrow = tensor.to(dtype)
     if tensor.dtype == dtype or not tensor.is_floating_point():
         return narrow
@@ -167,10 +171,10 @@ def cast(tensor: Tensor, dtype: torch.dtype, what: str) -> Tensor:
 
 
 def settle_head(spec: DecoderSpec, weights: "Weights") -> DecoderSpec:
-    """Check a complete decoder's tensors and return its spec, untied where a head of its own is stored.
+    """Check a complete decoder's tensors and return its spec, untied if the file stores a different head.
 
-    A config may say that embedding and output head are one while the file holds a head that differs; the tensors are
-    what was trained, and `transformers` believes them too.
+    A config may tie embedding and output head while the file holds a head that differs. The tensors decide, as in
+    `transformers`.
     """
     weights.check(spec.weight_shapes(), optional=(HEAD,) if spec.tie_word_embeddings else ())
     if not spec.tie_word_embeddings or HEAD not in weights:
@@ -185,10 +189,11 @@ def _equal(left: Tensor, right: Tensor) -> bool:
 
 
 def read_weights(directory: str | Path) -> Weights:
-    """Open a checkpoint directory (or one safetensors file); reads headers only.
+    """Open a checkpoint directory, or one safetensors file; read headers only.
 
-    Raises `CheckpointError` for a missing or truncated file, an index that its shards do not match, and a directory
-    without safetensors.
+    Raises:
+        CheckpointError: for a missing or truncated file, shards that do not match their index, and a directory without
+            safetensors.
     """
     path = Path(directory)
     if path.is_file():
@@ -259,7 +264,7 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
 
 
 def _stored_tensors(file: Path, header: Fields, num_bytes: int) -> dict[str, StoredTensor]:
-    """Read the header's entries, which must cover the `num_bytes` behind it exactly, as safetensors demands."""
+    """Read the header's entries, which must cover the `num_bytes` after it exactly, as safetensors requires."""
     stored: dict[str, StoredTensor] = {}
     spans: list[tuple[int, int]] = []
     for name in header:
