@@ -1,4 +1,4 @@
-"""EAGLE-3 heads on disk: the native layout, and the reading of both layouts.
+"""EAGLE-3 heads on disk: writing the native layout, and reading both layouts.
 
 The native layout (EAGLE, SpecForge, SGLang, vLLM) is a Llama config with `draft_vocab_size` and these tensors:
 
@@ -9,12 +9,11 @@ The native layout (EAGLE, SpecForge, SGLang, vLLM) is a Llama config with `draft
     t2d  bool [V]                   which tokens have a column
     embed_tokens.weight             [V, E], only where the target's embedding is not shared
 
-Other spellings of tensors are read by `eagle3_tensors.py`, of config keys by `eagle3_config.py`; where a key
-contradicts the tensors, these decide. The speculators layout (`eagle3_speculators.py`) holds the same tensors under
-another config.
+`eagle3_tensors.py` reads other spellings of tensors, `eagle3_config.py` of config keys; the tensors override keys that
+contradict them. The speculators layout (`eagle3_speculators.py`) holds the same tensors under another config.
 
-What engines disagree on is written out: `norm_before_residual` always; the layer ids only where they are not the
-default, since vLLM takes an id as the state before that layer and SGLang as the state after it.
+Keys that engines read differently are written explicitly: `norm_before_residual` always; the layer ids only if they are
+not the default, because vLLM takes an id as the state before that layer and SGLang as the state after it.
 
 Example: `read_eagle3(directory, target)` of a head for Qwen2.5-7B gives `fc.weight` of shape (3584, 10752).
 
@@ -45,12 +44,12 @@ __all__ = ["Eagle3Checkpoint", "native_config", "offsets_of", "read_eagle3", "wr
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Eagle3Checkpoint:
-    """One head, whichever layout it came in.
+    """One head, read from any layout.
 
-    spec         its sizes and variants
-    tensors      the trained tensors under their native names, and `embed_tokens.weight` if it has its own
+    spec         sizes and variants
+    tensors      trained tensors under their native names, and `embed_tokens.weight` if the head has its own
     ids_K        int64, the token of each column, ascending
-    provenance   the config's `outrider` key, empty for foreign files
+    provenance   `outrider` key of the config, empty for foreign files
     """
 
     spec: Eagle3Spec
@@ -60,7 +59,7 @@ class Eagle3Checkpoint:
 
 
 def offsets_of(ids_K: Tensor) -> Tensor:
-    """d2t of columns that stand for these tokens."""
+    """Return `d2t` for columns of these tokens."""
     return ids_K - torch.arange(len(ids_K))
 
 
@@ -91,7 +90,7 @@ def write_speculators(
 
 
 def stored_tensors(checkpoint: Eagle3Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The trained tensors in `dtype`, and both vocabulary maps."""
+    """Return the trained tensors in `dtype`, and both vocabulary maps."""
     tensors = {name: tensor.to(dtype) for name, tensor in checkpoint.tensors.items()}
     has_column_V = torch.zeros(checkpoint.spec.layer.vocab_size, dtype=torch.bool)
     has_column_V[checkpoint.ids_K] = True
@@ -99,7 +98,7 @@ def stored_tensors(checkpoint: Eagle3Checkpoint, dtype: torch.dtype) -> dict[str
 
 
 def native_config(checkpoint: Eagle3Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
-    """The `config.json` of the native layout."""
+    """Return the `config.json` of the native layout."""
     spec = checkpoint.spec
     config = config_of(spec.layer, dtype) | {
         "architectures": ["LlamaForCausalLMEagle3"],
@@ -146,7 +145,7 @@ def read_eagle3(directory: Path, target: Target) -> Eagle3Checkpoint:
 
 
 def _check_width(config: Fields, shapes: Shapes, target: Target, directory: Path) -> None:
-    """Say it in the target's terms where the head was made for another model."""
+    """Refuse a head for a target of another width, in one clear sentence."""
     told, found = config.integer("target_hidden_size", None, low=1), target.spec.hidden_size
     fc = shapes.get("fc.weight", ())
     fused = {told} if told is not None else {fc[0]} if len(fc) == 2 and fc[1] % found else {found}
@@ -162,7 +161,7 @@ def _other(directory: Path, what: str, ours: object, target: Target, theirs: int
 
 
 def _sized(spec: Eagle3Spec, told: int | None, shapes: Shapes, target: Target, directory: Path) -> Eagle3Spec:
-    """Check sizes against the target's; some configs give the number of columns as `told`, their vocabulary size."""
+    """Check sizes against the target's; `told` is the config's vocabulary size, in some files the number of columns."""
     found = target.spec
     shown = [shapes[name][0] for name in ("embed_tokens.weight", "t2d") if shapes.get(name)]
     vocab_size = (

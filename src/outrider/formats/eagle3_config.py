@@ -1,14 +1,14 @@
-"""What an EAGLE-3 head is: its config where that decides, its tensors where they do.
+"""The spec of an EAGLE-3 head, from its config and the shapes of its tensors.
 
-Read from the config: rotary positions, the norm's epsilon, the number of heads, `norm_before_residual`, `norm_output`,
-and which states are fused. Layers are named in three ways, which count differently:
+The config gives rotary positions, the norm's epsilon, the number of heads, `norm_before_residual`, `norm_output`, and
+the fused states. Layers are named in three ways, which count differently:
 
-    eagle_aux_hidden_state_layer_ids   k is the state before layer k; the number of layers is the stream behind the last
+    eagle_aux_hidden_state_layer_ids   k is the state before layer k; the number of layers is the stream after the last
     (top level or in eagle_config; aux_hidden_state_layer_ids is the same)
-    target_layer_ids                   k is the state after layer k; after the last one, behind the final norm
+    target_layer_ids                   k is the state after layer k; after the last one, after the final norm
     none, null or []                   the published three, if three states are fused
 
-With `use_aux_hidden_state` false and no `fc.weight`, the head reads the target's final state as it is.
+With `use_aux_hidden_state` false and no `fc.weight`, the head reads the target's final state unchanged.
 
 Example: 6 layers and ids [2, 4, 6] fuse the states before layers 2 and 4 and the stream that enters the final norm.
 """
@@ -44,7 +44,7 @@ BLOCK: Final = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 @dataclass(frozen=True, kw_only=True)
 class _Fused:
-    """Which states are fused. `normed` says that the last layer's is meant behind the final norm."""
+    """The fused states. `normed`: the last layer's state is read after the final norm."""
 
     ids: tuple[int, ...] | None
     normed: bool = False
@@ -54,14 +54,14 @@ class _Fused:
 def spec_of(
     config: Mapping[str, Any], file: Path, shapes: Shapes | None = None, width: int | None = None
 ) -> Eagle3Spec:
-    """Return what a native config and the shapes of a head's tensors say together.
+    """Return the spec of a head from its native config and the shapes of its tensors.
 
     Args:
-        shapes: by published name; without them the config alone is read.
-        width: the target's hidden size, which the fusion's width is a multiple of.
+        shapes: shapes by published name; without them the config alone is read.
+        width: hidden size of the target; the fusion's width is a multiple of it.
 
     Raises:
-        CheckpointError: naming the key that is of another type, contradicts the tensors, or is not obeyed here.
+        CheckpointError: naming the key that has a wrong type, contradicts the tensors, or is not supported.
     """
     fields, shapes = Fields(config, str(file)), shapes or {}
     layer = _layer(fields, file, shapes)
@@ -114,7 +114,7 @@ def _num_fused(fc: tuple[int, ...], width: int, file: Path) -> int:
 
 
 def _named_layers(fields: Fields, nested: Fields) -> _Fused:
-    """Return the layers that the config names, None where it leaves them to the default."""
+    """Return the layers that the config names; None for the default."""
     for one in (fields, nested):
         for key in (LAYER_IDS, "aux_hidden_state_layer_ids"):
             if ids := one.integers(key, None, low=0, high=10_000):
@@ -147,12 +147,12 @@ def _layer(fields: Fields, file: Path, shapes: Shapes) -> DecoderSpec:
         window = fields.integer("sliding_window", low=1)
     if window is not None and window < spec.max_position_embeddings:
         raise CheckpointError(
-            f"{file} lets the layer see a window of {window} tokens (sliding_window), which heads are not run with"
+            f"{file} lets the layer see a window of {window} tokens (sliding_window), which is not supported for heads"
         )
     spec = replace(spec, tie_word_embeddings=False, windows=(None,), mlp_bias=False)
     if not shapes:
         return spec
-    return replace(  # there are the biases and norms that are stored
+    return replace(  # the stored biases and norms decide, whatever the config says
         spec,
         qkv_bias=any(f"{LAYER}{name}.bias" in shapes for name in BLOCK),
         o_bias=f"{LAYER}self_attn.o_proj.bias" in shapes,

@@ -1,4 +1,4 @@
-"""EAGLE-3 heads in the layout of the speculators library: its config, to and from the native one.
+"""EAGLE-3 heads in the layout of the speculators library: conversion of its config to and from the native one.
 
     {"speculators_model_type": "eagle3", "draft_vocab_size": 32000, "norm_before_residual": false, ...,
      "transformer_layer_config": {"model_type": "llama", ...},                  the layer, as a Llama config
@@ -6,10 +6,10 @@
                             "verifier": {"name_or_path": "Qwen/Qwen2.5-7B-Instruct", ...}}}
 
 The tensors are the native ones with `layers.0.` for `midlayer.`. The library stores an embedding, which may be left out
-where it is the target's.
+if it equals the target's.
 
-A missing `norm_before_residual` means true to vLLM and false to the library that writes these files; so it is written
-always, and a file without it is refused.
+vLLM reads a missing `norm_before_residual` as true, the library that writes these files as false. So it is always
+written, and a file without it is refused.
 
 Example: `native_of(config, file)["hidden_size"]` is the hidden size of `transformer_layer_config`.
 """
@@ -31,15 +31,15 @@ COPIED = ("draft_vocab_size", "norm_before_residual", "norm_before_fc", "fc_norm
 
 
 def is_speculators(config: Mapping[str, Any]) -> bool:
-    """Whether a config is in this layout."""
+    """Return whether a config is in this layout."""
     return KIND in config
 
 
 def native_of(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """The same head as a native config.
+    """Convert a config of this layout to the native one.
 
     Raises:
-        CheckpointError: for another kind of head, or where a key that decides the arithmetic is missing.
+        CheckpointError: for another kind of head, or if a key that decides the arithmetic is missing.
     """
     if config[KIND] != "eagle3":
         raise CheckpointError(f"{file} has {KIND} {shown_json(config[KIND])}; only 'eagle3' is read here")
@@ -60,7 +60,7 @@ def native_of(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
 def speculators_of(
     native: Mapping[str, Any], verifier: str, architectures: Sequence[str], num_tokens: int
 ) -> dict[str, Any]:
-    """A native config in this layout.
+    """Convert a native config to this layout.
 
     Args:
         verifier: the target's hub id or directory.

@@ -1,15 +1,15 @@
-"""What the tensors of an EAGLE-3 head say, whatever its config says: names, sizes, variants, and the vocabulary map.
+"""Names, sizes and the vocabulary map of an EAGLE-3 head, from its tensors alone.
 
-Publishers spell the same tensors differently. `canonical_names` gives each its published name:
+Publishers spell the same tensors differently. `canonical_names` maps each to its published name:
 
     model.layers.0.self_attn.q_proj.weight      midlayer.self_attn.q_proj.weight
     aux_norm_low.weight                         fc_norm.0.weight
-    verifier_lm_head.weight, *.inv_freq         left out: nothing reads them
+    verifier_lm_head.weight, *.inv_freq         left out: unused
 
-A config is often a copy of the target's (40 layers for a head of one), or names a size that was changed later. Sizes
-that a shape determines are therefore taken from it, and only the rest from the config.
+A config is often a copy of the target's (40 layers for a head of one), or names a size that was changed later. So
+shapes determine every size they can, and the config only the rest.
 
-`d2t` holds offsets (token = column + d2t[column]); some files hold token ids instead, and some leave a buffer of zeros.
+`d2t` holds offsets (token = column + d2t[column]); some files hold token ids instead, and some a buffer of zeros.
 `t2d`, which marks the tokens that have a column, decides; without it offsets are tried first.
 
 Worked example: d2t = [0, 4, 4] gives the tokens 0, 5, 6; d2t = [0, 5, 6] beside a t2d of those three, the same.
@@ -31,7 +31,7 @@ from outrider.models.eagle3 import LAYER
 __all__ = ["Shapes", "canonical_names", "column_ids", "layer_sizes"]
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""Of each tensor under its published name."""
+"""Shape of each tensor by its published name."""
 
 PREFIXES: Final = ("module.", "draft_model.", "eagle_module.", "model.")
 LAYERS: Final = ("layers.0.", "decoder.layers.0.", "midlayer.")
@@ -43,7 +43,7 @@ UNUSED: Final = ("verifier_lm_head.", "verifier_norm.")
 
 
 def canonical_names(weights: Weights, directory: Path) -> dict[str, str]:
-    """Return the name in the file of each tensor, under its published name.
+    """Return the stored name of each tensor by its published name.
 
     Raises:
         CheckpointError: for two tensors of one meaning, and for a head of several layers.
@@ -72,10 +72,10 @@ def _canonical(name: str) -> str:
 
 
 def layer_sizes(shapes: Shapes, num_heads: int) -> dict[str, int]:
-    """Return what the layer's shapes determine, by config key, as far as they fit together.
+    """Return the sizes that the layer's shapes determine, by config key; skip shapes that contradict each other.
 
     Args:
-        num_heads: the config's; a head's size follows from it.
+        num_heads: number of heads in the config, which gives a head's size.
     """
 
     def rows(name: str) -> int | None:
@@ -98,7 +98,7 @@ def column_ids(d2t_K: Tensor | None, t2d_V: Tensor | None, num_columns: int, voc
     """Return the token of each column, int64 [K].
 
     Raises:
-        CheckpointError: if the maps fit no reading, or contradict each other.
+        CheckpointError: if the maps are neither offsets nor ids, or contradict each other.
     """
     plain_K = torch.arange(num_columns)
     if d2t_K is None and num_columns == vocab_size:

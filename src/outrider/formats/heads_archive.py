@@ -1,13 +1,13 @@
-"""The heads that a checkout ships, in one file: written by a maintainer, unpacked into an installed package's cache.
+"""The shipped heads in one archive: written by a maintainer, unpacked into the cache of an installed package.
 
-A wheel does not hold the heads; they are larger than it. The archive is a zip of `TARGET/KIND/FILE` and a manifest with
-the size and the SHA-256 of every file. Only files of that form which the manifest lists are unpacked, and each is
-compared with its digest before any head is put in its place.
+A wheel does not hold the heads, which are larger than it. The archive is a zip of `TARGET/KIND/FILE` and a manifest
+with the size and the SHA-256 of every file. Only such files that the manifest lists are unpacked, and all are compared
+with their digests before any head is installed.
 
     manifest.json     {"schema": "outrider.heads/1", "files": {"smollm2-135m/eagle3/config.json":
                                                                {"bytes": 1136, "sha256": "..."}}}
 
-Example: `install_heads(Path("outrider-heads.zip"))` fills `~/.cache/outrider/heads` and gives the heads' names.
+Example: `install_heads(Path("outrider-heads.zip"))` fills `~/.cache/outrider/heads` and returns the heads' names.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ MANIFEST: Final = "manifest.json"
 SCHEMA: Final = "outrider.heads/1"
 NAME: Final = re.compile(r"[A-Za-z0-9][\w.+-]*/[A-Za-z0-9][\w.+-]*/[A-Za-z0-9][\w.+-]*", re.ASCII)
 MOST_BYTES: Final = 2_000_000_000
-"""Of an archive, and of what it unpacks to."""
+"""Most bytes of an archive, and of its unpacked files."""
 MOST_MANIFEST_BYTES: Final = 1_000_000
 DAMAGED: Final = (zipfile.BadZipFile, zlib.error, struct.error, lzma.LZMAError, EOFError, ValueError)
 STAMP: Final = (1980, 1, 1, 0, 0, 0)
@@ -93,10 +93,10 @@ def fetch_heads(source: str) -> list[str]:
 
 
 def install_heads(archive: Path, source: str | None = None) -> list[str]:
-    """Check an archive as a whole, put its heads under `cache_directory()/heads`, and return their names.
+    """Check a whole archive, install its heads under `cache_directory()/heads`, and return their names.
 
     Args:
-        source: what the archive is called in messages.
+        source: name of the archive in messages.
 
     Raises:
         CheckpointError: if it is no such archive, or damaged; no head has been replaced then.
@@ -123,7 +123,7 @@ def install_heads(archive: Path, source: str | None = None) -> list[str]:
 
 
 def _manifest(zipped: zipfile.ZipFile, said: str) -> Mapping[str, Mapping[str, Any]]:
-    """The files that the manifest lists, after everything that can be checked without unpacking."""
+    """Return the manifest's files, after every check that needs no unpacking."""
     try:
         with zipped.open(MANIFEST) as member:
             read = json.loads(member.read(MOST_MANIFEST_BYTES))
@@ -166,7 +166,7 @@ def _unpack(zipped: zipfile.ZipFile, files: Mapping[str, Mapping[str, Any]], fre
 
 
 def _copied(source: BinaryIO, copy: BinaryIO, most: int) -> tuple[int, str]:
-    """Bytes copied, at most one chunk beyond `most`, and their digest."""
+    """Copy at most one chunk beyond `most` bytes; return the number of bytes and their digest."""
     digest, num_bytes = hashlib.sha256(), 0
     while num_bytes <= most and (chunk := source.read(CHUNK)):
         copy.write(chunk)
@@ -176,7 +176,7 @@ def _copied(source: BinaryIO, copy: BinaryIO, most: int) -> tuple[int, str]:
 
 
 def _put(head: Path, place: Path, scratch: Path) -> str:
-    """Move a complete head to its place; one that is there already makes room."""
+    """Move a complete head to its place, and an older one to the scratch directory."""
     name = f"{head.parent.name}/{head.name}"
     final = place / name
     final.parent.mkdir(parents=True, exist_ok=True)

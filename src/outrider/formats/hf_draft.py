@@ -1,19 +1,18 @@
 """Draft models on disk: Hugging Face directories, in two storage forms.
 
-*Complete*: every tensor of a causal language model under its usual name, the vocabulary as large as the target's and
-the target's tokenizer beside it. vLLM and `transformers` load it as it is.
+*Complete*: every tensor of a causal language model under its usual name, with the target's vocabulary size and
+tokenizer. vLLM and `transformers` load it unchanged.
 
-*Slim*: a draft model that uses the target's own embedding and output head stores neither. Its config says so,
+*Slim*: a draft model that shares the target's embedding and output head stores neither. Its config has
 
     "outrider": {"shares": ["embedding", "head"], "target_fingerprint": ...}
 
-and the loader takes both from the target, without a copy where the target is native, and refuses any other target. A
-mask token, which no target has an embedding for, is one more tensor, `model.mask_embedding` [E]; in the complete form
-it is simply the embedding's row of that token. Because the head's row is not the mask's, a complete draft model with a
-mask stores its head apart from its embedding.
+and the loader takes both from the target, without a copy if the target is native, and refuses any other target. The
+embedding of a mask token is a tensor of its own, `model.mask_embedding` [E]; in the complete form it is the embedding's
+row of that token. A complete draft model with a mask stores its head apart from its embedding, since they differ there.
 
-Targets of one family round their vocabulary up differently (151 936 rows in Qwen2.5-0.5B, 152 064 in Qwen2.5-7B; the
-tokens are the same). `widened` appends rows to embedding and head, `pad_draft` writes a directory anew that way.
+Targets of one family pad their vocabulary differently (151 936 rows in Qwen2.5-0.5B, 152 064 in Qwen2.5-7B, the same
+tokens). `widened` appends rows to embedding and head; `pad_draft` rewrites a directory that way.
 
 Worked example: for SmolLM2-135M (49 152 tokens, E = 576, bf16) two layers are 14 MB slim and 127 MB complete.
 
@@ -69,9 +68,9 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True, eq=False)
 class StoredDraft:
-    """A draft model as its files have it: raw config, shape, tensors in their stored dtype, and the form.
+    """A draft model as stored: raw config, shape, tensors in their stored dtype, and the form.
 
-    A slim one has no embedding and head among its tensors; `mask_id` is the token of its `model.mask_embedding`.
+    A slim model has no embedding and head among its tensors; `mask_id` is the token of its `model.mask_embedding`.
     """
 
     directory: Path
@@ -83,7 +82,7 @@ class StoredDraft:
 
 
 def read_draft(name: str, target: Target) -> StoredDraft:
-    """Read a draft model's files, to train it further or to pad it; it may have fewer rows than the target.
+    """Read a draft model to train it further or to pad it; it may have fewer vocabulary rows than the target.
 
     Raises:
         CheckpointError: naming the tensor, the size or the token that does not fit.
@@ -133,7 +132,7 @@ def _read_slim(
 
 
 def check_vocabulary(target: Target, model: Target) -> None:
-    """Refuse a draft model that speaks other tokens.
+    """Refuse a draft model with another vocabulary.
 
     Raises:
         CheckpointError: naming the first difference.
@@ -176,9 +175,9 @@ def write_draft(
     """Write a draft model into an existing directory.
 
     Args:
-        tensors: under their Hugging Face names; without embedding and head the form is slim, else complete. With
+        tensors: tensors by their Hugging Face names; slim without embedding and head, else complete. With
             `model.mask_embedding` among them, `facts` names the `mask_id`.
-        facts: what the `outrider` key of the config keeps besides the target.
+        facts: further entries of the config's `outrider` key.
         extra: further keys of the config.
     """
     is_slim = EMBEDDING not in tensors
@@ -190,7 +189,7 @@ def write_draft(
 
 
 def pad_draft(source: str, directory: Path, target: Target) -> None:
-    """Write a complete draft model anew with as many vocabulary rows as the target has, into an existing directory.
+    """Rewrite a complete draft model, with as many vocabulary rows as the target has, into an existing directory.
 
     Raises:
         CheckpointError: if it is slim, or has more rows than the target.
@@ -205,9 +204,9 @@ def pad_draft(source: str, directory: Path, target: Target) -> None:
 
 
 def widened(tensors: Mapping[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
-    """The same tensors with embedding and head padded to `vocab_size` rows, each new row the mean of the old ones.
+    """Return tensors with embedding and head padded to `vocab_size` rows, each new row the mean of the old ones.
 
-    No text holds the new tokens; the mean is finite, ordinary, and never the most probable.
+    No text holds the new tokens, and a mean row never has the largest logit.
     """
     wide = dict(tensors)
     for name in (EMBEDDING, HEAD):
@@ -219,7 +218,7 @@ def widened(tensors: Mapping[str, Tensor], vocab_size: int) -> dict[str, Tensor]
 
 
 def draft_facts(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what the `outrider` key of a config says; empty without one."""
+    """Return the `outrider` key of a config; empty without one."""
     known = config.get("outrider")
     return known if isinstance(known, dict) else {}
 

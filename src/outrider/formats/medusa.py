@@ -11,12 +11,12 @@
                          lm_heads.{head}.weight                       or lm_head.weight, once, with original_lm_head
                          token_map                                    target ids of a reduced vocabulary, int64 [K]
 
-Which one it is, is seen from the tensors' names; a prefix `medusa_heads.` is dropped. Three traps: the authors' configs
-say 2 heads where their files hold 5, so there the file decides, and so it does on biases; vLLM fills an output
-projection that is not stored with whatever memory held, so it is stored even where it is the target's; and vLLM cuts a
-projection of the whole vocabulary down to the rows of the token map, so both sizes are read.
+The tensors' names decide the layout; a prefix `medusa_heads.` is dropped. Three traps: the authors' configs say 2 heads
+for files that hold 5, so the file decides, also on biases; vLLM leaves an output projection that is not stored
+uninitialised, so it is stored even if it is the target's; and vLLM cuts a projection of the whole vocabulary to the
+rows of the token map, so both sizes are read.
 
-What was measured in training stands under the config's key `outrider`: `rank_accuracies`, and the tree that follows.
+The config's key `outrider` holds measurements of training: `rank_accuracies`, and the tree built from them.
 
 Worked example: Vicuna-7B with 5 heads in the first layout has `0.0.linear.weight` (4096, 4096), `0.0.linear.bias`
 (4096,) and `0.1.weight` (32000, 4096).
@@ -46,17 +46,17 @@ LAYOUTS: Final[tuple[Layout, ...]] = ("fasterdecoding", "vllm")
 HEADS_FILE: Final = "medusa_lm_head.safetensors"
 LARGEST: Final = 2**24
 MOST: Final = 256
-"""Heads, and layers of each."""
+"""Most heads, and most layers of a head."""
 PREFIX: Final = re.compile(r"medusa_heads?\.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MedusaCheckpoint:
-    """Heads as read.
+    """Medusa heads, independent of their layout on disk.
 
-    tensors      named and shaped as in `MedusaShape.tensor_shapes`, whatever the layout on disk
-    accuracies   how often the token of each rank of each head was right on held-out text; empty if not measured
-    tree         rank paths, parents first; empty if there are none
+    tensors      tensors with the names and shapes of `MedusaShape.tensor_shapes`
+    accuracies   accuracy of each rank of each head on held-out text; empty if not measured
+    tree         rank paths, parents first; may be empty
     """
 
     shape: MedusaShape
@@ -67,7 +67,7 @@ class MedusaCheckpoint:
 
 
 class _Stored(NamedTuple):
-    """What a file should hold: its own name of each tensor with its shape, and which may be absent."""
+    """The expected tensors of a file: stored names by our names, shapes and optional tensors by stored name."""
 
     names: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
@@ -80,7 +80,7 @@ def write_medusa(
     """Write heads and their config.
 
     Raises:
-        ConfigError: if the layout has no place for a reduced vocabulary.
+        ConfigError: if the layout cannot hold a reduced vocabulary.
     """
     if layout == "vllm":
         assert shape.output != "target", "this layout stores every output projection"
@@ -117,7 +117,7 @@ def _vllm_config(shape: MedusaShape) -> dict[str, Any]:
 
 
 def _fasterdecoding_names(shape: MedusaShape) -> dict[str, str]:
-    """The name on disk of every tensor."""
+    """Return the stored name of every tensor."""
     names = {output_name(head): f"{head}.{shape.num_layers}.weight" for head in range(shape.num_heads)}
     for head in range(shape.num_heads):
         for layer in range(shape.num_layers):
@@ -200,12 +200,12 @@ def _vllm_shape(config: Mapping[str, Any], names: Mapping[str, str], place: Path
 
 
 def _num_stored(names: Mapping[str, str], pattern: str) -> int:
-    """Return how many heads the file holds, by the numbers in their names."""
+    """Return the number of stored heads, from the numbers in their names."""
     return 1 + max((int(found[1]) for name in names if (found := re.match(pattern, name))), default=0)
 
 
 def _count(config: Mapping[str, Any], keys: tuple[str, ...], default: int | None, most: int = LARGEST) -> int:
-    """Return the first of these keys that is there, a whole number above 0."""
+    """Return the first of these keys that is present, a whole number above 0."""
     key = next((key for key in keys if config.get(key) is not None), keys[0])
     value = default if config.get(key) is None else config[key]
     if type(value) is not int or not 1 <= value <= most:
@@ -215,7 +215,7 @@ def _count(config: Mapping[str, Any], keys: tuple[str, ...], default: int | None
 
 
 def _stored(layout: Layout, shape: MedusaShape, names: Mapping[str, str], weights: Weights) -> _Stored:
-    """Names and shapes as this file should have them; `names` leads to names with their prefix."""
+    """Return the expected names and shapes of this file; `names` maps to names with their prefix."""
     shapes = shape.tensor_shapes()
     plain = _fasterdecoding_names(shape) if layout == "fasterdecoding" else {name: name for name in shapes}
     optional: set[str] = set()
@@ -239,7 +239,7 @@ def _outputs(shape: MedusaShape) -> list[str]:
 
 
 def _check_sizes(shape: MedusaShape, stored: _Stored, weights: Weights, target: Target, place: Path) -> None:
-    """Say it in the target's terms where heads were made for another model."""
+    """Refuse heads for a target of other sizes, in one clear sentence."""
     ours = target.spec
     widths, sizes = {shape.hidden_size}, {shape.vocab_size}
     first = stored.names[layer_name(0, 0, "weight")]
@@ -262,7 +262,7 @@ class _Settled(NamedTuple):
 
 
 def _settled(shape: MedusaShape, tensors: dict[str, Tensor], target: Target, place: Path) -> _Settled:
-    """Cut projections to the token map, and leave to the target what is the target's."""
+    """Cut projections to the token map, and drop a projection that equals the target's head."""
     if shape.is_reduced:
         ids_K = tensors[TOKEN_MAP] = tensors[TOKEN_MAP].to(torch.int64)
         if int(ids_K.min()) < 0 or int(ids_K.max()) >= shape.vocab_size or len(set(ids_K.tolist())) < len(ids_K):

@@ -5,13 +5,13 @@
     model.mtp_layers.{i}.{input_layernorm, self_attn.*, post_attention_layernorm, mlp.*}               a Qwen2 layer
     model.norm.weight                              the target's final norm, where the modules read the stream before it
 
-vLLM puts the layer into a submodule `mtp_block`; files that have that name are read too. Its query, key and value
-projections have biases in published files; what is stored is used. A checkpoint is a directory of its own, or the
-target's whole directory with the modules among its layers; of the latter only these tensors are read.
+vLLM names the layer's submodule `mtp_block`; files with that name are read too. In published files its query, key and
+value projections have biases; the stored ones are used. A checkpoint is a directory of its own, or the target's whole
+directory with the modules among its layers, of which only these tensors are read.
 
-The config is the target's as vLLM wants it (`MiMoForCausalLM`, `num_nextn_predict_layers`, and the decoder's sizes).
-`model_type` is written as `qwen2`, which `transformers` knows; `mimo` needs remote code there. Both are read. What the
-modules read, "residual" (before the final norm, as published) or "normed", stands under our own key `outrider`.
+The config has the target's sizes and vLLM's keys (`MiMoForCausalLM`, `num_nextn_predict_layers`). `model_type` is
+written as `qwen2`, since `mimo` needs remote code in `transformers`; both are read. Our key `outrider` holds the
+modules' input: "residual" (before the final norm, as published) or "normed".
 
 Worked example: MiMo-7B has hidden size 4096, 32 heads and 8 key/value heads, so
 `module_shapes(spec, 1)["model.mtp_layers.0.self_attn.k_proj.weight"] == (1024, 4096)`.
@@ -59,13 +59,13 @@ MOST_MODULES: Final = 64
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MtpCheckpoint:
-    """Modules and what they need to run.
+    """Prediction modules.
 
     spec         sizes of a module's layer; `num_layers` is the target's
-    state        which state of the target the first module reads
-    tensors      under their published names; with the target's final norm where `state` is "residual". Those of a
-                 directory are read when looked up
-    provenance   the config's `outrider` key, empty for foreign files
+    state        the state of the target that the first module reads
+    tensors      tensors by published name, with the target's final norm if `state` is "residual"; those of a directory
+                 are read on lookup
+    provenance   `outrider` key of the config, empty for foreign files
     """
 
     spec: DecoderSpec
@@ -76,7 +76,7 @@ class MtpCheckpoint:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor that must be there."""
+        """Shape of every required tensor, by name."""
         norm = {FINAL_NORM: (self.spec.hidden_size,)} if self.state == "residual" else {}
         return module_shapes(self.spec, self.num_modules) | norm
 
@@ -90,7 +90,7 @@ def module_prefix(index: int) -> str:
 
 
 def module_shapes(spec: DecoderSpec, num_modules: int) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the modules with its shape, linear weights (out, in)."""
+    """Return the shape of every tensor of the modules, linear weights (out, in)."""
     width = spec.hidden_size
     layer = replace(spec, num_layers=1, windows=(None,)).weight_shapes()
     names = {name.removeprefix("model.layers.0."): shape for name, shape in layer.items() if ".layers.0." in name}
@@ -100,10 +100,10 @@ def module_shapes(spec: DecoderSpec, num_modules: int) -> dict[str, tuple[int, .
 
 
 def block_spec(target: Target) -> DecoderSpec:
-    """A Qwen2 layer with the sizes of the target's own layers.
+    """Return the spec of a Qwen2 layer with the sizes of the target's own layers.
 
     Raises:
-        ConfigError: if the target is not of the Llama family, whose sizes are known.
+        ConfigError: if the target is not of the Llama family.
     """
     if target.native is not None:
         spec = target.native.spec
@@ -119,10 +119,10 @@ def block_spec(target: Target) -> DecoderSpec:
 
 
 def final_norm_E(target: Target) -> Tensor:
-    """The weight of the target's final norm, on the CPU.
+    """Return the weight of the target's final norm, on the CPU.
 
     Raises:
-        ConfigError: if it is not known, or has a zero, behind which the residual stream is lost.
+        ConfigError: if it is unknown, or has a zero, which makes the norm impossible to invert.
     """
     if target.native is not None:
         norm_E = target.native.norm_E.cpu()
@@ -149,7 +149,7 @@ def write_mtp(directory: Path, checkpoint: MtpCheckpoint, dtype: torch.dtype) ->
 
 
 def read_mtp(directory: Path, target: Target) -> MtpCheckpoint:
-    """Open the modules of a directory for a target; tensors are read when they are looked up.
+    """Open the modules of a directory for a target; tensors are read on lookup.
 
     Raises:
         CheckpointError: as `open_mtp`, and for modules of another target.
@@ -189,7 +189,7 @@ def open_mtp(directory: Path) -> MtpCheckpoint:
 
 
 def _modules_of(weights: Weights, keep_norm: bool) -> Weights:
-    """The modules alone, if the whole target lies beside them; else everything, so that a stray tensor is found."""
+    """Return the modules alone if the file holds the whole target; else all tensors, so that a stray one is found."""
     stored = {name.replace(".mtp_block.", "."): tensor for name, tensor in weights.stored.items()}
     weights = Weights(stored) if len(stored) == len(weights) else weights
     if not any(name.startswith("model.layers.") for name in weights):

@@ -1,9 +1,9 @@
-"""A target that is described by its files and loaded when somebody computes with it.
+"""A target described by its files, whose weights are loaded on first use.
 
-Where a server does the computing, this process needs the tokenizer, the context limit and the end-of-text tokens of the
-target, and its weights only to export a head. So a benchmark of a 70B model behind vLLM loads no second copy.
+With a server as the engine, this process needs the target's tokenizer, context limit and end-of-text tokens, and its
+weights only to export a head. So a benchmark of a 70B model behind vLLM loads no second copy.
 
-Example: `DeferredTarget("smollm2-135m", dtype="bfloat16").spec.vocab_size` opens `config.json` and no weights.
+Example: `DeferredTarget("smollm2-135m", dtype="bfloat16").spec.vocab_size` reads `config.json` and no weights.
 """
 
 from contextlib import AbstractContextManager
@@ -29,10 +29,10 @@ __all__ = ["DeferredTarget"]
 
 @final
 class DeferredTarget(Target):
-    """Files of a model; on the CPU when it is loaded.
+    """The files of a model, loaded on the CPU on first use.
 
     Raises:
-        CheckpointError: if the files are not there, or say too little.
+        CheckpointError: if files are missing or incomplete.
         ConfigError: for an unknown dtype.
     """
 
@@ -54,7 +54,7 @@ class DeferredTarget(Target):
 
     @cached_property
     def loaded(self) -> Target:
-        """The target itself."""
+        """The loaded target."""
         trusts = self._spec.trusts_code
         return load_target(self.name, dtype=self.dtype, device="cpu", trust_remote_code=trusts)
 

@@ -1,7 +1,7 @@
-"""Draft models as targets of their own, ready to run.
+"""Draft models, loaded as targets.
 
-A slim draft model (`outrider.formats.hf_draft`) gets the embedding and the output head of its target; these are shared
-in memory where the target is native.
+A slim draft model (`outrider.formats.hf_draft`) gets the embedding and the output head of its target, shared in memory
+if the target is native.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ __all__ = ["LoadedDraft", "load_draft"]
 
 @dataclass(frozen=True, eq=False)
 class LoadedDraft:
-    """A draft model ready to run, its raw config, and the memory it holds beyond what it shares with the target."""
+    """A loaded draft model, its raw config, and its bytes of memory beyond those shared with the target."""
 
     model: Target
     config: Mapping[str, Any]
@@ -33,7 +33,7 @@ class LoadedDraft:
 
 
 def load_draft(name: str, target: Target) -> LoadedDraft:
-    """Load a draft model of either form for a target: a directory, a GGUF file or a hub id; in the target's dtype.
+    """Load a draft model of either form in the target's dtype: a directory, a GGUF file or a hub id.
 
     Raises:
         CheckpointError: if it cannot be read, shares weights with another target, or has another vocabulary.
@@ -50,7 +50,7 @@ def load_draft(name: str, target: Target) -> LoadedDraft:
 
 
 def _surrounded(name: str, stored: StoredDraft, target: Target) -> LoadedDraft:
-    """A slim draft model with the target's embedding and head; a mask is read as a vector of its own."""
+    """Combine a slim draft model with the target's embedding and head; its mask keeps an embedding of its own."""
     dtype = target.spec.dtype
     own = {key: tensor.to(dtype) for key, tensor in stored.tensors.items()}
     decoder = _surround(stored.spec, own, target)
@@ -62,7 +62,7 @@ def _surrounded(name: str, stored: StoredDraft, target: Target) -> LoadedDraft:
 
 
 def _surround(spec: DecoderSpec, own: Mapping[str, Tensor], target: Target) -> Decoder:
-    """The draft model's layers between the target's embedding and head; shared in memory with a native target."""
+    """Build a decoder from the draft's layers and the target's embedding and head, shared with a native target."""
     if target.native is not None:
         tied = target.native.spec.tie_word_embeddings
         return target.native.around(replace(spec, tie_word_embeddings=tied), own)

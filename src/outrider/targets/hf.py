@@ -1,23 +1,17 @@
 """Any other decoder-only model of `transformers`, on our cache.
 
-The engine's cache knows where the rows of a step stand and what each may see (`Placement`). `transformers` lets a
-caller hand in all three things that this decides: a 4-D attention mask, position ids, and a cache object. So its own
-model code runs unchanged, for prompts, roots and trees alike:
+A `Placement` says where the rows of a step are stored and what each may see. `transformers` accepts this as a 4-D
+attention mask, position ids, and a cache object, so its model code runs unchanged on prompts, roots and trees:
 
-    mask[b, m, s]    0 where row m of slot b sees cached position s, else the lowest number of the dtype
+    mask[b, m, s]    0 if row m of slot b sees cached position s, else the lowest number of the dtype
     position_ids     the placement's: siblings share a position
-    SlotCache        writes new keys and values where the placement says, and returns the slots' first `limit` positions
+    SlotCache        writes keys and values as the placement says, and returns the slots' first `limit` positions
 
-Sliding windows are cut in positions, so a tree that is deeper than a window is right too (`layers.py`).
+Some models ignore these arguments: they count positions themselves (ALiBi), or keep a state that cannot be undone
+(Mamba). Those known from the config are refused by name (`layers.py`); for the rest, loading ends with a rehearsal
+(`rehearsal.py`) that compares a drafted step with a plain forward. Example: BLOOM's forward has no position_ids.
 
-Not every model listens. Some count positions themselves (ALiBi), some keep a running state that cannot be taken back
-(Mamba and other recurrent layers). What can be told from the config is refused by name; for the rest, loading ends
-with a rehearsal (`rehearsal.py`) that compares a drafted step with a plain forward. Example: BLOOM is refused because
-its forward does not take position_ids.
-
-This path is slower than the native decoder: keys and values are copied out of the slots in every layer. And one thread
-at a time runs or loads such a model: `transformers` sets PyTorch's default dtype of the whole process while it loads,
-and some rotary tables change in place.
+This path is slower than the native decoder: every layer copies keys and values out of the slots.
 
 Shapes: B slots, M rows, S cached positions, H key/value heads, D head size, F features, L layers, C slots of the cache.
 """
@@ -49,6 +43,7 @@ from outrider.targets.rehearsal import CacheShape, cache_shape, rehearse
 __all__ = ["HFSession", "HFTarget"]
 
 _TURN = threading.RLock()
+"""Held while a model runs or loads: `transformers` changes PyTorch's default dtype and some rotary tables in place."""
 
 
 @final
@@ -56,10 +51,10 @@ class HFTarget(Target):
     """A `transformers` model, its name and its tokenizer."""
 
     def __init__(self, model: Any, name: str, tokenizer: Any = None, directory: Path | None = None) -> None:
-        """Take a model in memory, which is put into evaluation mode.
+        """Wrap a model in memory and put it into evaluation mode.
 
         Raises:
-            CheckpointError: if the model cannot be run on a given cache with given masks and positions.
+            CheckpointError: if the model does not follow a given cache, given masks or positions.
         """
         with _TURN:
             self._adopt(model, name, tokenizer, directory)
@@ -84,7 +79,7 @@ class HFTarget(Target):
         tokenizer: Any,
         trust_remote_code: bool = False,
     ) -> "HFTarget":
-        """Read a Hugging Face directory; only safetensors, and model code from it only if asked.
+        """Read a Hugging Face directory: safetensors only, and its model code only with `trust_remote_code`.
 
         Raises:
             CheckpointError: if a file or a tensor is missing, truncated or misshapen, or the model cannot be run here.
@@ -98,7 +93,7 @@ class HFTarget(Target):
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
+                ignore_mismatched_sizes=True,  # refused below, by name
                 output_loading_info=True,
             )
         _check_complete(directory, loading, model)
@@ -228,7 +223,7 @@ class HFSession(TargetSession):
 
 @final
 class SlotCache(Cache):  # type: ignore[misc]
-    """Our cache in the form `transformers` expects, for the rows of one forward."""
+    """The engine's cache as `transformers` expects it, for the rows of one forward."""
 
     def __init__(self, cache: KVCache, placement: Placement) -> None:
         super().__init__(layers=[])
@@ -238,7 +233,7 @@ class SlotCache(Cache):  # type: ignore[misc]
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write the rows of one layer, [B, H, M, D] each, and give what its slots hold, [B, H, S, D] each."""
+        """Write the rows of one layer, [B, H, M, D] each, and return its slots' content, [B, H, S, D] each."""
         placement = self.placement
         held: list[Tensor] = []
         for new_BHMD, cached_LCHSD in (
@@ -251,7 +246,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         return held[0], held[1]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions before this forward's rows; models ask only to make the positions and masks that we hand in."""
+        """Return the positions before this forward's rows; models use it only for positions and masks, given here."""
         return self.placement.limit - int(self.placement.positions_BM.shape[1])
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
@@ -259,7 +254,7 @@ class SlotCache(Cache):  # type: ignore[misc]
 
 
 def _eos_ids(model: Any) -> tuple[int, ...]:
-    """Every end-of-text id, the generation config's first."""
+    """Return every end-of-text id, the generation config's first."""
     found: list[int] = []
     for config in (model.generation_config, model.config.get_text_config()):
         ids = None if config is None else config.eos_token_id
@@ -268,10 +263,9 @@ def _eos_ids(model: Any) -> tuple[int, ...]:
 
 
 def _one_scaling(config: Any, max_positions: int) -> int:
-    """Return how many positions one set of rotary frequencies serves.
+    """Return the number of positions that one set of rotary frequencies serves.
 
-    LongRoPE has two sets and changes to the second when a text outgrows the first, while cached keys keep the first; so
-    texts end there.
+    LongRoPE switches to a second set when a text outgrows the first, but cached keys keep the first: texts end there.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     is_long = isinstance(rope, Mapping) and rope.get("rope_type") == "longrope"
@@ -279,7 +273,7 @@ def _one_scaling(config: Any, max_positions: int) -> int:
 
 
 def _check_layers(directory: Path, num_tensors: int) -> None:
-    """Refuse more layers than there are tensors, which `transformers` would make for hours before it missed any."""
+    """Refuse more layers than tensors; `transformers` would build them for hours before it missed any."""
     config = read_json(directory / "config.json").plain()
     for key in ("num_hidden_layers", "n_layer", "num_layers"):
         for section in (config, config.get("text_config")):
@@ -292,10 +286,10 @@ def _check_layers(directory: Path, num_tensors: int) -> None:
 
 
 def _check_complete(directory: Path, loading: Mapping[str, Any], model: Any) -> None:
-    """`transformers` fills what it does not find with random numbers, and drops what it does not know.
+    """Refuse missing, misshapen and unknown tensors, which `transformers` fills with random numbers or drops.
 
-    Here both are errors; a tensor it does not know counts if it belongs to a module that the model has, as a bias, a
-    scale or an adapter does, and not if it belongs to another part, such as a vision tower.
+    An unknown tensor counts if it belongs to a module of the model, as a bias, a scale or an adapter does, and not if
+    it belongs to another part, such as a vision tower.
     """
     modules = {name for name, _ in model.named_modules() if name}
     unknown = [name for name in sorted(loading["unexpected_keys"]) if _changes_a_module(name, modules)]

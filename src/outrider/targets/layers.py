@@ -1,9 +1,9 @@
-"""Which attention a `transformers` model has in its layers, and the masks that this asks for.
+"""The attention kinds of a `transformers` model's layers, and their masks.
 
 `transformers` has one convention for masks made ahead of time: a model whose config lists `layer_types` of more than
-one kind takes a mapping from kind to mask; any other model takes one mask, cut to `sliding_window` if its config has
-one. Full and sliding attention can be put on our cache. Chunked, recurrent, convolutional and sparse layers are refused
-here, as is everything else that is known not to follow the mask and the positions that it is given.
+one kind takes a mapping from kind to mask; any other model takes one mask, limited to `sliding_window` if its config
+has one. Full and sliding attention run on our cache. Chunked, recurrent, convolutional and sparse layers are refused
+here, and so are models that are known to ignore a given mask or given positions.
 
 Example: Gemma 2 alternates `sliding_attention` and `full_attention` with `sliding_window = 4096`, so it takes
 `{"sliding_attention": mask within 4096 positions, "full_attention": mask}`.
@@ -33,7 +33,7 @@ NEEDED = ("input_ids", "attention_mask", "position_ids", "past_key_values")
 @final
 @dataclass(frozen=True)
 class LayerMasks:
-    """The window of every kind of layer, None where it sees everything; the only kind may have no name."""
+    """The window of each kind of layer in positions, None for full attention; a single kind may have no name."""
 
     windows: Mapping[str, int | None]
 
@@ -56,7 +56,7 @@ class LayerMasks:
         return cls({kind: window if kind == "sliding_attention" else None for kind in kinds} or {"": window})
 
     def __call__(self, placement: Placement, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
-        """Additive masks [B, 1, M, S] of these rows, as the model takes them."""
+        """Return additive masks [B, 1, M, S] of these rows, as the model takes them."""
         masks = {kind: _additive_B1MS(placement, window, dtype) for kind, window in self.windows.items()}
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
@@ -68,7 +68,7 @@ def _additive_B1MS(placement: Placement, window: int | None, dtype: torch.dtype)
 
 
 def _refusal(model: Any) -> str | None:
-    """Why this model cannot run here, as the middle of a sentence."""
+    """Return the reason why this model cannot run here, as the middle of a sentence, or None."""
     config = model.config.get_text_config()
     if model.config.is_encoder_decoder:
         return "it has an encoder"

@@ -1,6 +1,6 @@
 """The fast target: a Llama-family model on the native decoder.
 
-Weights are read once and packed for the device; every engine that opens the target shares them.
+Weights are read and packed for the device once; all engines that open the target share them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ __all__ = ["NativeSession", "NativeTarget"]
 
 @final
 class _Cast(Mapping[str, Tensor]):
-    """Weights in another dtype, cast where they are looked up: casting all at once would hold a second copy."""
+    """Weights in another dtype, cast on lookup, since casting all at once would hold a second copy."""
 
     def __init__(self, weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
         self._weights = weights
@@ -85,9 +85,11 @@ class NativeTarget(Target):
         tokenizer: Any = None,
         ops: Ops | None = None,
     ) -> "NativeTarget":
-        """Use tensors in memory, under their Hugging Face names; `ops` is by default the device's fastest back end."""
+        """Load tensors in memory by their Hugging Face names; `ops` defaults to the device's fastest back end."""
         if spec.mlp_bias:
-            raise CheckpointError(f"{name} has biases in its MLP (mlp_bias), which needs the hf target: backend='hf'")
+            raise CheckpointError(
+                f"{name} has biases in its MLP (mlp_bias), which the native decoder does not support; use backend='hf'"
+            )
         decoder = Decoder(spec, _Cast(weights, dtype), ops or choose_ops(device, dtype), device)
         return cls(decoder, name, dtype, tokenizer)
 
@@ -192,11 +194,14 @@ class NativeSession(TargetSession):
         feature_layers: tuple[int, ...],
         want_logits: bool,
     ) -> Output:
-        """All rows [B, M, X], or the real rows alone [R, 1, X]."""
+        """Return outputs of all rows [B, M, X], or of the real rows alone [R, 1, X]."""
         if self._leaves_out_padding(draft):
-            return self._read_real_rows(slots, roots, draft, feature_layers, want_logits)
-        roots_B1, placement = self._place(slots, roots, draft)
-        tokens_BM = torch.cat([roots_B1, draft.tokens_BN], dim=1)
+            placement = self._cache.place_real_rows(slots, draft)
+            tokens = [token for root, tree in zip(roots, draft.trees, strict=True) for token in (root, *tree.tokens)]
+            tokens_BM = torch.tensor(tokens).view(placement.positions_BM.shape)
+        else:
+            roots_B1, placement = self._place(slots, roots, draft)
+            tokens_BM = torch.cat([roots_B1, draft.tokens_BN], dim=1)
         return self.decoder(
             tokens_BM,
             placement,
@@ -213,39 +218,20 @@ class NativeSession(TargetSession):
         return Placed(roots_B1, self._cache.place_draft(slots, draft))
 
     def _leaves_out_padding(self, draft: Draft) -> bool:
-        """On the CPU every row costs and shapes need not be static. Windows need the positions of all tail rows."""
+        """Return whether to read real rows only: on the CPU padding costs time, and shapes need not be static."""
+        # a sliding window narrower than the draft needs the positions of all tail rows
         within = all(window is None or draft.num_rows <= window for window in self.decoder.spec.windows)
         on_cpu = self._cache.device.type == "cpu" and not self.decoder.ops.static_shapes
         return on_cpu and draft.on_host and within
 
-    def _read_real_rows(
-        self,
-        slots: Sequence[int],
-        roots: Sequence[int],
-        draft: Draft,
-        feature_layers: tuple[int, ...],
-        want_logits: bool,
-    ) -> Output:
-        placement = self._cache.place_real_rows(slots, draft)
-        tokens = [token for root, tree in zip(roots, draft.trees, strict=True) for token in (root, *tree.tokens)]
-        tokens_BM = torch.tensor(tokens).view(placement.positions_BM.shape)
-        return self.decoder(
-            tokens_BM,
-            placement,
-            self._cache,
-            feature_layers=feature_layers,
-            want_logits=want_logits,
-            graph_cache=self._graph_cache,
-        )
-
 
 def _has_all_rows(some_BMX: Tensor, draft: Draft) -> bool:
-    """Whether it is [B, M, X], and not the real rows alone [R, 1, X]."""
+    """Return whether a tensor is [B, M, X], not the real rows alone [R, 1, X]."""
     return some_BMX.shape[:2] == (draft.num_slots, draft.num_rows)
 
 
 def _spread(some_BMX: Tensor, draft: Draft) -> Tensor:
-    """[B, M, X]; of real rows alone, these in their places and zeros as padding."""
+    """Return [B, M, X]; real rows alone are moved to their places, with zeros as padding."""
     if _has_all_rows(some_BMX, draft):
         return some_BMX
     all_RX = some_BMX.new_zeros(draft.num_slots * draft.num_rows, some_BMX.shape[2])

@@ -1,4 +1,4 @@
-"""The output head of a target, for drafters that borrow it: whole, or the rows of the tokens that they draft.
+"""The output head of a target, for drafters that share it: whole, or only the rows of their draft vocabulary.
 
 Shapes: K columns.
 """

@@ -1,4 +1,4 @@
-"""Where a target's weights go and in which numbers: devices and dtypes by name, checked before anything is read.
+"""Devices and dtypes by name, checked before any file is read.
 
 Example: "cuda:7" on a machine with two GPUs is refused with a sentence that names cuda:0 and cuda:1.
 """
@@ -16,10 +16,10 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 def dtype_named(name: Any) -> torch.dtype:
-    """Return the dtype of that name; one of PyTorch's own is taken too.
+    """Return the dtype of that name; accept a PyTorch dtype too.
 
     Raises:
-        ConfigError: if it is none in which weights are kept.
+        ConfigError: if weights cannot have that dtype.
     """
     if isinstance(name, torch.dtype):
         name = str(name).removeprefix("torch.")
@@ -31,7 +31,7 @@ def dtype_named(name: Any) -> torch.dtype:
 
 
 def device_named(name: Any) -> torch.device:
-    """Return the device of that name: the CPU or a GPU that is there. None is the GPU if there is one.
+    """Return the device of that name: the CPU or a present GPU. None means the GPU if there is one.
 
     Raises:
         ConfigError: for an unknown name, or a GPU that PyTorch does not see.

@@ -1,8 +1,8 @@
-"""Reading prompts into a cache: in chunks, many slots at once.
+"""Prefill: reading prompts into a cache in chunks, many slots at once.
 
-A chunk has a fixed number of rows (more on a GPU, where every chunk costs the launches of its kernels), shared by the
-prompts that still have tokens left, so its memory is bounded however long they are. Prompts of different length are
-padded to the chunk's width; padding rows write to the trash position.
+A chunk has a fixed number of rows (more on a GPU, to amortise kernel launches), shared by the prompts with tokens left,
+so its memory is bounded for prompts of any length. Prompts of different lengths are padded to the chunk's width;
+padding rows write to the trash position.
 
     256 rows, prompts of 100 and 300 tokens     chunk 1: 2 x 128 (28 rows of padding)     chunk 2: 1 x 172
 
@@ -25,7 +25,7 @@ Reader = Callable[[Tensor, Placement], Tensor | None]
 
 
 def prefill_rows(device: torch.device) -> int:
-    """Rows of a chunk."""
+    """Return the number of rows of a chunk."""
     return ROWS.get(device.type, ROWS["cpu"])
 
 
@@ -39,9 +39,9 @@ def read_prompts(
     """Read `prompts[b]` into the empty slot `slots[b]` and keep it.
 
     Args:
-        read: the model on one chunk: tokens [B, M] and their placement give features [B, M, F], or None without feature
-            layers.
-        feature: of one token, as it is kept: its width and dtype count; None without feature layers.
+        read: the model on one chunk: maps tokens [B, M] and their placement to features [B, M, F], or None without
+            feature layers.
+        feature: any tensor [F] with the dtype of the features; None without feature layers.
 
     Returns:
         Features [T, F] of each prompt, or None without feature layers.

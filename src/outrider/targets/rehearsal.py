@@ -1,9 +1,9 @@
-"""Trying a `transformers` model before it is trusted.
+"""A check of every `transformers` model on loading: does it follow our cache, masks and positions?
 
-A plain forward, without any of our machinery, says what the model's logits are, and its own cache says how many layers,
-heads and head sizes there are. The rehearsal then reads the same tokens in the engine's way: two prompts of different
-length prefilled together, then one step with a tree in one slot and a chain in the other. Where the model ignores a
-position, the mask or the cache, its logits differ by far more than rounding, and it is refused.
+A plain forward with the model's own cache gives its logits, and its numbers of layers and heads. The rehearsal then
+reads the same tokens as the engine does: two prompts of different length prefilled together, then one step with a tree
+in one slot and a chain in the other. If the model ignores a position, the mask or the cache, its logits differ by far
+more than rounding, and it is refused.
 
     tokens 0 1 2 3 4 5 6 7        slot 0: prompt 0..4, root 5, draft: a wrong node, 6, a wrong node, 7 under 6
                                   slot 1: prompt 0..2, root 3, draft: 4 5 6
@@ -31,7 +31,7 @@ NUM_TOKENS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class CacheShape:
-    """What a model writes to its cache, and the sizes of what it gives. `num_states` is its number of hidden states."""
+    """The sizes of a model's cache and outputs. `num_states` is its number of hidden states."""
 
     num_layers: int
     num_kv_heads: int
@@ -42,7 +42,7 @@ class CacheShape:
 
 
 def cache_shape(model: Any, name: str) -> CacheShape:
-    """Run a few tokens through the model's own cache and look at it.
+    """Run a few tokens through the model's own cache and return its shape.
 
     Raises:
         CheckpointError: if the model fails, or its layers do not all hold keys and values of one shape.
@@ -77,7 +77,7 @@ def rehearse(target: Target, model: Any) -> None:
     plain_MV = _plain(model, name, DynamicCache()).logits[0].double()
     try:
         ours_MV = _drafted(target).double()
-    except Exception as error:  # whatever a model's own code raises when it meets a foreign cache or mask
+    except Exception as error:  # any error of the model's code on a foreign cache or mask
         raise _refused(name, f"it fails with {_first_words(error)}") from error
     wanted_MV = plain_MV[[5, 6, 7, 3, 4, 5, 6]]
     spread = (wanted_MV - wanted_MV.mean(-1, keepdim=True)).norm()
@@ -92,7 +92,7 @@ def _plain(model: Any, name: str, cache: Any) -> Any:
     try:
         with torch.inference_mode():
             return model(input_ids=tokens_1M, past_key_values=cache, use_cache=True, output_hidden_states=True)
-    except Exception as error:  # whatever a model's own code raises
+    except Exception as error:  # any error of the model's code
         raise CheckpointError(
             f"{name} fails on a plain forward in {model.dtype}: {_first_words(error)}; try another dtype"
         ) from error
@@ -109,7 +109,7 @@ def _drafted(target: Target) -> Tensor:
 
 
 def _tokens(vocab_size: int) -> list[int]:
-    """Distinct where the vocabulary allows, and none of the first few, which are often special."""
+    """Return tokens that are distinct if the vocabulary allows it, none of the first few, which are often special."""
     return [(5 + 3 * index) % vocab_size for index in range(NUM_TOKENS)]
 
 

@@ -1,8 +1,8 @@
-"""Where the rows of a chain draft go, said to the device in one copy.
+"""The placement of chain drafts on a GPU, uploaded in one copy.
 
-Every tensor made from host numbers is a copy to the device, and a copy from ordinary memory makes the host wait for all
-that is queued. Slots, lengths, positions and roots of a step are known to the host, so they travel together, from
-pinned memory, without waiting. The drafted tokens may lie on the device, and nothing here asks for them.
+Every tensor made from host numbers is a copy to the device, and a copy from pageable memory blocks the host until the
+queue is empty. The host knows slots, lengths, positions and roots of a step, so they are uploaded together, from pinned
+memory, without blocking. The drafted tokens may stay on the device; they are not read here.
 
     slots [2, 0], lengths [5, 9], chains of 2 and 1 node      one copy of 2 + 2 + 6 + 6 + 2 (+ 18) numbers
 
@@ -33,13 +33,13 @@ class Placed(NamedTuple):
 
 
 def upload(numbers: np.ndarray, device: torch.device) -> Tensor:
-    """The numbers on the device; a GPU fetches them when it gets there, and the host goes on."""
+    """Copy numbers to the device; on a GPU without blocking the host."""
     host = torch.from_numpy(numbers)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def place_chains(cache: KVCache, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Placed:
-    """As `KVCache.place_draft`, for chains."""
+    """Place drafts that are chains, as `KVCache.place_draft` does for trees."""
     assert draft.is_chain
     assert draft.num_rows <= cache.plan.tail, f"{draft.num_rows} rows do not fit a tail of {cache.plan.tail}"
     B, M = len(slots), draft.num_rows

@@ -1,1 +1,1 @@
-"""GGUF files as checkpoints."""
+"""Conversion of GGUF files to Hugging Face checkpoints."""

@@ -1,16 +1,16 @@
-"""From a GGUF file to a normal Hugging Face directory, once.
+"""Conversion of a GGUF file to a Hugging Face directory.
 
-GGUF packs a model in one file: metadata, a tokenizer and (usually quantized) tensors. `convert_gguf` undoes each part:
+GGUF packs metadata, a tokenizer and (usually quantized) tensors into one file. `convert_gguf` converts each part:
 
     tensors      dequantized and rounded to bf16, renamed, written as safetensors (sharded above 4 GB)
     q and k      a `llama` file stores the rows of each head interleaved, for rotary planes (0, 1), (2, 3), ...;
                  Hugging Face pairs row i with row i + D/2. With D/2 planes: [plane, half] -> [half, plane]
-    tokenizer    see `gguf_tokenizer.py`
+    tokenizer    see `tokenizer.py`
     config       metadata keys -> `config.json`, in the layout that every version of `transformers` reads
 
-What the file leaves open is decided here: a file without `output.weight` ties its embeddings, and every control token
-that ends a turn or a document in its vocabulary stops generation, the file's own first (SmolLM2: `<|im_end|>` = 2, then
-`<|endoftext|>` = 0). The result is the target by definition: dequantized weights are not the original ones.
+Defaults: without `output.weight` the embeddings are tied, and every control token that ends a turn or a document stops
+generation, the file's own first (SmolLM2: `<|im_end|>` = 2, then `<|endoftext|>` = 0). The result defines the target:
+dequantized weights differ from the original ones.
 
 Example: of a head with D = 4, a `llama` file holds the rows (0, 2, 1, 3) of the Hugging Face matrix.
 """
@@ -23,7 +23,6 @@ from typing import Any, Final
 import torch
 from gguf import ReaderTensor
 from gguf.quants import dequantize
-from safetensors.torch import save_file
 from torch import Tensor
 
 from outrider.errors import CheckpointError, as_error
@@ -32,6 +31,7 @@ from outrider.formats.gguf.file import GgufFile, open_gguf
 from outrider.formats.gguf.tokenizer import end_ids, write_tokenizer
 from outrider.formats.weights import StoredTensor, Weights, cast, check_finite
 from outrider.models.spec import DecoderSpec
+from outrider.records.files import save_tensors
 
 __all__ = ["CONVERTER_VERSION", "convert_gguf"]
 
@@ -56,7 +56,8 @@ LAYER_NAMES: Final = {
 def convert_gguf(file: str | Path, directory: str | Path) -> None:
     """Write the model in `file` into the existing, empty `directory` as a Hugging Face checkpoint in bf16.
 
-    Raises `CheckpointError` for a damaged file and for a model this cannot reproduce exactly.
+    Raises:
+        CheckpointError: for a damaged file, and for a model that cannot be reproduced exactly.
     """
     source, target = open_gguf(Path(file)), Path(directory)
     config = config_of_gguf(source)
@@ -69,7 +70,7 @@ def convert_gguf(file: str | Path, directory: str | Path) -> None:
 
 
 def _check_tensors(source: GgufFile, names: Mapping[str, str], spec: DecoderSpec) -> None:
-    """Refuse a file that lacks a tensor of this decoder, has one more, or one of another shape."""
+    """Refuse a file with a missing, extra or misshapen tensor."""
     stored = {
         name: StoredTensor(
             name=name,
@@ -106,8 +107,7 @@ def _write_weights(source: GgufFile, names: Mapping[str, str], config: Mapping[s
     for number, shard in enumerate(shards, start=1):
         of = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
         tensors = {name: _tensor(source, names[name], config) for name in shard}
-        save_file(tensors, directory / f"model{of}.safetensors", metadata={"format": "pt"})
-        (directory / f"model{of}.safetensors").chmod(0o644)  # written as 0600, which a shared cache cannot read
+        save_tensors(directory / f"model{of}.safetensors", tensors)
         weight_map |= dict.fromkeys(shard, f"model{of}.safetensors")
     if len(shards) > 1:
         total = 2 * sum(int(source.tensors[stored].n_elements) for stored in names.values())
@@ -142,7 +142,7 @@ def _tensor(source: GgufFile, name: str, config: Mapping[str, Any]) -> Tensor:
 
 
 def _halves_first(rows: Tensor, num_heads: int) -> Tensor:
-    """Undo the interleaving of each head's rows: [head, plane, half] -> [head, half, plane]."""
+    """Reverse the interleaving of each head's rows: [head, plane, half] -> [head, half, plane]."""
     return rows.reshape(num_heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 

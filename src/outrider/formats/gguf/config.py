@@ -1,9 +1,9 @@
-"""From a GGUF file's metadata to `config.json`: every key that changes the numbers is converted or refused.
+"""A GGUF file's metadata as `config.json`: every key that changes the numbers is converted or refused.
 
 Keys under the architecture's name (`llama.`) describe the network. Those in `SHAPE` and `ROPE` are converted, those in
 `HARMLESS` change nothing, those in `NEUTRAL` change nothing at the value given there; any other is refused by name.
-What llama.cpp takes for a missing key is taken here too: a scaling factor without a type is linear, a YaRN context that
-is not given is the model's own, `rope.scale_linear` is the older name of a linear factor.
+Defaults are llama.cpp's: a scaling factor without a type is linear, a missing YaRN context is the model's own,
+`rope.scale_linear` is the older name of a linear factor.
 
 Example: `llama.rope.scaling.factor` = 4 without a type gives `"rope_scaling": {"rope_type": "linear", "factor": 4.0}`.
 """
@@ -129,7 +129,7 @@ def _head_dim(source: GgufFile, width: int, heads: int) -> int:
 
 
 def _number(source: GgufFile, key: str, default: float | None = None, **limits: float) -> float:
-    """Return the decimal that was meant by a stored fp32: 9.999999747378752e-06 is 1e-05."""
+    """Return the decimal behind a stored fp32: 9.999999747378752e-06 is 1e-05."""
     if default is None:
         source.require(key)
     return float(f"{source.metadata.number(source.key(key), default or 0.0, **limits):.7g}")
@@ -181,7 +181,7 @@ def _rope_scaling(source: GgufFile, head_dim: int, theta: float) -> dict[str, An
 
 
 def _llama3_scaling(source: GgufFile, head_dim: int, theta: float) -> dict[str, Any]:
-    """Recover the rule behind a stored table of divisors: its largest is the factor, the rest must then agree."""
+    """Recover the scaling rule from a stored table of divisors: its largest is the factor, the rest must agree."""
     stored = torch.from_numpy(source.tensors["rope_freqs.weight"].data.astype("float32")).flatten()
     low, high, context = 1.0, 4.0, 8192
     factor = round(float(stored.max()), 3) if len(stored) == head_dim // 2 else 0.0

@@ -1,8 +1,8 @@
-"""Open a GGUF model, in one file or in parts.
+"""A GGUF model on disk, in one file or in parts.
 
 `llama-gguf-split` names parts `NAME-00001-of-00003.gguf` and numbers them in the metadata (`split.no`, `split.count`,
-`split.tensors.count`). The first part holds the metadata; a tensor may lie in any. A part alone can look like a whole
-model (one without `output.weight` like one with tied embeddings), so all parts are read or the missing one is named.
+`split.tensors.count`). The first part holds the metadata; a tensor may be in any part. One part can look like a whole
+model (without `output.weight`, like tied embeddings), so all parts are read, or the missing one is named.
 
 Example: `open_gguf(Path("model-00002-of-00002.gguf"))` opens both parts.
 """
@@ -35,7 +35,7 @@ OTHER_TYPES: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class GgufFile:
-    """An opened GGUF model: its metadata as Python values and its tensors by name, still quantized."""
+    """An opened GGUF model: metadata as Python values, and quantized tensors by name."""
 
     path: Path
     metadata: Fields
@@ -46,11 +46,11 @@ class GgufFile:
         return self.metadata.text("general.architecture", "None")
 
     def key(self, key: str) -> str:
-        """Return a metadata key in full: `.x` stands for `{architecture}.x`."""
+        """Return a full metadata key: `.x` means `{architecture}.x`."""
         return self.architecture + key if key.startswith(".") else key
 
     def require(self, key: str) -> Any:
-        """Return a metadata value. Raises `CheckpointError` if there is none."""
+        """Return a metadata value; raise `CheckpointError` if it is missing."""
         value = self.get(key)
         if value is None:
             raise CheckpointError(f"{self.path} has no metadata key {key}; it is not a language model this reads")
@@ -61,13 +61,13 @@ class GgufFile:
         return self.metadata.get(self.key(key), default)
 
     def integer(self, key: str, *, low: int = 1, high: int = 2**30) -> int:
-        """Return an integer that must be there, within its range."""
+        """Return a required integer within its range."""
         self.require(key)
         return self.metadata.integer(self.key(key), low=low, high=high)
 
 
 def parts_of(path: Path) -> list[Path]:
-    """Return all files of the model that this file is, or is a part of, in their order.
+    """Return all files of the model that this file belongs to, in order.
 
     Raises:
         CheckpointError: naming the part that is missing.

@@ -1,12 +1,12 @@
-"""Walk through the header of a GGUF file without believing it, before a reader that does.
+"""A check of a GGUF file's header, before `gguf.GGUFReader` trusts it.
 
     "GGUF" | u32 version | u64 tensors | u64 keys | keys: string, u32 type, value | tensors: string, dims, type, offset
 
-A string is a u64 length and its bytes, an array a u32 type, a u64 length and its values. `gguf.GGUFReader` takes every
-length as it stands: a file whose damaged header promises 2^60 values keeps it busy for years. This walk stops at the
-first length that leaves the file, in time proportional to the header.
+A string is a u64 length and its bytes, an array a u32 type, a u64 length and its values. `GGUFReader` trusts every
+length: a damaged header with 2^60 values would keep it busy for years. This check stops at the first length that leaves
+the file, in time proportional to the header.
 
-Example: a file cut behind its first key raises "... is not a complete GGUF file (its header ends at byte 57 ...)".
+Example: a file cut after its first key raises "... is not a complete GGUF file (its header ends at byte 57 ...)".
 """
 
 import mmap
@@ -26,10 +26,10 @@ MAX_DIMENSIONS: Final = 4
 
 
 def check_header(path: Path) -> None:
-    """Refuse a file whose header is none, or leaves the file.
+    """Refuse a file whose header is damaged or longer than the file.
 
     Raises:
-        CheckpointError: naming the file and what is wrong with it.
+        CheckpointError: naming the file and the fault.
     """
     try:
         with path.open("rb") as stream:

@@ -1,16 +1,15 @@
-"""The tokenizer inside a GGUF file, as `tokenizer.json` and `tokenizer_config.json`.
+"""The tokenizer of a GGUF file as `tokenizer.json` and `tokenizer_config.json`.
 
-Byte-level BPE (Sennrich et al. 2016, over bytes as in GPT-2) is three tables and one rule: the vocabulary and the
-merges, which the file holds; the special tokens, which it marks with a type; and how text is cut before merging, of
-which it holds only a name, `tokenizer.ggml.pre`. The cut decides the token ids as much as the merges do, so the names
-known here are written out and an unknown name is refused, never guessed.
+Byte-level BPE (Sennrich et al. 2016, over bytes as in GPT-2) is three tables and one rule: the vocabulary, the merges
+and the special tokens, which the file holds; and the rule that splits text before merging, of which the file holds only
+a name, `tokenizer.ggml.pre`. The rule decides token ids as much as the merges do, so an unknown name is refused.
 
-    smollm      every digit alone, then GPT-2's words
-    qwen2       NFC; every digit alone; a word takes the one sign before it
+    smollm      single digits, then GPT-2's words
+    qwen2       NFC; single digits; a word includes one sign before it
     llama-bpe   as qwen2 but up to three digits, and a word that is one token is never split; text starts with BOS
     gpt-2       GPT-2's words (also the meaning of `default`)
 
-Example: with smollm "in 2024" is cut as "in", " ", "2", "0", "2", "4"; with gpt-2 as "in", " 2024".
+Example: smollm splits "in 2024" into "in", " ", "2", "0", "2", "4"; gpt-2 into "in", " 2024".
 """
 
 import json
@@ -37,7 +36,7 @@ SIGNED_WORDS: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """How one family cuts text before merging."""
+    """The rule by which one family splits text before merging."""
 
     steps: tuple[pre_tokenizers.PreTokenizer, ...]
     nfc: bool = False
@@ -75,7 +74,7 @@ class StoredVocabulary:
 
     @classmethod
     def read(cls, metadata: Fields) -> "StoredVocabulary":
-        """Check what the file holds: one type per token, merges of known tokens, ids within the vocabulary."""
+        """Read and check the tables: one type per token, merges of pairs, ids within the vocabulary."""
         model = metadata.text("tokenizer.ggml.model", "None")
         if model != "gpt2":
             raise CheckpointError(
@@ -106,7 +105,8 @@ def _pair(merge: str, metadata: Fields) -> tuple[str, str]:
 def write_tokenizer(metadata: Fields, architecture: str, directory: Path) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json` (with the chat template, if the file has one).
 
-    Raises `CheckpointError` for a tokenizer that is not byte-level BPE, is damaged, or is cut in an unknown way.
+    Raises:
+        CheckpointError: for a tokenizer that is damaged, not byte-level BPE, or has an unknown pre-tokenizer.
     """
     stored = StoredVocabulary.read(metadata)
     build_tokenizer(metadata, architecture).save(str(directory / "tokenizer.json"))
@@ -124,7 +124,7 @@ def write_tokenizer(metadata: Fields, architecture: str, directory: Path) -> Non
 
 
 def build_tokenizer(metadata: Mapping[str, Any], architecture: str) -> Tokenizer:
-    """The tokenizer that this metadata describes."""
+    """Build the tokenizer that this metadata describes."""
     fields = _fields(metadata)
     stored = StoredVocabulary.read(fields)
     cut = _cut(fields, architecture)
@@ -152,7 +152,7 @@ def build_tokenizer(metadata: Mapping[str, Any], architecture: str) -> Tokenizer
 
 
 def end_ids(metadata: Mapping[str, Any]) -> list[int]:
-    """Ids that end a text: the file's own first, then its other control tokens that end a turn or a document."""
+    """Return end-of-text ids: the file's own, then its other control tokens that end a turn or a document."""
     stored = StoredVocabulary.read(_fields(metadata))
     named = [stored.ids.get(key) for key in ("eos", "eot", "eom")]
     position = {token: index for index, token in enumerate(stored.tokens) if stored.kinds[index] == CONTROL}
