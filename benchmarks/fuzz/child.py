@@ -1,4 +1,4 @@
-"""The process that tries inputs: `python -m benchmarks.fuzz.child KIND FIRST NUM` prints one outcome per line."""
+"""The process that runs inputs: `python -m benchmarks.fuzz.child KIND FIRST NUM` prints one outcome per line."""
 
 import faulthandler
 import importlib
@@ -35,7 +35,7 @@ def attempt(kind: Kind, rng: random.Random) -> str:
 
 
 def _judged(message: str) -> str:
-    """Return whether a refusal is one line of printable text that says something."""
+    """Return "refused" for one line of printable text, else the reason of a failure."""
     if len(message) < 10 or len(message) > MAX_MESSAGE_CHARS:
         return f"a message of {len(message)} characters: {ascii(message)[:200]}"
     if not message.isprintable():

@@ -51,7 +51,7 @@ class Tally:
 
 
 def run_kind(kind: str, seeds: Sequence[int], timeout: float) -> Tally:
-    """Return what became of every seed."""
+    """Run every seed and count the outcomes."""
     tally, left = Tally(kind), list(seeds)
     while left:
         done = 0
@@ -65,7 +65,7 @@ def run_kind(kind: str, seeds: Sequence[int], timeout: float) -> Tally:
 
 
 def _outcomes(kind: str, seeds: Sequence[int], timeout: float) -> Iterator[str]:
-    """Return one outcome per seed, in order; the last one tells if the process died or hung."""
+    """Yield one outcome per seed, in order; if the process dies or hangs, the outcome says so and is the last."""
     command = [sys.executable, "-m", "benchmarks.fuzz.child", kind, str(seeds[0]), str(len(seeds))]
     # Python's own salt is fixed, so that a seed gives the same input in every process.
     env = os.environ | {"PYTHONHASHSEED": "0", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
@@ -87,7 +87,7 @@ def _outcomes(kind: str, seeds: Sequence[int], timeout: float) -> Iterator[str]:
 
 
 class _Lines:
-    """Lines from a descriptor, each waited for until a limit."""
+    """Lines from a descriptor, read with a time limit."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor

@@ -159,7 +159,7 @@ def _damage(run: Path, rng: random.Random) -> None:
 
 
 def _damage_lines(path: Path, rng: random.Random) -> None:
-    """Edit a line, or do with lines what an editor does."""
+    """Delete, repeat, cut, split, shuffle or change lines."""
     lines = path.read_bytes().split(b"\n")[:-1]
     if not lines:
         return

@@ -38,7 +38,7 @@ vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",position="1"} 2.0
 
 
 class Script(list[tuple[bytes, float]]):
-    """Pieces to send, each with the seconds to wait behind it; `endless` repeats the last one."""
+    """Pieces to send, each with a pause in seconds after it; `endless` repeats the last one."""
 
     endless = False
 
@@ -50,7 +50,7 @@ def listener() -> tuple[socket.socket, int]:
 
 
 class Hostile:
-    """Answers every request with the next script, the last one again and again."""
+    """A server that answers each request with the next script, and repeats the last one."""
 
     def __init__(self, scripts: Sequence[Script]) -> None:
         self.scripts, self.num_asked, self.is_over = scripts, 0, False
@@ -236,7 +236,7 @@ def _plain(body: bytes) -> Script:
 
 
 def _script(body: bytes, rng: random.Random) -> Script:
-    """Return an HTTP answer with this body, its framing damaged in one of three cases."""
+    """Return an HTTP answer with this body, its framing damaged in 40 % of cases."""
     if rng.random() < 0.6:
         return _paced(b"HTTP/1.1 200 OK\r\nConnection: close\r\n", body, rng)
     status = b"HTTP/1.1 200 OK"

@@ -77,7 +77,7 @@ def _data() -> Path:
 
 
 def shards(rng: random.Random, directory: Path) -> None:
-    """Train on, and add to, a data set with one file changed."""
+    """Change one file of a data set, train on it and add to it."""
     place = directory / "data"
     shutil.copytree(_data(), place)
     path = rng.choice([one for one in sorted(place.iterdir()) if not one.name.startswith(".")])
@@ -143,7 +143,7 @@ def _run() -> Path:
 
 
 def run_log(rng: random.Random, directory: Path) -> None:
-    """Read a training log with a changed line, as a resumed and as a finished run read it."""
+    """Change a line of a training log, and read it as a resumed and as a finished run does."""
     place = directory / "run"
     shutil.copytree(_run(), place, ignore=shutil.ignore_patterns("checkpoints"))
     path = place / "log.jsonl"
@@ -160,7 +160,7 @@ def run_log(rng: random.Random, directory: Path) -> None:
 
 
 def train_run(rng: random.Random, directory: Path) -> None:
-    """Resume a run with a changed record, state, summary or weights."""
+    """Change the record, state, summary or weights of a run, and resume it."""
     place = directory / "run"
     shutil.copytree(_run(), place)
     if rng.random() < 0.5:
