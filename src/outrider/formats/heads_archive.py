@@ -28,6 +28,7 @@ from filelock import FileLock
 
 from outrider.errors import CheckpointError, RunError, on_one_line
 from outrider.formats.locate import CONFIG, cache_directory
+from outrider.records.files import sha256_of
 
 __all__ = ["fetch_heads", "install_heads", "write_archive"]
 
@@ -62,7 +63,7 @@ def write_archive(checkpoints: Path, archive: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{file} cannot be archived; heads hold plain files named with letters, digits, - and ."
             )
-    listed = {name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for name, file in names.items()}
+    listed = {name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for name, file in names.items()}
     manifest = {"schema": SCHEMA, "files": listed}
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".heads-", dir=archive.parent) as scratch:
@@ -202,8 +203,3 @@ def _download(address: str, file: Path) -> None:
         ) from error
     except OSError as error:
         raise RunError(f"{address} could not be kept in {file.parent} ({error.strerror or error})") from error
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

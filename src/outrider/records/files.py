@@ -7,6 +7,7 @@ that finished work is kept.
 Example: `write_text(path, "{}")` leaves either the old content of `path` or "{}".
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ __all__ = [
     "replacing",
     "replacing_directory",
     "save_tensors",
+    "sha256_of",
     "size",
     "sync",
     "write_tensors",
@@ -139,6 +141,16 @@ def lock_directory(directory: Path, work: str, remedy: str) -> FileLock:
     except Timeout:
         raise RunError(f"another process is {work} {directory}; wait for it or give {remedy}") from None
     return lock
+
+
+def sha256_of(*files: Path) -> str:
+    """Return the SHA-256 (hex) of the files' content, one after another."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:

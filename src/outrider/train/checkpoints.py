@@ -11,7 +11,6 @@ generators to keep: every draw of a run is a function of the seed and the place 
 Example: `newest(run / "checkpoints")` after a crash while step 400 was being written gives step 200.
 """
 
-import hashlib
 import json
 import logging
 import shutil
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from outrider.errors import RunError
-from outrider.records.files import replacing_directory, write_tensors, write_text, writing
+from outrider.records.files import replacing_directory, sha256_of, write_tensors, write_text, writing
 from outrider.records.json_fields import Fields, read_json
 
 __all__ = ["Progressed", "load_checkpoint", "newest", "save_checkpoint"]
@@ -34,7 +33,6 @@ MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.j
 SCHEMA = "outrider.train/1"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 FILES = (MODEL, OPTIMIZER)
-BLOCK = 2**24
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +63,7 @@ def save_checkpoint(root: Path, module: nn.Module, optimizer: AdamW, progressed:
     with writing(path), replacing_directory(path) as part:
         write_tensors(part / MODEL, _weights(module))
         write_tensors(part / OPTIMIZER, _moments(module, optimizer))
-        files = {name: {"bytes": (part / name).stat().st_size, "sha256": _hash(part / name)} for name in FILES}
+        files = {name: {"bytes": (part / name).stat().st_size, "sha256": sha256_of(part / name)} for name in FILES}
         write_text(part / STATE, json.dumps({"schema": SCHEMA, **asdict(progressed), "files": files}, indent=2) + "\n")
     for old in _all(root)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
@@ -113,7 +111,7 @@ def _fault(path: Path) -> str | None:
         for name in FILES:
             known = files.section(name)
             size, digest = known.integer("bytes"), known.text("sha256")
-            if (path / name).stat().st_size != size or _hash(path / name) != digest:
+            if (path / name).stat().st_size != size or sha256_of(path / name) != digest:
                 return f"{name} is damaged"
     except RunError as error:
         return str(error)
@@ -158,11 +156,3 @@ def _restore(module: nn.Module, optimizer: AdamW, tensors: Mapping[str, Tensor])
         step, *moments = (tensors[f"{name}.{moment}"] for moment in MOMENTS)
         placed = [moment.to(parameter.device) for moment in moments]
         optimizer.state[parameter] = dict(zip(MOMENTS, [step.to(torch.float32), *placed], strict=True))
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
