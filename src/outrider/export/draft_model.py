@@ -33,6 +33,7 @@ def on_vllm(order: Order) -> Exported:
     if config.checkpoint is not None:
         return served_checkpoint(order, config.checkpoint, depth, *notes)
     assert layers is not None
+    # layers of a target never change, so an earlier export is reused
     if not order.output.exists():
         export_into(order.output, lambda part: write_layers(order.target, layers, part))
     speculative = {"method": "draft_model", "model": str(order.output), "num_speculative_tokens": depth}
@@ -86,6 +87,7 @@ def write_complete(export: Export) -> None:
     if stored.is_slim:
         shared = export.target.shared_weights()
         tensors[EMBEDDING] = shared.embedding_VE
+        # a mask changes a row of the embedding alone, which unties the head
         spec = replace(spec, tie_word_embeddings=shared.head_VE is shared.embedding_VE and stored.mask_id is None)
         if not spec.tie_word_embeddings:
             tensors[HEAD] = shared.head_VE

@@ -48,6 +48,7 @@ def write(export: Export) -> Exported:
             num_tokens=export.num_nodes,
         )
         return Exported(speculative=export.speculative("eagle3"))
+    # refuse rather than export a head whose drafts would be rejected
     if export.engine == "sglang" and checkpoint.spec.norm_before_residual:
         raise ConfigError("SGLang ignores norm_before_residual=true, so this head would draft wrongly there; use vLLM")
     write_native(export.output, checkpoint, torch.bfloat16)

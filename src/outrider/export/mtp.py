@@ -28,6 +28,7 @@ def reads(config: Mapping[str, Any]) -> bool:
 def on_vllm(order: Order) -> Exported:
     config: MtpConfig = order.config
     checkpoint = read_mtp(locate(config.checkpoint or ""), order.target)
+    # a single module drafts several tokens by repetition
     depth = checkpoint.num_modules if checkpoint.num_modules > 1 else trained_depths(checkpoint)
     num_nodes = config.depth or depth if config.width > 1 else config.num_nodes or depth
     if num_nodes % checkpoint.num_modules:

@@ -56,6 +56,7 @@ def on_vllm(method: str, order: Order) -> Exported | None:
 def served_checkpoint(order: Order, checkpoint: str | None, num_nodes: int, *notes: str) -> Exported:
     """Return the configuration of a checkpoint; export it into `order.output` unless it is an export for vLLM."""
     source = locate(checkpoint or "")
+    # the checkpoint may be an export, or an earlier run may have written one
     for directory in (source, order.output):
         if known := _known(directory, num_nodes):
             return replace(known, notes=(*notes, *known.notes))

@@ -63,6 +63,7 @@ def _described(directory: Path, lacks: str) -> str:
     """Return the message for a directory that is no model."""
     with as_error(CheckpointError, f"{directory} cannot be read", "check its permissions"):
         names = sorted(path.name for path in directory.iterdir())
+    # the order matters: an adapter's directory often holds pickled weights too
     cases: tuple[tuple[str, Callable[[Path, str], str]], ...] = (
         (ADAPTER, lambda where, _: _adapter(where)),
         ("adapter_model.*", lambda where, _: _adapter(where)),

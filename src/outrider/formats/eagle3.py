@@ -136,6 +136,7 @@ def read_eagle3(directory: Path, target: Target) -> Eagle3Checkpoint:
     spec = spec_of(config, file, shapes, target.spec.hidden_size)
     if not spec.layer_ids and spec.reads_normed:
         spec = replace(spec, layer_ids=(target.spec.num_layers,))
+    # only the state after the last layer can be read after the final norm
     spec = replace(spec, reads_normed=spec.reads_normed and target.spec.num_layers in (spec.layer_ids or ()))
     spec = _sized(spec, config.integer("vocab_size", None, low=1), shapes, target, directory)
     tensors = _tensors(spec, weights, names, directory)
@@ -192,6 +193,7 @@ def _tensors(spec: Eagle3Spec, weights: Weights, names: Mapping[str, str], direc
     optional = {"embed_tokens.weight", "t2d"}
     if spec.draft_vocab_size == spec.layer.vocab_size:
         optional |= {"d2t", "lm_head.weight"}
+    # tensors that `canonical_names` left out may be present
     unused = [name for name in weights.stored if name not in names.values()]
     weights.check(
         {names.get(name, name): shape for name, shape in shapes.items()},

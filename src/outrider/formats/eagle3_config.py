@@ -95,6 +95,7 @@ def _fused(fields: Fields, file: Path, shapes: Shapes, width: int) -> _Fused:
     if uses_final and (fc is None or fc[-1:] == (width,)):
         return _Fused(ids=(), normed=True, has_fc=fc is not None)
     count = _num_fused(fc, width, file) if fc is not None else len(named.ids or ()) or NUM_FEATURE_LAYERS
+    # the width of fc.weight counts the fused states; the list must agree
     if named.ids is not None and len(named.ids) != count:
         raise CheckpointError(
             f"{file} names {len(named.ids)} layers, but its fc.weight fuses {count} states; correct the list"
@@ -132,6 +133,7 @@ def _layer(fields: Fields, file: Path, shapes: Shapes) -> DecoderSpec:
             f"{file} has model_type {shown_json(family)}; heads of type llama, qwen2, qwen3 and mistral are read"
         )
     known = {key: value for key, value in fields.plain().items() if key not in UNREAD}
+    # many configs copy the target's number of layers; the head has one
     known |= {"model_type": family or "llama", "num_hidden_layers": 1}
     if shapes:
         known |= layer_sizes(shapes, fields.integer("num_attention_heads", low=1, high=2**16))

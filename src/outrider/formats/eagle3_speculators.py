@@ -67,6 +67,7 @@ def speculators_of(
         architectures: the target's classes, such as ["Qwen2ForCausalLM"].
         num_tokens: tokens that an engine drafts by default.
     """
+    # keys of the head itself; all others belong to its layer
     outer = {*COPIED, "target_hidden_size", "num_aux_hidden_states", "eagle_config", "outrider", "architectures"}
     method = {
         "proposal_type": "greedy",

@@ -65,6 +65,7 @@ def canonical_names(weights: Weights, directory: Path) -> dict[str, str]:
 
 
 def _canonical(name: str) -> str:
+    # prefixes nest, as in module.draft_model.
     while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), ""):
         name = name.removeprefix(prefix)
     layer = next((layer for layer in LAYERS if name.startswith(layer)), None)
@@ -105,6 +106,7 @@ def column_ids(d2t_K: Tensor | None, t2d_V: Tensor | None, num_columns: int, voc
         return plain_K
     marked = None if t2d_V is None or not bool(t2d_V.any()) else t2d_V.bool().nonzero().flatten()
     assert d2t_K is not None, "a head with fewer columns has the map"
+    # a buffer of zeros would be a map of the first K tokens; the marks are the trained ones
     if marked is not None and len(marked) == num_columns and not bool(d2t_K.any()):
         return marked
     readings = [

@@ -27,6 +27,7 @@ def reading(what: str, directory: Path | str, trusts: bool, remedy: str) -> Iter
     except OutriderError:
         raise
     except BaseException as error:
+        # KeyboardInterrupt and SystemExit pass; a panic of a Rust library is no Exception
         if not is_failure(error):
             raise
         if not trusts and "trust_remote_code" in str(error):

@@ -144,6 +144,7 @@ def _manifest(zipped: zipfile.ZipFile, said: str) -> Mapping[str, Mapping[str, A
         raise CheckpointError(f"{said} has no readable {MANIFEST} ({type(error).__name__}: {error})") from error
     if not sound:
         raise CheckpointError(f"{said} lists a file that is not TARGET/KIND/FILE with its size and digest; not used")
+    # a zip may hold a name twice; readers differ in which one they take
     held = [member.filename for member in zipped.infolist()]
     strange = sorted(set(held) ^ {MANIFEST, *files})
     if strange or len(held) != len(files) + 1:
@@ -158,6 +159,7 @@ def _unpack(zipped: zipfile.ZipFile, files: Mapping[str, Mapping[str, Any]], fre
     for name, listed in files.items():
         file = fresh / name
         file.parent.mkdir(parents=True, exist_ok=True)
+        # copying stops past the listed size, so a zip bomb cannot fill the disk
         with zipped.open(name) as member, file.open("wb") as copy:
             num_bytes, sha256 = _copied(member, copy, listed["bytes"])  # type: ignore[arg-type]
         if (num_bytes, sha256) != (listed["bytes"], listed["sha256"].lower()):

@@ -62,6 +62,7 @@ def config_of(spec: DecoderSpec, dtype: torch.dtype) -> dict[str, Any]:
     }
     if not spec.eos_ids:
         config["eos_token_id"] = None
+    # Qwen2 and Mistral have fixed biases and no such key
     if spec.family in ("llama", "qwen3"):
         config["attention_bias"] = spec.qkv_bias
     if spec.family == "llama":

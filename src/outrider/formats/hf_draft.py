@@ -198,6 +198,7 @@ def pad_draft(source: str, directory: Path, target: Target) -> None:
     if stored.is_slim:
         raise CheckpointError(f"{source} shares its target's embedding, which has every row already; use it as it is")
     tied = stored.spec.tie_word_embeddings
+    # `settle_head` may have untied the embeddings against the config
     config = dict(stored.config) | {"vocab_size": target.spec.vocab_size, "tie_word_embeddings": tied}
     write_checkpoint(directory, widened(stored.tensors, target.spec.vocab_size), config)
     _copy_tokenizer(target, directory)
@@ -228,5 +229,6 @@ def _copy_tokenizer(target: Target, directory: Path) -> None:
         return
     for name in TOKENIZER_FILES:
         file = Path(target.spec.directory) / name
+        # a draft model may be written into the target's own directory
         if file.is_file() and file.parent.resolve() != directory.resolve():
             shutil.copyfile(file, directory / name)

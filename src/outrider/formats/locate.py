@@ -112,6 +112,7 @@ def locate(name_or_path: str | Path, *, with_code: bool = False) -> Path:
         return _converted_file(path)
     if name in EMBEDDED:
         return _embedded(EMBEDDED[name])
+    # before the hub: a shipped head looks like owner/name
     if name.partition("/")[0] in EMBEDDED:
         return _shipped(name)
     if name and path.exists():
@@ -182,6 +183,7 @@ def _converted_file(file: Path) -> Path:
     if not file.is_file():
         raise CheckpointError(f"{file} {'is a directory' if file.exists() else 'does not exist'}; pass a .gguf file")
     parts = parts_of(file)
+    # size and time identify the file: hashing gigabytes on every call is too slow
     stats = [part.stat() for part in parts]
     identity = "|".join(
         [str(parts[0].resolve()), *(f"{stat.st_size}|{stat.st_mtime_ns}" for stat in stats), CONVERTER_RULES]

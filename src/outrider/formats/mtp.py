@@ -182,6 +182,7 @@ def open_mtp(directory: Path) -> MtpCheckpoint:
     if state not in ("residual", "normed"):
         raise CheckpointError(f'{file} has state {shown_json(state)} under outrider; it must be "residual" or "normed"')
     weights = _modules_of(read_weights(directory), keep_norm=state == "residual")
+    # the stored biases decide, not the config
     spec = replace(spec, qkv_bias=any(name.endswith("_proj.bias") for name in weights))
     found = MtpCheckpoint(spec=spec, num_modules=num_modules, state=state, tensors=weights, provenance=facts)
     weights.check(found.shapes, optional=SHARED)
@@ -191,6 +192,7 @@ def open_mtp(directory: Path) -> MtpCheckpoint:
 def _modules_of(weights: Weights, keep_norm: bool) -> Weights:
     """Return the modules alone if the file holds the whole target; else all tensors, so that a stray one is found."""
     stored = {name.replace(".mtp_block.", "."): tensor for name, tensor in weights.stored.items()}
+    # two names may become one; then the file is checked under its own names
     weights = Weights(stored) if len(stored) == len(weights) else weights
     if not any(name.startswith("model.layers.") for name in weights):
         return weights

@@ -38,6 +38,7 @@ def shipped_names() -> list[str]:
 def short_name(head: Path) -> str:
     """Return the name of a shipped head as `locate` takes it, or its path if that name means another head."""
     name = f"{head.parent.name}/{head.name}"
+    # an earlier root may hold another head of this name
     return name if head.parent.name in EMBEDDED and locate(name) == head else str(head)
 
 

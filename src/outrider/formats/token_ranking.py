@@ -46,6 +46,7 @@ def special_ids(target: Target) -> list[int]:
 def rank_tokens(target: Target, counts_V: Tensor) -> Tensor:
     """Return int64 [N]: special tokens, then those that occurred, most frequent first, ties by the lower id."""
     weight_V = counts_V.to("cpu", torch.float64, copy=True)
+    # a stable sort keeps the special tokens, and equal counts, in ascending order
     weight_V[special_ids(target)] = torch.inf
     order_V = weight_V.sort(descending=True, stable=True).indices
     return order_V[: int((weight_V > 0).sum())]

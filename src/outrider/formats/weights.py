@@ -233,6 +233,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _only_file(directory: Path) -> Path:
     files = sorted(file for file in directory.glob("*.safetensors") if not file.name.startswith("adapter_"))
+    # a single shard of several is no checkpoint
     if len(files) == 1 and not re.search(r"-\d+-of-0*([2-9]|[1-9]\d)", files[0].stem):
         return files[0]
     if files:

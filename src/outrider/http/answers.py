@@ -46,6 +46,7 @@ class Usage(NamedTuple):
 def parsed(data: bytes | str) -> dict[str, Any]:
     """Parse the JSON object of an answer; raise its error, if it holds one, in the server's words."""
     try:
+        # utf-8-sig: some servers send a byte order mark
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
         answer = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -77,6 +78,7 @@ def choice_of(answer: Mapping[str, Any]) -> dict[str, Any] | None:
     if not choices:
         return None
     choice = choices[0]
+    # one completion was requested
     if len(choices) > 1 or not isinstance(choice, dict) or choice.get("index", 0) != 0:
         raise _foreign("it gave other choices than the one that was asked for")
     return choice

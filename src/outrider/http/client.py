@@ -73,6 +73,7 @@ class ServerHttp:
             self._http = httpx.AsyncClient(
                 timeout=httpx.Timeout(timeout_s, connect=min(LONGEST_CONNECT_S, timeout_s), pool=None),
                 headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
+                # the caller bounds the number of requests
                 limits=httpx.Limits(max_connections=None),
                 trust_env=trust_env,
             )
@@ -127,6 +128,7 @@ class ServerHttp:
                         return
                     if news:
                         idle = 0
+                        # only new tokens extend the time limit, not pings
                         clock.reschedule(asyncio.get_running_loop().time() + self._timeout_s)
                 raise AnswerError(_no_stream(first) or "cut its answer off before the end")
 
@@ -177,6 +179,7 @@ async def _lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
         for line in whole:
             yield b"".join((*held, line))
             held, size = [], 0
+        # chunks end anywhere, also inside a line
         held.append(rest)
         size += len(rest)
         if size > LONGEST_LINE:

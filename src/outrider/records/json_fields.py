@@ -69,6 +69,7 @@ def parse_value(
     """Parse any JSON value."""
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
+        # JSON itself allows a key to occur twice
         return json.loads(text, object_pairs_hook=_without_duplicates)
     except UnicodeDecodeError as reason:
         raise error(f"{where} is not UTF-8 text (byte {reason.start}); {remedy}") from reason
@@ -137,6 +138,7 @@ class Fields(Mapping[str, Any]):
             return default
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.refuse(key, f"a number{_range(low, high, above)}")
+        # float() of an integer of 400 digits would raise
         number = float(value) if abs(value) < 1e300 else math.inf
         if not math.isfinite(number) or not low <= number <= high or number <= above:
             self.refuse(key, f"a number{_range(low, high, above)}")

@@ -82,6 +82,7 @@ def _described(name: str, directory: Path, dtype: torch.dtype, trusts: bool) -> 
         generation = directory / "generation_config.json"
         read = GenerationConfig.from_pretrained
         ends = read(str(directory), local_files_only=True).eos_token_id if generation.is_file() else None
+    # without a context limit no cache can be planned
     max_positions = getattr(config, "max_position_embeddings", None)
     if not max_positions:
         raise CheckpointError(f"the config of {name} has no max_position_embeddings; add its context limit")

@@ -68,5 +68,6 @@ def _surround(spec: DecoderSpec, own: Mapping[str, Tensor], target: Target) -> D
         return target.native.around(replace(spec, tie_word_embeddings=tied), own)
     shared = target.shared_weights()
     weights = {**own, EMBEDDING: shared.embedding_VE, HEAD: shared.head_VE}
+    # embedding and head come from a foreign target and may differ
     untied = replace(spec, tie_word_embeddings=False)
     return Decoder(untied, weights, choose_ops(target.spec.device, target.spec.dtype), target.spec.device)

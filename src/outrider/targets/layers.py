@@ -76,6 +76,7 @@ def _refusal(model: Any) -> str | None:
         return "it counts positions itself (ALiBi)"
     if config.model_type in OWN_MASKS:
         return "its local layers build their own masks"
+    # transformers' own flag for recurrent layers
     if model._is_stateful:
         return "it keeps a recurrent state, which cannot be taken back when a guess is rejected"
     other = sorted(set(getattr(config, "layer_types", None) or ()) - set(KINDS))

@@ -52,6 +52,7 @@ def read_prompts(
         lengths = map(len, prompts)
         features = {slot: feature.new_empty(length, len(feature)) for slot, length in zip(slots, lengths, strict=True)}
     while rest := [pair for pair in zip(slots, prompts, strict=True) if cache.lengths[pair[0]] < len(pair[1])]:
+        # fewer prompts left, longer chunks: the number of rows is constant
         width = max(1, prefill_rows(cache.device) // len(rest))
         heads = {slot: list(prompt[cache.lengths[slot] : cache.lengths[slot] + width]) for slot, prompt in rest}
         features_BMF = _read_chunk(cache, heads, read)

@@ -49,6 +49,7 @@ def place_chains(cache: KVCache, slots: Sequence[int], roots: Sequence[int], dra
     at_BM = lengths_B[:, None] + rows_M
     parts = [np.array(slots), lengths_B, np.where(real_BM, at_BM, lengths_B[:, None])]
     parts += [np.where(real_BM, at_BM, cache.trash), np.array(roots)]
+    # chains of equal length are causal and need no mask
     if not real_BM.all():
         parts.append((rows_M[:, None] >= rows_M) & real_BM[:, :, None] & real_BM[:, None])
     sizes = [part.size for part in parts]

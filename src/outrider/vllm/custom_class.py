@@ -108,6 +108,7 @@ class OutriderDrafter:
         written = [row for row, tokens in enumerate(sampled_token_ids) if len(tokens)]
         texts = [token_ids_cpu[row, : lengths[row]] for row in written]
         slots = self.tracker.follow(texts, [len(sampled_token_ids[row]) for row in written])
+        # the last position is left to the bonus token
         limits = [min(self.num_nodes, self.max_len - lengths[row] - 1) for row in written]
         asked = [place for place, limit in enumerate(limits) if limit > 0]
         drafts: list[list[int]] = [[] for _ in sampled_token_ids]
@@ -152,6 +153,7 @@ class RowTracker:
             if place not in places:
                 places[place] = self.free.pop()
                 self.session.admit(places[place], text.tolist(), SamplingParams(), None)
+            # vLLM reuses the array
             self.texts[places[place]] = text.copy()
         return [places[place] for place in range(len(texts))]
 

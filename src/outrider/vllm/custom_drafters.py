@@ -31,6 +31,7 @@ def on_custom_class(method: str, settings: Mapping[str, Any], spec: TargetSpec) 
     """
     given = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
     notes = []
+    # answers of earlier benchmark runs must not help later ones
     if MEMORY in {one.name for one in fields(proposer_class(method).Config)}:
         given[MEMORY] = 0
         notes.append("it drafts from the request's own text only: a server cannot clear its cache of earlier answers")

@@ -63,6 +63,7 @@ def convert_gguf(file: str | Path, directory: str | Path) -> None:
     config = config_of_gguf(source)
     names = {_hugging_face_name(name, source.path): name for name in source.tensors if name != "rope_freqs.weight"}
     _write_json(target / "config.json", config)
+    # before anything large is dequantized
     _check_tensors(source, names, DecoderSpec.from_config_file(target))
     _write_json(target / "generation_config.json", _generation_config(source, config))
     write_tokenizer(source.metadata, source.architecture, target)
@@ -133,6 +134,7 @@ def _tensor(source: GgufFile, name: str, config: Mapping[str, Any]) -> Tensor:
     what = f"{source.path} stores {name} as {stored.tensor_type.name}, which is not read"
     with as_error(CheckpointError, what, "use a Q8_0 or F16 file"):
         values = torch.tensor(dequantize(stored.data, stored.tensor_type))
+    # GGUF lists dimensions from the innermost, PyTorch from the outermost
     values = values.reshape([int(size) for size in reversed(stored.shape)])
     rotated = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(name.split(".")[-2])
     if source.architecture == "llama" and rotated:

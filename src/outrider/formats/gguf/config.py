@@ -106,6 +106,7 @@ def _check_architecture(source: GgufFile) -> None:
 
 def _check_keys(source: GgufFile) -> None:
     prefix = f"{source.architecture}."
+    # keys without the architecture's name describe the file and its tokenizer, not the network
     for key, value in source.metadata.items():
         name = key.removeprefix(prefix)
         if not key.startswith(prefix) or name in SHAPE | ROPE | HARMLESS:
@@ -185,6 +186,7 @@ def _llama3_scaling(source: GgufFile, head_dim: int, theta: float) -> dict[str, 
     stored = torch.from_numpy(source.tensors["rope_freqs.weight"].data.astype("float32")).flatten()
     low, high, context = 1.0, 4.0, 8192
     factor = round(float(stored.max()), 3) if len(stored) == head_dim // 2 else 0.0
+    # transformers' rule for rope_type llama3, with Llama 3's constants
     turns = context * theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim) / (2 * torch.pi)
     smooth = ((turns - low) / (high - low)).clamp(0, 1)
     if not factor > 0 or not torch.allclose(stored, 1 / ((1 - smooth) / factor + smooth), rtol=1e-3):

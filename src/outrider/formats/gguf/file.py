@@ -130,6 +130,7 @@ def _open_one(path: Path) -> GgufFile:
 def _check_spans(path: Path, tensors: list[ReaderTensor]) -> None:
     spans = sorted((int(tensor.data_offset), int(tensor.n_bytes), tensor.name) for tensor in tensors)
     for (start, size, name), (following, _, other) in pairwise(spans):
+        # two entries that share bytes are a sign of damage that the reader does not notice
         if start + size > following:
             raise CheckpointError(f"{path} stores {name} and {other} in the same place; download it again")
 

@@ -67,6 +67,7 @@ class _Walk:
             dimensions = self.number(4)
             if dimensions > MAX_DIMENSIONS:
                 raise _damaged(self.path, f"a tensor has {dimensions} dimensions")
+            # u64 per dimension, u32 type, u64 offset
             self.skip(8 * dimensions + 12)
 
     def number(self, size: int) -> int:

@@ -129,6 +129,7 @@ def build_tokenizer(metadata: Mapping[str, Any], architecture: str) -> Tokenizer
     stored = StoredVocabulary.read(fields)
     cut = _cut(fields, architecture)
     tokens, kinds = stored.tokens, stored.kinds
+    # unused entries fill the vocabulary up and must not match text
     vocabulary = {token: index for index, token in enumerate(tokens) if kinds[index] != UNUSED}
     with as_error(CheckpointError, f"{fields.where}: its tokenizer cannot be built", "use the original checkpoint"):
         tokenizer = Tokenizer(BPE(vocabulary, stored.merges, ignore_merges=cut.ignore_merges))
