@@ -161,7 +161,7 @@ def test_our_settings_become_vllms_flags() -> None:
     assert exported.flags["additional-config"] == (
         '{"outrider": {"method": "suffix", "settings": {"num_nodes": 7, "factor": 2.0, "max_cached_requests": 0}}}'
     )
-    assert "cannot forget" in exported.notes[0]
+    assert "cannot clear its cache" in exported.notes[0]
     with pytest.raises(ConfigError, match="needs a target on the native decoder"):
         on_custom_class("draft_model", {"layers": (0,)}, spec)
 

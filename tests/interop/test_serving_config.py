@@ -62,7 +62,7 @@ def test_methods_without_weights(target: Target, tmp_path: Path) -> None:
     suffix = served("suffix:num_nodes=7,factor=2.0", target, tmp_path)
     assert suffix.speculative["suffix_decoding_max_spec_factor"] == 2.0
     assert suffix.speculative["suffix_decoding_max_cached_requests"] == 0
-    assert any("cannot forget" in note for note in suffix.notes)
+    assert any("cannot clear its cache" in note for note in suffix.notes)
 
 
 HEADS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
