@@ -102,7 +102,7 @@ def test_sections_name_the_way_to_a_key() -> None:
         (b"[" * 100_000, "nests deeper"),
         (b"[1]", "holds a list, not a JSON object"),
         (b"null", "holds null"),
-        (b'{"a": 1, "a": 2}', "the key 'a' stands twice, with two values"),
+        (b'{"a": 1, "a": 2}', "the key 'a' occurs twice, with two values"),
         (b'{"a": ' + b"9" * 5000 + b"}", "cannot be read as JSON"),
     ],
 )
