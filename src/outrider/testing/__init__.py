@@ -1,4 +1,4 @@
-"""What tests need, ours and yours: tiny targets, proposers whose acceptance is known, and the contract.
+"""Tools for tests, ours and yours: tiny targets, proposers whose acceptance is known, and the contract.
 
 A third-party method runs the same checks as ours:
 

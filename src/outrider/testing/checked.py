@@ -43,7 +43,7 @@ def explained(call: str) -> Iterator[None]:
 
 
 def trees_of(draft: Draft) -> list[Tree]:
-    """The draft on the host, without letting it know, so that a draft made on the device is read as one."""
+    """Return a draft's trees on the host; one made on the device stays unknown to the host."""
     if draft.on_host:
         return draft.trees
     return Draft.of_tensors(draft.tokens_BN, draft.parents_BN, draft.num_nodes, is_chain=draft.is_chain).trees
@@ -100,7 +100,7 @@ class CheckedSession(Session):
 
 
 def check_whole_draft(draft: object, slots: Sequence[int], limits: Sequence[DraftLimit], spec: TargetSpec) -> None:
-    """C8 for the draft of one step, wherever it was made: form, limits, tokens, device, probabilities.
+    """Check C8 for the draft of one step, made on host or device: form, limits, tokens, device, probabilities.
 
     Raises:
         ContractError: naming the slot, the limit and the value.
@@ -136,7 +136,7 @@ def _check_probs(slot: int, tree: Tree, probs_MV: Tensor) -> None:
 
 
 def checked_example(proposer_class: type[Proposer], target: Target, seed: int) -> Proposer:
-    """The class's small instance, if it is one that an engine can open.
+    """Return the class's small instance, if it is one that an engine can open.
 
     Raises:
         ContractError: naming the property and its value.

@@ -1,6 +1,6 @@
 """The contract: what must hold for every proposer, however good or bad its guesses.
 
-    C1   after prefill, one target forward per step and none besides
+    C1   one target forward per step after prefill
     C2   a slot's cache length is its committed tokens less the root; what lies behind it is never read
     C3   logits at every node equal a sequential forward of the node's path
     C4   text equals plain decoding, greedy and sampled (coupled); at T = 0 under every acceptance rule
@@ -11,9 +11,8 @@
     C11  `reset` forgets, a method that does not say `learns` learns nothing, and state belongs to the session
     C12  each slot gets the draft of its own request
 
-C6 (oracle and adversary) and C7 (bf16 divergences) are about the engine and not about one proposer; they live in our
-own tests. `check_contract` draws cases of traffic (`play.py`) and runs every check on each. C8 is held in every case,
-by the session that `checked.py` puts between the engine and the proposer's; C11 and C12 are in `drafts.py`.
+C6 and C7 concern the engine. `check_contract` draws cases of traffic (`play.py`) and runs every check on each. The
+session of `checked.py`, between the engine and the proposer's, holds C8; C11 and C12 are in `drafts.py`.
 """
 
 import traceback
@@ -44,13 +43,13 @@ __all__ = ["CHECKS", "CaseCounts", "ContractReport", "assert_lossless", "check_c
 
 
 def check_forwards(target: Target, proposer: Proposer, case: Case) -> None:
-    """C1."""
+    """Check C1."""
     outcome = play(target, proposer, case)
     assert outcome.num_forwards == len(outcome.steps), "a step made more or fewer than one target forward"
 
 
 def check_cache_length(target: Target, proposer: Proposer, case: Case) -> None:
-    """C2: lengths, and a cache whose stale positions are overwritten with large numbers after every step."""
+    """Check C2: lengths, and a cache whose stale positions are overwritten with large numbers after every step."""
     poison = 50.0
 
     def look(engine: Engine, watched: WatchedSession) -> None:
@@ -67,7 +66,7 @@ def check_cache_length(target: Target, proposer: Proposer, case: Case) -> None:
 
 
 def check_node_logits(target: Target, proposer: Proposer, case: Case) -> None:
-    """C3, in float64 to 1e-9."""
+    """Check C3, in float64 to 1e-9."""
 
     def look(engine: Engine, watched: WatchedSession) -> None:
         for text, tree, logits_MV in zip(watched.texts, watched.draft.trees, watched.logits_BMV, strict=True):
@@ -90,14 +89,14 @@ def _compare_paths(target: Target, text: list[int], tokens: list[int], parents: 
 
 
 def sequential_logits(target: Target, tokens: list[int]) -> Tensor:
-    """Logits after `tokens`, from a fresh prefill and one plain step: [V]."""
+    """Return the logits after `tokens`, from a fresh prefill and one plain step: [V]."""
     session = target.open(target.plan(1, target.spec.max_positions, 1))
     session.prefill([0], [tokens[:-1]])
     return session.forward([0], [tokens[-1]], Draft.empty(1)).logits_BMV[0][0]  # a reference, not the loop
 
 
 def check_text(target: Target, proposer: Proposer, case: Case) -> None:
-    """C4."""
+    """Check C4."""
     plain = play(target, NoProposer(), case)
     drafted = play(target, proposer, replace(case, cancels=(None,) * len(case.cancels)))
     for index, cancel in enumerate(case.cancels):
@@ -112,7 +111,7 @@ def check_text(target: Target, proposer: Proposer, case: Case) -> None:
 
 
 def check_cache_content(target: Target, proposer: Proposer, case: Case) -> None:
-    """C5, in float64 to 1e-9."""
+    """Check C5, in float64 to 1e-9."""
 
     def look(engine: Engine, watched: WatchedSession) -> None:
         cache = watched.cache
@@ -131,13 +130,13 @@ def check_cache_content(target: Target, proposer: Proposer, case: Case) -> None:
 
 
 def check_draft(target: Target, proposer: Proposer, case: Case) -> None:
-    """C8, which `play` holds in every step; here under the rejection rule too, which needs probabilities."""
+    """Check C8, which `play` holds in every step, under the rejection rule too, which needs probabilities."""
     play(target, proposer, case)
     play(target, proposer, replace(case, verification="rejection"))
 
 
 def check_independence(target: Target, proposer: Proposer, case: Case) -> None:
-    """C9: alone, in company, and again with a proposer that has seen it all before."""
+    """Check C9: alone, with other requests, and again with a proposer that has seen it all before."""
     together = play(target, proposer, case)
     player = Player(target, proposer, replace(case, max_batch=1, budget=FixedBudget))
     for index, cancel in enumerate(case.cancels):
@@ -147,7 +146,7 @@ def check_independence(target: Target, proposer: Proposer, case: Case) -> None:
 
 
 def check_stops(target: Target, proposer: Proposer, case: Case) -> None:
-    """C10."""
+    """Check C10."""
     outcome = play(target, proposer, case)
     eos = set(target.spec.eos_ids)
     for index, tokens in enumerate(outcome.tokens):
@@ -186,7 +185,7 @@ CHECKS: dict[str, Check] = {
 
 @dataclass(frozen=True, kw_only=True)
 class CaseCounts:
-    """What one case of traffic asked of a proposer: nodes that it drafted, and how many of them were accepted."""
+    """The counts of one case of traffic: nodes that the proposer drafted, and how many of them were accepted."""
 
     case: str
     num_requests: int

@@ -24,7 +24,7 @@ Drafts = Sequence[Sequence[Tree]]
 
 
 def check_memory(target: Target, proposer: Proposer, case: Case) -> None:
-    """C11: the same requests again, with others in between."""
+    """Check C11: the same requests again, with others in between."""
     case = replace(case, budget=FixedBudget)
     others = replace(case, prompts=tuple(prompt[::-1] for prompt in case.prompts))
     first = play(target, proposer, case).drafts
@@ -55,7 +55,7 @@ def check_memory(target: Target, proposer: Proposer, case: Case) -> None:
 
 
 def check_slots(target: Target, proposer: Proposer, case: Case) -> None:
-    """C12: a slot's draft is not another's; a method that does not learn drafts in company what it drafts alone."""
+    """Check C12: a slot's draft is its own; one that does not learn drafts the same alone and in a batch."""
     for num_steps in (0, 2):
         _compare_orders(target, proposer, num_steps)
     if proposer.spec.learns:
@@ -69,8 +69,10 @@ def check_slots(target: Target, proposer: Proposer, case: Case) -> None:
 
 
 def _compare_orders(target: Target, proposer: Proposer, num_steps: int) -> None:
-    """Three requests that differ: whatever the order of the slots, each gets the same, and not what another gets when
-    there is room for that one alone."""
+    """Compare three different requests in several orders of the slots.
+
+    Each must get the same draft in every order, and not what another one gets when it alone has a limit.
+    """
     case = replace(steady_case(target.spec.vocab_size), arrivals=(0,) * 3, max_batch=3)
 
     def drafted(order: Sequence[int], roomy: Sequence[int]) -> dict[int, Tree]:

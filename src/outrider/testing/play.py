@@ -51,7 +51,7 @@ class Case:
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What a played case gave: tokens, end and drafts of every request (one per step), and the engine's records."""
+    """The result of a played case: tokens, end and drafts of every request (one per step), and the engine."""
 
     tokens: list[list[int]]
     finished: list[str | None]
@@ -175,7 +175,7 @@ def _take(event: Event, ids: dict[int, int], tokens: list[list[int]], finished: 
 
 
 def only(case: Case, index: int) -> Case:
-    """The case with one of its requests, from the beginning to the end, alone."""
+    """Return the case with one of its requests alone, from the beginning to the end."""
     return replace(
         case,
         prompts=(case.prompts[index],),
@@ -188,7 +188,7 @@ def only(case: Case, index: int) -> Case:
 
 
 def steady_case(vocab_size: int = 31) -> Case:
-    """Three phrases that repeat themselves, greedy, in two slots: most methods find something to draft there."""
+    """Return three repeating phrases, greedy, in two slots: most methods find something to draft there."""
     phrases = ([1, 2, 3], [4, 5, 6, 7], [8, 9])
     prompts = tuple(tuple(token % (vocab_size - 1) for token in phrase * 5) for phrase in phrases)
     return Case(
@@ -204,7 +204,7 @@ def steady_case(vocab_size: int = 31) -> Case:
 def draw_case(
     seed: int, vocab_size: int = 31, max_positions: int = 96, budget: Callable[[int], Budget] = FixedBudget
 ) -> Case:
-    """A random case: repetitive and random prompts, mixed sampling, limits up to the context, late arrivals."""
+    """Draw a case: repetitive and random prompts, mixed sampling, limits up to the context, late arrivals."""
     draw = random.Random(seed)
     count = draw.randint(1, 4)
 

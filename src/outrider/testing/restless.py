@@ -39,10 +39,10 @@ class Restless(Budget):
         return draft.keep([range(self._size(count)) for count in draft.num_nodes])
 
     def observe(self, commits: Sequence[Commit], seconds: Mapping[str, float]) -> None:
-        """Nothing to learn."""
+        """Learn nothing."""
 
     def reset(self) -> None:
-        """Nothing to forget."""
+        """Forget nothing."""
 
     def _size(self, most: int) -> int:
         return self.draw.choice([0, self.draw.randint(0, most), most])

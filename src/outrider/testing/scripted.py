@@ -86,7 +86,7 @@ class Oracle:
         self.depth = depth
 
     def continuation(self, tokens: Sequence[int], sampling: SamplingParams, length: int) -> list[int]:
-        """The target's own next tokens, end-of-text tokens ignored."""
+        """Return the target's own next tokens, ignoring end-of-text tokens."""
         all_of_it = self.target.spec.max_positions
         return Transcripts.of(self.target).continuation(self.target, tokens, sampling, all_of_it)[:length]
 

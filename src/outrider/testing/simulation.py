@@ -41,9 +41,9 @@ Process = Callable[["Moment"], float]
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a draft is made.
+    """The circumstances of a draft.
 
-    slot, request   whose it is; requests are numbered from 0
+    slot, request   its slot and its request, numbered from 0
     position        tokens emitted before the drafted one, in this request
     num_steps       steps of the whole run before this one
     num_verified    nodes of the request that were verified in the last step
@@ -57,27 +57,27 @@ class Moment:
 
 
 def constant(chance: float) -> Process:
-    """The same chance everywhere."""
+    """Return the same chance everywhere."""
     return lambda moment: chance
 
 
 def mixed(low: float, high: float) -> Process:
-    """Every other request is easy."""
+    """Make every other request easy."""
     return lambda moment: high if moment.request % 2 else low
 
 
 def one_copies(low: float = 0.1, high: float = 0.97) -> Process:
-    """The first slot's requests copy; those of the others do not."""
+    """Make the first slot's requests copy, and no others."""
     return lambda moment: low if moment.slot else high
 
 
 def switching(low: float = 0.1, high: float = 0.95, at: int = 32) -> Process:
-    """Every request copies up to there and not from then on; every other one the other way round."""
+    """Make every request copy up to there and not from then on, every other one the other way round."""
     return lambda moment: high if (moment.position < at) == (moment.slot % 2 == 0) else low
 
 
 def bursts(length: int = 40, gap: int = 80, chance: float = 0.97, elsewhere: float = 0.05) -> Process:
-    """Copied passages of about `length` tokens with about `gap` tokens between them."""
+    """Alternate copied passages of about `length` tokens with about `gap` other tokens."""
 
     def process(moment: Moment) -> float:
         period = length + gap
@@ -88,7 +88,7 @@ def bursts(length: int = 40, gap: int = 80, chance: float = 0.97, elsewhere: flo
 
 
 def drifting(low: float = 0.05, high: float = 0.9, period: int = 400) -> Process:
-    """From hard to easy and back, in straight lines, by steps."""
+    """Go from hard to easy and back, linearly, by steps."""
 
     def process(moment: Moment) -> float:
         phase = moment.num_steps % period / period
@@ -98,7 +98,7 @@ def drifting(low: float = 0.05, high: float = 0.9, period: int = 400) -> Process
 
 
 def contrary(moment: Moment) -> float:
-    """Right as long as nobody looks: wrong after a step that verified something."""
+    """Be right only after a step that verified nothing."""
     return 0.0 if moment.num_verified else 0.95
 
 
@@ -125,7 +125,7 @@ class TableCosts(TargetCosts):
 
 @dataclass(frozen=True, kw_only=True)
 class Simulated:
-    """What a run took, in simulated seconds. `ended_s`: of each request that ended, from the moment it had its slot."""
+    """The result of a run, in simulated seconds. `ended_s`: time from admission to end of each finished request."""
 
     seconds: float
     num_tokens: int
@@ -144,16 +144,16 @@ class Simulation:
     """Requests in slots, a proposer, and a machine.
 
     process        see `Process`
-    costs          of the target
-    draft_s        of one node; each further one of a slot costs `further` of that
+    costs          costs of the target
+    draft_s        seconds of one drafted node; each further one of a slot costs `further` of that
     num_nodes      the most that the proposer drafts
     length         tokens of each request
     closed         the requests come in groups, one for every slot, and a group waits for the slowest of the one before;
                    otherwise a request always waits, and takes the slot of one that ends
-    num_tokens     of the whole run
-    read_s         of reading one token that the proposer has not read, a prompt of `PROMPT` tokens included, before it
-                   drafts; 0 for one without a cache of its own
-    hiccup_s       how much longer proposing takes in every 29th step, drafting or not
+    num_tokens     tokens of the whole run
+    read_s         seconds per pending token that the proposer reads before it drafts, a prompt of `PROMPT` tokens
+                   included; 0 for one without a cache of its own
+    hiccup_s       extra seconds of proposing in every 29th step, drafting or not
     """
 
     process: Process

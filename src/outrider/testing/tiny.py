@@ -16,7 +16,7 @@ __all__ = ["tiny_spec", "tiny_target", "tiny_weights"]
 
 
 def tiny_spec(vocab_size: int = 31, max_positions: int = 96, **changes: Any) -> DecoderSpec:
-    """The shape of a tiny decoder; keyword arguments replace fields of `DecoderSpec`."""
+    """Return the shape of a tiny decoder; keyword arguments replace fields of `DecoderSpec`."""
     fields: dict[str, Any] = {
         "family": "llama",
         "vocab_size": vocab_size,
@@ -36,7 +36,7 @@ def tiny_spec(vocab_size: int = 31, max_positions: int = 96, **changes: Any) -> 
 
 
 def tiny_weights(spec: DecoderSpec, seed: int) -> dict[str, Tensor]:
-    """Random float64 weights; larger than usual, so that the distribution is far from uniform."""
+    """Return random float64 weights, large enough that the distribution is far from uniform."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, shape in spec.weight_shapes().items():
@@ -48,6 +48,6 @@ def tiny_weights(spec: DecoderSpec, seed: int) -> dict[str, Tensor]:
 def tiny_target(
     seed: int = 0, *, dtype: torch.dtype = torch.float64, spec: DecoderSpec | None = None, **changes: Any
 ) -> NativeTarget:
-    """A random decoder without a tokenizer; the last token id ends a text."""
+    """Return a random decoder without a tokenizer; the last token id ends a text."""
     spec = spec or tiny_spec(**changes)
     return NativeTarget.from_weights(spec, tiny_weights(spec, seed), f"tiny-{seed}", dtype)
