@@ -13,8 +13,8 @@ import pytest
 import torch
 from planting import Plant, plant
 
+from outrider import placement, verify
 from outrider import sampling as transforms
-from outrider import verify
 from outrider.adaptive.controller import AdaptiveBudget
 from outrider.audit import enumerate as enumeration
 from outrider.audit.enumerate import Drafter, law_error, random_model
@@ -22,6 +22,7 @@ from outrider.batch import Batch
 from outrider.cache import KVCache
 from outrider.draft import Draft
 from outrider.ops.torch import TorchOps
+from outrider.targets import native
 
 
 class Bug(NamedTuple):
@@ -35,7 +36,7 @@ class Bug(NamedTuple):
 tree_rule = partial(plant, verify, enumeration, name="reject_tree")
 block_rule = partial(plant, verify, enumeration, name="judge_block")
 request = partial(plant, verify, name="_distributions")
-placed = partial(plant, KVCache, name="place_real_rows")
+placed = partial(plant, placement, native, name="place_real_rows")
 committed = partial(plant, KVCache, name="commit", old="1 + len(path) for path in paths")
 emitted = partial(plant, Batch, name="_emit")
 

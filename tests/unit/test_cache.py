@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from outrider.cache import CachePlan, KVCache
 from outrider.draft import Draft, Tree
+from outrider.placement import place_chunk, place_draft, place_real_rows
 from outrider.testing import tiny_target
 
 PLAN = CachePlan(num_layers=2, num_slots=3, num_kv_heads=2, head_dim=4, capacity=40, tail=9, dtype=torch.float64)
@@ -98,7 +99,7 @@ def test_a_draft_is_placed_behind_the_length_and_its_padding_in_the_trash(batch:
     slots = list(range(len(batch)))
     cache.lengths = [length + slot for slot in range(3)]
     draft = Draft.of_trees(batch)
-    placement = cache.place_draft(slots, draft)
+    placement = place_draft(cache, slots, draft)
     assert placement.limit <= cache.trash
     for slot, tree in enumerate(batch):
         start, count = cache.lengths[slot], len(tree.tokens)
@@ -115,8 +116,8 @@ def test_rows_placed_without_padding_are_those_placed_with_it(batch: list[Tree],
     slots = [2, 0, 1][: len(batch)]
     cache.lengths = [length + slot for slot in range(3)]
     draft = Draft.of_trees(batch)
-    want = cache.place_draft(slots, draft).only(torch.tensor(draft.real_rows))
-    got = cache.place_real_rows(slots, draft)
+    want = place_draft(cache, slots, draft).only(torch.tensor(draft.real_rows))
+    got = place_real_rows(cache, slots, draft)
     assert want.mask_BMT is not None
     assert got.limit == want.limit
     rows_per_entry = got.positions_BM.shape[1]
@@ -133,7 +134,7 @@ def test_rows_placed_without_padding_are_those_placed_with_it(batch: list[Tree],
 def test_siblings_share_a_position_and_do_not_see_each_other() -> None:
     cache = KVCache(PLAN)
     cache.lengths[1] = 5
-    placement = cache.place_draft([1], Draft.of_trees([Tree([7, 8, 9], [-1, -1, 0])]))
+    placement = place_draft(cache, [1], Draft.of_trees([Tree([7, 8, 9], [-1, -1, 0])]))
     assert placement.positions_BM.tolist() == [[5, 6, 6, 7]]
     assert placement.mask_BMT[0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 1]]
 
@@ -141,7 +142,7 @@ def test_siblings_share_a_position_and_do_not_see_each_other() -> None:
 def test_a_ragged_chunk_pads_into_the_trash() -> None:
     cache = KVCache(PLAN)
     cache.lengths = [0, 4, 0]
-    placement = cache.place_chunk([1, 2], [3, 1])
+    placement = place_chunk(cache, [1, 2], [3, 1])
     assert placement.write_BM.tolist() == [[4, 5, 6], [0, cache.trash, cache.trash]]
     assert placement.positions_BM.tolist() == [[4, 5, 6], [0, 0, 0]]
     assert placement.mask_BMT is None
@@ -163,9 +164,9 @@ def test_truncate_and_reset_forget_positions_and_touch_nothing_else() -> None:
 def test_what_does_not_fit_is_our_own_mistake() -> None:
     cache = KVCache(PLAN)
     with pytest.raises(AssertionError, match="tail"):
-        cache.place_draft([0], Draft.of_chains([[1] * 9]))
+        place_draft(cache, [0], Draft.of_chains([[1] * 9]))
     with pytest.raises(AssertionError, match="fit"):
-        cache.place_chunk([0], [PLAN.num_positions])
+        place_chunk(cache, [0], [PLAN.num_positions])
     with pytest.raises(AssertionError):
         cache.extend([0], [PLAN.capacity + 1])
     with pytest.raises(AssertionError):

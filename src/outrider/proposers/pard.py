@@ -30,6 +30,7 @@ from outrider.draft import Draft
 from outrider.errors import CheckpointError, ConfigError
 from outrider.formats.locate import locate
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
+from outrider.placement import place_tokens
 from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
 from outrider.proposers.draft_model import cut_from
 from outrider.proposers.drafting.fused_chain import FusedChain
@@ -180,7 +181,7 @@ class PardSession(Session):
         masked = [feed + [self.mask_id] * (depths[slot] - 1) for slot, feed in feeds.items()]
         counts, ends = list(map(len, masked)), list(accumulate(map(len, masked)))
         rows = [row for end, depth in zip(ends, depths.values(), strict=True) for row in range(end - depth, end)]
-        placement = self.reader.cache.place_tokens(list(feeds), counts)
+        placement = place_tokens(self.reader.cache, list(feeds), counts)
         tokens_R = torch.tensor([token for row in masked for token in row], device=self.plan.device)
         x_RE = fused.network.inputs(tokens_R.new_empty(len(tokens_R), 0), tokens_R, placement)
         drafted = fused.choose(x_RE, placement, rows).tokens_LN[0].tolist()

@@ -32,7 +32,7 @@ from outrider.draft import Draft
 from outrider.errors import CheckpointError, ConfigError
 from outrider.formats.foreign import reading
 from outrider.formats.weights import check_finite, read_weights
-from outrider.placement import Placement
+from outrider.placement import Placement, place_draft
 from outrider.records.display import shown_json
 from outrider.records.json_fields import read_json
 from outrider.target import Forward, SharedWeights, Target, TargetSession, TargetSpec
@@ -190,13 +190,13 @@ class HFSession(TargetSession):
     def forward(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Forward:
         roots_B1 = torch.tensor(roots, device=self._cache.device)[:, None]
         tokens_BM = torch.cat([roots_B1, draft.tokens_BN], dim=1)
-        output = self._run(self.model, tokens_BM, self._cache.place_draft(slots, draft))
+        output = self._run(self.model, tokens_BM, place_draft(self._cache, slots, draft))
         return Forward(output.logits, self._features(output))
 
     def states(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Tensor:
         roots_B1 = torch.tensor(roots, device=self._cache.device)[:, None]
         tokens_BM = torch.cat([roots_B1, draft.tokens_BN], dim=1)
-        output = self._run(self.model.base_model, tokens_BM, self._cache.place_draft(slots, draft))
+        output = self._run(self.model.base_model, tokens_BM, place_draft(self._cache, slots, draft))
         states_BME: Tensor = output.last_hidden_state
         return states_BME
 

@@ -20,10 +20,9 @@ from outrider.models.decoder import Decoder, Output
 from outrider.models.spec import DecoderSpec
 from outrider.ops.base import GraphCache, Ops
 from outrider.ops.select import choose_ops
-from outrider.placement import Placement
+from outrider.placement import Placed, Placement, place_chains, place_draft, place_real_rows
 from outrider.target import Forward, SharedWeights, Target, TargetSession, TargetSpec
 from outrider.targets.prefill import read_prompts
-from outrider.targets.static import Placed, place_chains
 
 __all__ = ["NativeSession", "NativeTarget"]
 
@@ -196,7 +195,7 @@ class NativeSession(TargetSession):
     ) -> Output:
         """Return outputs of all rows [B, M, X], or of the real rows alone [R, 1, X]."""
         if self._leaves_out_padding(draft):
-            placement = self._cache.place_real_rows(slots, draft)
+            placement = place_real_rows(self._cache, slots, draft)
             tokens = [token for root, tree in zip(roots, draft.trees, strict=True) for token in (root, *tree.tokens)]
             tokens_BM = torch.tensor(tokens).view(placement.positions_BM.shape)
         else:
@@ -215,7 +214,7 @@ class NativeSession(TargetSession):
         if self.decoder.ops.static_shapes and draft.is_chain:
             return place_chains(self._cache, slots, roots, draft)
         roots_B1 = torch.tensor(roots, device=self._cache.device)[:, None]
-        return Placed(roots_B1, self._cache.place_draft(slots, draft))
+        return Placed(roots_B1, place_draft(self._cache, slots, draft))
 
     def _leaves_out_padding(self, draft: Draft) -> bool:
         """Return whether to read real rows only: on the CPU padding costs time, and shapes need not be static."""

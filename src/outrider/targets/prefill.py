@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from outrider.cache import KVCache
-from outrider.placement import Placement
+from outrider.placement import Placement, place_chunk
 
 __all__ = ["prefill_rows", "read_prompts"]
 
@@ -66,6 +66,6 @@ def read_prompts(
 def _read_chunk(cache: KVCache, heads: dict[int, list[int]], read: Reader) -> Tensor | None:
     slots, counts = list(heads), [len(head) for head in heads.values()]
     rows = [head + [0] * (max(counts) - len(head)) for head in heads.values()]
-    features_BMF = read(torch.tensor(rows, device=cache.device), cache.place_chunk(slots, counts))
+    features_BMF = read(torch.tensor(rows, device=cache.device), place_chunk(cache, slots, counts))
     cache.extend(slots, counts)
     return features_BMF

@@ -15,7 +15,7 @@ import outrider
 SOURCE = Path(outrider.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 STOREYS = [
-    *("errors", "env", "kernels", "records", "draft", "noise", "sampling", "placement", "ops", "cache", "models"),
+    *("errors", "env", "kernels", "records", "draft", "noise", "sampling", "cache", "placement", "ops", "models"),
     *("target", "formats", "proposer", "loop", "targets", "requests", "metrics", "verify", "budget", "batch", "engine"),
     *("costs", "adaptive", "proposers", "http", "data", "audit", "results", "export", "vllm", "train", "bench"),
     *("planning", "profiling", "testing", "outrider", "cli", "__main__"),

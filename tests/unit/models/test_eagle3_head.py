@@ -10,6 +10,7 @@ from outrider.cache import KVCache
 from outrider.formats.eagle3 import Eagle3Checkpoint
 from outrider.models.eagle3 import Eagle3Spec, default_layer_ids
 from outrider.models.rope import rope_tables
+from outrider.placement import place_tokens
 from outrider.proposers.eagle3 import head_of, random_checkpoint
 from outrider.testing import tiny_target
 
@@ -81,7 +82,7 @@ def test_committed_and_drafted_rows_equal_the_dense_formulas(seed: int) -> None:
     cache = KVCache(head.plan(3, 20, 8))
 
     states_TE = head.fuse(features_TF)
-    out_TE = head.read(states_TE, torch.tensor(tokens[:5]), cache.place_tokens([1], [5]), cache).states_RE
+    out_TE = head.read(states_TE, torch.tensor(tokens[:5]), place_tokens(cache, [1], [5]), cache).states_RE
     cache.extend([1], [5])
     fused_TE = dense.fuse(features_TF)
     for row in range(5):
@@ -91,7 +92,7 @@ def test_committed_and_drafted_rows_equal_the_dense_formulas(seed: int) -> None:
     for step in range(3):
         want_E = dense.read(want_E, tokens[5 + step])
         state_1E = head.read(
-            state_1E, torch.tensor(tokens[5 + step : 6 + step]), cache.place_tokens([1], [1], [step]), cache
+            state_1E, torch.tensor(tokens[5 + step : 6 + step]), place_tokens(cache, [1], [1], [step]), cache
         ).states_RE
         assert (state_1E[0] - want_E).abs().max() < 1e-10
         assert (head.predict(state_1E)[0] - dense.predict(want_E)).abs().max() < 1e-9

@@ -17,7 +17,7 @@ from outrider.models.eagle3 import Eagle3Head
 from outrider.noise import Stream, position_keys
 from outrider.noise import pick as pick_token
 from outrider.ops.base import GraphCache
-from outrider.placement import Placement
+from outrider.placement import Placement, place_tokens
 from outrider.proposers.drafting import head_reader
 from outrider.proposers.drafting.pending import Pending
 from outrider.proposers.drafting.recurrent import RecurrentSession
@@ -62,12 +62,12 @@ class Text:
     def compute(self, path: Sequence[int]) -> Tensor:
         """All is read anew, as one chain."""
         head, cache, count = self.head, KVCache(self.head.plan(1, 80, 1)), self.length - 1
-        placement = cache.place_tokens([0], [count])
+        placement = place_tokens(cache, [0], [count])
         tokens_R = torch.tensor(self.tokens[1 : self.length])
         out_RE = head.read(head.fuse(self.features_TF[:count]), tokens_R, placement, cache).states_RE[-1:]
         cache.extend([0], [count])
         for step, token in enumerate(path):
-            out_RE = head.read(out_RE, torch.tensor([token]), cache.place_tokens([0], [1], [step]), cache).states_RE
+            out_RE = head.read(out_RE, torch.tensor([token]), place_tokens(cache, [0], [1], [step]), cache).states_RE
         log_q_K = head.predict(out_RE)[0].log_softmax(-1)
         if head.ids_K is None:
             return log_q_K

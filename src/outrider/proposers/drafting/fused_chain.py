@@ -24,7 +24,7 @@ from torch import Tensor
 from outrider.cache import KVCache
 from outrider.models.draft_network import DraftNetwork, DraftStep
 from outrider.ops.base import GraphBody, GraphCache
-from outrider.placement import Placement
+from outrider.placement import Placement, place_tokens
 from outrider.proposers.drafting.pending import Pending, inputs_of
 
 __all__ = ["ChosenTokens", "FusedChain"]
@@ -93,7 +93,7 @@ class FusedChain:
         """Read each slot's tokens, and draft behind them. The cache's lengths stay."""
         assert 1 <= num_levels <= self.num_levels, f"{num_levels} levels of {self.num_levels}"
         slots, (states_RE, tokens_R, counts) = list(feeds), inputs_of(self.network, feeds, self.cache.device)
-        placement = self.cache.place_tokens(slots, counts, num_ahead=num_levels)
+        placement = place_tokens(self.cache, slots, counts, num_ahead=num_levels)
         x_RE = self.network.inputs(states_RE, tokens_R, placement)
         is_whole = len(set(counts)) == 1 and sum(counts) <= WHOLE_ROWS and num_levels <= PIECE
         num_chosen = num_levels if is_whole else 1
@@ -102,7 +102,7 @@ class FusedChain:
         for level in range(num_chosen, num_levels, PIECE):
             piece_LN = tokens_LN[level : level + PIECE]
             behind = [count + level - 1 for count in counts]
-            further = self.cache.place_tokens(slots, [1] * len(slots), behind, num_ahead=len(piece_LN) - 1)
+            further = place_tokens(self.cache, slots, [1] * len(slots), behind, num_ahead=len(piece_LN) - 1)
             body = self.draft_step.body(piece_LN, None, given=len(piece_LN) - 1)
             next_RE = self._replayed(("go on", level, len(piece_LN)), body, next_RE, further)
         return ChosenTokens(tokens_LN, first.next_RE)

@@ -16,6 +16,7 @@ from outrider.cache import KVCache
 from outrider.models.draft_network import Reading
 from outrider.models.recurrent import RecurrentHead
 from outrider.ops.base import GraphCache
+from outrider.placement import place_tokens
 from outrider.proposer import SessionPlan
 from outrider.proposers.drafting.chain import ChainReader
 from outrider.proposers.drafting.pending import Pending, inputs_of
@@ -97,7 +98,7 @@ class HeadReader(ChainReader):
         return Reading(states_BE, self.head.predict(states_BE) if logits_BK is None else logits_BK)
 
     def advance(self, slots: Sequence[int], states_BE: Tensor, tokens_B: Tensor, level: int) -> Reading:
-        placement = self.cache.place_tokens(slots, [1] * len(slots), [level - 1] * len(slots))
+        placement = place_tokens(self.cache, slots, [1] * len(slots), [level - 1] * len(slots))
         return self.head.read(
             states_BE, tokens_B, placement, self.cache, num_predicted=len(slots), graph_cache=self.graph_cache
         )
@@ -105,7 +106,7 @@ class HeadReader(ChainReader):
     def _read(self, feeds: Mapping[int, Pending], num_predicted: int) -> Tensor | None:
         """Read pairs for good, keep the state behind each slot's last, and return the logits that are wanted."""
         states_RE, tokens_R, counts = inputs_of(self.head, feeds, self.cache.device)
-        placement = self.cache.place_tokens(list(feeds), counts)
+        placement = place_tokens(self.cache, list(feeds), counts)
         out_RE, logits_NK = self.head.read(
             states_RE, tokens_R, placement, self.cache, num_predicted=num_predicted, graph_cache=self.graph_cache
         )

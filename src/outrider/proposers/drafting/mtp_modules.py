@@ -26,6 +26,7 @@ from outrider.cache import KVCache
 from outrider.draft import Draft
 from outrider.models.recurrent import RecurrentHead
 from outrider.ops.base import GraphCache
+from outrider.placement import place_tokens
 from outrider.proposer import Commit, DraftLimit, Session, SessionPlan
 from outrider.proposers.drafting.recurrent import rows_of
 from outrider.proposers.drafting.sampler import ChainSampler
@@ -166,7 +167,7 @@ class MtpModulesSession(Session):
 
     def _call(self, module: int, slots: Sequence[int], states: Sequence[Tensor], tokens: Sequence[int]) -> Tensor:
         cache = self.caches[module]
-        placement = cache.place_tokens(slots, [len(some) for some in states])
+        placement = place_tokens(cache, slots, [len(some) for some in states])
         tokens_R = torch.tensor(tokens, device=self.plan.device)
         graph_cache = self.graph_caches[module]
         states_RE = states[0] if len(states) == 1 else torch.cat(list(states))

@@ -27,9 +27,8 @@ from outrider.cache import KVCache
 from outrider.models.draft_network import DraftNetwork
 from outrider.ops.graph_buckets import bucket
 from outrider.ops.graphs import Graph, GraphPool
-from outrider.placement import Placement
+from outrider.placement import Placement, upload
 from outrider.proposers.drafting.pending import Pending
-from outrider.targets.static import upload
 
 __all__ = ["RecordedChain"]
 
