@@ -1,4 +1,4 @@
-"""How far a long command has come, as it tells a listener; `outrider.cli.terminal` shows it.
+"""Progress of a long command, passed to a listener such as the bar of `outrider.cli.terminal`.
 
 Example: `listen(Progress(3, 12, "chat"))` moves a bar, or prints `3/12 chat`.
 """
@@ -10,7 +10,7 @@ __all__ = ["Listener", "Progress", "unheard"]
 
 
 class Progress(NamedTuple):
-    """Units done, of how many (None: unknown), and what is being done now."""
+    """Units done, total units (None: unknown), and words for the work in progress."""
 
     done: float
     total: float | None
