@@ -53,6 +53,7 @@ class Block:
             return weights[prefix + name].to(device, ops.activation_dtype)
 
         attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+        # One product for queries, keys and values.
         qkv_OE = torch.cat([weights[f"{attention}{part}_proj.weight"] for part in "qkv"])
         qkv_bias_O = torch.cat([weights[f"{attention}{part}_proj.bias"] for part in "qkv"]) if spec.qkv_bias else None
         head_norm = None
@@ -95,6 +96,7 @@ class Block:
         placement: Placement,
     ) -> None:
         """Add attention and MLP to the residual stream `x_RE` in place; keys and values are written to the cache."""
+        # Rows under a sliding window see the last `window` positions only.
         near = placement.within(self.shape.sliding_window)
         self.finish(ops, x_RE, ops.attend(qkv_RQ, self.shape, rope, keys_CHSD, values_CHSD, near, self.head_norm))
 

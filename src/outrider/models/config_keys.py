@@ -113,6 +113,7 @@ def check_rope(config: Fields) -> None:
     for name, rope in (("rope_scaling", old), ("rope_parameters", new)):
         if rope is not None:
             _check_rope_section(config, name, rope)
+    # `rope_scaling` is the older name of the section; a file may hold both.
     if old and new and (left := _rule(old)) != (right := _rule(new)):
         key = next(key for key in sorted(left | right) if left.get(key) != right.get(key))
         raise config.error(
@@ -187,6 +188,7 @@ def check_keys(raw: Fields, own: Collection[str], config: Any, theta: object) ->
     ignored = {"rope_scaling", "rope_theta", "partial_rotary_factor", "per_layer_config", "quantization_config"}
     meaningless = _meaningless_values(raw, config, theta)
     for key, value in raw.items():
+        # A key is judged by its name: only one that can change the numbers is refused.
         if key in own or key in ignored or HARMLESS.search(key) or not CHANGES.search(key):
             continue
         if not _is_neutral(value) and value not in meaningless.get(key, ()):

@@ -94,6 +94,7 @@ class Decoder:
         if self._special is None:
             return x_RE
         token, vector_E = self._special
+        # A mask token has a trained vector of its own (PARD).
         return torch.where((tokens_R == token)[:, None], vector_E, x_RE)
 
     @property

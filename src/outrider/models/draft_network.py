@@ -61,6 +61,7 @@ class DraftStep:
             for level, tokens_N in enumerate(tokens_LN):
                 states_RE = self.read(x_RE, ops.shifted(placement, level) if level else placement)
                 states_NE = states_RE if level or rows_N is None else ops.embed(states_RE, rows_N)
+                # The inputs of the next read are written here: embeddings above, states below.
                 N, E = states_NE.shape
                 x_RE = states_NE.new_empty(2 * N if self.reads_states else N, E)
                 ops.next_tokens(self.predict(states_NE), self.ids_K, self.embedding_VE, tokens_N, x_RE[:N])

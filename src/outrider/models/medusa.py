@@ -134,6 +134,7 @@ class MedusaHeads:
         if not rows:
             return []
         inner_HBE = self._inner(states_BE.to(self.ops.activation_dtype).contiguous())
+        # A head that every slot needs is read without a gather.
         whole = len(states_BE)
         inner = [inner_HBE[head] if len(some) == whole else inner_HBE[head, some] for head, some in enumerate(rows)]
         if self.shape.output == "own":

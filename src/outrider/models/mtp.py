@@ -131,6 +131,7 @@ class MtpModule(RecurrentHead):
 
     def inputs(self, states_RE: Tensor, tokens_R: Tensor, placement: Placement) -> Tensor:
         both_RE = below(self.embedding_VE[tokens_R], states_RE, self.ops.activation_dtype)
+        # The embedding at position 0 counts as zero.
         both_RE[: len(tokens_R)] *= placement.positions_BM.reshape(-1, 1) > 0
         return both_RE
 

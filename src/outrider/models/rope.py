@@ -97,6 +97,7 @@ class KeptRope:
         """Return tables for at least that many positions; see `rope_tables`."""
         with self._lock:
             if not self._made or self._made[-1].cos_PD.shape[0] < num_positions + beyond:
+                # Both halves of a table are equal; back ends read one.
                 half = self._spec.head_dim // 2
                 tables = rope_tables(self._spec, num_positions, self._device, beyond)
                 cos_PD, sin_PD = (table[:, :half].to(self._dtype).contiguous() for table in tables)
@@ -123,6 +124,7 @@ def _llama3(plain: Tensor, rope: RopeSpec) -> Tensor:
     wavelengths = 2 * math.pi / plain
     longest = rope.original_max_position_embeddings / rope.low_freq_factor
     shortest = rope.original_max_position_embeddings / rope.high_freq_factor
+    # Long wavelengths are scaled, short ones kept, those between blended.
     scaled = torch.where(wavelengths > longest, plain / rope.factor, plain)
     turns = rope.original_max_position_embeddings / wavelengths
     smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)

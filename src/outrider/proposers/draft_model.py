@@ -200,6 +200,7 @@ class DraftModelSession(Session):
         frontiers = [growths[slot].frontier for slot in slots]
         trees = [frontier_tree(growths[slot]) for slot in slots]
         roots = [self.reader.tokens[slot][-1] for slot in slots]
+        # Nothing is kept of this read: the next level reads the root and its ancestors again.
         draft = Draft.of_trees([tree for tree, _ in trees], self.plan.device)
         states_BME = self.reader.model.states(slots, roots, draft)
         rows = [Row(place, trees[place][1][node]) for place, some in enumerate(frontiers) for node in some]

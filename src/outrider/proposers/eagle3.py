@@ -147,6 +147,7 @@ def head_of(checkpoint: Eagle3Checkpoint, target: Target, drafted_K: Tensor | No
         head_KE, ids_K = tensors["lm_head.weight"], ids_K[kept_K]
         tensors["lm_head.weight"] = head_KE[kept_K.to(head_KE.device)]
         spec = replace(spec, draft_vocab_size=len(ids_K))
+    # Column k is token k: no map is needed at run time.
     is_whole = torch.equal(ids_K, torch.arange(spec.layer.vocab_size))
     return Eagle3Head(
         spec,

@@ -98,6 +98,7 @@ class NgramSession(Session):
     def _draft(self, index: NgramIndex, limit: DraftLimit) -> Tree:
         if min(limit) < 1:
             return Tree([], [])
+        # A chain is as deep as it has nodes, so the smaller bound holds.
         matches = index.draft(min(limit), self.config.policy, self.config.num_candidates)
         paths = [match.tokens.tolist() for match in matches]
         return Tree.chain(paths[0]) if len(paths) == 1 else tree_of_paths(paths, limit.num_nodes)

@@ -139,6 +139,7 @@ class OracleSession(Session):
 
     def _reach(self, prompt: Sequence[int], length: int) -> list[int]:
         """Count, for each start in the answer, the right nodes before the first wrong one."""
+        # The prompt seeds the draw, so a script does not depend on slots or arrival.
         draw = np.random.default_rng([self.config.seed, crc32(np.asarray(prompt, dtype=np.int64).tobytes())])
         right_TK = draw.random((length, self.config.depth)) < np.array(self.config.profile)
         reach: list[int] = right_TK.cumprod(axis=1).sum(axis=1).tolist()
@@ -156,6 +157,7 @@ class OracleSession(Session):
         vocab_size = self.target.spec.vocab_size
         tokens: list[int] = []
         for place, token in enumerate(chain):
+            # Siblings begin at token + 2, so they equal neither the right token nor the wrong one.
             main = (token + 1) % vocab_size if place == reach else token
             tokens += [*((token + 2 + sibling) % vocab_size for sibling in range(width - 1)), main]
         return Tree(tokens, [node // width * width - 1 for node in range(len(tokens))])
@@ -164,6 +166,7 @@ class OracleSession(Session):
         for commit in commits:
             script = self.scripts[commit.slot]
             end = script.at + len(commit.tokens)
+            # A text that left its transcript has no known tokens any more.
             script.at = end if script.tokens[script.at : end] == commit.tokens else len(script.tokens)
 
     def release(self, slot: int) -> None:

@@ -181,6 +181,7 @@ class PardSession(Session):
         masked = [feed + [self.mask_id] * (depths[slot] - 1) for slot, feed in feeds.items()]
         counts, ends = list(map(len, masked)), list(accumulate(map(len, masked)))
         rows = [row for end, depth in zip(ends, depths.values(), strict=True) for row in range(end - depth, end)]
+        # Masks lie behind the committed length, where the next read overwrites them.
         placement = place_tokens(self.reader.cache, list(feeds), counts)
         tokens_R = torch.tensor([token for row in masked for token in row], device=self.plan.device)
         x_RE = fused.network.inputs(tokens_R.new_empty(len(tokens_R), 0), tokens_R, placement)

@@ -72,6 +72,7 @@ class ReachSession(Session):
             self.inner.observe(known, features_BMF)
         for commit in known:
             self.lengths[commit.slot] += len(commit.tokens)
+            # The engine releases the slot again when the request ends; `lengths` makes that harmless.
             if self.lengths[commit.slot] >= self.num_positions:
                 self.release(commit.slot)
 

@@ -51,6 +51,7 @@ def _taken(hint: Any, value: Any, where: str) -> Any:
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if value is None and type(None) in kinds:
         return None
+    # Optional[X] is checked as X.
     kind = next(kind for kind in kinds if kind is not type(None))
     if get_origin(kind) is tuple and isinstance(value, (list, tuple)):
         return tuple(_taken(get_args(kind)[0], item, where) for item in value)

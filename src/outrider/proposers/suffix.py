@@ -132,6 +132,7 @@ class SuffixSession(Session):
 
 
 def _cut(tree: Tree, max_depth: int) -> Tree:
+    # No tree is deeper than it has nodes.
     if len(tree.tokens) <= max_depth:
         return tree
     kept = [node for node, depth in enumerate(tree.depths()) if depth <= max_depth]

@@ -154,6 +154,7 @@ class ChainDrafter:
             self.plan, slots, reader.samplings, sampled=self.sampled, vocab_size=reader.vocab_size, ids_K=reader.ids_K
         )
         states_BE, logits_BK = reader.start(active)
+        # The noise of a drafted token is keyed by its text position.
         firsts = dict(zip(active, reader.text_lengths(active), strict=True))
         for level in range(1, 1 + max(depths.values())):
             assert logits_BK is not None, "every row of a chain is predicted from"

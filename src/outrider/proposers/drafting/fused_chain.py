@@ -82,6 +82,7 @@ class FusedChain:
         if list(rows) != list(range(R)):
             if N not in self._rows:
                 self._rows[N] = torch.empty(N, dtype=torch.int64, device=self.cache.device)
+            # Graphs hold the address of this buffer, so its contents change in place.
             rows_N = self._rows[N].copy_(torch.tensor(rows))
         tokens_LN = self._tokens_of(N)[:num_levels]
         body = self.draft_step.body(tokens_LN, rows_N, given=0)
@@ -101,6 +102,7 @@ class FusedChain:
         tokens_LN, next_RE = self._tokens_of(len(slots))[:num_levels], first.next_RE
         for level in range(num_chosen, num_levels, PIECE):
             piece_LN = tokens_LN[level : level + PIECE]
+            # Of the drafted tokens, the last one is not in the cache yet.
             behind = [count + level - 1 for count in counts]
             further = place_tokens(self.cache, slots, [1] * len(slots), behind, num_ahead=len(piece_LN) - 1)
             body = self.draft_step.body(piece_LN, None, given=len(piece_LN) - 1)

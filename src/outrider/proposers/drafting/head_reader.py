@@ -111,6 +111,7 @@ class HeadReader(ChainReader):
             states_RE, tokens_R, placement, self.cache, num_predicted=num_predicted, graph_cache=self.graph_cache
         )
         self.cache.extend(list(feeds), counts)
+        # Rows of a slot lie together, so its last state is at the end of its share.
         end = 0
         for slot, count in zip(feeds, counts, strict=True):
             end += count

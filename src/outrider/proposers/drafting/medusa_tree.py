@@ -59,6 +59,7 @@ def _best(accuracies: Accuracies, num_nodes: int) -> dict[tuple[int, ...], float
     while rest and len(kept) <= num_nodes:
         negative, depth, path = heapq.heappop(rest)
         kept[path] = -negative
+        # A path is worth the product of its accuracies, so a child is never worth more than its parent.
         for rank, share in enumerate(accuracies[depth] if depth < len(accuracies) else ()):
             if share > 0:
                 heapq.heappush(rest, (negative * share, depth + 1, (*path, rank)))
@@ -95,6 +96,7 @@ class RankTree:
     def cut(self, limit: DraftLimit) -> Cut:
         """Keep the first `num_nodes` paths that are no deeper than `max_depth`."""
         limit = DraftLimit(min(limit.num_nodes, len(self.paths)), min(limit.max_depth, self.max_depth))
+        # Limits repeat from step to step, so cuts are kept.
         if limit not in self._cuts:
             self._cuts[limit] = _cut(self.paths, limit)
         return self._cuts[limit]

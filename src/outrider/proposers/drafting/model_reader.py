@@ -80,6 +80,7 @@ class ModelReader(ChainReader):
 
     def commit(self, slot: int, tokens: Sequence[int]) -> None:
         """Make committed tokens pending, but for those that were read while drafting; forget the other drafted ones."""
+        # The last committed token is the bonus, which no drafter has read.
         num_kept = min(len(tokens) - 1, self.num_drafted_read[slot])
         self.cache.truncate(slot, self.cache.lengths[slot] - self.num_drafted_read[slot] + num_kept)
         self.tokens[slot] += tokens[num_kept:]

@@ -136,6 +136,7 @@ class MtpModulesSession(Session):
         for slot in slots:
             text = self.texts[slot]
             while text.count(module) > most:
+                # One state stays pending: the next proposal reads it and predicts from it.
                 start, size = cache.lengths[slot], min(PIECE, text.count(module) - 1)
                 states_RE = torch.cat(text.inputs[module])[:size]
                 tokens = text.tokens[start + 1 + module :][:size]
@@ -158,6 +159,7 @@ class MtpModulesSession(Session):
             parts = text.inputs[module] + ([guessed[slot]] if slot in guessed else [])
             states.append(parts[0] if len(parts) == 1 else torch.cat(parts))
             length, start = self.caches[module].lengths[slot], self.caches[module].lengths[slot] + 1 + module
+            # Committed tokens first, then the drafted ones that this module reads as guesses.
             tokens += text.tokens[start : text.root + 1 + module]
             tokens += drafted[slot][max(0, start - text.root - 1) : module]
             counts.append(text.root - length)
@@ -178,6 +180,7 @@ class MtpModulesSession(Session):
         guessed = {}
         for slot in slots:
             text = self.texts[slot]
+            # The last `module` slots read drafted tokens.
             count = max(0, text.root - module) - cache.lengths[slot]
             cache.extend([slot], [count])
             text.drop(module, count)

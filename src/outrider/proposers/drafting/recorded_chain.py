@@ -71,6 +71,7 @@ class RecordedChain:
         counts = [len(feed.tokens) for feed in feeds.values()]
         assert 0 < min(counts) <= max(counts) <= self.num_rows, f"{counts} pending tokens, of 1 to {self.num_rows}"
         lengths = self.cache.lengths_of(list(feeds))
+        # The graph reads that many cache positions, so a longer text needs another graph.
         limit = bucket(max(LEAST_LIMIT, max(lengths) + self.num_rows + self.num_nodes))
         like_TF = next((part for feed in feeds.values() for part in feed.features), NO_FEATURES)
         recorded = self._recorded_for(bucket(len(feeds)), limit, like_TF)
@@ -105,6 +106,7 @@ class RecordedChain:
         first = _place_pending(cache, slots_B, lengths_B, counts_B, self.num_rows, limit)
         states_RE = network.fuse(features_BPF.flatten(0, 1))
         states_RE = network.read(states_RE, numbers[:, 3:].flatten(), first, cache).states_RE
+        # Padding slots have count 0; their row 0 is as good as any.
         states_BE = states_RE.view(B, self.num_rows, -1)[rows_B, (counts_B - 1).clamp(min=0)]
         logits_BK: Tensor | None = network.predict(states_BE)
         tokens: list[Tensor] = []

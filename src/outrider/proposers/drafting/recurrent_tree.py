@@ -166,6 +166,7 @@ def _read_frontiers(
     """Read the frontier of every slot in one call, behind `num_tail` tail positions; return logits of all its nodes."""
     num_new = len(active[0].growth.frontier)
     inputs_RE = torch.cat([one.inputs() for one in active])
+    # Built on the host: which entries a node sees is known there.
     mask_BWT = np.zeros((len(active), num_new, num_tail + num_new), dtype=np.bool_)
     for place, one in enumerate(active):
         for row, seen in enumerate(one.enter(num_tail)):

@@ -75,6 +75,7 @@ class Growth:
 
     def select(self, num_nodes: int) -> Tree:
         """Return the best candidates as a tree; parents stay before their children."""
+        # Of equals the earlier node: a parent is never after its child.
         ranked = sorted(range(len(self.scores)), key=lambda node: (-self.scores[node], node))
         kept = sorted(ranked[:num_nodes])
         index = {node: place for place, node in enumerate(kept)}

@@ -61,6 +61,7 @@ class NgramIndex:
         self._tokens = np.empty(0, np.int32)
         self._links = np.empty((0, max_n, 4), np.int32)
         self._table = np.empty(0, np.int32)
+        # Reused by every draft; grows with num_candidates.
         self._found = np.empty((8, 2), np.int32)
         self._reserve(max(reserve, 16))
 
@@ -107,6 +108,7 @@ class NgramIndex:
         )
         if count == 0:
             return []
+        # A draft never runs past the end of the context, as in vLLM.
         stop = self._length - 1
         return [
             NgramMatch(self._tokens[end + 1 : min(end + max_tokens, stop) + 1].copy(), n, end)
@@ -126,9 +128,11 @@ def _slot(tokens: Int32Array, links: Int32Array, table: Int32Array, name: int, t
     """Find the table slot of the n-gram `token` + (n-1)-gram called `name`: its own, or the free one for it."""
     mask = len(table) - 1
     max_n = links.shape[1]
+    # Mix (name, token, n) into 64 bits.
     key = np.uint64(np.uint32(name + 1)) << np.uint64(32) | np.uint64(np.uint32(token))
     key = (key ^ (np.uint64(n) * np.uint64(0x9E3779B97F4A7C15))) * np.uint64(0xD6E8FEB86659FD93)
     slot = int((key ^ (key >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93) >> np.uint64(24)) & mask
+    # Linear probing; the pair is compared, so a hash collision is no match.
     while table[slot] >= 0:
         end, row = divmod(table[slot], max_n)
         if row == n - 1 and tokens[end - row] == token and (row == 0 or links[end, row - 1, FIRST] == name):
@@ -164,6 +168,7 @@ def _rehash(tokens: Int32Array, links: Int32Array, table: Int32Array, length: in
     max_n = links.shape[1]
     for i in range(length):
         for row in range(min(max_n, i + 1)):
+            # Only first occurrences own a slot.
             if links[i, row, FIRST] == i:
                 name = -1 if row == 0 else links[i, row - 1, FIRST]
                 table[_slot(tokens, links, table, name, tokens[i - row], row + 1)] = i * max_n + row

@@ -72,6 +72,7 @@ def speculate(
     least = float32(min_token_prob)
     for length in range(deepest, 0, -1):
         bound = min(max_tokens, int(length * factor + offset + 1e-6))
+        # A token scores at most 1, so no shorter match can score more.
         if bound <= best:
             break
         node = ints[MATCHES, length]
@@ -146,6 +147,7 @@ def _match(
             matches[length] = s.cells[position, CELL_NODE]
             if length > 1:
                 position = following(s, position)
+        # Only the context itself: no longer string occurs twice.
         if s.nodes[matches[own], COUNT] == 1:
             return own
     for length in range(own + 1, min(max_match, len(context)) + 1):
@@ -173,6 +175,7 @@ def _draft_path(
             child = s.nodes[node, HEAD]
             if child == NONE:
                 break
+            # The first child is the most frequent one.
             prob *= float32(s.nodes[child, COUNT]) / float32(s.nodes[node, COUNT])
             node = child
     return count
@@ -229,6 +232,7 @@ def _push(
     node: int, depth: int, parent: int, prob: float, room: int, size: int, ints: Int32Array, floats: Float32Array
 ) -> int:
     """Insert into the frontier, rising by probability, earlier entries above later ones; keep the best `room`."""
+    # Insertion from the top; the best entry is the last, and is popped first.
     place = size
     while place > 0 and floats[FRONT_PROB, place - 1] >= prob:
         place -= 1

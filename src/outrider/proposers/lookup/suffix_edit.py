@@ -92,6 +92,7 @@ def extend_sequence(
         length = sequences[sequence, LENGTH]
         if length > max_depth:
             sequences[sequence, WINDOW] = following(s, sequences[sequence, WINDOW])
+        # The longest suffix first, the new token alone last.
         position = sequences[sequence, WINDOW]
         for depth in range(min(length, max_depth), 0, -1):
             _lengthen(s, position, depth, token)
@@ -150,12 +151,14 @@ def _lengthen(s: Store, position: int, depth: int, token: int) -> None:
     end = s.cells[position, CELL_NODE]
     child = NONE if s.nodes[end, HEAD] == NONE else find_child(s, end, token)
     if child == NONE:
+        # The leaf belongs to this suffix alone: its edge grows in place.
         if end != ROOT and s.nodes[end, COUNT] == 1:
             s.nodes[end, DEPTH] = depth
         else:
             child = new_node(s, end, token, depth, position, 1)
             add_child(s, child)
             _move_end(s, position, child)
+    # All suffixes through `end` but this one pass through `child`.
     elif end != ROOT and s.nodes[end, COUNT] == s.nodes[child, COUNT] + 1:
         _follow_only_child(s, position, end, child, depth)
     else:
@@ -225,6 +228,7 @@ def _remove_suffix(s: Store, position: int) -> None:
             free_node(s, node)
             end = parent
         node = parent
+    # An inner node with one child and no end would not be minimal.
     if end != ROOT and s.nodes[end, ENDS] == NONE and s.nodes[end, HEAD] == s.nodes[end, TAIL]:
         child = s.nodes[end, HEAD]
         _hoist(s, end, child)
@@ -239,6 +243,7 @@ def _replace_witness(s: Store, node: int, position: int) -> None:
     while node != ROOT:
         if s.nodes[node, WITNESS] == position:
             if other == NONE:
+                # Any suffix through the node will do: follow first children to an end.
                 below = node
                 while s.nodes[below, ENDS] == NONE:
                     below = s.nodes[below, HEAD]

@@ -117,6 +117,7 @@ class SuffixCache:
         if self._global.num_tokens == 0:
             return local
         own = state.global_sequence
+        # The global tree holds responses alone; a match that may reach into the prompt needs the context.
         covered = own != NO_SEQUENCE and state.response_length >= min(self._global.max_depth, state.length) - 1
         context = NO_TOKENS if covered else state.local.tail(state.local_sequence)
         better = self._global.speculate(
@@ -153,6 +154,7 @@ class SuffixCache:
             return NO_SEQUENCE
         if request in self._cached:
             self.evict(request)
+        # A dict keeps its order of insertion: the first is the oldest.
         while len(self._cached) >= self._max_cached_requests > 0:
             self.evict(next(iter(self._cached)))
         self._cached[request] = self._global.open()

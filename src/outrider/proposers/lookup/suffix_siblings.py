@@ -158,6 +158,7 @@ def _unlink(s: Store, node: int) -> None:
     """Remove `node` from the list and from its run."""
     parent, run = s.nodes[node, PARENT], s.nodes[node, RUN]
     before, after = s.nodes[node, BEFORE], s.nodes[node, AFTER]
+    # The last member takes its run with it.
     if s.nodes[run, RUN_HEAD] == s.nodes[run, RUN_TAIL]:
         _free_run(s, run)
     elif s.nodes[run, RUN_HEAD] == node:
