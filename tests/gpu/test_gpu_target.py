@@ -11,8 +11,8 @@ from outrider.draft import Draft
 from outrider.engine import Engine
 from outrider.ops.graphs import GraphPool
 from outrider.ops.torch import TorchOps
-from outrider.proposers import proposer_class
-from outrider.proposers.drafting import pending, recurrent
+from outrider.proposers import draft_model, proposer_class
+from outrider.proposers.drafting import recurrent
 from outrider.proposers.none import NoProposer
 from outrider.sampling import SamplingParams
 from outrider.targets.native import NativeTarget
@@ -40,7 +40,7 @@ def test_contract(name: str, seed: int, check: str, device: str, monkeypatch: py
     do, of which one drafts a part of the vocabulary."""
     target = recorded_target(device)
     monkeypatch.setitem(verify.VERIFIERS, "coupled", verify._coupled_at_once)  # the way of a GPU
-    for module in (recurrent, pending):
+    for module in (draft_model, recurrent):
         monkeypatch.setattr(module, "default_graph_pool", lambda device: graphs_of(target))
     case = draw_case(seed, target.spec.vocab_size, target.spec.max_positions)
     CHECKS[check](target, proposer_class(name).example(target, seed), case)

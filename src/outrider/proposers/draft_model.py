@@ -32,6 +32,7 @@ from outrider.proposers.drafting.chain import ChainDrafter
 from outrider.proposers.drafting.model_reader import ModelReader, Row
 from outrider.proposers.drafting.trees import Growth, ranked
 from outrider.proposers.reach import within_reach
+from outrider.proposers.settings import check_bounds
 from outrider.sampling import SamplingParams
 from outrider.target import Target
 from outrider.targets.draft import load_draft
@@ -64,10 +65,7 @@ class DraftModelConfig:
 
     def __post_init__(self) -> None:
         check_draft_vocab(self.draft_vocab)
-        if not 1 <= self.num_nodes <= 256:
-            raise ConfigError(f"num_nodes={self.num_nodes} must be between 1 and 256")
-        if not 1 <= self.width <= 32:
-            raise ConfigError(f"width={self.width} must be between 1 and 32")
+        check_bounds(self, num_nodes=(1, 256), width=(1, 32))
         if self.sampled and self.width > 1:
             raise ConfigError("sampled=True drafts chains; set width=1")
         if self.checkpoint is not None and self.layers is not None:

@@ -29,6 +29,7 @@ from outrider.proposer import Proposer, ProposerSpec, Session, SessionPlan
 from outrider.proposers.drafting.recurrent import RecurrentSession
 from outrider.proposers.drafting.recurrent_tree import parse_paths
 from outrider.proposers.reach import within_reach
+from outrider.proposers.settings import check_bounds
 from outrider.target import Target
 
 __all__ = ["Eagle3Config", "Eagle3Proposer"]
@@ -59,11 +60,7 @@ class Eagle3Config:
 
     def __post_init__(self) -> None:
         check_draft_vocab(self.draft_vocab)
-        for name, value, high in (("num_nodes", self.num_nodes, 256), ("width", self.width, 32)):
-            if not 1 <= value <= high:
-                raise ConfigError(f"{name}={value} must be between 1 and {high}")
-        if self.depth is not None and not 1 <= self.depth <= 64:
-            raise ConfigError(f"depth={self.depth} must be between 1 and 64, or None")
+        check_bounds(self, num_nodes=(1, 256), width=(1, 32), depth=(1, 64))
         if self.tree is not None and self.width > 1:
             raise ConfigError(f"tree fixes the shape of a draft; leave width={self.width} out")
         if self.sampled and (self.width > 1 or self.tree is not None):

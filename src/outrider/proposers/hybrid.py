@@ -30,6 +30,7 @@ from outrider.errors import ConfigError
 from outrider.formats.token_ranking import check_draft_vocab
 from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
 from outrider.proposers.lookup.suffix_index import SuffixCache
+from outrider.proposers.settings import check_bounds
 from outrider.sampling import SamplingParams
 from outrider.target import Target
 
@@ -76,9 +77,7 @@ class HybridConfig:
             )
         if self.checkpoint and "checkpoint" not in known:
             raise ConfigError(f"drafter={self.drafter} takes no checkpoint; leave it out, or name the method of a head")
-        for name, low, high in (("num_nodes", 1, 256), ("lookup_nodes", 1, 256), ("max_depth", 2, 256)):
-            if not low <= getattr(self, name) <= high:
-                raise ConfigError(f"{name}={getattr(self, name)} must be between {low} and {high}")
+        check_bounds(self, num_nodes=(1, 256), lookup_nodes=(1, 256), max_depth=(2, 256))
         if self.max_cached_requests < -1:
             raise ConfigError(f"max_cached_requests={self.max_cached_requests} must be -1 (all), 0 (none) or more")
 

@@ -33,6 +33,7 @@ from outrider.proposers.drafting.medusa_tree import Accuracies, RankTree, defaul
 from outrider.proposers.drafting.recurrent_tree import Paths, parse_paths
 from outrider.proposers.drafting.sampler import ChainSampler
 from outrider.proposers.drafting.trees import ranked
+from outrider.proposers.settings import check_bounds
 from outrider.sampling import SamplingParams
 from outrider.target import Target
 
@@ -64,10 +65,7 @@ class MedusaConfig:
 
     def __post_init__(self) -> None:
         check_draft_vocab(self.draft_vocab)
-        if not 1 <= self.num_nodes <= 256:
-            raise ConfigError(f"num_nodes={self.num_nodes} must be between 1 and 256")
-        if not 1 <= self.width <= 32:
-            raise ConfigError(f"width={self.width} must be between 1 and 32")
+        check_bounds(self, num_nodes=(1, 256), width=(1, 32))
         if self.sampled and (self.width > 1 or self.tree is not None):
             raise ConfigError("sampled=True drafts chains; set width=1 and no tree")
         if self.tree is not None:
@@ -231,12 +229,7 @@ class MedusaSession(Session):
     def _chains(self, slots: Sequence[int], limits: dict[int, DraftLimit]) -> Draft:
         shape = self.heads.shape
         chains = ChainSampler(
-            self.plan,
-            slots,
-            self.samplings,
-            sampled=True,
-            vocab_size=shape.vocab_size,
-            ids_K=self.heads.ids_K,
+            self.plan, slots, self.samplings, sampled=True, vocab_size=shape.vocab_size, ids_K=self.heads.ids_K
         )
         depths = {slot: len(self.tree.cut(limit).widths) for slot, limit in limits.items()}
         for head, logits_RK in enumerate(self._predict(limits) if limits else ()):

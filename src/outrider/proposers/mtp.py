@@ -36,6 +36,7 @@ from outrider.proposer import Proposer, ProposerSpec, Session, SessionPlan
 from outrider.proposers.drafting.mtp_modules import MtpModulesSession
 from outrider.proposers.drafting.recurrent import RecurrentSession
 from outrider.proposers.reach import within_reach
+from outrider.proposers.settings import check_bounds
 from outrider.target import Target
 from outrider.targets.output_head import output_head
 
@@ -67,12 +68,7 @@ class MtpConfig:
 
     def __post_init__(self) -> None:
         check_draft_vocab(self.draft_vocab)
-        if self.num_nodes is not None and not 1 <= self.num_nodes <= 256:
-            raise ConfigError(f"num_nodes={self.num_nodes} must be between 1 and 256")
-        if not 1 <= self.width <= 32:
-            raise ConfigError(f"width={self.width} must be between 1 and 32")
-        if self.depth is not None and not 1 <= self.depth <= 64:
-            raise ConfigError(f"depth={self.depth} must be between 1 and 64")
+        check_bounds(self, num_nodes=(1, 256), width=(1, 32), depth=(1, 64))
         if self.depth is not None and self.width == 1:
             raise ConfigError(f"depth={self.depth} bounds a tree; a chain is as deep as num_nodes")
         if self.sampled and self.width > 1:

@@ -21,6 +21,7 @@ from outrider.draft import Draft, Tree, tree_of_paths
 from outrider.errors import ConfigError, nearest
 from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
 from outrider.proposers.lookup.ngram_index import NgramIndex, Policy
+from outrider.proposers.settings import check_bounds
 from outrider.sampling import SamplingParams
 from outrider.target import Target
 
@@ -44,14 +45,11 @@ class NgramConfig:
     num_candidates: int = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_nodes <= 256:
-            raise ConfigError(f"num_nodes={self.num_nodes} must be between 1 and 256")
+        check_bounds(self, num_nodes=(1, 256), num_candidates=(1, 64))
         if not 1 <= self.min_n <= self.max_n <= 64:
             raise ConfigError(f"min_n={self.min_n} and max_n={self.max_n} must satisfy 1 <= min_n <= max_n <= 64")
         if self.policy not in ("earliest", "latest"):
             raise ConfigError(f"unknown policy '{self.policy}'{nearest(self.policy, ('earliest', 'latest'))}")
-        if not 1 <= self.num_candidates <= 64:
-            raise ConfigError(f"num_candidates={self.num_candidates} must be between 1 and 64")
 
 
 @final

@@ -27,6 +27,7 @@ from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError
 from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
 from outrider.proposers.oracle_transcripts import Transcripts
+from outrider.proposers.settings import check_bounds
 from outrider.sampling import SamplingParams
 from outrider.target import Target
 
@@ -55,14 +56,11 @@ class OracleConfig:
         if not self.acceptance or not all(0 <= share <= 1 for share in self.acceptance):
             said = "/".join(f"{share:g}" for share in self.acceptance)
             raise ConfigError(f"acceptance={said} must be probabilities between 0 and 1, such as 0.8 or 0.9/0.7/0.5")
-        if not 0 <= self.siblings <= 63:
-            raise ConfigError(f"siblings={self.siblings} must be between 0 and 63")
+        check_bounds(self, siblings=(0, 63), num_known=(1, 1_000_000))
         if not self.siblings < self.num_nodes <= 256:
             raise ConfigError(
                 f"num_nodes={self.num_nodes} must be between {self.siblings + 1}, one node with its siblings, and 256"
             )
-        if not 1 <= self.num_known <= 1_000_000:
-            raise ConfigError(f"num_known={self.num_known} must be between 1 and 1000000")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed={self.seed} must be between 0 and 2**63 - 1")
 

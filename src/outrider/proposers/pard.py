@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from outrider.draft import Draft
-from outrider.errors import CheckpointError, ConfigError
+from outrider.errors import CheckpointError
 from outrider.formats.locate import locate
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
 from outrider.placement import place_tokens
@@ -37,6 +37,7 @@ from outrider.proposers.drafting.fused_chain import FusedChain
 from outrider.proposers.drafting.model_reader import ModelReader, Row
 from outrider.proposers.drafting.sampler import ChainSampler
 from outrider.proposers.reach import within_reach
+from outrider.proposers.settings import check_bounds
 from outrider.records.display import shown_json
 from outrider.sampling import SamplingParams
 from outrider.target import Target
@@ -68,8 +69,7 @@ class PardConfig:
 
     def __post_init__(self) -> None:
         check_draft_vocab(self.draft_vocab)
-        if not 1 <= self.num_nodes <= 64:
-            raise ConfigError(f"num_nodes={self.num_nodes} must be between 1 and 64")
+        check_bounds(self, num_nodes=(1, 64))
 
 
 @final

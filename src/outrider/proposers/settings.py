@@ -18,9 +18,21 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from outrider.errors import ConfigError, nearest
 
-__all__ = ["checked_settings"]
+__all__ = ["check_bounds", "checked_settings"]
 
 WORDS: Mapping[Any, str] = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+
+
+def check_bounds(config: Any, **bounds: tuple[float, float]) -> None:
+    """Refuse a setting outside its bounds, both included; None is always within.
+
+    Raises:
+        ConfigError: for the first setting that is outside.
+    """
+    for name, (low, high) in bounds.items():
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:
+            raise ConfigError(f"{name}={value} must be between {low} and {high}")
 
 
 def checked_settings(method: str, config: type[Any], settings: Mapping[str, Any]) -> dict[str, Any]:

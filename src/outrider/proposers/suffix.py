@@ -23,6 +23,7 @@ from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError, nearest
 from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
 from outrider.proposers.lookup.suffix_index import Mode, SuffixCache
+from outrider.proposers.settings import check_bounds
 from outrider.sampling import SamplingParams
 from outrider.target import Target
 
@@ -50,16 +51,12 @@ class SuffixConfig:
     mode: Mode = "path"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_nodes <= 256:
-            raise ConfigError(f"num_nodes={self.num_nodes} must be between 1 and 256")
-        if not 2 <= self.max_depth <= 256:
-            raise ConfigError(f"max_depth={self.max_depth} must be between 2 and 256")
+        check_bounds(self, num_nodes=(1, 256), max_depth=(2, 256))
         if self.max_cached_requests < -1:
             raise ConfigError(f"max_cached_requests={self.max_cached_requests} must be -1 (all), 0 (none) or more")
         if self.factor < 0:
             raise ConfigError(f"factor={self.factor} must not be negative")
-        if not 0 <= self.min_token_prob <= 1:
-            raise ConfigError(f"min_token_prob={self.min_token_prob} must be between 0 and 1")
+        check_bounds(self, min_token_prob=(0, 1))
         if self.mode not in ("path", "tree"):
             raise ConfigError(f"unknown mode '{self.mode}'{nearest(self.mode, ('path', 'tree'))}")
 
