@@ -1,10 +1,10 @@
-"""Keys of a decoder's `config.json`: which types they have, and which of them change the numbers.
+"""Checks of a decoder's `config.json`: the types of its keys, and keys that change the numbers.
 
-`transformers` keeps every key and obeys those that its class of the family knows. A key that another family
-obeys (Granite's `logits_scaling`, Cohere's `logit_scale`) or that another engine invented would thus change nothing,
-without a word, although whoever wrote it meant something by it. So each key is one of these:
+`transformers` keeps every key and uses those of the family's class. A key of another family (Granite's
+`logits_scaling`, Cohere's `logit_scale`) or of another engine would silently change nothing, although its author meant
+it to. So each key is one of these:
 
-    a field of the family's class          read by `spec.py`, or handed to the hf target
+    a field of the family's class          read by `spec.py`, or passed to the hf target
     a name that cannot change numbers      ignored: `transformers_version`, `is_llama_config`, dropout, initialisation
     a name that can, with a neutral value  ignored: a multiplier of 1, a window of null
     a name that can, with another value    refused by name
@@ -199,7 +199,7 @@ def check_keys(raw: Fields, own: Collection[str], config: Any, theta: object) ->
 
 
 def _meaningless_values(raw: Fields, config: Any, theta: object) -> Mapping[str, tuple[object, ...]]:
-    """Return per key the values that say what the family does anyway."""
+    """Return per key the values that do not change what the family does."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     eps, has_norm = config.rms_norm_eps, config.model_type == "qwen3"
     scales = ("attention_multiplier", "attention_scale", "attn_scale", "softmax_scale")

@@ -8,7 +8,7 @@ draft. The `Placement` says what a row may see and where it is written, so the n
     x += W_down (silu(W_gate norm(x)) * W_up norm(x))            for every layer
     logits = W_head norm(x)
 
-Feature layers hand out the residual stream before a layer; see `outrider.target`.
+Feature layers return the residual stream before a layer; see `outrider.target`.
 
 Shapes: B slots, M rows of each, R = B * M, E hidden size, V vocabulary, F = feature layers * E.
 """

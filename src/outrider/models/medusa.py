@@ -1,7 +1,7 @@
 """Medusa heads: each reads the target's last state and guesses a token further ahead (arXiv 2401.10774, section 2.1).
 
-h is the state of the last token that the target has read, after its final norm, from which its own output head writes
-the root. Head d writes the d-th token after the root, from the same h, and knows nothing of the other heads:
+h is the state of the last token that the target has read, after its final norm, from which its own output head predicts
+the root. Head d predicts the d-th token after the root, from the same h, independently of the other heads:
 
     x   = h
     x  += silu(W_dl x + b_dl)          for every residual layer l, mostly one

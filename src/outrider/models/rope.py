@@ -83,7 +83,7 @@ def reach(spec: DecoderSpec) -> int:
 class KeptRope:
     """The tables of one model as its back end reads them, for as many positions as the longest cache has.
 
-    Tables that were handed out are kept beside longer ones: graphs know their addresses. Threads may ask at once.
+    Earlier tables are kept beside longer ones, since graphs hold their addresses. Several threads may call it at once.
     """
 
     def __init__(self, spec: DecoderSpec, device: torch.device, activation_dtype: torch.dtype) -> None:

@@ -171,13 +171,13 @@ class HybridSession(Session):
         limit_of = dict(zip(slots, limits, strict=True))
         self.lookups = {slot: self._look_up(slot, limit) for slot, limit in limit_of.items()}
         trees = {slot: Tree.chain(found.tokens) for slot, found in self.lookups.items() if found.taken}
-        asked = [slot for slot in slots if slot not in trees]
-        if asked:
-            draft = self.head.propose(asked, [self._within(limit_of[slot]) for slot in asked])
+        drafting = [slot for slot in slots if slot not in trees]
+        if drafting:
+            draft = self.head.propose(drafting, [self._within(limit_of[slot]) for slot in drafting])
             if not trees:
                 return draft
             assert draft.probs_BMV is None, "a head that samples cannot be mixed with lookups"
-            trees |= dict(zip(asked, draft.trees, strict=True))
+            trees |= dict(zip(drafting, draft.trees, strict=True))
         return Draft.of_trees([trees[slot] for slot in slots], self.device)
 
     def _within(self, limit: DraftLimit) -> DraftLimit:

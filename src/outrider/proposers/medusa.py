@@ -1,16 +1,16 @@
 """Heads beside the output head guess the next tokens all at once (Medusa-1, arXiv 2401.10774).
 
-Head d reads the target's last state and guesses the d-th token after the root, without knowing what the others guess;
-`outrider.models.medusa` has the network. Drafting costs no pass through anything deep: one small product per head and
-an output projection. In exchange the guesses of one path do not know of each other, so the draft is best a tree of
-several ranks per head, whose shape was fixed beforehand from measured accuracies (`medusa_tree.py`).
+Head d reads the target's last state and predicts the d-th token after the root, independently of the other heads;
+`outrider.models.medusa` has the network. Drafting costs one small product per head and an output projection. Since the
+guesses of one path are independent, the draft is best a tree of several ranks per head, whose shape is fixed beforehand
+from measured accuracies (`medusa_tree.py`).
 
-    state of x_n-1      the target writes the root x_n from it
+    state of x_n-1      the target predicts the root x_n from it
                         head 1 ranks guesses for x_n+1, head 2 for x_n+2; paths combine them: (0), (0, 0), (1), (1, 0)
 
 With `width=1` the draft is the chain of best guesses, or one guess drawn from each head: their joint probability is the
-product of the heads' own, so that ratio tests are given true probabilities. In contrast to the paper the root is always
-the target's own token, and acceptance is whatever lossless rule the engine verifies with.
+product of the heads' own, so the ratio tests receive true probabilities. In contrast to the paper the root is always
+the target's own token, and the engine's lossless rule decides acceptance.
 
 Worked example: `load_proposer("medusa", target, checkpoint="run/final", num_nodes=16)` drafts 16 nodes a step.
 """
@@ -52,8 +52,8 @@ class MedusaConfig:
     width        ranks of each head that a tree may use; 1 drafts a chain
     tree         a tree instead of the measured one: nodes as ranks from the root, such as "0 1 0.0 0.1 0.0.0"
     sampled      draw the drafts instead of taking the most probable token (chains only)
-    draft_vocab  draft only that many of the most frequent tokens, 0 for all that the heads know; by default 8192 where
-                 the heads know all and training left a ranking beside the checkpoint, else all they know
+    draft_vocab  draft only that many of the most frequent tokens, 0 for all of the heads' columns; by default 8192
+                 where the heads have the whole vocabulary and training left a ranking beside the checkpoint, else all
     """
 
     checkpoint: str | None = None

@@ -1,12 +1,12 @@
 """A method and its settings, as written on a command line.
 
-    name                              the method as it comes
+    name                              the method with its default settings
     name:num_nodes=8,layers=0,1,2     with settings; a part without "=" belongs to the value before it
     name:0.8,num_nodes=8              a value without a name, first; some methods have a setting that it fills
 
 Values take the type of the method's `Config`: `8` is a number for `num_nodes` and the text "8" for a path; several
 numbers are written `0.9/0.7`. In a run, a method is called by its name alone unless the run holds several settings of
-it. Names are taken in every spelling that `outrider.proposers.method_name` knows, and `num-nodes` is `num_nodes`.
+it. Names have every spelling that `outrider.proposers.method_name` accepts, and `num-nodes` is `num_nodes`.
 
 Every command reads methods here: generate, bench, profile, plan, synthesize, and export where it is given a method in
 place of a checkpoint.

@@ -88,7 +88,7 @@ class MtpProposer(Proposer):
         """Pack the modules. `ids_K` are the tokens that are drafted, None for all.
 
         Raises:
-            ConfigError: if the settings ask for what several modules cannot do.
+            ConfigError: if several modules cannot draft as the settings say.
         """
         several = checkpoint.num_modules > 1
         trained = checkpoint.num_modules if several else trained_depths(checkpoint)

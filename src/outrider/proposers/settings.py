@@ -59,7 +59,7 @@ def checked_settings(method: str, config: type[Any], settings: Mapping[str, Any]
 
 
 def _taken(hint: Any, value: Any, where: str) -> Any:
-    """Return a value as its hint wants it; hints that are not known here take every value."""
+    """Return a value in the type of its hint; hints of other kinds accept every value."""
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if value is None and type(None) in kinds:
         return None

@@ -8,8 +8,8 @@ of tokens it expects to be accepted.
     answers so far "a b c d", "a b c e", "a b c d"; context "... a b"    draft c (3/3), d (2/3); score 1 + 0.67
 
 Agents, batch jobs and any traffic that repeats itself profit most, the more the longer the engine runs: `learns` is
-true, and benchmarks reset it between repeats or say "warm". Defaults are those of Arctic Inference and vLLM. The index
-is `suffix_index.py`.
+true, and benchmarks reset it between repeats or are marked "warm". Defaults are those of Arctic Inference and vLLM.
+`lookup/suffix_index.py` is the index.
 """
 
 from collections.abc import Sequence

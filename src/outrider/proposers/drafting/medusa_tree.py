@@ -86,7 +86,7 @@ class Cut(NamedTuple):
 
 @final
 class RankTree:
-    """Rank paths, parents before children, pruned to each slot's limit. `num_ranks` is how many tokens a head knows."""
+    """Rank paths, parents before children, pruned to each slot's limit. `num_ranks` is the columns of a head."""
 
     def __init__(self, paths: Paths, num_ranks: int) -> None:
         self.paths = tuple(path for path in paths if max(path) < num_ranks)

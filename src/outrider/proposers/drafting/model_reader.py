@@ -8,8 +8,8 @@ committed for longer than one step.
     accepted a b c, bonus d                   tokens [c, d]
     accepted a, bonus x                       cache truncated behind a, tokens [x]
 
-A prompt is read in one go. Steps without a draft let the pending tokens grow, which are then read in pieces that fit
-the cache's tail.
+A prompt is read by one prefill. The pending tokens grow over steps without a draft, and are then read in pieces that
+fit the cache's tail.
 
 Worked example: tail 8, 20 tokens pending, 3 of the tail's rows needed for more: pieces of 5, 5, 5, and the last 5 stay.
 
@@ -144,7 +144,7 @@ class ModelReader(ChainReader):
         return states_BME
 
     def logits(self, states_BME: Tensor, rows: Sequence[Row]) -> Tensor:
-        """Return logits [R, K] of the given rows alone; the others never meet the output head."""
+        """Return logits [R, K] of the given rows; the output head runs on no others."""
         return self.output(_rows_of(states_BME, rows))
 
     @property

@@ -1,4 +1,4 @@
-"""Suffix index: what followed the end of this context before, in this request and in earlier responses, and how often.
+"""Suffix index: counts of what followed the end of a context before, in its request and in earlier responses.
 
 `SuffixCache` serves requests with two kinds of counted suffix tree (SuffixDecoding, 2411.04975; the semantics of Arctic
 Inference):
@@ -7,7 +7,7 @@ Inference):
 - one global tree over responses only, added as they are produced, kept after their requests close, and evicted first in
   first out beyond `max_cached_requests` (0: no global tree, -1: no limit).
 
-Both are asked at each step; the draft with the higher score, the expected number of accepted tokens, wins, and the
+Both are searched at each step; the draft with the higher score, the expected number of accepted tokens, wins, and the
 local one on a tie. `suffix_draft` describes the drafting, `suffix_edit` the counting, `suffix_nodes` the memory.
 
 Worked example:
