@@ -1,23 +1,20 @@
 """The exact law of what a verifier emits, by taking every branch of every random decision.
 
-A verifier asks a `Chance` for each decision. `EnumeratingChance` answers from a script; `branches` runs the procedure
-again and again, depth first, until every script was tried, and gives each outcome with its exact probability. So the
-code that is proven is the code that runs in production, and "lossless" is an equality to rounding error:
+A verifier asks a `Chance` for each decision. `EnumeratingChance` answers from a script; `branches` tries every script,
+depth first, and gives each outcome its exact probability. So the proven code is the code
+that runs in production, and "lossless" is an equality to rounding error:
 
     sum over drafts d and decisions c of P(d) P(c | d) [emitted tokens = x_1..x_n]  =  prod_i p(x_i | x_1..x_{i-1})
 
-(the statement of Leviathan et al., arXiv 2211.17192, appendix A.1, for every rule in `outrider.verify`).
+(Leviathan et al., arXiv 2211.17192, appendix A.1).
 
-A question may come twice, when a step repeats the coordinates (position, draw) of an earlier one. In production the
-counter-based noise then answers with the same number u, so the enumeration remembers what the first answer said about
-u: a rule that reuses its noise is found to be biased, as it is.
+Where a step repeats the coordinates (position, draw) of an earlier decision, counter-based noise repeats its number u,
+and so does the enumeration: a rule that reuses its noise is found to be biased.
 
 Worked example: p = (0.5, 0.5), one token drafted from q = (0.8, 0.2). Token 0 is accepted with probability 0.625 and
 token 1 always, so `emitted_law` sums 0.8 * (0.625 [0] + 0.375 [1]) + 0.2 * [1] and gives (0.5, 0.5).
 
-To prove your own sampling drafter, write a `Drafter`: a function of the text and a chance that draws with
-`chance.draw(q_V)` and returns a `Guess`; then `law_error(model, drafter, "rejection", vocab_size=4, length=3)` must be
-below 1e-12. Keep it small: the work grows with the number of drafts times V for every emitted token.
+To prove a drafter, draw with `chance.draw(q_V)` and assert that `law_error` is below 1e-12.
 
 Shapes: M = N + 1 rows of a draft with N nodes, V vocabulary.
 """
@@ -69,7 +66,7 @@ class Guess(NamedTuple):
 class EnumeratingChance(Chance):
     """Follows a script of decisions, then takes first alternatives, and notes the ones it left.
 
-    probability   of the branch that was taken, up to now
+    probability   probability of the branch that was taken, up to now
     untried       scripts of the alternatives that were passed by
     """
 
@@ -82,7 +79,7 @@ class EnumeratingChance(Chance):
         self._picked: set[int] = set()
 
     def accept(self, probability: float, position: int, draw: int) -> bool:
-        """True where u < probability; the same (position, draw) is the same u."""
+        """Return whether u < probability; the same (position, draw) has the same u."""
         low, high = self._bounds.get((position, draw), (0.0, 1.0))
         border = min(max(probability, low), high)
         yes = self._take([high - border, border - low]) == 1
@@ -95,7 +92,7 @@ class EnumeratingChance(Chance):
         return self.draw(probs_V)
 
     def draw(self, probs_V: Tensor) -> int:
-        """A token by noise of its own, as a drafter draws it."""
+        """Draw a token with noise of its own, as a drafter does."""
         return self._take(probs_V.tolist())
 
     def _take(self, weights: list[float]) -> int:
@@ -124,7 +121,7 @@ class Branch(NamedTuple, Generic[T]):
 
 
 def branches(procedure: Callable[[EnumeratingChance], T]) -> list[Branch[T]]:
-    """Every outcome of a procedure that draws all its randomness from the chance it is given."""
+    """Return every outcome of a procedure that draws all its randomness from the chance it is given."""
     found: list[Branch[T]] = []
     scripts: list[tuple[int, ...]] = [()]
     while scripts:
@@ -136,7 +133,7 @@ def branches(procedure: Callable[[EnumeratingChance], T]) -> list[Branch[T]]:
 
 
 def _coupled(guess: Guess, p_MV: Tensor, position: int, chance: Chance) -> AcceptedPath:
-    """Rows of one path differ in position, and none is looked at twice, so each is drawn when the walk gets there."""
+    """Draw every row when it is needed: rows of one path differ in position, and none is looked at twice."""
     positions = [position, *(position + depth for depth in guess.tree.depths())]
     return walk(guess.tree, lambda row: chance.pick(p_MV[row], positions[row]))
 
@@ -154,7 +151,7 @@ RULES: dict[str, Rule] = {"coupled": _coupled, "rejection": _rejection, "block":
 
 
 def random_model(seed: int, vocab_size: int, *, zeros: float = 0.0) -> Model:
-    """Random distributions, one for every text; each token but one has probability 0 with probability `zeros`."""
+    """Return a model with random distributions; each token but one has probability 0 with probability `zeros`."""
 
     def table(text: Text) -> Tensor:
         generator = torch.Generator().manual_seed(hash((seed, *text)) % 2**31)
@@ -169,12 +166,12 @@ def random_model(seed: int, vocab_size: int, *, zeros: float = 0.0) -> Model:
 
 
 def fixed_tree(tree: Tree) -> Drafter:
-    """Always the same draft, whatever the text."""
+    """Return a drafter that always gives the same draft, whatever the text."""
     return lambda text, chance: Guess(tree, None)
 
 
 def draw_tree(q: Model, widths: Sequence[int]) -> Drafter:
-    """Draws `widths[d]` children of each node of depth d from q, in order, without replacement; (1, 1) is a chain."""
+    """Return a drafter that draws `widths[d]` children of a node of depth d from q, without replacement, in order."""
 
     q = cache(q)
 
@@ -199,7 +196,7 @@ def draw_tree(q: Model, widths: Sequence[int]) -> Drafter:
 
 
 def model_law(model: Model, vocab_size: int, length: int) -> Tensor:
-    """The probability of every text of that length, [V] * length."""
+    """Return the probability of every text of that length, [V] * length."""
     law = torch.ones((), dtype=torch.float64)
     for depth in range(length):
         tables = [model(text) for text in product(range(vocab_size), repeat=depth)]
@@ -210,11 +207,11 @@ def model_law(model: Model, vocab_size: int, length: int) -> Tensor:
 def emitted_law(
     model: Model, drafter: Drafter, rule: Rule | str, *, vocab_size: int, length: int, num_steps: int | None = None
 ) -> Tensor:
-    """The law of the first `length` tokens that drafting and verifying emits, [V] * length.
+    """Return the law of the first `length` tokens that drafting and verifying emits, [V] * length.
 
     Args:
         rule: a function, or a name in `RULES`.
-        num_steps: how many steps draft; after them, text is completed by plain decoding. By default all do.
+        num_steps: number of steps that draft; after them, text is completed by plain decoding. By default all do.
     """
     rule = RULES[rule] if isinstance(rule, str) else rule
     model = cache(model)
@@ -252,13 +249,13 @@ def _step(model: Model, drafter: Drafter, rule: Rule, text: Text, chance: Enumer
 def law_error(
     model: Model, drafter: Drafter, rule: Rule | str, *, vocab_size: int, length: int, num_steps: int | None = None
 ) -> float:
-    """The largest difference between the emitted law and the model's own; rounding error for a lossless rule."""
+    """Return the largest difference between the emitted law and the model's own; rounding error for a lossless rule."""
     law = emitted_law(model, drafter, rule, vocab_size=vocab_size, length=length, num_steps=num_steps)
     return float((law - model_law(model, vocab_size, length)).abs().max())
 
 
 def mean_accepted(model: Model, drafter: Drafter, rule: Rule | str) -> float:
-    """The expected number of accepted nodes of the first step."""
+    """Return the expected number of accepted nodes of the first step."""
     rule = RULES[rule] if isinstance(rule, str) else rule
     found = branches(lambda chance: _step(model, drafter, rule, (), chance)[0])
     return sum(branch.probability * branch.outcome for branch in found)

@@ -31,7 +31,7 @@ def replay(
     num_rows: Sequence[int] = DEFAULT_ROWS,
     num_slots: int = 1,
 ) -> Tensor:
-    """Logits after `tokens` on the host, [R, V]: one row per pass first, then each of `num_rows`.
+    """Return the logits after `tokens` on the host, [R, V]: one row per pass first, then each of `num_rows`.
 
     Args:
         tokens: prompt and answer so far.

@@ -1,26 +1,19 @@
-"""Is an output the target's own? The first divergence from plain decoding, explained or not.
+"""The first divergence of an output from plain decoding: a numerical tie, or a violation.
 
-In exact arithmetic a lossless method gives the very tokens of plain decoding (coupled verification, same seed). On a
-machine, logits of the same text differ in their last bits with the number of rows in the pass, and where two tokens
-score almost the same the order may flip: a numerical *tie*. Everything else is a bug. To tell them apart, the target
-reads the text up to the divergence again, one row at a time and several at a time (`outrider.audit.replay`), and
+Logits of one text differ in their last bits with the number of rows in the pass, which may flip the order of two
+tokens: a *tie*. To tell it from a bug, the target reads the text again in several ways (`outrider.audit.replay`):
 
     noise    = the largest difference of a logit between these ways
-    margin   = how far the worse of the two tokens lies behind the best one, in logits; at temperature T > 0 in
-               perturbed scores, log p + gumbel, times T
-    tie      if the noise is not zero, and small enough to be rounding, and one logit moved by c * noise makes the
-               target choose either token; without filters that says margin <= c * noise
+    margin   = distance of the worse of the two tokens from the best, in logits; at temperature T > 0 in perturbed
+               scores, log p + gumbel, times T
+    tie      if 0 < noise <= 32 eps * max |logit|, which is rounding, and one logit moved by c * noise makes the target
+               choose either token; without filters: margin <= c * noise
 
-with c = 4: two logits that each move by the noise change their difference by twice the noise, and the passes that ran
-are not exactly those that were replayed, so their noise may be twice the one we see. Noise above 32 eps * max |logit|
-is not rounding but a wrong computation, and explains nothing (SmolLM2-135M in float32 shows 9). Where rows are
-bit-exact the noise is zero and there are no ties. Moving the logit through the sampler itself also covers tokens at the
-edge of a top-k, top-p or min-p cut.
+with c = 4: two moved logits change their difference by twice the noise, and replay may show half of it. Tokens after a
+tie count as skipped.
 
-After a tie the two texts are different texts, so the rest of that answer is counted as skipped, not as equal.
-
-Worked example: plain decoding says 17 with logit 9.131, the method said 40 with logit 9.127, the noise is 0.006: the
-margin 0.004 is below 0.024, a tie. Had 40 the logit 8.5, it would be a violation.
+Worked example: plain decoding gives 17 with logit 9.131, the method 40 with logit 9.127, the noise is 0.006: the margin
+0.004 is below 0.024, a tie.
 """
 
 import math
@@ -103,7 +96,7 @@ def judge(
 
 
 class Judgement(NamedTuple):
-    """Whether two tokens tie at one position; `margin` is None where a filter cut one of them off."""
+    """Verdict on two tokens at one position: tie or not; `margin` is None where a filter cut one of them off."""
 
     is_tie: bool
     margin: float | None
@@ -119,7 +112,7 @@ def judge_logits(
         logits_RV: the same logits computed in R ways, the plain one (one row per pass) first.
         want, got: the two tokens.
         position: in the text, prompt included; keys the noise of the sampler.
-        dtype: of the weights; bounds what can be rounding.
+        dtype: dtype of the weights; it bounds what can be rounding.
     """
     logits_RV = logits_RV.double()
     plain_V = logits_RV[0]
@@ -130,7 +123,7 @@ def judge_logits(
 
 
 def _could_choose(token: int, logits_V: Tensor, slack: float, sampling: SamplingParams, position: int) -> bool:
-    """Whether the sampler says `token` when its logit is raised, or the chosen token's lowered, by `slack`."""
+    """Return whether the sampler takes `token` when its logit is raised, or the chosen token's lowered, by `slack`."""
     chosen = int(_choices(logits_V[None], sampling, position)[0])
     moved_RV = logits_V.repeat(2, 1)
     moved_RV[0, token] += slack

@@ -43,7 +43,7 @@ def benchmark(
     Args:
         run_dir: the run's directory; None takes the unfinished run with these settings under `runs/`, or a new one.
         name: part of a new directory's name.
-        resume: whether an unfinished run may be taken.
+        resume: True to take an unfinished run.
         started: called with the directory when the run begins.
         listen: called before each unit.
 

@@ -1,4 +1,4 @@
-"""Which units run, and in which order.
+"""The units of a run and their order.
 
     for each batch size            engines of one batch size are open at a time
       for each repeat              so that a run that is cut short has measured every cell
@@ -32,7 +32,7 @@ class Cell:
     """The groups of one category at one batch size, temperature and repeat.
 
     teaching   groups that are not measured: what warm methods have read before
-    first      how many groups of the repeat come before; with `repeat`, it decides the order of the contenders
+    first      number of groups of the repeat that come before; with `repeat`, it decides the order of the contenders
     """
 
     batch: int
@@ -76,14 +76,14 @@ def cells_of(
 
 
 def groups_of(conversations: Sequence[Conversation], size: int) -> tuple[Group, ...]:
-    """Groups of `size` conversations; what is left over joins the last one."""
+    """Return groups of `size` conversations; what is left over joins the last one."""
     starts = list(range(0, len(conversations) - size + 1, size)) or [0]
     ends = [*starts[1:], len(conversations)]
     return tuple(tuple(conversations[start:end]) for start, end in zip(starts, ends, strict=True) if start < end)
 
 
 def running_order(contenders: Sequence[T], index: int, repeat: int) -> list[T]:
-    """Forwards for an even group and repeat, backwards for the next."""
+    """Return the contenders forwards for an even group and repeat, backwards for the next."""
     return list(contenders) if (index + repeat) % 2 == 0 else list(reversed(contenders))
 
 

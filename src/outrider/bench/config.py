@@ -1,4 +1,4 @@
-"""What to measure: every choice of a benchmark run, in one record; `outrider bench` makes its options from the fields.
+"""Settings of a benchmark run, in one record; `outrider bench` makes its options from the fields.
 
 A run is methods x categories x batch sizes x temperatures x repeats. The settings are kept in the run's manifest, and a
 run is only ever continued with the settings it was started with.

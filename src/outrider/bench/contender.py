@@ -1,6 +1,6 @@
-"""What takes part in a benchmark: something that answers a group of conversations and says what it did.
+"""The interface of a contender: it answers a group of conversations and records what it did.
 
-The runner knows contenders only through this interface:
+The runner knows its contenders only through it:
 
     engine_contender      our engine with a proposer; plain decoding is ours with the empty draft
     external              baselines from other libraries

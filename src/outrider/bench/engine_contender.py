@@ -42,7 +42,7 @@ STRIDE: Final = 7919  # a prime, so that text is without repetition as far as th
 
 @dataclass
 class _StepLog:
-    """What a unit recorded, and the most memory that the session held at the end of a step."""
+    """Records of a unit, and the most bytes that the session held at the end of a step."""
 
     steps: list[StepRecord] = field(default_factory=list)
     prefills: list[PrefillRecord] = field(default_factory=list)
@@ -136,7 +136,7 @@ class EngineContender(Contender):
         gc.collect()
 
     def leave(self) -> None:
-        """Nothing outlives a batch size."""
+        """Release nothing: no state outlives a batch size."""
 
     def reset(self) -> None:
         self.engine.reset()

@@ -79,7 +79,7 @@ def _contender(
 
 @dataclass(frozen=True)
 class _Arguments:
-    """What `generate` is given: plain keyword arguments, and layers or a directory of an assistant."""
+    """Arguments of `generate`: plain keyword arguments, and layers or a directory of an assistant."""
 
     keywords: dict[str, Any]
     layers: tuple[int, ...] = ()
@@ -114,7 +114,7 @@ class ExternalModel:
         return self._load(self.target.spec.directory)
 
     def assistant(self, arguments: _Arguments) -> Any:
-        """A small model with the same vocabulary."""
+        """Return a small model with the same vocabulary."""
         if arguments.checkpoint is not None:
             return self._load(str(locate(arguments.checkpoint)))
         assert self.target.spec.directory is not None
@@ -135,7 +135,7 @@ class ExternalModel:
 
 
 def kept_layers(model: Any, layers: Sequence[int]) -> Any:
-    """The model with some of its layers only, renumbered for its cache."""
+    """Return the model with some of its layers only, renumbered for its cache."""
     what = "an assistant cannot be made of this target's layers"
     with as_error(ConfigError, what, "give one as checkpoint=DIRECTORY"):
         kept = [model.model.layers[layer] for layer in layers]
@@ -151,7 +151,7 @@ def kept_layers(model: Any, layers: Sequence[int]) -> Any:
 
 
 class _Arrivals:
-    """A streamer that looks at the clock; the first thing it is given is the prompt."""
+    """A streamer that reads the clock; its first item is the prompt."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -162,7 +162,7 @@ class _Arrivals:
         self.sizes.append(tokens.numel())
 
     def end(self) -> None:
-        """Nothing is buffered."""
+        """Flush nothing: nothing is buffered."""
 
 
 @final
@@ -208,10 +208,10 @@ class TransformersContender(Contender):
         gc.collect()
 
     def leave(self) -> None:
-        """Nothing outlives a batch size."""
+        """Release nothing: no state outlives a batch size."""
 
     def reset(self) -> None:
-        """It keeps nothing between requests."""
+        """Reset nothing: no state outlives a request."""
 
     def measure(self, cell: Cell, group: Group, rules: Rules) -> UnitResult:
         gc.collect()

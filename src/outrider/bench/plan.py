@@ -47,8 +47,8 @@ class RunPlan:
     methods        methods that take part
     contenders     contenders of this process, plain decoding first; none where only servers answer
     vllm           environment of vLLM, if it takes part
-    contamination  what training recorded about the benchmark's prompts, by method
-    notes          what a reader of the results must know; serving contenders add theirs
+    contamination  records of training about the benchmark's prompts, by method
+    notes          notes for readers of the results; serving contenders add theirs
     start          time at which loading began
     """
 

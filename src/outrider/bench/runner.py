@@ -53,7 +53,7 @@ class Runner:
     Args:
         contender_groups: contenders that are open at the same time and take turns; one group after another.
         rules_of: the rules for a cell's temperature and repeat.
-        verified: whether texts are compared with plain decoding's at a temperature.
+        verified: function from a temperature to True if texts are compared with plain decoding's.
         listen: called before each unit.
     """
 
@@ -117,12 +117,12 @@ class Runner:
 
     @cached_property
     def contenders(self) -> Sequence[Contender]:
-        """Of all groups."""
+        """Contenders of all groups."""
         return [contender for contenders in self.contender_groups for contender in contenders]
 
     @cached_property
     def num_units(self) -> int:
-        """Of the whole run, finished ones included."""
+        """Number of units of the whole run, finished ones included."""
         places = [(cell, index) for cell in self.cells for index in range(len(cell.groups))]
         return sum(contender.takes(*place) for place in places for contender in self.contenders)
 
@@ -158,7 +158,7 @@ class Runner:
             self._judge(cell, group)
 
     def _prepare(self, contender: Contender, cell: Cell, index: int) -> None:
-        """Bring a contender into the state in which it meets the cell's group `index`."""
+        """Put a contender into the state in which it answers the cell's group `index`."""
         place = self._places[contender.name]
         if (place.cell, place.index) == (cell, index) or (place.cell is cell and not contender.learns):
             return
@@ -182,7 +182,8 @@ class Runner:
                 self.store.judge(unit.unit, self._verdicts(cell, group, plain, unit))
 
     def _verdicts(self, cell: Cell, group: Group, plain: UnitResult, unit: UnitResult) -> list[Verdict]:
-        """Of every answer of `unit`; where a conversation has left plain decoding's, later turns have other prompts."""
+        """Return the verdict of every answer of `unit`; where a conversation has left plain decoding's, later turns
+        have other prompts."""
         want = {(answer.conversation, answer.turn): answer for answer in plain.answers}
         dialogues = {conversation.id: Dialogue(conversation) for conversation in group}
         rules, last = self.rules_of(cell), {conversation.id: EXACT for conversation in group}

@@ -30,7 +30,7 @@ class Workload:
     cells          groups of prompts in the order in which they run
     max_len        tokens of the longest conversation, answers included
     warm_up        token ids to warm up with
-    notes          which prompts were left out, and why
+    notes          notes on prompts that were left out, and why
     """
 
     conversations: Mapping[str, Sequence[Conversation]]

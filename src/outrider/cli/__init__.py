@@ -150,7 +150,7 @@ class _VisibleFormatter(logging.Formatter):
 
 
 def _failed_system_call(error: OSError) -> int:
-    """One sentence; nothing at all where the reader of our output has left."""
+    """Print one sentence; nothing at all if the reader of our output has closed it."""
     if isinstance(error, BrokenPipeError) and any(map(_is_left, (sys.stdout, sys.stderr))):
         return 0
     places = " and ".join(str(place) for place in (error.filename, error.filename2) if place is not None)

@@ -148,7 +148,7 @@ def _raw(tokenizer: object, text: str) -> "Prompt":
 
 
 def _standard_input() -> str:
-    """All of it, as UTF-8 whatever the locale."""
+    """Read all of it, as UTF-8 whatever the locale."""
     from outrider.errors import RequestError
 
     if sys.stdin is None:
@@ -180,7 +180,7 @@ def _marking(is_coloured: bool) -> "Callable[[Sequence[Piece]], str]":
 
 
 def statistics(records: "Sequence[StepRecord | PrefillRecord]") -> str:
-    """One line: tokens, tokens per target forward, speed."""
+    """Return one line: tokens, tokens per target forward, speed."""
     from outrider.metrics import PrefillRecord, StepRecord, summarize
 
     steps = [record for record in records if isinstance(record, StepRecord)]

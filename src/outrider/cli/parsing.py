@@ -38,7 +38,7 @@ class UsageError(ConfigError):
 
 
 class _RefusedError(Exception):
-    """What tyro refuses, as its event."""
+    """Raised with the event of words that tyro refuses."""
 
 
 def parsed(commands: Any, words: Sequence[str], *, prog: str, description: str) -> Any:

@@ -1,4 +1,4 @@
-"""Where output goes: a terminal gets colours, a bar and tables that fit; a pipe gets plain lines and one line of JSON.
+"""Output: a terminal gets colours, a bar and tables that fit; a pipe gets plain lines and one line of JSON.
 
     NO_COLOR set, or TERM=dumb   no escape sequences anywhere, so no bar either
     FORCE_COLOR set              colours in a pipe too (0 and false mean no); a bar is for terminals alone

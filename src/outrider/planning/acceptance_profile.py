@@ -1,20 +1,16 @@
-"""How often guesses are right, and how many tokens a step then emits.
+"""Acceptance of drafts, and the tokens that a step then emits.
 
-At depth d the drafter has candidates, the best first. `ranks[d][r]` is the share of cases in which the candidate of
-rank r is the target's own token, given that everything above it was. Candidates exclude each other, so a node with the
-rank path (r1, .., rd) lies on the accepted path with probability ranks[0][r1] * .. * ranks[d-1][rd], and a draft with
-the nodes T, which a step has with probability c (its coverage), gives
+`ranks[d][r]` is the share of cases in which the drafter's candidate of rank r at depth d is the target's own token,
+given that everything above it was; the last known depth stands for all deeper ones. A node with the rank path (r1, ..,
+rd) is accepted with probability ranks[0][r1] * .. * ranks[d-1][rd], and a draft with the nodes T, which a step has with
+probability c (its coverage), gives
 
     E[tau] = 1 + c * sum over T of that product          for a chain: 1 + c * (a_1 + a_1 a_2 + ...)
 
-The last known depth stands for all deeper ones. With several ranks, n nodes are best spent on the n likeliest paths
-(arXiv 2401.10774, section 2.3).
+With several ranks, n nodes are best spent on the n likeliest paths (arXiv 2401.10774, section 2.3).
 
-A measured drafter need not fill its limit: `width` is its mean number of nodes per level, below 1 for lookups, whose
-drafts are often short, and above 1 for trees of which only the acceptance by depth is known.
-
-An answer of n tokens ends inside a step, and what lies behind the end is lost. With X tokens a step, the number of
-steps N(n) follows from N(n) = 1 + E[N(n - X)], N(0 or less) = 0, and the answer's own tau is n / N(n).
+With X tokens a step, an answer of n tokens takes
+N(n) = 1 + E[N(n - X)] steps, N(0 or less) = 0; its own tau is n / N(n).
 
 Worked example: a = (0.5, 0.5), c = 1: a step emits 1, 2 or 3 tokens with 0.5, 0.25, 0.25, so E[tau] = 1.75. An answer
 of 2 tokens takes N = 1 + 0.5 N(1) = 1.5 steps, tau 1.33.
@@ -35,10 +31,10 @@ Path = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class DraftShape:
-    """What a step with a draft looks like on average.
+    """The average step with a draft.
 
     num_nodes   mean nodes of a slot that drafts
-    depth       of the deepest node
+    depth       depth of the deepest node
     coverage    share of steps that draft at all
     reached     reached[d]: share of drafts accepted to depth d + 1 or deeper
     """
@@ -62,7 +58,7 @@ class DraftShape:
         return tuple(law)
 
     def tau_of(self, num_tokens: int) -> float:
-        """Tokens per target forward of answers of exactly `num_tokens`."""
+        """Return the tokens per target forward of answers of exactly `num_tokens`."""
         return num_tokens / expected_steps(self.emitted, num_tokens)
 
 
@@ -104,23 +100,23 @@ class AcceptanceProfile:
 
     @classmethod
     def chain(cls, conditional: Sequence[float], *, coverage: float = 1.0, width: float = 1.0) -> Self:
-        """Of a drafter whose acceptance is known by depth alone."""
+        """Return the profile of a drafter whose acceptance is known by depth alone."""
         return cls(ranks=tuple((share,) for share in conditional), coverage=coverage, width=width)
 
     @property
     def is_chain(self) -> bool:
-        """Whether there is one rank alone."""
+        """True if there is one rank alone."""
         return all(len(depth) == 1 for depth in self.ranks)
 
     def depths(self, num_nodes: int) -> range:
-        """The depths that are worth trying with so many nodes; with a single rank there is one."""
+        """Return the depths that are worth trying with so many nodes; with a single rank there is one."""
         if not self.is_chain:
             return range(1, num_nodes + 1)
         depth = num_nodes if self.width <= 1 else max(1, round(num_nodes / self.width))
         return range(depth, depth + 1)
 
     def draft(self, num_nodes: int, depth: int) -> DraftShape:
-        """The best draft of at most `num_nodes` nodes and `depth` levels."""
+        """Return the best draft of at most `num_nodes` nodes and `depth` levels."""
         if num_nodes == 0 or depth == 0:
             return EMPTY
         known = [self.ranks[min(level, len(self.ranks) - 1)] for level in range(depth)]
@@ -134,7 +130,7 @@ class AcceptanceProfile:
 
 
 def draft_of_paths(paths: Sequence[Path], ranks: Sequence[Sequence[float]]) -> DraftShape:
-    """A draft with these nodes in every step.
+    """Return a draft with these nodes in every step.
 
     Args:
         paths: rank paths, each with all its ancestors; in any order.
@@ -154,7 +150,8 @@ def draft_of_paths(paths: Sequence[Path], ranks: Sequence[Sequence[float]]) -> D
 
 
 def expected_steps(emitted: Sequence[float], num_tokens: int) -> float:
-    """Mean steps until `num_tokens` are out, where a step emits i + 1 tokens in a share `emitted[i]` of cases.
+    """Return the mean steps until `num_tokens` are out, where a step emits i + 1 tokens in a share `emitted[i]` of
+    cases.
 
     >>> expected_steps([0.5, 0.25, 0.25], 2)
     1.5

@@ -33,14 +33,14 @@ __all__ = ["Check", "CheckedRow", "CostTables", "check_run", "retimed"]
 
 @dataclass(frozen=True, kw_only=True)
 class CostTables:
-    """What steps cost: the target's table, and one for each method."""
+    """Costs of steps: the target's table, and one for each method."""
 
     target: TargetCosts
     drafts: Mapping[str, DraftCosts]
 
     @property
     def plain(self) -> DraftCosts:
-        """What plain decoding's own proposer costs."""
+        """Costs of plain decoding's own proposer."""
         return self.drafts.get(PLAIN, FreeDrafts())
 
     def of(self, method: str) -> DraftCosts | None:
@@ -108,7 +108,7 @@ def check_run(evidence: Evidence, tables: CostTables, context: float, run: str) 
 
 
 def retimed(unit: UnitResult, tables: CostTables) -> UnitResult:
-    """The unit as if every step had taken what the tables say."""
+    """Return the unit as if every step had taken what the tables say."""
     drafts = tables.of(unit.method)
     assert drafts is not None, "a unit without a table is left out"
     steps = [_retimed_step(step, tables.target, drafts, unit.temperature == 0) for step in unit.steps]
@@ -139,7 +139,7 @@ def _replayed(units: Sequence[UnitResult], tables: CostTables) -> list[Row]:
 def _predicted(
     row: Row, tables: CostTables, drafts: DraftCosts, setting: Setting, shares: Mapping[int, float]
 ) -> float:
-    """tau times a token's time in plain steps over that in the row's, with as many slots as were running."""
+    """Return tau times a token's time in plain steps over that in the row's, with as many slots as were running."""
     assert row.tau is not None
     plain_s = step_s = 0.0
     for slots, share in shares.items():

@@ -1,4 +1,4 @@
-"""What `outrider plan` is asked; the command's options are these fields.
+"""Settings of `outrider plan`; the command's options are these fields.
 
 Example: `PlanRequest(hardware="h100", model="qwen2.5-7b", acceptance=("0.8",), methods=("a_method",))`.
 """

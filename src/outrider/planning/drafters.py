@@ -1,4 +1,4 @@
-"""What each method costs: measured tables by label, or sizes by name.
+"""Costs of each method: measured tables by label, or sizes by name.
 
 A method is written as on the command line of the benchmark. With sizes, `name:model=NAME` puts another draft model in
 the place of the one that `recipes/drafters/published.toml` describes.
@@ -22,7 +22,7 @@ WARM = " (warm)"
 
 
 def read_drafters(name: str) -> dict[str, DrafterSizes]:
-    """Every drafter of a TOML file: ours is `published`.
+    """Return every drafter of a TOML file: ours is `published`.
 
     Raises:
         ConfigError: if it cannot be read, or names an unknown size.
@@ -36,7 +36,7 @@ def read_drafters(name: str) -> dict[str, DrafterSizes]:
 
 
 def sized(text: str, known: Mapping[str, DrafterSizes]) -> DrafterSizes:
-    """The sizes of a method.
+    """Return the sizes of a method.
 
     Raises:
         ConfigError: for an unknown method or setting.
@@ -52,7 +52,7 @@ def sized(text: str, known: Mapping[str, DrafterSizes]) -> DrafterSizes:
 
 
 def measured(label: str, drafts: Mapping[str, DraftCosts]) -> DraftCosts | None:
-    """The table of a label; failing that, the only one of the same method. None if there is none."""
+    """Return the table of a label; failing that, the only one of the same method. None if there is none."""
     if label in drafts:
         return drafts[label]
     name = label.partition(":")[0].removesuffix(WARM)

@@ -21,7 +21,7 @@ __all__ = ["model_spec"]
 
 
 def model_spec(name: str) -> DecoderSpec:
-    """The decoder that a name stands for.
+    """Return the decoder that a name stands for.
 
     Raises:
         ConfigError: for a name of no such kind.

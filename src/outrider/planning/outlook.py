@@ -39,11 +39,11 @@ PLAN_SCHEMA: Final = "outrider.plan/1"
 
 @dataclass(frozen=True, kw_only=True)
 class PlanScope:
-    """What to plan for.
+    """Batches, draft sizes and texts to plan for.
 
     batches        in rising order
     nodes          numbers of nodes to choose from; 0 is always among the choices
-    largest_batch  how far the crossover is looked for
+    largest_batch  largest batch at which the crossover is looked for
     margin         a speedup this share away from 1, or less, is about even
     """
 
@@ -115,7 +115,7 @@ class MethodOutlook:
 
 @dataclass(frozen=True, kw_only=True)
 class BestMethod:
-    """What to run at one batch size: of all methods the largest speedup. Without a method, plain decoding.
+    """The best choice at one batch size: the largest speedup of all methods. Without a method, plain decoding.
 
     `about_even` says that the speedup is within the margin of 1.
     """
@@ -148,12 +148,12 @@ class Outlook:
 
 
 def outlook_of(scope: PlanScope, methods: Mapping[str, Method], tables: CostTables) -> tuple[MethodOutlook, ...]:
-    """Every method's part of the plan."""
+    """Return every method's part of the plan."""
     return tuple(_method(label, method, scope, tables) for label, method in methods.items())
 
 
 def best_methods(methods: Sequence[MethodOutlook], margin: float = 0.0) -> tuple[BestMethod, ...]:
-    """The best of all methods, by batch size; of equals the first."""
+    """Return the best of all methods, by batch size; of equals the first."""
     chosen = []
     for batches in zip(*(method.batches for method in methods), strict=True):
         top, label = max(zip(batches, methods, strict=True), key=lambda pair: pair[0].best.speedup)

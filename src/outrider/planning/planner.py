@@ -39,7 +39,7 @@ __all__ = ["checked", "planned"]
 
 DEFAULT_CONTEXT: Final = 512.0
 BEYOND: Final = 4
-"""How many times the largest measured batch the crossover is looked for; there the table is a straight line."""
+"""Multiple of the largest measured batch at which the search for the crossover ends; tables go on linearly."""
 MEASURED_MARGIN: Final = 0.05
 ROOFLINE_MARGIN: Final = 0.15
 """Error of predictions in the checks of docs/guides/plan.md: from a profile, and from a data sheet."""
@@ -47,7 +47,7 @@ UNKNOWN_MARGIN: Final = 0.1
 
 
 def planned(request: PlanRequest) -> Outlook:
-    """The plan.
+    """Return the plan.
 
     Raises:
         ConfigError, CheckpointError, RunError: for anything asked that does not exist or does not fit.
@@ -83,7 +83,7 @@ def planned(request: PlanRequest) -> Outlook:
 
 
 def checked(request: PlanRequest, path: Path) -> Outlook:
-    """A finished run held against the costs.
+    """Compare a finished run with the costs.
 
     Raises:
         ConfigError, CheckpointError, RunError: as `planned`.
@@ -104,10 +104,10 @@ def checked(request: PlanRequest, path: Path) -> Outlook:
 
 
 class _Sources(NamedTuple):
-    """Where costs come from.
+    """A source of costs.
 
-    largest_batch   how far they can be trusted, or the memory goes
-    limit           what the reader must know where a plan goes beyond `known_batch`
+    largest_batch   largest batch that they hold for, or that fits the memory
+    limit           note for a plan that goes beyond `known_batch`
     margin          a speedup this share away from 1, or less, is about even
     """
 
@@ -144,7 +144,7 @@ def _from_file(path: Path) -> _Sources:
 
 
 def _doubts(path: Path, spread: float | None) -> tuple[str, ...]:
-    """What a profile says of itself."""
+    """Return notes on how far a profile can be trusted."""
     if spread is None:
         return (
             f"{path} does not say how far its sweeps were apart, so {100 * UNKNOWN_MARGIN:.0f} % either way is even",
@@ -158,7 +158,7 @@ def _doubts(path: Path, spread: float | None) -> tuple[str, ...]:
 
 
 def _from_sheet(request: PlanRequest, context: float, of_run: bool) -> _Sources:
-    """With `of_run`, a draft model counts only where it was named: nothing says that the run's was ours."""
+    """Return a data sheet's costs; with `of_run`, a draft model counts only where it was named: it may not be ours."""
     assert request.hardware is not None
     file = preset_file("hardware", request.hardware, "hardware")
     hardware = read_record(Hardware, read_toml(file), str(file))
@@ -199,7 +199,7 @@ def _measured(request: PlanRequest, evidence: Evidence | None) -> dict[str, Acce
 def _methods(
     request: PlanRequest, measured: Mapping[str, AcceptanceProfile], sources: _Sources
 ) -> tuple[dict[str, Method], list[str]]:
-    """Those that were asked for, or all of which both costs and acceptance are known; and what to say of the rest."""
+    """Return the methods that were asked for, or all with both costs and acceptance; and notes on the rest."""
     if not measured and not request.acceptance:
         raise ConfigError("nothing is known of acceptance; give --acceptance 0.8,0.6 or --run RUN_DIR")
     asked = list(request.methods) or list(measured) or list(sources.labels)
@@ -232,7 +232,7 @@ def _methods(
 
 
 def _is_lookup(label: str, request: PlanRequest) -> bool:
-    """Whether its sizes say that it computes nothing, in the file of drafters or in ours."""
+    """Return whether its sizes say that it computes nothing, in the file of drafters or in ours."""
     name = label.partition(":")[0].removesuffix(WARM)
     known = read_drafters("published") | read_drafters(request.drafters)
     return name in known and known[name].passes == "none"

@@ -4,20 +4,20 @@
     step           = propose + forward + accept + rest
     break_even_tau = step / plain step                      below this tau the method loses
 
-In a batch of B slots of which each drafts with probability c (the coverage), the number that drafts is binomial. Costs
-bend where arithmetic begins to decide, so a step's time is the mean over that number, not the time of the mean:
+In a batch of B slots of which each drafts with probability c (the coverage), the number that drafts is binomial, and a
+step's time is the mean over that number, not the time of the mean:
 
     forward = sum_k Binomial(k; B, c) * forward_s(B, B + k * nodes, context)
 
-The verdict looks at a row of every slot and at one more for every accepted node, at most the rows:
+Verification reads a row of every slot, and one more for every accepted node, at most the rows:
 
     accept = sum_k Binomial(k; B, c) * accept_s(B, B + k * accepted)
 
-`best` takes the number of nodes with the largest speedup, 0 included, which is plain decoding. The *crossover* is the
-first batch size from which on not even one node pays.
+`best` takes the number of nodes with the largest speedup; 0 is plain decoding. The *crossover* is the first batch size
+from which on not even one node pays.
 
 Worked example: a plain step takes 10 ms, a forward with three nodes 12 ms, drafting them 2 ms, tau is 2.1: a step of
-14 ms is worth 21 ms of plain decoding, a speedup of 1.5. The waterfall is 2.1 (ideal), 1.75 (verify), 1.5 (draft).
+14 ms is worth 21 ms of plain decoding, a speedup of 1.5. Waterfall: 2.1, 1.75 (verify), 1.5 (draft).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -38,10 +38,10 @@ NUM_EXACT_SLOTS: Final = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Where a step happens.
+    """Sizes of a step.
 
     context      committed tokens per slot
-    num_tokens   of each answer; None for answers so long that their ends do not matter
+    num_tokens   tokens of each answer; None for answers so long that their ends do not matter
     """
 
     num_slots: int = 1
@@ -59,7 +59,7 @@ class FreeDrafts(DraftCosts):
 
 
 class Method(NamedTuple):
-    """How often a method's guesses are right, and what they cost."""
+    """Acceptance and costs of a method's drafts."""
 
     acceptance: AcceptanceProfile
     drafts: DraftCosts
@@ -81,7 +81,7 @@ class StepTime:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What to expect of drafts of up to `num_nodes` nodes and `depth` levels; 0 is plain decoding."""
+    """Expectation for drafts of up to `num_nodes` nodes and `depth` levels; 0 is plain decoding."""
 
     num_nodes: int
     depth: int
@@ -100,7 +100,7 @@ class Prediction:
 
     @property
     def tokens_per_s(self) -> float:
-        """Of all slots together."""
+        """Tokens per second of all slots together."""
         return self.num_slots * self.tau / self.step.total_s
 
     @property
@@ -118,7 +118,7 @@ class Prediction:
 
 
 def step_time(target: TargetCosts, drafts: DraftCosts, shape: DraftShape, setting: Setting) -> StepTime:
-    """The mean step of a batch in which every slot drafts like this."""
+    """Return the mean step of a batch in which every slot drafts like this."""
     slots = setting.num_slots
 
     accepted = min(shape.num_nodes, sum(shape.reached))
@@ -137,10 +137,10 @@ def step_time(target: TargetCosts, drafts: DraftCosts, shape: DraftShape, settin
 def predict(
     target: TargetCosts, method: Method, setting: Setting, num_nodes: int, plain: DraftCosts | None = None
 ) -> Prediction:
-    """The best draft of at most `num_nodes` nodes, over the depths it may have.
+    """Predict the best draft of at most `num_nodes` nodes, over the depths it may have.
 
     Args:
-        plain: what plain decoding's own proposer takes; nothing by default.
+        plain: costs of plain decoding's own proposer; nothing by default.
     """
     base = step_time(target, plain or FreeDrafts(), EMPTY, setting)
     if num_nodes == 0:
@@ -162,12 +162,12 @@ def predict(
 
 
 def best(predictions: Iterable[Prediction]) -> Prediction:
-    """The largest speedup; of equals, the fewest nodes."""
+    """Return the largest speedup; of equals, the fewest nodes."""
     return max(predictions, key=lambda one: (one.speedup, -one.num_nodes, -one.depth))
 
 
 def crossover(pays: Callable[[int], bool], limit: int = LARGEST_BATCH) -> int | None:
-    """The first batch size from which on speculation does not pay; None if it still pays at `limit`.
+    """Return the first batch size from which on speculation does not pay; None if it still pays at `limit`.
 
     Batches 1, 2, 4, .. are asked; between the last that pays and the next, the answer is found by bisection.
     """
@@ -185,7 +185,7 @@ def crossover(pays: Callable[[int], bool], limit: int = LARGEST_BATCH) -> int | 
 
 
 def _drafting(num_slots: int, coverage: float) -> Sequence[tuple[float, float]]:
-    """How many slots draft, and how often."""
+    """Return the numbers of slots that may draft, each with its probability."""
     if coverage in (0.0, 1.0) or num_slots > NUM_EXACT_SLOTS:
         return [(num_slots * coverage, 1.0)]
     return [

@@ -1,4 +1,4 @@
-"""What was asked on the command line, as records.
+"""Acceptance and node counts, parsed from a command line.
 
     acceptance    0.8                       every guess is right in 80 % of the cases, if those before it were
                   0.8,0.6,0.5               by depth; the last stands for all deeper ones
@@ -47,7 +47,7 @@ def parse_acceptance(text: str) -> Given:
 def acceptances_of(
     texts: Sequence[str], methods: Sequence[str], measured: Mapping[str, AcceptanceProfile]
 ) -> dict[str, AcceptanceProfile]:
-    """The acceptance of each method: its own, else the measured one, else the one without a name.
+    """Return the acceptance of each method: its own, else the measured one, else the one without a name.
 
     Raises:
         ConfigError: if a method has none, or one is of a method that is not planned.
@@ -66,7 +66,7 @@ def acceptances_of(
 
 
 def parse_nodes(texts: Sequence[str]) -> tuple[int, ...]:
-    """Numbers of nodes, rising.
+    """Return numbers of nodes, rising.
 
     >>> parse_nodes(["0..3", "8"])
     (0, 1, 2, 3, 8)

@@ -32,22 +32,22 @@ SAMPLED_PASSES: Final = 6
 """And for the normalisation, the filters and the noise."""
 
 CACHE_BYTES: Final = 2.0
-"""Of a cached number; quantized weights leave the cache as it is."""
+"""Bytes of a cached number; quantized weights leave the cache as it is."""
 
 USABLE: Final = 0.9
-"""Of the memory, for weights and cache; the rest is for everything else."""
+"""Share of the memory for weights and cache; the rest is for everything else."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
     """A machine.
 
-    source           where the figures come from
+    source           source of the figures
     memory_bytes     that it has
     bytes_per_s      at which it reads them
     flops_per_s      multiplications and additions, dense, at the width of the weights
-    bandwidth_share  what a forward pass reaches of `bytes_per_s`
-    compute_share    what it reaches of `flops_per_s`
+    bandwidth_share  share of `bytes_per_s` that a forward pass reaches
+    compute_share    share of `flops_per_s` that it reaches
     launch_s         fixed time of a pass
     layer_s          fixed time of each of its layers
     host_s           commit and host work of a step
@@ -81,13 +81,13 @@ class Hardware:
                 raise ConfigError(f"hardware {self.name}: {field}={getattr(self, field):g} must not be negative")
 
     def seconds(self, num_bytes: float, flops: float) -> float:
-        """Reading so much and computing so much, whichever is slower."""
+        """Return the time to read and compute so much, whichever is slower."""
         return max(
             num_bytes / (self.bytes_per_s * self.bandwidth_share), flops / (self.flops_per_s * self.compute_share)
         )
 
     def pass_s(self, shape: PassShape, num_layers: int, load: "Load") -> float:
-        """One forward pass."""
+        """Return the seconds of one forward pass."""
         weight_bytes = load.bytes_per_weight * shape.num_read
         cached = load.num_slots * load.context * shape.kv_per_token
         cache_bytes = max(CACHE_BYTES, load.bytes_per_weight) * cached
@@ -98,7 +98,7 @@ class Hardware:
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What a pass is given: slots with their context, rows of all slots together."""
+    """Load of a pass: slots with their context, rows of all slots together."""
 
     num_slots: int
     num_rows: float
@@ -120,7 +120,7 @@ class RooflineCosts(TargetCosts):
         return self.hardware.pass_s(target_pass(self.spec), self.spec.num_layers, load)
 
     def largest_batch(self, context: float) -> int:
-        """Slots whose caches fit beside the weights; 0 if the weights alone do not fit."""
+        """Return the slots whose caches fit beside the weights; 0 if the weights alone do not fit."""
         shape = target_pass(self.spec)
         per_slot = max(CACHE_BYTES, self.bytes_per_weight) * shape.kv_per_token * context
         free = USABLE * self.hardware.memory_bytes - self.bytes_per_weight * shape.num_read

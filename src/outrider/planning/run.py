@@ -52,7 +52,7 @@ class Evidence:
 
 
 def read_run(path: Path) -> Evidence:
-    """A run's directory, or a report alone.
+    """Read a run's directory, or a report alone.
 
     Raises:
         RunError: if there is no finished run, or a file is damaged.
@@ -88,24 +88,24 @@ def _flaw_of(row: Row) -> str | None:
 
 
 def drafted_rows(report: Report) -> list[Row]:
-    """Rows of our own engine that drafted something."""
+    """Return the rows of our own engine that drafted something."""
     return [row for row in report.rows if row.engine == "outrider" and row.method != PLAIN and row.acceptance_per_pos]
 
 
 def label_of(row: Row) -> str:
-    """The method, and whether it had learnt before."""
+    """Return the method's name, and whether it had learnt before."""
     return row.method + ("" if row.state == "cold" else WARM)
 
 
 def mean_nodes(row: Row) -> float:
-    """Nodes of an average draft; as many as there are levels where nothing was ever accepted."""
+    """Return the nodes of an average draft; as many as there are levels where nothing was ever accepted."""
     rate = row.draft_acceptance_rate if row.draft_acceptance_rate is not None else row.node_efficiency
     accepted = (row.mean_acceptance_length or 1.0) - 1
     return accepted / rate if rate else float(len(row.acceptance_per_pos or ()))
 
 
 def shape_of(row: Row) -> DraftShape:
-    """The row's average draft."""
+    """Return the row's average draft."""
     reached = row.acceptance_per_pos or ()
     return DraftShape(
         num_nodes=mean_nodes(row), depth=len(reached), coverage=row.draft_coverage or 0.0, reached=tuple(reached)
@@ -113,7 +113,7 @@ def shape_of(row: Row) -> DraftShape:
 
 
 def acceptance_of(row: Row) -> AcceptanceProfile:
-    """What other settings of the method may expect."""
+    """Return what other settings of the method may expect."""
     shape = shape_of(row)
     return AcceptanceProfile.chain(
         row.conditional_acceptance_per_pos or (0.0,), coverage=shape.coverage, width=shape.num_nodes / shape.depth
@@ -121,7 +121,7 @@ def acceptance_of(row: Row) -> AcceptanceProfile:
 
 
 def chosen_rows(report: Report, category: str, temperature: float) -> list[Row]:
-    """One row per method: of that category and temperature, at the smallest batch.
+    """Return one row per method: of that category and temperature, at the smallest batch.
 
     Raises:
         ConfigError: if the run has none; names what it has.
@@ -142,12 +142,13 @@ def chosen_rows(report: Report, category: str, temperature: float) -> list[Row]:
 
 
 def occupancy(units: Sequence[UnitResult], batch: int) -> dict[int, float]:
-    """How many slots were running, each number with its share of all tokens; all of them if the steps are not known."""
+    """Return how many slots were running, each number with its share of all tokens; all of them if the steps are not
+    known."""
     steps = [len(step.slots) for unit in units for step in unit.steps]
     return {slots: slots * count / sum(steps) for slots, count in Counter(steps).items()} if steps else {batch: 1.0}
 
 
 def mean_context(units: Sequence[UnitResult], default: float) -> float:
-    """Committed tokens per slot, over all steps of these units."""
+    """Return the committed tokens per slot, over all steps of these units."""
     lengths = [slot.context_length for unit in units for step in unit.steps for slot in step.slots]
     return sum(lengths) / len(lengths) if lengths else default

@@ -1,15 +1,14 @@
-"""What a forward pass reads and computes, from sizes alone: no weights are needed.
+"""Reads and operations of a forward pass, from sizes alone: no weights are needed.
 
 A row of a forward multiplies every weight once, 2 operations each, and the step reads every weight once for all rows.
-Attention reads the cached keys and values of each slot and costs, per row and cached token, two products over all
-heads. The embedding is looked up, not multiplied.
+Attention reads each slot's cached keys and values: two products over all heads per row and cached token.
 
     weights of a layer = E (H + 2 G) D + H D E + 3 E I
     reads              = weights + slots * context * 2 L G D        in numbers; times their width in bytes
     operations         = rows * (2 weights + 4 L H D context)
 
 A drafter is described in the same terms by a few sizes (`recipes/drafters/published.toml`), each of them the target's
-own unless given: how many layers a pass has, how many columns its output head, how many passes follow one another.
+own unless given.
 
 Worked example: Qwen2.5-7B (28 layers, E 3584, I 18944, H 28, G 4, D 128, V 152064) reads 7.07e9 weights, 14.1 GB in
 bf16. A pass of an EAGLE-3 head, one layer whose q, k, v read 2 E and 32000 output columns, reads 0.73 GB.
@@ -32,7 +31,7 @@ class PassShape:
     num_read         weights read once per pass
     num_multiplied   weights that each row multiplies
     kv_per_token     cached numbers that a slot reads per token of context
-    attention_flops  of a row, per token of context
+    attention_flops  operations of a row, per token of context
     """
 
     num_read: int
@@ -41,13 +40,13 @@ class PassShape:
     attention_flops: int = 0
 
     def plus(self, num_read: int, num_multiplied: int | None = None) -> "PassShape":
-        """With further weights, each multiplied once unless said otherwise."""
+        """Return the pass with further weights, each multiplied once unless said otherwise."""
         multiplied = num_read if num_multiplied is None else num_multiplied
         return replace(self, num_read=self.num_read + num_read, num_multiplied=self.num_multiplied + multiplied)
 
 
 def target_pass(spec: DecoderSpec) -> PassShape:
-    """A forward of the target: its layers and its output head."""
+    """Return a forward of the target: its layers and its output head."""
     return _layers(spec, spec.num_layers, spec.hidden_size).plus(spec.vocab_size * spec.hidden_size)
 
 
@@ -55,16 +54,16 @@ def target_pass(spec: DecoderSpec) -> PassShape:
 class DrafterSizes:
     """A drafter in sizes; a size of 0 stands for the target's own.
 
-    passes             how many follow one another: "depth" one per level of the draft, "one", or "none" (a lookup)
-    rows               of a slot, over all passes: "nodes" one per node, "one" a single row
+    passes             passes in a row: "depth" one per level of the draft, "one", or "none" (a lookup)
+    rows               rows of a slot, over all passes: "nodes" one per node, "one" a single row
     num_layers         decoder layers of a pass
     attention_inputs   states that q, k and v read side by side
     projection_inputs  states that a projection E x (n E) joins in every pass; 0 for none
     fused_inputs       the same, once per step
     num_heads_out      output heads side by side, each a residual layer E x E before a shared projection; 0 for one
                        plain head
-    head_columns       of the output projection
-    bytes_per_weight   of a drafter in another precision than the target
+    head_columns       columns of the output projection
+    bytes_per_weight   bytes per weight of a drafter in another precision than the target
     lookup_s           seconds per slot and step, for a method that computes nothing
     """
 
@@ -86,15 +85,15 @@ class DrafterSizes:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether the sizes are those of one model, whatever the target."""
+        """True if the sizes are those of one model, whatever the target."""
         return self.hidden_size > 0
 
     def of_model(self, model: DecoderSpec) -> "DrafterSizes":
-        """The same way of drafting, with a draft model of this shape."""
+        """Return the same way of drafting, with a draft model of this shape."""
         return replace(self, num_layers=model.num_layers, **{name: getattr(model, name) for name in OWN_SIZES})
 
     def each_pass(self, target: DecoderSpec) -> PassShape:
-        """One pass of drafting."""
+        """Return the shape of one pass of drafting."""
         own = self._spec(target)
         width = own.hidden_size
         columns = min(self.head_columns or target.vocab_size, target.vocab_size)
@@ -105,7 +104,7 @@ class DrafterSizes:
         )
 
     def once(self, target: DecoderSpec) -> PassShape:
-        """What is read once per step."""
+        """Return what is read once per step."""
         size: int = self.fused_inputs * self._spec(target).hidden_size ** 2
         return PassShape(num_read=size, num_multiplied=size)
 
@@ -117,7 +116,7 @@ OWN_SIZES = ("hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "h
 
 
 def _layers(spec: DecoderSpec, num_layers: int, attention_width: int) -> PassShape:
-    """Decoder layers whose q, k and v read `attention_width` numbers."""
+    """Return the decoder layers whose q, k and v read `attention_width` numbers."""
     width, queries, keys = spec.hidden_size, spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
     layer = attention_width * (queries + 2 * keys) + queries * width + 3 * width * spec.intermediate_size
     return PassShape(

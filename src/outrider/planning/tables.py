@@ -26,7 +26,7 @@ WATERFALL = "ideal > verify > draft > host"
 
 
 def print_outlook(outlook: Outlook, console: Console) -> None:
-    """Headline, tables, notes."""
+    """Print headline, tables and notes."""
     print_note(f"{outlook.target} on {outlook.costs}", console, style="bold")
     for method in outlook.methods:
         print_sheet(_method_table(method, outlook.margin), console)
@@ -97,7 +97,7 @@ def _style(line: _Line) -> str:
 
 
 def _verdict(method: MethodOutlook, limit: int | None, margin: float) -> str:
-    """Where it pays, where it is about even, and where it loses."""
+    """Return where it pays, where it is about even, and where it loses."""
     even, loses = method.even_from, method.loses_from
     said = f"{method.method} "
     if even is None:

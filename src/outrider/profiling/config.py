@@ -1,4 +1,4 @@
-"""What `outrider profile` measures; the command's options are these fields.
+"""Settings of `outrider profile`; the command's options are these fields.
 
 Example: `ProfileConfig(quick=True, batches=(7,)).grids(8192).batches` is `(7,)`; the other points are the quick ones.
 """

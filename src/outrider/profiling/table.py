@@ -26,7 +26,7 @@ Line = tuple[str, ...]
 
 
 def print_profile(file: CostFile, console: Console) -> None:
-    """All tables."""
+    """Print all tables."""
     identity = file.identity
     threads = f", {identity.num_threads} threads" if identity.num_threads else ""
     machine = identity.cpu if identity.device == "cpu" else identity.device
@@ -38,7 +38,7 @@ def print_profile(file: CostFile, console: Console) -> None:
 
 
 def _spread(file: CostFile) -> tuple[str, str]:
-    """How far sweeps were apart in words, and their colour."""
+    """Return how far sweeps were apart in words, and their colour."""
     spread = file.spread
     if spread is None:
         return "how far sweeps were apart is unknown", ""
@@ -49,7 +49,8 @@ def _spread(file: CostFile) -> tuple[str, str]:
 
 
 def bandwidth_share(file: CostFile, batch: int, context: float) -> float | None:
-    """Bytes read by a forward of one row per slot, per second, over the measured bandwidth; None if that is unknown."""
+    """Return the bytes read by a forward of one row per slot, per second, over the measured bandwidth; None if that is
+    unknown."""
     bytes_per_s = file.facts.get("memory_bytes_per_s")
     if not isinstance(bytes_per_s, (int, float)) or bytes_per_s <= 0:
         return None
@@ -153,7 +154,7 @@ def _ratio(seconds: float, one: float) -> str:
 
 
 def _ms(seconds: float) -> str:
-    """Three digits or so.
+    """Return milliseconds with three digits or so.
 
     >>> _ms(0.0123), _ms(0.000123), _ms(1.234)
     ('12.3', '0.12', '1234')

@@ -1,7 +1,7 @@
-"""What a step costs, in plain forwards, and the speedup that this predicts.
+"""The cost of a step in plain forwards, and the speedup that it predicts.
 
 Let u be the time of a plain forward: the median `verify_s` of plain decoding's one-row steps with the same number of
-running slots. Single steps on a shared machine are outliers, so all steps of one shape (slots, rows) count with their
+running slots. Single steps on a shared machine are outliers, so steps of one shape (slots, rows) count with their
 median; shapes are averaged by how often they ran. In units of u,
 
     v     verifying a step's rows
@@ -42,7 +42,7 @@ class StepCost:
         return (self.verify + self.draft + self.overhead) / (1 + self.plain_overhead)
 
     def waterfall(self, tau: float, measured: float | None) -> Waterfall:
-        """tau with one cost after another."""
+        """Return tau with one cost after another."""
         plain = 1 + self.plain_overhead
         return Waterfall(
             ideal=tau,
@@ -54,7 +54,7 @@ class StepCost:
 
 
 def plain_forward_s(plain: Sequence[StepRecord]) -> Mapping[int, float]:
-    """u in seconds, by the number of running slots, from the one-row steps of plain decoding."""
+    """Return u in seconds, by the number of running slots, from the one-row steps of plain decoding."""
     by_slots: dict[int, list[float]] = defaultdict(list)
     for step in plain:
         if step.num_rows == 1:
@@ -63,7 +63,7 @@ def plain_forward_s(plain: Sequence[StepRecord]) -> Mapping[int, float]:
 
 
 def step_cost(steps: Sequence[StepRecord], plain: Sequence[StepRecord]) -> StepCost | None:
-    """The cost of an average step; None without steps or without plain steps to compare with."""
+    """Return the cost of an average step; None without steps or without plain steps to compare with."""
     forward_s = plain_forward_s(plain)
     if not steps or not forward_s or not all(forward_s.values()):
         return None
@@ -86,5 +86,5 @@ def _in_forwards(
 
 
 def _nearest_forward_s(forward_s: Mapping[int, float], slots: int) -> float:
-    """Of that number of slots, or of the nearest that plain decoding ran with."""
+    """Return the forward of that number of slots, or of the nearest that plain decoding ran with."""
     return forward_s[min(forward_s, key=lambda other: (abs(other - slots), other))]

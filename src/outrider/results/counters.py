@@ -1,4 +1,4 @@
-"""What a serving engine counts about its speculation, and the figures that follow.
+"""Counters of a serving engine's speculation, and the figures that follow from them.
 
 An engine behind HTTP gives no step records. vLLM counts drafts (steps of one request that had a draft), drafted and
 accepted tokens, and accepted tokens by position; a client sees tokens arrive in bursts, one per step of its request.
@@ -29,7 +29,7 @@ class Counters:
     """Counts of an engine, or their growth over a while; named as vLLM names them.
 
     num_generation_tokens        tokens written, for anybody
-    num_accepted_tokens_per_pos  of the drafts' first, second, ... tokens
+    num_accepted_tokens_per_pos  accepted tokens at the drafts' first, second, ... position
     """
 
     num_generation_tokens: int = 0
@@ -69,19 +69,19 @@ class Counters:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What clients saw behind the first token of each request: tokens, and the bursts in which they came."""
+    """Observations of clients behind the first token of each request: tokens, and the bursts in which they came."""
 
     num_tokens: int
     num_bursts: int
 
 
 def total_of(counters: Iterable[Counters]) -> Counters:
-    """The sum."""
+    """Return the sum of the counters."""
     return reduce(Counters.__add__, counters, Counters())
 
 
 def figures_of(counters: Counters, seen: Seen) -> dict[str, Any]:
-    """The fields of a row, by name; a figure that nothing defines is None."""
+    """Return fields of a row by name; a figure that nothing defines is None."""
     steps = max(seen.num_bursts, seen.num_tokens - counters.num_accepted_tokens)
     drafts, drafted, accepted = counters.num_drafts, counters.num_draft_tokens, counters.num_accepted_tokens
     per_pos = counters.num_accepted_tokens_per_pos

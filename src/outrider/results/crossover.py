@@ -71,7 +71,7 @@ class Curve:
 
     @property
     def _is_bounded(self) -> bool:
-        """Whether a row beside the crossover has an interval."""
+        """True if a row beside the crossover has an interval."""
         measured = [row.speedup for row in self.rows if row.speedup is not None]
         place = next((place for place, one in enumerate(measured) if one.point < 1), len(measured) - 1)
         return any(one.low is not None for one in measured[max(0, place - 1) : place + 1])
@@ -83,7 +83,7 @@ class Curve:
 
 
 def curves_of(report: Report) -> list[Curve]:
-    """Every method of ours, plain decoding included, that was measured at several batches."""
+    """Return every method of ours, plain decoding included, that was measured at several batches."""
     rows = [row for row in report.rows if row.engine == "outrider" and (row.speedup or row.method == PLAIN)]
     whole = _over_all_prompts(rows)
     keys = dict.fromkeys((row.label, row.temperature) for row in whole)
@@ -104,7 +104,7 @@ def curves_of(report: Report) -> list[Curve]:
 
 
 def crossing(batches: Sequence[int], speedups: Sequence[float]) -> float:
-    """Where the speedup first falls below 1.
+    """Return the batch at which the speedup first falls below 1.
 
     >>> round(crossing([1, 2, 4, 8], [2.0, 1.6, 1.2, 0.9]), 1)
     6.2
@@ -122,6 +122,6 @@ def crossing(batches: Sequence[int], speedups: Sequence[float]) -> float:
 
 
 def _over_all_prompts(rows: Sequence[Row]) -> list[Row]:
-    """The rows that sum up all categories, or all rows where there is one category."""
+    """Return the rows that sum up all categories, or all rows where there is one category."""
     totals = [row for row in rows if row.category == TOTAL]
     return totals or (list(rows) if len({row.category for row in rows}) == 1 else [])

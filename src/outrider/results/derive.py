@@ -1,6 +1,6 @@
 """From what was recorded to what is reported: units in, rows out, by pure functions.
 
-A row sums up the units of one cell: engine, method, category, batch, temperature, cache state. Its counts are those of
+A row sums up the units of one cell. Its counts are those of
 `outrider.metrics.summarize` over all steps of all repeats, its costs those of `outrider.results.cost`. Its times
 compare each unit with the plain unit that did the same work beside it (`UnitResult.pair_key`):
 
@@ -11,11 +11,10 @@ compare each unit with the plain unit that did the same work beside it (`UnitRes
     tokens_per_s        tokens / decode_s of each repeat, all requests together; the median over repeats
     tpot_s              seconds per token of a request after its first burst
 
-Each run's time is divided by its own tokens. Where the texts are equal, as they are for a lossless method, that is the
-time for equal tokens. In a batch, a group of prompts is one pair.
+Each run's time is divided by its own tokens. In a batch, a group of prompts is one pair.
 
-A cell is `exact` or `ties` only if every answer of it was compared. Plain decoding on our engine is the reference; a
-serving engine is compared with its own plain decoding, and its counts come from `outrider.results.counters`.
+A cell is `exact` or `ties` only if every answer of it was compared. A serving engine is compared with its own plain
+decoding, and its counts come from `outrider.results.counters`.
 
 Worked example: plain decoding took 1.0 s for 50 tokens, the method 0.5 s for the same 50: speedup 2.
 """
@@ -40,14 +39,14 @@ ALL = "all"
 
 
 class Machine(NamedTuple):
-    """What the share of memory bandwidth needs: bytes that a plain forward reads, bytes per second that can be read."""
+    """Bytes that a plain forward reads, and bytes per second that the machine can read."""
 
     weight_bytes: int
     bytes_per_s: float
 
 
 def derive_rows(units: Iterable[UnitResult], machine: Machine | None = None) -> list[Row]:
-    """Every row of a run, in the order of the units: each cell by category and, if there are several, over all."""
+    """Return every row of a run in the order of the units: each cell by category, and over all if there are several."""
     units = list(units)
     cells: dict[_Cell, list[UnitResult]] = defaultdict(list)
     for unit in units:
@@ -66,11 +65,11 @@ def derive_rows(units: Iterable[UnitResult], machine: Machine | None = None) -> 
 def derive_row(
     units: Sequence[UnitResult], plain: Sequence[UnitResult], category: str, machine: Machine | None = None
 ) -> Row:
-    """One row from the units of a cell.
+    """Derive one row from the units of a cell.
 
     Args:
-        units: of one engine, method, batch, temperature and state.
-        plain: of plain decoding, for the same prompts; those without a counterpart are left out of speedups.
+        units: units of one engine, method, batch, temperature and state.
+        plain: units of plain decoding, for the same prompts; those without a counterpart are left out of speedups.
     """
     assert len({_Cell.of(unit) for unit in units}) == 1, "a row sums up one cell"
     first = units[0]
@@ -143,7 +142,7 @@ class _Pair(NamedTuple):
 
 
 def _pairs(units: Sequence[UnitResult], plain: Sequence[UnitResult]) -> list[list[_Pair]]:
-    """Units and their plain counterparts, [prompts][repeats]."""
+    """Return the units and their plain counterparts, [prompts][repeats]."""
     counterparts = {unit.pair_key: unit for unit in plain}
     by_prompt: dict[tuple[Any, ...], list[_Pair]] = defaultdict(list)
     for unit in sorted(units, key=lambda unit: unit.repeat):
@@ -162,7 +161,7 @@ def _speedup(pairs: list[list[_Pair]], time: Literal["decode_s", "wall_s"]) -> I
 
 
 def _s_per_token(unit: UnitResult, time: Literal["decode_s", "wall_s"]) -> float:
-    """Seconds per token; 0 where unknown."""
+    """Return the seconds per token; 0 where unknown."""
     if time == "wall_s":
         return unit.wall_s / unit.num_tokens if unit.num_tokens else 0.0
     return (unit.decode_s or 0.0) / unit.num_decode_tokens if unit.num_decode_tokens else 0.0
@@ -250,7 +249,8 @@ def _latencies(units: Sequence[UnitResult]) -> dict[str, Any]:
 
 
 def _tpots_s(unit: UnitResult) -> list[float]:
-    """Seconds per token after the first burst, of each answer that has such tokens and whose times are known."""
+    """Return the seconds per token after the first burst, of each answer that has such tokens and whose times are
+    known."""
     return [
         (answer.latency_s - answer.ttft_s) / rest
         for answer in unit.answers
@@ -275,7 +275,7 @@ def _largest(sizes: Sequence[Mapping[str, int]]) -> Mapping[str, int] | None:
 
 
 def _equality(first: UnitResult, pairs: Sequence[Sequence[_Pair]]) -> Equality | None:
-    """Of greedy texts of a serving engine; sampled ones need not be equal there."""
+    """Compare greedy texts of a serving engine; sampled ones need not be equal there."""
     if first.engine not in SERVING or first.method == PLAIN or first.temperature > 0:
         return None
     return equality_of((pair.own, pair.plain) for repeats in pairs for pair in repeats)

@@ -1,4 +1,4 @@
-"""How far the texts of one unit equal another's, answer by answer.
+"""Equality of the texts of two units, answer by answer.
 
 Where two answers of a conversation part, its later turns have other prompts, and are left out. A serving engine's
 method is compared with that engine's own plain decoding: both round alike but for the number of rows in a pass, so in
@@ -20,7 +20,7 @@ __all__ = ["equal_share", "equality_of", "summarize_verdicts"]
 
 
 def equality_of(pairs: Iterable[tuple[UnitResult, UnitResult]]) -> Equality | None:
-    """Of units and the plain units that answered the same prompts; None without pairs."""
+    """Compare units with the plain units that answered the same prompts; return None without pairs."""
     shares = [share for own, plain in pairs for share in _shares(own, plain)]
     if not shares:
         return None
@@ -28,7 +28,7 @@ def equality_of(pairs: Iterable[tuple[UnitResult, UnitResult]]) -> Equality | No
 
 
 def equal_share(theirs: Sequence[int], ours: Sequence[int]) -> float:
-    """The part of the longer text that comes before the first difference."""
+    """Return the part of the longer text that comes before the first difference."""
     position = first_difference(ours, theirs)
     return 1.0 if position is None else position / max(len(ours), len(theirs))
 
@@ -47,10 +47,10 @@ def _shares(own: UnitResult, plain: UnitResult) -> list[float]:
 
 
 def summarize_verdicts(verdicts: Sequence[Verdict], names: Sequence[str] | None = None) -> Lossless:
-    """The verdict on a cell: its worst answer's, with counts. No verdicts at all are "unverified".
+    """Return the verdict on a cell: its worst answer's, with counts. No verdicts at all are "unverified".
 
     Args:
-        names: of the answers, to say where the first violation is.
+        names: names of the answers, to say where the first violation is.
     """
     if not verdicts:
         return Lossless()

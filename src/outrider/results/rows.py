@@ -29,11 +29,11 @@ SERVING = ("vllm", "endpoint")
 
 @dataclass(frozen=True, kw_only=True)
 class Equality:
-    """How far the greedy texts of a serving engine's method equal its own plain decoding's.
+    """Equality of a serving engine's greedy texts with its own plain decoding's.
 
-    num_answers   that were compared; those behind a difference in the same conversation had other prompts
-    num_equal     of them, token for token
-    equal_share   of an answer's tokens, how many come before the first difference; mean over answers
+    num_answers   answers that were compared; those behind a difference in the same conversation had other prompts
+    num_equal     answers that are equal, token for token
+    equal_share   share of an answer's tokens before the first difference; mean over answers
     """
 
     num_answers: int
@@ -43,7 +43,7 @@ class Equality:
 
 @dataclass(frozen=True, kw_only=True)
 class Lossless:
-    """Whether the outputs were plain decoding's own.
+    """Verdict on a row: were the outputs plain decoding's own?
 
     verdict        "exact"; "ties" where every difference is an explained numerical tie; "violated"; "unverified" where
                    nobody looked
@@ -63,7 +63,7 @@ class Lossless:
 
 @dataclass(frozen=True, kw_only=True)
 class Waterfall:
-    """Where the speedup went: each figure takes one more cost into account.
+    """The speedup, cost by cost: each figure takes one more cost into account.
 
     ideal        the acceptance alone: tau, with free drafts and a verification as cheap as a plain forward
     with_verify  and the measured cost of verifying more rows
@@ -87,7 +87,7 @@ class Row:
     forced_length    end-of-text tokens were ignored
     scripted         the method was told what the target will say, to be right as often as asked: not a real method
     memory_bytes     by part; see `outrider.results.unit.UnitResult`
-    bandwidth_share  of plain decoding: weight bytes read per second over the machine's measured bandwidth
+    bandwidth_share  plain decoding's weight bytes read per second over the machine's measured bandwidth
     """
 
     engine: str
@@ -143,7 +143,7 @@ class Report:
 
     run       its directory
     overlap   share of evaluation prompts that share a 13-gram with training text, by proposer checkpoint
-    notes     what a reader must know, such as cells that were left out and why
+    notes     notes for readers, such as cells that were left out and why
     """
 
     schema: str = SCHEMA
@@ -160,7 +160,7 @@ class Report:
 
 
 def to_json(report: Report) -> str:
-    """The report as one line of JSON."""
+    """Return the report as one line of JSON."""
     return dumps(report)
 
 

@@ -1,4 +1,4 @@
-"""What was measured, and how sure we are: paired speedups with intervals, percentiles, total ratios.
+"""Figures with their uncertainty: paired speedups with intervals, percentiles, total ratios.
 
 Times on a shared machine drift, so baseline and method run side by side, prompt by prompt and repeat by repeat, and are
 compared pair by pair. With b and m the seconds of prompt p in repeat r,
@@ -59,7 +59,7 @@ class Percentiles:
 def paired_speedup(
     baseline_s: Times, method_s: Times, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """How many times faster the method is, as a geometric mean over prompts.
+    """Return how many times faster the method is, as a geometric mean over prompts.
 
     Args:
         baseline_s: seconds [prompts][repeats] for some work; repeats of a prompt ran side by side with the method's.
@@ -80,7 +80,7 @@ def paired_speedup(
 
 
 def total_ratio(baseline_s: Times, method_s: Times) -> float:
-    """Total seconds of the baseline over total seconds of the method; long prompts weigh more.
+    """Return the total seconds of the baseline over total seconds of the method; long prompts weigh more.
 
     Raises:
         RunError: as `paired_speedup`.
@@ -90,7 +90,7 @@ def total_ratio(baseline_s: Times, method_s: Times) -> float:
 
 
 def percentiles(values: Sequence[float]) -> Percentiles | None:
-    """p50, p95 and p99, interpolated linearly; None for no values."""
+    """Return p50, p95 and p99, interpolated linearly; None for no values."""
     if not values:
         return None
     p50, p95, p99 = np.quantile(np.asarray(values, dtype=np.float64), (0.5, 0.95, 0.99))
@@ -98,7 +98,7 @@ def percentiles(values: Sequence[float]) -> Percentiles | None:
 
 
 def _log_ratios(baseline_s: Times, method_s: Times) -> npt.NDArray[np.float64]:
-    """For each prompt the median over repeats of log(baseline / method)."""
+    """Return for each prompt the median over repeats of log(baseline / method)."""
     shapes = [len(times) for times in baseline_s], [len(times) for times in method_s]
     if shapes[0] != shapes[1]:
         raise RunError(f"baseline and method have different prompts or repeats: {shapes[0]} and {shapes[1]}")
@@ -118,7 +118,7 @@ def _expanded_tail(num_prompts: int, tail: float) -> float:
 
 
 def _student_t(tail: float, freedom: int) -> float:
-    """The lower `tail` quantile of Student's t, by the Cornish-Fisher series (Abramowitz and Stegun 26.7.5)."""
+    """Return the lower `tail` quantile of Student's t, by the Cornish-Fisher series (Abramowitz and Stegun 26.7.5)."""
     z = NormalDist().inv_cdf(tail)
     terms = (
         (z**3 + z) / 4,

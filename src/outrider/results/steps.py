@@ -23,12 +23,12 @@ LARGEST_COUNT, LONGEST_S = 2**53, 1e9
 
 
 def record_to_json(record: Record) -> str:
-    """One line, without the newline."""
+    """Return one line, without the newline."""
     return json.dumps(event_of(record), separators=(",", ":"))
 
 
 def record_from_json(line: str) -> Record:
-    """The record of a line.
+    """Return the record of a line.
 
     Raises:
         RunError: if the line is damaged.
@@ -37,7 +37,7 @@ def record_from_json(line: str) -> Record:
 
 
 def event_of(record: Record) -> dict[str, Any]:
-    """The record as a plain JSON object."""
+    """Return the record as a plain JSON object."""
     if isinstance(record, PrefillRecord):
         seconds = _rounded(record.target_s, record.proposer_s)
         return {"prefill": list(record.requests), "tokens": record.num_tokens, "s": seconds}
@@ -51,7 +51,7 @@ def event_of(record: Record) -> dict[str, Any]:
 
 
 def record_of(event: Any) -> Record:
-    """The record of a JSON object.
+    """Return the record of a JSON object.
 
     Raises:
         RunError: if it is not one that `event_of` makes.
@@ -113,7 +113,7 @@ def _count(value: Any) -> int:
 
 
 def _seconds(event: Any, num: int) -> list[float]:
-    """The `num` times of an event."""
+    """Return the `num` times of an event."""
     times = event["s"]
     if not isinstance(times, list) or len(times) != num:
         raise ValueError(f"there are {num} times")

@@ -28,7 +28,7 @@ __all__ = ["Answer", "PairKey", "UnitResult", "unit_id"]
 
 
 class PairKey(NamedTuple):
-    """What must be equal for two units to be compared."""
+    """Fields that must be equal for two units to be compared."""
 
     category: str
     conversations: tuple[str, ...]
@@ -48,7 +48,7 @@ def unit_id(
     engine: str = "outrider",
     state: str = "cold",
 ) -> str:
-    """A name that is unique in a run and readable; a group is named by its first and last conversation.
+    """Return a name that is unique in a run and readable; a group is named by its first and last conversation.
 
     >>> unit_id("lookup", "editing", 1, 0.0, 2, ["editing-03"])
     'lookup/editing/b1/t0/r2/editing-03'
@@ -63,10 +63,10 @@ class Answer:
     """One answer: the model's reply to one turn of one conversation.
 
     request            its id in the unit's records
-    seed               of its sampling
+    seed               seed of its sampling
     num_prompt_tokens  the conversation up to the answer, in tokens
     tokens             emitted token ids
-    finished           why it ended, as in `outrider.batch.FinishReason`; None if unknown
+    finished           reason that it ended, as in `outrider.batch.FinishReason`; None if unknown
     ttft_s             from submission to its first token; None if unknown
     latency_s          from submission to its last token; None if unknown
     first_burst        tokens that came with the first one; used where there are no step records
@@ -92,7 +92,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class UnitResult:
-    """What one unit gave.
+    """Result of one unit.
 
     unit           see `unit_id`
     engine         "outrider", an external baseline such as "transformers", or one of `outrider.results.rows.SERVING`
@@ -100,9 +100,9 @@ class UnitResult:
     batch          slots of the engine
     repeat         counts from 0
     conversations  ids of the group, in order
-    answers        of all turns
+    answers        answers of all turns
     steps          records, in order; empty for an external engine
-    counters       of a serving engine, over the unit; None where it has none, or others used it at the same time
+    counters       growth of a serving engine's counters over the unit; None where it has none, or others used it too
     wall_s         the whole unit: prefill, decoding, tokenising; loading and warm-up excluded
     state          "cold" if a proposer that learns was reset before, "warm" if not
     forced_length  end-of-text tokens were ignored
@@ -175,14 +175,14 @@ class UnitResult:
         return _covered_s(spans) if all(answer.start_s is not None for answer in self.answers) else None
 
     def to_json(self) -> str:
-        """One line, without the newline; seconds of records to the nanosecond."""
+        """Return one line, without the newline; seconds of records to the nanosecond."""
         plain = to_plain({item.name: getattr(self, item.name) for item in fields(self) if item.name not in _RECORDS})
         plain |= {name: [event_of(record) for record in getattr(self, name)] for name in _RECORDS}
         return json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, line: str) -> "UnitResult":
-        """The unit of a line.
+        """Return the unit of a line.
 
         Raises:
             RunError: if the line is damaged, cut off, or of another version.
@@ -208,7 +208,7 @@ class _Span(NamedTuple):
 
 
 def _covered_s(spans: Sequence[_Span]) -> float:
-    """Seconds that lie in at least one span."""
+    """Return the seconds that lie in at least one span."""
     covered, reached = 0.0, 0.0
     for span in sorted(spans):
         covered += max(0.0, span.end - max(span.start, reached))

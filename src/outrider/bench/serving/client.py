@@ -55,7 +55,7 @@ class CompletionRequest:
     ignore_eos: bool
 
     def body(self, model: str) -> dict[str, Any]:
-        """As the server is asked."""
+        """Return the JSON body of the request."""
         ending = {"ignore_eos": True} if self.ignore_eos else {"stop_token_ids": sorted(self.ends)}
         return {
             "model": model,
@@ -75,7 +75,7 @@ class CompletionRequest:
 
 @dataclass(kw_only=True)
 class Reply:
-    """What arrived, and when: seconds of `perf_counter`."""
+    """An answer as it arrived; times are seconds of `perf_counter`."""
 
     start: float
     tokens: list[int] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Client:
 
     Args:
         url: up to and with /v1.
-        stall_s: how long the server may say nothing.
+        stall_s: seconds that the server may be silent.
         metrics: addresses of Prometheus pages whose counters are added; by default the server's own.
     """
 

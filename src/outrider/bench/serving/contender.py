@@ -33,7 +33,7 @@ DYING_TRIES, DYING_WAIT_S = 10, 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """What a client must know of the target: its tokenizer, tokens that end a text, and a prompt to warm up with."""
+    """The target as a client needs it: tokenizer, tokens that end a text, and a prompt to warm up with."""
 
     tokenizer: Any
     vocab_size: int
@@ -48,7 +48,7 @@ class ServedContender(Contender):
     Args:
         model: its name at the server; None for the only one.
         metrics: addresses of Prometheus pages, as `Client` takes them.
-        stall_s: how long the server may say nothing.
+        stall_s: seconds that the server may be silent.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class ServedContender(Contender):
         self._run(self._settled())
 
     def close(self) -> None:
-        """The server goes on, for the next batch size."""
+        """Close nothing: the server goes on, for the next batch size."""
 
     def leave(self) -> None:
         if self._loop is not None:
@@ -109,7 +109,7 @@ class ServedContender(Contender):
                 self.service.stop()
 
     def reset(self) -> None:
-        """It keeps nothing between requests that would change how fast later ones are."""
+        """Reset nothing: no state between requests changes how fast later ones are."""
 
     def measure(self, cell: Cell, group: Group, rules: Rules) -> UnitResult:
         before = self._run(self.client.counters())
@@ -137,7 +137,7 @@ class ServedContender(Contender):
             raise RunError(f"{label}: {what}; what is finished is kept, and the same command goes on there") from error
 
     def _death(self) -> str | None:
-        """How the server died, if it did: an answer may break off a little before that is seen."""
+        """Return how the server died, if it did: an answer may break off a little before that is seen."""
         for _ in range(DYING_TRIES):
             if died := self.service.failure():
                 return died
@@ -215,7 +215,7 @@ class ServedContender(Contender):
             await asyncio.sleep(COUNTING_WAIT_S)
 
     async def _counted(self, before: Counters, num_tokens: int) -> Counters | None:
-        """How far the counters grew; a server may write down its last step a little later than it is seen."""
+        """Return how far the counters grew; a server may write down its last step a little later than it is seen."""
         for _ in range(COUNTING_TRIES):
             now = await self.client.counters()
             grown = None if now is None else now - before

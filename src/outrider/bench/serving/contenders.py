@@ -1,4 +1,4 @@
-"""Which servers take part in a benchmark, from its settings.
+"""The serving contenders of a benchmark, from its settings.
 
     engines = ["vllm"]            a server of our own for plain decoding and for each method, one after the other, or
                                   all at the same time and in turns (`together`)
@@ -56,12 +56,12 @@ def serving_contenders(
     tell: Callable[[str], None],
     vllm: Vllm | None,
 ) -> ServingContenders:
-    """The serving contenders of a run.
+    """Return the serving contenders of a run.
 
     Args:
         max_len: tokens of the longest text.
-        directory: of the run; exports and logs go there.
-        tell: told what takes long.
+        directory: the run's directory, for exports and logs.
+        tell: called with what takes long.
         vllm: its environment, if it takes part.
 
     Raises:
@@ -172,7 +172,8 @@ class _Servers:
 
 
 def serve_flags(own: Mapping[str, str | None], given: Sequence[str]) -> list[str]:
-    """Flags of a server: ours, and those given as `name=value` or `name`, which replace ours of the same name.
+    """Return the flags of a server: ours, and those given as `name=value` or `name`, which replace ours of the same
+    name.
 
     >>> serve_flags({"dtype": "bfloat16", "no-cache": None}, ["cache", "dtype=float32"])
     ['--cache', '--dtype', 'float32']

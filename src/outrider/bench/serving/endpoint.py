@@ -14,7 +14,7 @@ UNNAMED = "served"
 
 
 class Endpoint(NamedTuple):
-    """What its row is called, and its address up to and with /v1."""
+    """Label of its row, and its address up to and with /v1."""
 
     label: str
     url: str

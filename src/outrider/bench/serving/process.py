@@ -37,8 +37,8 @@ class ServerProcess:
     """Runs from construction to `stop`.
 
     Args:
-        log: what it writes to standard output and standard error is appended here.
-        grace_s: how long it may take to end when asked.
+        log: file that its standard output and standard error are appended to.
+        grace_s: seconds from SIGTERM to SIGKILL.
 
     Raises:
         RunError: if the log cannot be written.
@@ -79,7 +79,7 @@ class ServerProcess:
         self.stop()
 
     def failure(self) -> str | None:
-        """How it ended and its last words; None while it runs."""
+        """Return how it ended and its last words; None while it runs."""
         if self._guard.poll() is None:
             return None
         if self._status is None:
@@ -117,7 +117,8 @@ class ServerProcess:
 
 
 def last_words(log: Path, begin: int = 0) -> str:
-    """What a log most likely says went wrong: its last error that does not point to another one, else the last line."""
+    """Return what a log most likely says went wrong: its last error that does not point to another one, else the last
+    line."""
     try:
         with log.open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""Where an answer comes from: a server that we start, or one that already runs.
+"""Servers that answer: one that we start, or one that already runs.
 
 Example: `service.start()` gives "http://127.0.0.1:41873/v1" when the server is healthy; `service.failure()` says how
 it died, if it has; `service.stop()` leaves nothing running that we started.
@@ -36,7 +36,7 @@ class Service(ABC):
 
     @abstractmethod
     def failure(self) -> str | None:
-        """How it died, as the end of "the server ..."; None while it runs, or where nobody can know."""
+        """Return how it died, as the end of "the server ..."; None while it runs or where that is unknown."""
 
     @abstractmethod
     def stop(self) -> None:
@@ -48,13 +48,13 @@ class Launched(Service):
     """A server of our own.
 
     Args:
-        label: what it serves, for messages.
-        command: for a host and a port.
+        label: name of the served method, for messages.
+        command: function from a host and a port to the command line.
         environment: variables of its process.
-        log: where its output goes.
-        timeout_s: how long it may take to become healthy.
-        grace_s: how long it may take to end when asked.
-        tell: told what takes long.
+        log: file for its output.
+        timeout_s: seconds until it must be healthy.
+        grace_s: seconds from SIGTERM to SIGKILL.
+        tell: called with what takes long.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Remote(Service):
         return None
 
     def stop(self) -> None:
-        """It is not ours to stop."""
+        """Stop nothing: the server belongs to someone else."""
 
 
 def _is_healthy(address: str) -> bool:

@@ -48,12 +48,12 @@ class Plane:
 
 
 def has_batches(report: Report) -> bool:
-    """Whether there is a method to draw: measured at three batch sizes or more."""
+    """Return whether there is a method to draw: one measured at three batch sizes or more."""
     return any(len(curve.rows) > 2 for curve in _drawn(report, None))
 
 
 def batch_chart(report: Report, *, temperature: float | None = None, hardware: str | None = None) -> str:
-    """The SVG of one temperature, by default the first.
+    """Return the SVG of one temperature, by default the first.
 
     Raises:
         RunError: if no method was measured at several batch sizes.
@@ -164,7 +164,7 @@ def _path(batches: Sequence[int], values: Sequence[float], plane: Plane) -> str:
 
 
 def _names(curves: Sequence[Curve], plane: Plane) -> Iterator[str]:
-    """Each method's name at the end of its line, moved down where two would overlap."""
+    """Draw each method's name at the end of its line, moved down where two would overlap."""
     free = float(TOP)
     for place, curve in sorted(enumerate(curves), key=lambda pair: -pair[1].points[-1]):
         y = max(free, plane.y(curve.points[-1]) + 4)

@@ -82,7 +82,7 @@ class Bar:
 
 
 def speedups(report: Report, batch: int | None = None, temperature: float | None = None) -> list[Row]:
-    """Our rows with a speedup at one batch size and temperature, by default those of the first such row.
+    """Return our rows with a speedup at one batch size and temperature, by default those of the first such row.
 
     Raises:
         RunError: if there is none; says what there is.
@@ -100,10 +100,10 @@ def speedups(report: Report, batch: int | None = None, temperature: float | None
 def chart(
     report: Report, *, batch: int | None = None, temperature: float | None = None, hardware: str | None = None
 ) -> str:
-    """The SVG of one batch size and temperature.
+    """Return the SVG of one batch size and temperature.
 
     Args:
-        hardware: what it ran on, for the footnote; None says the report's device.
+        hardware: machine for the footnote; None takes the report's device.
 
     Raises:
         RunError: as `speedups`.
@@ -164,7 +164,7 @@ def _axis(scale: Scale, bottom: float) -> Iterator[str]:
 
 
 def _plot(bars: Sequence[Bar], scale: Scale) -> tuple[list[str], float]:
-    """The bars by category, and where they end."""
+    """Return the bars by category, and where they end."""
     parts: list[str] = []
     y = float(TOP)
     for category, members in groupby(bars, key=lambda bar: bar.category):
@@ -212,7 +212,7 @@ def _footnote(report: Report, rows: Sequence[Row], hardware: str | None) -> str:
 
 
 def described(hardware: Hardware) -> str:
-    """The machine in words: the GPUs, or the processor and its usable cores."""
+    """Return the machine in words: the GPUs, or the processor and its usable cores."""
     if hardware.gpus:
         kinds = dict.fromkeys(hardware.gpus)
         return ", ".join(f"{hardware.gpus.count(kind)} x {kind}" for kind in kinds)

@@ -1,4 +1,4 @@
-"""What the shipped heads learnt: tau on held-out texts against training tokens, as a picture and a table.
+"""Training curves of the shipped heads: tau on held-out texts against training tokens, as a picture and a table.
 
 Both are made from the `training.json` that every trained checkpoint carries (`outrider.train.card`).
 
@@ -39,7 +39,7 @@ class Head:
 
 
 def read_heads(directory: Path) -> list[Head]:
-    """The heads of a target, those with the highest tau first."""
+    """Return the heads of a target, those with the highest tau first."""
     found = [
         Head(path.parent.name, read_json(path), sum(file.stat().st_size for file in path.parent.glob(WEIGHTS)))
         for path in sorted(directory.glob(f"*/{TRAINING}"))
@@ -66,7 +66,7 @@ COLUMNS: tuple[Column[Head], ...] = (
 
 
 def curve_chart(heads: Sequence[Head], target: str) -> str:
-    """The SVG."""
+    """Return the SVG of all heads' curves."""
     most_x = max(x for head in heads for x, _ in head.curve)
     most_y = max(y for head in heads for _, y in head.curve) * 1.05
     title = f"Tau on held-out texts by training tokens, {target}"

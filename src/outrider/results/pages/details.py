@@ -1,4 +1,4 @@
-"""Why each cell of a run came out as it did: acceptance, what a step cost, and what follows from both.
+"""An explanation of each cell of a run: acceptance, the cost of a step, and what follows from both.
 
 One line per cell that speculated. Costs are in plain steps, so that a line can be added up:
 

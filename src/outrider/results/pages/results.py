@@ -27,7 +27,7 @@ VERDICTS = ("exact", "ties", "unverified", "violated")
 
 
 def tables(report: Report, hardware: str | None = None) -> str:
-    """The run as Markdown: a table, external baselines, memory, and where the numbers come from."""
+    """Return the run as Markdown: a table, external baselines, memory, and where the numbers come from."""
     ours, external = our_rows(report), _externals(report)
     served = [f"{markdown_text(sheet.title)}:\n\n{sheet.markdown}" for sheet in serving_sheets(report.rows)]
     parts = [_table(ours) if ours else "", *served, _external(external), _memory(ours)]
@@ -36,19 +36,19 @@ def tables(report: Report, hardware: str | None = None) -> str:
 
 
 def short_tables(report: Report, hardware: str | None = None) -> str:
-    """The table, external baselines and the machine, for a page that says elsewhere where the rest is."""
+    """Return the table, external baselines and the machine, for a page that says elsewhere where the rest is."""
     ours = our_rows(report)
     parts = [_table(ours), _external(_externals(report)), _origin(replace(report, notes=()), ours, hardware)]
     return "\n\n".join(part for part in parts if part)
 
 
 def our_rows(report: Report) -> list[Row]:
-    """What our own engine did."""
+    """Return the rows of our own engine."""
     return [row for row in report.rows if row.engine == "outrider"]
 
 
 def _externals(report: Report) -> list[Row]:
-    """Baselines that run beside our engine, category by category."""
+    """Return the baselines that run beside our engine, category by category."""
     return [row for row in report.rows if row.engine not in ("outrider", *SERVING) and row.category != "all"]
 
 

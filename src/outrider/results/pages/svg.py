@@ -16,24 +16,24 @@ CHARACTER = 0.58
 
 
 def escaped(value: str) -> str:
-    """Text as XML takes it: markup and quotes escaped, control and other forbidden characters left out."""
+    """Return the text as XML takes it: markup and quotes escaped, control and other forbidden characters left out."""
     allowed = (c for c in value if c in "\t\n" or (ord(c) >= 32 and not 0xD800 <= ord(c) <= 0xDFFF))
     return escape("".join(c for c in allowed if c not in "\ufffe\uffff"), quote=True)
 
 
 def element(name: str, *children: str, **attributes: str | float) -> str:
-    """An element with escaped attributes (`_` in a name stands for `-`); children are markup, or `escaped` text."""
+    """Return an element; `_` in an attribute's name stands for `-`, and children are markup or `escaped` text."""
     head = "".join(f' {key.replace("_", "-")}="{_value(value)}"' for key, value in attributes.items())
     return f"<{name}{head}>{''.join(children)}</{name}>" if children else f"<{name}{head}/>"
 
 
 def label(x: float, y: float, value: str, size: float, **attributes: str) -> str:
-    """A line of text."""
+    """Return a line of text."""
     return element("text", escaped(value), x=x, y=y, font_size=size, **attributes)
 
 
 def picture(parts: Iterable[str], width: float, height: str, ink: str) -> str:
-    """A whole file of these elements, a line each; the first two are its `title` and `desc`."""
+    """Return a whole file of these elements, a line each; the first two are its `title` and `desc`."""
     return element(
         "svg",
         *(f"\n{part}" for part in parts),
@@ -48,12 +48,12 @@ def picture(parts: Iterable[str], width: float, height: str, ink: str) -> str:
 
 
 def text_width(value: str, size: float) -> float:
-    """Pixels that a line of text takes at most, roughly."""
+    """Return the pixels that a line of text takes at most, roughly."""
     return len(value) * size * CHARACTER
 
 
 def wrapped(value: str, width: float, size: float) -> list[str]:
-    """The text in lines of at most `width` pixels."""
+    """Return the text in lines of at most `width` pixels."""
     return textwrap.wrap(value, max(1, int(width / (size * CHARACTER))))
 
 

@@ -28,7 +28,7 @@ COLOURS = f"{WINS}: faster, {LOSES}: slower, by more than chance"
 
 
 class _Fit(NamedTuple):
-    """Which columns are shown, and how wide each is; without widths the table does not fit."""
+    """The columns that are shown, and their widths; without widths the table does not fit."""
 
     places: Sequence[int]
     widths: Sequence[int]
