@@ -1,5 +1,6 @@
 """The judge calls a planted token a violation and a near-tie a tie, and says where."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,8 +36,7 @@ SAMPLINGS = [
 
 def plain_answer(target: Target, sampling: SamplingParams, length: int = 12) -> list[int]:
     engine = Engine(target, load_proposer("none", target))
-    settings: dict[str, Any] = {"sampling": sampling, "max_new_tokens": length, "ignore_eos": True}
-    return list(engine.generate([PROMPT], **settings)[0].tokens)
+    return list(engine.generate([PROMPT], replace(sampling, max_tokens=length, ignore_eos=True))[0].tokens)
 
 
 def twin_target(gap: float, dtype: torch.dtype = torch.float64) -> tuple[NativeTarget, int, int]:
