@@ -55,6 +55,7 @@ class Running:
         running = cls(request, slot, text, list(request.prompt))
         for event in request.outbox.events:
             running.tokens += event.tokens
+            # the text stream is rebuilt by pushing the same tokens again; its pieces were already emitted
             for index, token in enumerate(event.tokens):
                 text.push(token, drafted=index < event.num_accepted)
         return running
@@ -156,6 +157,7 @@ class Batch:
                 finished = self._reason_to_stop(running, token)
             if finished is not None:
                 break
+        # the rest of the text may complete a stop string that the last token left open
         if finished is not None and not running.text.stopped:
             pieces += running.text.flush()
             if running.text.stopped and finished != "eos":
@@ -171,6 +173,7 @@ class Batch:
 
     def _reason_to_stop(self, running: Running, token: int) -> FinishReason | None:
         params = running.request.params
+        # an end-of-text token wins over a stop string that it completes
         if token in self.eos_ids and not params.ignore_eos:
             return "eos"
         if running.text.stopped or token in params.stop_token_ids:

@@ -9,11 +9,10 @@ is overwritten by the next step.
     length 5, rows written to 5 6 7 8 (root, a, b, a's child)     accepted path: a, a's child = rows 1, 3
     commit moves position 8 to 7; the length becomes 8 (root, a, a's child)
 
-Keys may be stored transposed, [L, C, H, D, S], so that the scores of many positions are sums over whole vectors. Only
-the kernels see this; everything else sees a view [L, C, H, S, D].
+Keys may be stored transposed, [L, C, H, D, S], so that kernels can add whole vectors of scores; everything else sees a
+view [L, C, H, S, D].
 
-Shapes: L layers, C slots, H key/value heads, S positions (capacity + tail + 1, or a little more), D head size, B rows
-of the call.
+Shapes: L layers, C slots, H key/value heads, S positions (capacity + tail + 1, or a little more), D head size.
 """
 
 from collections.abc import Sequence
@@ -54,6 +53,7 @@ class CachePlan:
     @property
     def stored_positions(self) -> int:
         """S: the positions with memory."""
+        # rounded up to whole vectors, then to an odd number of them
         multiple = -(-self.num_positions // TRANSPOSED)
         return TRANSPOSED * (multiple + 1 - multiple % 2) if self.transposed_keys else self.num_positions
 
@@ -96,6 +96,7 @@ class KVCache:
         """Commit the root and the rows of each slot's accepted path, in path order."""
         for slot, path in zip(slots, paths, strict=True):
             start = self.lengths[slot] + 1
+            # row k + 1 of a path that follows the draft's order is where it belongs: a chain moves nothing
             moved = [(start + k, self.lengths[slot] + row) for k, row in enumerate(path) if row != k + 1]
             if moved:
                 to, source = (torch.tensor(side, device=self.device) for side in zip(*moved, strict=True))

@@ -88,7 +88,7 @@ def merge(trees: Sequence[Tree], max_nodes: int) -> Tree:
         merged: list[int] = []
         for token, parent in zip(tree.tokens, tree.parents, strict=True):
             above = -1 if parent < 0 else merged[parent]
-            node = index.get((above, token), -2)
+            node = index.get((above, token), -2)  # -2: dropped, and with it every node below
             if node == -2 and above != -2 and len(tokens) < max_nodes:
                 node = index[above, token] = len(tokens)
                 tokens.append(token)
@@ -127,7 +127,7 @@ class Draft:
         num_nodes = tuple(len(tree.tokens) for tree in trees)
         is_chain = all(parent == node - 1 for tree in trees for node, parent in enumerate(tree.parents))
         draft = cls(num_nodes, 1 + max(num_nodes, default=0), is_chain, torch.device(device), probs_BMV)
-        draft.__dict__["trees"] = list(trees)
+        draft.__dict__["trees"] = list(trees)  # fills the cached property; the tensors are made on demand
         return draft
 
     @classmethod
@@ -174,6 +174,7 @@ class Draft:
         draft = cls.of_tensors(tokens_BN, parents_BN, num_nodes, is_chain=True)
         if min(num_nodes, default=width) == width:
             return draft
+        # padding must look as in the properties: token 0, parent -1
         real_BN = draft.real_rows_BM()[:, 1:]
         return cls.of_tensors(tokens_BN * real_BN, parents_BN.where(real_BN, -1), num_nodes, is_chain=True)
 
@@ -243,6 +244,7 @@ class Draft:
 
     def _closure_BMM(self) -> Tensor:
         slots, rows = self.num_slots, self.num_rows
+        # (I + A)^(2^k) covers paths of up to 2^k edges, so k squarings suffice for 2^k >= rows - 1
         step_BMM = torch.eye(rows, dtype=torch.float32, device=self.device).repeat(slots, 1, 1)
         step_BMM[:, 1:].scatter_(2, (self.parents_BN + 1)[:, :, None], 1.0)
         for _ in range((rows - 1).bit_length()):

@@ -148,7 +148,7 @@ def _acceptance_per_pos(drafted: Sequence[SlotStep]) -> tuple[float, ...]:
 
 
 def _conditional(joint: Sequence[float]) -> tuple[float, ...]:
-    before = (1.0, *joint[:-1])
+    before = (1.0, *joint[:-1])  # P(depth k | depth k - 1) = P(depth k) / P(depth k - 1)
     return tuple(after / reached if reached > 0 else 0.0 for after, reached in zip(joint, before, strict=False))
 
 

@@ -145,7 +145,7 @@ def place_real_rows(cache: KVCache, slots: Sequence[int], draft: Draft) -> Place
     lengths = cache.lengths_of(slots)
     starts_B = np.array(lengths, dtype=np.int64)
     limit = max(lengths) + draft.num_rows
-    if draft.is_chain and len(set(draft.num_nodes)) == 1:  # rows see what lies before them
+    if draft.is_chain and len(set(draft.num_nodes)) == 1:  # equal chains are a causal chunk: no mask
         positions_BM = torch.from_numpy(starts_B[:, None] + np.arange(draft.num_rows))
         return Placement(
             slots_B=torch.from_numpy(np.array(slots, dtype=np.int64)),
@@ -159,6 +159,7 @@ def place_real_rows(cache: KVCache, slots: Sequence[int], draft: Draft) -> Place
     depths = [depth for tree in draft.trees for depth in [0, *tree.depths()]]
     places_R, rows_R = np.array(rows, dtype=np.int64).T
     mask_RT = np.concatenate([_visible_MT(tree, draft.num_rows) for tree in draft.trees])
+    # drafts of different sizes have no rectangle: every row becomes a batch row of its own
     shape = (len(slots), draft.num_rows) if len(set(draft.num_nodes)) == 1 else (len(rows), 1)
     at_B = places_R if shape[1] == 1 else np.arange(len(slots))
     return Placement(
@@ -231,7 +232,7 @@ def _visible_MT(tree: Tree, width: int) -> np.ndarray:
     """Return which rows of its tree each row sees, bool [M, T], with `width` columns."""
     seen_MT = np.zeros((len(tree.tokens) + 1, width), dtype=bool)
     seen_MT[0, 0] = True
-    for node, parent in enumerate(tree.parents):
+    for node, parent in enumerate(tree.parents):  # parents come first, so their rows are complete
         seen_MT[node + 1] = seen_MT[parent + 1]
         seen_MT[node + 1, node + 1] = True
     return seen_MT

@@ -73,7 +73,7 @@ class SamplingParams:
         taken |= {name: whole(name, getattr(self, name), RequestError) for name in ("top_k", "seed", "max_tokens")}
         taken |= {"stop": _stops(self.stop), "stop_token_ids": _token_ids(self.stop_token_ids)}
         taken |= {"ignore_eos": flag("ignore_eos", self.ignore_eos, RequestError)}
-        for name, value in taken.items():
+        for name, value in taken.items():  # frozen, so normalised values are set past the dataclass
             object.__setattr__(self, name, value)
         if not (self.temperature == 0 or 0.01 <= self.temperature <= 100):
             raise RequestError(f"temperature={self.temperature} must be 0 (greedy) or between 0.01 and 100")
@@ -137,6 +137,7 @@ def transform(logits_RV: Tensor, sampling: SamplingParams) -> Tensor:
     if sampling.top_p < 1:
         logits_RV = _keep_top_p(logits_RV, sampling.top_p)
     if sampling.min_p > 0:
+        # the softmax after top-p: both sides of the comparison are renormalised alike
         probs_RV = logits_RV.softmax(-1)
         floor_R1 = sampling.min_p * probs_RV.amax(-1, keepdim=True)
         logits_RV = logits_RV.masked_fill(probs_RV < floor_R1, -torch.inf)
@@ -156,7 +157,7 @@ def _cut(logits_RV: Tensor, probs_RV: Tensor, top_p: float) -> Tensor:
     sorted_RV = probs_RV.gather(-1, order_RV)
     mass_before_RV = sorted_RV.cumsum(-1) - sorted_RV
     cut_RV = mass_before_RV >= top_p
-    cut_RV[:, 0] = False
+    cut_RV[:, 0] = False  # the most probable token stays, even with a top_p that rounds to nothing
     return torch.zeros_like(cut_RV).scatter_(-1, order_RV, cut_RV)
 
 
@@ -194,6 +195,7 @@ def choose(
         stream: the use of the seed.
         draw: a number that tells independent draws at the same positions apart.
     """
+    # one pass over the logits for all rows with the same law
     groups: dict[tuple[float, int, float, float], list[int]] = {}
     for row, sampling in enumerate(samplings):
         groups.setdefault(sampling.law, []).append(row)

@@ -134,7 +134,7 @@ def _coupled_at_once(draft: Draft, given: VerifyInput) -> list[AcceptedPath]:
         return coupled_chains(draft, given)
     logits_RV = as_tensor(given.logits_BMV).flatten(0, 1)
     counts = [count + 1 for count in draft.num_nodes]
-    if len(draft.real_rows) < logits_RV.shape[0]:
+    if len(draft.real_rows) < logits_RV.shape[0]:  # padding rows need no choice
         logits_RV = logits_RV[draft.real_rows]
     row_samplings = [sampling for sampling, count in zip(given.samplings, counts, strict=True) for _ in range(count)]
     choices_R = choose(logits_RV, _next_positions_R(draft, given), row_samplings)
@@ -163,6 +163,7 @@ def coupled_chains(draft: Draft, given: VerifyInput) -> list[AcceptedPath]:
     right_BN = choices_BM[:, :-1] == draft.tokens_BN
     if min(draft.num_nodes) < M - 1:
         right_BN &= draft.real_rows_BM()[:, 1:]
+    # the running product is 1 up to the first miss, so its sum is the accepted length
     counts_B1 = right_BN.long().cumprod(1).sum(1, keepdim=True)
     rows = torch.cat([choices_BM, draft.tokens_BN, counts_B1], dim=1).tolist()
     draft.tell_tokens([row[M:-1] for row in rows])
@@ -236,6 +237,7 @@ def reject_tree(tree: Tree, p_MV: Tensor, q_MV: Tensor | None, position: int, ch
     children = tree.children()
     path: list[int] = []
     while True:
+        # after a rejection p_V is the residual; a new row starts again from the target's distribution
         row = path[-1] if path else 0
         p_V = p_MV[row]
         q_V = None if q_MV is None else q_MV[row]

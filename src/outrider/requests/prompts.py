@@ -72,7 +72,7 @@ def _listed(value: Any, name: str) -> str | list[Any]:
         raise RequestError(f"{name} is a single {type(found).__name__}; {remedy}")
     if not isinstance(found, Iterable) or isinstance(found, Set):
         raise RequestError(f"{name} is {shown(value)}; {KINDS}")
-    items = list(found)
+    items = list(found)  # an iterator is read once, here
     return items if _are_plain(items) else [native(item) for item in items]
 
 
@@ -98,7 +98,7 @@ def _message(message: Any, name: str) -> dict[str, Any]:
     if not isinstance(role, str) or not role:
         raise RequestError(f"{name} has the role {shown(role)}; give a string such as 'user'")
     check_text(role, f"the role of {name}")
-    if content is None and message.get("tool_calls"):
+    if content is None and message.get("tool_calls"):  # an assistant's call of a tool has no text
         return {key: value for key, value in message.items() if key != "content"}
     if isinstance(content, list | tuple):
         content = "".join(_part(part, name) for part in content)
