@@ -21,7 +21,7 @@ Worked example: two micro-batches with 3 and 1 texts and loss sums 6 and 4: the 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, final
@@ -33,38 +33,18 @@ from torch.optim import AdamW
 from outrider.errors import RunError
 from outrider.formats.token_ranking import write_ranking
 from outrider.records.files import replacing_directory, writing
-from outrider.target import Target
 from outrider.train.batch import Batch
 from outrider.train.checkpoints import Progressed, load_checkpoint, newest, save_checkpoint
 from outrider.train.config import TrainConfig
 from outrider.train.evaluate import Counts, HeldOut, RealTau, decode, summary
 from outrider.train.features import Source
 from outrider.train.objective import Objective
+from outrider.train.plan import TrainPlan
 from outrider.train.run_log import RunLog
-from outrider.train.schedule import Micro, Schedule, generator, learning_rate
+from outrider.train.schedule import Micro, generator, learning_rate
 from outrider.train.signals import Stop
 
-__all__ = ["Progress", "Task", "Trainer", "adamw"]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Task:
-    """What is trained, on what, and what it is measured on.
-
-    schedule      of the training texts
-    micros        packed rows of the held-out texts
-    prompts       of held-out texts, for decoding; empty if that is not wanted
-    ranking_N     the tokens that the target wrote, most frequent first; None if that is not known
-    """
-
-    objective: Objective
-    target: Target
-    train: Source
-    held_out: Source
-    schedule: Schedule
-    micros: tuple[Micro, ...]
-    prompts: list[list[int]]
-    ranking_N: Tensor | None = None
+__all__ = ["Progress", "Trainer", "adamw"]
 
 
 class Progress(NamedTuple):
@@ -100,22 +80,21 @@ class Trainer:
 
     def __init__(
         self,
-        task: Task,
-        config: TrainConfig,
+        plan: TrainPlan,
         directory: Path,
         accelerator: Any,
         *,
         listen: Callable[[Progress], None] = lambda progress: None,
         stop: Stop | None = None,
     ) -> None:
-        self.task = task
-        self.config = config
+        self.plan = plan
+        self.config = plan.setup.config
         self.directory = directory
         self.accelerator = accelerator
         self.listen = listen
         self.stop = stop or Stop()
         self.device: torch.device = accelerator.device
-        self.optimizer = adamw(task.objective, config)
+        self.optimizer = adamw(plan.objective, self.config)
         self.progressed = Progressed()
         self.held_out: HeldOut | None = None
         self.decoded: RealTau | None = None
@@ -124,7 +103,7 @@ class Trainer:
 
     @property
     def num_steps(self) -> int:
-        return len(self.task.schedule.steps)
+        return len(self.plan.schedule.steps)
 
     @property
     def checkpoints(self) -> Path:
@@ -133,7 +112,7 @@ class Trainer:
     def resume(self) -> None:
         """Go on from the newest good checkpoint, if there is one."""
         if path := newest(self.checkpoints):
-            self.progressed = load_checkpoint(path, self.task.objective.module, self.optimizer)
+            self.progressed = load_checkpoint(path, self.plan.objective.module, self.optimizer)
 
     def run(self) -> bool:
         """Train to the end, or until asked to stop; whether the end was reached.
@@ -168,7 +147,7 @@ class Trainer:
         rate = learning_rate(number, self.num_steps, self.config)
         norm = self._update(sums, number, rate)
         spent = perf_counter() - start
-        step = self.task.schedule.steps[number]
+        step = self.plan.schedule.steps[number]
         self.progressed = replace(
             before,
             step=number + 1,
@@ -185,14 +164,14 @@ class Trainer:
 
     def _gradients(self, number: int) -> _Sums:
         """Backward over the micro-batches of a step; gradients are left as sums over the texts of all processes."""
-        objective, micros = self.task.objective, self.task.schedule.steps[number].micros
+        objective, micros = self.plan.objective, self.plan.schedule.steps[number].micros
         objective.module.train()
         totals_3 = torch.zeros(3, dtype=torch.float64, device=self.device)
         for place in range(self.accelerator.process_index, len(micros), self.accelerator.num_processes):
             draws = generator(self.config.seed, "draw", number, place)
             torch.manual_seed(draws.initial_seed())  # dropout draws from the global generator
             with self._autocast():
-                outcome = objective(self._batch(self.task.train, micros[place]), draws)
+                outcome = objective(self._batch(self.plan.train, micros[place]), draws)
             if outcome.num_texts:
                 outcome.loss.backward()  # type: ignore[no-untyped-call]
             totals_3[0] += outcome.loss.detach()
@@ -253,22 +232,22 @@ class Trainer:
 
     def _evaluate(self) -> HeldOut:
         """Held-out texts, shared among the processes."""
-        objective, micros = self.task.objective, self.task.micros
+        objective, micros = self.plan.objective, self.plan.micros
         objective.module.eval()
         counts = Counts.zero(objective.num_depths, self.device)
         with torch.no_grad(), self._autocast():
             for place in range(self.accelerator.process_index, len(micros), self.accelerator.num_processes):
                 draws = generator(self.config.seed, "held out", place)
-                counts.add(objective(self._batch(self.task.held_out, micros[place]), draws))
+                counts.add(objective(self._batch(self.plan.held_out, micros[place]), draws))
         if self.accelerator.num_processes > 1:
             counts = Counts(*(self.accelerator.reduce(part, "sum") for part in (counts.table_4K, counts.totals_3)))
         return summary(counts)
 
     def _decode(self) -> RealTau | None:
-        self.task.objective.module.eval()
+        self.plan.objective.module.eval()
         with torch.no_grad():
-            task, limit = self.task, self.config.real_tau_tokens
-            return decode(task.objective, task.target, task.prompts, limit, task.ranking_N)
+            plan, limit = self.plan, self.config.real_tau_tokens
+            return decode(plan.objective, plan.setup.target, plan.prompts, limit, plan.ranking_N)
 
     def _keep_best(self, found: HeldOut) -> None:
         if found.tau > self.progressed.best_tau:
@@ -279,12 +258,11 @@ class Trainer:
     def _export(self, name: str) -> None:
         path = self.directory / name
         with writing(path), replacing_directory(path) as part:
-            self.task.objective.save(part, getattr(torch, self.config.save_dtype))
-            if self.task.ranking_N is not None:
-                write_ranking(part, self.task.ranking_N, self.task.target)
+            self.plan.objective.save(part, getattr(torch, self.config.save_dtype))
+            write_ranking(part, self.plan.ranking_N, self.plan.setup.target)
 
     def _tell(self, epoch: int, loss: float | None, rate: float) -> None:
-        now, total = self.progressed, self.task.schedule.num_tokens
+        now, total = self.progressed, self.plan.schedule.num_tokens
         if self.accelerator.is_main_process:
             mean_rate = now.num_tokens / now.seconds
             left = (total - now.num_tokens) / mean_rate
@@ -302,7 +280,7 @@ class Trainer:
         due = stop or step == self.num_steps or step % self.config.checkpoint_every == 0
         if self.accelerator.is_main_process and (due or minutes >= self.config.checkpoint_minutes):
             save_checkpoint(
-                self.checkpoints, self.task.objective.module, self.optimizer, self.progressed, self.config.keep
+                self.checkpoints, self.plan.objective.module, self.optimizer, self.progressed, self.config.keep
             )
             self._saved_at = perf_counter()
 
@@ -310,7 +288,7 @@ class Trainer:
         return source.batch(micro, self.config.row_length, self.device)
 
     def _parameters(self) -> list[Tensor]:
-        return list(_trainable(self.task.objective))
+        return list(_trainable(self.plan.objective))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
