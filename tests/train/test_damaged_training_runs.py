@@ -12,13 +12,15 @@ from safetensors.torch import load_file, save_file
 from toys import play, setup, small
 from writing import tiny_identity, word_generator
 
+from outrider.cli.train import TrainMethod
+from outrider.data.config import SynthesisConfig
 from outrider.data.identity import Identity
 from outrider.data.shards import Dataset
-from outrider.data.synthesis import SynthesisConfig, synthesize
+from outrider.data.synthesis import synthesize
 from outrider.errors import ConfigError, RunError
 from outrider.train.card import write_card
 from outrider.train.checkpoints import newest
-from outrider.train.record import checked_options, checked_settings, read_record
+from outrider.train.record import checked_settings, read_record
 from outrider.train.run_log import curve, evaluations
 
 
@@ -104,20 +106,21 @@ def test_an_edited_record_is_named(change: Callable[[Any], object], says: str, r
 
 
 OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"data": "x"}, "options.data is 'x'"),
-    ({"data": [3]}, r"options.data\[0\] is 3"),
-    ({"threads": "two"}, "options.threads is 'two'"),
-    ({"heldout_fraction": 3}, "options.heldout_fraction is 3"),
-    ({"features": "hot"}, "options.features is 'hot'"),
+    ({"data": "x"}, "TrainMethod.data is 'x'"),
+    ({"data": [3]}, r"TrainMethod.data\[0\] is 3"),
+    ({"threads": "two"}, "TrainMethod.threads is 'two'"),
+    ({"threads": 0}, "threads=0 must be at least 1"),
+    ({"heldout_fraction": 3}, "heldout_fraction=3.0 must be at least 0 and below 1"),
+    ({"features": "hot"}, "TrainMethod.features is 'hot'"),
 ]
 
 
 @pytest.mark.parametrize(("changes", "says"), OPTIONS)
 def test_an_edited_option_is_named(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
     good: dict[str, Any] = {"data": ["d"], "target": "t", "dtype": "float32", "features": "live"}
-    checked_options(good, tmp_path)
-    with pytest.raises(RunError, match=rf"config\.json: {says}"):
-        checked_options({**good, **changes}, tmp_path)
+    assert checked_settings(TrainMethod, {"options": good}, "options", tmp_path).data == (Path("d"),)
+    with pytest.raises(RunError, match=rf"config\.json, 'options': {says}"):
+        checked_settings(TrainMethod, {"options": {**good, **changes}}, "options", tmp_path)
 
 
 STATES: list[Callable[[dict[str, Any]], object]] = [

@@ -10,10 +10,11 @@ from server import FakeServer, serving
 from writing import files_of, tiny_identity
 
 import outrider
+from outrider.data.config import SynthesisConfig
 from outrider.data.endpoint import ServerConfig, ServerGenerator
 from outrider.data.generator import EngineGenerator, Job, Written
 from outrider.data.identity import Identity
-from outrider.data.synthesis import SynthesisConfig, synthesize
+from outrider.data.synthesis import synthesize
 from outrider.errors import ConfigError, EndpointError, RunError
 from outrider.sampling import SamplingParams
 from outrider.targets import load_target

@@ -13,7 +13,8 @@ from toys import play, setup, small
 from writing import files_of, tiny_identity, word_generator
 
 from outrider.cli import main
-from outrider.data.synthesis import SynthesisConfig, synthesize
+from outrider.data.config import SynthesisConfig
+from outrider.data.synthesis import synthesize
 from outrider.export.exported import Export, export_checkpoint, export_into
 from outrider.testing.directory import write_tiny_model
 from outrider.train.objectives.medusa import MedusaObjective, MedusaObjectiveConfig

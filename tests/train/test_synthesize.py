@@ -8,10 +8,11 @@ import pytest
 from writing import files_of, tiny_identity, word_generator, words
 
 import outrider
+from outrider.data.config import SynthesisConfig
 from outrider.data.generator import EngineGenerator, Job, Listener, TextGenerator, Written
 from outrider.data.identity import Identity
 from outrider.data.shards import Dataset
-from outrider.data.synthesis import Progress, Result, SynthesisConfig, synthesize
+from outrider.data.synthesis import Progress, Result, synthesize
 from outrider.data.workloads import load_category
 from outrider.errors import ConfigError, RunError
 from outrider.requests.text import encode

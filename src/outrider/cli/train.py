@@ -6,8 +6,8 @@ A method's own settings are the fields of its objective's `Config`; they stand b
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
@@ -52,6 +52,14 @@ class TrainMethod:
     """CPU threads; by default PyTorch's own number."""
     trust_remote_code: bool = False
     """Run Python code that comes with the target and its draft models; read it first."""
+
+    def __post_init__(self) -> None:
+        from outrider.errors import ConfigError
+
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads={self.threads} must be at least 1")
+        if self.heldout_fraction is not None and not 0 <= self.heldout_fraction < 1:
+            raise ConfigError(f"heldout_fraction={self.heldout_fraction} must be at least 0 and below 1")
 
     def run(self) -> None:
         from outrider.errors import ConfigError
@@ -158,67 +166,48 @@ def _objective(name: str) -> Any:
 
 
 def _resumed(command: Any, record: Mapping[str, Any], directory: Path) -> Any:
-    """The command that started the run.
+    """Return the command that started the run.
 
     Raises:
         ConfigError: for a setting that was given and differs.
         RunError: for a record that is damaged.
     """
     from outrider.errors import ConfigError
-    from outrider.train.record import checked_options, checked_settings
+    from outrider.train.record import checked_settings
 
     if type(command).__name__ != record["method"]:
         raise ConfigError(f"that run trains {record['method']}; resume it with outrider train {record['method']}")
-    names = [one.name for one in fields(TrainMethod) if one.name in record["options"] and one.name not in OWN]
-    checked_options(record["options"], directory)
-    own = TrainMethod(**{name: getattr(command, name) for name in names})
-    changes = asdict(_merged(own, record["options"]))
-    parts = {
-        "settings": _merged(command.settings, checked_settings(type(command.settings), record, "settings", directory)),
-        "loop": _merged(command.loop, checked_settings(type(command.loop), record, "train", directory)),
-    }
-    return replace(command, **{name: changes[name] for name in names}, **parts)
+    own = TrainMethod(**{one.name: getattr(command, one.name) for one in fields(TrainMethod)})
+    changes = {}
+    for given, part in ((own, "options"), (command.settings, "settings"), (command.loop, "train")):
+        stored = checked_settings(type(given), record, part, directory)
+        changes[part] = _merged(given, stored, record[part].keys() - set(OWN))
+    options = {one.name: getattr(changes["options"], one.name) for one in fields(TrainMethod)}
+    return replace(command, settings=changes["settings"], loop=changes["train"], **options)
 
 
-def _merged(given: Any, stored: Mapping[str, Any]) -> Any:
+def _merged(given: Any, stored: Any, names: Set[str]) -> Any:
+    """Return settings with the stored values under these names."""
     from outrider.errors import ConfigError
     from outrider.train.record import plain
 
-    values = {}
-    for one in fields(given):
-        value = getattr(given, one.name)
-        default = one.default_factory() if one.default_factory is not MISSING else one.default
-        if one.name in stored and plain(value) != stored[one.name]:
-            if value != default:
-                raise ConfigError(
-                    f"the run was started with {one.name}={stored[one.name]}, not {value}; leave the option out, "
-                    "or start a new run"
-                )
-            value = _typed(one.name, stored[one.name])
-        values[one.name] = value
-    return type(given)(**values)
-
-
-def _typed(name: str, value: Any) -> Any:
-    """What JSON has no type for: tuples and paths."""
-    if name == "data":
-        return tuple(Path(one) for one in value)
-    if name == "feature_dir" and value is not None:
-        return Path(value)
-    return tuple(value) if isinstance(value, list) else value
+    changes, default = {}, type(given)()
+    for name in (one.name for one in fields(given) if one.name in names):
+        kept, value = getattr(stored, name), getattr(given, name)
+        if value not in (kept, getattr(default, name)):
+            raise ConfigError(
+                f"the run was started with {name}={plain(kept)}, not {value}; leave the option out, or start a new run"
+            )
+        changes[name] = kept
+    return replace(given, **changes)
 
 
 def _set_threads(threads: int | None) -> None:
     import torch
 
-    from outrider.errors import ConfigError
-
-    if threads is None:
-        return
-    if threads < 1:
-        raise ConfigError(f"threads={threads} must be at least 1")
-    os.environ["OUTRIDER_NUM_THREADS"] = str(threads)
-    torch.set_num_threads(threads)
+    if threads is not None:
+        os.environ["OUTRIDER_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
 
 
 def _new_directory(name: str) -> Path:

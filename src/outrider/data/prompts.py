@@ -30,9 +30,7 @@ from outrider.data.seed_phrases import SeedPhrase, UserTurn, draw, special_ids, 
 from outrider.errors import ConfigError
 from outrider.sampling import SamplingParams
 
-__all__ = ["SELF", "FilePrompts", "FollowUp", "Prompt", "Prompts", "SelfWritten"]
-
-SELF = "magpie"
+__all__ = ["FilePrompts", "FollowUp", "Prompt", "Prompts", "SelfWritten"]
 
 
 @dataclass(frozen=True, kw_only=True)

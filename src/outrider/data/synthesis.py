@@ -16,7 +16,6 @@ Example:
     synthesize(config, Path("data/smollm2"), identity, author).totals.num_learnt_tokens
 """
 
-import dataclasses
 import os.path
 from collections import Counter
 from collections.abc import Callable
@@ -25,96 +24,27 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, final
 
+from outrider.data.config import SELF, SynthesisConfig
 from outrider.data.conversations import AnswerRules, ConversationWriter, GrowingConversation
 from outrider.data.directory import DataDirectory, Shard, Totals
 from outrider.data.filters import PromptFilter, benchmark_prompts
 from outrider.data.generator import TextGenerator
 from outrider.data.hub import HUB_PREFIX
 from outrider.data.identity import Identity
-from outrider.data.prompts import SELF, FilePrompts, Prompt, Prompts, SelfWritten
+from outrider.data.prompts import FilePrompts, Prompt, Prompts, SelfWritten
 from outrider.data.seed_phrases import read_seed_phrases, user_turn
 from outrider.data.workloads import CATEGORIES, load_category, workload_hash
 from outrider.errors import ConfigError, RunError
 from outrider.records.codec import to_plain
 from outrider.records.provenance import collect_manifest
 
-__all__ = ["Progress", "Result", "SynthesisConfig", "synthesize"]
+__all__ = ["Progress", "Result", "synthesize"]
 
 DEFAULT_NUM_PROMPTS = 1000
 ROUND = 512
 """At most this many prompts are drawn at a time."""
 PATIENCE = 512
 """Prompts in a row without one that is kept, after which the source is given up."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SynthesisConfig:
-    """What to write."""
-
-    source: str = SELF
-    """magpie (the target writes the prompts), a JSONL file, or hub:NAME:SPLIT:FIELD."""
-    num_prompts: int | None = None
-    """Conversations to end with; by default the whole file, and 1000 where the target writes the prompts."""
-    num_tokens: int | None = None
-    """Stop when the target has written this many tokens."""
-    turns: int | None = None
-    """At most this many turns of a conversation; by default all of a file's, and 1 where the target writes them."""
-    system: str | None = None
-    """The system message; by default the chat template decides, as in the benchmark."""
-    temperatures: tuple[float, ...] = (0.0, 0.7, 1.0)
-    """Of the answers, in rotation; 0 is greedy."""
-    top_p: float = 1.0
-    """Of the answers."""
-    prompt_temperatures: tuple[float, ...] = (0.6, 0.8, 0.9)
-    """Of prompts that the target writes."""
-    prompt_top_p: float = 0.9
-    """Of prompts that the target writes."""
-    seed_phrases: Path | None = None
-    """First words of prompts that the target writes, one a line, in place of ours; for other languages, say."""
-    max_turn_tokens: int = 384
-    """Longest prompt that the target may write."""
-    max_prompt_tokens: int = 1024
-    """Longest conversation that is answered, chat template included."""
-    max_new_tokens: int = 512
-    """Longest answer; one that is cut here is kept, without an end."""
-    shard_size: int = 512
-    """Conversations of a shard. What an interruption can cost."""
-    heldout_fraction: float = 0.05
-    """Part of the prompts that training shall not see, by their hash; recorded, and the default of training."""
-    seed: int = 0
-    """Of all sampling."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_prompts", "num_tokens", "turns", "max_new_tokens", "shard_size"):
-            value = getattr(self, name)
-            self._check(name, value is None or value >= 1, "at least 1")
-        for name in ("max_turn_tokens", "max_prompt_tokens"):
-            self._check(name, getattr(self, name) >= 8, "at least 8")
-        for name in ("temperatures", "prompt_temperatures"):
-            fits = all(value == 0 or 0.01 <= value <= 100 for value in getattr(self, name))
-            self._check(name, bool(getattr(self, name)) and fits, "0 or between 0.01 and 100, at least one of them")
-        for name in ("top_p", "prompt_top_p"):
-            self._check(name, 0 < getattr(self, name) <= 1, "above 0 and at most 1")
-        self._check("heldout_fraction", 0 <= self.heldout_fraction < 1, "at least 0 and below 1")
-        self._check("shard_size", self.shard_size <= 65536, "at most 65536")
-        self._check("seed", 0 <= self.seed < 2**62, "at least 0 and below 2^62")
-
-    def _check(self, name: str, fits: bool, wanted: str) -> None:
-        if not fits:
-            raise ConfigError(f"{name}={getattr(self, name)} must be {wanted}")
-
-    @property
-    def max_len(self) -> int:
-        """The longest text in tokens."""
-        return self.max_prompt_tokens + self.max_new_tokens
-
-    def kept(self) -> dict[str, Any]:
-        """What a later call must have in common to go on: all but how much is wanted."""
-        plain = {
-            "openings" if name == "seed_phrases" else name: value for name, value in dataclasses.asdict(self).items()
-        }
-        plain["openings"] = None if self.seed_phrases is None else str(self.seed_phrases)
-        return {name: value for name, value in plain.items() if name not in ("num_prompts", "num_tokens")}
 
 
 @dataclass(frozen=True, kw_only=True)

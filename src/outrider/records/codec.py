@@ -18,6 +18,7 @@ import math
 import re
 import types
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from outrider.errors import RunError, on_one_line
@@ -136,6 +137,8 @@ def _build_scalar(kind: Any, value: Any, where: str) -> Any:
     if kind is int:
         fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INT
         return _checked(fits, value, where, "a whole number")
+    if kind is Path:
+        return Path(_build_scalar(str, value, where))
     if kind is str:
         fits = isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
         return _checked(fits, value, where, "a string")

@@ -13,19 +13,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from outrider.errors import ConfigError, RunError, on_one_line
 from outrider.records.codec import from_plain
 from outrider.records.files import write_text
-from outrider.records.json_fields import Fields, read_json
+from outrider.records.json_fields import read_json
 
-__all__ = ["RECORD", "SCHEMA", "adopt", "checked_options", "checked_settings", "plain", "read_record"]
+__all__ = ["RECORD", "SCHEMA", "adopt", "checked_settings", "plain", "read_record"]
 
 RECORD = "config.json"
 SCHEMA = "outrider.train/1"
 FREE = ("options", "provenance")
 REMEDY = "restore that file, or start a new run"
+
+T = TypeVar("T")
 
 
 def adopt(directory: Path, record: Mapping[str, Any], resume: bool) -> None:
@@ -66,35 +68,16 @@ def read_record(directory: Path) -> dict[str, Any]:
     return record.plain()
 
 
-def checked_options(options: Mapping[str, Any], directory: Path) -> None:
-    """Check the types of a record's `options`.
-
-    Raises:
-        RunError: naming the option that is damaged.
-    """
-    known = Fields(options, str(directory / RECORD), RunError, REMEDY, "options.")
-    known.texts("data")
-    known.text("target")
-    known.text("dtype")
-    known.number("heldout_fraction", None, low=0.0, high=1.0)
-    known.text("features", choices=("live", "cached"))
-    known.text("feature_dir", None)
-    known.text("device", None)
-    known.integer("threads", None, low=1)
-
-
-def checked_settings(kind: type[Any], record: Mapping[str, Any], part: str, directory: Path) -> Mapping[str, Any]:
-    """Return the part of a record that holds the settings `kind`, once they are known to be such settings.
+def checked_settings(kind: type[T], record: Mapping[str, Any], part: str, directory: Path) -> T:
+    """Rebuild the settings `kind` from a part of a record.
 
     Raises:
         RunError: naming the setting that is damaged.
     """
     try:
-        from_plain(kind, record[part])
+        return from_plain(kind, record[part])
     except (RunError, ConfigError) as error:
         raise RunError(f"{directory / RECORD}, '{part}': {str(error).partition(';')[0]}; {REMEDY}") from error
-    found: Mapping[str, Any] = record[part]
-    return found
 
 
 def plain(value: Any) -> Any:
