@@ -69,7 +69,7 @@ def test_turns_are_limited_and_the_rest_follows_in_order(tmp_path: Path) -> None
 
 def test_a_hub_column_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"prompt": "a"}, {"turns": ["b", "c"]}, {"messages": SAID}]
-    monkeypatch.setattr("outrider.data.hub.hub_fields", lambda place: iter(rows))
+    monkeypatch.setattr("outrider.data.prompt_rows.hub_fields", lambda place: iter(rows))
     found = FilePrompts("hub:some/data:train:prompt").take(0, 9, quiet)
     assert [one.turns for one in found] == [("a",), ("b", "c"), ("a", "b")]
     with pytest.raises(ConfigError, match="must be hub:name:split:field"):

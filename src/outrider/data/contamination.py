@@ -36,12 +36,12 @@ WORD = re.compile(r"[^\W_]+")
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """How many evaluation texts share an n-gram with training texts.
+    """Evaluation texts that share an n-gram with training texts.
 
     num_judged  evaluation texts that are long enough
-    indices     of the texts that overlap
-    length      of the runs of words that were compared
-    share       of the judged texts; None where none was
+    indices     numbers of the texts that overlap
+    length      words of the runs that were compared
+    share       overlapping part of the judged texts; None where none was judged
     """
 
     num_texts: int
@@ -64,7 +64,7 @@ def words_of(text: str) -> list[str]:
 
 
 def overlap(evaluation: Sequence[str], training: Iterable[str], *, length: int = NGRAM) -> Overlap:
-    """Which evaluation texts share a run of `length` words with any training text.
+    """Find the evaluation texts that share a run of `length` words with any training text.
 
     Raises:
         ConfigError: if `length` is below 5.
@@ -101,7 +101,7 @@ class Sought:
         self._sought = _runs_sought(evaluation, length)
 
     def indices_in(self, text: str) -> set[int]:
-        """Which evaluation texts overlap with this training text."""
+        """Return the evaluation texts that overlap with this training text."""
         words, found = words_of(text), set[int]()
         for run, owners in self._sought.items():
             for words_in_a_row in _runs(words, run) & owners.keys():
@@ -110,7 +110,7 @@ class Sought:
 
 
 def _runs_sought(evaluation: Sequence[str], length: int) -> dict[int, dict[Run, list[int]]]:
-    """By length of the run: each run and the texts it stands in."""
+    """Return each run and the texts it stands in, by length of the run."""
     sought: dict[int, dict[Run, list[int]]] = {}
     for index, text in enumerate(evaluation):
         words = words_of(text)
@@ -144,7 +144,7 @@ def _words_in(texts: Texts, tokenizer: Any) -> Any:
 
 
 def recorded_contamination(checkpoint: Path) -> Mapping[str, Any] | None:
-    """What training wrote down beside a checkpoint."""
+    """Return the contamination that training recorded beside a checkpoint, if any."""
     path = checkpoint / TRAINING
     found = read_json(path).get("overlap") if path.is_file() else None
     return found if isinstance(found, dict) else None

@@ -35,7 +35,7 @@ __all__ = ["AnswerRules", "ConversationWriter", "GrowingConversation", "Turn", "
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerRules:
-    """How answers are written.
+    """Settings of the answers.
 
     temperatures        taken in rotation, by the prompt's number
     max_prompt_tokens   longest conversation that is answered, rendered
@@ -71,7 +71,7 @@ class GrowingConversation:
 
     @property
     def texts(self) -> list[Text]:
-        """What is trained on."""
+        """Texts to train on."""
         number = prompt_hash(self.prompt.turns[0])
         return [Text(text.tokens, text.learn, number) for text in pieces(self.turns)]
 
@@ -92,7 +92,7 @@ class GrowingConversation:
 
 
 def pieces(turns: Sequence[Turn]) -> list[Text]:
-    """The texts of a conversation, their hash 0."""
+    """Return the texts of a conversation, their hash 0."""
     texts: list[Text] = []
     for prompt, answer in turns:
         before = texts[-1] if texts else Text((), (), 0)
@@ -127,7 +127,7 @@ class ConversationWriter:
         self._tokenizer, self._rules = tokenizer, rules
 
     def judge(self, prompt: Prompt) -> str | None:
-        """Why a prompt is not answered; remembers it if it is."""
+        """Return why a prompt is not answered; remember a prompt that is."""
         if prompt.fault is not None:
             return prompt.fault
         text, prompt_filter = prompt.turns[0], self._filter
@@ -148,7 +148,7 @@ class ConversationWriter:
         return fault
 
     def answer(self, prompts: Sequence[Prompt], dropped: Counter[str], listen: Listener) -> list[GrowingConversation]:
-        """Conversations of these prompts, as many as come to at least one answer."""
+        """Return the conversations of these prompts that got at least one answer."""
         conversations = [
             GrowingConversation(prompt, Dialogue(_conversation(prompt.turns, prompt.system))) for prompt in prompts
         ]
@@ -169,7 +169,7 @@ class ConversationWriter:
     def _follow(
         self, conversations: Sequence[GrowingConversation], turn: int, dropped: Counter[str]
     ) -> list[GrowingConversation]:
-        """Those whose user says something more that is worth an answer."""
+        """Return the conversations that continue with a further turn of the user."""
         found = self._prompts.follow(
             [(conversation.prompt, conversation.dialogue) for conversation in conversations], turn
         )
@@ -209,7 +209,7 @@ class ConversationWriter:
             _take(conversation, job, one, self._tokenizer)
 
     def _fault(self, one: Written) -> str | None:
-        """Why an answer is not kept."""
+        """Return why an answer is not kept, or None."""
         if one.finished == "lost":
             return "answer: token ids unknown"
         if len(one.tokens) < 2:
@@ -219,7 +219,7 @@ class ConversationWriter:
 
 
 def _open(conversation: GrowingConversation) -> bool:
-    """Whether the conversation may go on."""
+    """Return whether the conversation may go on."""
     return not conversation.answers or conversation.answers[-1]["finished"] == "end"
 
 

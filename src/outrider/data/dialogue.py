@@ -20,7 +20,7 @@ __all__ = ["Dialogue", "Rules", "answer_seed", "longest_text"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """How answers are written: the limits and seeds that all contenders share.
+    """Limits and seeds of the answers, shared by all contenders.
 
     max_new_tokens  caps each conversation's own limit, if given
     max_len         longest text in tokens, prompt and answer
@@ -44,7 +44,7 @@ class Rules:
 
 
 def answer_seed(seed: int, conversation: str, turn: int, repeat: int) -> int:
-    """Another seed for each answer and repeat, and the same one for every method."""
+    """Return another seed for each answer and repeat, the same for every method."""
     digest = hashlib.sha256(f"{seed} {conversation} {turn} {repeat}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 2
 
@@ -74,7 +74,7 @@ class Dialogue:
 
 
 def longest_text(conversation: Conversation, tokenizer: Any, rules: Rules) -> int:
-    """An upper bound on the tokens of the whole conversation, its answers as long as they may be."""
+    """Return an upper bound on the tokens of the whole conversation, its answers at their limits."""
     dialogue = Dialogue(conversation)
     for turn in range(len(conversation.turns)):
         prompt = dialogue.ask(turn, tokenizer)

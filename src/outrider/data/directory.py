@@ -41,10 +41,10 @@ COUNTS = ("num_prompts", "num_texts", "num_tokens", "num_learnt_tokens", "num_cu
 class Shard:
     """The content of one shard.
 
-    texts      as they are trained on
+    texts      token ids and loss masks to train on
     records    one JSON object per conversation
-    position   where in the source the next shard starts
-    dropped    how many prompts were left out, by reason
+    position   place in the source at which the next shard starts
+    dropped    numbers of prompts that were left out, by reason
     num_cut    answers that ended at the limit
     """
 
@@ -132,7 +132,7 @@ class DataDirectory:
         )
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """The conversations of all finished shards, in order.
+        """Yield the conversations of all finished shards, in order.
 
         Raises:
             RunError: if a list of conversations is missing or does not fit its shard.
@@ -201,7 +201,7 @@ class DataDirectory:
 
 
 def _header(path: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What a shard says about itself, once the shard is known to be what it says.
+    """Return the header of a shard, once the shard is known to match it.
 
     Raises:
         RunError: if it was damaged or changed, or another target wrote it.
@@ -220,7 +220,7 @@ def _header(path: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _record(line: bytes, where: str) -> dict[str, Any]:
-    """One conversation: its messages, the user's among them."""
+    """Return one conversation, once it is known to hold messages of the user."""
     record = parse_json(line, where, RunError, DELETE)
     roles = [message.text("role") for message in record.sections("messages") if message.text("content") is not None]
     if "user" not in roles:

@@ -48,14 +48,14 @@ NO_VOCABULARY: Final = 2**31
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """Where the server is and how it is used.
+    """Address and limits of a server.
 
     url           up to and with /v1
-    model         its name there; None for the only one that it serves
+    model         name of the target there; None for the only one that it serves
     concurrency   requests at a time
-    num_retries   how often a request that failed is sent again
-    backoff_s     the first wait; each further one is twice as long
-    timeout_s     of one request
+    num_retries   further attempts after a request that failed
+    backoff_s     first wait before an attempt, in seconds; each further one is twice as long
+    timeout_s     limit of one request, in seconds
     """
 
     url: str

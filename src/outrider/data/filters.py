@@ -1,20 +1,18 @@
-"""Which prompts are worth an answer: filters that know no language.
+"""Filters of prompts: rules that hold in every language.
 
-    length        fewer than 3 or more than the allowed number of tokens
-    unprintable   control characters, unassigned ones, or bytes that were no character
-    not text      fewer than 4 letters or digits, or less than 2 in 5 characters one
-    repetitive    less than 3 in 5 of its runs of 3 tokens are distinct (texts of 24 tokens and more)
+    length        fewer than 3 tokens or more than allowed
+    unprintable   control characters, unassigned ones, or invalid bytes
+    not text      fewer than 4 letters or digits, or less than 2 in 5 characters
+    repetitive    less than 3 in 5 of its runs of 3 tokens are distinct (24 tokens and more)
     duplicate     the words of an earlier prompt, whatever the case, spacing and punctuation
-    near duplicate  it shares most of its runs of 5 characters with an earlier prompt
-    overlap       it shares a run of 13 words with a prompt of the benchmark (`outrider.data.contamination`)
+    near duplicate  most of its runs of 5 characters are those of an earlier prompt
+    overlap       a run of 13 words of a prompt of the benchmark (`outrider.data.contamination`)
 
-Near duplicates are found with MinHash (Broder 1997): of a text's runs, 32 hash functions each keep the smallest value,
-and two texts agree in one of these with probability J, the share of runs that they have in common. The values are
-compared in 8 bands of 4; one equal band counts. So texts are taken for near duplicates with probability
-1 - (1 - J^4)^8: 0.06 at J = 0.3, 0.40 at 0.5, 0.89 at 0.7, 0.99 at 0.8. The memory is 8 numbers per kept prompt.
+Near duplicates are found with MinHash (Broder 1997): 32 hash functions each keep the smallest value of a text's runs,
+and two texts agree in one of these with probability J, the share of runs in common. The values are compared in 8 bands
+of 4; one equal band counts. So the probability is 1 - (1 - J^4)^8: 0.06 at J = 0.3, 0.40 at 0.5, 0.99 at 0.8.
 
-A prompt that a user chose is only checked for length, for earlier equal ones, and for overlap; what the target wrote
-itself is checked for everything.
+A user's prompt is checked for length, duplicates and overlap only; what the target wrote is checked for everything.
 
 Example: `PromptFilter(max_tokens=256, evaluation={}).fault("Why?", [12])` is "length".
 """
@@ -42,7 +40,7 @@ NO_CHARACTER = {"Cc", "Cs", "Co", "Cn"}
 
 @cache
 def benchmark_prompts() -> Mapping[str, Sought]:
-    """Every user message of our own prompts, by category, ready to be looked for."""
+    """Return every user message of the benchmark by category, prepared for the search."""
     return {name: Sought([turn for one in load_category(name) for turn in one.turns]) for name in CATEGORIES}
 
 
@@ -72,7 +70,7 @@ class PromptFilter:
         self._bands -= _bands(prompt)
 
     def fault(self, prompt: str, tokens: Sequence[int]) -> str | None:
-        """Why a prompt that the target wrote is left out, or None if it is good."""
+        """Return why a prompt that the target wrote is left out, or None if it is good."""
         return (
             self.wrong_form(prompt, tokens)
             or self.seen(prompt)
@@ -81,7 +79,7 @@ class PromptFilter:
         )
 
     def wrong_form(self, prompt: str, tokens: Sequence[int]) -> str | None:
-        """What is wrong with the text by itself."""
+        """Return what is wrong with the text by itself, or None."""
         if not MIN_TOKENS <= len(tokens) <= self.max_tokens:
             return "length"
         if not is_printable(prompt):
@@ -91,11 +89,11 @@ class PromptFilter:
         return "repetitive" if is_repetitive(tokens) else None
 
     def seen(self, prompt: str) -> str | None:
-        """Whether an equal prompt was kept."""
+        """Return whether an equal prompt was kept."""
         return "duplicate" if prompt_hash(prompt) in self._hashes else None
 
     def overlaps(self, text: str) -> str | None:
-        """Which category of the benchmark the text overlaps with."""
+        """Return the category of the benchmark that the text overlaps with, or None."""
         found = (name for name, sought in self._sought.items() if sought.indices_in(text))
         return next((f"overlap with {name}" for name in found), None)
 
@@ -130,7 +128,7 @@ def is_repetitive(tokens: Sequence[int]) -> bool:
 
 
 def _bands(text: str) -> set[tuple[int, bytes]]:
-    """The MinHash of a text, in bands: (number, 8 bytes)."""
+    """Return the MinHash of a text in bands: (number, 8 bytes)."""
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     shingles = {plain[start : start + SHINGLE] for start in range(max(1, len(plain) - SHINGLE + 1))}
     digests = (hashlib.blake2b(shingle.encode("utf-8", "replace"), digest_size=8).digest() for shingle in shingles)
@@ -140,7 +138,7 @@ def _bands(text: str) -> set[tuple[int, bytes]]:
 
 
 def _constants() -> tuple["np.ndarray[tuple[int], np.dtype[np.uint64]]", "np.ndarray[tuple[int], np.dtype[np.uint64]]"]:
-    """Odd multipliers and addends, the same in every process and version."""
+    """Return odd multipliers and addends, the same in every process and version."""
     drawn = b"".join(hashlib.sha256(f"minhash {number}".encode()).digest()[:16] for number in range(BANDS * ROWS))
     words = np.frombuffer(drawn, dtype=np.uint64)
     return words[::2] | np.uint64(1), words[1::2].copy()

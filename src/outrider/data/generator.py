@@ -1,4 +1,4 @@
-"""The seam between what is asked and who writes: our own engine, or a server.
+"""The seam behind which texts are written: by our own engine, or by a server.
 
 A generator continues token sequences. It writes the answers, and the user turns that the target makes up itself. Every
 job carries its own seed, so that what it gets does not depend on what else is written at the same time.
@@ -20,7 +20,7 @@ from outrider.target import Target
 __all__ = ["EngineGenerator", "Job", "Listener", "TextGenerator", "Written"]
 
 Listener = Callable[[int, int], None]
-"""Told how many jobs ended and how many tokens were written since it was last called."""
+"""A callback: jobs that ended, and tokens written, since the last call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Job:
 
 
 class Written(NamedTuple):
-    """What was written: token ids with the one that ended the text, and why it ended.
+    """The written token ids, with the one that ended the text, and the reason of its end.
 
     "end" is an end-of-text token, "stop" one of the job's own ends, "length" a limit; "lost" says that the generator
     could not give the token ids that the target wrote.
@@ -51,27 +51,26 @@ class Written(NamedTuple):
 
 
 class TextGenerator(ABC):
-    """Whoever continues texts as the target would."""
+    """A writer that continues texts as the target would."""
 
     @abstractmethod
     def write(self, jobs: Sequence[Job], listen: Listener = lambda jobs, tokens: None) -> list[Written]:
-        """The continuations, in the order of the jobs.
+        """Return the continuations, in the order of the jobs.
 
         Raises:
             OutriderError: if a job cannot be written, and trying again does not help.
         """
 
     def close(self) -> None:  # noqa: B027  most generators hold nothing
-        """Let go of connections."""
+        """Close connections."""
 
 
 @final
 class EngineGenerator(TextGenerator):
-    """Writes with our own engine: as many jobs at a time as it has slots, the next one as soon as a slot is free.
+    """A generator on our own engine, as many jobs at a time as it has slots.
 
     Args:
         method: the proposer; the text does not depend on it.
-        settings: of the proposer.
 
     Raises:
         CapacityError: if the batch does not fit in memory.

@@ -1,4 +1,4 @@
-"""Who writes: the target's name, fingerprint, tokenizer and limits, with or without its weights in memory.
+"""The target that signs a data set: its name, fingerprint, tokenizer and limits, with or without its weights.
 
 Where a server does the writing, the target is needed here only for its tokenizer and to sign the data, so of its
 weights nothing but the embedding is read.
@@ -37,7 +37,7 @@ class Identity:
 
     @classmethod
     def of(cls, target: Target) -> Self:
-        """Of a target in memory.
+        """Identify a target in memory.
 
         Raises:
             ConfigError: if it has no tokenizer.
@@ -58,7 +58,7 @@ class Identity:
 
     @classmethod
     def from_files(cls, name: str, dtype: str, trust_remote_code: bool = False) -> Self:
-        """Of a directory, hub id or `smollm2-135m`, reading its embedding as `dtype`.
+        """Identify a directory, hub id or `smollm2-135m`; read its embedding as `dtype`.
 
         Raises:
             CheckpointError: if it cannot be found or read.
@@ -82,7 +82,7 @@ class Identity:
         )
 
     def plain(self) -> dict[str, Any]:
-        """For the manifest."""
+        """Return the entry of the manifest."""
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,

@@ -19,10 +19,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, final
 
-from outrider.data.prompt_rows import PromptRow
 from outrider.errors import ConfigError, on_one_line
 
-__all__ = ["PromptText", "is_beside_a_request", "read_prompt"]
+__all__ = ["PromptRow", "PromptText", "is_beside_a_request", "read_prompt"]
 
 DIALOGUE_KEYS: Final = ("messages", "conversations", "conversation", "turns")
 TEXT_KEYS: Final = ("prompt", "question", "instruction", "query", "problem", "text", "inputs", "data")
@@ -65,10 +64,18 @@ LABEL_WORDS: Final = """
 """Words that say that a key is about a prompt and not part of it."""
 
 
+class PromptRow(NamedTuple):
+    """One row: its place, for messages; its number, a line's or an array's, from 1; its keys and values."""
+
+    where: str
+    number: int
+    fields: Mapping[str, Any]
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class PromptText:
-    """What a row asks.
+    """The request of a row.
 
     Attributes:
         turns: the user's messages; empty if there is a fault.
@@ -121,7 +128,7 @@ def is_beside_a_request(key: str) -> bool:
 
 
 def _request_key(row: PromptRow) -> str:
-    """The key of the request: the first known one that is not empty, or the first one at all."""
+    """Return the key of the request: the first known one that is not empty, or the first one at all."""
     present = [key for key in (*REQUEST_KEYS, "input") if key in row.fields]
     filled = [key for key in present if not _is_empty(row.fields[key])]
     if not present:
@@ -135,7 +142,7 @@ def _request_key(row: PromptRow) -> str:
 
 
 def _request(row: PromptRow, key: str) -> _Said:
-    """The request under `key`, its material added to the first of its messages."""
+    """Return the request under `key`, its material added to the first of its messages."""
     said = _dialogue(row, key, row.fields[key])
     material = [
         text
@@ -150,7 +157,7 @@ def _request(row: PromptRow, key: str) -> _Said:
 
 
 def _stands_in(text: str, turn: str) -> bool:
-    """Whether a turn holds a text already: a long one anywhere, a short one as lines of its own."""
+    """Return whether a turn holds a text already: a long one anywhere, a short one as lines of its own."""
     wanted = text.strip()
     return wanted in turn if len(wanted) >= LONG else f"\n{wanted}\n" in f"\n{turn.strip()}\n"
 
@@ -196,7 +203,7 @@ def _hear(row: PromptRow, message: Any, said: _Said, speaker: str | None) -> Non
 
 
 def _content(row: PromptRow, message: Mapping[str, Any]) -> str:
-    """The text of a message; the texts of a list of parts are joined by newlines."""
+    """Return the text of a message; join the texts of a list of parts by newlines."""
     value = next((message[name] for name in ("content", "value") if name in message), message.get("text"))
     if value is None:
         return ""
@@ -212,7 +219,7 @@ def _content(row: PromptRow, message: Mapping[str, Any]) -> str:
 
 
 def _history(row: PromptRow, key: str) -> list[str]:
-    """The user's part of earlier exchanges: pairs of question and answer, or messages."""
+    """Return the user's part of earlier exchanges: pairs of question and answer, or messages."""
     value = row.fields[key]
     if isinstance(value, list) and all(isinstance(one, list) and len(one) == 2 for one in value):
         if all(isinstance(asked, str) for asked, _ in value):
@@ -227,7 +234,7 @@ def _history(row: PromptRow, key: str) -> list[str]:
 
 
 def _material(row: PromptRow, key: str) -> str:
-    """The text of a passage, or of several, a blank line between them."""
+    """Return the text of a passage, or of several, a blank line between them."""
     value, texts = row.fields[key], []
     for one in value if isinstance(value, list) else [value]:
         if isinstance(one, Mapping) and isinstance(one.get("title", ""), str):
@@ -257,7 +264,7 @@ def _system(row: PromptRow, said: list[str]) -> str | None:
 
 
 def _asked(turns: list[str]) -> list[str]:
-    """The turns without empty ones at the end."""
+    """Return the turns without empty ones at the end."""
     while turns and not turns[-1].strip():
         turns.pop()
     if any(not turn.strip() for turn in turns):
@@ -287,7 +294,7 @@ def _check_other_keys(row: PromptRow, key: str, turns: tuple[str, ...]) -> None:
 
 
 def _is_known(row: PromptRow, name: str, turns: tuple[str, ...]) -> bool:
-    """Whether a further request holds nothing that is not asked: the same text, a part, or the row with its answer."""
+    """Return whether a further request adds nothing: the same text, a part of it, or the row with its answer."""
     further = _dialogue(row, name, row.fields[name]).turns
     if all(any(_stands_in(text, turn) for turn in turns) for text in further):
         return True

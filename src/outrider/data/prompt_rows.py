@@ -1,7 +1,12 @@
-"""Rows of prompt files: JSON lines, a JSON array, or one JSON object, plain or compressed by gzip.
+"""Rows of prompts: JSON lines, a JSON array or one JSON object, plain or compressed by gzip, and data sets of the hub.
+
+    hub:openai/gsm8k@main:test:question      name, optional @configuration, split, field; needs `outrider[datasets]`
 
 Lines are read as they are needed, so a file may be larger than memory; an array is read whole. Every error names the
 file and the line, or the row of an array. Only a newline ends a line: JSON text may hold the other line separators.
+
+The field of a data set holds a text, a list of texts, which are the turns of a conversation, or a list of messages;
+columns that hold the rest of a prompt, such as "input" beside "instruction", are read with it.
 
 A key that stands twice in one object is refused, because readers differ in which value they take.
 
@@ -9,16 +14,19 @@ Example: `next(read_prompt_rows(Path("p.jsonl")))` is `PromptRow("p.jsonl:1", 1,
 """
 
 import gzip
+import importlib.util
 import json
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, cast
 
+from outrider.data.prompt_layouts import PromptRow, is_beside_a_request
 from outrider.errors import ConfigError
 
-__all__ = ["PromptRow", "read_prompt_rows"]
+__all__ = ["HUB_PREFIX", "HubPlace", "hub_fields", "parse_hub", "prompt_rows", "read_prompt_rows"]
 
+HUB_PREFIX: Final = "hub:"
 GZIP: Final = b"\x1f\x8b"
 UTF8_MARK: Final = b"\xef\xbb\xbf"
 FOREIGN: Final = {
@@ -32,14 +40,6 @@ FOREIGN: Final = {
     b"ARROW1": "an Arrow file",
 }
 REMEDY: Final = "give JSON lines in UTF-8"
-
-
-class PromptRow(NamedTuple):
-    """One row: where it stands, for messages; its number, a line's or an array's, from 1; its keys and values."""
-
-    where: str
-    number: int
-    fields: Mapping[str, Any]
 
 
 def read_prompt_rows(path: Path) -> Iterator[PromptRow]:
@@ -76,7 +76,7 @@ def _rows(file: BinaryIO, path: Path) -> Iterator[PromptRow]:
 
 
 def _document(data: bytes, path: Path, first: int) -> Iterator[PromptRow]:
-    """Rows of a file that is one JSON value over several lines, which begins at line `first`."""
+    """Yield the rows of a file that is one JSON value over several lines, which begins at line `first`."""
     value = _parsed(data, f"{path}:{first}", first)
     if isinstance(value, dict):
         yield _row(value, f"{path}:{first}", first)
@@ -92,7 +92,7 @@ def _row(value: Any, where: str, number: int) -> PromptRow:
 
 
 def _parsed(data: bytes, where: str, first_line: int | None = None) -> Any:
-    """The JSON value in some bytes; `first_line` is the number of their first line if they are more than one."""
+    """Parse a JSON value; `first_line` is the number of its first line if it has more than one."""
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_without_duplicates)
     except UnicodeDecodeError as error:
@@ -117,3 +117,70 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key in seen if seen.count(key) > 1)
         raise ValueError(f"it uses the key {twice!r:.40} twice")
     return fields
+
+
+class HubPlace(NamedTuple):
+    """The place of a column of prompts on the hub."""
+
+    name: str
+    configuration: str | None
+    split: str
+    field: str
+
+
+def parse_hub(place: str) -> HubPlace:
+    """Take `hub:name[@configuration]:split:field` apart.
+
+    Raises:
+        ConfigError: if it is not of that form.
+    """
+    parts = place.removeprefix(HUB_PREFIX).split(":")
+    if len(parts) != 3 or not all(parts):
+        raise ConfigError(f"'{place}' must be hub:name:split:field, for example hub:openai/gsm8k@main:test:question")
+    name, _, configuration = parts[0].partition("@")
+    return HubPlace(name, configuration or None, parts[1], parts[2])
+
+
+def prompt_rows(place: str) -> Iterator[PromptRow]:
+    """Yield the rows of a file, or of a data set on the hub.
+
+    Raises:
+        ConfigError: if they cannot be read; names the line.
+    """
+    if not place.startswith(HUB_PREFIX):
+        yield from read_prompt_rows(Path(place))
+        return
+    for number, fields in enumerate(hub_fields(place), start=1):
+        yield PromptRow(f"{place} row {number}", number, fields)
+
+
+def hub_fields(place: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the request of each row, in order: the value of the field, and what may belong to it.
+
+    Raises:
+        ConfigError: without the package `datasets`, or if the data set or the field is not there.
+    """
+    wanted = parse_hub(place)
+    if importlib.util.find_spec("datasets") is None:
+        raise ConfigError(f"'{place}' needs the package datasets; install it with pip install 'outrider[datasets]'")
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(wanted.name, wanted.configuration, split=wanted.split, trust_remote_code=False)
+    except Exception as error:  # the package raises many kinds, its own among them
+        raise ConfigError(
+            f"'{place}' cannot be loaded from the hub ({error}); check name, split and network"
+        ) from error
+    if wanted.field not in rows.column_names:
+        raise ConfigError(f"'{place}' has no field '{wanted.field}'; it has {', '.join(rows.column_names)}")
+    others = [name for name in rows.column_names if name != wanted.field and is_beside_a_request(name)]
+    columns = {name: rows[name] for name in others}
+    for at, value in enumerate(rows[wanted.field]):
+        yield {_layout(value): value} | {name: columns[name][at] for name in others}
+
+
+def _layout(value: Any) -> str:
+    """Return the key under which a row of a file would hold this value."""
+    if isinstance(value, list):
+        return "messages" if value and isinstance(value[0], Mapping) else "turns"
+    return "prompt"

@@ -1,4 +1,4 @@
-"""Where prompts come from: a file, a data set of the hub, or the target itself.
+"""The sources of prompts: a file, a data set of the hub, or the target itself.
 
     "magpie"                             the target writes them (`outrider.data.seed_phrases`)
     a path                               JSON lines or a JSON array, one prompt a row
@@ -23,9 +23,8 @@ from typing import Any, NamedTuple, final
 
 from outrider.data.dialogue import Dialogue
 from outrider.data.generator import Job, Listener, TextGenerator, Written
-from outrider.data.hub import HUB_PREFIX, parse_hub, prompt_rows
-from outrider.data.prompt_layouts import read_prompt
-from outrider.data.prompt_rows import PromptRow
+from outrider.data.prompt_layouts import PromptRow, read_prompt
+from outrider.data.prompt_rows import HUB_PREFIX, parse_hub, prompt_rows
 from outrider.data.seed_phrases import SeedPhrase, UserTurn, draw, special_ids, user_turn
 from outrider.errors import ConfigError
 from outrider.sampling import SamplingParams
@@ -39,10 +38,10 @@ class Prompt:
 
     number      in its source
     turns       the user's messages; of a self-written prompt the first
-    num_turns   how many the conversation shall have
-    written_by_target   whether all filters apply
-    origin      what the record says about where it comes from
-    fault       why there is no prompt, or None
+    num_turns   wanted length of the conversation, in turns
+    written_by_target   True if all filters apply
+    origin      source, as the record names it
+    fault       reason why there is no prompt, or None
     """
 
     number: int
@@ -66,7 +65,7 @@ class Prompts(ABC):
 
     @abstractmethod
     def take(self, start: int, count: int, listen: Listener) -> list[Prompt]:
-        """Prompts start .. start + count - 1; fewer at the end of the source.
+        """Return the prompts start .. start + count - 1; fewer at the end of the source.
 
         Raises:
             ConfigError: if the source cannot be read; names the line.
@@ -74,7 +73,7 @@ class Prompts(ABC):
 
     @abstractmethod
     def follow(self, asked: Sequence[tuple[Prompt, Dialogue]], turn: int) -> list[FollowUp]:
-        """The user's messages of turn `turn` (from 0) in conversations whose last answer is given."""
+        """Return the user's messages of turn `turn` (from 0) in conversations whose last answer is given."""
 
 
 @final
@@ -127,7 +126,7 @@ class SelfWritten(Prompts):
         max_tokens: the longest user's turn; one that does not end by then is dropped.
         max_prompt_tokens: no turn is opened in a conversation that is longer.
         turns: conversations have 1 to this many turns, in rotation.
-        top_p: of the sampling; keeps rare tokens out at high temperatures.
+        top_p: top-p of the sampling; keeps rare tokens out at high temperatures.
     """
 
     def __init__(
@@ -197,7 +196,7 @@ class SelfWritten(Prompts):
         )
 
     def _read(self, seed_phrase: SeedPhrase, place: UserTurn, one: Written) -> FollowUp:
-        """The user's text in what was written."""
+        """Return the user's text in what was written."""
         tokens = one.tokens[:-1] if one.tokens and one.tokens[-1] in self._special else one.tokens
         if one.finished not in ("end", "stop"):
             return FollowUp(None, "unfinished")

@@ -29,7 +29,7 @@ __all__ = ["SEED_PHRASES", "SeedPhrase", "UserTurn", "draw", "read_seed_phrases"
 
 MARKER = "xMARKERx"
 FREE_SHARE = 0.2
-"""Of prompts that begin with nothing given."""
+"""Share of prompts that begin with nothing given."""
 
 SEED_PHRASES: Mapping[str, tuple[str, ...]] = {
     "question": ("What", "How", "Why", "Which", "When", "Who", "Is", "Does", "What is the difference between"),
@@ -99,7 +99,7 @@ SEED_PHRASES: Mapping[str, tuple[str, ...]] = {
 
 
 class SeedPhrase(NamedTuple):
-    """How one prompt begins: its kind, its first words, and the noise it is written with."""
+    """The beginning of one prompt: its kind, its first words, and the noise it is written with."""
 
     kind: str
     words: str
@@ -109,7 +109,7 @@ class SeedPhrase(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class UserTurn:
-    """Where a user's text begins in a conversation, and how it ends.
+    """The beginning and the end of a user's text in a conversation.
 
     text        rendered up to the first character of the user's text
     end_tokens  tokens that end it
@@ -122,7 +122,7 @@ class UserTurn:
 
 
 def read_seed_phrases(path: Path | None) -> Mapping[str, tuple[str, ...]]:
-    """Our own seed phrases, or those of a file: one a line, `\\n` standing for a line's end.
+    """Return our own seed phrases, or those of a file: one a line, `\\n` standing for a line's end.
 
     Raises:
         ConfigError: if the file cannot be read or is empty.
@@ -144,7 +144,7 @@ def read_seed_phrases(path: Path | None) -> Mapping[str, tuple[str, ...]]:
 def draw(
     *, seed: int, number: int, turn: int, seed_phrases: Mapping[str, Sequence[str]], temperatures: Sequence[float]
 ) -> SeedPhrase:
-    """How turn `turn` of prompt `number` begins. Later turns begin with nothing given: they follow an answer."""
+    """Draw the beginning of turn `turn` of prompt `number`; nothing is given to a turn that follows an answer."""
     chance = random.Random(f"outrider {seed} {number} {turn}")
     temperature, noise = chance.choice(temperatures), chance.getrandbits(62)
     if turn > 0 or chance.random() < FREE_SHARE:
@@ -154,7 +154,7 @@ def draw(
 
 
 def user_turn(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> UserTurn:
-    """The opening of the user's next turn after these messages.
+    """Render these messages up to the user's next turn.
 
     Raises:
         ConfigError: if the tokenizer has no chat template, or one that does not show the user's text as it is.
@@ -174,6 +174,6 @@ def user_turn(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> UserTurn
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
-    """Tokens that stand for no text."""
+    """Return the tokens that stand for no text."""
     added = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     return frozenset(added | set(tokenizer.all_special_ids))

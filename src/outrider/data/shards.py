@@ -57,7 +57,7 @@ MANIFEST = "manifest.json"
 HASH_BITS = 63
 HEADER = "outrider"  # the one key of a shard's metadata: several would be stored in no particular order
 DTYPES = {"tokens": "I32", "learn": "BOOL", "offsets": "I64", "prompt_hashes": "I64"}
-"""Of a shard's tensors, as safetensors names them."""
+"""Dtypes of a shard's tensors, as safetensors names them."""
 AGAIN = "write the data set again"
 DELETE = "delete this shard and all later ones, then run the same outrider synthesize again"
 
@@ -71,7 +71,7 @@ class Text(NamedTuple):
 
 
 def prompt_hash(prompt: str) -> int:
-    """A number in [0, 2^63) for a user's first message; case, spacing and punctuation make no difference.
+    """Return a number in [0, 2^63) for a user's first message; case, spacing and punctuation make no difference.
 
     >>> prompt_hash("Why is the sky blue?") == prompt_hash("why is the  sky blue")
     True
@@ -101,7 +101,7 @@ def write_shard(path: Path, texts: Sequence[Text], header: Mapping[str, Any]) ->
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of the tensors, which the header keeps."""
+    """Return a hash of the tensors, which the header keeps."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
@@ -109,7 +109,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of a data set.
+    """Return the manifest of a data set.
 
     Raises:
         RunError: if it is missing, damaged or of another version.
@@ -127,7 +127,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """What a shard says about itself; opens the file, which checks its size.
+    """Return the header of a shard; opening the file checks its size.
 
     Raises:
         RunError: if it is truncated, damaged or of another version.
@@ -173,7 +173,7 @@ def _check_schema(found: Mapping[str, Any], path: Path) -> None:
 
 
 def shard_paths(directory: Path) -> list[Path]:
-    """The finished shards, in order.
+    """Return the finished shards, in order.
 
     Raises:
         RunError: if one is missing between others.
@@ -186,7 +186,7 @@ def shard_paths(directory: Path) -> list[Path]:
 
 
 def _opened(path: Path) -> Mapping[str, Tensor]:
-    """A shard's tensors, mapped into memory."""
+    """Map a shard's tensors into memory."""
     try:
         now = path.stat()
         return _mapped(path, now.st_ino, now.st_mtime_ns, now.st_size)
@@ -196,13 +196,13 @@ def _opened(path: Path) -> Mapping[str, Tensor]:
 
 @lru_cache(maxsize=256)
 def _mapped(path: Path, inode: int, modified: int, size: int) -> Mapping[str, Tensor]:
-    """The same; opened again when the file is another one."""
+    """Map a shard's tensors into memory; again when the file is another one."""
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in DTYPES}
 
 
 def _fitting(path: Path) -> Mapping[str, Tensor]:
-    """A shard's tensors, once their lengths are known to fit.
+    """Return a shard's tensors, once their lengths are known to fit.
 
     Raises:
         RunError: if they do not.
@@ -221,9 +221,9 @@ def _fitting(path: Path) -> Mapping[str, Tensor]:
 class Dataset:
     """Texts of one or more directories, by number; fits `outrider.data.texts.Texts`.
 
-    target_fingerprint   of the target that wrote them
-    heldout_fraction     the one recorded when they were written; None where directories differ
-    places_N4            int64: of each text its shard, its start and end there, and its prompt's hash
+    target_fingerprint   fingerprint of the target that wrote them
+    heldout_fraction     recorded fraction; None where directories differ
+    places_N4            int64: shard, start and end there, and the prompt's hash of each text
     identity             a hash: equal for equal texts in the same order
     """
 
@@ -280,18 +280,18 @@ class Dataset:
         return len(self.places_N4)
 
     def example(self, index: int) -> Example:
-        """Text `index`, its features None."""
+        """Return text `index`, its features None."""
         shard, start, end, _ = self.places_N4[index].tolist()
         tensors = _opened(self.shards[shard])
         return Example(tensors["tokens"][start:end].long(), tensors["learn"][start:end].clone())
 
     def num_tokens(self, index: int) -> int:
-        """The length of text `index`."""
+        """Return the length of text `index`, in tokens."""
         _, start, end, _ = self.places_N4[index].tolist()
         return int(end - start)
 
     def split(self, heldout_fraction: float | None = None) -> Data:
-        """What to train on and what is held out; see the module's docstring.
+        """Split into texts to train on and texts held out; see the module's docstring.
 
         Args:
             heldout_fraction: by default the recorded one.
@@ -320,7 +320,7 @@ def _header_of(path: Path, wanted: str) -> dict[str, Any]:
 
 
 def _places(shard: int, path: Path, max_tokens: int | None) -> Tensor:
-    """[texts, 4]; see `Dataset`."""
+    """Return `Dataset.places_N4`."""
     tensors = _fitting(path)
     offsets, hashes, learn = tensors["offsets"], tensors["prompt_hashes"], tensors["learn"]
     start, end = offsets[:-1], offsets[1:]

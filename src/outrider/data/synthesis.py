@@ -13,7 +13,7 @@ same bytes (with weights whose rows do not depend on the batch: `TargetSpec.batc
 Example:
 
     config = SynthesisConfig(num_prompts=1000)
-    synthesize(config, Path("data/smollm2"), identity, author).totals.num_learnt_tokens
+    synthesize(config, Path("data/smollm2"), identity, generator).totals.num_learnt_tokens
 """
 
 import os.path
@@ -29,8 +29,8 @@ from outrider.data.conversations import AnswerRules, ConversationWriter, Growing
 from outrider.data.directory import DataDirectory, Shard, Totals
 from outrider.data.filters import PromptFilter, benchmark_prompts
 from outrider.data.generator import TextGenerator
-from outrider.data.hub import HUB_PREFIX
 from outrider.data.identity import Identity
+from outrider.data.prompt_rows import HUB_PREFIX
 from outrider.data.prompts import FilePrompts, Prompt, Prompts, SelfWritten
 from outrider.data.seed_phrases import read_seed_phrases, user_turn
 from outrider.data.workloads import CATEGORIES, load_category, workload_hash
@@ -49,8 +49,7 @@ PATIENCE = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a run is. Counts are of kept conversations and of tokens the target wrote in answers, shards on disk and
-    the one in work together."""
+    """The progress of a run: kept conversations, and tokens of answers, on disk and in the shard in work."""
 
     stage: str
     num_prompts: int
@@ -62,7 +61,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run ended with. Seconds and `num_new_tokens` are of this call, totals of the data set."""
+    """The end of a run: totals of the data set; seconds and `num_new_tokens` of this call."""
 
     totals: Totals
     num_new_tokens: int
@@ -82,9 +81,9 @@ def synthesize(
 
     Args:
         identity: the target.
-        generator: who writes for it.
-        written_by: how, for the manifest's provenance.
-        listen: told about progress.
+        generator: writer of its texts.
+        written_by: description of the writer, for the manifest's provenance.
+        listen: called with the progress.
 
     Raises:
         ConfigError: if the source cannot be read.
@@ -173,7 +172,7 @@ class _Run:
         return config.num_prompts
 
     def _num_missing(self) -> int:
-        """How many prompts the next shard shall have."""
+        """Return the number of prompts of the next shard."""
         totals, size = self._data.totals, self._config.shard_size
         wanted, num_tokens = self._wanted(), self._config.num_tokens
         if num_tokens is not None:
@@ -213,7 +212,7 @@ class _Run:
         return not at_end or len(kept) == missing
 
     def _told(self, stage: str) -> Callable[[int, int], None]:
-        """A listener of the generator that knows how far everything is."""
+        """Return a listener of the generator that reports the progress of the whole run."""
 
         def told(num_jobs: int, num_tokens: int) -> None:
             if stage == "answers":
@@ -245,6 +244,6 @@ def _shard(conversations: list[GrowingConversation], position: int, dropped: Cou
 
 
 def _reasons(dropped: "dict[str, int] | Counter[str] | Any") -> str:
-    """The end of an error message."""
+    """Return the end of an error message."""
     most = ", ".join(f"{count} {reason}" for reason, count in Counter(dropped).most_common(3))
     return f"left out: {most or 'nothing'}; give other prompts with --source"

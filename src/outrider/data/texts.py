@@ -1,4 +1,4 @@
-"""Where the loop's texts come from: anything with a length that gives an `Example` by number.
+"""The texts of training: anything with a length that gives an `Example` by number.
 
 `shards.py` reads such texts from disk; a list in memory is `ListedTexts`.
 
@@ -29,9 +29,9 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Corpus:
-    """What an objective may want to know about the training data before it is built.
+    """Statistics of the training texts, from which an objective is built.
 
-    counts_V     how often the target wrote each token
+    counts_V     occurrences of each token in what the target wrote
     num_tokens   tokens the target wrote
     """
 
@@ -44,20 +44,20 @@ class Texts(Protocol):
 
     @property
     def identity(self) -> str:
-        """A hash: equal for equal texts in the same order. The feature cache and resuming rely on it."""
+        """Hash of the texts in their order. The feature cache and resuming rely on it."""
 
     def __len__(self) -> int: ...
 
     def example(self, index: int) -> Example:
-        """Text `index`, complete, its features None."""
+        """Return text `index`, complete, its features None."""
 
     def num_tokens(self, index: int) -> int:
-        """Its length, known without reading it."""
+        """Return the length of a text in tokens, without reading it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What is trained on, and what is held out and only measured on. No prompt is in both."""
+    """Texts to train on, and held-out texts to measure on. No prompt is in both."""
 
     train: Texts
     held_out: Texts
@@ -93,7 +93,7 @@ TEXTS_COUNTED = 1024
 
 
 def count(texts: Texts, vocab_size: int) -> Corpus:
-    """How often the target wrote each token; reads all texts once.
+    """Count how often the target wrote each token; read all texts once.
 
     Raises:
         ConfigError: if there is nothing to learn, or a token is outside the target's vocabulary.

@@ -19,9 +19,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from outrider.data.hub import HUB_PREFIX, prompt_rows
-from outrider.data.prompt_layouts import read_prompt
-from outrider.data.prompt_rows import PromptRow
+from outrider.data.prompt_layouts import PromptRow, read_prompt
+from outrider.data.prompt_rows import HUB_PREFIX, prompt_rows
 from outrider.env import data_directory
 from outrider.errors import ConfigError, nearest
 
@@ -58,7 +57,7 @@ LAYOUTS: Mapping[str, tuple[str, ...]] = {
     "gsm8k": ("question",),
     "prompt": ("prompt", "question"),
 }
-"""Of each layout that can be insisted on, the keys that may hold the request."""
+"""Keys that may hold the request, by layout."""
 ID_KEYS = ("id", "question_id", "task_id")
 
 
@@ -78,7 +77,7 @@ class Conversation:
 
 
 def load_category(name: str) -> list[Conversation]:
-    """One of our own categories.
+    """Return the prompts of one of our own categories.
 
     Raises:
         ConfigError: for an unknown category; names the nearest.
@@ -95,9 +94,9 @@ def load_prompts(
 
     Args:
         path: a file, or `hub:name:split:field`.
-        layout: what every row must be; "auto" takes all layouts.
-        max_new_tokens: for lines that do not say.
-        limit: how many to take, from the top.
+        layout: required layout of every row; "auto" takes all layouts.
+        max_new_tokens: limit of the answers where a line names none.
+        limit: number of prompts to take, from the top.
 
     Raises:
         ConfigError: if the file cannot be read or a row is not a prompt that can be asked; names the line.
@@ -118,7 +117,7 @@ def load_prompts(
 
 
 def workload_hash(conversations: Iterable[Conversation]) -> str:
-    """SHA-256 (hex) of ids, texts and limits, in order: equal hashes mean equal prompts."""
+    """Return the SHA-256 (hex) of ids, texts and limits, in order: equal hashes mean equal prompts."""
     plain = [asdict(conversation) for conversation in conversations]
     text = json.dumps(plain, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -164,7 +163,7 @@ def _optional_text(row: PromptRow, key: str) -> str | None:
 
 
 def _is_broken(text: str) -> bool:
-    """Whether the text holds half of a surrogate pair, which no file can hold."""
+    """Return whether the text holds half of a surrogate pair, which no file can hold."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from outrider.data.prompt_layouts import is_beside_a_request, read_prompt
-from outrider.data.prompt_rows import PromptRow
+from outrider.data.prompt_layouts import PromptRow, is_beside_a_request, read_prompt
 from outrider.errors import ConfigError
 
 

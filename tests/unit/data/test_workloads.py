@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import outrider
-from outrider.data.hub import HubPlace, parse_hub
+from outrider.data.prompt_rows import HubPlace, parse_hub
 from outrider.data.prompts import FilePrompts
 from outrider.data.workloads import (
     CATEGORIES,
@@ -168,7 +168,7 @@ def install_datasets(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:
     module = ModuleType("datasets")
     module.load_dataset = load  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", module)
-    monkeypatch.setattr("outrider.data.hub.importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("outrider.data.prompt_rows.importlib.util.find_spec", lambda name: object())
 
 
 def test_prompts_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,6 +213,6 @@ def test_a_failure_of_the_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_hub_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("outrider.data.hub.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("outrider.data.prompt_rows.importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'outrider\[datasets\]'"):
         load_prompts("hub:o/d:test:question")
