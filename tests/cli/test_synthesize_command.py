@@ -21,7 +21,11 @@ def prompts(tmp_path: Path) -> Path:
 def synthesize(model: Path, output: Path, *more: object) -> int:
     given = ["--target", model, "--output", output, "--dtype", "float64", "--max-prompt-tokens", 120]
     given += ["--max-turn-tokens", 40, "--max-new-tokens", 8, "--shard-size", 2, "--max-batch", 4, *more]
-    return main(["synthesize", *map(str, given)])
+    try:
+        return main(["synthesize", *map(str, given)])
+    except SystemExit as stop:  # settings are checked while options are read
+        assert isinstance(stop.code, int)
+        return stop.code
 
 
 def test_a_run_ends_with_one_json_line(

@@ -43,7 +43,11 @@ def data(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(method: str, *more: object) -> int:
-    return main(["train", method, *map(str, more)])
+    try:
+        return main(["train", method, *map(str, more)])
+    except SystemExit as stop:  # settings are checked while options are read
+        assert isinstance(stop.code, int)
+        return stop.code
 
 
 def small(tiny_model: Path, data: Path, output: Path) -> list[object]:

@@ -28,28 +28,28 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainMethod:
-    """What every method needs besides the settings of the loop and its own."""
+    """Options of every method, besides the settings of the loop and of the method."""
 
     data: tuple[Path, ...] = ()
-    """Directories that outrider synthesize wrote."""
+    """Data sets: directories that outrider synthesize wrote."""
     target: str = "smollm2-135m"
-    """The target that wrote them: a directory, a GGUF file, a hub id, or smollm2-135m."""
+    """Target that wrote them: a directory, a GGUF file, a hub id, or smollm2-135m."""
     dtype: str = "bfloat16"
-    """Of the target's weights: what it will be run with."""
+    """Dtype of the target's weights, the one that it will run with."""
     heldout_fraction: float | None = None
-    """Part of the prompts to hold out; by default what the data says."""
+    """Part of the prompts to hold out; by default the part that the data set records."""
     features: Literal["live", "cached"] = "live"
-    """live computes the target's states when they are needed; cached keeps them on disk for further epochs and runs."""
+    """Source of the target's states: live computes them in each step, cached keeps them on disk for further runs."""
     feature_dir: Path | None = None
-    """Where cached features lie; by default a folder in the first data directory."""
+    """Directory of cached features; by default a folder in the first data set."""
     run_dir: Path | None = None
     """Directory of the run; by default a new one under runs/."""
     resume: Path | None = None
-    """Go on with this run; all its settings are taken from it."""
+    """Resume this run, with all its settings."""
     device: str | None = None
     """cpu or cuda; by default the GPU if there is one."""
     threads: int | None = None
-    """CPU threads; by default PyTorch's own number."""
+    """CPU threads; by default PyTorch's number."""
     trust_remote_code: bool = False
     """Run Python code that comes with the target and its draft models; read it first."""
 
@@ -95,7 +95,7 @@ def spelled(arguments: Sequence[str]) -> list[str]:
 
 
 def with_methods() -> Any:
-    """`Train` with a subcommand for every objective; imports them all."""
+    """Build `Train` with a subcommand for every objective; import them all."""
     from outrider.train.config import TrainConfig
     from outrider.train.objective import OBJECTIVES
 
@@ -218,7 +218,7 @@ def _new_directory(name: str) -> Path:
 
 
 def _shared(directory: Path) -> Path:
-    """The main process's choice, in all processes."""
+    """Return the main process's choice, in all processes."""
     from accelerate.utils import broadcast_object_list
 
     return Path(broadcast_object_list([str(directory)])[0])
@@ -230,7 +230,7 @@ def _first_sentence(objective: Any) -> str:
 
 
 def described(at: "Progress") -> str:
-    """One line: loss, speed, time left, and what held-out texts last said."""
+    """Return one line: loss, speed, time left, and the last figures on held-out texts."""
     loss = "-" if at.loss is None else f"{at.loss:.3f}"
     minutes, seconds = divmod(round(at.seconds_left), 60)
     hours, minutes = divmod(minutes, 60)

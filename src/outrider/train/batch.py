@@ -1,4 +1,4 @@
-"""What the training loop feeds an objective: packed rows of several texts, with the target's features beside them.
+"""The input of an objective: packed rows of several texts, with the target's features beside them.
 
 Texts are laid end to end in rows of one length, so that nothing is spent on padding. `segments` says which text a
 position belongs to; a position sees earlier positions of its own text only, and counts its positions from 0.
@@ -31,21 +31,21 @@ class Batch(NamedTuple):
     features_BLF: Tensor | None
 
     def shifted(self, x_BL: Tensor, by: int, fill: float = 0) -> Tensor:
-        """x at position + `by` within the same text; `fill` where that lies outside the text."""
+        """Return x at position + `by` within the same text; `fill` where that lies outside the text."""
         moved = torch.full_like(x_BL, fill)
         moved[:, : max(0, x_BL.shape[1] - by)] = x_BL[:, by:]
         shape = self.segments_BL.shape + (1,) * (x_BL.dim() - 2)
         return torch.where(self.within(by).view(shape), moved, torch.full_like(x_BL, fill))
 
     def within(self, by: int) -> Tensor:
-        """bool [B, L]: position + `by` exists in the same text."""
+        """Return bool [B, L]: position + `by` exists in the same text."""
         same = torch.zeros_like(self.segments_BL, dtype=torch.bool)
         kept = max(0, self.segments_BL.shape[1] - by)
         same[:, :kept] = self.segments_BL[:, :kept] == self.segments_BL[:, by:]
         return same & (self.segments_BL > 0)
 
     def written_ahead(self, num_depths: int, first: int) -> Tensor:
-        """bool [K, B, L]: at depth k the target wrote all tokens from `first` places ahead to `first` + k - 1.
+        """Return bool [K, B, L]: at depth k the target wrote all tokens from `first` places ahead to `first` + k - 1.
 
         No depth reaches across the end of a text. Worked example: learn = [0, 0, 1, 1, 0, 1] and `first` = 1 give depth
         1 at places 1, 2, 4 and depth 2 at place 1.
@@ -54,24 +54,24 @@ class Batch(NamedTuple):
         return torch.stack(ahead).cumprod(0).bool()
 
     def text_numbers(self) -> Tensor:
-        """int64 [B, L]: a number for each text of the batch, equal within it."""
+        """Return int64 [B, L]: a number for each text of the batch, equal within it."""
         rows_B1 = torch.arange(len(self.segments_BL), device=self.segments_BL.device)[:, None]
         return rows_B1 * (self.segments_BL.shape[1] + 1) + self.segments_BL
 
     def causal_BLL(self) -> Tensor:
-        """bool [B, L, L]: row l sees column s of its own text, s <= l. Padding sees itself, so no row is empty."""
+        """Return bool [B, L, L]: row l sees column s <= l of its own text. Padding sees itself, so no row is empty."""
         same = self.segments_BL[:, :, None] == self.segments_BL[:, None, :]
         return same & torch.ones(same.shape[1:], dtype=torch.bool, device=same.device).tril()
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on a device."""
+        """Return the same batch on a device."""
         features = None if self.features_BLF is None else self.features_BLF.to(device)
         tokens, learn, segments, positions = (part.to(device) for part in self[:4])
         return Batch(tokens, learn, segments, positions, features)
 
 
 def fill_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """Which texts share a row: first fit, in the given order, so that the order decides the result.
+    """Return the texts of each row: first fit, in the given order, so that the order decides the result.
 
     Worked example: lengths 5, 4, 3, 2 in rows of 8 give [[0, 2], [1, 3]].
     """

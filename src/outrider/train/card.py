@@ -1,7 +1,6 @@
-"""What a reader must know about a trained drafter: a model card, and the curve of its training.
+"""The model card of a trained drafter, and the curve of its training.
 
-A checkpoint that leaves the machine it was trained on needs its story with it. When a run ends, `best/` and `final/`
-get two more files:
+When a run ends, `best/` and `final/` get two more files:
 
     README.md        the card: what it is and how to run it, data, budget, settings, command, commit, held-out figures
     training.json    the same as data, with tau after every evaluation: {"curve": [{"tokens": .., "tau": ..}, ..]}
@@ -41,7 +40,7 @@ def write_card(run: Path, name: str) -> None:
 
 
 def story(run: Path, name: str) -> dict[str, Any]:
-    """All that is told, as data. `held_out` are the figures of the very weights: the best ones, or the last."""
+    """Return the content of the card as data; `held_out` has the figures of these weights, the best or the last."""
     record, summary, curve = (
         read_record(run),
         read_json(run / "summary.json", RunError, "resume the run to write it again"),
@@ -76,7 +75,7 @@ def story(run: Path, name: str) -> dict[str, Any]:
 
 
 def card(told: Mapping[str, Any]) -> str:
-    """The Markdown of a story."""
+    """Return the Markdown of a story."""
     target, data, budget = told["target"], told["data"], told["budget"]
     return "\n".join(
         [

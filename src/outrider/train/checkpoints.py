@@ -39,12 +39,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Progressed:
-    """How far a run is.
+    """The progress of a run.
 
     step        optimiser steps taken
     num_tokens  tokens read, padding not counted
-    seconds     spent so far, over all sittings
-    best_tau    the best predicted tau on held-out texts so far, the one in best/
+    seconds     training time so far, over all resumptions
+    best_tau    best predicted tau on held-out texts so far, the one in best/
     """
 
     step: int = 0
@@ -71,7 +71,7 @@ def save_checkpoint(root: Path, module: nn.Module, optimizer: AdamW, progressed:
 
 
 def newest(root: Path) -> Path | None:
-    """The last good checkpoint, or None."""
+    """Return the last good checkpoint, or None."""
     for path in _all(root):
         fault = _fault(path)
         if fault is None:
@@ -96,12 +96,12 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: AdamW) -> Progress
 
 
 def _all(root: Path) -> list[Path]:
-    """The newest first."""
+    """Return all checkpoints, the newest first."""
     return sorted(root.glob("step-*"), key=lambda path: (len(path.name), path.name), reverse=True)
 
 
 def _fault(path: Path) -> str | None:
-    """Why a checkpoint is not good."""
+    """Return why a checkpoint is not good, or None."""
     try:
         state = read_json(path / STATE, RunError, "delete that checkpoint")
         state.text("schema", choices=[SCHEMA])
@@ -134,7 +134,7 @@ def _progressed(state: Fields) -> Progressed:
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name; one that has two names is taken once."""
+    """Return parameters and buffers by name; one that has two names is taken once."""
     parameters = dict(module.named_parameters())
     names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     return parameters | {name: tensor for name, tensor in module.state_dict().items() if name not in names}

@@ -15,14 +15,14 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train, whatever the method."""
+    """Settings of the loop, the same for every method."""
 
     learning_rate: float = 1e-4
-    """The peak, reached after the warm-up; from there a cosine falls to 0."""
+    """Peak learning rate, reached after the warm-up; from there a cosine falls to 0."""
     epochs: int = 1
-    """Times that every text is read."""
+    """Number of times that every text is read."""
     max_tokens: int | None = None
-    """Stop after about this many tokens, however many epochs that is; replaces --epochs."""
+    """Number of tokens after which to stop, about; replaces --epochs."""
     row_length: int = 2048
     """Tokens of a packed row; longer texts are cut to it."""
     rows: int = 4
@@ -30,37 +30,37 @@ class TrainConfig:
     accumulation: int = 1
     """Passes per optimiser step, on each process."""
     warmup_ratio: float = 0.04
-    """Part of all steps in which the learning rate rises."""
+    """Share of all steps in which the learning rate rises."""
     weight_decay: float = 0.0
-    """Of matrices; vectors such as norm weights are never decayed."""
+    """AdamW weight decay of matrices; vectors such as norm weights are never decayed."""
     beta1: float = 0.9
-    """Of AdamW: how slowly its mean of gradients moves."""
+    """AdamW beta1: decay of the first moment."""
     beta2: float = 0.95
-    """Of AdamW: how slowly its mean of squared gradients moves."""
+    """AdamW beta2: decay of the second moment."""
     max_grad_norm: float = 1.0
-    """Longer gradients are scaled down to this length."""
+    """Largest norm of the gradients; larger ones are clipped."""
     precision: Precision = "auto"
-    """Of the matrix products; weights and optimiser are always fp32. auto is bf16 on a GPU and fp32 on the CPU."""
+    """Precision of the matrix products: auto is bf16 on a GPU and fp32 on the CPU. Weights and optimiser are fp32."""
     seed: int = 0
-    """Of the first weights, the order of the texts, and all that an objective draws."""
+    """Seed of the first weights, the order of the texts, and all that an objective draws."""
     eval_every: int = 200
     """Steps between evaluations on held-out texts; one also follows the last step."""
     eval_texts: int = 256
-    """Held-out texts that are looked at."""
+    """Held-out texts of an evaluation."""
     real_tau_every: int = 1000
-    """Steps between decoding with the engine; also after the last step. 0 never decodes."""
+    """Steps between decodings with the engine; one also follows the last step. 0 never decodes."""
     real_tau_prompts: int = 16
     """Held-out prompts that are decoded."""
     real_tau_tokens: int = 128
-    """Longest answer to each."""
+    """Longest answer to each, in tokens."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
     checkpoint_minutes: float = 15.0
-    """Also write one when this many minutes have passed."""
+    """Longest time between checkpoints, in minutes."""
     keep: int = 2
     """Checkpoints to keep."""
     save_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the weights in best/ and final/."""
+    """Dtype of the weights in best/ and final/."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "row_length", "rows", "accumulation", "eval_every", "eval_texts", "keep"):

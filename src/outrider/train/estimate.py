@@ -1,13 +1,13 @@
-"""What a run will hold in memory, before anything large is allocated.
+"""The memory of a run, estimated before anything large is allocated.
 
     target     its weights, as loaded
     shared     embedding and output head in fp32, which the losses need: V x E x 4 bytes, twice where they are not tied
     trained    weights, gradients and AdamW's two moments, all fp32: 16 bytes per parameter
     reading    keys and values of the texts whose features are being computed (live features only)
-    features   of one pass: rows x row_length x F x 2 or 4 bytes
-    logits     of one depth of a pass: rows x row_length x V x 4 bytes, three times (drafter, target, gradient)
+    features   one pass: rows x row_length x F x 2 or 4 bytes
+    logits     one depth of a pass: rows x row_length x V x 4 bytes, three times (drafter, target, gradient)
 
-Activations come on top; how many depths' logits are alive at once is the method's business.
+Activations come on top, and the logits of further depths where a method keeps several at once.
 
 Worked example: a head of 250 million parameters for Qwen2.5-7B (V 152064, E 3584, bf16): target 15.2 GB, shared
 2 x 2.18 GB, trained 4.0 GB; a pass of 2 rows x 2048 tokens with 3 feature layers: features 0.09 GB, logits 7.5 GB.
@@ -40,7 +40,7 @@ class Estimate:
 
     @classmethod
     def of(cls, teacher: Teacher, objective: Objective, config: TrainConfig, reader: FeatureReader, live: bool) -> Self:
-        """For one process."""
+        """Estimate the memory of one process."""
         spec, tokens = teacher.target.spec, config.rows * config.row_length
         tied = teacher.head_VE is teacher.embedding_VE
         reads = live and bool(objective.feature_layers)
@@ -63,5 +63,5 @@ class Estimate:
 
 
 def num_parameters(objective: Objective) -> int:
-    """What is trained."""
+    """Return the number of trained weights."""
     return sum(parameter.numel() for parameter in objective.module.parameters() if parameter.requires_grad)

@@ -1,4 +1,4 @@
-"""What held-out texts say about a drafter: acceptance at each depth, the tau that it predicts, and the real one.
+"""The figures of a drafter on held-out texts: acceptance at each depth, the tau that it predicts, and the real tau.
 
 An anchor is a position whose root the target wrote. Depth k is *reached* from an anchor if depths 1..k are all learnt
 tokens of its text and the greedy guess was right at 1..k-1; it is *accepted* if the guess at k is right too.
@@ -6,12 +6,11 @@ tokens of its text and the greedy guess was right at 1..k-1; it is *accepted* if
     a_k  = accepted_k / reached_k              conditional acceptance
     tau  = 1 + sum_k prod_{j<=k} a_j           predicted tokens per target forward, greedy, chains
 
-An anchor near the end of its text counts for the depths that exist there and says nothing about deeper ones. `overlap`
-is the mean of sum min(p, q) at each depth, which is the acceptance of a sampled draft at temperature 1.
+An anchor near the end of its text counts for the depths that exist there only. `overlap` is the mean of sum min(p, q)
+at each depth: the acceptance of a sampled draft at temperature 1.
 
 The prediction takes every position as an anchor; decoding starts a draft only where the last one ended, often at a
-token that is hard to guess. So the real tau, which `decode` measures with the engine itself on the prompts of held-out
-texts, is the figure that counts; the prediction is cheap and shows whether training goes on to help.
+token that is hard to guess. So the real tau, which `decode` measures with the engine, is the figure that counts.
 
 Worked example: two anchors, two depths, agreed [[1, 1], [1, 0]], all valid: a = (1, 0.5), tau = 1 + 1 + 0.5 = 2.5.
 
@@ -83,7 +82,7 @@ class HeldOut:
     conditional    a_k; cut before the first depth that no anchor reached
     joint          prod_{j<=k} a_j
     overlap        acceptance of sampled drafts at each depth, given the target's own text before it
-    sampled_tau    what `overlap` predicts
+    sampled_tau    tau that `overlap` predicts
     """
 
     loss: float | None
@@ -97,7 +96,7 @@ class HeldOut:
 
 
 def summary(counts: Counts) -> HeldOut:
-    """The figures of all that was counted."""
+    """Return the figures of all that was counted."""
     reached, accepted, valid, overlap = counts.table_4K.tolist()
     loss, num_texts, has_overlap = counts.totals_3.tolist()
     conditional = _ratios(accepted, reached)
@@ -121,7 +120,7 @@ def _ratios(parts: Sequence[float], wholes: Sequence[float]) -> tuple[float, ...
 
 @dataclass(frozen=True, kw_only=True)
 class RealTau:
-    """What decoding with the engine gave: tokens per target forward, over all answers."""
+    """The result of decoding with the engine: tokens per target forward, over all answers."""
 
     tau: float
     conditional: tuple[float, ...]
@@ -130,9 +129,9 @@ class RealTau:
 
 
 def prompts_of(texts: Texts, limit: int, max_tokens: int) -> list[list[int]]:
-    """The first prompts of texts: the tokens before the first one that the target wrote.
+    """Return the first prompts of texts: the tokens before the first one that the target wrote.
 
-    Texts without an answer, without a prompt, or with a prompt longer than `max_tokens` are passed over.
+    Texts without an answer, without a prompt, or with a prompt longer than `max_tokens` are skipped.
     """
     found: list[list[int]] = []
     for index in range(len(texts)):

@@ -1,6 +1,6 @@
 """Features on disk: shards of about a quarter of a gigabyte, memory-mapped when read.
 
-    features.json                    what they are of: target, feature layers, dtype, texts
+    features.json                    identity: target, feature layers, dtype, texts
     features-00000.safetensors ...   one tensor `features` [tokens, F]: texts laid end to end, in their order
 
 A shard appears whole or not at all, so an interrupted capture goes on with the first shard that is missing. A store of
@@ -40,7 +40,7 @@ TOLERANCE = 0.05  # relative distance at which features of two computations are 
 
 
 class Reader(Protocol):
-    """What fills a store; see `FeatureReader`."""
+    """A reader that fills a store; see `FeatureReader`."""
 
     target: Target
     feature_layers: tuple[int, ...]
@@ -54,7 +54,7 @@ class Reader(Protocol):
 
 
 def store_key(reader: Reader, texts: Texts) -> dict[str, Any]:
-    """What a store is of, as JSON."""
+    """Return the identity of a store, as JSON: target, feature layers, dtype and texts."""
     spec = reader.target.spec
     return {
         "target_fingerprint": fingerprint(reader.target),
@@ -95,7 +95,7 @@ class FeatureStore:
         return [shard for shard in range(self.num_shards) if not self._path(shard).exists()]
 
     def num_bytes(self, shards: Sequence[int]) -> int:
-        """Of these shards on disk, but for headers of a few bytes."""
+        """Return the bytes of these shards on disk, without headers."""
         tokens = sum(sum(self.lengths[index] for index in self._texts_of(shard)) for shard in shards)
         return tokens * self.reader.width * self.reader.dtype.itemsize
 
@@ -145,7 +145,7 @@ class FeatureStore:
             )
 
     def features(self, index: int, length: int) -> Tensor:
-        """The first `length` rows [T, F] of a text, copied from the memory map."""
+        """Return the first `length` rows [T, F] of a text, copied from the memory map."""
         shard = bisect_right(self._starts, index) - 1
         first = self._offsets[index] - self._offsets[self._starts[shard]]
         rows_TF: Tensor = self._slice(shard)[first : first + length]
@@ -191,7 +191,7 @@ class FeatureStore:
 
 
 def _shard_starts(lengths: Sequence[int], token_bytes: int) -> list[int]:
-    """The first text of each shard: a new one begins when the last has reached its size."""
+    """Return the first text of each shard: a new shard begins when the last has reached its size."""
     starts: list[int] = []
     held = SHARD_BYTES
     for index, length in enumerate(lengths):

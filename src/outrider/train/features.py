@@ -36,18 +36,18 @@ SLOTS = {"cpu": 8, "cuda": 64}
 
 
 def feature_dtype(target: Target) -> torch.dtype:
-    """What features are kept in: bf16 for a target in 16 bits, else fp32."""
+    """Return the dtype of kept features: bf16 for a target in 16 bits, else fp32."""
     return torch.bfloat16 if target.spec.dtype.itemsize == 2 else torch.float32
 
 
 @final
 class FeatureReader:
-    """Reads feature states of texts, several at once.
+    """A reader of the feature states of texts, several at once.
 
     Args:
         feature_layers: see `outrider.target`; side by side in this order.
         max_tokens: the longest text that will be read.
-        dtype: of the result; by default `feature_dtype(target)`.
+        dtype: dtype of the result; by default `feature_dtype(target)`.
 
     Raises:
         ConfigError: if texts of that length do not fit the target.
@@ -69,7 +69,7 @@ class FeatureReader:
 
     @cached_property
     def packed(self) -> PackedReader | None:
-        """Reads rows of several texts at once, where rows need not have the bits of decoding: our decoder on a GPU."""
+        """Reader of packed rows, where rows need not have the bits of decoding: our decoder on a GPU."""
         if self.target.spec.batch_invariant or self.target.native is None:
             return None
         return PackedReader(self.target.native, self.feature_layers, self.max_tokens, self.dtype)
@@ -85,7 +85,7 @@ class FeatureReader:
         return len(self.feature_layers) * self.target.spec.hidden_size
 
     def read(self, texts: Sequence[Tensor]) -> list[Tensor]:
-        """Features [T, F] of each text, on the target's device."""
+        """Return the features [T, F] of each text, on the target's device."""
         session = self._open()
         found: list[Tensor] = []
         for at in range(0, len(texts), self.num_slots):
@@ -101,7 +101,7 @@ class FeatureReader:
         return found
 
     def _open(self) -> TargetSession:
-        """The cache is allocated by the first text: a run on stored features may never need it."""
+        """Open a session at the first text; a run on stored features may never need one."""
         if self._session is None:
             self._session = self.target.open(
                 self.target.plan(self.num_slots, self.max_tokens, tail=1), self.feature_layers
@@ -114,10 +114,10 @@ class Source(ABC):
 
     @abstractmethod
     def examples(self, indices: Sequence[int]) -> list[Example]:
-        """These texts, in this order."""
+        """Return these texts, in this order."""
 
     def batch(self, rows: Sequence[Sequence[int]], row_length: int, device: torch.device) -> Batch:
-        """Rows of texts, packed, on the device that trains."""
+        """Return rows of texts, packed, on the training device."""
         examples = iter(self.examples([index for row in rows for index in row]))
         return collate([[next(examples) for _ in row] for row in rows], row_length).to(device)
 
@@ -169,5 +169,5 @@ class Stored(Source):
 
 
 def cut(example: Example, length: int) -> Example:
-    """The first `length` tokens."""
+    """Return the first `length` tokens."""
     return Example(example.tokens_T[:length], example.learn_T[:length])

@@ -6,7 +6,7 @@
             backward
         add the gradients of all processes and divide by the number of texts of the step
         clip, set the learning rate, let AdamW step
-        now and then: look at held-out texts, decode with the engine, write a checkpoint
+        at intervals: evaluate held-out texts, decode with the engine, write a checkpoint
 
 Because the loss is a sum over texts and the division comes last, it does not matter how texts are packed, how many
 passes a step has, or how many processes share it. Because every draw is a function of (seed, step, micro-batch), a run
@@ -48,7 +48,7 @@ __all__ = ["Progress", "Trainer", "adamw"]
 
 
 class Progress(NamedTuple):
-    """Told to the listener after every step; `held_out` and `decoded` are the last ones known."""
+    """The report to the listener after every step; `held_out` and `decoded` are the last ones known."""
 
     step: int
     num_steps: int
@@ -72,10 +72,10 @@ class Trainer:
     """A run in one process of possibly several.
 
     Args:
-        accelerator: of `accelerate`; gives the device, the processes and the sum over them.
-        directory: of the run; only the main process writes there.
+        accelerator: accelerate's object for the device, the processes and the sum over them.
+        directory: directory of the run; only the main process writes there.
         listen: called after every step in the main process.
-        stop: asked after every step whether to finish early.
+        stop: request to finish early, read after every step.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Trainer:
             self.progressed = load_checkpoint(path, self.plan.objective.module, self.optimizer)
 
     def run(self) -> bool:
-        """Train to the end, or until asked to stop; whether the end was reached.
+        """Train to the end, or until asked to stop; return whether the end was reached.
 
         Raises:
             RunError: for a loss that is not finite, or a full disk.
@@ -140,7 +140,7 @@ class Trainer:
             self._export("final")
 
     def _advance(self) -> bool:
-        """One step and what is due after it; whether to stop now."""
+        """Take one step and do what is due after it; return whether to stop now."""
         before, number = self.progressed, self.progressed.step
         start = perf_counter()
         sums = self._gradients(number)
@@ -163,7 +163,7 @@ class Trainer:
         return sums.stop
 
     def _gradients(self, number: int) -> _Sums:
-        """Backward over the micro-batches of a step; gradients are left as sums over the texts of all processes."""
+        """Run backward over the micro-batches of a step; leave gradients as sums over the texts of all processes."""
         objective, micros = self.plan.objective, self.plan.schedule.steps[number].micros
         objective.module.train()
         totals_3 = torch.zeros(3, dtype=torch.float64, device=self.device)
@@ -186,7 +186,7 @@ class Trainer:
         return _Sums(loss, int(num_texts), stop > 0)
 
     def _update(self, sums: _Sums, number: int, rate: float) -> float:
-        """Step the optimiser; the gradient's length before clipping."""
+        """Step the optimiser; return the norm of the gradients before clipping."""
         self._check_finite("loss", sums.loss, number)
         if not sums.num_texts:
             return 0.0
@@ -225,13 +225,13 @@ class Trainer:
                 self._note("decoded", asdict(self.decoded))
 
     def _measure_again(self) -> None:
-        """After the last step of a run that was resumed there: the figures, and what the objective keeps of them."""
+        """Evaluate a run again that is resumed after its last step: for its figures, and for what the objective counts."""
         self.held_out = self._evaluate()
         if self.config.real_tau_every and self.accelerator.is_main_process:
             self.decoded = self._decode()
 
     def _evaluate(self) -> HeldOut:
-        """Held-out texts, shared among the processes."""
+        """Evaluate the held-out texts, shared among the processes."""
         objective, micros = self.plan.objective, self.plan.micros
         objective.module.eval()
         counts = Counts.zero(objective.num_depths, self.device)
@@ -295,7 +295,7 @@ class Trainer:
 
 
 def adamw(objective: Objective, config: TrainConfig) -> AdamW:
-    """AdamW over what is trained; only matrices are decayed."""
+    """Return AdamW over the trained weights; only matrices are decayed."""
     parameters = list(_trainable(objective))
     groups = [
         {"params": [one for one in parameters if one.dim() >= 2], "weight_decay": config.weight_decay},

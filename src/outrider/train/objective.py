@@ -76,7 +76,7 @@ class Teacher:
         return cls(target, embedding_VE, embedding_VE if tied else shared.head_VE.to(device, torch.float32))
 
     def log_probs(self, states_RE: Tensor, columns_K: Tensor | None = None, *, among_columns: bool = False) -> Tensor:
-        """log p of states after the final norm: [R, V], or at the given columns [R, K].
+        """Return log p of states after the final norm: [R, V], or at the given columns [R, K].
 
         Args:
             among_columns: normalise over the columns instead of the whole vocabulary, for the cost of the columns.
@@ -91,7 +91,7 @@ class Teacher:
 
 
 class Outcome(NamedTuple):
-    """What an objective says about one batch.
+    """The result of an objective on one batch.
 
     loss          a scalar with gradient: the sum over the batch's texts of the mean loss over the text's positions, so
                   that long texts weigh no more than short ones. The loop divides by the number of texts of a whole step
@@ -115,12 +115,12 @@ class Objective(ABC):
     """A frozen, keyword-only dataclass of the method's own settings, defaults being the paper's."""
 
     method: ClassVar[str]
-    """The proposer that runs what was trained: `load_proposer(method, target, checkpoint=directory)`."""
+    """Name of the proposer that runs what was trained: `load_proposer(method, target, checkpoint=directory)`."""
 
     @classmethod
     @abstractmethod
     def create(cls, teacher: Teacher, config: Any, corpus: Corpus, seed: int) -> Self:
-        """A fresh network; equal seeds give equal weights.
+        """Build a network; equal seeds give equal weights.
 
         Raises:
             ConfigError: for settings that do not fit the target.
@@ -139,11 +139,11 @@ class Objective(ABC):
     @property
     @abstractmethod
     def num_depths(self) -> int:
-        """K."""
+        """K, the number of depths."""
 
     @abstractmethod
     def __call__(self, batch: Batch, generator: torch.Generator) -> Outcome:
-        """Loss and agreement on a batch; any randomness (dropped positions) comes from `generator`, on the CPU."""
+        """Return loss and agreement on a batch; all that is random is drawn from `generator`, on the CPU."""
 
     @abstractmethod
     def save(self, directory: Path, dtype: torch.dtype) -> None:

@@ -27,12 +27,12 @@ __all__ = ["PackedReader"]
 
 @final
 class PackedReader:
-    """Reads feature states of a batch.
+    """A reader of the feature states of a batch.
 
     Args:
         feature_layers: see `outrider.target`.
         max_tokens: the longest text.
-        dtype: of the result.
+        dtype: dtype of the result.
     """
 
     def __init__(self, decoder: Decoder, feature_layers: tuple[int, ...], max_tokens: int, dtype: torch.dtype) -> None:
@@ -43,7 +43,7 @@ class PackedReader:
 
     @torch.no_grad()
     def read(self, batch: Batch) -> Tensor:
-        """Features [B, L, F] of every position; those of padding mean nothing."""
+        """Return the features [B, L, F] of every position; those of padding mean nothing."""
         decoder, ops, eps = self.decoder, self.decoder.ops, self.decoder.spec.rms_norm_eps
         rope = decoder.rope(self._num_positions)
         x_RE = ops.embed(decoder.embed_VE, batch.tokens_BL.flatten())
@@ -63,7 +63,7 @@ class PackedReader:
 
 
 def _bias(batch: Batch, window: int | None, dtype: torch.dtype) -> Tensor:
-    """0 where a row sees a column of its text, minus infinity elsewhere: [B, 1, L, L]."""
+    """Return 0 where a row sees a column of its text, minus infinity elsewhere: [B, 1, L, L]."""
     seen_BLL = batch.causal_BLL()
     if window is not None:
         seen_BLL = seen_BLL & (batch.positions_BL[:, :, None] - batch.positions_BL[:, None, :] < window)

@@ -44,9 +44,9 @@ class Setup:
     """The request for a run.
 
     method        the objective's name in `OBJECTIVES`
-    data_dir      where features are cached, in a folder that is named after what they are of
-    feature_dir   another place for them; refused if it holds features of something else
-    options       kept in the run's record for whoever resumes it
+    data_dir      directory of cached features, in a folder that is named after their identity
+    feature_dir   another directory for them; refused if it holds features of something else
+    options       options of the command line, kept in the run's record for its resumption
     """
 
     method: str
@@ -92,10 +92,10 @@ class TrainPlan:
     """A network, what it learns from, and what it is measured on.
 
     corpus        counts of the tokens that the target wrote in the training texts
-    schedule      of the training texts
+    schedule      steps over the training texts
     micros        packed rows of the held-out texts
-    prompts       of held-out texts, for decoding; empty if that is not wanted
-    ranking_N     the tokens that the target wrote, most frequent first
+    prompts       prompts of held-out texts, for decoding; empty if that is not wanted
+    ranking_N     tokens that the target wrote, most frequent first
     """
 
     setup: Setup

@@ -1,7 +1,7 @@
-"""The `config.json` of a run: what it is, so that nobody resumes it as something else.
+"""The `config.json` of a run: its identity, so that it is not resumed as something else.
 
-    method, settings, train   what was asked for, by name
-    target, data              what it was asked of: fingerprints and hashes
+    method, settings, train   the request, by name
+    target, data              fingerprints and hashes
     num_processes             gradients are summed in another order with another number
     options                   how the command line found these; `--resume` reads them back
     provenance                commit, hardware, versions
@@ -81,7 +81,7 @@ def checked_settings(kind: type[T], record: Mapping[str, Any], part: str, direct
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses become dicts, tuples lists, paths strings."""
+    """Turn dataclasses into dicts, tuples into lists, paths into strings."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):

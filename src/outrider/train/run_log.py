@@ -1,4 +1,4 @@
-"""What a run says while it goes on: `log.jsonl`, one line per event, and the same numbers for TensorBoard.
+"""The log of a run: `log.jsonl`, one line per event, and the same numbers for TensorBoard.
 
     {"kind": "step", "step": 12, "loss": 2.31, "learning_rate": 0.0001, ...}
     {"kind": "held_out", "step": 200, "tau": 2.4, "conditional": [0.71, 0.66], ...}
@@ -89,7 +89,7 @@ def evaluations(directory: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> list[Fields]:
-    """Whole lines; what a crash left of the last one is dropped.
+    """Return the whole lines; drop what a crash left of the last one.
 
     Raises:
         RunError: for a line that is damaged; names it.

@@ -1,4 +1,4 @@
-"""Which texts each step reads and how fast it learns: pure functions, so that a resumed run goes on as if nothing was.
+"""The texts and the learning rate of each step: pure functions, so that a resumed run continues unchanged.
 
 Every epoch permutes the texts anew, packs them into rows, a window of texts at a time, and cuts the rows into
 micro-batches and these into steps. Nothing is left out: the last step of an epoch may be smaller. The learning rate
@@ -55,7 +55,7 @@ class Schedule:
 
 
 def plan(lengths: Sequence[int], config: TrainConfig, num_processes: int = 1) -> Schedule:
-    """Every step of a run over texts of these lengths."""
+    """Return every step of a run over texts of these lengths."""
     steps: list[Step] = []
     left = math.inf if config.max_tokens is None else config.max_tokens
     epoch = 0
@@ -92,18 +92,18 @@ def _permutation(count: int, seed: int, epoch: int) -> list[int]:
 
 
 def generator(seed: int, *place: int | str) -> torch.Generator:
-    """A CPU generator for one place of a run: equal places give equal numbers, different ones unrelated numbers."""
+    """Return a CPU generator for one place of a run: equal places draw equal numbers, others unrelated ones."""
     digest = hashlib.sha256(repr((seed, *place)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def warmup_steps(num_steps: int, config: TrainConfig) -> int:
-    """W, rounded up."""
+    """Return W, rounded up."""
     return math.ceil(num_steps * config.warmup_ratio)
 
 
 def learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:
-    """Of a step, counted from 0."""
+    """Return the learning rate of a step, counted from 0."""
     warm = warmup_steps(num_steps, config)
     if step < warm:
         return config.learning_rate * (step + 1) / warm

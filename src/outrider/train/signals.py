@@ -1,4 +1,4 @@
-"""Finishing the step before obeying Ctrl-C.
+"""A graceful stop: the step in work is finished before Ctrl-C ends the run.
 
 Inside `stopping()` the first SIGINT or SIGTERM only asks to stop; the loop then finishes its step, writes a checkpoint
 and leaves. A second one ends the program at once. Elsewhere than in the main thread signals are not touched.
@@ -22,7 +22,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass
 class Stop:
-    """Whether somebody asked to stop, and by which signal."""
+    """A request to stop, and the signal that made it."""
 
     asked: bool = False
     kind: type[KeyboardInterrupt] = KeyboardInterrupt
@@ -30,7 +30,7 @@ class Stop:
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Turn the first signal into a request to stop."""
+    """Request a stop on the first SIGINT or SIGTERM; raise on the second."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop

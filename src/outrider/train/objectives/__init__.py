@@ -1,1 +1,1 @@
-"""What each trainable method predicts at each depth, and its loss."""
+"""The trainable methods: what they predict at each depth, and their losses."""

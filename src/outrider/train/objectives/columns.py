@@ -1,9 +1,8 @@
-"""Which tokens a drafter learns to draft.
+"""The tokens that a drafter learns to draft.
 
 A drafter seldom needs the whole vocabulary: the tokens that the target writes most often make up nearly all of its
-text, and logits of the others are most of what training and drafting cost (FR-Spec, arXiv 2502.14856). So a loss may be
-taken over some columns of the output head. What the target writes outside of them cannot be drafted; where it does, a
-drafter could only learn to be wrong, and such a row is not learnt from.
+text, and the logits of the others are most of the cost of training and drafting (FR-Spec, arXiv 2502.14856). So a loss
+may use some columns of the output head. A token outside of them cannot be drafted, and its row is not learnt from.
 
 Worked example: columns for the tokens 2, 5, 7: token 5 has column 1, token 3 has none.
 
@@ -26,12 +25,12 @@ __all__ = ["Columns", "choose_columns"]
 
 
 def choose_columns(target: Target, corpus: Corpus, num_columns: int) -> Tensor:
-    """The tokens that get a column, int64 [K], ascending: the target's special tokens and those it wrote most often.
+    """Return the tokens with a column, int64 [K], ascending: special tokens, then those the target wrote most often.
 
-    Of equal counts the lower id.
+    Equal counts are decided by the lower id.
 
     Raises:
-        ConfigError: if there is not even room for the special tokens.
+        ConfigError: if the special tokens alone are more.
     """
     vocab_size = target.spec.vocab_size
     if num_columns >= vocab_size:
@@ -63,10 +62,10 @@ class Columns:
 
     @classmethod
     def most_frequent(cls, teacher: Teacher, corpus: Corpus, count: int) -> Self:
-        """That many; 0 for all.
+        """Choose this many columns; 0 for all.
 
         Raises:
-            ConfigError: if there are not as many, or not even room for the special tokens.
+            ConfigError: if the target has fewer tokens, or the special tokens alone are more.
         """
         target = teacher.target
         if count > target.spec.vocab_size:
@@ -75,23 +74,23 @@ class Columns:
         return cls(ids_K, target.spec.vocab_size, teacher.head_VE.device)
 
     def of(self, tokens: Tensor) -> Tensor:
-        """The column of every token, -1 where it has none."""
+        """Return the column of every token, -1 where it has none."""
         return self._column_V[tokens]
 
     def tokens(self, columns: Tensor) -> Tensor:
-        """The token of every column."""
+        """Return the token of every column."""
         return columns if self.ids_K is None else self.ids_K[columns]
 
     def rows(self, head_VE: Tensor) -> Tensor:
-        """The rows [K, E] of an output head."""
+        """Return the rows [K, E] of an output head."""
         return head_VE if self.ids_K is None else head_VE[self.ids_K]
 
     def learnable(self, kind: Loss, tokens_R: Tensor) -> Tensor:
-        """bool [R]: where this loss teaches something. tv and log_alpha know of what lies outside."""
+        """Return bool [R]: this loss teaches something there; tv and log_alpha do for tokens without a column too."""
         return (self.of(tokens_R) >= 0) | (kind in ("tv", "log_alpha"))
 
     def teach(self, kind: Loss, teacher: Teacher, states_RE: Tensor) -> Tensor | None:
-        """log p [R, K] from the target's final states, as far as it is needed; None where it is not.
+        """Return log p [R, K] from the target's final states, or None where it is not needed.
 
         While gradients are computed only what the loss needs counts: "ce" nothing, "kl" the columns among themselves.
         Otherwise the overlap is wanted too, for which p is normalised over the whole vocabulary.

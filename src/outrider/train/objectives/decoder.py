@@ -59,7 +59,7 @@ class Layer(nn.Module):
 
 @final
 class Trunk(nn.Module):
-    """What is under `model.` in a checkpoint."""
+    """The part under `model.` in a checkpoint."""
 
     def __init__(self, spec: DecoderSpec, *, own_embedding: bool, own_mask: bool) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class DraftNetwork(nn.Module):
         return self.model.embed_tokens.weight if self.spec.tie_word_embeddings else self.lm_head.weight
 
     def forward(self, tokens_BL: Tensor, positions_BL: Tensor, mask_BLL: Tensor) -> Tensor:
-        """States after the final norm [B, L, E]. `mask_BLL` is True where a row sees a column; no row is empty."""
+        """Return final states [B, L, E] after the norm. `mask_BLL` is True where a row sees a column; no row is empty."""
         x_BLE = self._embed(tokens_BL)
         turned = rotation(self.spec, positions_BL, self.model.norm.weight.dtype)
         ages_BLL = positions_BL[:, :, None] - positions_BL[:, None, :]
@@ -116,7 +116,7 @@ class DraftNetwork(nn.Module):
         return torch.where((tokens_BL == self.mask_id)[..., None], self.model.mask_embedding, x_BLE)
 
     def tensors(self, *, complete: bool) -> dict[str, Tensor]:
-        """What a checkpoint holds, under Hugging Face names; `complete` adds what is shared, the mask in its row."""
+        """Return the tensors of a checkpoint by Hugging Face name; `complete` adds shared ones, the mask in its row."""
         own = dict(self.state_dict())
         if self.shared is None or not complete:
             return own
@@ -130,7 +130,7 @@ class DraftNetwork(nn.Module):
 
     @property
     def complete_spec(self) -> DecoderSpec:
-        """The spec of the complete form: with a shared embedding and a mask, the head is stored apart."""
+        """Spec of the complete form: with a shared embedding and a mask, the head is stored apart."""
         if self.shared is None:
             return self.spec
         tied = self.shared.head_VE is self.shared.embedding_VE and self.mask_id is None

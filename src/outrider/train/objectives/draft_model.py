@@ -114,7 +114,7 @@ class DraftObjective(Objective):
 
 
 def further_on(values_N: Tensor, chained: Tensor) -> Tensor:
-    """What holds at each anchor, as [K, A]: at depth k, the value k - 1 places behind the anchor; 0 off the chain."""
+    """Return values by anchor, [K, A]: at depth k, the value k - 1 places behind the anchor; 0 off the chain."""
     num_depths, scored_BL = len(chained), chained[0]
     values_BL = values_N.new_zeros(scored_BL.shape)
     values_BL[scored_BL] = values_N

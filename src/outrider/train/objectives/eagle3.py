@@ -6,8 +6,7 @@ outputs. Depth k predicts the k-th token after the root; the loss is
     sum_k decay^{k-1} mean_t loss(q_{t,k}, p_{t+k})        decay 0.8, loss the cross-entropy to all of p
 
 where p_s is the target's distribution after position s, from its final state, at the tokens that have a column in the
-head. With "kl" and "ce", slots whose token has no column are left out. Only tokens that the target wrote are
-learnt, and a text's slots are averaged before texts are summed.
+head. With "kl" and "ce", slots whose token has no column are left out. Only tokens that the target wrote are learnt.
 
 Columns go to the tokens that the target wrote most often, to its special tokens and its end-of-text tokens first. The
 output head starts as the target's rows of these tokens.
@@ -86,7 +85,7 @@ class Eagle3ObjectiveConfig:
 class TargetTable(NamedTuple):
     """The target's distribution after every position that precedes a learnt token.
 
-    place_BL   which row of the table a position has; 0 where none is needed
+    place_BL   row of the table for each position; 0 where none is needed
     log_p_PK   log-probabilities of the tokens that have a column (`Columns.teach`), None where none is needed
     """
 
@@ -150,7 +149,7 @@ class Eagle3Objective(Objective):
         return self.config.num_depths
 
     def states(self, batch: Batch) -> Iterator[Tensor]:
-        """The head's output states [B, L, E] at each depth; `network.predict` gives their logits."""
+        """Return the head's output states [B, L, E] at each depth; `network.predict` gives their logits."""
         features_BLF = self._features(batch)[..., : self.spec.features]
         return self.network.steps(batch, features_BLF, self.teacher.embedding_VE, self.num_depths)
 

@@ -1,4 +1,4 @@
-"""What an EAGLE-3 head begins with: its sizes, which tokens it can draft, and its first weights.
+"""The start of an EAGLE-3 head: its sizes, the tokens it can draft, and its first weights.
 
     sizes     the target's own layers, without biases and head norms; its rotary positions
     columns   the tokens that the target wrote most often, special and end-of-text tokens first, ascending
@@ -41,7 +41,7 @@ def head_spec(
     fc_norm: bool = False,
     norm_output: bool = False,
 ) -> Eagle3Spec:
-    """A head with the sizes of the target's own layers.
+    """Return the spec of a head with the sizes of the target's own layers.
 
     Raises:
         ConfigError: if the target is not of the Llama family, or a layer id does not fit it.
@@ -61,7 +61,7 @@ def head_spec(
 
 
 def decoder_spec(target: Target) -> DecoderSpec:
-    """The target's own shape."""
+    """Return the spec of the target's own decoder."""
     if target.native is not None:
         return target.native.spec
     if target.spec.directory is None:
@@ -75,7 +75,7 @@ def decoder_spec(target: Target) -> DecoderSpec:
 
 
 def parse_layer_ids(text: str, target: Target) -> tuple[int, ...]:
-    """Layer ids from text such as "2,14,25"."""
+    """Parse layer ids such as "2,14,25"."""
     try:
         ids = tuple(int(part) for part in text.split(","))
     except ValueError:

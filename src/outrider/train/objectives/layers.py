@@ -127,8 +127,8 @@ class Rollout:
     """The attention of a training-time test.
 
     seen_BLL   bool: the slots that a slot sees at step 0; see `Batch.causal_BLL`
-    keys       of each step so far, [B, L, G, D]
-    values     likewise
+    keys       keys of each step so far, [B, L, G, D]
+    values     values of each step so far, [B, L, G, D]
     """
 
     seen_BLL: Tensor

@@ -32,10 +32,10 @@ def overlap_R(logits_RK: Tensor, teacher_RK: Tensor) -> Tensor:
 
 
 def loss_R(kind: Loss, logits_RK: Tensor, columns_R: Tensor, teacher_RK: Tensor | None) -> Tensor:
-    """The loss at every position.
+    """Return the loss at every position.
 
     Args:
-        logits_RK: of the drafter, in fp32.
+        logits_RK: the drafter's logits, in fp32.
         columns_R: the drafter's column of the token that the target wrote; any value where there is none (mask it).
         teacher_RK: log p at the drafter's columns; needed by all but "ce".
     """

@@ -4,21 +4,18 @@ At position t every head reads the target's last state h_t; head k learns the to
 
     loss = sum over texts of  sum_k lambda^k  mean_t loss(head_k(h_t), x_{t+1+k})          lambda = 0.8
 
-Only tokens that the target wrote are learnt, and only behind a draft x_{t+2} .. x_{t+k} that it wrote too, so a head
-learns from no place at which it would not be asked. Losses other than "ce" compare with the target's distribution of
-x_{t+1+k}, which it gives at position t + k.
+Only tokens that the target wrote are learnt, and only behind a draft x_{t+2} .. x_{t+k} that it wrote too. Losses other
+than "ce" compare with the target's distribution of x_{t+1+k}, which it gives at position t + k.
 
-Every head starts as the output head: W and b are zero, and its own projection is a copy of it (or it shares it,
-frozen). A reduced vocabulary keeps the tokens that the target wrote most often. Logits exist for a slice of positions
-of one head at a time; where they are many, the backward pass makes them again.
+Every head starts as the output head: W and b are zero, and its projection is a copy of it (or it shares it, frozen).
 
-Without gradients, calls also count at which rank of each head the target's token stood. The shares of the last such
-calls are saved, and the tree that is best for them.
+Evaluations also count at which rank of each head the target's token was. The shares of the last evaluation are saved,
+and the tree that is best for them.
 
-Worked example: text x0 x1 x2 x3 x4, answer x2 .. x4. Position 0 (root x1, the prompt's last) learns x2 by head 1, x3 by
-head 2 and x4 by head 3; position 1 (root x2) learns x3 and x4. Position 0 is no anchor: the target did not write x1.
+Worked example: text x0 x1 x2 x3 x4, answer x2 .. x4. Position 1 (root x2) learns x3 by head 1 and x4 by head 2.
+Position 0 (root x1) learns x2, x3 and x4; it is no anchor, for the target did not write x1.
 
-Shapes: B rows, L positions, E hidden size, K output columns, V vocabulary, P positions scored, H heads, N ranks.
+Shapes: B rows, L positions, E hidden size, K output columns, V vocabulary, R positions scored, H heads, N ranks.
 """
 
 from dataclasses import dataclass, replace
@@ -65,7 +62,7 @@ class MedusaObjectiveConfig:
     draft_vocab: int = 0
     """Guess only this many tokens, those the target writes most often; 0 for all (layout vllm only)."""
     layout: Layout = "vllm"
-    """How checkpoints are written: vllm, or fasterdecoding (the authors' own, which TGI reads)."""
+    """Layout of checkpoints: vllm, or fasterdecoding (the authors' own, which TGI reads)."""
 
     def __post_init__(self) -> None:
         for name, value, high in (("num_heads", self.num_heads, 16), ("num_layers", self.num_layers, 8)):
@@ -89,13 +86,13 @@ class MedusaObjectiveConfig:
 
 @final
 class MedusaObjective(Objective):
-    """Medusa-1: heads that learn from the target's last state, the target itself frozen."""
+    """Medusa-1: heads that learn from the target's last state; the target is frozen."""
 
     Config = MedusaObjectiveConfig
     method = "medusa"
 
     def __init__(self, teacher: Teacher, config: MedusaObjectiveConfig, ids_K: Tensor | None) -> None:
-        """`ids_K` are the target ids of a reduced vocabulary, ascending."""
+        """Build the heads; `ids_K` are the target ids of a reduced vocabulary, ascending, or None."""
         spec, device = teacher.target.spec, teacher.head_VE.device
         self.teacher = teacher
         self.config = config
@@ -118,7 +115,7 @@ class MedusaObjective(Objective):
 
     @classmethod
     def create(cls, teacher: Teacher, config: MedusaObjectiveConfig, corpus: Corpus, seed: int) -> Self:
-        """Nothing is drawn: every seed gives the same heads."""
+        """Build the heads; nothing is drawn, so that every seed gives the same ones."""
         return cls(teacher, config, Columns.most_frequent(teacher, corpus, config.draft_vocab).ids_K)
 
     @property
@@ -157,7 +154,7 @@ class MedusaObjective(Objective):
         self.num_ranked_H[head] += len(ranks_R)
 
     def rank_accuracies(self) -> list[list[float]]:
-        """`[h][n]`: how often the right token had rank n of head h, where calls without gradients saw it last."""
+        """Return `[h][n]`: how often the right token had rank n of head h in the last evaluation."""
         shares_HN = self.rank_counts_HN.double() / self.num_ranked_H.clamp(min=1)[:, None]
         return [[round(share, 6) for share in shares] for shares in shares_HN.tolist()]
 

@@ -38,7 +38,7 @@ class MedusaNetwork(nn.Module):
                 parameter.copy_(head_KE)
 
     def forward(self, head: int, states_PE: Tensor, shared_KE: Tensor) -> Tensor:
-        """Logits [P, K] of one head, counted from 0; `shared_KE` is used by heads without a projection of their own."""
+        """Return logits [P, K] of one head, counted from 0; heads without a projection of their own use `shared_KE`."""
         states_PE = self.blocks[head](states_PE)
         if self.lm_heads:
             logits_PK: Tensor = self.lm_heads[head](states_PE)

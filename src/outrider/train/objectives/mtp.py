@@ -5,12 +5,11 @@ output head frozen. Depth k predicts the k-th token after the root; the loss is
 
     sum_k w_k mean_t loss(head(y_{t,k}), x_{t+1+k})         w_k = beta^{k-1} / sum_j beta^{j-1},   beta = 0.6
 
-with the text's own tokens throughout. One module is applied again and again, as at run time (FastMTP trains three
-applications that way); several modules are DeepSeek-V3's (arXiv 2412.19437, section 2.2). Nothing but tokens that the
-target wrote is predicted.
+with the text's own tokens throughout. One module is applied again and again, as at run time (FastMTP); several modules
+are DeepSeek-V3's (arXiv 2412.19437, section 2.2). Only tokens that the target wrote are predicted.
 
-Training starts from the target's last layer and final norm where its files are at hand, with the hidden half of
-`input_proj` as identity and the token half as zero: at first the module sees the state alone.
+Training starts from the target's last layer and final norm where its files are at hand, with `input_proj` reading the
+state alone: its hidden half is the identity, its token half zero.
 
 Worked example: text x0 x1 x2 x3 x4, answer x2..x4, three depths. Slot 1 has root x2, reads h1 and x2 and learns x3 at
 depth 1, x4 at depth 2. Slot 0, root x1, learns x2, x3 and x4, but x1 is the prompt's, so it is no anchor for tau.
@@ -142,7 +141,7 @@ class MtpObjective(Objective):
         return depths.outcome()
 
     def inputs(self, batch: Batch) -> MtpInputs:
-        """What the network reads of a batch."""
+        """Return the inputs of the network for a batch."""
         features_BLE = self._features(batch)
         embeds = [
             self.teacher.embedding_VE[batch.shifted(batch.tokens_BL, depth + 1)] for depth in range(self.num_depths)

@@ -30,9 +30,9 @@ __all__ = ["MtpInputs", "MtpNetwork"]
 class MtpInputs:
     """The inputs of the modules.
 
-    states_BLE     of the target
+    states_BLE     last states of the target
     embeds_KBLE    embedding of x_{t+1+j} for each depth j, any value where the text has ended
-    positions_BL   of the slots in their texts
+    positions_BL   positions of the slots in their texts
     causal_BLL     bool, which slots a slot sees; see `Batch.causal_BLL`
     """
 

@@ -1,9 +1,8 @@
 """PARD: teaching a draft model to write several tokens in one pass (arXiv 2504.18583).
 
-Behind the text known up to an anchor stand masks, and the state at mask i learns the token i + 1 places behind the
-anchor; the state at the anchor itself learns the next one, as in any language model. `pard_layout.py` says which rows
-there are and what each sees: exactly what the draft model sees when it drafts, so that training and inference agree row
-by row. Not every row is kept (conditional drop, COD), which makes training affordable.
+Masks follow the text known up to an anchor, and the state at mask i learns the token i + 1 places behind the anchor;
+the state at the anchor itself learns the next one, as in any language model. `pard_layout.py` defines the rows and what
+each sees: exactly what the draft model sees when it drafts. Conditional drop (COD) leaves out rows, to save cost.
 
     loss = mean over a text's scored rows of -log q(token)        "ce"; the other losses are those of `losses.py`
 
@@ -131,7 +130,7 @@ class PardObjective(Objective):
         )
 
     def states(self, batch: Batch, layout: Layout) -> Tensor:
-        """Final states [B, R, E] of the laid-out rows."""
+        """Return the final states [B, R, E] of the laid-out rows."""
         tokens_BR = batch.tokens_BL.gather(1, layout.anchors_BR)
         tokens_BR = torch.where(layout.blocks_BR > 0, self.mask_id, tokens_BR)
         positions_BR = batch.positions_BL.gather(1, layout.anchors_BR) + layout.blocks_BR
@@ -148,7 +147,7 @@ class PardObjective(Objective):
 
 
 def stored_mask(target: Target, checkpoint: str | None) -> int | None:
-    """The mask of a checkpoint that has one.
+    """Return the mask token of a checkpoint, or None.
 
     Raises:
         CheckpointError: if it names one that cannot be used.
@@ -160,10 +159,10 @@ def stored_mask(target: Target, checkpoint: str | None) -> int | None:
 
 
 def choose_mask(target: Target, corpus: Corpus) -> int:
-    """A token that means nothing to the target, the highest of the first kind there is.
+    """Choose a token that means nothing to the target, the highest of the first kind that exists.
 
-    The first row beyond its tokenizer; a special token that is not in its chat template and that it never wrote; any
-    other token that it never wrote.
+    The kinds: the first row beyond its tokenizer; a special token that is not in its chat template and that it never
+    wrote; any other token that it never wrote.
 
     Raises:
         ConfigError: if it wrote every token.

@@ -1,20 +1,13 @@
-"""The rows of PARD's training: which there are, and what each sees (arXiv 2504.18583, section 3.2).
+"""The rows of PARD's training, and what each sees (arXiv 2504.18583, section 3.2).
 
-Row (i, a) asks: with the text known up to token a and i masks behind it, what is token a + i + 1? Here a is the anchor,
-the root of a step, and i + 1 the depth of the draft. The rows i = 0 are the text itself. A row sees
+Row (i, a) predicts token a + i + 1 from the text up to token a and i masks behind it: a is the anchor, the root of a
+step, and i + 1 the depth of the draft. The rows i = 0 are the text itself. A row at position a + i sees
 
     the text up to its anchor      rows (0, b), b <= a, of its own text
     its own chain of masks         rows (j, a), 1 <= j <= i
 
-and stands at position a + i. (The paper numbers a row by its place t = a + i: block i, entry t. Its rule, rows (0, s)
-with s <= t - i and the diagonal (i - m, t - m), is this one.)
-
-All rows of all depths would be K times the text. Conditional drop keeps a share max(r^i, floor) of the anchors at depth
-i + 1, fewer and fewer of the same ones, so that every kept chain is whole. Only the kept rows are laid out, and
-attention is [kept, kept].
-
-A row is scored where the target wrote all of the tokens a + 1 .. a + i + 1: its end-of-text token included, prompts
-not. Rows with masks are laid out only where they are scored.
+Conditional drop keeps a share max(r^i, floor) of the anchors at depth i + 1, always of those kept before, so that every
+kept chain is whole. Only kept rows are laid out. A row is scored where the target wrote the tokens a + 1 .. a + i + 1.
 
 Worked example: K = 8, r = 0.7, floor 0.2 keep 1 + 0.7 + 0.49 + 0.34 + 0.24 + 3 * 0.2 = 3.4 rows per token, not 8.
 
@@ -49,7 +42,7 @@ class Layout(NamedTuple):
     chained_KBL: Tensor
 
     def visible_BRR(self, batch: Batch) -> Tensor:
-        """bool: what each row sees. Padding rows see each other, so no row is empty."""
+        """Return the mask, bool: row by column. Padding rows see each other, so no row is empty."""
         texts_BR = torch.where(self.real_BR, batch.segments_BL.gather(1, self.anchors_BR), 0)
         row, column = (..., slice(None), None), (..., None, slice(None))
         in_text_BRR = (self.blocks_BR[column] == 0) & (self.anchors_BR[column] <= self.anchors_BR[row])
@@ -58,14 +51,14 @@ class Layout(NamedTuple):
         return (in_text_BRR | in_chain_BRR) & (texts_BR[column] == texts_BR[row])
 
     def scored(self) -> "ScoredRows":
-        """The kept rows that predict a token the target wrote."""
+        """Return the kept rows that predict a token the target wrote."""
         row_BR = torch.arange(len(self.real_BR), device=self.real_BR.device)[:, None].expand_as(self.real_BR)
         scored_BR = self.real_BR & self.chained_KBL[self.blocks_BR, row_BR, self.anchors_BR]
         row_N, place_N = scored_BR.nonzero(as_tuple=True)
         return ScoredRows(row_N, place_N, self.anchors_BR[scored_BR], self.blocks_BR[scored_BR])
 
     def by_anchor(self, rows: "ScoredRows", values_N: Tensor) -> Tensor:
-        """Values of scored rows as [K, A]: by depth, and by the anchors that have a depth 1. 0 where no row is."""
+        """Return values of scored rows as [K, A]: by depth and by anchor with a depth 1; 0 where there is no row."""
         eligible_BL = self.chained_KBL[0]
         columns_BL = (eligible_BL.flatten().cumsum(0) - 1).view_as(eligible_BL)
         values_KA = values_N.new_zeros(len(self.chained_KBL), int(eligible_BL.sum()))
@@ -74,7 +67,7 @@ class Layout(NamedTuple):
 
 
 class ScoredRows(NamedTuple):
-    """Where the scored rows are: row of the batch, place in the layout, anchor, block."""
+    """The scored rows: row of the batch, place in the layout, anchor, block."""
 
     row_N: Tensor
     place_N: Tensor

@@ -139,7 +139,7 @@ class Depths:
     """The scores of a drafter that predicts from every slot of a batch, depth by depth.
 
     Args:
-        weights: of the depths.
+        weights: weight of each depth in the loss.
 
     Attributes:
         rows_KBL: bool, the slots that are scored: the target wrote every token from behind the root to the predicted.

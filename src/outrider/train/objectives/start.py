@@ -1,4 +1,4 @@
-"""Where a draft model begins: a given model, some of the target's layers, or random weights.
+"""The start of a draft model: a given model, some of the target's layers, or random weights.
 
     checkpoint   a small model of the target's family (PARD's way): its own embedding and head, padded to the target's
                  number of tokens if it has fewer; or a draft model that was trained here, to go on with it
@@ -35,16 +35,16 @@ INIT_STD = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class StartConfig:
-    """Where a draft model begins, and how it is stored."""
+    """Start of a draft model, and the form in which it is stored."""
 
     checkpoint: str | None = None
-    """Begin with this draft model: a directory or a hub id."""
+    """Start from this draft model: a directory or a hub id."""
     layers: str | None = None
-    """Begin with these layers of the target, for example "0,1,2,29"."""
+    """Start from these layers of the target, for example "0,1,2,29"."""
     num_layers: int = 2
-    """Without checkpoint and layers: this many fresh ones."""
+    """Number of fresh layers, without checkpoint and layers."""
     hidden_size: int | None = None
-    """Of fresh layers; by default the target's."""
+    """Hidden size of fresh layers; by default the target's."""
     share: bool | None = None
     """Use the target's embedding and head, frozen and not stored; by default unless a checkpoint brings its own."""
     complete: bool = False
@@ -64,7 +64,7 @@ class StartConfig:
 
 
 def begin(teacher: Teacher, config: StartConfig, mask_id: int | None, seed: int) -> DraftNetwork:
-    """The network before training, on the teacher's device.
+    """Return the network before training, on the teacher's device.
 
     Raises:
         ConfigError: for settings that do not fit the target.
@@ -146,7 +146,7 @@ def _fresh_spec(target: Target, width: int, num_layers: int) -> DecoderSpec:
 
 
 def _plain_spec(target: Target) -> DecoderSpec:
-    """A Llama for a target that is none."""
+    """Return the spec of a Llama for a target of another family."""
     ours = target.spec
     head_dim = 64 if ours.hidden_size % 64 == 0 else ours.hidden_size
     return DecoderSpec(
