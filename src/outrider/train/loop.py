@@ -225,7 +225,7 @@ class Trainer:
                 self._note("decoded", asdict(self.decoded))
 
     def _measure_again(self) -> None:
-        """Evaluate a run again that is resumed after its last step: for its figures, and for what the objective counts."""
+        """Evaluate again a run that is resumed after its last step: its figures and the objective's counts."""
         self.held_out = self._evaluate()
         if self.config.real_tau_every and self.accelerator.is_main_process:
             self.decoded = self._decode()

@@ -97,7 +97,7 @@ class DraftNetwork(nn.Module):
         return self.model.embed_tokens.weight if self.spec.tie_word_embeddings else self.lm_head.weight
 
     def forward(self, tokens_BL: Tensor, positions_BL: Tensor, mask_BLL: Tensor) -> Tensor:
-        """Return final states [B, L, E] after the norm. `mask_BLL` is True where a row sees a column; no row is empty."""
+        """Return the final states [B, L, E]. `mask_BLL` is True where a row sees a column; no row may be empty."""
         x_BLE = self._embed(tokens_BL)
         turned = rotation(self.spec, positions_BL, self.model.norm.weight.dtype)
         ages_BLL = positions_BL[:, :, None] - positions_BL[:, None, :]

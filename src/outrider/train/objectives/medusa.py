@@ -7,10 +7,9 @@ At position t every head reads the target's last state h_t; head k learns the to
 Only tokens that the target wrote are learnt, and only behind a draft x_{t+2} .. x_{t+k} that it wrote too. Losses other
 than "ce" compare with the target's distribution of x_{t+1+k}, which it gives at position t + k.
 
-Every head starts as the output head: W and b are zero, and its projection is a copy of it (or it shares it, frozen).
+Every head starts as the output head: W and b are zero, and its projection is a copy of it, or itself, frozen.
 
-Evaluations also count at which rank of each head the target's token was. The shares of the last evaluation are saved,
-and the tree that is best for them.
+Evaluations count the rank of the target's token in each head; the shares of the last one are saved, with the best tree.
 
 Worked example: text x0 x1 x2 x3 x4, answer x2 .. x4. Position 1 (root x2) learns x3 by head 1 and x4 by head 2.
 Position 0 (root x1) learns x2, x3 and x4; it is no anchor, for the target did not write x1.

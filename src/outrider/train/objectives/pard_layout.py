@@ -7,7 +7,7 @@ step, and i + 1 the depth of the draft. The rows i = 0 are the text itself. A ro
     its own chain of masks         rows (j, a), 1 <= j <= i
 
 Conditional drop keeps a share max(r^i, floor) of the anchors at depth i + 1, always of those kept before, so that every
-kept chain is whole. Only kept rows are laid out. A row is scored where the target wrote the tokens a + 1 .. a + i + 1.
+kept chain is whole. A row is scored where the target wrote the tokens a + 1 .. a + i + 1.
 
 Worked example: K = 8, r = 0.7, floor 0.2 keep 1 + 0.7 + 0.49 + 0.34 + 0.24 + 3 * 0.2 = 3.4 rows per token, not 8.
 
