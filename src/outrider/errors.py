@@ -94,6 +94,16 @@ def nearest(name: object, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"
 
 
+def check_setting(settings: object, name: str, fits: bool, wanted: str) -> None:
+    """Refuse a setting that does not fit.
+
+    Raises:
+        ConfigError: "`name`=its value must be `wanted`".
+    """
+    if not fits:
+        raise ConfigError(f"{name}={getattr(settings, name)} must be {wanted}")
+
+
 @contextmanager
 def as_error(error: type[OutriderError], what: str, remedy: str) -> Iterator[None]:
     """Turn whatever another library raises into one sentence: "`what` (its message); `remedy`"; our own errors pass.

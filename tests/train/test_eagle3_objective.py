@@ -303,7 +303,7 @@ def test_a_layer_of_the_target_may_be_the_start(tmp_path: Path) -> None:
         ({"num_depths": 0}, "num_depths=0 must be between 1 and 32"),
         ({"decay": 1.5}, "decay=1.5 must be above 0"),
         ({"draft_vocab": 0}, "draft_vocab=0 must be at least 1"),
-        ({"loss": "mse"}, "loss='mse' must be one of ce, kl"),
+        ({"loss": "mse"}, "loss=mse must be one of ce, kl"),
         ({"layer_ids": "0,2"}, "layer 2 does not exist; the target has layers 0 to 1"),
         ({"layer_ids": "a"}, "layer_ids=a is not a list of numbers"),
         ({"start_layer": 5}, "start_layer=5 does not exist"),

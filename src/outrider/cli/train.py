@@ -54,12 +54,11 @@ class TrainMethod:
     """Run Python code that comes with the target and its draft models; read it first."""
 
     def __post_init__(self) -> None:
-        from outrider.errors import ConfigError
+        from outrider.errors import check_setting
 
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads={self.threads} must be at least 1")
-        if self.heldout_fraction is not None and not 0 <= self.heldout_fraction < 1:
-            raise ConfigError(f"heldout_fraction={self.heldout_fraction} must be at least 0 and below 1")
+        check_setting(self, "threads", self.threads is None or self.threads >= 1, "at least 1")
+        fits = self.heldout_fraction is None or 0 <= self.heldout_fraction < 1
+        check_setting(self, "heldout_fraction", fits, "at least 0 and below 1")
 
     def run(self) -> None:
         from outrider.errors import ConfigError

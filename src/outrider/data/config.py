@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outrider.errors import ConfigError
+from outrider.errors import check_setting
 
 __all__ = ["SELF", "SynthesisConfig"]
 
@@ -56,21 +56,18 @@ class SynthesisConfig:
     def __post_init__(self) -> None:
         for name in ("num_prompts", "num_tokens", "turns", "max_new_tokens", "shard_size"):
             value = getattr(self, name)
-            self._check(name, value is None or value >= 1, "at least 1")
+            check_setting(self, name, value is None or value >= 1, "at least 1")
         for name in ("max_turn_tokens", "max_prompt_tokens"):
-            self._check(name, getattr(self, name) >= 8, "at least 8")
+            check_setting(self, name, getattr(self, name) >= 8, "at least 8")
         for name in ("temperatures", "prompt_temperatures"):
-            fits = all(value == 0 or 0.01 <= value <= 100 for value in getattr(self, name))
-            self._check(name, bool(getattr(self, name)) and fits, "0 or between 0.01 and 100, at least one of them")
+            values = getattr(self, name)
+            fits = bool(values) and all(value == 0 or 0.01 <= value <= 100 for value in values)
+            check_setting(self, name, fits, "0 or between 0.01 and 100, at least one of them")
         for name in ("top_p", "prompt_top_p"):
-            self._check(name, 0 < getattr(self, name) <= 1, "above 0 and at most 1")
-        self._check("heldout_fraction", 0 <= self.heldout_fraction < 1, "at least 0 and below 1")
-        self._check("shard_size", self.shard_size <= 65536, "at most 65536")
-        self._check("seed", 0 <= self.seed < 2**62, "at least 0 and below 2^62")
-
-    def _check(self, name: str, fits: bool, wanted: str) -> None:
-        if not fits:
-            raise ConfigError(f"{name}={getattr(self, name)} must be {wanted}")
+            check_setting(self, name, 0 < getattr(self, name) <= 1, "above 0 and at most 1")
+        check_setting(self, "heldout_fraction", 0 <= self.heldout_fraction < 1, "at least 0 and below 1")
+        check_setting(self, "shard_size", self.shard_size <= 65536, "at most 65536")
+        check_setting(self, "seed", 0 <= self.seed < 2**62, "at least 0 and below 2^62")
 
     @property
     def max_len(self) -> int:

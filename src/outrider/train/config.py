@@ -6,7 +6,7 @@ Example: `TrainConfig(learning_rate=1e-4, epochs=4, rows=8, row_length=2048)` st
 from dataclasses import dataclass
 from typing import Literal
 
-from outrider.errors import ConfigError
+from outrider.errors import check_setting
 
 __all__ = ["Precision", "TrainConfig"]
 
@@ -64,18 +64,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "row_length", "rows", "accumulation", "eval_every", "eval_texts", "keep"):
-            self._check(name, getattr(self, name) >= 1, "at least 1")
+            check_setting(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("checkpoint_every", "real_tau_prompts", "real_tau_tokens"):
-            self._check(name, getattr(self, name) >= 1, "at least 1")
+            check_setting(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("weight_decay", "real_tau_every"):
-            self._check(name, getattr(self, name) >= 0, "0 or more")
+            check_setting(self, name, getattr(self, name) >= 0, "0 or more")
         for name in ("learning_rate", "max_grad_norm", "checkpoint_minutes"):
-            self._check(name, getattr(self, name) > 0, "above 0")
-        self._check("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1")
-        self._check("warmup_ratio", 0 <= self.warmup_ratio <= 1, "between 0 and 1")
+            check_setting(self, name, getattr(self, name) > 0, "above 0")
+        check_setting(self, "max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1")
+        check_setting(self, "warmup_ratio", 0 <= self.warmup_ratio <= 1, "between 0 and 1")
         for name in ("beta1", "beta2"):
-            self._check(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
-
-    def _check(self, name: str, fits: bool, wanted: str) -> None:
-        if not fits:
-            raise ConfigError(f"{name}={getattr(self, name)} must be {wanted}")
+            check_setting(self, name, 0 <= getattr(self, name) < 1, "from 0 to below 1")

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from outrider.data.texts import Corpus
-from outrider.errors import ConfigError
+from outrider.errors import check_setting
 from outrider.formats.hf_draft import write_draft
 from outrider.train.batch import Batch
 from outrider.train.objective import Objective, Outcome, Teacher
@@ -50,10 +50,8 @@ class DraftObjectiveConfig(StartConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.num_depths <= 64:
-            raise ConfigError(f"num_depths={self.num_depths} must be between 1 and 64")
-        if self.loss not in LOSSES:
-            raise ConfigError(f"loss={self.loss} must be one of {', '.join(LOSSES)}")
+        check_setting(self, "num_depths", 1 <= self.num_depths <= 64, "between 1 and 64")
+        check_setting(self, "loss", self.loss in LOSSES, f"one of {', '.join(LOSSES)}")
 
 
 @final

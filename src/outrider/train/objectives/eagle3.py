@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from outrider.data.texts import Corpus
-from outrider.errors import ConfigError
+from outrider.errors import check_setting
 from outrider.formats.eagle3 import Eagle3Checkpoint, write_native
 from outrider.formats.store import provenance
 from outrider.models.eagle3 import Eagle3Spec
@@ -72,14 +72,10 @@ class Eagle3ObjectiveConfig:
     """Feed the head its own normalised output."""
 
     def __post_init__(self) -> None:
-        if self.draft_vocab < 1:
-            raise ConfigError(f"draft_vocab={self.draft_vocab} must be at least 1")
-        if not 1 <= self.num_depths <= 32:
-            raise ConfigError(f"num_depths={self.num_depths} must be between 1 and 32")
-        if not 0 < self.decay <= 1:
-            raise ConfigError(f"decay={self.decay} must be above 0 and at most 1")
-        if self.loss not in LOSSES:
-            raise ConfigError(f"loss={self.loss!r} must be one of {', '.join(LOSSES)}")
+        check_setting(self, "draft_vocab", self.draft_vocab >= 1, "at least 1")
+        check_setting(self, "num_depths", 1 <= self.num_depths <= 32, "between 1 and 32")
+        check_setting(self, "decay", 0 < self.decay <= 1, "above 0 and at most 1")
+        check_setting(self, "loss", self.loss in LOSSES, f"one of {', '.join(LOSSES)}")
 
 
 class TargetTable(NamedTuple):

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from outrider.data.texts import Corpus
-from outrider.errors import ConfigError, nearest
+from outrider.errors import ConfigError, check_setting, nearest
 from outrider.formats.medusa import LAYOUTS, Layout, write_medusa
 from outrider.formats.store import provenance
 from outrider.models.medusa import LM_HEAD, TOKEN_MAP, MedusaShape
@@ -65,8 +65,7 @@ class MedusaObjectiveConfig:
 
     def __post_init__(self) -> None:
         for name, value, high in (("num_heads", self.num_heads, 16), ("num_layers", self.num_layers, 8)):
-            if not 1 <= value <= high:
-                raise ConfigError(f"{name}={value} must be between 1 and {high}")
+            check_setting(self, name, 1 <= value <= high, f"between 1 and {high}")
         known: tuple[tuple[str, str, tuple[str, ...]], ...] = (
             ("output", self.output, ("own", "shared")),
             ("loss", self.loss, LOSSES),
@@ -75,10 +74,8 @@ class MedusaObjectiveConfig:
         for name, choice, choices in known:
             if choice not in choices:
                 raise ConfigError(f"{name}={choice} is unknown{nearest(choice, choices)}")
-        if not 0 < self.decay <= 1:
-            raise ConfigError(f"decay={self.decay} must be above 0 and at most 1")
-        if self.draft_vocab < 0:
-            raise ConfigError(f"draft_vocab={self.draft_vocab} must be 0 (all tokens) or positive")
+        check_setting(self, "decay", 0 < self.decay <= 1, "above 0 and at most 1")
+        check_setting(self, "draft_vocab", self.draft_vocab >= 0, "0 (all tokens) or positive")
         if self.draft_vocab and self.layout != "vllm":
             raise ConfigError(f"draft_vocab={self.draft_vocab} has no place in layout={self.layout}; use layout=vllm")
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from outrider.data.texts import Corpus
-from outrider.errors import ConfigError
+from outrider.errors import ConfigError, check_setting
 from outrider.formats.mtp import (
     FINAL_NORM,
     MtpCheckpoint,
@@ -70,19 +70,15 @@ class MtpObjectiveConfig:
     """Start from the target's last layer and final norm where its files are at hand and shapes allow."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_modules <= 16:
-            raise ConfigError(f"num_modules={self.num_modules} must be between 1 and 16")
-        if not 1 <= self.num_depths <= 16:
-            raise ConfigError(f"num_depths={self.num_depths} must be between 1 and 16")
+        check_setting(self, "num_modules", 1 <= self.num_modules <= 16, "between 1 and 16")
+        check_setting(self, "num_depths", 1 <= self.num_depths <= 16, "between 1 and 16")
         if self.num_modules > 1 and self.num_depths != self.num_modules:
             raise ConfigError(
                 f"num_depths={self.num_depths} does not fit num_modules={self.num_modules}; several modules predict "
                 f"one token each, so set num_depths={self.num_modules}"
             )
-        if self.draft_vocab < 0:
-            raise ConfigError(f"draft_vocab={self.draft_vocab} must be 0 (all tokens) or positive")
-        if not 0 < self.beta <= 1:
-            raise ConfigError(f"beta={self.beta} must be above 0 and at most 1")
+        check_setting(self, "draft_vocab", self.draft_vocab >= 0, "0 (all tokens) or positive")
+        check_setting(self, "beta", 0 < self.beta <= 1, "above 0 and at most 1")
 
 
 @final

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from outrider.data.texts import Corpus
-from outrider.errors import ConfigError
+from outrider.errors import ConfigError, check_setting
 from outrider.formats.hf_draft import write_draft
 from outrider.formats.locate import locate
 from outrider.proposers.pard import mask_of, names_mask
@@ -58,14 +58,10 @@ class PardObjectiveConfig(StartConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.num_depths <= 64:
-            raise ConfigError(f"num_depths={self.num_depths} must be between 1 and 64")
-        if self.loss not in LOSSES:
-            raise ConfigError(f"loss={self.loss} must be one of {', '.join(LOSSES)}")
-        if not 0 < self.retention <= 1:
-            raise ConfigError(f"retention={self.retention} must be above 0 and at most 1")
-        if not 0 <= self.floor <= 1:
-            raise ConfigError(f"floor={self.floor} must be between 0 and 1")
+        check_setting(self, "num_depths", 1 <= self.num_depths <= 64, "between 1 and 64")
+        check_setting(self, "loss", self.loss in LOSSES, f"one of {', '.join(LOSSES)}")
+        check_setting(self, "retention", 0 < self.retention <= 1, "above 0 and at most 1")
+        check_setting(self, "floor", 0 <= self.floor <= 1, "between 0 and 1")
 
 
 @final

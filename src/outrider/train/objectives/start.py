@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from outrider.errors import ConfigError
+from outrider.errors import ConfigError, check_setting
 from outrider.formats.hf_draft import EMBEDDING, HEAD, MASK, read_draft, widened
 from outrider.formats.weights import read_weights
 from outrider.models.spec import DecoderSpec, RopeSpec
@@ -57,10 +57,8 @@ class StartConfig:
             raise ConfigError("give checkpoint or layers, not both; either is a whole draft model to begin with")
         if self.hidden_size is not None and (self.checkpoint is not None or self.layers is not None):
             raise ConfigError(f"hidden_size={self.hidden_size} is for fresh layers; leave out checkpoint and layers")
-        if self.draft_vocab < 0:
-            raise ConfigError(f"draft_vocab={self.draft_vocab} must be 0 (all tokens) or positive")
-        if self.num_layers < 1:
-            raise ConfigError(f"num_layers={self.num_layers} must be at least 1")
+        check_setting(self, "draft_vocab", self.draft_vocab >= 0, "0 (all tokens) or positive")
+        check_setting(self, "num_layers", self.num_layers >= 1, "at least 1")
 
 
 def begin(teacher: Teacher, config: StartConfig, mask_id: int | None, seed: int) -> DraftNetwork:
