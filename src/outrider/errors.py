@@ -32,6 +32,7 @@ __all__ = [
     "RunError",
     "Terminated",
     "as_error",
+    "check_setting",
     "is_failure",
     "nearest",
     "on_one_line",
