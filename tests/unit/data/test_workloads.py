@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import outrider
+from outrider import env
 from outrider.data.prompt_rows import HubPlace, parse_hub
 from outrider.data.prompts import FilePrompts
 from outrider.data.workloads import (
@@ -42,7 +42,7 @@ def test_a_category_that_does_not_exist_names_the_nearest() -> None:
 def test_prompts_lie_beside_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "lib" / "site-packages" / "outrider"
     package.mkdir(parents=True)
-    monkeypatch.setattr(outrider, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(env, "PACKAGE", package)
     with pytest.raises(ConfigError, match="install outrider again"):
         data_directory("workloads")
     (package / "workloads").mkdir()
