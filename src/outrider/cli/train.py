@@ -220,6 +220,7 @@ def _shared(directory: Path) -> Path:
     """Return the main process's choice, in all processes."""
     from accelerate.utils import broadcast_object_list
 
+    # the time in its name may differ between processes
     return Path(broadcast_object_list([str(directory)])[0])
 
 

@@ -114,7 +114,7 @@ def _runs_sought(evaluation: Sequence[str], length: int) -> dict[int, dict[Run, 
     sought: dict[int, dict[Run, list[int]]] = {}
     for index, text in enumerate(evaluation):
         words = words_of(text)
-        run = min(length, len(words))
+        run = min(length, len(words))  # a short text is looked for as a whole
         for words_in_a_row in _runs(words, run) if run >= SHORTEST else ():
             sought.setdefault(run, {}).setdefault(words_in_a_row, []).append(index)
     return sought

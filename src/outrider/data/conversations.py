@@ -96,6 +96,7 @@ def pieces(turns: Sequence[Turn]) -> list[Text]:
     texts: list[Text] = []
     for prompt, answer in turns:
         before = texts[-1] if texts else Text((), (), 0)
+        # a template that keeps earlier turns as they were needs one text for the whole conversation
         if before.tokens == prompt[: len(before.tokens)] and texts:
             texts.pop()
         else:
@@ -193,7 +194,7 @@ class ConversationWriter:
         for conversation in conversations:
             prompt = tuple(conversation.dialogue.ask(turn, self._tokenizer))
             if len(prompt) > self._rules.max_prompt_tokens:
-                conversation.dialogue.messages.pop()
+                conversation.dialogue.messages.pop()  # ends before this turn
                 continue
             sampling = self._rules.sampling(conversation.prompt, turn)
             asked.append(

@@ -161,6 +161,7 @@ class DataDirectory:
             "counts": shard.counts,
         }
         lines = [json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in shard.records]
+        # the tensors come last: a shard counts as finished once they exist
         write_text(self._path(len(self._headers), "jsonl"), "".join(lines))
         path = self._path(len(self._headers), "safetensors")
         write_shard(path, shard.texts, header)
@@ -190,6 +191,7 @@ class DataDirectory:
         return dict(manifest)
 
     def _refuse_others(self, started: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        # through JSON, for tuples are lists in the manifest
         plain = json.loads(json.dumps({key: now[key] for key in ("target", "settings")}))
         for part, wanted in plain.items():
             for key in sorted(wanted.keys() | started[part].keys()):

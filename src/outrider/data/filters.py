@@ -133,6 +133,7 @@ def _bands(text: str) -> set[tuple[int, bytes]]:
     shingles = {plain[start : start + SHINGLE] for start in range(max(1, len(plain) - SHINGLE + 1))}
     digests = (hashlib.blake2b(shingle.encode("utf-8", "replace"), digest_size=8).digest() for shingle in shingles)
     words_S = np.frombuffer(b"".join(sorted(digests)), dtype=np.uint64)
+    # modulo 2^64: unsigned integers of NumPy wrap
     smallest = (words_S[:, None] * MULTIPLIERS + ADDENDS).min(axis=0).reshape(BANDS, ROWS)
     return {(band, hashlib.blake2b(rows.tobytes(), digest_size=8).digest()) for band, rows in enumerate(smallest)}
 

@@ -109,7 +109,7 @@ class EngineGenerator(TextGenerator):
                 tuple(one.tokens if end is None else one.tokens[: end + 1]), reason
             )
             del open_jobs[event.request]
-            engine.cancel(event.request)
+            engine.cancel(event.request)  # it may have ended at an end of its job's own
             listen(1, len(event.tokens))
         return [written[place] for place in range(len(jobs))]
 

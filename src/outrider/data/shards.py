@@ -76,6 +76,7 @@ def prompt_hash(prompt: str) -> int:
     >>> prompt_hash("Why is the sky blue?") == prompt_hash("why is the  sky blue")
     True
     """
+    # a prompt without words, such as an emoji, is hashed as it is
     words = words_of(prompt) or unicodedata.normalize("NFKC", prompt).split()
     return int.from_bytes(hashlib.sha256(" ".join(words).encode()).digest()[:8], "big") >> (64 - HASH_BITS)
 
@@ -189,7 +190,7 @@ def _opened(path: Path) -> Mapping[str, Tensor]:
     """Map a shard's tensors into memory."""
     try:
         now = path.stat()
-        return _mapped(path, now.st_ino, now.st_mtime_ns, now.st_size)
+        return _mapped(path, now.st_ino, now.st_mtime_ns, now.st_size)  # a file that was replaced is mapped anew
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path} is truncated or damaged ({on_one_line(str(error))}); {DELETE}") from error
 
@@ -302,6 +303,7 @@ class Dataset:
         fraction = self.heldout_fraction if heldout_fraction is None else heldout_fraction
         if fraction is None or not 0 <= fraction < 1:
             raise ConfigError(f"heldout_fraction={fraction} must be at least 0 and below 1")
+        # by hash: a prompt stays on its side when the data set grows or others join it
         held_out_N = self.places_N4[:, 3] < int(fraction * 2**HASH_BITS)
         return Data(
             train=replace(self, places_N4=self.places_N4[~held_out_N]),
@@ -328,6 +330,7 @@ def _places(shard: int, path: Path, max_tokens: int | None) -> Tensor:
     if max_tokens is None:
         return places_N4
     places_N4[:, 2] = torch.minimum(end, start + max_tokens)
+    # a text is kept if a learnt token is left in front of the cut
     learnt_before = torch.cat([torch.zeros(1, dtype=torch.int64), learn.cumsum(0)])
     return places_N4[learnt_before[places_N4[:, 2]] > learnt_before[start]]
 

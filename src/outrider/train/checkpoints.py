@@ -97,6 +97,7 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: AdamW) -> Progress
 
 def _all(root: Path) -> list[Path]:
     """Return all checkpoints, the newest first."""
+    # by length first: step-1000000 comes behind step-999999
     return sorted(root.glob("step-*"), key=lambda path: (len(path.name), path.name), reverse=True)
 
 

@@ -62,7 +62,7 @@ class Counts:
 
     def add(self, outcome: Outcome) -> None:
         """Count one batch."""
-        valid_KR = outcome.valid_KR.bool().cumprod(0).bool()
+        valid_KR = outcome.valid_KR.bool().cumprod(0).bool()  # a depth counts behind valid ones only
         right_KR = (outcome.agreed_KR.bool() & valid_KR).cumprod(0).bool()
         before_KR = torch.cat([torch.ones_like(right_KR[:1]), right_KR[:-1]])
         self.table_4K[0] += (valid_KR & before_KR).sum(1)

@@ -138,6 +138,7 @@ class FeatureStore:
             return
         stored_TF = self.features(index, self.lengths[index]).double()
         now_TF = self.reader.read([self.texts.example(index).tokens_T[: self.lengths[index]]])[0].cpu().double()
+        # negated, so that NaN is refused too
         if not float((stored_TF - now_TF).norm()) <= TOLERANCE * float(now_TF.norm()):
             raise RunError(
                 f"the features in {self.directory} are not those of {self.reader.target.spec.name} as it is now; "
@@ -193,7 +194,7 @@ class FeatureStore:
 def _shard_starts(lengths: Sequence[int], token_bytes: int) -> list[int]:
     """Return the first text of each shard: a new shard begins when the last has reached its size."""
     starts: list[int] = []
-    held = SHARD_BYTES
+    held = SHARD_BYTES  # the first text begins a shard
     for index, length in enumerate(lengths):
         if held >= SHARD_BYTES:
             starts.append(index)

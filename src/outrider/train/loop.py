@@ -180,6 +180,7 @@ class Trainer:
         if self.accelerator.num_processes > 1:
             totals_3 = self.accelerator.reduce(totals_3, "sum")
             for parameter in self._parameters():
+                # unused in this process's micro-batches, perhaps not in those of others
                 local = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 parameter.grad = self.accelerator.reduce(local, "sum")
         loss, num_texts, stop = totals_3.tolist()

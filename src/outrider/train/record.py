@@ -45,7 +45,7 @@ def adopt(directory: Path, record: Mapping[str, Any], resume: bool) -> None:
             )
         return
     strangers = sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
-    strangers = [name for name in strangers if not name.startswith(".")]
+    strangers = [name for name in strangers if not name.startswith(".")]  # the lock is ours
     if strangers:
         raise RunError(f"{directory} already holds '{strangers[0]}'; resume it with --resume, or give a new --run-dir")
     write_text(directory / RECORD, json.dumps(now, indent=2, sort_keys=True) + "\n")

@@ -68,7 +68,7 @@ def curve(directory: Path, points: int = CURVE_POINTS) -> list[tuple[int, float]
     losses = [(line.integer("step"), line.number("loss", None)) for line in steps]
     known: Sequence[tuple[int, float]] = [(step, loss) for step, loss in losses if loss is not None]
     stride = max(1, -(-len(known) // points))
-    return sorted(known[::-1][::stride])
+    return sorted(known[::-1][::stride])  # from the end, which is always included
 
 
 def evaluations(directory: Path) -> list[dict[str, Any]]:

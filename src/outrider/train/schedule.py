@@ -59,6 +59,7 @@ def plan(lengths: Sequence[int], config: TrainConfig, num_processes: int = 1) ->
     steps: list[Step] = []
     left = math.inf if config.max_tokens is None else config.max_tokens
     epoch = 0
+    # texts without a token would never use up max_tokens
     while left > 0 and (epoch < config.epochs or config.max_tokens is not None) and any(lengths):
         for step in _epoch(lengths, config, epoch, num_processes):
             if left > 0:
@@ -94,7 +95,7 @@ def _permutation(count: int, seed: int, epoch: int) -> list[int]:
 def generator(seed: int, *place: int | str) -> torch.Generator:
     """Return a CPU generator for one place of a run: equal places draw equal numbers, others unrelated ones."""
     digest = hashlib.sha256(repr((seed, *place)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)  # seeds have 63 bits
 
 
 def warmup_steps(num_steps: int, config: TrainConfig) -> int:

@@ -1,5 +1,4 @@
-"""Distillation: teaching a small decoder to write what the target writes (Leviathan et al., arXiv 2211.17192;
-DistillSpec, arXiv 2310.08461).
+"""Training a draft model by distillation (Leviathan et al., arXiv 2211.17192; DistillSpec, arXiv 2310.08461).
 
 The text is the target's own, so what the draft model must learn is the target's next-token distribution on it:
 

@@ -161,6 +161,7 @@ class Eagle3Objective(Objective):
     def _table(self, batch: Batch) -> TargetTable:
         final_BLE = self._features(batch)[..., self.spec.features :]
         needed_BL = batch.shifted(batch.learn_BL, 1)
+        # the k-th position that is needed has row k - 1 of the table
         place_BL = (needed_BL.flatten().cumsum(0) - 1).clamp(min=0).view_as(needed_BL)
         states = torch.split(final_BLE[needed_BL], chunk_limits(final_BLE.device).positions)
         log_p = [self.scorer.columns.teach(self.config.loss, self.teacher, states_RE) for states_RE in states]

@@ -156,7 +156,7 @@ def _attend(q_BLHD: Tensor, seen_BLL: Tensor, keys: Sequence[Tensor], values: Se
     B, L, H, D = q_BLHD.shape
     num_slots, G = keys[0].shape[1:3]
     rows, N = slice(start, start + L), H // G
-    q_BLGND = q_BLHD.view(B, L, G, N, D) * D**-0.5
+    q_BLGND = q_BLHD.view(B, L, G, N, D) * D**-0.5  # fewer products than scaling the scores
     q_BGYD = q_BLGND.permute(0, 2, 3, 1, 4).reshape(B, G, N * L, D)  # the scores then lie as softmax reads them
     scores = (q_BGYD @ keys[0].permute(0, 2, 3, 1)).view(B, G, N, L, num_slots)
     scores = scores.masked_fill(~seen_BLL[:, None, None], -torch.inf)

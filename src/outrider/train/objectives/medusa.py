@@ -136,6 +136,7 @@ class MedusaObjective(Objective):
             scores = depths.add(predict, features_BLE[rows_BL].to(dtype), teach)
             if scores.rank_R is not None:
                 self._count(head, scores.rank_R[depths.anchors_BL[rows_BL]])
+        # a training step changes the heads, so that the next evaluation counts anew
         self._counts_are_old = self._counts_are_old or torch.is_grad_enabled()
         return depths.outcome()
 

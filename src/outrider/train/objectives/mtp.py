@@ -186,6 +186,7 @@ def copy_from(weights: Weights, target: Target, network: MtpNetwork) -> None:
                     continue
                 if not (normed and part.startswith("self_attn.")):
                     parameter.copy_(weights[source])
+            # the hidden half is the identity, the token half zero
             input_EF = own[f"{prefix}input_proj.weight"]
             input_EF.zero_()
             input_EF[:, : spec.hidden_size].fill_diagonal_(1.0)

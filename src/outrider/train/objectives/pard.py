@@ -1,4 +1,4 @@
-"""PARD: teaching a draft model to write several tokens in one pass (arXiv 2504.18583).
+"""Training a PARD draft model, which drafts several tokens in one pass (arXiv 2504.18583).
 
 Masks follow the text known up to an anchor, and the state at mask i learns the token i + 1 places behind the anchor;
 the state at the anchor itself learns the next one, as in any language model. `pard_layout.py` defines the rows and what

@@ -80,7 +80,7 @@ def lay_out(batch: Batch, num_depths: int, retention: float, floor: float, gener
     chained = batch.written_ahead(num_depths, 1)
     noise_BL = torch.rand(batch.tokens_BL.shape, generator=generator).to(batch.tokens_BL.device)
     eligible_BL = chained[0]
-    noise_BL = torch.where(eligible_BL, noise_BL, 2.0)
+    noise_BL = torch.where(eligible_BL, noise_BL, 2.0)  # above every draw: ranks behind all anchors
     rank_BL = noise_BL.flatten().argsort(stable=True).argsort(stable=True).view_as(noise_BL)
     count = eligible_BL.sum()
     kept = [batch.segments_BL > 0]
@@ -96,6 +96,7 @@ def _packed(kept_BKL: Tensor, chained: Tensor) -> Layout:
     num_rows_B1 = kept_BN.sum(1, keepdim=True)
     multiple = MULTIPLES.get(kept_BN.device.type, 1)
     width = -(-int(num_rows_B1.max()) // multiple) * multiple
+    # kept rows first, in their order
     order_BR = (~kept_BN).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
     real_BR = torch.arange(order_BR.shape[1], device=order_BR.device) < num_rows_B1
     order_BR = torch.where(real_BR, order_BR, 0)

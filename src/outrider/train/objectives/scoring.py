@@ -122,7 +122,7 @@ class Scorer(NamedTuple):
         learnt_R = self.columns.learnable(self.kind, tokens_R)
         with torch.no_grad():
             guess_R = self.columns.tokens(logits_RK.argmax(-1))
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled():  # ranks and overlaps are figures of evaluations
             return Scores(losses_R, guess_R, learnt_R, None, None)
         right_R1 = logits_RK.gather(1, columns_R.clamp(min=0)[:, None])
         rank_R = torch.where(columns_R >= 0, (logits_RK > right_R1).sum(-1), -1)
@@ -185,5 +185,5 @@ def mean_by_text(losses_R: Tensor, texts_R: Tensor) -> TextMeans:
     """Group losses by text number, 0 or above."""
     num_numbers = int(texts_R.max()) + 1 if len(texts_R) else 0
     sums = losses_R.new_zeros(num_numbers).index_add(0, texts_R, losses_R)
-    counts = torch.bincount(texts_R, minlength=num_numbers)
+    counts = torch.bincount(texts_R, minlength=num_numbers)  # numbers without a position add 0
     return TextMeans((sums / counts.clamp(min=1)).sum(), int((counts > 0).sum()))

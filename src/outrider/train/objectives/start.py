@@ -126,6 +126,7 @@ def _fresh(teacher: Teacher, config: StartConfig, mask_id: int | None, seed: int
 def _drawn(name: str, shape: tuple[int, ...], spec: DecoderSpec, generator: torch.Generator) -> Tensor:
     if len(shape) == 1:
         return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+    # GPT-2's rule: what adds to the residual stream is smaller, the more layers add
     std = (
         INIT_STD / math.sqrt(2 * spec.num_layers) if name.endswith(("o_proj.weight", "down_proj.weight")) else INIT_STD
     )
