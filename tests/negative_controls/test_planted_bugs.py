@@ -110,7 +110,7 @@ BUGS = [
     ),
     Bug(
         "a budget lets the others pay for the request that copies",
-        plant(AdaptiveBudget, name="_begun", old="[TOGETHER] if num_waiting else requests", new="[TOGETHER]"),
+        plant(AdaptiveBudget, name="_begin", old="[TOGETHER] if num_waiting else requests", new="[TOGETHER]"),
         checks.nobody_pays_for_another,
     ),
     Bug(
