@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,19 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> BenchConfig:
     )
 
 
+@pytest.fixture(scope="module")
+def finished(config: BenchConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "memory_bytes_per_s", lambda device: 1e10)
+        Run(config, directory).resume()
+    return directory
+
+
 @pytest.fixture
-def run(config: BenchConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(config: BenchConfig, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(bench, "memory_bytes_per_s", lambda device: 1e10)
-    found = Run(config, tmp_path / "run")
-    found.resume()
-    return found
+    return Run(config, Path(shutil.copytree(finished, tmp_path / "run")))
 
 
 def refused(run: Run, said: str) -> re.Match[str]:
