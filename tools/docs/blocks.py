@@ -3,26 +3,22 @@
     methods:FOLDER     table of the registered methods, linked to their pages in FOLDER
     settings:NAME      table of a method's settings
     cli                help of every command
-    output:A|B|..    what `outrider A B ..` prints, run in the checkout; without its line of JSON
+    output:A|B|..    output of `outrider A B ..` in the checkout, without its line of JSON
     source:FILE#NAME   a function, class or method of a Python file
     results:NAME       tables of the run committed as docs/results/NAME.json
     short:NAME         the same without memory and notes
     details:NAME       acceptance, costs and prediction of each of its cells
-    batches:NAME       its speedups by batch size, and up to which batch each method pays
-    grid:NAME          its speedups at the first setting, categories by methods; grids:NAME at every setting
-    served:NAME        all tables of a run with servers, without memory and notes
+    batches:NAME       its speedups by batch size, and the largest batch where each method pays off
+    grid:NAME          speedups, categories by methods, at the first setting; grids:NAME at every one
+    served:NAME        tables of a run with servers
     loads:NAME         its speedups at the lowest temperature, methods by batch sizes
     loop:FILE#NAME|A|B..   the statements of a function that call these names, in order
     race-methods:FOLDER    the methods with their speedups in the race of docs/results/peers.md
     race-engines:FILE      the engines of the race docs/results/FILE.md
 
-Settings come from the fields of a method's `Config`, their meaning from its docstring, which has a line for each:
+Settings come from the fields of a method's `Config`, their meaning from its docstring, which has a line for each.
 
-    num_nodes        drafted tokens per step
-    min_n, max_n     lengths of the n-gram looked up
-
-Whether a method learns and whether it drafts chains or trees is observed: its example instances answer a prompt
-that goes on in two ways, on a tiny target. Example: a method of which all these drafts are chains drafts "chains".
+Whether a method learns, and whether it drafts chains or trees, is observed on a tiny target.
 """
 
 import ast

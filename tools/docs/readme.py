@@ -102,7 +102,7 @@ def race_chart(laps: Sequence[Lap], footnote: str) -> str:
     """Return the chart as SVG: two bars per method, our methods first, then each peer's plain and fastest ones.
 
     Args:
-        footnote: where the numbers come from.
+        footnote: the source of the numbers.
     """
     shown = [lap for lap in laps if lap.engine == OURS] + [lap for engine in PEERS for lap in _best(laps, engine)]
     most = max(lap.rates[kind] for lap in shown for kind in SHOWN)
