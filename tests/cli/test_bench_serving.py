@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from outrider.cli import main
-from outrider.cli.bench import Bench
+from outrider.cli.bench import with_settings
 from outrider.testing.fake_vllm import write_environment
 
 
@@ -25,9 +25,10 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_endpoints_alone_leave_our_engine_out() -> None:
-    assert Bench(endpoint=("http://a/v1",))._given()["engines"] == ()
-    assert Bench(endpoint=("http://a/v1",), engine=("outrider",))._given()["engines"] == ("outrider",)
-    assert Bench()._given()["engines"] is None
+    command = with_settings()
+    assert command(endpoints=("http://a/v1",)).config().engines == ()
+    assert command(endpoints=("http://a/v1",), engines=("outrider",)).config().engines == ("outrider",)
+    assert command().config().engines == ("outrider",)
 
 
 def test_both_engines_end_with_one_json_line(
