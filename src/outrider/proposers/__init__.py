@@ -83,6 +83,8 @@ def method_name(text: str) -> str:
 
 def known_method(text: str) -> str | None:
     """Return the same, None if there is no such method."""
+    if text in list(REGISTRY):  # most names; installed packages are searched for the others only
+        return text
     names = proposer_names()
     if text in names:
         return text
@@ -100,11 +102,12 @@ def proposer_class(name: str) -> type[Proposer]:
     Raises:
         ConfigError: if there is none; the message names the nearest.
     """
-    paths, name = {entry.name: entry.value for entry in _entry_points()} | REGISTRY, method_name(name)
-    module, _, attribute = paths[name].partition(":")
+    name = method_name(name)
+    path = REGISTRY.get(name) or {entry.name: entry.value for entry in _entry_points()}[name]
+    module, _, attribute = path.partition(":")
     found = getattr(import_module(module), attribute)
     if not (isinstance(found, type) and issubclass(found, Proposer)):
-        raise ConfigError(f"method '{name}' points to {paths[name]}, which is not an outrider Proposer class")
+        raise ConfigError(f"method '{name}' points to {path}, which is not an outrider Proposer class")
     return found
 
 
