@@ -68,12 +68,15 @@ class Generate:
 
     def run(self) -> None:
         from outrider.engine import Engine
+        from outrider.errors import ConfigError
         from outrider.proposers import DEFAULT_METHOD
         from outrider.proposers.method_spec import load_method, method_specs
         from outrider.requests.text import encode
         from outrider.sampling import SamplingParams
         from outrider.targets import load_target
 
+        if self.max_new_tokens < 1:  # `SamplingParams` would name its own field, max_tokens
+            raise ConfigError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
         params = SamplingParams(
             temperature=self.temperature,
             top_k=self.top_k,
