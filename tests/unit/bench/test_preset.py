@@ -28,7 +28,7 @@ def asked(*arguments: str) -> BenchConfig:
 def commands() -> Iterator[tuple[str, str]]:
     """Every `outrider bench ...` of our pages, with the file that it stands in."""
     for page in PAGES:
-        if page.name == "adding-a-method.md":  # its method is the reader's own
+        if page.name == "add-a-method.md":  # its method is the reader's own
             continue
         text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
         found = re.findall(r"`(outrider bench [^`]*)`|^[\s]*(?:\$\(BIN\)/)?(outrider bench .*)$", text, re.MULTILINE)
