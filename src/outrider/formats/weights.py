@@ -25,6 +25,7 @@ from torch import Tensor
 
 from outrider.errors import CheckpointError, as_error, on_one_line
 from outrider.formats.directory import no_weights
+from outrider.kernels.deferral import signals_deferred
 from outrider.models.spec import DecoderSpec
 from outrider.records.display import shown_json
 from outrider.records.json_fields import Fields, parse_json, read_json
@@ -72,6 +73,7 @@ class Weights(Mapping[str, Tensor]):
             )
         with (
             as_error(CheckpointError, f"tensor {name} in {tensor.file} cannot be read", "download it again"),
+            signals_deferred(),  # safetensors turns an interruption into an error of its own
             _opened(tensor.file) as file,  # mapped pages count as resident memory until it is closed
         ):
             loaded: Tensor = file.get_tensor(tensor.name).clone()
@@ -89,6 +91,7 @@ class Weights(Mapping[str, Tensor]):
             raise CheckpointError(f"tensor {name} in {tensor.file} is stored as {tensor.dtype}, not as whole numbers")
         with (
             as_error(CheckpointError, f"tensor {name} in {tensor.file} cannot be read", "download it again"),
+            signals_deferred(),
             _opened(tensor.file) as file,
         ):
             return file.get_tensor(tensor.name).to(torch.int64)  # type: ignore[no-any-return]

@@ -1,7 +1,10 @@
 """Weights are found by name in one file or many, and every way they can be wrong has its own sentence."""
 
 import json
+import os
+import signal
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from outrider.errors import CheckpointError
+from outrider.formats import weights
 from outrider.formats.weights import read_weights
 from outrider.models.spec import DecoderSpec
 
@@ -177,3 +181,30 @@ def test_places_without_weights_say_what_is_missing(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "two.safetensors")
     with pytest.raises(CheckpointError, match=r"holds 2 safetensors files but no model\.safetensors\.index\.json"):
         read_weights(tmp_path)
+
+
+def test_an_interruption_while_a_tensor_is_read_is_no_damaged_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors gives an exception in the middle of a read as a ValueError of its own."""
+    save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    found = read_weights(tmp_path)
+
+    class Interrupted:
+        def __enter__(self) -> "Interrupted":
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+
+        def get_tensor(self, name: str) -> torch.Tensor:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                return torch.zeros(2)
+            except KeyboardInterrupt:
+                raise ValueError("could not determine the shape of object type") from None
+
+    monkeypatch.setattr(weights, "_opened", lambda file: Interrupted())
+    for read in (found.__getitem__, found.integers):
+        found.stored["a"] = replace(found.stored["a"], dtype="I64")
+        with pytest.raises(KeyboardInterrupt):
+            read("a")
