@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from writing import tiny_identity
 
 from outrider.data.contamination import Sought
 from outrider.data.conversations import AnswerRules, ConversationWriter, GrowingConversation, Turn, pieces
@@ -16,6 +15,7 @@ from outrider.data.identity import Identity
 from outrider.data.prompts import FilePrompts, Prompt
 from outrider.requests.text import encode
 from outrider.testing.generator import ScriptedGenerator
+from writing import tiny_identity
 
 RULES = AnswerRules(temperatures=(0.0, 0.7), top_p=1.0, seed=0, max_new_tokens=20, max_prompt_tokens=150)
 tokens = st.lists(st.integers(0, 9), min_size=1, max_size=4).map(tuple)

@@ -10,7 +10,6 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from toys import play, setup, small
-from writing import tiny_identity, word_generator
 
 from outrider.cli.train import TrainMethod
 from outrider.data.config import SynthesisConfig
@@ -22,6 +21,7 @@ from outrider.train.card import write_card
 from outrider.train.checkpoints import newest
 from outrider.train.record import checked_settings, read_record
 from outrider.train.run_log import curve, evaluations
+from writing import tiny_identity, word_generator
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from server import FakeServer, serving
-from writing import files_of, tiny_identity
 
 import outrider
 from outrider.data.config import SynthesisConfig
@@ -19,6 +18,7 @@ from outrider.errors import ConfigError, EndpointError, RunError
 from outrider.sampling import SamplingParams
 from outrider.targets import load_target
 from outrider.testing.directory import write_tiny_model
+from writing import files_of, tiny_identity
 
 END = 257  # of the tiny model
 JOB = Job(prompt=(1, 2, 3), max_new_tokens=9, sampling=SamplingParams(temperature=0.5, top_p=0.9, seed=7))

@@ -10,7 +10,6 @@ import pytest
 from dying import Killed, dying_at
 from safetensors import SafetensorError
 from toys import play, setup, small
-from writing import files_of, tiny_identity, word_generator
 
 from outrider.cli import main
 from outrider.data.config import SynthesisConfig
@@ -19,6 +18,7 @@ from outrider.export.exported import Export, export_checkpoint, export_into
 from outrider.testing.directory import write_tiny_model
 from outrider.train.objectives.medusa import MedusaObjective, MedusaObjectiveConfig
 from outrider.train.run import Setup
+from writing import files_of, tiny_identity, word_generator
 
 UNLIKE = {"provenance", "seconds", "tokens_per_s", "run", "checkpoint"}
 """What two runs of the same settings may differ in."""

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from writing import tiny_identity, words
 
 from outrider.data.dialogue import Dialogue
 from outrider.data.generator import Job, Written
@@ -14,6 +13,7 @@ from outrider.data.seed_phrases import SEED_PHRASES, draw, read_seed_phrases, us
 from outrider.data.workloads import Conversation
 from outrider.errors import ConfigError
 from outrider.testing.generator import ScriptedGenerator
+from writing import tiny_identity, words
 
 
 def quiet(jobs: int, tokens: int) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from writing import files_of, tiny_identity, word_generator, words
 
 import outrider
 from outrider.data.config import SynthesisConfig
@@ -20,6 +19,7 @@ from outrider.sampling import SamplingParams
 from outrider.targets import load_target
 from outrider.testing.directory import write_tiny_model
 from outrider.testing.generator import ScriptedGenerator
+from writing import files_of, tiny_identity, word_generator, words
 
 
 @pytest.fixture(scope="module")

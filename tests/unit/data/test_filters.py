@@ -3,11 +3,11 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from writing import words
 
 from outrider.data.contamination import Sought, words_of
 from outrider.data.filters import PromptFilter, benchmark_prompts
 from outrider.data.workloads import CATEGORIES, load_category
+from writing import words
 
 GOOD = (
     "Why is the sky blue?",
