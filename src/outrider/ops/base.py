@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from outrider.ops.graphs import alone
 from outrider.placement import Placement
 
 __all__ = [
@@ -124,8 +125,15 @@ class GraphCache(dict[Hashable, Any]):
         return self._logits_buffer[: R * V].view(R, V)
 
 
+Replay = Callable[[GraphCache, Hashable, GraphBody, Tensor, Placement], Result]
+"""Runs a body or repeats its recording; see `Ops.replay`."""
+
+
 class Ops(ABC):
     """The operations of the native decoder. Activations are contiguous 2-D tensors of `activation_dtype`."""
+
+    _replayer: Replay | None = None
+    """The recordings of a GPU's forwards (`ops/graph_buckets.py`), for a back end that makes them."""
 
     @property
     @abstractmethod
@@ -200,7 +208,7 @@ class Ops(ABC):
     @property
     def static_shapes(self) -> bool:
         """True if forwards are recorded for fixed shapes: padding is then cheap, and a new shape needs a graph."""
-        return False
+        return self._replayer is not None
 
     def next_tokens(
         self, logits_RK: Tensor, ids_K: Tensor | None, embedding_VE: Tensor, tokens_R: Tensor, out_RE: Tensor
@@ -232,8 +240,8 @@ class Ops(ABC):
         )
 
     def decoding_threads(self) -> AbstractContextManager[None]:
-        """Return a context manager to hold during decoding; see `Target.decoding_threads`. Here a null context."""
-        return nullcontext()
+        """Return a context manager to hold during decoding; see `Target.decoding_threads`."""
+        return nullcontext() if self._replayer is None else alone()
 
     def replay(
         self, graph_cache: GraphCache, key: Hashable, body: GraphBody, x_RF: Tensor, placement: Placement
@@ -241,10 +249,13 @@ class Ops(ABC):
         """Return `body(x_RF, placement)`, perhaps by repeating a recorded call with an equal key and the same shapes.
 
         The body must consist of operations of this class alone, on `x_RF`, on tensors that it makes and on tensors that
-        live at least as long as `graph_cache`. It may only pass the placement on. This default simply calls it.
+        live at least as long as `graph_cache`. It may only pass the placement on. A back end without recordings simply
+        calls it.
 
         Args:
             key: together with the placement's shape [B, M] it must determine what the body does, and how many rows
                 `x_RF` has. These need not be B * M: a body of two inputs takes them stacked and splits them itself.
         """
-        return body(x_RF, placement)
+        if self._replayer is None:
+            return body(x_RF, placement)
+        return self._replayer(graph_cache, key, body, x_RF, placement)

@@ -17,17 +17,15 @@ Legend in `ops/base.py`.
 [[3.0, 4.0]]
 """
 
-from collections.abc import Hashable
-from contextlib import AbstractContextManager, nullcontext
 from typing import final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
-from outrider.ops.base import AttentionShape, GraphBody, GraphCache, HeadNorm, Ops, Packed, Result, Rope
+from outrider.ops.base import AttentionShape, HeadNorm, Ops, Packed, Rope
 from outrider.ops.graph_buckets import Replayer
-from outrider.ops.graphs import GraphPool, alone
+from outrider.ops.graphs import GraphPool
 from outrider.placement import Placement
 
 __all__ = ["TorchOps", "attend_fused", "rms_norm", "rotate", "visible_BMS"]
@@ -123,20 +121,6 @@ class TorchOps(Ops):
 
     def collect(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, out_RT: Tensor, column: int) -> None:
         out_RT[:, column : column + x_RF.shape[1]] = x_RF if norm_F is None else rms_norm(x_RF, norm_F, eps)
-
-    @property
-    def static_shapes(self) -> bool:
-        return self._replayer is not None
-
-    def decoding_threads(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._replayer is None else alone()
-
-    def replay(
-        self, graph_cache: GraphCache, key: Hashable, body: GraphBody, x_RF: Tensor, placement: Placement
-    ) -> Result:
-        if self._replayer is None:
-            return body(x_RF, placement)
-        return self._replayer(graph_cache, key, body, x_RF, placement)
 
 
 def attend_fused(

@@ -9,8 +9,6 @@ The number of parts is chosen so that the launch fills the device: with 4 key he
 for 16 slots.
 """
 
-from collections.abc import Hashable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, final
 
 import torch
@@ -20,9 +18,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from outrider.kernels import triton as kernels
-from outrider.ops.base import AttentionShape, GraphBody, GraphCache, HeadNorm, Ops, Packed, Result, Rope
+from outrider.ops.base import AttentionShape, HeadNorm, Ops, Packed, Rope
 from outrider.ops.graph_buckets import Replayer
-from outrider.ops.graphs import GraphPool, alone
+from outrider.ops.graphs import GraphPool
 from outrider.ops.torch import TorchOps, attend_fused
 from outrider.placement import Placement
 
@@ -202,17 +200,3 @@ class TritonOps(Ops):
             goal_RF.copy_(x_RF)
         else:
             self._norm(x_RF, norm_F, eps, goal_RF)
-
-    @property
-    def static_shapes(self) -> bool:
-        return self._replayer is not None
-
-    def decoding_threads(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._replayer is None else alone()
-
-    def replay(
-        self, graph_cache: GraphCache, key: Hashable, body: GraphBody, x_RF: Tensor, placement: Placement
-    ) -> Result:
-        if self._replayer is None:
-            return body(x_RF, placement)
-        return self._replayer(graph_cache, key, body, x_RF, placement)
