@@ -3,7 +3,8 @@
     root, a, b, a's child in a slot of length 5     write 5 6 7 8    rotary positions 5 6 6 7 (siblings share one)
 
 Each builder serves one kind of call: `place_draft` trees on any device, `place_chains` chains on a GPU in one copy,
-`place_real_rows` drafts on the CPU without padding, `place_chunk` a prompt, `place_tokens` what a drafter reads.
+`place_real_rows` drafts on the CPU without padding, `place_chunk` a prompt, `place_tokens` the tokens that a drafter
+reads, `place_level` the nodes of one level of its tree, `place_pending` and `place_next` its chains in a graph.
 
 Shapes: R rows of the call, B slots, M rows of one slot, T tail positions, S cached positions, P rotary positions.
 """
@@ -25,6 +26,9 @@ __all__ = [
     "place_chains",
     "place_chunk",
     "place_draft",
+    "place_level",
+    "place_next",
+    "place_pending",
     "place_real_rows",
     "place_tokens",
     "upload",
@@ -219,6 +223,59 @@ def place_tokens(
         write_BM=at_BM,
         mask_BMT=mask_BMT,
         limit=max(starts) + width + num_ahead,
+    )
+
+
+def place_level(cache: KVCache, slots: Sequence[int], num_tail: int, level: int, visible_BWT: np.ndarray) -> Placement:
+    """Place W nodes of one level of a tree behind the `num_tail` tail positions of each slot.
+
+    Args:
+        level: number of the level, from 1: its nodes have the rotary position length + level - 1.
+        visible_BWT: bool, the tail positions that each node sees, T = num_tail + W.
+    """
+    lengths = cache.lengths_of(slots)
+    num_new = visible_BWT.shape[1]
+    return Placement(
+        slots_B=torch.tensor(slots, device=cache.device),
+        lengths_B=torch.tensor(lengths, device=cache.device),
+        positions_BM=torch.tensor([[length + level - 1] * num_new for length in lengths], device=cache.device),
+        write_BM=torch.tensor(
+            [list(range(length + num_tail, length + num_tail + num_new)) for length in lengths], device=cache.device
+        ),
+        mask_BMT=torch.from_numpy(visible_BWT).to(cache.device),
+        limit=max(lengths) + num_tail + num_new,
+    )
+
+
+def place_pending(
+    cache: KVCache, slots_B: Tensor, lengths_B: Tensor, counts_B: Tensor, num_rows: int, limit: int
+) -> Placement:
+    """Place the first `counts_B` of `num_rows` rows behind each slot's tokens, in order, by operations on the device.
+
+    A graph can record them: the numbers are tensors, and `limit` alone is fixed.
+    """
+    rows_P = torch.arange(num_rows, device=slots_B.device)
+    real_BP = rows_P < counts_B[:, None]
+    at_BP = lengths_B[:, None] + rows_P
+    return Placement(
+        slots_B=slots_B,
+        lengths_B=lengths_B,
+        positions_BM=at_BP.where(real_BP, lengths_B[:, None]),
+        write_BM=at_BP.where(real_BP, cache.trash),
+        mask_BMT=(rows_P[:, None] >= rows_P) & real_BP[:, :, None] & real_BP[:, None],
+        limit=limit,
+    )
+
+
+def place_next(cache: KVCache, slots_B: Tensor, at_B: Tensor, counts_B: Tensor, limit: int) -> Placement:
+    """Place one row of each slot at position `at_B`; as `place_pending`, a graph can record it."""
+    return Placement(
+        slots_B=slots_B,
+        lengths_B=at_B,
+        positions_BM=at_B[:, None],
+        write_BM=at_B.where(counts_B > 0, cache.trash)[:, None],
+        mask_BMT=None,
+        limit=limit,
     )
 
 

@@ -27,7 +27,7 @@ from outrider.cache import KVCache
 from outrider.models.draft_network import DraftNetwork
 from outrider.ops.graph_buckets import bucket
 from outrider.ops.graphs import Graph, GraphPool
-from outrider.placement import Placement, upload
+from outrider.placement import place_next, place_pending, upload
 from outrider.proposers.drafting.pending import Pending
 
 __all__ = ["RecordedChain"]
@@ -103,7 +103,7 @@ class RecordedChain:
         network, cache = self.network, self.cache
         slots_B, lengths_B, counts_B = (numbers[:, column].contiguous() for column in range(3))
         B, rows_B = len(slots_B), torch.arange(len(slots_B), device=slots_B.device)
-        first = _place_pending(cache, slots_B, lengths_B, counts_B, self.num_rows, limit)
+        first = place_pending(cache, slots_B, lengths_B, counts_B, self.num_rows, limit)
         states_RE = network.fuse(features_BPF.flatten(0, 1))
         states_RE = network.read(states_RE, numbers[:, 3:].flatten(), first, cache).states_RE
         # Padding slots have count 0; their row 0 is as good as any.
@@ -115,7 +115,7 @@ class RecordedChain:
             best_B = logits_BK.argmax(-1)
             tokens.append(best_B if network.ids_K is None else network.ids_K[best_B])
             if level + 1 < self.num_nodes:
-                placement = _place_next(cache, slots_B, lengths_B + counts_B + level, counts_B, limit)
+                placement = place_next(cache, slots_B, lengths_B + counts_B + level, counts_B, limit)
                 states_BE, logits_BK = network.read(states_BE, tokens[-1], placement, cache, num_predicted=B)
         return torch.stack(tokens, dim=1)
 
@@ -129,32 +129,3 @@ def _copy_features(features_BPF: Tensor, feeds: Mapping[int, Pending]) -> None:
             sources.append(part_TF)
             start += len(part_TF)
     torch._foreach_copy_(goals, sources)
-
-
-def _place_pending(
-    cache: KVCache, slots_B: Tensor, lengths_B: Tensor, counts_B: Tensor, num_rows: int, limit: int
-) -> Placement:
-    """Place the first `counts_B` of `num_rows` rows behind each slot's tokens, in order."""
-    rows_P = torch.arange(num_rows, device=slots_B.device)
-    real_BP = rows_P < counts_B[:, None]
-    at_BP = lengths_B[:, None] + rows_P
-    return Placement(
-        slots_B=slots_B,
-        lengths_B=lengths_B,
-        positions_BM=at_BP.where(real_BP, lengths_B[:, None]),
-        write_BM=at_BP.where(real_BP, cache.trash),
-        mask_BMT=(rows_P[:, None] >= rows_P) & real_BP[:, :, None] & real_BP[:, None],
-        limit=limit,
-    )
-
-
-def _place_next(cache: KVCache, slots_B: Tensor, at_B: Tensor, counts_B: Tensor, limit: int) -> Placement:
-    """Place one row of each slot at position `at_B`."""
-    return Placement(
-        slots_B=slots_B,
-        lengths_B=at_B,
-        positions_BM=at_B[:, None],
-        write_BM=at_B.where(counts_B > 0, cache.trash)[:, None],
-        mask_BMT=None,
-        limit=limit,
-    )

@@ -25,7 +25,7 @@ from outrider.draft import Tree
 from outrider.errors import ConfigError
 from outrider.models.draft_network import DraftNetwork, Reading
 from outrider.ops.base import GraphCache
-from outrider.placement import Placement
+from outrider.placement import place_level
 from outrider.proposer import DraftLimit
 from outrider.proposers.drafting.trees import Growth, ranked
 
@@ -172,17 +172,7 @@ def _read_frontiers(
         for row, seen in enumerate(one.enter(num_tail)):
             mask_BWT[place, row, seen] = True
     tokens = [one.growth.candidates.tokens[node] for one in active for node in one.growth.frontier]
-    lengths = cache.lengths_of([one.slot for one in active])
-    placement = Placement(
-        slots_B=torch.tensor([one.slot for one in active], device=cache.device),
-        lengths_B=torch.tensor(lengths, device=cache.device),
-        positions_BM=torch.tensor([[length + level - 1] * num_new for length in lengths], device=cache.device),
-        write_BM=torch.tensor(
-            [list(range(length + num_tail, length + num_tail + num_new)) for length in lengths], device=cache.device
-        ),
-        mask_BMT=torch.from_numpy(mask_BWT).to(cache.device),
-        limit=max(lengths) + num_tail + num_new,
-    )
+    placement = place_level(cache, [one.slot for one in active], num_tail, level, mask_BWT)
     tokens_R = torch.tensor(tokens, device=cache.device)
     out_RE, logits_RK = network.read(
         inputs_RE, tokens_R, placement, cache, num_predicted=len(tokens), graph_cache=graph_cache
