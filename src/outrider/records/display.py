@@ -97,8 +97,8 @@ def markdown_code(text: str) -> str:
     line = visible_line(text).replace("|", "\\|")
     runs = re.findall("`+", line)
     fence = "`" * (1 + max(map(len, runs), default=0))
-    needs_room = bool(runs) or not line.strip() or line != line.strip()
-    return f"{fence} {line if line.strip() else '-'} {fence}" if needs_room else f"{fence}{line}{fence}"
+    needs_space = bool(runs) or not line.strip() or line != line.strip()
+    return f"{fence} {line if line.strip() else '-'} {fence}" if needs_space else f"{fence}{line}{fence}"
 
 
 def _escape(found: re.Match[str]) -> str:
