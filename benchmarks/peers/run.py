@@ -31,6 +31,7 @@ import outrider as outrider_package
 from outrider.data.dialogue import Dialogue
 from outrider.data.workloads import Conversation, load_category, workload_hash
 from outrider.errors import ConfigError, OutriderError, nearest
+from outrider.records.files import write_text
 from outrider.records.provenance import hardware
 
 
@@ -97,7 +98,7 @@ def compare(options: Options) -> list[str]:
     keys = [Key(peer.name, method.name) for peer in chosen(options) for method in peer.methods]
     keys += [row.key for row in found if row.key not in keys]
     text = page(found, ledger.identities, ledger.failures, settings, list(dict.fromkeys(keys)))
-    replace_file(options.output / "page.md", text + "\n")
+    write_text(options.output / "page.md", text + "\n")
     return [text, json.dumps(document(found, ledger, settings))]
 
 
@@ -153,13 +154,6 @@ def document(found: list[Row], ledger: Ledger, settings: dict[str, Any]) -> dict
         "peers": [{**key._asdict(), **asdict(identity)} for key, identity in ledger.identities.items()],
         "failures": [{**key._asdict(), "reason": reason} for key, reason in ledger.failures.items()],
     }
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    scratch = path.with_suffix(".part")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
