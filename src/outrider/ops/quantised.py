@@ -1,0 +1,107 @@
+"""Quantised matrices: integer codes with a scale, and perhaps a minimum, for each group of consecutive features.
+
+    w[o, f] = scale[o, g] * (code[o, f] - offset)  + minimum[o, g]       g = f // group
+    w[o, f] = scale[o, g] * table[code[o, f]]                            for formats with a table
+
+Every format that people publish is one of these, so weights keep the values of their file. A back end packs the codes
+in 4, 5, 6 or 8 bits; scales stay in fp16 where they are, and where a scale is a product of an fp16 number per 256
+features and a small integer per group, both factors stay as they are.
+
+A matrix is read by ranges of rows, so that packing needs memory for one range beside the packed weights.
+
+Example: Q4_0 of GGUF has 4-bit codes with offset 8 and an fp16 scale for each group of 32.
+
+Shapes: O output features (rows), F input features, G = F / group, S = F / 256.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["SUPER", "QuantFormat", "QuantRows", "QuantisedMatrix", "dequantised"]
+
+SUPER: Final = 256
+"""Features that share one factor of a scale in formats with `scales` "super"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantFormat:
+    """What all rows of a matrix have in common.
+
+    name          as its file names it: "Q4_K", "AWQ"
+    bits          bits of a packed code: 4, 5, 6 or 8; codes are below 2 ** bits
+    offset        subtracted from every code; 0 with a table or with minima
+    table         16 numbers from -127 to 127 that codes of 4 bits stand for; None for none
+    group         features with one scale: 16 or 32
+    scales        "f16", "f32", or "super": an fp16 number per 256 features times an int8 per group
+    has_minima    groups have a minimum, stored as the scales are: f16, f32, or an fp16 number times an uint8
+    """
+
+    name: str
+    bits: Literal[4, 5, 6, 8]
+    offset: int = 0
+    table: tuple[int, ...] | None = None
+    group: Literal[16, 32] = 32
+    scales: Literal["f16", "f32", "super"] = "f16"
+    has_minima: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantRows:
+    """Some rows of a matrix.
+
+    codes_OF        uint8
+    scales_OG       fp16 or fp32; int8 with super-scales
+    minima_OG       fp16 or fp32; uint8 with super-scales; None without minima
+    supers_OS       fp16: the other factor of the scales; None for formats without
+    super_minima_OS   fp16: the other factor of the minima, its sign included (K-quants subtract theirs: -dmin)
+    """
+
+    codes_OF: NDArray[np.uint8]
+    scales_OG: NDArray[np.generic]
+    minima_OG: NDArray[np.generic] | None = None
+    supers_OS: NDArray[np.float16] | None = None
+    super_minima_OS: NDArray[np.float16] | None = None
+
+
+class QuantisedMatrix(ABC):
+    """A matrix [O, F] of one format, read by ranges of rows. F is a multiple of the group, and of 256 with supers."""
+
+    @property
+    @abstractmethod
+    def format(self) -> QuantFormat:
+        """The format of all rows."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(O, F)."""
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> QuantRows:
+        """Read the rows from `start` to before `stop`.
+
+        Raises:
+            CheckpointError: if a scale or a minimum is not finite, or the file cannot be read.
+        """
+
+
+def dequantised(format: QuantFormat, rows: QuantRows) -> NDArray[np.float32]:
+    """Return the values [O, F], rounded once to fp32 where a minimum is added."""
+    scales_OG = rows.scales_OG.astype(np.float32)
+    if rows.supers_OS is not None:
+        scales_OG *= rows.supers_OS.astype(np.float32).repeat(SUPER // format.group, axis=1)  # exact: 11 + 8 bits
+    if format.table is None:
+        numbers_OF = rows.codes_OF.astype(np.float32) - np.float32(format.offset)
+    else:
+        numbers_OF = np.array(format.table, np.float32)[rows.codes_OF]
+    values_OF = numbers_OF * scales_OG.repeat(format.group, axis=1)
+    if rows.minima_OG is None:
+        return values_OF
+    minima_OG = rows.minima_OG.astype(np.float32)
+    if rows.super_minima_OS is not None:
+        minima_OG *= rows.super_minima_OS.astype(np.float32).repeat(SUPER // format.group, axis=1)
+    return values_OF + minima_OG.repeat(format.group, axis=1)
