@@ -29,7 +29,7 @@ SUPER: Final = 256
 
 @dataclass(frozen=True, kw_only=True)
 class QuantFormat:
-    """What all rows of a matrix have in common.
+    """Properties that all rows of a matrix share.
 
     name          as its file names it: "Q4_K", "AWQ"
     bits          bits of a packed code: 4, 5, 6 or 8; codes are below 2 ** bits
