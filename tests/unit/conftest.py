@@ -100,8 +100,12 @@ def write_gguf(
     architecture: str | None = None,
     metadata: dict[str, Any] | None = None,
     tensors: dict[str, np.ndarray] | None = None,
+    blocks: dict[str, tuple[np.ndarray, gguf.GGMLQuantizationType]] | None = None,
 ) -> Path:
-    """Write `model`; matrices are stored as `kind`, vectors as fp32. A metadata value of None leaves its key out."""
+    """Write `model`; matrices are stored as `kind`, vectors as fp32. A metadata value of None leaves its key out.
+
+    `tensors` come in addition; `blocks` (by GGUF name: bytes and their type) in place of the model's own values.
+    """
     architecture = architecture or model.config.model_type
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in (gguf_metadata(model, model.config.model_type) | (metadata or {})).items():
@@ -115,7 +119,8 @@ def write_gguf(
         if model.config.model_type == "llama" and name.split(".")[-2] in heads:
             values = interleaved(values, heads[name.split(".")[-2]])
         stored = kind if values.ndim == 2 else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(gguf_name(name), gguf.quants.quantize(values, stored), raw_dtype=stored)
+        data, stored = (blocks or {}).get(gguf_name(name)) or (gguf.quants.quantize(values, stored), stored)
+        writer.add_tensor(gguf_name(name), data, raw_dtype=stored)
     for name, values in (tensors or {}).items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()

@@ -120,6 +120,18 @@ class DecoderSpec:
         return cls.from_config(read_config(file), GenerationConfig(eos_token_id=eos))
 
     @classmethod
+    def from_values(cls, config: Mapping[str, Any], where: str | Path, eos_ids: Collection[int] = ()) -> Self:
+        """Read the content of a `config.json`; `where` names its source in messages.
+
+        Args:
+            eos_ids: end-of-text ids of the generation config.
+
+        Raises:
+            CheckpointError: for a decoder outside the family.
+        """
+        return cls.from_config(_family_config(config, where), GenerationConfig(eos_token_id=list(eos_ids) or None))
+
+    @classmethod
     def from_config(cls, config: PreTrainedConfig, generation: GenerationConfig | None = None) -> Self:
         """Read a `transformers` config object; raises `CheckpointError` with the reason when unsupported."""
         reason = is_supported(config)
@@ -191,7 +203,11 @@ def read_config(path: str | Path) -> PreTrainedConfig:
 
     Raises `CheckpointError` when the file is missing, broken, or of another family.
     """
-    raw = read_json(Path(path))
+    return _family_config(read_json(Path(path)), path)
+
+
+def _family_config(values: Mapping[str, Any], path: str | Path) -> PreTrainedConfig:
+    raw = values if isinstance(values, Fields) else Fields(values, str(path))
     family = raw.text("model_type", "None")
     if family not in FAMILIES:
         raise CheckpointError(

@@ -24,6 +24,7 @@ from transformers import (
 from outrider.errors import CheckpointError
 from outrider.formats.gguf import checkpoint as converter
 from outrider.formats.gguf.checkpoint import convert_gguf
+from outrider.formats.gguf.layout import halves_first
 from outrider.formats.weights import read_weights
 from outrider.models.rope import rope_frequencies
 from outrider.models.spec import DecoderSpec
@@ -187,7 +188,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_head_s_rows_are_paired_as_documented() -> None:
     stored = torch.tensor([[0], [2], [1], [3]])
-    assert converter._halves_first(stored, 1).flatten().tolist() == [0, 1, 2, 3]
+    assert halves_first(stored, 1).flatten().tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.model

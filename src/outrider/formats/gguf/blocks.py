@@ -17,6 +17,7 @@ Example: `decode("Q4_0", data_OB).codes_OF[0, 16]` is the high half of byte 2 of
 Shapes: O rows, B bytes of a row, N blocks of a row, F features, G groups, S superblocks, J bytes of a plane.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -165,14 +166,18 @@ def _rows(
     super_minima_OS: NDArray[Any] | None = None,
 ) -> QuantRows:
     """Join the blocks of each row. K-quants subtract their minima, so the sign goes to `super_minima_OS`."""
-    num_rows = codes.shape[0]
     return QuantRows(
-        codes_OF=codes.reshape(num_rows, -1),
-        scales_OG=np.ascontiguousarray(scales).reshape(num_rows, -1),
-        minima_OG=None if minima is None else np.ascontiguousarray(minima).reshape(num_rows, -1),
-        supers_OS=None if supers_OS is None else np.ascontiguousarray(supers_OS),
-        super_minima_OS=None if super_minima_OS is None else -super_minima_OS,
+        codes_OF=_joined(codes),
+        scales_OG=_joined(scales),
+        minima_OG=None if minima is None else _joined(minima),
+        supers_OS=None if supers_OS is None else _joined(supers_OS),
+        super_minima_OS=None if super_minima_OS is None else _joined(-super_minima_OS),
     )
+
+
+def _joined(numbers: NDArray[Any]) -> NDArray[Any]:
+    # not -1: there may be no rows
+    return np.ascontiguousarray(numbers).reshape(len(numbers), math.prod(numbers.shape[1:]))
 
 
 FP16: Final = "<f2"

@@ -71,7 +71,7 @@ def config_of_gguf(source: GgufFile) -> dict[str, Any]:
     config: dict[str, Any] = {
         "architectures": [ARCHITECTURES[architecture]],
         "model_type": architecture,
-        "vocab_size": int(source.tensors[EMBEDDING].shape[1]),
+        "vocab_size": source.tensors[EMBEDDING].shape[0],
         "hidden_size": width,
         "intermediate_size": source.integer(".feed_forward_length"),
         "num_hidden_layers": source.integer(".block_count", high=1000),
@@ -183,7 +183,9 @@ def _rope_scaling(source: GgufFile, head_dim: int, theta: float) -> dict[str, An
 
 def _llama3_scaling(source: GgufFile, head_dim: int, theta: float) -> dict[str, Any]:
     """Recover the scaling rule from a stored table of divisors: its largest is the factor, the rest must agree."""
-    stored = torch.from_numpy(source.tensors["rope_freqs.weight"].data.astype("float32")).flatten()
+    table = source.tensors["rope_freqs.weight"]
+    # a file stores vectors in fp32; any other type fails the comparison
+    stored = torch.from_numpy(table.read().reshape(-1)).view(torch.float32) if table.kind == "F32" else torch.empty(0)
     low, high, context = 1.0, 4.0, 8192
     factor = round(float(stored.max()), 3) if len(stored) == head_dim // 2 else 0.0
     # transformers' rule for rope_type llama3, with Llama 3's constants

@@ -10,14 +10,12 @@ Example: `open_gguf(Path("model-00002-of-00002.gguf"))` opens both parts.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from gguf import GGUFReader, ReaderTensor
-
-from outrider.errors import CheckpointError, as_error
-from outrider.formats.gguf.header import check_header
+from outrider.errors import CheckpointError
+from outrider.formats.gguf.header import read_header
+from outrider.formats.gguf.tensors import GgufTensor, placed_tensors
 from outrider.records.display import shown_json
 from outrider.records.json_fields import Fields
 
@@ -35,11 +33,11 @@ OTHER_TYPES: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class GgufFile:
-    """An opened GGUF model: metadata as Python values, and quantized tensors by name."""
+    """An opened GGUF model: metadata as Python values, and tensors by name."""
 
     path: Path
     metadata: Fields
-    tensors: Mapping[str, ReaderTensor]
+    tensors: Mapping[str, GgufTensor]
 
     @property
     def architecture(self) -> str:
@@ -95,7 +93,7 @@ def open_gguf(path: Path) -> GgufFile:
     first = parts[0]
     _check_kind(first)
     _check_count(first, len(parts))
-    tensors: dict[str, ReaderTensor] = {}
+    tensors: dict[str, GgufTensor] = {}
     for number, part in enumerate(parts):
         found, count = (part.metadata.integer(f"split.{key}", None) for key in ("no", "count"))
         if len(parts) > 1 and (found not in (None, number) or count not in (None, len(parts))):
@@ -114,25 +112,13 @@ def open_gguf(path: Path) -> GgufFile:
 
 
 def _open_one(path: Path) -> GgufFile:
-    check_header(path)
-    with as_error(CheckpointError, f"{path} is not a complete GGUF file", "download it again"):
-        reader = GGUFReader(path)
-        metadata = {key: field.contents() for key, field in reader.fields.items()}
-        tensors = {tensor.name: tensor for tensor in reader.tensors}
-        _check_spans(path, list(tensors.values()))
-    for name in (*metadata, *tensors):
+    header = read_header(path)
+    metadata = header.metadata
+    for name in (*metadata, *(entry.name for entry in header.tensors)):
         if not name.isprintable() or len(name) > 500:
             raise CheckpointError(f"{path} has an entry named {shown_json(name)}; it is damaged: download it again")
     fields = Fields(metadata, str(path), remedy="convert it anew, or use the original checkpoint")
-    return GgufFile(path=path, metadata=fields, tensors=tensors)
-
-
-def _check_spans(path: Path, tensors: list[ReaderTensor]) -> None:
-    spans = sorted((int(tensor.data_offset), int(tensor.n_bytes), tensor.name) for tensor in tensors)
-    for (start, size, name), (following, _, other) in pairwise(spans):
-        # two entries that share bytes are a sign of damage that the reader does not notice
-        if start + size > following:
-            raise CheckpointError(f"{path} stores {name} and {other} in the same place; download it again")
+    return GgufFile(path=path, metadata=fields, tensors=placed_tensors(path, header))
 
 
 def _check_kind(first: GgufFile) -> None:
