@@ -22,6 +22,7 @@ from transformers import GenerationConfig, LlamaConfig, MistralConfig, PreTraine
 
 from outrider.errors import CheckpointError, as_error
 from outrider.models.config_keys import check_eos, check_keys, check_types
+from outrider.models.quant_scheme import QUANTIZATION, QuantScheme, quant_scheme
 from outrider.records.display import shown_json
 from outrider.records.json_fields import Fields, read_json
 
@@ -246,11 +247,19 @@ def is_supported(config: PreTrainedConfig) -> str | None:
         return f"model_type {shown_json(config.model_type)} is not one of {', '.join(FAMILIES)}"
     if config.hidden_act not in ("silu", "swish"):
         return f"hidden_act is {shown_json(config.hidden_act)}, not 'silu'"
-    if getattr(config, "quantization_config", None) is not None:
-        return "its weights are quantized (quantization_config)"
+    scheme = _quant_scheme(config)
+    if isinstance(scheme, str):
+        return f"{scheme} (the original checkpoint runs with weights int8 or int4)"
     if config.is_heterogeneous:
         return "its layers differ (per_layer_config)"
     return _heads_reason(config) or _rope_reason(config) or _layers_reason(config)
+
+
+def _quant_scheme(config: PreTrainedConfig) -> QuantScheme | str | None:
+    values = getattr(config, QUANTIZATION, None)
+    if values is not None and not isinstance(values, Mapping):
+        values = values.to_dict()  # the config of a model in memory
+    return quant_scheme({QUANTIZATION: values})
 
 
 def _heads_reason(config: PreTrainedConfig) -> str | None:

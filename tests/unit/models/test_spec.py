@@ -111,7 +111,7 @@ def test_windows_follow_the_layers() -> None:
     [
         (PhiConfig(), "model_type 'phi' is not one of llama, qwen2, qwen3, mistral"),
         (LlamaConfig(**TINY, hidden_act="gelu"), "hidden_act is 'gelu'"),
-        (LlamaConfig(**TINY, quantization_config={"quant_method": "gptq"}), "quantized"),
+        (LlamaConfig(**TINY, quantization_config={"quant_method": "fp8"}), "quantised by 'fp8', which is not read"),
         (LlamaConfig(**{**TINY, "num_key_value_heads": 3}), "num_attention_heads 4 is not a multiple"),
         (LlamaConfig(**TINY, head_dim=3), "head_dim 3 is odd"),
         (LlamaConfig(**TINY, partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),

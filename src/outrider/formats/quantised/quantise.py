@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from outrider.env import cache_home
 from outrider.errors import CheckpointError
+from outrider.formats.quantised.packing import pack_pairs, pairs
 from outrider.formats.quantised.parts import FLOATS, LazyWeights, floats, part, require_dtype
 from outrider.formats.quantised.rounding import FORMATS, GROUP, Kind, round_rows
 from outrider.formats.weights import StoredTensor, Weights, read_weights
@@ -94,7 +95,7 @@ class CachedMatrix(QuantisedMatrix):
     def rows(self, start: int, stop: int) -> QuantRows:
         packed: NDArray[np.uint8] = part(self._codes, slice(start, stop)).numpy()
         scales_OG = floats(self._scales, slice(start, stop)).astype(np.float16)
-        return QuantRows(codes_OF=packed if self._kind == "int8" else _unpacked(packed), scales_OG=scales_OG)
+        return QuantRows(codes_OF=packed if self._kind == "int8" else pairs(packed), scales_OG=scales_OG)
 
 
 def quantise_weights(spec: DecoderSpec, weights: Weights, kind: Kind, listen: Listener) -> LazyWeights:
@@ -216,13 +217,5 @@ def _matrix_bytes(source: _Source) -> Iterator[bytes]:
         weights_OF = floats(source.stored, slice(start, min(start + step, num_rows)))
         rounded = round_rows(weights_OF, source.kind, f"tensor {source.stored.name} in {source.stored.file}")
         scales.append(rounded.scales_OG.tobytes())
-        yield (rounded.codes_OF if source.kind == "int8" else _packed(rounded.codes_OF)).tobytes()
+        yield (rounded.codes_OF if source.kind == "int8" else pack_pairs(rounded.codes_OF)).tobytes()
     yield from scales
-
-
-def _packed(codes_OF: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return codes_OF[:, ::2] | codes_OF[:, 1::2] * np.uint8(16)
-
-
-def _unpacked(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.stack([packed & 15, packed >> 4], axis=2).reshape(len(packed), -1)
