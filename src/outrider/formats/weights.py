@@ -36,6 +36,8 @@ SHARD_NAME = re.compile(r"[\w +()=-][\w +()=.-]{0,200}")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = frozenset({"F64", "F32", "F16", "BF16", "I64", "I32", "BOOL"})
+PACKED = (".qweight", ".weight_packed", ".weight_scale")
+"""Ends of the names of tensors in checkpoints that are published quantised."""
 WHOLE = frozenset({"I64", "I32", "I16", "I8", "U8", "BOOL"})
 
 
@@ -179,6 +181,12 @@ def settle_head(spec: DecoderSpec, weights: "Weights") -> DecoderSpec:
     A config may tie embedding and output head while the file holds a head that differs. The tensors decide, as in
     `transformers`.
     """
+    packed = next((name for name in weights if name.endswith(PACKED)), None)
+    if packed is not None:
+        raise CheckpointError(
+            f"{weights.stored[packed].file} holds quantised weights ({packed}), which are read only as a target's; use"
+            " the original checkpoint"
+        )
     weights.check(spec.weight_shapes(), optional=(HEAD,) if spec.tie_word_embeddings else ())
     if not spec.tie_word_embeddings or HEAD not in weights:
         return spec

@@ -5,6 +5,7 @@ Weights are read and packed for the device once; all engines that open the targe
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -14,6 +15,8 @@ from torch import Tensor
 from outrider.cache import CachePlan, KVCache
 from outrider.draft import Draft
 from outrider.errors import CheckpointError
+from outrider.formats.quantised import quantised_weights
+from outrider.formats.quantised.widened import Widened
 from outrider.formats.weights import cast, read_weights, settle_head
 from outrider.loop.memory import give_back
 from outrider.models.decoder import Decoder, Output
@@ -61,13 +64,12 @@ class NativeTarget(Target):
     def from_directory(
         cls, directory: Path, name: str, dtype: torch.dtype, device: torch.device | str, tokenizer: Any
     ) -> "NativeTarget":
-        """Read a Hugging Face directory.
+        """Read a Hugging Face directory; weights that are published quantised are widened.
 
         Raises:
             CheckpointError: if a file or a tensor is missing, truncated or misshapen.
         """
-        weights = read_weights(directory)
-        spec = settle_head(DecoderSpec.from_config_file(directory), weights)
+        spec, weights = _read(directory, dtype)
         target = cls.from_weights(spec, weights, name, dtype, device, tokenizer)
         target.directory = directory
         give_back()
@@ -222,6 +224,15 @@ class NativeSession(TargetSession):
         within = all(window is None or draft.num_rows <= window for window in self.decoder.spec.windows)
         on_cpu = self._cache.device.type == "cpu" and not self.decoder.ops.static_shapes
         return on_cpu and draft.on_host and within
+
+
+def _read(directory: Path, dtype: torch.dtype) -> tuple[DecoderSpec, Mapping[str, Tensor]]:
+    """Return a checkpoint's decoder, tied as its tensors say, and its weights."""
+    spec, quantised = DecoderSpec.from_config_file(directory), quantised_weights(directory, "stored")
+    if quantised is None:
+        weights = read_weights(directory)
+        return settle_head(spec, weights), weights
+    return replace(spec, tie_word_embeddings="lm_head.weight" not in quantised), Widened(quantised, dtype)
 
 
 def _has_all_rows(some_BMX: Tensor, draft: Draft) -> bool:

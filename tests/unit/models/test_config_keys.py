@@ -164,11 +164,17 @@ def test_what_changes_nothing_is_read(name: str, tmp_path: Path) -> None:
 
 
 def test_a_quantized_family_member_is_handed_to_transformers_which_says_why(tmp_path: Path) -> None:
-    directory = write(tmp_path / "model", quantization_config={"quant_method": "gptq", "bits": 4})
+    directory = write(tmp_path / "model", quantization_config={"quant_method": "aqlm"})
     with pytest.raises(CheckpointError, match="transformers cannot load"):
         decoded(directory, "auto")
-    with pytest.raises(CheckpointError, match="quantization_config"):
+    with pytest.raises(CheckpointError, match=r"quantised by 'aqlm', which is not read \(the original checkpoint runs"):
         decoded(directory, "native")
+
+
+def test_a_config_that_promises_quantised_weights_must_keep_it(tmp_path: Path) -> None:
+    directory = write(tmp_path / "model", quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(CheckpointError, match="no quantised matrix; remove that section"):
+        decoded(directory, "auto")
 
 
 @pytest.mark.parametrize("key", ["hidden_size", "num_attention_heads", "vocab_size", "rms_norm_eps", "eos_token_id"])

@@ -9,9 +9,13 @@ import torch
 from published_layouts import CASES, Case, Checkpoint, checkpoint
 from torch import Tensor
 
+from outrider.draft import Draft
 from outrider.errors import CheckpointError, ConfigError
 from outrider.formats.quantised import quantised_weights
+from outrider.formats.weights import read_weights, settle_head
 from outrider.ops.quantised import QuantisedMatrix, dequantised
+from outrider.target import as_tensor
+from outrider.targets.native import NativeTarget
 
 UP = "model.layers.0.mlp.up_proj"
 
@@ -235,3 +239,25 @@ def test_a_config_without_quantised_matrices_is_refused(tmp_path: Path) -> None:
     made.tensors = {name: torch.zeros(shape) for name, shape in made.spec.weight_shapes().items()}
     with pytest.raises(CheckpointError, match=r"\(AWQ\) but no quantised matrix; remove that section"):
         stored(made.write(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("case", CASES[::5], ids=str)
+def test_a_target_widens_what_it_cannot_run_as_stored(case: Case, tmp_path: Path) -> None:
+    made = checkpoint(case, tie_word_embeddings=case.symmetric)
+    directory = made.write(tmp_path / "model")
+    target = NativeTarget.from_directory(directory, "it", torch.float64, "cpu", None)
+    whole = made.tensors | {name: torch.from_numpy(matrix.values) for name, matrix in made.matrices.items()}
+    wanted = NativeTarget.from_weights(made.spec, whole, "it", torch.float64)
+    prompt, draft = [[3, 1, 4, 1, 5]], Draft.empty(1)
+    logits_BMV = []
+    for one in (target, wanted):
+        session = one.open(one.plan(1, 16, 8))
+        session.prefill([0], prompt)
+        logits_BMV.append(as_tensor(session.forward([0], [9], draft).logits_BMV).clone())
+    torch.testing.assert_close(*logits_BMV)
+
+
+def test_quantised_draft_models_are_refused_where_only_whole_ones_are_read(tmp_path: Path) -> None:
+    made = checkpoint(Case("awq", 4, 64, False))
+    with pytest.raises(CheckpointError, match=r"holds quantised weights \(.*weight\), .*; use the original checkpoint"):
+        settle_head(made.spec, read_weights(made.write(tmp_path / "model")))
