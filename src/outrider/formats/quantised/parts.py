@@ -26,8 +26,8 @@ FLOATS: Final = ("BF16", "F16", "F32", "F64")
 EVERY: Final = slice(None)
 
 
-def part(stored: StoredTensor, rows: slice = EVERY, columns: slice = EVERY) -> Tensor:
-    """Read some rows and columns of a tensor with one or two axes, in its stored dtype.
+def part(stored: StoredTensor, rows: slice = EVERY, columns: slice = EVERY, dtype: torch.dtype | None = None) -> Tensor:
+    """Read some rows and columns of a tensor with one or two axes, in its stored dtype or in `dtype`.
 
     Raises:
         CheckpointError: if the file cannot be read.
@@ -39,7 +39,7 @@ def part(stored: StoredTensor, rows: slice = EVERY, columns: slice = EVERY) -> T
     ):
         lazy = file.get_slice(stored.name)
         read: Tensor = lazy[rows] if len(stored.shape) == 1 or columns == EVERY else lazy[rows, columns]
-        return read.clone()
+        return read.to(dtype, copy=True)  # mapped memory is gone when the file is closed
 
 
 def floats(stored: StoredTensor, rows: slice = EVERY, columns: slice = EVERY) -> NDArray[np.float32]:
@@ -48,9 +48,9 @@ def floats(stored: StoredTensor, rows: slice = EVERY, columns: slice = EVERY) ->
     Raises:
         CheckpointError: if one is not finite.
     """
-    read = part(stored, rows, columns)
+    read = part(stored, rows, columns, torch.float32)
     check_finite(read, f"tensor {stored.name} in {stored.file}")
-    numbers: NDArray[np.float32] = read.to(torch.float32).numpy()
+    numbers: NDArray[np.float32] = read.numpy()
     return numbers
 
 

@@ -183,6 +183,7 @@ def _build(place: Path, sources: Mapping[str, _Source], listen: Listener) -> dic
                     stream.write(block)
                 num_bytes = stream.tell()
             sync(Path(scratch))
+            Path(scratch).chmod(0o644)  # another user may share the cache
             Path(scratch).replace(place)
         finally:  # an interruption too
             Path(scratch).unlink(missing_ok=True)

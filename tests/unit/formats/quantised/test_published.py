@@ -11,8 +11,9 @@ from torch import Tensor
 
 from outrider.draft import Draft
 from outrider.errors import CheckpointError, ConfigError
-from outrider.formats.quantised import quantised_weights
-from outrider.formats.weights import read_weights, settle_head
+from outrider.formats.quantised import awq, compressed_tensors, gptq, layout, published, quantised_weights
+from outrider.formats.quantised.parts import part
+from outrider.formats.weights import StoredTensor, read_weights, settle_head
 from outrider.ops.quantised import QuantisedMatrix, dequantised
 from outrider.target import as_tensor
 from outrider.targets.native import NativeTarget
@@ -80,8 +81,8 @@ def test_a_head_may_be_quantised_too(layout: str, tmp_path: Path) -> None:
 
 def test_a_module_that_was_left_out_stays_a_tensor(tmp_path: Path) -> None:
     made = checkpoint(Case("awq", 4, 64, False))
-    for part in ("qweight", "qzeros", "scales"):
-        del made.tensors[f"{UP}.{part}"]
+    for suffix in ("qweight", "qzeros", "scales"):
+        del made.tensors[f"{UP}.{suffix}"]
     del made.matrices[f"{UP}.weight"]
     made.tensors[f"{UP}.weight"] = torch.randn(256, 128, dtype=torch.float16)
     check(made, tmp_path / "model")
@@ -261,3 +262,25 @@ def test_quantised_draft_models_are_refused_where_only_whole_ones_are_read(tmp_p
     made = checkpoint(Case("awq", 4, 64, False))
     with pytest.raises(CheckpointError, match=r"holds quantised weights \(.*weight\), .*; use the original checkpoint"):
         settle_head(made.spec, read_weights(made.write(tmp_path / "model")))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.group == 64], ids=str)
+def test_opening_reads_only_what_is_small(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, read = checkpoint(case).write(tmp_path / "model"), []
+
+    def noted(stored: StoredTensor, *where: Any, **how: Any) -> Tensor:
+        read.append(stored.name)
+        return part(stored, *where, **how)
+
+    for module in (awq, compressed_tensors, gptq, layout, published):
+        if "part" in vars(module):
+            monkeypatch.setattr(module, "part", noted)
+    found = quantised_weights(directory, "stored")
+    assert found is not None
+    assert {name.rpartition(".")[2] for name in read} <= {"g_idx", "weight_shape"}
+    matrix = found[f"{UP}.weight"]
+    assert isinstance(matrix, QuantisedMatrix)
+    read.clear()
+    matrix.rows(0, 2)
+    assert read
+    assert all(name.startswith(UP) for name in read)
