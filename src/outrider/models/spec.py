@@ -130,7 +130,11 @@ class DecoderSpec:
         Raises:
             CheckpointError: for a decoder outside the family.
         """
-        return cls.from_config(_family_config(config, where), GenerationConfig(eos_token_id=list(eos_ids) or None))
+        filled = _family_config(config, where)
+        reason = is_supported(filled)
+        if reason is not None:
+            raise CheckpointError(f"{where} cannot run on the native decoder: {reason}; use the original checkpoint")
+        return cls.from_config(filled, GenerationConfig(eos_token_id=list(eos_ids) or None))
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig, generation: GenerationConfig | None = None) -> Self:

@@ -219,6 +219,12 @@ def test_a_type_that_does_not_run_as_stored_is_named_with_a_remedy_that_works(
             convert_gguf(file, directory)
 
 
+def test_biases_of_an_mlp_are_refused(tiny_sizes: dict[str, int], write_gguf: GgufWriter, tmp_path: Path) -> None:
+    model = LlamaForCausalLM(LlamaConfig(**tiny_sizes, attention_bias=True, mlp_bias=True))
+    with pytest.raises(CheckpointError, match=r"has biases in its MLP, .*; use --weights bf16"):
+        open_stored(write_gguf(tmp_path / "tiny.gguf", model))
+
+
 def patched(file: Path, name: str, *, width: int | None = None, kind: int | None = None) -> Path:
     """Change a matrix's innermost size or its type, in the header alone."""
     data = bytearray(file.read_bytes())

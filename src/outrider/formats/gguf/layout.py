@@ -65,12 +65,18 @@ def check_tensors(source: GgufFile, names: Mapping[str, str], spec: DecoderSpec)
     Raises:
         CheckpointError: naming the tensor.
     """
+    shapes = spec.weight_shapes()
+    missing = [name for name in shapes if name not in names]
+    if missing:
+        raise CheckpointError(
+            f"{source.path} has no tensor {missing[0]} ({len(missing)} are missing in all); download it again"
+        )
     given = {name: source.tensors[stored] for name, stored in names.items()}
     stored = {
         name: StoredTensor(name=name, file=tensor.file, dtype=tensor.kind, shape=tensor.shape)
         for name, tensor in given.items()
     }
-    Weights(stored).check(spec.weight_shapes())
+    Weights(stored).check(shapes)
 
 
 def generation_config(source: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -159,6 +159,10 @@ def open_stored(file: Path) -> StoredModel:
     ends = generation_config(source, config).get("eos_token_id", ())
     spec = DecoderSpec.from_values(config, source.path, ends)
     check_tensors(source, names, spec)
+    if spec.mlp_bias:
+        raise CheckpointError(
+            f"{source.path} has biases in its MLP, which the native decoder does not support; use --weights bf16"
+        )
     for name in names.values():
         _check_type(source.tensors[name])
     weights = StoredWeights(source, names, config)
