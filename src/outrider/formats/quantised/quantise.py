@@ -178,7 +178,7 @@ def _build(place: Path, sources: Mapping[str, _Source], listen: Listener) -> dic
         handle, scratch = tempfile.mkstemp(dir=place.parent, prefix=f".{place.stem}-")
         try:
             with os.fdopen(handle, "wb") as stream:
-                log.info("quantising the model once")
+                log.info("quantising %s once", next(iter(sources.values())).stored.file.parent)
                 for block in _file(sources, listen):
                     stream.write(block)
                 num_bytes = stream.tell()

@@ -16,12 +16,15 @@ Example: the group (-1, 0.5, 0, ...) has d = 1/127 and codes 1, 191, 128, ... in
 Shapes: O rows, F features, N groups of 32.
 """
 
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from outrider.env import num_kernel_threads
 from outrider.errors import CheckpointError
 from outrider.ops.quantised import QuantFormat, QuantRows
 
@@ -69,11 +72,16 @@ def round_rows(weights_OF: Array, kind: Kind, what: str) -> QuantRows:
     codes_OF = np.empty((num_rows, num_features), np.uint8)
     scales_OG = np.empty((num_rows, num_features // GROUP), np.float16)
     step = max(1, MOST_WEIGHTS // max(1, num_features))
-    for start in range(0, num_rows, step):
+
+    def round_part(start: int) -> None:
         part = slice(start, start + step)
         rounded = RULES[kind](weights_OF[part].reshape(-1, GROUP))
         codes_OF[part] = (rounded.numbers_N32 + np.float32(format.offset)).reshape(-1, num_features)
         scales_OG[part] = rounded.scales_N.reshape(-1, num_features // GROUP)
+
+    # numpy lets other threads run inside its loops
+    with ThreadPoolExecutor(num_kernel_threads() or os.cpu_count()) as pool:
+        list(pool.map(round_part, range(0, num_rows, step)))
     return QuantRows(codes_OF=codes_OF, scales_OG=scales_OG)
 
 
