@@ -18,6 +18,7 @@ __all__ = [
     "PACKAGE",
     "cache_home",
     "check_variables",
+    "cpu_isa",
     "cuda_graphs",
     "data_directory",
     "draft_weights",
@@ -52,6 +53,11 @@ def draft_weights() -> str:
     return _one_of("OUTRIDER_DRAFT_WEIGHTS", ("int8", "target")) or "int8"
 
 
+def cpu_isa() -> str | None:
+    """Return OUTRIDER_CPU_ISA, the instruction set of the integer kernels, or None for the processor's best."""
+    return _one_of("OUTRIDER_CPU_ISA", ("portable", "avx2", "avxvnni", "avx512", "vnni", "amx"))
+
+
 def gpu_ops() -> str | None:
     """Return OUTRIDER_GPU_OPS, the back end of a GPU: "triton", "torch", or None for the fastest."""
     return _one_of("OUTRIDER_GPU_OPS", ("triton", "torch"))
@@ -83,7 +89,7 @@ def check_variables() -> None:
     Raises:
         ConfigError: naming the first one, and what it may be.
     """
-    for read in (num_kernel_threads, draft_weights, gpu_ops, cuda_graphs):
+    for read in (num_kernel_threads, draft_weights, cpu_isa, gpu_ops, cuda_graphs):
         read()
     path = cache_home()
     if any(place.exists() and not place.is_dir() for place in (path, *path.parents)):

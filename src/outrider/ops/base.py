@@ -54,6 +54,7 @@ class Packed:
     data: Tensor
     bias: Tensor | None
     scales: Tensor | None = None
+    layout: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,9 @@ from torch import Tensor
 from outrider.kernels.cpu.arena import Arena
 from outrider.kernels.cpu.attention import MAX_HEAD_DIM, MAX_ROWS, POSITIONS, attention, scores_in, scratch_size
 from outrider.kernels.cpu.greedy import next_tokens, shift
+from outrider.kernels.cpu.isa import chosen
 from outrider.kernels.cpu.linear import BF16, FP32, INT8, collect, embed, linear
+from outrider.kernels.cpu.quant_linear import HEIGHT, quant_linear
 from outrider.kernels.cpu.rows import ADD, ASSIGN, GATED
 from outrider.kernels.cpu.softmax import MAX_HEADS
 from outrider.kernels.cpu.threads import launch
@@ -122,6 +124,9 @@ class CpuOps(Ops):
         R, F = x_RF.shape
         assert packed.in_features == F, f"{F} features for a weight of {packed.in_features}"
         assert len(out_RO) == R, f"{R} rows onto {len(out_RO)}"
+        if packed.layout is not None:
+            self._quantised(x_RF, norm_F, eps, packed, out_RO, mode)
+            return
         num_blocks = packed.data.shape[0]
         scratch = None if norm_F is None and R == 1 else self._empty(self._threads if R <= TILE_ROWS else 1, R, F)
         self._run(
@@ -143,6 +148,34 @@ class CpuOps(Ops):
             chunk_of(num_blocks, self._threads),
             max(24, PANEL_BYTES // (4 * F) // 24 * 24),
             _floats(packed.scales),
+        )
+
+    def _quantised(
+        self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed, out_RO: Tensor, mode: int
+    ) -> None:
+        R, F = x_RF.shape
+        num_blocks = packed.data.shape[0] // 2
+        row_bytes = F // 32 * (36 + 4 * packed.layout.groups)
+        scratch = self._empty(self._threads if R <= HEIGHT else 1, R, row_bytes // 4)
+        self._run(
+            quant_linear(packed.layout, chosen()).address,
+            (x_RF, norm_F, scratch, packed.data, packed.bias, out_RO),
+            _floats(x_RF),
+            _floats(norm_F),
+            _bits(eps),
+            scratch.data_ptr(),
+            packed.data.data_ptr(),
+            0,
+            _floats(packed.bias),
+            F,
+            out_RO.shape[1],
+            _floats(out_RO),
+            R,
+            mode,
+            num_blocks,
+            chunk_of(num_blocks, self._threads),
+            max(24, PANEL_BYTES // row_bytes // 24 * 24),
+            0,
         )
 
     def collect(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, out_RT: Tensor, column: int) -> None:

@@ -53,6 +53,7 @@ TILE_ROWS = 12 if WIDE else 6  # rows x 2 vectors of accumulators, and their ope
 
 X86 = llvm.get_process_triple().split("-")[0] in ("x86_64", "i686", "i386")
 
+F16 = ir.HalfType()
 F32 = ir.FloatType()
 I8 = ir.IntType(8)
 I16 = ir.IntType(16)
@@ -287,7 +288,7 @@ def folded(emitter: Emitter, value: Value, join: Callable[[Value, Value], Value]
 
 def _alignment(kind: Any) -> int:
     scalar = kind.element if isinstance(kind, ir.VectorType) else kind
-    return 4 if scalar == F32 else int(scalar.width) // 8
+    return {F32: 4, F16: 2}.get(scalar) or int(scalar.width) // 8
 
 
 def _pointer(kind: Any) -> Any:

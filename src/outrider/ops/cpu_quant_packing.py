@@ -1,0 +1,152 @@
+"""Quantised matrices in the layout of `kernels/cpu/quant_layout.py`, packed by ranges of rows.
+
+Example: 48 rows of Q4_1 with 576 features are, with 8 lanes, six strips of 18 blocks of 160 bytes.
+
+Shapes: O output features, F input features, N strips, L lanes (rows of a strip), B blocks of 32 features, G groups.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import pad
+
+from outrider.kernels.cpu.arena import Arena
+from outrider.kernels.cpu.quant_layout import BLOCK, PER_SUPER, TABLES, Layout
+from outrider.kernels.cpu.vector import WIDTH
+from outrider.ops.base import Packed
+from outrider.ops.quantised import QuantFormat, QuantisedMatrix, QuantRows
+
+__all__ = ["layout_of", "packed_matrix"]
+
+RANGE_BYTES = 16 * 2**20
+"""Codes that are in memory at once while a matrix is packed, in bytes."""
+
+Span = tuple[QuantisedMatrix, int, int]
+"""Rows of a matrix: from, to before."""
+
+
+def layout_of(format: QuantFormat) -> Layout:
+    """Return the layout in memory of a format."""
+    return Layout(
+        bits=format.bits,
+        offset=format.offset,
+        table=None if format.table is None else TABLES.index(format.table),
+        group=format.group,
+        scales=format.scales,
+        has_minima=format.has_minima,
+    )
+
+
+def packed_matrix(arena: Arena, strips: Sequence[Sequence[Span]], out_features: int, bias_O: Tensor | None) -> Packed:
+    """Pack strips of at most `WIDTH` rows, of matrices of one format; their number is even.
+
+    Raises:
+        CheckpointError: if a scale is not finite, or the file cannot be read.
+    """
+    matrix = next(span[0] for strip in strips for span in strip)
+    F, layout = matrix.shape[1], layout_of(matrix.format)
+    strip_bytes = layout.strip_bytes(WIDTH, F // BLOCK)
+    data = arena.empty((len(strips), strip_bytes), torch.uint8)
+    packed_NB = data.numpy()
+    at_once = max(1, RANGE_BYTES // (F * WIDTH))
+    for first in range(0, len(strips), at_once):
+        some = strips[first : first + at_once]
+        rows = _joined(list(_whole(some)), len(some) * WIDTH)
+        _fill(packed_NB[first : first + at_once], rows, layout)
+    bias = None if bias_O is None else pad(bias_O.detach().float(), (0, len(strips) * WIDTH - len(bias_O)))
+    return Packed(
+        in_features=F,
+        out_features=out_features,
+        num_bytes=data.nbytes + (0 if bias is None else bias.nbytes),
+        data=data,
+        bias=bias,
+        layout=layout,
+    )
+
+
+def _whole(strips: Sequence[Sequence[Span]]) -> Iterator[tuple[int, Span]]:
+    """Yield spans of neighbouring rows, as long as possible, with the row of the range where they go."""
+    start, row = 0, 0
+    span: Span | None = None
+    for number, strip in enumerate(strips):
+        row = number * WIDTH
+        for matrix, low, high in strip:
+            if span is not None and span[0] is matrix and span[2] == low and start + low - span[1] == row:
+                span = (matrix, span[1], high)
+            else:
+                if span is not None:
+                    yield start, span
+                start, span = row, (matrix, low, high)
+            row += high - low
+    if span is not None:
+        yield start, span
+
+
+def _joined(spans: Sequence[tuple[int, Span]], num_rows: int) -> dict[str, NDArray[Any]]:
+    """Read all spans into arrays of `num_rows` rows; missing rows are zero."""
+    joined: dict[str, NDArray[Any]] = {}
+    for row, (matrix, low, high) in spans:
+        some = matrix.rows(low, high)
+        for name, array in _fields(some).items():
+            if name not in joined:
+                joined[name] = np.zeros((num_rows, array.shape[1]), array.dtype)
+            joined[name][row : row + high - low] = array
+    return joined
+
+
+def _fields(rows: QuantRows) -> dict[str, NDArray[Any]]:
+    arrays = {
+        "codes": rows.codes_OF,
+        "scales": rows.scales_OG,
+        "minima": rows.minima_OG,
+        "supers": rows.supers_OS,
+        "super_minima": rows.super_minima_OS,
+    }
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _fill(packed_NB: NDArray[np.uint8], rows: dict[str, NDArray[Any]], layout: Layout) -> None:
+    """Write strips of whole rows."""
+    N, F = len(packed_NB), rows["codes"].shape[1]
+    B = F // BLOCK
+    codes_NBGL4 = rows["codes"].reshape(N, WIDTH, B, 8, 4).transpose(0, 2, 3, 1, 4)
+    parts = [_in_bits(codes_NBGL4, layout.bits)]
+    for name in ("scales", "minima"):
+        if name in rows:
+            parts.append(_bytes(_by_lanes(rows[name], N, B, layout.groups)))
+    blocks_NBX = np.concatenate([part.reshape(N, B, -1) for part in parts], axis=2)
+    if layout.scales != "super":
+        packed_NB[:] = blocks_NBX.reshape(N, -1)
+        return
+    supers = [_bytes(_by_lanes(rows[name], N, B // PER_SUPER, 1)) for name in ("supers", "super_minima") if name in rows]
+    whole = [*(part.reshape(N, B // PER_SUPER, -1) for part in supers), blocks_NBX.reshape(N, B // PER_SUPER, -1)]
+    packed_NB[:] = np.concatenate(whole, axis=2).reshape(N, -1)
+
+
+def _in_bits(codes_NBGL4: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Return codes of 4, 5, 6 or 8 bits as bytes [N, B, bytes]."""
+    N, B = codes_NBGL4.shape[:2]
+    if bits == 8:
+        return np.ascontiguousarray(codes_NBGL4).reshape(N, B, -1)
+    low = codes_NBGL4 & 15
+    nibbles = low[:, :, :4] | low[:, :, 4:] << 4
+    extra = bits - 4
+    if not extra:
+        return nibbles.reshape(N, B, -1)
+    high, per_plane = codes_NBGL4 >> 4, 8 // extra
+    planes = np.zeros_like(nibbles[:, :, :extra])
+    for group in range(8):
+        planes[:, :, group // per_plane] |= high[:, :, group] << (group % per_plane * extra)
+    return np.concatenate([nibbles.reshape(N, B, -1), planes.reshape(N, B, -1)], axis=2)
+
+
+def _by_lanes(numbers_OG: NDArray[Any], N: int, B: int, groups: int) -> NDArray[Any]:
+    return np.ascontiguousarray(numbers_OG.reshape(N, WIDTH, B, groups).transpose(0, 2, 3, 1))
+
+
+def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    return array.reshape(array.shape[0], array.shape[1], -1).view(np.uint8)
