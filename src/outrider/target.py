@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,17 +39,18 @@ class TargetSpec:
     """Facts about a target that the engine and the proposers need.
 
     name              the name that the user gave
-    directory         directory of its files; None for a model made in memory
+    source            directory of its files, or its GGUF file; None for a model made in memory
     max_positions     the longest text, prompt included, in tokens
     eos_ids           tokens that end a text
-    dtype             dtype of the weights
+    dtype             dtype of the cache, and of the weights where they are plain numbers
+    weights           kind of the weights: "bfloat16", "int8", or the types of a quantised file, as "Q4_1, Q8_0"
     weight_bytes      memory of the weights
     batch_invariant   a row's bits do not depend on how many rows or slots are in the call
     trusts_code       permission to run Python code that comes with the checkpoint and its draft models
     """
 
     name: str
-    directory: str | None
+    source: str | None
     vocab_size: int
     hidden_size: int
     num_layers: int
@@ -58,6 +60,7 @@ class TargetSpec:
     device: torch.device
     weight_bytes: int
     batch_invariant: bool
+    weights: str
     trusts_code: bool = False
 
 
@@ -140,6 +143,16 @@ class Target(ABC):
     def native(self) -> "Decoder | None":
         """The native decoder that computes this target, for drafters that share its packed weights; None elsewhere."""
         return None
+
+    def checkpoint(self) -> Path | None:
+        """Return the Hugging Face directory of the model's plain weights, or None for a model made in memory.
+
+        A target that runs as its GGUF file stores it makes the directory at the first call and keeps it in the cache.
+
+        Raises:
+            CheckpointError: if the file cannot be converted.
+        """
+        return None if self.spec.source is None else Path(self.spec.source)
 
     @abstractmethod
     def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:

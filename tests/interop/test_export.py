@@ -77,7 +77,7 @@ def test_an_export_drafts_what_the_checkpoint_drafts(name: str, target: Target, 
     method = objective_class(name).method
     assert drafted(target, method, output) == drafted(target, method, checkpoint)
     assert f'"model": "{output}"' in exported.command(export)
-    assert exported.command(export).startswith(f"vllm serve {target.spec.directory}")
+    assert exported.command(export).startswith(f"vllm serve {target.spec.source}")
 
 
 @pytest.mark.parametrize("name", ["pard", "draft"])
@@ -101,7 +101,7 @@ def test_the_speculators_layout_names_the_target(target: Target, tmp_path: Path)
     output.mkdir()
     export_checkpoint(Export(checkpoint=checkpoint, target=target, output=output, engine="speculators", num_nodes=5))
     verifier = json.loads((output / "config.json").read_text(encoding="utf-8"))["speculators_config"]["verifier"]
-    assert verifier == {"architectures": ["LlamaForCausalLM"], "name_or_path": target.spec.directory}
+    assert verifier == {"architectures": ["LlamaForCausalLM"], "name_or_path": target.spec.source}
     assert drafted(target, "eagle3", output) == drafted(target, "eagle3", checkpoint)
 
 
@@ -152,7 +152,7 @@ def test_something_else_is_refused(target: Target, tmp_path: Path) -> None:
 def test_the_command(target: Target, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = trained("draft", target, tmp_path / "trained")
     output = tmp_path / "out"
-    directory = str(target.spec.directory)
+    directory = str(target.spec.source)
     assert main(["export", str(checkpoint), "--target", directory, "--output", str(output), "--num-nodes", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].startswith("vllm serve ")

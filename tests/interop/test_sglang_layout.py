@@ -113,5 +113,5 @@ def test_the_launch_flags(name: str, algorithm: str, target: Target, tmp_path: P
     found, output, command = exported(name, target, tmp_path, **({"draft_vocab": 100} if name == "eagle3" else {}))
     assert tuple(found.speculative) == tuple(f"speculative-{flag}" for flag in FLAGS)
     assert list(found.speculative.values()) == [algorithm, output, 4, 1, 5]
-    head = f"python -m sglang.launch_server --model-path {target.spec.directory} --speculative-algorithm {algorithm} "
+    head = f"python -m sglang.launch_server --model-path {target.spec.source} --speculative-algorithm {algorithm} "
     assert command.startswith(head)

@@ -123,8 +123,8 @@ class Perfect(Objective):
         from outrider.formats.weights import read_weights
         from outrider.records.json_fields import read_json
 
-        assert self.target.spec.directory is not None
-        source = Path(self.target.spec.directory)
+        assert self.target.spec.source is not None
+        source = Path(self.target.spec.source)
         weights = read_weights(source)
         write_checkpoint(
             directory, {name: weights[name].to(dtype) for name in weights}, read_json(source / "config.json").plain()

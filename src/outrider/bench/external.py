@@ -71,7 +71,7 @@ def _contender(
         if key not in EXTERNAL[name]:
             raise ConfigError(f"'{name}' has no setting '{key}'{nearest(key, EXTERNAL[name])}")
     target = model.target
-    if target.spec.directory is None:
+    if target.spec.source is None:
         raise ConfigError(f"'{name}' reads the target's files, but {target.spec.name} has none")
     method = name.partition("-")[2] or "generate"
     return TransformersContender(method, model, _arguments(name, settings, target), config, warm_up)
@@ -110,15 +110,13 @@ class ExternalModel:
 
     @cached_property
     def model(self) -> Any:
-        assert self.target.spec.directory is not None
-        return self._load(self.target.spec.directory)
+        return self._load(str(self.target.checkpoint()))
 
     def assistant(self, arguments: _Arguments) -> Any:
         """Return a small model with the same vocabulary."""
         if arguments.checkpoint is not None:
             return self._load(str(locate(arguments.checkpoint)))
-        assert self.target.spec.directory is not None
-        return kept_layers(self._load(self.target.spec.directory), arguments.layers)
+        return kept_layers(self._load(str(self.target.checkpoint())), arguments.layers)
 
     def _load(self, directory: str) -> Any:
         import transformers

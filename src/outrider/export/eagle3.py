@@ -59,7 +59,7 @@ def write(export: Export) -> Exported:
 
 
 def _config_file(export: Export) -> Path:
-    directory = export.target.spec.directory
+    directory = export.target.checkpoint()
     if directory is None:
         raise ConfigError("the speculators layout names the target's class; load the target from a directory")
-    return Path(directory) / "config.json"
+    return directory / "config.json"

@@ -99,7 +99,8 @@ class Exported:
 
 def served_name(target: Target) -> str:
     """Return the model that an engine is told to serve: the target's directory, or its hub id."""
-    return target.spec.directory or target.spec.name
+    directory = target.checkpoint()
+    return target.spec.name if directory is None else str(directory)
 
 
 def export_into(output: Path, write: Callable[[Path], Exported]) -> Exported:

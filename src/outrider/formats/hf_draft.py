@@ -225,10 +225,11 @@ def draft_facts(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _copy_tokenizer(target: Target, directory: Path) -> None:
-    if target.spec.directory is None:
+    source = target.checkpoint()
+    if source is None:
         return
     for name in TOKENIZER_FILES:
-        file = Path(target.spec.directory) / name
+        file = source / name
         # a draft model may be written into the target's own directory
         if file.is_file() and file.parent.resolve() != directory.resolve():
             shutil.copyfile(file, directory / name)

@@ -107,9 +107,9 @@ def block_spec(target: Target) -> DecoderSpec:
     """
     if target.native is not None:
         spec = target.native.spec
-    elif target.spec.directory is not None:
+    elif (directory := target.checkpoint()) is not None:
         try:
-            spec = DecoderSpec.from_config_file(target.spec.directory)
+            spec = DecoderSpec.from_config_file(directory)
         except CheckpointError as error:
             raise ConfigError(f"prediction modules need a target of the Llama family: {error}") from error
     else:
@@ -126,8 +126,8 @@ def final_norm_E(target: Target) -> Tensor:
     """
     if target.native is not None:
         norm_E = target.native.norm_E.cpu()
-    elif target.spec.directory is not None and FINAL_NORM in read_weights(target.spec.directory):
-        norm_E = read_weights(target.spec.directory)[FINAL_NORM]
+    elif (directory := target.checkpoint()) is not None and FINAL_NORM in read_weights(directory):
+        norm_E = read_weights(directory)[FINAL_NORM]
     else:
         raise ConfigError(f'{target.spec.name} has no tensor {FINAL_NORM}; train with state="normed"')
     if bool((norm_E == 0).any()):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from outrider.models.spec import DecoderSpec
 from outrider.ops.base import AttentionShape, HeadNorm, Ops, Packed, Rope
+from outrider.ops.quantised import Matrix, dense
 from outrider.placement import Placement
 
 __all__ = ["Block"]
@@ -41,7 +42,7 @@ class Block:
     def packed(
         cls,
         spec: DecoderSpec,
-        weights: Mapping[str, Tensor],
+        weights: Mapping[str, Matrix],
         prefix: str,
         ops: Ops,
         device: torch.device | str,
@@ -50,12 +51,12 @@ class Block:
         """Pack the weights under `prefix` ("model.layers.0."), which have their Hugging Face names."""
 
         def vector(name: str) -> Tensor:
-            return weights[prefix + name].to(device, ops.activation_dtype)
+            return dense(weights[prefix + name]).to(device, ops.activation_dtype)
 
         attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
         # One product for queries, keys and values.
-        qkv_OE = torch.cat([weights[f"{attention}{part}_proj.weight"] for part in "qkv"])
-        qkv_bias_O = torch.cat([weights[f"{attention}{part}_proj.bias"] for part in "qkv"]) if spec.qkv_bias else None
+        qkv_OE = [weights[f"{attention}{part}_proj.weight"] for part in "qkv"]
+        qkv_bias_O = dense([weights[f"{attention}{part}_proj.bias"] for part in "qkv"]) if spec.qkv_bias else None
         head_norm = None
         if spec.qk_norm:
             query_D, key_D = (vector(f"self_attn.{part}_norm.weight") for part in "qk")
@@ -72,7 +73,7 @@ class Block:
                 sliding_window=window,
             ),
             out=ops.pack(
-                weights[f"{attention}o_proj.weight"], weights[f"{attention}o_proj.bias"] if spec.o_bias else None
+                weights[f"{attention}o_proj.weight"], dense(weights[f"{attention}o_proj.bias"]) if spec.o_bias else None
             ),
             post_norm_E=vector("post_attention_layernorm.weight"),
             gate_up=ops.pack_gate_up(weights[f"{mlp}gate_proj.weight"], weights[f"{mlp}up_proj.weight"]),

@@ -27,6 +27,7 @@ from outrider.models.draft_network import DraftStep
 from outrider.models.rope import KeptRope
 from outrider.models.spec import DecoderSpec
 from outrider.ops.base import GraphCache, Ops, Packed, Result, Rope
+from outrider.ops.quantised import Matrix, dense
 from outrider.placement import Placement
 
 __all__ = ["Decoder", "Output"]
@@ -46,7 +47,7 @@ class Decoder:
     def __init__(
         self,
         spec: DecoderSpec,
-        weights: Mapping[str, Tensor],
+        weights: Mapping[str, Matrix],
         ops: Ops,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -58,9 +59,14 @@ class Decoder:
             Block.packed(spec, weights, f"model.layers.{index}.", ops, device, spec.windows[index])
             for index in range(spec.num_layers)
         ]
-        self.embed_VE = weights["model.embed_tokens.weight"].to(device)
+        self.embed_VE = ops.table(weights["model.embed_tokens.weight"])
+        if isinstance(self.embed_VE, Tensor):
+            self.embed_VE = self.embed_VE.to(device)
         self.norm_E = self._vector(weights["model.norm.weight"])
-        self.head = ops.pack(self.embed_VE if spec.tie_word_embeddings else weights["lm_head.weight"])
+        if not spec.tie_word_embeddings:
+            self.head = ops.pack(weights["lm_head.weight"])
+        else:
+            self.head = self.embed_VE if isinstance(self.embed_VE, Packed) else ops.pack(self.embed_VE)
         self._rope = KeptRope(spec, self.device, ops.activation_dtype)
         self._special: tuple[int, Tensor] | None = None
 
@@ -72,7 +78,7 @@ class Decoder:
         cut.spec = replace(self.spec, num_layers=len(cut.layers), windows=windows)
         return cut
 
-    def around(self, spec: DecoderSpec, weights: Mapping[str, Tensor]) -> "Decoder":
+    def around(self, spec: DecoderSpec, weights: Mapping[str, Matrix]) -> "Decoder":
         """Put other layers and another final norm between this one's embedding and output head, which stay shared."""
         other = copy(self)
         other.spec = spec
@@ -100,7 +106,9 @@ class Decoder:
     @property
     def num_bytes(self) -> int:
         """Memory of the weights, in bytes."""
-        return self.embed_VE.nbytes + self.head.num_bytes + sum(layer.num_bytes for layer in self.layers)
+        table = self.embed_VE.nbytes if isinstance(self.embed_VE, Tensor) else self.embed_VE.num_bytes
+        shared = self.embed_VE is self.head
+        return (0 if shared else table) + self.head.num_bytes + sum(layer.num_bytes for layer in self.layers)
 
     def rope(self, num_positions: int, beyond: int = 0) -> Rope:
         """Return rotary tables for at least that many positions of a text and `beyond`, made once and kept."""
@@ -173,5 +181,5 @@ class Decoder:
             reads_states=False,
         )
 
-    def _vector(self, weight: Tensor) -> Tensor:
-        return weight.to(self.device, self.ops.activation_dtype)
+    def _vector(self, weight: Matrix) -> Tensor:
+        return dense(weight).to(self.device, self.ops.activation_dtype)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from outrider.cache import KVCache
-from outrider.ops.base import GraphBody, GraphCache, Ops, Result
+from outrider.ops.base import GraphBody, GraphCache, Ops, Packed, Result
 from outrider.placement import Placement
 
 __all__ = ["DraftNetwork", "DraftStep", "Reading"]
@@ -37,7 +37,7 @@ class DraftStep:
     read           output states of all rows; may change its input
     predict        logits of states
     ids_K          tokens of the columns; None if column k is token k
-    embedding_VE   contiguous
+    embedding_VE   contiguous, or packed
     reads_states   inputs are embeddings above states, [2R, E], and the next states are the last output; else inputs
                    are embeddings alone
     """
@@ -46,7 +46,7 @@ class DraftStep:
     read: Callable[[Tensor, Placement], Tensor]
     predict: Callable[[Tensor], Tensor]
     ids_K: Tensor | None
-    embedding_VE: Tensor
+    embedding_VE: Tensor | Packed
     reads_states: bool
 
     def body(self, tokens_LN: Tensor, rows_N: Tensor | None, given: int) -> GraphBody:

@@ -21,7 +21,7 @@ of the cache.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from outrider.ops.graphs import alone
+from outrider.ops.quantised import Matrix, dense
 from outrider.placement import Placement
 
 __all__ = [
@@ -46,7 +47,11 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """A weight in the layout its back end reads fastest; made by `Ops.pack`, read only by the back end that made it."""
+    """A weight in the layout its back end reads fastest; made by `Ops.pack`, read only by the back end that made it.
+
+    layout    how quantised codes are laid out; None for plain numbers
+    parts     weights of different kinds whose outputs are side by side; `data` is then empty
+    """
 
     in_features: int
     out_features: int
@@ -55,6 +60,7 @@ class Packed:
     bias: Tensor | None
     scales: Tensor | None = None
     layout: Any = None
+    parts: "tuple[Packed, ...]" = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +148,14 @@ class Ops(ABC):
         """The dtype of the residual stream and of every result."""
 
     @abstractmethod
-    def pack(self, weight_OF: Tensor, bias_O: Tensor | None = None) -> Packed:
-        """Lay out a projection once, at load time. The source tensors may be freed afterwards."""
+    def pack(self, weight_OF: Matrix | Sequence[Matrix], bias_O: Tensor | None = None) -> Packed:
+        """Lay out a projection once, at load time; several matrices become one, one below the other.
+
+        The sources may be freed afterwards. A back end without kernels for quantised matrices widens them.
+
+        Raises:
+            CheckpointError: if a quantised matrix holds scales that are not finite.
+        """
 
     def narrow(self) -> "Ops":
         """Return the operations that pack a drafter's weights, in fewer bytes if this back end can compute with them.
@@ -158,11 +170,15 @@ class Ops(ABC):
         """Return the weight [O, F] that was given to `pack`, in the dtype of this back end."""
 
     @abstractmethod
-    def pack_gate_up(self, gate_IF: Tensor, up_IF: Tensor) -> Packed:
+    def pack_gate_up(self, gate_IF: Matrix, up_IF: Matrix) -> Packed:
         """Lay out the two halves of a gated MLP for `gate_up`; the result has 2 * I output features."""
 
+    def table(self, table_VF: Matrix) -> "Tensor | Packed":
+        """Return an embedding table in a form that `embed` reads; a quantised one is widened without kernels for it."""
+        return table_VF if isinstance(table_VF, Tensor) else dense(table_VF).to(self.activation_dtype)
+
     @abstractmethod
-    def embed(self, table_VF: Tensor, tokens_R: Tensor) -> Tensor:
+    def embed(self, table_VF: Tensor | Packed, tokens_R: Tensor) -> Tensor:
         """Return rows of an embedding table, or of activations, as activations: a new tensor [R, F]."""
 
     @abstractmethod
@@ -212,19 +228,19 @@ class Ops(ABC):
         return self._replayer is not None
 
     def next_tokens(
-        self, logits_RK: Tensor, ids_K: Tensor | None, embedding_VE: Tensor, tokens_R: Tensor, out_RE: Tensor
+        self, logits_RK: Tensor, ids_K: Tensor | None, embedding_VE: Tensor | Packed, tokens_R: Tensor, out_RE: Tensor
     ) -> None:
         """Choose the most probable token of each row, for a body that reads what it chose.
 
         Args:
             ids_K: the tokens of the columns; None if column k is token k.
-            embedding_VE: contiguous, in any dtype.
+            embedding_VE: contiguous, in any dtype, or packed.
             tokens_R: takes the tokens, int64.
             out_RE: takes their embeddings, in the activation dtype.
         """
         best_R = logits_RK.argmax(-1)
         tokens_R.copy_(best_R if ids_K is None else ids_K[best_R])
-        out_RE.copy_(embedding_VE[tokens_R])
+        out_RE.copy_(self.embed(embedding_VE, tokens_R))
 
     def shifted(self, placement: Placement, by: int) -> Placement:
         """Return a placement of one row per slot of a chain, `by` positions behind its last one, that sees all before.

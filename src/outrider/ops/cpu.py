@@ -16,12 +16,10 @@ compiled on first use, for this processor, and kept in numba's cache. Legend in 
 [[3.0, 4.0]]
 """
 
-import struct
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import replace
-from functools import cache, lru_cache
 from typing import final
 
 import numpy as np
@@ -31,38 +29,40 @@ from torch import Tensor
 from outrider.kernels.cpu.arena import Arena
 from outrider.kernels.cpu.attention import MAX_HEAD_DIM, MAX_ROWS, POSITIONS, attention, scores_in, scratch_size
 from outrider.kernels.cpu.greedy import next_tokens, shift
-from outrider.kernels.cpu.isa import chosen
-from outrider.kernels.cpu.linear import BF16, FP32, INT8, collect, embed, linear
-from outrider.kernels.cpu.quant_linear import HEIGHT, quant_linear
+from outrider.kernels.cpu.linear import collect, embed
+from outrider.kernels.cpu.quant_embed import quant_embed
 from outrider.kernels.cpu.rows import ADD, ASSIGN, GATED
 from outrider.kernels.cpu.softmax import MAX_HEADS
 from outrider.kernels.cpu.threads import launch
-from outrider.kernels.cpu.vector import TILE_ROWS, WIDTH
 from outrider.kernels.torch_threads import lone_torch_thread, num_threads
 from outrider.ops.base import AttentionShape, GraphBody, GraphCache, HeadNorm, Ops, Packed, Result, Rope
 from outrider.ops.cpu_graphs import Calls, CpuGraph, CpuGraphRecorder
-from outrider.ops.cpu_packing import draft_in_bytes, interleaved, packed, unpacked, whole_blocks
-from outrider.ops.cpu_placement import address, checked_addresses, placement_addresses, placement_shape
+from outrider.ops.cpu_packing import draft_in_bytes, pack_gated, pack_matrices, unpacked
+from outrider.ops.cpu_placement import address, bits_of, checked_addresses, placement_addresses, placement_shape
+from outrider.ops.cpu_products import LINEAR_OUT, products
+from outrider.ops.quantised import Matrix
 from outrider.placement import Placement
 
 __all__ = ["CpuOps"]
 
-PANEL_BYTES = 192 * 1024  # activations that fit the second-level cache beside a chunk of weights
-TICKETS_PER_THREAD = 6
 TASKS_PER_THREAD = 3
 REPLAYED_ROWS = 32  # up to here a forward is short enough for Python to matter, and its buffers are small
-LINEAR_OUT = 9  # kernel arguments that differ from step to step: the address of a product,
-PLACED = 10  # the five addresses and three sizes of a placement,
+PLACED = 10  # kernel arguments that differ from step to step: the five addresses and three sizes of a placement,
 SCRATCH = 24  # the scratch of attention, followed by the length of a line of it
-KINDS = {torch.float32: FP32, torch.bfloat16: BF16, torch.int8: INT8}
 
 
 @final
 class CpuOps(Ops):
-    """Weights of `dtype` (bf16 or fp32); `threads` defaults to OUTRIDER_NUM_THREADS or PyTorch's number."""
+    """Weights of `dtype` (bf16 or fp32), or quantised as they are.
 
-    def __init__(self, dtype: torch.dtype, threads: int | None = None) -> None:
+    Args:
+        threads: by default OUTRIDER_NUM_THREADS, else PyTorch's number.
+        exact: pack plain weights without rounding: those that are wider than `dtype` in fp32.
+    """
+
+    def __init__(self, dtype: torch.dtype, threads: int | None = None, *, exact: bool = False) -> None:
         self._dtype = self._packing = dtype
+        self._exact = exact
         self._threads = num_threads() if threads is None else threads
         self._arena = Arena()
         self._calls = Calls()
@@ -75,115 +75,75 @@ class CpuOps(Ops):
     def transposes_keys(self) -> bool:
         return True
 
-    def pack(self, weight_OF: Tensor, bias_O: Tensor | None = None) -> Packed:
-        return packed(self._arena, self._packing, whole_blocks(weight_OF, 2 * WIDTH), len(weight_OF), bias_O)
+    def pack(self, weight_OF: Matrix | Sequence[Matrix], bias_O: Tensor | None = None) -> Packed:
+        return pack_matrices(self._arena, self._packing, weight_OF, bias_O, self._exact)
 
-    def pack_gate_up(self, gate_IF: Tensor, up_IF: Tensor) -> Packed:
-        return packed(self._arena, self._packing, interleaved(gate_IF, up_IF), 2 * len(gate_IF), None)
+    def pack_gate_up(self, gate_IF: Matrix, up_IF: Matrix) -> Packed:
+        return pack_gated(self._arena, self._packing, gate_IF, up_IF, self._exact)
+
+    def table(self, table_VF: Matrix) -> Tensor | Packed:
+        if isinstance(table_VF, Tensor):
+            return table_VF if table_VF.dtype in (torch.bfloat16, torch.float32) else table_VF.float()
+        return self.pack(table_VF)
 
     def narrow(self) -> "CpuOps":
         if self._dtype != torch.bfloat16 or not draft_in_bytes():
             return self
         packer = copy(self)
-        packer._packing = torch.int8
+        packer._packing, packer._exact = torch.int8, False
         return packer
 
     def unpack(self, packed: Packed) -> Tensor:
         return unpacked(packed).to(self._dtype)
 
-    def embed(self, table_VF: Tensor, tokens_R: Tensor) -> Tensor:
-        tokens = tokens_R.numpy()
-        R, (V, F) = len(tokens), table_VF.shape
+    def embed(self, table_VF: Tensor | Packed, tokens_R: Tensor) -> Tensor:
+        tokens, R = tokens_R.numpy(), len(tokens_R)
+        V = table_VF.out_features if isinstance(table_VF, Packed) else len(table_VF)
+        F = table_VF.in_features if isinstance(table_VF, Packed) else table_VF.shape[1]
         assert R == 0 or 0 <= tokens.min() <= tokens.max() < V, f"tokens are not within 0..{V - 1}"
         out_RF = torch.empty(R, F, dtype=torch.float32)
-        is_bf16 = int(table_VF.dtype == torch.bfloat16)
-        table = address(table_VF, torch.bfloat16 if is_bf16 else torch.float32)
-        arguments = (table, is_bf16, F, address(tokens_R, torch.int64), out_RF.data_ptr(), R)
-        if self._calls.recorder is None:
-            launch(embed.address, 1, *arguments)
-        else:
-            self._calls.recorder.add(embed.address, arguments, (table_VF, tokens_R, out_RF))
+        self._embed(table_VF, F, tokens_R, out_RF)
         return out_RF
+
+    def _embed(self, table_VF: Tensor | Packed, F: int, tokens_R: Tensor, out_RF: Tensor) -> None:
+        """Look up rows; the tokens of a recorded call may not be known yet."""
+        if isinstance(table_VF, Packed):
+            kernel, is_bf16, data = quant_embed(table_VF.layout).address, 0, table_VF.data
+            table = data.data_ptr()
+        else:
+            kernel, is_bf16, data = embed.address, int(table_VF.dtype == torch.bfloat16), table_VF
+            table = address(data, torch.bfloat16 if is_bf16 else torch.float32)
+        arguments = (table, is_bf16, F, address(tokens_R, torch.int64), _floats(out_RF), len(tokens_R))
+        if self._calls.recorder is None:
+            launch(kernel, 1, *arguments)
+        else:
+            self._calls.recorder.add(kernel, arguments, (data, tokens_R, out_RF))
 
     def norm_project(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
         out_RO = self._empty(x_RF.shape[0], packed.out_features)
-        self._linear(x_RF, norm_F, eps, packed, out_RO, ASSIGN)
+        self._product(x_RF, norm_F, eps, packed, out_RO, ASSIGN)
         return out_RO
 
     def project_add(self, x_RF: Tensor, packed: Packed, residual_RO: Tensor) -> None:
-        self._linear(x_RF, None, 0.0, packed, residual_RO, ADD)
+        self._product(x_RF, None, 0.0, packed, residual_RO, ADD)
 
     def gate_up(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
         out_RI = self._empty(x_RF.shape[0], packed.out_features // 2)
-        self._linear(x_RF, norm_F, eps, packed, out_RI, GATED)
+        self._product(x_RF, norm_F, eps, packed, out_RI, GATED)
         return out_RI
 
-    def _linear(
+    def _product(
         self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed, out_RO: Tensor, mode: int
     ) -> None:
-        R, F = x_RF.shape
-        assert packed.in_features == F, f"{F} features for a weight of {packed.in_features}"
-        assert len(out_RO) == R, f"{R} rows onto {len(out_RO)}"
-        if packed.layout is not None:
-            self._quantised(x_RF, norm_F, eps, packed, out_RO, mode)
-            return
-        num_blocks = packed.data.shape[0]
-        scratch = None if norm_F is None and R == 1 else self._empty(self._threads if R <= TILE_ROWS else 1, R, F)
-        self._run(
-            linear.address,
-            (x_RF, norm_F, scratch, packed.data, packed.bias, packed.scales, out_RO),
-            _floats(x_RF),
-            _floats(norm_F),
-            _bits(eps),
-            0 if scratch is None else scratch.data_ptr(),
-            packed.data.data_ptr(),
-            KINDS[packed.data.dtype],
-            _floats(packed.bias),
-            F,
-            out_RO.shape[1],
-            _floats(out_RO),
-            R,
-            mode,
-            num_blocks,
-            chunk_of(num_blocks, self._threads),
-            max(24, PANEL_BYTES // (4 * F) // 24 * 24),
-            _floats(packed.scales),
-        )
-
-    def _quantised(
-        self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed, out_RO: Tensor, mode: int
-    ) -> None:
-        R, F = x_RF.shape
-        num_blocks = packed.data.shape[0] // 2
-        row_bytes = F // 32 * (36 + 4 * packed.layout.groups)
-        scratch = self._empty(self._threads if R <= HEIGHT else 1, R, row_bytes // 4)
-        self._run(
-            quant_linear(packed.layout, chosen()).address,
-            (x_RF, norm_F, scratch, packed.data, packed.bias, out_RO),
-            _floats(x_RF),
-            _floats(norm_F),
-            _bits(eps),
-            scratch.data_ptr(),
-            packed.data.data_ptr(),
-            0,
-            _floats(packed.bias),
-            F,
-            out_RO.shape[1],
-            _floats(out_RO),
-            R,
-            mode,
-            num_blocks,
-            chunk_of(num_blocks, self._threads),
-            max(24, PANEL_BYTES // row_bytes // 24 * 24),
-            0,
-        )
+        for product in products(x_RF, norm_F, eps, packed, out_RO, mode, self._threads, self._empty):
+            self._run(product.kernel, product.tensors, *product.arguments)
 
     def collect(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, out_RT: Tensor, column: int) -> None:
         R, F = x_RF.shape
         assert column + F <= out_RT.shape[1], f"columns {column} to {column + F} of {out_RT.shape[1]}"
         out = _floats(out_RT) + 4 * column
         tensors = (x_RF, norm_F, out_RT)
-        self._run(collect.address, tensors, _floats(x_RF), _floats(norm_F), _bits(eps), F, out, out_RT.shape[1], R)
+        self._run(collect.address, tensors, _floats(x_RF), _floats(norm_F), bits_of(eps), F, out, out_RT.shape[1], R)
 
     def _run(self, kernel: int, tensors: tuple[Tensor | None, ...], *arguments: int) -> None:
         """Launch a kernel on these tensors, or record it."""
@@ -225,7 +185,8 @@ class CpuOps(Ops):
         kept, written_N = [*recorder.kept, scratch], np.zeros(0, dtype=np.int64)
         if logits_RV is not None:  # the last product written there; buffers are reused
             goal = logits_RV.data_ptr()
-            written_N = np.flatnonzero((kernels_N == linear.address) & (blocks_NB[:, LINEAR_OUT] == goal))[-1:]
+            is_product_N = kernels_N != attention.address
+            written_N = np.flatnonzero(is_product_N & (blocks_NB[:, LINEAR_OUT] == goal))[-1:]
             if np.count_nonzero(blocks_NB == goal) == 1:
                 kept = [tensor for tensor in kept if tensor is not logits_RV]
         return CpuGraph(
@@ -280,8 +241,8 @@ class CpuOps(Ops):
             _floats(rope.sin_PD),
             _floats(None if head_norm is None else head_norm.query_D),
             _floats(None if head_norm is None else head_norm.key_D),
-            _bits(0.0 if head_norm is None else head_norm.eps),
-            _bits(shape.scale),
+            bits_of(0.0 if head_norm is None else head_norm.eps),
+            bits_of(shape.scale),
             address(keys_CHSD.transpose(-1, -2), keys_CHSD.dtype),
             address(values_CHSD, keys_CHSD.dtype),
             *self._placed(placement, keys_CHSD, rope),
@@ -303,26 +264,22 @@ class CpuOps(Ops):
         return out_RO
 
     def next_tokens(
-        self, logits_RK: Tensor, ids_K: Tensor | None, embedding_VE: Tensor, tokens_R: Tensor, out_RE: Tensor
+        self, logits_RK: Tensor, ids_K: Tensor | None, embedding_VE: Tensor | Packed, tokens_R: Tensor, out_RE: Tensor
     ) -> None:
-        (R, K), E = logits_RK.shape, embedding_VE.shape[1]
+        (R, K), E = logits_RK.shape, out_RE.shape[1]
         assert out_RE.shape == (R, E), f"embeddings of {E} numbers for {tuple(out_RE.shape)}"
         assert tokens_R.shape == (R,), f"{R} rows for {tuple(tokens_R.shape)} tokens"
         assert ids_K is None or ids_K.shape == (K,), "one id per column"
-        is_bf16 = embedding_VE.dtype == torch.bfloat16
         self._run(
             next_tokens.address,
-            (logits_RK, ids_K, embedding_VE, tokens_R, out_RE),
+            (logits_RK, ids_K, tokens_R),
             _floats(logits_RK),
             K,
             0 if ids_K is None else address(ids_K, torch.int64),
-            address(embedding_VE, torch.bfloat16 if is_bf16 else torch.float32),
-            int(is_bf16),
-            E,
             address(tokens_R, torch.int64),
-            _floats(out_RE),
             R,
         )
+        self._embed(embedding_VE, E, tokens_R, out_RE)
 
     def shifted(self, placement: Placement, by: int) -> Placement:
         B, M = placement.positions_BM.shape
@@ -353,20 +310,6 @@ class CpuOps(Ops):
             self._calls.addresses = placement_addresses(placement) if is_known else checked_addresses(placement, *sizes)
             self._calls.placement, self._calls.sizes = placement, sizes
         return self._calls.addresses
-
-
-@cache
-def chunk_of(num_blocks: int, threads: int) -> int:
-    """Return the blocks of columns per ticket: a few, and so that all threads get equally many chunks."""
-    most = max(1, num_blocks // (threads * TICKETS_PER_THREAD))
-    even = (chunk for chunk in range(most, most // 2, -1) if -(-num_blocks // chunk) % threads == 0)
-    return next(even, most)
-
-
-@lru_cache(maxsize=64)
-def _bits(number: float) -> int:
-    """Return the bits of an fp64 number as int64, the form in which a kernel's arguments hold it."""
-    return int(struct.unpack("<q", struct.pack("<d", number))[0])
 
 
 def _floats(x: Tensor | None) -> int:

@@ -9,6 +9,8 @@ Worked example: the column (0.5, -1.27, 0.004) has the scale 0.01 and is packed 
 Shapes: O output columns, F features, I inner size of a gated MLP.
 """
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -17,10 +19,89 @@ from outrider.env import draft_weights
 from outrider.kernels.cpu.arena import Arena
 from outrider.kernels.cpu.vector import WIDTH
 from outrider.ops.base import Packed
+from outrider.ops.cpu_quant_packing import Span, packed_matrix, unpacked_matrix
+from outrider.ops.quantised import Matrix, QuantisedMatrix, dense
 
-__all__ = ["draft_in_bytes", "interleaved", "packed", "unpacked", "whole_blocks"]
+__all__ = ["draft_in_bytes", "pack_gated", "pack_matrices", "unpacked"]
 
 STEPS = 127
+
+
+def pack_matrices(
+    arena: Arena, dtype: torch.dtype, weight_OF: Matrix | Sequence[Matrix], bias_O: Tensor | None, exact: bool = False
+) -> Packed:
+    """Pack matrices, one below the other; neighbours of one kind become one part.
+
+    With `exact`, plain numbers that are wider than `dtype` are packed in fp32.
+    """
+    matrices = [weight_OF] if isinstance(weight_OF, Tensor | QuantisedMatrix) else list(weight_OF)
+    parts: list[Packed] = []
+    first = 0
+    for some in _alike(matrices):
+        rows = sum(matrix.shape[0] for matrix in some)
+        bias = None if bias_O is None else bias_O[first : first + rows]
+        first += rows
+        quantised = [matrix for matrix in some if isinstance(matrix, QuantisedMatrix)]
+        if quantised:
+            parts.append(packed_matrix(arena, _strips(quantised), rows, bias))
+        else:
+            whole_OF = whole_blocks(dense(some), 2 * WIDTH)
+            parts.append(packed(arena, _packing(dtype, whole_OF, exact), whole_OF, rows, bias))
+    if len(parts) == 1:
+        return parts[0]
+    return Packed(
+        in_features=parts[0].in_features,
+        out_features=first,
+        num_bytes=sum(part.num_bytes for part in parts),
+        data=torch.empty(0),
+        bias=None,
+        parts=tuple(parts),
+    )
+
+
+def pack_gated(arena: Arena, dtype: torch.dtype, gate_IF: Matrix, up_IF: Matrix, exact: bool = False) -> Packed:
+    """Pack both halves of a gated MLP, alternating by vectors. Halves of different kinds are widened to fp32."""
+    rows = 2 * gate_IF.shape[0]
+    if isinstance(gate_IF, QuantisedMatrix) and isinstance(up_IF, QuantisedMatrix) and gate_IF.format == up_IF.format:
+        halves = (_strips([gate_IF]), _strips([up_IF]))
+        strips = [strip for pair in zip(*halves, strict=True) for strip in pair if pair[0]]
+        return packed_matrix(arena, strips, rows, None)
+    if isinstance(gate_IF, QuantisedMatrix) or isinstance(up_IF, QuantisedMatrix):
+        dtype = torch.float32
+    whole_OF = interleaved(dense(gate_IF), dense(up_IF))
+    return packed(arena, _packing(dtype, whole_OF, exact), whole_OF, rows, None)
+
+
+def _packing(dtype: torch.dtype, weight_OF: Tensor, exact: bool) -> torch.dtype:
+    """Return the dtype in which plain numbers are packed."""
+    return torch.float32 if exact and weight_OF.dtype != torch.bfloat16 else dtype
+
+
+def _alike(matrices: Sequence[Matrix]) -> Iterator[list[Matrix]]:
+    """Yield runs of neighbours that are plain numbers, or quantised in one format."""
+    kinds = [matrix.format if isinstance(matrix, QuantisedMatrix) else None for matrix in matrices]
+    start = 0
+    for end in range(1, len(matrices) + 1):
+        if end == len(matrices) or kinds[end] != kinds[start]:
+            yield list(matrices[start:end])
+            start = end
+
+
+def _strips(matrices: Sequence[QuantisedMatrix]) -> list[list[Span]]:
+    """Cut rows into strips of `WIDTH`, an even number of them; a strip may hold rows of two matrices."""
+    strips: list[list[Span]] = [[]]
+    left = WIDTH
+    for matrix in matrices:
+        start = 0
+        while start < matrix.shape[0]:
+            if not left:
+                strips.append([])
+                left = WIDTH
+            stop = min(matrix.shape[0], start + left)
+            strips[-1].append((matrix, start, stop))
+            left -= stop - start
+            start = stop
+    return strips + [[]] * (len(strips) % 2)
 
 
 def packed(arena: Arena, dtype: torch.dtype, weight_OF: Tensor, out_features: int, bias_O: Tensor | None) -> Packed:
@@ -44,7 +125,11 @@ def packed(arena: Arena, dtype: torch.dtype, weight_OF: Tensor, out_features: in
 
 
 def unpacked(packed: Packed) -> Tensor:
-    """Return the weight that was packed; for int8 the dequantised numbers, in fp32."""
+    """Return the weight that was packed; for quantised ones the dequantised numbers, in fp32."""
+    if packed.parts:
+        return torch.cat([unpacked(part) for part in packed.parts])
+    if packed.layout is not None:
+        return unpacked_matrix(packed)
     order = (0, 3, 2, 1) if packed.data.dtype == torch.bfloat16 else (0, 2, 3, 1)
     weight_OF = packed.data.permute(order).flatten(0, 2)
     if packed.scales is not None:

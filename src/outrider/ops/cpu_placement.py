@@ -5,7 +5,8 @@ every forward. Legend in `ops/base.py`.
 """
 
 import ctypes
-from functools import cache
+import struct
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from outrider.kernels.cpu.vector import i64
 from outrider.placement import Placement
 
-__all__ = ["address", "checked_addresses", "placement_addresses", "placement_shape"]
+__all__ = ["address", "bits_of", "checked_addresses", "placement_addresses", "placement_shape"]
 
 
 def placement_addresses(placement: Placement) -> tuple[int, ...]:
@@ -75,3 +76,9 @@ def address(x: Tensor, dtype: torch.dtype) -> int:
     assert x.dtype == dtype, f"{x.dtype}, not {dtype}"
     assert x.is_contiguous(), f"strides {x.stride()} are not contiguous"
     return x.data_ptr()
+
+
+@lru_cache(maxsize=64)
+def bits_of(number: float) -> int:
+    """Return the bits of an fp64 number as int64, the form in which a kernel's arguments hold it."""
+    return int(struct.unpack("<q", struct.pack("<d", number))[0])

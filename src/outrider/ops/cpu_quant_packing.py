@@ -15,12 +15,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from outrider.kernels.cpu.arena import Arena
+from outrider.kernels.cpu.quant_embed import quant_embed
 from outrider.kernels.cpu.quant_layout import BLOCK, PER_SUPER, TABLES, Layout
+from outrider.kernels.cpu.threads import launch
 from outrider.kernels.cpu.vector import WIDTH
 from outrider.ops.base import Packed
 from outrider.ops.quantised import QuantFormat, QuantisedMatrix, QuantRows
 
-__all__ = ["layout_of", "packed_matrix"]
+__all__ = ["Span", "layout_of", "packed_matrix", "unpacked_matrix"]
 
 RANGE_BYTES = 16 * 2**20
 """Codes that are in memory at once while a matrix is packed, in bytes."""
@@ -109,7 +111,7 @@ def _fields(rows: QuantRows) -> dict[str, NDArray[Any]]:
     return {name: array for name, array in arrays.items() if array is not None}
 
 
-def _fill(packed_NB: NDArray[np.uint8], rows: dict[str, NDArray[Any]], layout: Layout) -> None:
+def _fill(packed_NB: NDArray[Any], rows: dict[str, NDArray[Any]], layout: Layout) -> None:
     """Write strips of whole rows."""
     N, F = len(packed_NB), rows["codes"].shape[1]
     B = F // BLOCK
@@ -122,12 +124,14 @@ def _fill(packed_NB: NDArray[np.uint8], rows: dict[str, NDArray[Any]], layout: L
     if layout.scales != "super":
         packed_NB[:] = blocks_NBX.reshape(N, -1)
         return
-    supers = [_bytes(_by_lanes(rows[name], N, B // PER_SUPER, 1)) for name in ("supers", "super_minima") if name in rows]
+    supers = [
+        _bytes(_by_lanes(rows[name], N, B // PER_SUPER, 1)) for name in ("supers", "super_minima") if name in rows
+    ]
     whole = [*(part.reshape(N, B // PER_SUPER, -1) for part in supers), blocks_NBX.reshape(N, B // PER_SUPER, -1)]
     packed_NB[:] = np.concatenate(whole, axis=2).reshape(N, -1)
 
 
-def _in_bits(codes_NBGL4: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+def _in_bits(codes_NBGL4: NDArray[Any], bits: int) -> NDArray[Any]:
     """Return codes of 4, 5, 6 or 8 bits as bytes [N, B, bytes]."""
     N, B = codes_NBGL4.shape[:2]
     if bits == 8:
@@ -150,3 +154,20 @@ def _by_lanes(numbers_OG: NDArray[Any], N: int, B: int, groups: int) -> NDArray[
 
 def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     return array.reshape(array.shape[0], array.shape[1], -1).view(np.uint8)
+
+
+def unpacked_matrix(packed: Packed) -> Tensor:
+    """Return the values [O, F] of a packed matrix, in fp32."""
+    out_OF = torch.empty(packed.out_features, packed.in_features, dtype=torch.float32)
+    tokens_O = torch.arange(packed.out_features)
+    launch(
+        quant_embed(packed.layout).address,
+        1,
+        packed.data.data_ptr(),
+        0,
+        packed.in_features,
+        tokens_O.data_ptr(),
+        out_OF.data_ptr(),
+        packed.out_features,
+    )
+    return out_OF

@@ -14,14 +14,18 @@ Example: Q4_0 of GGUF has 4-bit codes with offset 8 and an fp16 scale for each g
 Shapes: O output features (rows), F input features, G = F / group, S = F / 256.
 """
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-__all__ = ["SUPER", "QuantFormat", "QuantRows", "QuantisedMatrix", "dequantised"]
+__all__ = ["SUPER", "Matrix", "QuantFormat", "QuantRows", "QuantisedMatrix", "dense", "dequantised", "kinds_of"]
 
 SUPER: Final = 256
 """Features that share one factor of a scale in formats with `scales` "super"."""
@@ -105,3 +109,30 @@ def dequantised(format: QuantFormat, rows: QuantRows) -> NDArray[np.float32]:
     if rows.super_minima_OS is not None:
         minima_OG *= rows.super_minima_OS.astype(np.float32).repeat(SUPER // format.group, axis=1)
     return values_OF + minima_OG.repeat(format.group, axis=1)
+
+
+Matrix = Tensor | QuantisedMatrix
+"""A weight [O, F] as its file holds it."""
+
+
+def dense(weight: Matrix | Sequence[Matrix]) -> Tensor:
+    """Return the values [O, F] of a matrix, or of several one below the other; quantised ones in fp32."""
+    if isinstance(weight, Tensor):
+        return weight
+    if isinstance(weight, QuantisedMatrix):
+        return torch.from_numpy(dequantised(weight.format, weight.rows(0, weight.shape[0])))
+    return torch.cat([dense(part) for part in weight])
+
+
+def kinds_of(weights: Mapping[str, Matrix]) -> str:
+    """Return the kinds of all matrices, those with the most numbers first: "Q4_1, Q8_0"."""
+    sizes: dict[str, int] = {}
+    for weight in weights.values():
+        if isinstance(weight, QuantisedMatrix):
+            kind = weight.format.name
+        elif weight.dim() == 2:
+            kind = str(weight.dtype).removeprefix("torch.")
+        else:
+            continue
+        sizes[kind] = sizes.get(kind, 0) + math.prod(weight.shape)
+    return ", ".join(sorted(sizes, key=lambda kind: -sizes[kind]))

@@ -17,6 +17,7 @@ Legend in `ops/base.py`.
 [[3.0, 4.0]]
 """
 
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -26,6 +27,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention, silu
 from outrider.ops.base import AttentionShape, HeadNorm, Ops, Packed, Rope
 from outrider.ops.graph_buckets import Replayer
 from outrider.ops.graphs import GraphPool
+from outrider.ops.quantised import Matrix, dense
 from outrider.placement import Placement
 
 __all__ = ["TorchOps", "attend_fused", "rms_norm", "rotate", "visible_BMS"]
@@ -57,8 +59,8 @@ class TorchOps(Ops):
     def activation_dtype(self) -> torch.dtype:
         return self._dtype
 
-    def pack(self, weight_OF: Tensor, bias_O: Tensor | None = None) -> Packed:
-        data = weight_OF.detach().to(self._device, self._dtype, copy=True).contiguous()
+    def pack(self, weight_OF: Matrix | Sequence[Matrix], bias_O: Tensor | None = None) -> Packed:
+        data = dense(weight_OF).detach().to(self._device, self._dtype, copy=True).contiguous()
         bias = None if bias_O is None else bias_O.detach().to(self._device, self._dtype, copy=True)
         num_bytes = data.nbytes + (0 if bias is None else bias.nbytes)
         return Packed(in_features=data.shape[1], out_features=data.shape[0], num_bytes=num_bytes, data=data, bias=bias)
@@ -66,11 +68,12 @@ class TorchOps(Ops):
     def unpack(self, packed: Packed) -> Tensor:
         return packed.data
 
-    def pack_gate_up(self, gate_IF: Tensor, up_IF: Tensor) -> Packed:
-        return self.pack(torch.cat([gate_IF, up_IF]))
+    def pack_gate_up(self, gate_IF: Matrix, up_IF: Matrix) -> Packed:
+        return self.pack((gate_IF, up_IF))
 
-    def embed(self, table_VF: Tensor, tokens_R: Tensor) -> Tensor:
-        return table_VF[tokens_R].to(self.activation_dtype)
+    def embed(self, table_VF: Tensor | Packed, tokens_R: Tensor) -> Tensor:
+        rows_VF = table_VF.data if isinstance(table_VF, Packed) else table_VF
+        return rows_VF[tokens_R].to(self.activation_dtype)
 
     def norm_project(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
         x_RF = x_RF if norm_F is None else rms_norm(x_RF, norm_F, eps)

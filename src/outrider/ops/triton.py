@@ -9,6 +9,7 @@ The number of parts is chosen so that the launch fills the device: with 4 key he
 for 16 slots.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, final
 
 import torch
@@ -21,6 +22,7 @@ from outrider.kernels import triton as kernels
 from outrider.ops.base import AttentionShape, HeadNorm, Ops, Packed, Rope
 from outrider.ops.graph_buckets import Replayer
 from outrider.ops.graphs import GraphPool
+from outrider.ops.quantised import Matrix
 from outrider.ops.torch import TorchOps, attend_fused
 from outrider.placement import Placement
 
@@ -64,16 +66,16 @@ class TritonOps(Ops):
     def activation_dtype(self) -> torch.dtype:
         return self._dtype
 
-    def pack(self, weight_OF: Tensor, bias_O: Tensor | None = None) -> Packed:
+    def pack(self, weight_OF: Matrix | Sequence[Matrix], bias_O: Tensor | None = None) -> Packed:
         return self._plain.pack(weight_OF, bias_O)
 
     def unpack(self, packed: Packed) -> Tensor:
         return packed.data
 
-    def pack_gate_up(self, gate_IF: Tensor, up_IF: Tensor) -> Packed:
+    def pack_gate_up(self, gate_IF: Matrix, up_IF: Matrix) -> Packed:
         return self._plain.pack_gate_up(gate_IF, up_IF)
 
-    def embed(self, table_VF: Tensor, tokens_R: Tensor) -> Tensor:
+    def embed(self, table_VF: Tensor | Packed, tokens_R: Tensor) -> Tensor:
         return self._plain.embed(table_VF, tokens_R)
 
     def norm_project(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:

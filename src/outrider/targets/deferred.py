@@ -88,7 +88,7 @@ def _described(name: str, directory: Path, dtype: torch.dtype, trusts: bool) -> 
         raise CheckpointError(f"the config of {name} has no max_position_embeddings; add its context limit")
     return TargetSpec(
         name=name,
-        directory=str(directory),
+        source=str(directory),
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         num_layers=config.num_hidden_layers,
@@ -98,6 +98,7 @@ def _described(name: str, directory: Path, dtype: torch.dtype, trusts: bool) -> 
         device=torch.device("cpu"),
         weight_bytes=sum(file.stat().st_size for file in directory.glob("*.safetensors")),
         batch_invariant=False,
+        weights=str(dtype).removeprefix("torch."),
         trusts_code=trusts,
     )
 

@@ -110,7 +110,7 @@ class HFTarget(Target):
         tensors = [*self.model.parameters(), *self.model.buffers()]
         return TargetSpec(
             name=self.name,
-            directory=None if self.directory is None else str(self.directory),
+            source=None if self.directory is None else str(self.directory),
             vocab_size=self._shape.vocab_size,
             hidden_size=self._shape.hidden_size,
             num_layers=self._shape.num_states - 1,
@@ -120,6 +120,7 @@ class HFTarget(Target):
             device=self.model.device,
             weight_bytes=sum(tensor.nbytes for tensor in tensors),
             batch_invariant=False,
+            weights=str(self.dtype).removeprefix("torch."),
         )
 
     @property

@@ -15,6 +15,7 @@ from torch import Tensor
 from outrider.cache import CachePlan, KVCache
 from outrider.draft import Draft
 from outrider.errors import CheckpointError
+from outrider.formats.locate import locate
 from outrider.formats.quantised import quantised_weights
 from outrider.formats.quantised.widened import Widened
 from outrider.formats.weights import cast, read_weights, settle_head
@@ -22,6 +23,8 @@ from outrider.loop.memory import give_back
 from outrider.models.decoder import Decoder, Output
 from outrider.models.spec import DecoderSpec
 from outrider.ops.base import GraphCache, Ops
+from outrider.ops.cpu import CpuOps
+from outrider.ops.quantised import Matrix, kinds_of
 from outrider.ops.select import choose_ops
 from outrider.placement import Placed, Placement, place_chains, place_draft, place_real_rows
 from outrider.target import Forward, SharedWeights, Target, TargetSession, TargetSpec
@@ -56,9 +59,11 @@ class NativeTarget(Target):
         self.decoder = decoder
         self.name = name
         self.dtype = dtype
-        self.directory: Path | None = None
+        self.source: Path | None = None
+        self.kind = str(dtype).removeprefix("torch.")
         self.trusts_code = False
         self._tokenizer = tokenizer
+        self._shared: SharedWeights | None = None
 
     @classmethod
     def from_directory(
@@ -71,7 +76,29 @@ class NativeTarget(Target):
         """
         spec, weights = _read(directory, dtype)
         target = cls.from_weights(spec, weights, name, dtype, device, tokenizer)
-        target.directory = directory
+        target.source = directory
+        give_back()
+        return target
+
+    @classmethod
+    def from_stored(
+        cls,
+        spec: DecoderSpec,
+        weights: Mapping[str, Matrix],
+        name: str,
+        dtype: torch.dtype,
+        source: Path,
+        tokenizer: Any,
+    ) -> "NativeTarget":
+        """Pack weights as they are stored, on the CPU; `dtype` is that of the cache.
+
+        Raises:
+            CheckpointError: if a matrix cannot be read, or holds scales that are not finite.
+        """
+        _refuse_biases(spec, name)
+        target = cls(Decoder(spec, weights, CpuOps(dtype, exact=True)), name, dtype, tokenizer)
+        target.source = source
+        target.kind = kinds_of(weights)
         give_back()
         return target
 
@@ -87,10 +114,7 @@ class NativeTarget(Target):
         ops: Ops | None = None,
     ) -> "NativeTarget":
         """Load tensors in memory by their Hugging Face names; `ops` defaults to the device's fastest back end."""
-        if spec.mlp_bias:
-            raise CheckpointError(
-                f"{name} has biases in its MLP (mlp_bias), which the native decoder does not support; use backend='hf'"
-            )
+        _refuse_biases(spec, name)
         decoder = Decoder(spec, _Cast(weights, dtype), ops or choose_ops(device, dtype), device)
         return cls(decoder, name, dtype, tokenizer)
 
@@ -99,7 +123,7 @@ class NativeTarget(Target):
         decoder = self.decoder.spec
         return TargetSpec(
             name=self.name,
-            directory=None if self.directory is None else str(self.directory),
+            source=None if self.source is None else str(self.source),
             vocab_size=decoder.vocab_size,
             hidden_size=decoder.hidden_size,
             num_layers=decoder.num_layers,
@@ -109,8 +133,12 @@ class NativeTarget(Target):
             device=self.decoder.device,
             weight_bytes=self.decoder.num_bytes,
             batch_invariant=self.decoder.device.type == "cpu" and self.dtype in (torch.bfloat16, torch.float32),
+            weights=self.kind,
             trusts_code=self.trusts_code,
         )
+
+    def checkpoint(self) -> Path | None:
+        return None if self.source is None else locate(self.source)
 
     @property
     def native(self) -> Decoder:
@@ -144,10 +172,12 @@ class NativeTarget(Target):
         return ops.norm_project(states_RE.to(ops.activation_dtype).contiguous(), None, 0.0, self.decoder.head)
 
     def shared_weights(self) -> SharedWeights:
-        embedding_VE = self.decoder.embed_VE
-        tied = self.decoder.spec.tie_word_embeddings
-        head_VE = embedding_VE if tied else self.decoder.ops.unpack(self.decoder.head)
-        return SharedWeights(embedding_VE, head_VE)
+        if self._shared is None:
+            ops, table = self.decoder.ops, self.decoder.embed_VE
+            embedding_VE = table if isinstance(table, Tensor) else ops.unpack(table)
+            tied = self.decoder.spec.tie_word_embeddings
+            self._shared = SharedWeights(embedding_VE, embedding_VE if tied else ops.unpack(self.decoder.head))
+        return self._shared
 
 
 @final
@@ -247,3 +277,10 @@ def _spread(some_BMX: Tensor, draft: Draft) -> Tensor:
     all_RX = some_BMX.new_zeros(draft.num_slots * draft.num_rows, some_BMX.shape[2])
     all_RX[torch.tensor(draft.real_rows)] = some_BMX[:, 0]
     return all_RX.view(draft.num_slots, draft.num_rows, -1)
+
+
+def _refuse_biases(spec: DecoderSpec, name: str) -> None:
+    if spec.mlp_bias:
+        raise CheckpointError(
+            f"{name} has biases in its MLP (mlp_bias), which the native decoder does not support; use backend='hf'"
+        )

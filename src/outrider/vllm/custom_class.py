@@ -197,7 +197,7 @@ def spec_of(model_config: Any) -> TargetSpec:
     text = model_config.hf_text_config
     return TargetSpec(
         name=str(model_config.model),
-        directory=None,
+        source=None,
         vocab_size=text.vocab_size,
         hidden_size=text.hidden_size,
         num_layers=text.num_hidden_layers,
@@ -207,4 +207,5 @@ def spec_of(model_config: Any) -> TargetSpec:
         device=torch.device("cpu"),
         weight_bytes=0,
         batch_invariant=False,
+        weights=str(model_config.dtype).removeprefix("torch."),
     )

@@ -293,7 +293,7 @@ def test_a_directory_runs_as_saved(tmp_path: Path) -> None:
     made.model.save_pretrained(tmp_path)
     loaded = load_target(str(tmp_path), dtype="float64", device="cpu")
     assert isinstance(loaded, HFTarget)
-    assert loaded.spec.directory == str(tmp_path)
+    assert loaded.spec.source == str(tmp_path)
     assert loaded.tokenizer is None
     want, got = (Engine(each, NoProposer()).generate(PROMPTS, SamplingParams(max_tokens=10)) for each in (made, loaded))
     assert want == got

@@ -66,7 +66,7 @@ def test_a_whole_directory_loads(llama: Path) -> None:
     target = load(llama, dtype="bfloat16")
     assert isinstance(target, NativeTarget)
     assert target.spec.dtype == torch.bfloat16
-    assert target.spec.directory == str(llama)
+    assert target.spec.source == str(llama)
     assert target.tokenizer is None
 
 

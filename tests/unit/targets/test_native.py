@@ -24,7 +24,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=[
 def test_spec_comes_from_the_config() -> None:
     target = tiny_target(3, eos_ids=(7, 30))
     spec = target.spec
-    assert (spec.name, spec.directory, target.tokenizer) == ("tiny-3", None, None)
+    assert (spec.name, spec.source, target.tokenizer) == ("tiny-3", None, None)
     assert (spec.vocab_size, spec.hidden_size, spec.num_layers, spec.max_positions) == (31, 16, 2, 96)
     assert spec.eos_ids == (7, 30)
     assert (spec.dtype, spec.device) == (torch.float64, torch.device("cpu"))

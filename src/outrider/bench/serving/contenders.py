@@ -118,7 +118,7 @@ class _Servers:
         service = Launched(
             f"vllm {label}",
             lambda host, port: [*self.vllm.launcher, model, "--host", host, "--port", str(port), *flags],
-            environment=self.vllm.environment(os.environ, offline=self.target.spec.directory is not None) | variables,
+            environment=self.vllm.environment(os.environ, offline=self.target.spec.source is not None) | variables,
             log=self.directory / "servers" / f"{_file_name(label)}.log",
             timeout_s=self.config.start_timeout,
             tell=self.tell,

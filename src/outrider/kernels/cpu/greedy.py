@@ -8,7 +8,7 @@ Worked example: logits 0.1 2.0 0.3 with column ids 5 7 9 choose token 7; its emb
 """
 
 from outrider.kernels.cpu.threads import ticket
-from outrider.kernels.cpu.vector import f32, i32, i64, inlined, kernel, u16
+from outrider.kernels.cpu.vector import f32, i64, inlined, kernel
 
 __all__ = ["next_tokens", "shift"]
 
@@ -28,21 +28,13 @@ def first_largest(x: int, count: int) -> int:
 def next_tokens(block: int, lane: int) -> None:
     """Run `CpuOps.next_tokens`, with its arguments."""
     a = i64(block)
-    logits, K, ids, embedding, is_bf16, E, tokens, out, R = a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8]
+    logits, K, ids, tokens, R = a[0], a[1], a[2], a[3], a[4]
     r = ticket(block, 0)
     while r < R:
         token = first_largest(logits + r * K * 4, K)
         if ids != 0:
             token = i64(ids)[token]
         i64(tokens)[r] = token
-        if is_bf16 == 1:
-            source, target = u16(embedding + token * E * 2), i32(out + r * E * 4)
-            for e in range(E):
-                target[e] = source[e] << 16
-        else:
-            numbers, result = f32(embedding + token * E * 4), f32(out + r * E * 4)
-            for e in range(E):
-                result[e] = numbers[e]
         r = ticket(block, 0)
 
 

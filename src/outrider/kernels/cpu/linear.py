@@ -152,6 +152,7 @@ def panel(
     bias: int,
     out: int,
     outputs: int,
+    columns: int,
     sums: int,
 ) -> None:
     """Compute one block of columns for `rows` rows, laid out in tiles; the next block is `ahead` bytes away."""
@@ -165,7 +166,7 @@ def panel(
         start = tile_start(t, num_tiles, rows)
         height = tile_start(t + 1, num_tiles, rows) - start
         tile(height, kind, x + start * F * 4, weight, ahead + t * pace * F, pace, F, sums)
-        finish(sums, height, first, mode, scales, bias, out + start * outputs * 4, outputs, following)
+        finish(sums, height, first, columns, mode, scales, bias, out + start * outputs * 4, outputs, following)
 
 
 @kernel
@@ -175,7 +176,7 @@ def linear(block: int, lane: int) -> None:
     x, norm, eps, scratch = a[0], a[1], f64(block)[2], a[3]
     weight, kind, bias, F, outputs = a[4], a[5], a[6], a[7], a[8]
     out, R, mode = a[9], a[10], a[11]
-    num_blocks, chunk, panel_rows, scales = a[12], a[13], a[14], a[15]
+    num_blocks, chunk, panel_rows, scales, columns = a[12], a[13], a[14], a[15], a[16]
     width = WIDTH if mode == GATED else COLUMNS
     block_bytes = F * COLUMNS * size_of(kind)
     num_chunks = (num_blocks + chunk - 1) // chunk
@@ -226,6 +227,7 @@ def linear(block: int, lane: int) -> None:
                     bias,
                     out + r * outputs * 4,
                     outputs,
+                    columns,
                     sums,
                 )
         first = following

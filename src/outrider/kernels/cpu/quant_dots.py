@@ -69,9 +69,7 @@ def _dot(emitter: Emitter, lanes: int, total: Value, code: Value, x: Value) -> V
     return _call(emitter, name, kind, total, emitter.builder.bitcast(code, kind), emitter.builder.bitcast(x, kind))
 
 
-def _by_pairs(
-    emitter: Emitter, lanes: int, bits: int, codes: Sequence[Value], rows: int, x: Broadcast
-) -> list[Value]:
+def _by_pairs(emitter: Emitter, lanes: int, bits: int, codes: Sequence[Value], rows: int, x: Broadcast) -> list[Value]:
     b = emitter.builder
     if bits == 8:
         planes = [(0, 1), (4, 16)]  # shift of a half, and its weight

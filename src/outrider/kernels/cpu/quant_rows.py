@@ -79,7 +79,7 @@ def quantise_row(
 
 def emit_block(emitter: Emitter, layout: Layout, numbers: Value, record: Value, r: Value, rows: Value) -> None:
     """Quantise 32 numbers into the record of their block."""
-    b, wide = emitter.builder, vector(F32, BLOCK)
+    b = emitter.builder
     negative = b.fsub(splat(emitter, F32(-0.0), BLOCK), numbers)
     sizes = b.select(b.fcmp_ordered(">", numbers, negative), numbers, negative)
     most = folded(emitter, sizes, lambda left, right: b.select(b.fcmp_ordered(">", left, right), left, right))
@@ -101,5 +101,3 @@ def emit_block(emitter: Emitter, layout: Layout, numbers: Value, record: Value, 
         offset = layout.reach[1]
         kept = b.mul(total, I32(offset)) if offset else b.fmul(b.sitofp(total, F32), step)
         emitter.store(emitter.at(emitter.at(steps, rows, 4 * (1 + group)), r, 4), kept)
-
-

@@ -20,7 +20,21 @@ from numba import types
 
 from outrider.kernels.cpu.quant_dots import dots, looked_up
 from outrider.kernels.cpu.quant_layout import BLOCK, PER_SUPER, TABLES, Layout
-from outrider.kernels.cpu.vector import F16, F32, I8, I16, I32, I64, WIDE, Emitter, Value, emitted, lowered, splat, vector
+from outrider.kernels.cpu.vector import (
+    F16,
+    F32,
+    I8,
+    I16,
+    I32,
+    I64,
+    WIDE,
+    Emitter,
+    Value,
+    emitted,
+    lowered,
+    splat,
+    vector,
+)
 
 __all__ = ["HEIGHT", "quant_tile", "record_bytes"]
 
@@ -39,7 +53,7 @@ def record_bytes(rows: int, groups: int) -> int:
 def quant_tile(
     typing: Any, code: Any, isa: Any, lanes: Any, rows: Any, x: Any, weight: Any, blocks: Any, out: Any, line: Any
 ) -> Any:
-    """Compute out[row, lane] for one strip; rows of `out` are `line` numbers apart. Code, isa, lanes, line: literals."""
+    """Compute out[row, lane] for one strip; rows of `out` are `line` numbers apart."""
 
     def emit(
         emitter: Emitter, code: int, isa: int, lanes: int, rows: Value, x: Value, weight: Value, blocks: Value,
@@ -163,9 +177,7 @@ class _Strip:
 
     def halves(self, address: Value) -> Value:
         """Load fp16 numbers as fp32."""
-        return self.emitter.builder.fpext(
-            self.emitter.load(address, vector(F16, self.lanes)), vector(F32, self.lanes)
-        )
+        return self.emitter.builder.fpext(self.emitter.load(address, vector(F16, self.lanes)), vector(F32, self.lanes))
 
     def floats(self, address: Value) -> Value:
         return self.emitter.load(address, vector(F32, self.lanes))

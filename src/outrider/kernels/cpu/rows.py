@@ -134,14 +134,15 @@ def emit_interleave(
 
 @inlined
 def finish(
-    sums: int, rows: int, first: int, mode: int, scales: int, bias: int, out: int, outputs: int, following: int
-) -> None:
-    """Write one block's sums to columns `first` and on of `rows` rows of `out`; `scales` belong to the block's columns.
+    sums: int, rows: int, first: int, last: int, mode: int, scales: int, bias: int, out: int, outputs: int,
+    following: int,
+) -> None:  # fmt: skip
+    """Write one block's sums to the columns from `first` to before `last` of `rows` rows of `out`, `outputs` apart.
 
-    The weights from `following` on are prefetched meanwhile.
+    `scales` belong to the block's columns. The weights from `following` on are prefetched meanwhile.
     """
     width = WIDTH if mode == GATED else COLUMNS
-    columns = min(width, outputs - first)
+    columns = min(width, last - first)
     place = out + first * 4
     bias_here = bias + first * 4 if bias != 0 else 0
     if columns == width:

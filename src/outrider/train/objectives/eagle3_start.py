@@ -64,12 +64,13 @@ def decoder_spec(target: Target) -> DecoderSpec:
     """Return the spec of the target's own decoder."""
     if target.native is not None:
         return target.native.spec
-    if target.spec.directory is None:
+    directory = target.checkpoint()
+    if directory is None:
         raise ConfigError(
             f"a head needs a target of the Llama family, whose sizes are known; {target.spec.name} is none"
         )
     try:
-        return DecoderSpec.from_config_file(target.spec.directory)
+        return DecoderSpec.from_config_file(directory)
     except CheckpointError as error:
         raise ConfigError(f"a head needs a target of the Llama family: {error}") from error
 
@@ -107,9 +108,10 @@ def copy_layer(network: Eagle3Network, target: Target, layer: int) -> None:
     num_layers = target.spec.num_layers
     if not -num_layers <= layer < num_layers:
         raise ConfigError(f"start_layer={layer} does not exist; the target has layers 0 to {num_layers - 1}")
-    if target.spec.directory is None:
+    directory = target.checkpoint()
+    if directory is None:
         raise ConfigError(f"start_layer={layer} needs the files of the target; load it from a directory or the hub")
-    weights, prefix = read_weights(target.spec.directory), f"model.layers.{layer % num_layers}."
+    weights, prefix = read_weights(directory), f"model.layers.{layer % num_layers}."
     width = network.spec.layer.hidden_size
     for name, parameter in network.named_parameters():
         source = prefix + name.removeprefix(LAYER)

@@ -108,8 +108,9 @@ class MtpObjective(Objective):
         spec = block_spec(target)
         network = MtpNetwork(spec, config.num_modules)
         draw_weights(network, seed)
-        if config.start_from_target and target.spec.directory is not None:
-            copy_from(read_weights(target.spec.directory), target, network)
+        directory = target.checkpoint() if config.start_from_target else None
+        if directory is not None:
+            copy_from(read_weights(directory), target, network)
         norm_E = final_norm_E(target).to(teacher.embedding_VE) if config.state == "residual" else None
         columns = Columns.most_frequent(teacher, corpus, config.draft_vocab)
         return cls(teacher, config, network.to(teacher.embedding_VE), norm_E, columns)

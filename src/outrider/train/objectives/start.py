@@ -14,7 +14,6 @@ Worked example: SmolLM2-135M with layers="0,1,29" trains 3 layers, 10.6 million 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -90,10 +89,11 @@ def _from_checkpoint(teacher: Teacher, config: StartConfig, name: str, mask_id: 
 
 def _from_layers(teacher: Teacher, config: StartConfig, layers: str, mask_id: int | None) -> DraftNetwork:
     target = teacher.target
-    if target.native is None or target.spec.directory is None:
+    directory = target.checkpoint()
+    if target.native is None or directory is None:
         raise ConfigError(f"layers={layers} needs a target on the native decoder, loaded from files; give a checkpoint")
     kept = layer_list(target, layers)
-    weights = read_weights(Path(target.spec.directory))
+    weights = read_weights(directory)
     tensors = {
         EMBEDDING: teacher.embedding_VE,
         HEAD: teacher.head_VE,
