@@ -46,11 +46,11 @@ def write_layers(target: Target, layers: str, directory: Path) -> Exported:
     Raises:
         ConfigError: if the target has no files, or a layer does not exist.
     """
-    directory = target.checkpoint()
-    if directory is None:
+    source = target.checkpoint()
+    if source is None:
         raise ConfigError(f"layers={layers} are read from the target's files, but {target.spec.name} has none")
-    kept, weights = layer_list(target, layers), read_weights(directory)
-    spec = settle_head(DecoderSpec.from_config_file(directory), weights)
+    kept, weights = layer_list(target, layers), read_weights(source)
+    spec = settle_head(DecoderSpec.from_config_file(source), weights)
     spec = replace(spec, num_layers=len(kept), windows=tuple(spec.windows[layer] for layer in kept))
     sources = dict(enumerate(kept))
     tensors = {name: weights[_renumbered(name, sources)] for name in spec.weight_shapes()}

@@ -120,7 +120,7 @@ class HFTarget(Target):
             device=self.model.device,
             weight_bytes=sum(tensor.nbytes for tensor in tensors),
             batch_invariant=False,
-            weights=str(self.dtype).removeprefix("torch."),
+            weights=str(self.model.dtype).removeprefix("torch."),
         )
 
     @property
