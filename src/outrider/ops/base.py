@@ -49,7 +49,7 @@ __all__ = [
 class Packed:
     """A weight in the layout its back end reads fastest; made by `Ops.pack`, read only by the back end that made it.
 
-    layout    how quantised codes are laid out; None for plain numbers
+    layout    layout of quantised codes in memory; None for plain numbers
     parts     weights of different kinds whose outputs are side by side; `data` is then empty
     """
 

@@ -80,7 +80,7 @@ def load_target(
         return HFTarget.from_directory(directory, name, numbers, place, tokenizer, trusts)
     from outrider.targets.native import NativeTarget
 
-    quantised = quantised_weights(directory, weights) if weights != "bf16" and on_cpu else None
+    quantised = quantised_weights(directory, weights) if weights in ("int8", "int4") else None
     if quantised is None:
         target = NativeTarget.from_directory(directory, name, numbers, place, tokenizer)
     else:

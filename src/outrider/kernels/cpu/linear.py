@@ -174,8 +174,7 @@ def linear(block: int, lane: int) -> None:
     """Run `CpuOps._linear`, with its arguments."""
     a = i64(block)
     x, norm, eps, scratch = a[0], a[1], f64(block)[2], a[3]
-    weight, kind, bias, F, outputs = a[4], a[5], a[6], a[7], a[8]
-    out, R, mode = a[9], a[10], a[11]
+    weight, kind, bias, F, outputs, out, R, mode = a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11]
     num_blocks, chunk, panel_rows, scales, columns = a[12], a[13], a[14], a[15], a[16]
     width = WIDTH if mode == GATED else COLUMNS
     block_bytes = F * COLUMNS * size_of(kind)

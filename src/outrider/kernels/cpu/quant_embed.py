@@ -96,7 +96,8 @@ def quant_embed(layout: Layout) -> Any:
                             plane = types.int64(codes[(4 + four // per_plane) * word + place])
                             code |= (plane >> (four % per_plane * extra) & ((1 << extra) - 1)) << 4
                         number = table_number(table, code) if table >= 0 else code - offset
-                        target[n * 32 + f] = types.float32(number) * scale + least
+                        value = types.float32(number) * scale
+                        target[n * 32 + f] = value + least if has_minima else value  # adding 0 loses the sign of 0
             r = ticket(block, 0)
 
     return quantised_embed

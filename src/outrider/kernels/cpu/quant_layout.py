@@ -36,7 +36,7 @@ NUMBER_BYTES: Final = {"f16": 2, "f32": 4, "super": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How a matrix is packed; fields as in `outrider.ops.quantised.QuantFormat`, the table by its index in TABLES."""
+    """The packing of a matrix; fields as in `outrider.ops.quantised.QuantFormat`, but `table` is an index in TABLES."""
 
     bits: int
     offset: int = 0
@@ -70,7 +70,7 @@ class Layout:
 
     @cached_property
     def reach(self) -> tuple[int, int]:
-        """(bits, offset) of the unsigned numbers that are multiplied: codes, or the table's values made unsigned."""
+        """Bits and offset of the unsigned numbers that are multiplied: codes, or the table's values made unsigned."""
         if self.table is None:
             return self.bits, self.offset
         lowest, highest = min(TABLES[self.table]), max(TABLES[self.table])
@@ -78,7 +78,7 @@ class Layout:
 
     @property
     def has_sums(self) -> bool:
-        """Whether products need the sums of activations, for an offset or for minima."""
+        """True if products need the sums of activations, for an offset or for minima."""
         return self.has_minima or self.reach[1] != 0
 
     def code_bytes(self, lanes: int) -> int:
