@@ -75,12 +75,14 @@ def load_target(
     # 5. tokenizer and weights
     tokenizer = load_tokenizer(directory, trusts)
     if backend == "hf":
+        if weights in ("int8", "int4"):
+            raise ConfigError(f"weights={weights!r} needs a Llama-family model, which {name} is not; leave it out")
         from outrider.targets.hf import HFTarget
 
         return HFTarget.from_directory(directory, name, numbers, place, tokenizer, trusts)
     from outrider.targets.native import NativeTarget
 
-    quantised = quantised_weights(directory, weights) if weights in ("int8", "int4") else None
+    quantised = None if weights == "bf16" or not on_cpu else quantised_weights(directory, weights)
     if quantised is None:
         target = NativeTarget.from_directory(directory, name, numbers, place, tokenizer)
     else:

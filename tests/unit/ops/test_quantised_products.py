@@ -182,7 +182,11 @@ def test_matrices_of_several_kinds_lie_side_by_side() -> None:
     bias = torch.randn(ROWS + 24 + ROWS)
     x_RF = torch.from_numpy(activations(3))
     mixed = ops.pack([drawn("Q4_1"), plain, drawn("Q6_K")], bias)
-    parts = [ops.pack(drawn("Q4_1"), bias[:ROWS]), ops.pack(plain, bias[ROWS : ROWS + 24]), ops.pack(drawn("Q6_K"), bias[-ROWS:])]
+    parts = [
+        ops.pack(drawn("Q4_1"), bias[:ROWS]),
+        ops.pack(plain, bias[ROWS : ROWS + 24]),
+        ops.pack(drawn("Q6_K"), bias[-ROWS:]),
+    ]
     wanted = torch.cat([ops.norm_project(x_RF, None, 0.0, part) for part in parts], dim=1)
     assert torch.equal(ops.norm_project(x_RF, None, 0.0, mixed), wanted)
     assert torch.equal(ops.unpack(mixed), torch.cat([ops.unpack(part) for part in parts]))
