@@ -55,10 +55,7 @@ def load_target(
     # 1. the arguments, before anything is fetched
     trusts = flag("trust_remote_code", trust_remote_code, ConfigError)
     numbers, place = dtype_named(dtype), device_named(device)
-    if backend not in BACKENDS:
-        raise ConfigError(f"unknown backend '{backend}'{nearest(backend, BACKENDS)}")
-    if weights not in WEIGHTS:
-        raise ConfigError(f"unknown weights {shown(weights)}{nearest(str(weights), WEIGHTS)}")
+    _check_names(backend, weights)
     on_cpu = place.type == "cpu" and numbers in (torch.bfloat16, torch.float32) and backend != "hf"
     if weights in ("int8", "int4") and not on_cpu:
         raise ConfigError(f"weights={weights!r} needs the native decoder on the CPU; leave it out, or use device='cpu'")
@@ -90,6 +87,13 @@ def load_target(
         target = NativeTarget.from_stored(spec, quantised, name, numbers, directory, tokenizer)
     target.trusts_code = trusts
     return target
+
+
+def _check_names(backend: str, weights: str) -> None:
+    if backend not in BACKENDS:
+        raise ConfigError(f"unknown backend '{backend}'{nearest(backend, BACKENDS)}")
+    if weights not in WEIGHTS:
+        raise ConfigError(f"unknown weights {shown(weights)}{nearest(str(weights), WEIGHTS)}")
 
 
 def _from_gguf(file: Path, name: str, weights: str, dtype: torch.dtype) -> Target:
