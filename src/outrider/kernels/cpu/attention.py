@@ -31,6 +31,7 @@ from outrider.kernels.cpu.threads import draw, finished, stack, wait_for
 from outrider.kernels.cpu.vector import (
     F32,
     I64,
+    SUMS,
     WIDTH,
     Emitter,
     Value,
@@ -188,7 +189,7 @@ def weigh(line: int, last: int, start: int, length: int, end: int, mask: int) ->
     count = end - start if mask == 0 else seen_together(scores, known, mask, end - length)
     total: float = types.float32(0.0)
     if count > 0:
-        padded = (count + WIDTH - 1) // WIDTH * WIDTH
+        padded = (count + SUMS - 1) // SUMS * SUMS
         for j in range(count, padded):
             f32(scores)[j] = -float("inf")
         total = types.float32(1.0) / exponentials(scores, padded)

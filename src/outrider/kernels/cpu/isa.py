@@ -17,6 +17,7 @@ Example: on a Zen 3 processor `supported()` is ("portable", "avx2") and `chosen(
 import ctypes
 import platform
 import sys
+from collections.abc import Mapping
 from functools import cache
 from typing import Final
 
@@ -25,7 +26,7 @@ import llvmlite.binding as llvm
 from outrider.env import cpu_isa
 from outrider.errors import ConfigError
 
-__all__ = ["ISAS", "chosen", "forced", "supported"]
+__all__ = ["ISAS", "WIDE_SETS", "chosen", "forced", "host_features", "supported"]
 
 ISAS: Final = ("portable", "avx2", "avxvnni", "avx512", "vnni", "amx")
 NEEDED: Final = {
@@ -36,14 +37,21 @@ NEEDED: Final = {
     "vnni": ("avx512f", "avx512bw", "avx512vl", "avx512vnni", "fma", "f16c"),
     "amx": ("avx512f", "avx512bw", "avx512vl", "avx512vnni", "fma", "f16c", "amx-tile", "amx-int8"),
 }
+WIDE_SETS: Final = ("avx512", "vnni", "amx")
+"""The sets with vectors of 512 bits."""
 ARCH_PRCTL: Final = 158
 REQUEST_PERMISSION, TILE_DATA = 0x1023, 18
+
+
+def host_features() -> Mapping[str, bool]:
+    """Return the features of this processor by LLVM's names; none but of x86."""
+    return llvm.get_host_cpu_features() if platform.machine() in ("x86_64", "AMD64") else {}
 
 
 @cache
 def supported() -> tuple[str, ...]:
     """Return the instruction sets that this processor has, from the slowest to the fastest."""
-    features = llvm.get_host_cpu_features() if platform.machine() in ("x86_64", "AMD64") else {}
+    features = host_features()
     found = [isa for isa, needed in NEEDED.items() if all(features.get(name, False) for name in needed)]
     return tuple(isa for isa in found if isa != "amx" or _may_use_tiles())
 

@@ -16,7 +16,6 @@ Example: the codes 15 15 15 15 and activations 127 127 127 127 give 2 * 3810 in 
 from collections.abc import Callable, Sequence
 
 from llvmlite import ir
-from numba.core import cgutils
 
 from outrider.kernels.cpu.vector import I8, I16, I32, Emitter, Value, splat, vector
 
@@ -45,7 +44,7 @@ def looked_up(emitter: Emitter, isa: str, lanes: int, table: Sequence[int], code
     b, kind = emitter.builder, vector(I8, 4 * lanes)
     if isa != "portable":
         name = "llvm.x86.avx2.pshuf.b" if lanes == 8 else "llvm.x86.avx512.pshuf.b.512"
-        return _call(emitter, name, kind, kind(list(table) * (lanes // 4)), codes)
+        return emitter.intrinsic(name, kind, kind(list(table) * (lanes // 4)), codes)
     found = kind([0] * (4 * lanes))
     for code, number in enumerate(table):
         is_code = b.icmp_unsigned("==", codes, splat(emitter, I8(code), 4 * lanes))
@@ -66,7 +65,7 @@ def _dot(emitter: Emitter, lanes: int, total: Value, code: Value, x: Value) -> V
     """Emit `vpdpbusd`."""
     kind = vector(I32, lanes)
     name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
-    return _call(emitter, name, kind, total, emitter.builder.bitcast(code, kind), emitter.builder.bitcast(x, kind))
+    return emitter.intrinsic(name, kind, total, emitter.builder.bitcast(code, kind), emitter.builder.bitcast(x, kind))
 
 
 def _by_pairs(emitter: Emitter, lanes: int, bits: int, codes: Sequence[Value], rows: int, x: Broadcast) -> list[Value]:
@@ -105,7 +104,7 @@ def _half(emitter: Emitter, lanes: int, codes: Value, shift: int) -> Value:
 def _pairs(emitter: Emitter, lanes: int, codes: Value, x: Value) -> Value:
     """Emit `vpmaddubsw`."""
     name = "llvm.x86.avx2.pmadd.ub.sw" if lanes == 8 else "llvm.x86.avx512.pmaddubs.w.512"
-    return _call(emitter, name, vector(I16, 2 * lanes), codes, x)
+    return emitter.intrinsic(name, vector(I16, 2 * lanes), codes, x)
 
 
 def kept(emitter: Emitter, some: Value) -> Value:
@@ -117,7 +116,7 @@ def kept(emitter: Emitter, some: Value) -> Value:
 def _widened(emitter: Emitter, lanes: int, pairs: Value, weight: int) -> Value:
     """Emit `vpmaddwd` with a constant."""
     name = "llvm.x86.avx2.pmadd.wd" if lanes == 8 else "llvm.x86.avx512.pmaddw.d.512"
-    return _call(emitter, name, vector(I32, lanes), pairs, splat(emitter, I16(weight), 2 * lanes))
+    return emitter.intrinsic(name, vector(I32, lanes), pairs, splat(emitter, I16(weight), 2 * lanes))
 
 
 def _by_arithmetic(emitter: Emitter, lanes: int, codes: Sequence[Value], rows: int, x: Broadcast) -> list[Value]:
@@ -131,9 +130,3 @@ def _by_arithmetic(emitter: Emitter, lanes: int, codes: Sequence[Value], rows: i
                 order = vector(I32, lanes)([4 * lane + part for lane in range(lanes)])
                 sums[row] = b.add(sums[row], b.shuffle_vector(products, products, order))
     return sums
-
-
-def _call(emitter: Emitter, name: str, result: ir.Type, *arguments: Value) -> Value:
-    signature = ir.FunctionType(result, [argument.type for argument in arguments])
-    function = cgutils.get_or_insert_function(emitter.builder.module, signature, name)
-    return emitter.builder.call(function, arguments)

@@ -18,8 +18,10 @@ from typing import Any
 
 from numba import types
 
+from outrider.kernels.cpu.isa import ISAS, chosen
 from outrider.kernels.cpu.quant_dots import dots, looked_up
 from outrider.kernels.cpu.quant_layout import BLOCK, PER_SUPER, TABLES, Layout
+from outrider.kernels.cpu.quant_tiles import MATRIX_ROWS, Tiles
 from outrider.kernels.cpu.vector import (
     F16,
     F32,
@@ -36,10 +38,12 @@ from outrider.kernels.cpu.vector import (
     vector,
 )
 
-__all__ = ["HEIGHT", "quant_tile", "record_bytes"]
+__all__ = ["HEIGHT", "Strip", "quant_tile", "record_bytes"]
 
-HEIGHT = 8 if WIDE else 6
-"""The most rows of a tile: their sums, and those of pairs, fit the registers."""
+REGISTER_ROWS = 8 if WIDE else 6
+"""The most rows whose sums, and those of pairs, fit the registers."""
+HEIGHT = MATRIX_ROWS if chosen() == "amx" else REGISTER_ROWS
+"""The most rows of a tile."""
 AHEAD = 4096
 """Bytes of weights that are prefetched ahead."""
 
@@ -61,28 +65,27 @@ def quant_tile(
     ) -> None:  # fmt: skip
         with emitter.cases(rows, list(range(1, HEIGHT + 1))) as heights:
             for height in heights:
-                strip = _Strip(emitter, Layout.of(code), NAMES[isa], lanes, height)
+                strip = Strip(emitter, Layout.of(code), ISAS[isa], lanes, height)
                 for row, total in enumerate(strip.product(x, weight, blocks)):
                     emitter.store(emitter.at(out, row * line, 4), total)
 
     return lowered(emit, types.void, code, isa, lanes, rows, x, weight, blocks, out, line)
 
 
-NAMES = ("portable", "avx2", "avxvnni", "avx512", "vnni", "amx")
-"""Instruction sets by the number that stands for them in kernels."""
-
-
-class _Strip:
+class Strip:
     """Emits one strip's product for a fixed number of rows."""
 
     def __init__(self, emitter: Emitter, layout: Layout, isa: str, lanes: int, rows: int) -> None:
         self.emitter, self.layout, self.isa, self.lanes, self.rows = emitter, layout, isa, lanes, rows
         self.record = record_bytes(rows, layout.groups)
+        self.tiles = Tiles(emitter, rows, layout.group) if isa == "amx" and rows > REGISTER_ROWS else None
         self.sums = [emitter.variable(splat(emitter, F32(0.0), lanes)) for _ in range(rows)]
 
     def product(self, x: Value, weight: Value, blocks: Value) -> list[Value]:
         """Emit the loops over blocks; return the sums of each row."""
         emitter, layout = self.emitter, self.layout
+        if self.tiles is not None:
+            self.tiles.open()
         block_bytes = layout.block_bytes(self.lanes)
         if layout.scales != "super":
             with emitter.loop(I64(0), blocks) as block:
@@ -98,6 +101,8 @@ class _Strip:
                 with emitter.loop(I64(0), I64(PER_SUPER)) as block:
                     place = emitter.at(emitter.at(here, first, 1), block, block_bytes)
                     self.add_block(emitter.at(above, block, self.record), place, scale, minimum)
+        if self.tiles is not None:
+            self.tiles.close()
         return [emitter.get(total) for total in self.sums]
 
     def add_block(self, x: Value, weight: Value, scale: Value | None, minimum: Value | None) -> None:
@@ -116,7 +121,10 @@ class _Strip:
                 return b.bitcast(splat(emitter, emitter.load(place, I32), self.lanes), vector(I8, 4 * self.lanes))
 
             some = codes[group * per_group : (group + 1) * per_group]
-            totals = dots(emitter, self.isa, self.lanes, bits, some, self.rows, four)
+            if self.tiles is None:
+                totals = dots(emitter, self.isa, self.lanes, bits, some, self.rows, four)
+            else:
+                totals = self.tiles.dots(some, emitter.at(x, group * layout.group, 1), BLOCK)
             factor, least = self.scales(here, group, scale, minimum)
             for row, total in enumerate(totals):
                 place = emitter.at(x, (BLOCK + 4 * (1 + group)) * self.rows + 4 * row, 1)

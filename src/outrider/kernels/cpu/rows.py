@@ -21,6 +21,7 @@ from outrider.kernels.cpu.vector import (
     F32,
     I32,
     I64,
+    SUMS,
     TILE_ROWS,
     WIDE,
     WIDTH,
@@ -52,19 +53,19 @@ def dot(typing: Any, a: Any, b: Any, count: Any) -> Any:
     """Return the sum of a[i] * b[i] for fp32 arrays: four vectors of sums, then single vectors, then single numbers."""
 
     def emit(emitter: Emitter, a: Value, b: Value, count: Value) -> Value:
-        sums = [emitter.variable(splat(emitter, F32(0.0), WIDTH)) for _ in range(4)]
+        sums = [emitter.variable(splat(emitter, F32(0.0), SUMS)) for _ in range(4)]
         rest = emitter.variable(F32(0.0))
 
         def add(index: Value, lanes: int, total: Value) -> None:
             left, right = (emitter.load(emitter.at(base, index, 4), vector(F32, lanes)) for base in (a, b))
             emitter.set(total, emitter.fma(left, right, emitter.get(total)))
 
-        long, short = emitter.whole(count, 4 * WIDTH), emitter.whole(count, WIDTH)
-        with emitter.loop(I64(0), long, 4 * WIDTH) as index:
+        long, short = emitter.whole(count, 4 * SUMS), emitter.whole(count, SUMS)
+        with emitter.loop(I64(0), long, 4 * SUMS) as index:
             for part, total in enumerate(sums):
-                add(emitter.builder.add(index, I64(part * WIDTH)), WIDTH, total)
-        with emitter.loop(long, short, WIDTH) as index:
-            add(index, WIDTH, sums[0])
+                add(emitter.builder.add(index, I64(part * SUMS)), SUMS, total)
+        with emitter.loop(long, short, SUMS) as index:
+            add(index, SUMS, sums[0])
         with emitter.loop(short, count) as index:
             add(index, 1, rest)
         plus = emitter.builder.fadd

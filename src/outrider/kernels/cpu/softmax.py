@@ -24,6 +24,7 @@ from outrider.kernels.cpu.vector import (
     I16,
     I32,
     I64,
+    SUMS,
     WIDE,
     WIDTH,
     Emitter,
@@ -41,7 +42,7 @@ __all__ = ["CHUNK", "MAX_HEADS", "PAIR", "exponentials", "mix", "score", "settle
 MAX_HEADS = 4  # query heads of one task
 PAIR = 2  # rows of one call
 CHUNK = 4 * WIDTH  # positions that are scored together
-SUMS = 24 if WIDE else 12  # registers for sums; AVX-512 has twice as many
+REGISTERS = 24 if WIDE else 12  # registers for sums; AVX-512 has twice as many
 
 
 def kinds_of(emitter: Emitter, is_bf16: Value) -> Iterator[int]:
@@ -86,7 +87,7 @@ def emit_score(
 ) -> None:  # fmt: skip
     b = emitter.builder
     size, shared = (2, 2) if is_bf16 else (4, 1)  # bytes of a number, numbers of a lane
-    at_once = 4 if len(pairs) * 4 <= SUMS else 2  # vectors of positions
+    at_once = 4 if len(pairs) * 4 <= REGISTERS else 2  # vectors of positions
     following = b.select(b.icmp_signed("<", I64(CHUNK), left), emitter.at(keys, CHUNK, size), keys)
     last_value = b.mul(b.mul(b.sub(left, I64(1)), D), I64(size))
     with emitter.loop(I64(0), I64(CHUNK), at_once * WIDTH) as i:
@@ -121,23 +122,23 @@ def emit_score(
 def exponentials(typing: Any, scores: Any, count: Any) -> Any:
     """Replace scores by exp(scores - max), and return their sum.
 
-    `count` is a multiple of WIDTH, at least one.
+    `count` is a multiple of SUMS, at least one.
     """
 
     def emit(emitter: Emitter, scores: Value, count: Value) -> Value:
         b = emitter.builder
-        kind = vector(F32, WIDTH)
+        kind = vector(F32, SUMS)
 
         def larger(left: Value, right: Value) -> Value:
             return b.select(b.fcmp_ordered(">", left, right), left, right)
 
-        highest = emitter.variable(splat(emitter, F32(float("-inf")), WIDTH))
-        with emitter.loop(I64(0), count, WIDTH) as index:
+        highest = emitter.variable(splat(emitter, F32(float("-inf")), SUMS))
+        with emitter.loop(I64(0), count, SUMS) as index:
             value, best = emitter.load(emitter.at(scores, index, 4), kind), emitter.get(highest)
             emitter.set(highest, larger(value, best))
-        top = splat(emitter, folded(emitter, emitter.get(highest), larger), WIDTH)
-        total = emitter.variable(splat(emitter, F32(0.0), WIDTH))
-        with emitter.loop(I64(0), count, WIDTH) as index:
+        top = splat(emitter, folded(emitter, emitter.get(highest), larger), SUMS)
+        total = emitter.variable(splat(emitter, F32(0.0), SUMS))
+        with emitter.loop(I64(0), count, SUMS) as index:
             place = emitter.at(scores, index, 4)
             value = emitter.exp(b.fsub(emitter.load(place, kind), top))
             emitter.store(place, value)
@@ -199,7 +200,7 @@ def emit_mix(
                 emitter.store(place, emitter.get(total))
 
     lanes = shared * WIDTH
-    most = next(number for number in (8, 4, 2) if len(pairs) * number <= SUMS or number == 2) // shared
+    most = next(number for number in (8, 4, 2) if len(pairs) * number <= REGISTERS or number == 2) // shared
     whole, wider = emitter.whole(D, lanes), emitter.whole(D, most * lanes)
     for start, stop, loads, step in ((I64(0), wider, most, lanes), (wider, whole, 1, lanes), (whole, D, 1, 1)):
         with emitter.loop(start, stop, loads * step) as first:

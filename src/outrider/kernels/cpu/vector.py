@@ -24,9 +24,11 @@ from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from outrider.kernels.cpu.isa import WIDE_SETS, chosen, forced
 from outrider.kernels.deferral import signals_deferred
 
 __all__ = [
+    "SUMS",
     "TILE_ROWS",
     "WIDE",
     "WIDTH",
@@ -47,8 +49,10 @@ __all__ = [
 Function = TypeVar("Function", bound=Callable[..., Any])
 Value = Any  # an LLVM value
 
-WIDE = bool(llvm.get_host_cpu_features().get("avx512f", False))
+WIDE = chosen() in WIDE_SETS
 WIDTH = 16 if WIDE else 8
+SUMS = 16
+"""Lanes of a sum over a whole vector, on every instruction set, so that its bits are the same."""
 TILE_ROWS = 12 if WIDE else 6  # rows x 2 vectors of accumulators, and their operands, fit the registers
 
 X86 = llvm.get_process_triple().split("-")[0] in ("x86_64", "i686", "i386")
@@ -78,9 +82,12 @@ def inlined(function: Function) -> Function:
 
 
 def kernel(function: Function) -> Any:
-    """Compile a kernel `void (int64 block, int64 lane)` that any native thread can run; `.address` is its entry."""
+    """Compile a kernel `void (int64 block, int64 lane)` that any native thread can run; `.address` is its entry.
+
+    Code for an instruction set that is forced is not kept: the cache knows processors only.
+    """
     with signals_deferred():
-        return cfunc(types.void(types.int64, types.int64), cache=True, error_model="numpy")(function)
+        return cfunc(types.void(types.int64, types.int64), cache=forced() is None, error_model="numpy")(function)
 
 
 def emitted(function: Callable[..., Any]) -> Any:
@@ -164,24 +171,26 @@ class Emitter:
         """Return 1 if a number is not 0, else 0."""
         return self.builder.zext(self.builder.icmp_signed("!=", number, I64(0)), I64)
 
+    def intrinsic(self, name: str, result: Any, *arguments: Value) -> Value:
+        """Call an instruction of the processor by LLVM's name for it."""
+        signature = ir.FunctionType(result, [argument.type for argument in arguments])
+        function = cgutils.get_or_insert_function(self.builder.module, signature, name)
+        return self.builder.call(function, arguments)
+
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         kind = a.type
         name = f"llvm.fma.v{kind.count}f32" if isinstance(kind, ir.VectorType) else "llvm.fma.f32"
-        signature = ir.FunctionType(kind, [kind] * 3)
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, signature, name), [a, b, c])
+        return self.intrinsic(name, kind, a, b, c)
 
     def prefetch(self, address: Value, level: int) -> None:
         """Prefetch a cache line into the first or second level; any address is allowed."""
         pointer = self.builder.inttoptr(address, ir.PointerType(ir.IntType(8)))
-        signature = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
-        function = cgutils.get_or_insert_function(self.builder.module, signature, "llvm.prefetch.p0")
-        self.builder.call(function, [pointer, I32(0), I32(4 - level), I32(1)])
+        self.intrinsic("llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(4 - level), I32(1))
 
     def pause(self) -> None:
         """Yield the core's resources for a moment, where the processor has an instruction for it."""
         if X86:
-            function = ir.FunctionType(ir.VoidType(), [])
-            self.builder.call(cgutils.get_or_insert_function(self.builder.module, function, "llvm.x86.sse2.pause"), [])
+            self.intrinsic("llvm.x86.sse2.pause", ir.VoidType())
 
     def variable(self, initial: Value) -> Value:
         """Allocate a slot that LLVM turns into a register; `get` and `set` it."""
