@@ -108,7 +108,9 @@ def _pairs(emitter: Emitter, lanes: int, codes: Value, x: Value) -> Value:
 
 
 def kept(emitter: Emitter, some: Value) -> Value:
-    """Return the same vector, computed here: LLVM would go row by row and spill the codes (50 % slower with 8 rows)."""
+    """Return the same vector, computed here: with 16 registers LLVM would go row by row, and spill the codes."""
+    if some.type.count * some.type.element.width > 256:
+        return some
     signature = ir.FunctionType(some.type, [some.type])
     return emitter.builder.asm(signature, "", "=x,0", [some], side_effect=True)
 
