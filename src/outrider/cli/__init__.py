@@ -33,6 +33,7 @@ COMMANDS = {
     "generate": "outrider.cli.generate:Generate",
     "plan": "outrider.cli.plan:Plan",
     "profile": "outrider.cli.profile:ProfileCommand",
+    "quality": "outrider.cli.quality:QualityCommand",
     "synthesize": "outrider.cli.synthesize:Synthesize",
     "train": "outrider.cli.train:Train",
 }

@@ -6,6 +6,7 @@ character of ASCII is one token.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -27,12 +28,16 @@ TEMPLATE = (
 
 
 def write_tiny_model(
-    directory: Path, seed: int = 0, *, max_positions: int = 512, dtype: torch.dtype = torch.float64
+    directory: Path, seed: int = 0, *, max_positions: int = 512, dtype: torch.dtype = torch.float64, **changes: Any
 ) -> Path:
-    """Write a two-layer decoder with 258 tokens; gives the directory."""
+    """Write a two-layer decoder with 258 tokens; gives the directory.
+
+    Args:
+        changes: other sizes, as `tiny_spec` takes them: quantised weights need a `hidden_size` of 32 or a multiple.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     vocab = {symbol: index for index, symbol in enumerate((*sorted(ByteLevel.alphabet()), *SPECIALS))}
-    spec = tiny_spec(vocab_size=len(vocab), max_positions=max_positions)
+    spec = tiny_spec(vocab_size=len(vocab), max_positions=max_positions, **changes)
     weights = {name: weight.to(dtype).contiguous() for name, weight in tiny_weights(spec, seed).items()}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     config = {

@@ -18,7 +18,7 @@ STOREYS = [
     *("errors", "env", "kernels", "records", "draft", "noise", "sampling", "cache", "placement", "ops", "models"),
     *("target", "formats", "proposer", "loop", "targets", "requests", "metrics", "verify", "budget", "batch", "engine"),
     *("costs", "adaptive", "proposers", "http", "data", "audit", "results", "export", "vllm", "train", "bench"),
-    *("planning", "profiling", "testing", "outrider", "cli", "__main__"),
+    *("planning", "profiling", "quality", "testing", "outrider", "cli", "__main__"),
 ]
 """From the ground up: a file or folder imports from those before it. `outrider` is the package's own `__init__.py`."""
 MOST_FILES = 18

@@ -1,0 +1,88 @@
+"""Measured figures in the cache, so that loading the same weights again can show them.
+
+They lie in `quality/<key>.json` of the cache. The key is a hash of the model's files (path, size, time), the kinds of
+its weights and the dtype of its cache; files that change have no figures.
+
+Example: after `outrider quality --weights int4`, `said(spec, "int4")` of that model is "the same most probable token as
+bfloat16 at 90.1 % of 4,096 tokens, KL 0.093 nats, perplexity 26.1 instead of 23.9".
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from outrider.env import cache_home
+from outrider.errors import RunError
+from outrider.quality.report import Line, Model
+from outrider.records.codec import dumps, loads
+from outrider.records.files import write_text, writing
+from outrider.target import TargetSpec
+
+__all__ = ["Filed", "file_quality", "filed_quality", "said"]
+
+PLAIN = frozenset({"bfloat16", "float16", "float32", "float64"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filed:
+    """A candidate's figures and the reference that they are against."""
+
+    reference: Model
+    line: Line
+
+
+def file_quality(spec: TargetSpec, filed: Filed) -> None:
+    """Keep the figures of a loaded model; one without files has no place for them.
+
+    Raises:
+        RunError: if the cache cannot be written.
+    """
+    path = _path(spec)
+    if path is None:
+        return
+    with writing(path, "free space or set OUTRIDER_CACHE"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, dumps(filed) + "\n", "free space or set OUTRIDER_CACHE")
+
+
+def filed_quality(spec: TargetSpec) -> Filed | None:
+    """Return the figures of a loaded model, or None if there are none that can be read."""
+    path = _path(spec)
+    try:
+        return None if path is None else loads(Filed, path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RunError):
+        return None
+
+
+def said(spec: TargetSpec, weights: str) -> str:
+    """Return one sentence on the quality of a loaded model: its figures, or the command that measures them; empty for
+    plain weights.
+
+    Args:
+        weights: kind of weights that the user asked for.
+    """
+    if set(spec.weights.split(", ")) <= PLAIN or spec.source is None:
+        return ""
+    filed = filed_quality(spec)
+    if filed is None:
+        return f"outrider quality --target {spec.name} --weights {weights} measures what these weights cost in quality"
+    found = filed.line.prompts
+    return (
+        f"the same most probable token as {filed.reference.weights} at {100 * found.agreement:.1f} % of"
+        f" {found.num_positions:,} tokens, KL {found.kl:.3f} nats, perplexity {found.perplexity:.1f} instead of"
+        f" {found.reference_perplexity:.1f}"
+    )
+
+
+def _path(spec: TargetSpec) -> Path | None:
+    if spec.source is None:
+        return None
+    source = Path(spec.source)
+    files = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
+    try:
+        stats = [f"{file.resolve()}|{file.stat().st_size}|{file.stat().st_mtime_ns}" for file in files]
+    except OSError:  # deleted since it was loaded
+        return None
+    identity = "|".join([*stats, spec.weights, str(spec.dtype)])
+    key = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:16]
+    return cache_home() / "quality" / f"{key}.json"
