@@ -48,6 +48,7 @@ heads-archive: $(READY)
 
 peers: $(READY)
 	$(BIN)/python benchmarks/peers/build.py
+	$(BIN)/python benchmarks/peers/same_file.py
 	$(BIN)/python benchmarks/peers/run.py
 
 vllm: $(READY)

@@ -4,9 +4,11 @@
 
     transformers, economize, flashspec   a virtual environment with PyTorch and the package
     vllm                                 the environment of `make vllm`, with Arctic's suffix cache for its `suffix`
-    llama.cpp                            `llama-server`, compiled for this machine from the sources that the package
-                                         llama-cpp-python carries, and an environment for their converter; needs cmake
-                                         and a C++ compiler
+    llama.cpp                            its server, `llama-bench` and `llama-quantize`, compiled for this machine from
+                                         the sources that the package llama-cpp-python carries, and an environment for
+                                         their converter; needs cmake and a C++ compiler
+    llama.cpp-no-amx                     the same without AMX, with the processor's other instruction sets; built where
+                                         the processor has AMX
 
 What is there is kept, so a second call is quick; what fails is written to `NAME/failed.txt` and shown in the table of
 `run.py` as the reason why that peer did not run. The other peers are still built.
@@ -17,16 +19,33 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from roster import FAILED, READY, executable
+from roster import FAILED, NO_AMX, READY, executable
 
 from outrider.errors import OutriderError
+from outrider.records.provenance import CPU_DESCRIPTION
 from outrider.vllm import environment as vllm_environment
 
 TORCH = "torch==2.13.0"
 """The CPU build of vLLM wants exactly this one, and all peers get the same."""
+LLAMA_TARGETS = ("llama-quantize", "llama-bench", "llama-server")
+LLAMA_FLAGS = {
+    "sse4_2": "SSE42",
+    "avx": "AVX",
+    "avx2": "AVX2",
+    "bmi2": "BMI2",
+    "fma": "FMA",
+    "f16c": "F16C",
+    "avx_vnni": "AVX_VNNI",
+    "avx512f": "AVX512",
+    "avx512_vbmi": "AVX512_VBMI",
+    "avx512vbmi": "AVX512_VBMI",
+    "avx512_vnni": "AVX512_VNNI",
+    "avx512_bf16": "AVX512_BF16",
+}
+"""Flags of /proc/cpuinfo, and the option of llama.cpp's build that uses them; AMX is left out."""
 SERVER_OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DBUILD_SHARED_LIBS=OFF",
@@ -78,8 +97,24 @@ def build_vllm(home: Path, jobs: int) -> None:
 
 
 def build_llama(home: Path, jobs: int) -> None:
-    """Build `llama-server`, the converter that writes GGUF files, and an environment for it."""
+    """Build llama.cpp for this machine, the converter that writes GGUF files, and an environment for it."""
+    source = llama_source(home)
+    environment(home, "transformers", "sentencepiece")
+    compile_llama(home, source, jobs)
+
+
+def build_llama_no_amx(home: Path, jobs: int) -> None:
+    """Build llama.cpp with every instruction set of this processor but AMX."""
+    source = llama_source(home.with_name("llama.cpp"))
+    if not (home / "source").exists():
+        (home / "source").symlink_to(source)
+    compile_llama(home, source, jobs, *no_amx_options(hardware_flags()))
+
+
+def llama_source(home: Path) -> Path:
+    """Return the sources of llama.cpp, fetched once."""
     log, source = home / "build.log", home / "source"
+    home.mkdir(parents=True, exist_ok=True)
     for tool in ("cmake", "c++"):
         if shutil.which(tool) is None:
             raise BuildError(f"{tool} is not installed; install cmake and a C++ compiler")
@@ -87,11 +122,28 @@ def build_llama(home: Path, jobs: int) -> None:
         sdist = ("--no-deps", "--no-binary", "llama-cpp-python", "--dest", str(home), "llama-cpp-python")
         call(*pip(Path(sys.executable), "download"), *sdist, log=log)
         unpack(next(home.glob("llama_cpp_python-*.tar.gz")), source)
+    return source
+
+
+def compile_llama(home: Path, source: Path, jobs: int, *options: str) -> None:
+    log, tree = home / "build.log", source / "vendor" / "llama.cpp"
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    environment(home, "transformers", "sentencepiece")
-    tree = source / "vendor" / "llama.cpp"
-    call("cmake", "-S", tree, "-B", home / "build", *generator, *SERVER_OPTIONS, log=log)
-    call("cmake", "--build", home / "build", "--parallel", str(jobs), "--target", "llama-server", log=log)
+    call("cmake", "-S", tree, "-B", home / "build", *generator, *SERVER_OPTIONS, *options, log=log)
+    call("cmake", "--build", home / "build", "--parallel", str(jobs), "--target", *LLAMA_TARGETS, log=log)
+
+
+def no_amx_options(flags: Collection[str]) -> list[str]:
+    """Return the options of a build without AMX for a processor with these flags."""
+    wanted = {option for flag, option in LLAMA_FLAGS.items() if flag in flags}
+    every = dict.fromkeys(LLAMA_FLAGS.values())
+    return ["-DGGML_NATIVE=OFF", *(f"-DGGML_{option}={'ON' if option in wanted else 'OFF'}" for option in every)]
+
+
+def hardware_flags(description: Path = CPU_DESCRIPTION) -> frozenset[str]:
+    """Return the flags of the first processor of /proc/cpuinfo; none on another system."""
+    lines = description.read_text().splitlines() if description.exists() else []
+    found = next((line for line in lines if line.startswith("flags")), ":")
+    return frozenset(found.partition(":")[2].split())
 
 
 def unpack(archive: Path, target: Path) -> None:
@@ -117,6 +169,7 @@ BUILDS: dict[str, Callable[[Path, int], None]] = {
     "flashspec": packages("flashspec"),
     "vllm": build_vllm,
     "llama.cpp": build_llama,
+    NO_AMX: build_llama_no_amx,
 }
 
 
@@ -145,7 +198,8 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := [name for name in options.peers if name not in BUILDS]:
         parser.error(f"unknown peer '{unknown[0]}'; there are {', '.join(BUILDS)}")
-    for name in options.peers or BUILDS:
+    has_amx = "amx_int8" in hardware_flags()
+    for name in options.peers or [name for name in BUILDS if name != NO_AMX or has_amx]:
         print(f"{name}: building (log: {options.root / name / 'build.log'})", file=sys.stderr, flush=True)
         reason = build(name, options.root.resolve(), options.jobs)
         print(f"{name}: {reason or 'ready'}", file=sys.stderr, flush=True)

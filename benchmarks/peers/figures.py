@@ -36,6 +36,7 @@ class Row:
     to_ours, to_own      decoding speed over Outrider's plain decoding, and over the peer's own
     to_ours_end_to_end   the same from prompt to end
     same_text, same_own  share of answers with the tokens of Outrider's and of the peer's own plain decoding
+    num_agreeing         mean number of leading tokens that equal Outrider's plain decoding
     num_ended            answers that ended by themselves, of `num_answers`
     """
 
@@ -48,6 +49,7 @@ class Row:
     to_ours_end_to_end: Interval | None
     same_text: float | None
     same_own: float | None
+    num_agreeing: float | None
     num_answers: int
     num_ended: int
     num_repeats: int
@@ -127,6 +129,25 @@ def _loss(num_requests: int, category: str, winner: Key, ours: Key, rates: dict[
     )
 
 
+def ratio(ledger: Ledger, key: Key, base: Key, num_requests: int) -> Interval | None:
+    """Return the factor by which one row decodes faster than another, over the cells that both have."""
+    own = [found for found in ledger.measurements.values() if found.key == key]
+    return _paired(ledger, [found for found in own if found.cell.num_requests == num_requests], base, decoding)
+
+
+def _paired(ledger: Ledger, own: list[Measurement], base: Key, rate: Rate) -> Interval | None:
+    pairs: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+    for found in own:
+        other = ledger.measurements.get((base, found.cell))
+        mine, theirs = rate(found), rate(other) if other else None
+        if mine is not None and theirs is not None:
+            pairs.setdefault(found.cell.prompts, []).append((1 / theirs, 1 / mine))
+    if not pairs:
+        return None
+    groups = list(pairs.values())
+    return paired_speedup([[a for a, _ in group] for group in groups], [[b for _, b in group] for group in groups])
+
+
 class _Table:
     def __init__(self, ledger: Ledger, plain: str, eos: frozenset[int]) -> None:
         self.ledger, self.plain, self.eos = ledger, plain, eos
@@ -148,23 +169,24 @@ class _Table:
             to_ours_end_to_end=self._ratio(own, ours, end_to_end),
             same_text=self._same(own, ours),
             same_own=self._same(own, base),
+            num_agreeing=self._agreeing(own, ours),
             num_answers=len(answers),
             num_ended=sum(bool(self.eos.intersection(answer.tokens[-1:])) for answer in answers),
             num_repeats=min(len(group) for group in _by_prompts(own).values()),
         )
 
     def _ratio(self, own: list[Measurement], base: Key, rate: Rate) -> Interval | None:
-        """Return the factor by which it is faster than another row, over the cells that both have."""
-        pairs: dict[tuple[str, ...], list[tuple[float, float]]] = {}
-        for found in own:
-            other = self.ledger.measurements.get((base, found.cell))
-            mine, theirs = rate(found), rate(other) if other else None
-            if mine is not None and theirs is not None:
-                pairs.setdefault(found.cell.prompts, []).append((1 / theirs, 1 / mine))
-        if not pairs:
-            return None
-        groups = list(pairs.values())
-        return paired_speedup([[a for a, _ in group] for group in groups], [[b for _, b in group] for group in groups])
+        return _paired(self.ledger, own, base, rate)
+
+    def _agreeing(self, own: list[Measurement], base: Key) -> float | None:
+        """Return the mean number of leading tokens that equal another row's in the same cell."""
+        counts = [
+            _num_alike(self._text(mine), self._text(theirs))
+            for found in own
+            if (other := self.ledger.measurements.get((base, found.cell))) is not None
+            for mine, theirs in zip(found.answers, other.answers, strict=True)
+        ]
+        return sum(counts) / len(counts) if counts else None
 
     def _same(self, own: list[Measurement], base: Key) -> float | None:
         """Return the share of answers with the tokens of another row in the same cell, without the end of text."""
@@ -179,6 +201,11 @@ class _Table:
     def _text(self, answer: Answer) -> tuple[int, ...]:
         end = next((index for index, token in enumerate(answer.tokens) if token in self.eos), len(answer.tokens))
         return answer.tokens[:end]
+
+
+def _num_alike(first: tuple[int, ...], second: tuple[int, ...]) -> int:
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), min(len(first), len(second)))
 
 
 def _by_prompts(measurements: Iterable[Measurement]) -> dict[tuple[int, tuple[str, ...]], list[Measurement]]:
@@ -215,7 +242,7 @@ def rounds(texts: dict[str, list[str]], num_requests: int, num_groups: int, repe
         dealt = [
             ids[turn] for turn in range(max(map(len, texts.values()))) for ids in texts.values() if turn < len(ids)
         ]
-        groups = [(MIXED, tuple(dealt[:num_requests]))]
+        groups = [(MIXED if len(texts) > 1 else next(iter(texts)), tuple(dealt[:num_requests]))]
     return [
         Cell(num_requests=num_requests, category=category, prompts=prompts, repeat=repeat)
         for repeat in range(repeats)

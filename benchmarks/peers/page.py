@@ -58,12 +58,12 @@ def table(rows: list[Row], missing: dict[Key, str]) -> str:
                 row.key.engine,
                 row.key.method,
                 *[_marked(row, name, best) for name in columns],
-                _interval(row.to_ours),
-                _interval(row.to_own),
-                _number(row.end_to_end.get(ALL, next(iter(row.end_to_end.values())))),
-                _interval(row.to_ours_end_to_end),
-                _share(row.same_text),
-                _share(row.same_own),
+                interval(row.to_ours),
+                interval(row.to_own),
+                number(row.end_to_end.get(ALL, next(iter(row.end_to_end.values())))),
+                interval(row.to_ours_end_to_end),
+                share(row.same_text),
+                share(row.same_own),
                 f"{row.num_ended}/{row.num_answers}",
             ]
         )
@@ -79,9 +79,9 @@ def losing(lost: list[Loss]) -> str:
             str(loss.num_requests),
             loss.category,
             " ".join(loss.winner),
-            _number(loss.winner_rate),
+            number(loss.winner_rate),
             loss.ours.method,
-            _number(loss.our_rate),
+            number(loss.our_rate),
             f"{loss.our_rate / loss.winner_rate:.2f}",
         ]
         for loss in lost
@@ -107,18 +107,18 @@ def _best(rows: list[Row]) -> dict[tuple[int, str], float]:
 def _marked(row: Row, name: str, best: dict[tuple[int, str], float]) -> str:
     rate = row.decoding.get(name)
     wins = rate is not None and row.key.engine != OURS and rate > best.get((row.num_requests, name), rate)
-    return _number(rate) + ("*" if wins else "")
+    return number(rate) + ("*" if wins else "")
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def _share(value: float | None) -> str:
+def share(value: float | None) -> str:
     return "" if value is None else f"{value:.0%}"
 
 
-def _interval(found: Interval | None) -> str:
+def interval(found: Interval | None) -> str:
     if found is None:
         return ""
     return f"{found.point:.2f}" if found.low is None else f"{found.point:.2f} ({found.low:.2f} to {found.high:.2f})"

@@ -15,6 +15,8 @@ from typing import Any
 READY, FAILED = "ready", "failed.txt"
 DRAFT_TOKENS = 4
 PLAIN = "plain"
+LLAMA, NO_AMX = "llama.cpp", "llama.cpp-no-amx"
+"""llama.cpp built for this machine, and with AMX compiled out."""
 WORKERS = Path(__file__).parent / "workers"
 
 
@@ -68,13 +70,34 @@ def outrider(methods: list[str]) -> Peer:
     return Peer(name="outrider", worker="outrider_worker.py", methods=tuple(rows), home=None)
 
 
+def llama(name: str) -> Peer:
+    """Return a build of llama.cpp with its kinds of speculation."""
+    short = {"spec-type": "ngram-simple", "spec-ngram-simple-size-n": 3, "spec-ngram-simple-size-m": 10}
+    return Peer(
+        name=name,
+        worker="llama_worker.py",
+        home=name,
+        own_processes=True,
+        methods=(
+            Method(name=PLAIN, max_requests=64),
+            Method(name="ngram-simple", settings={"spec-type": "ngram-simple"}, max_requests=64),
+            Method(name="ngram-short", settings=short, max_requests=64),
+            Method(name="ngram-cache", settings={"spec-type": "ngram-cache"}, max_requests=64),
+            Method(
+                name="draft",
+                settings={"spec-type": "draft-simple", "spec-draft-n-max": DRAFT_TOKENS},
+                max_requests=64,
+            ),
+        ),
+    )
+
+
 def others() -> list[Peer]:
     """Return the peers with their default methods."""
     ngram = {"method": "ngram", "num_speculative_tokens": 10, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
     suffix = {"method": "suffix", "suffix_decoding_max_cached_requests": 0}
     draft = {"method": "draft_model", "num_speculative_tokens": DRAFT_TOKENS}
     model = {"draft": True, "num_draft_tokens": DRAFT_TOKENS}
-    short = {"spec-type": "ngram-simple", "spec-ngram-simple-size-n": 3, "spec-ngram-simple-size-m": 10}
     return [
         Peer(
             name="transformers",
@@ -105,23 +128,7 @@ def others() -> list[Peer]:
                 Method(name="draft", settings=draft, max_requests=64),
             ),
         ),
-        Peer(
-            name="llama.cpp",
-            worker="llama_worker.py",
-            home="llama.cpp",
-            own_processes=True,
-            methods=(
-                Method(name=PLAIN, max_requests=64),
-                Method(name="ngram-simple", settings={"spec-type": "ngram-simple"}, max_requests=64),
-                Method(name="ngram-short", settings=short, max_requests=64),
-                Method(name="ngram-cache", settings={"spec-type": "ngram-cache"}, max_requests=64),
-                Method(
-                    name="draft",
-                    settings={"spec-type": "draft-simple", "spec-draft-n-max": DRAFT_TOKENS},
-                    max_requests=64,
-                ),
-            ),
-        ),
+        llama(LLAMA),
         Peer(
             name="economize",
             worker="economize_worker.py",

@@ -84,6 +84,8 @@ def compare(options: Options) -> list[str]:
     cells = [cell for size in options.requests for cell in rounds(texts, size, options.prompts, options.repeats)]
     order = {
         "target": options.target,
+        "weights": "bf16",
+        "dtype": "bfloat16",
         "model": str(weights.model),
         "draft": str(weights.draft),
         "gguf": str(weights.gguf),
@@ -93,7 +95,7 @@ def compare(options: Options) -> list[str]:
         "max_len": max_len,
         "max_requests": max(options.requests),
     }
-    take_turns(options, ledger, cells, prompts, order)
+    take_turns(chosen(options), options, ledger, cells, prompts, order)
     found = rows(ledger, PLAIN, eos)
     keys = [Key(peer.name, method.name) for peer in chosen(options) for method in peer.methods]
     keys += [row.key for row in found if row.key not in keys]
@@ -103,10 +105,15 @@ def compare(options: Options) -> list[str]:
 
 
 def take_turns(
-    options: Options, ledger: Ledger, cells: list[Cell], prompts: dict[str, list[int]], order: dict[str, Any]
+    peers: list[Peer],
+    options: Options,
+    ledger: Ledger,
+    cells: list[Cell],
+    prompts: dict[str, list[int]],
+    order: dict[str, Any],
 ) -> None:
     """Open the peers that have something left to measure, let them take turns, and close them."""
-    running = [Running(peer, group) for peer in chosen(options) for group in peer.groups()]
+    running = [Running(peer, group) for peer in peers for group in peer.groups()]
     running = [one for one in running if left(one, cells, ledger)]
     shortest = sorted(prompts.values(), key=len)
     warm_up = (shortest * max(options.requests))[: max(options.requests)]
@@ -158,6 +165,11 @@ def document(found: list[Row], ledger: Ledger, settings: dict[str, Any]) -> dict
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
     parser = argparse.ArgumentParser(description="Outrider beside other engines, prompt by prompt.")
+    add_options(parser)
+    return checked(Options(**vars(parser.parse_args(arguments))))
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, default=Path(".peers"), help="where the environments are")
     parser.add_argument("--output", type=Path, default=Path("runs/peers"), help="measurements, logs and page")
     parser.add_argument("--target", default="smollm2-135m")
@@ -171,7 +183,14 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=60.0, help="of measuring; no round begins after them")
-    options = Options(**vars(parser.parse_args(arguments)))
+
+
+def checked(options: Options) -> Options:
+    """Return the options with absolute paths.
+
+    Raises:
+        ConfigError: for a number that is too small.
+    """
     for name in ("prompts", "repeats", "max_new_tokens", "threads"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")

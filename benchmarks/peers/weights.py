@@ -13,7 +13,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from roster import FAILED, executable
+from roster import FAILED, LLAMA, executable
 from safetensors.torch import load_file, save_file
 
 from outrider.bench.external import kept_layers
@@ -45,18 +45,22 @@ def prepare(root: Path, target: str, draft: str | None) -> Weights:
     model, models = locate(target), root / "models"
     models.mkdir(parents=True, exist_ok=True)
     source = f"trained, {draft}" if draft else f"the target's first {CUT_LAYERS} layers"
-    small = models / f"draft-{_key(model)}-{_key(locate(draft)) if draft else CUT_LAYERS}"
+    small = models / f"draft-{key_of(model)}-{key_of(locate(draft)) if draft else CUT_LAYERS}"
     if not small.exists():
         scratch = small.with_suffix(".part")
         shutil.rmtree(scratch, ignore_errors=True)
         _complete(locate(draft), model, scratch) if draft else _cut(model, scratch)
         scratch.rename(small)
-    converter = root / "llama.cpp" / "source" / "vendor" / "llama.cpp" / "convert_hf_to_gguf.py"
-    files = [_gguf(models, converter, directory) if converter.exists() else None for directory in (model, small)]
+    files = [_gguf(root, directory) if converter_of(root).exists() else None for directory in (model, small)]
     return Weights(model=model, draft=small, gguf=files[0], draft_gguf=files[1], draft_source=source)
 
 
-def _key(directory: Path) -> str:
+def converter_of(root: Path) -> Path:
+    """Return llama.cpp's script that writes GGUF files."""
+    return root / LLAMA / "source" / "vendor" / "llama.cpp" / "convert_hf_to_gguf.py"
+
+
+def key_of(directory: Path) -> str:
     """Return eight hexadecimal digits that change with the weights."""
     files = sorted(directory.glob("*.safetensors"))
     if not files:
@@ -98,17 +102,28 @@ def _tokenizer(model: Path, into: Path) -> None:
             shutil.copy(model / name, into / name)
 
 
-def _gguf(models: Path, converter: Path, directory: Path) -> Path | None:
+def _gguf(root: Path, directory: Path) -> Path | None:
     """Convert the weights for llama.cpp; if that fails, leave the reason beside them."""
-    file = models / f"{directory.name}-bf16.gguf"
+    file = root / "models" / f"{directory.name}-bf16.gguf"
     if not file.exists():
-        scratch = file.with_suffix(".part")
-        python = executable(models.parent / "llama.cpp")
-        command = [str(python), str(converter), str(directory), "--outtype", "bf16", "--outfile", str(scratch)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            (models.parent / "llama.cpp" / FAILED).write_text(f"its converter failed on {directory.name}: {last[:200]}")
+        try:
+            convert(root, directory, file)
+        except CheckpointError as error:
+            (root / LLAMA / FAILED).write_text(str(error))
             return None
-        scratch.rename(file)
     return file
+
+
+def convert(root: Path, directory: Path, file: Path) -> None:
+    """Write the weights of a directory as a bf16 GGUF file, with llama.cpp's converter.
+
+    Raises:
+        CheckpointError: if it fails.
+    """
+    scratch = file.with_suffix(".part")
+    command = [str(executable(root / LLAMA)), str(converter_of(root)), str(directory), "--outtype", "bf16"]
+    done = subprocess.run([*command, "--outfile", str(scratch)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise CheckpointError(f"llama.cpp's converter failed on {directory.name}: {last[:200]}; see its message")
+    scratch.rename(file)

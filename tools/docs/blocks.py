@@ -15,10 +15,11 @@
     loop:FILE#NAME|A|B..   the statements of a function that call these names, in order
     race-methods:FOLDER    the methods with their speedups in the race of docs/results/peers.md
     race-engines:FILE      the engines of the race docs/results/FILE.md
+    same-file:FILE         its table of GGUF files
 
 Settings come from the fields of a method's `Config`, their meaning from its docstring, which has a line for each.
 
-Whether a method learns, and whether it drafts chains or trees, is observed on a tiny target.
+Whether a method learns, and drafts chains or trees, is observed on a tiny target.
 """
 
 import ast
@@ -38,7 +39,7 @@ from unittest.mock import patch
 
 from grids import grid, grids, loads, served
 from loop import loop
-from readme import engine_table, footnote_of, laps_of, method_table, race_chart
+from readme import engine_table, footnote_of, laps_of, method_table, race_chart, same_file_table
 
 from outrider.cli import COMMANDS
 from outrider.cli import main as command_line
@@ -86,6 +87,7 @@ def blocks_of(root: Path) -> Mapping[str, Callable[[str], str]]:
             laps_of(root / RACE), folder, {name: _summary(name) for name in REGISTRY}
         ),
         "race-engines": lambda name: engine_table(laps_of(root / "docs" / "results" / f"{name}.md")),
+        "same-file": lambda name: same_file_table(root / "docs" / "results" / f"{name}.md"),
         "heads": lambda target: heads_table(read_heads(root / "checkpoints" / target)),
     }
 

@@ -17,7 +17,7 @@ from outrider.proposers import REGISTRY, proposer_class
 from outrider.records.display import markdown_code
 from outrider.results.pages.svg import element, escaped, label, picture, wrapped
 
-__all__ = ["Lap", "engine_table", "footnote_of", "laps_of", "method_table", "race_chart"]
+__all__ = ["Lap", "engine_table", "footnote_of", "laps_of", "method_table", "race_chart", "same_file_table"]
 
 SHOWN = ("chat", "editing")
 """The categories of the README: text written freely, and text that copies its prompt."""
@@ -96,6 +96,27 @@ def engine_table(laps: Sequence[Lap]) -> str:
         figures = (f"{lap.rates[kind]:.0f} ({lap.method})" for lap, kind in zip(best, SHOWN, strict=True))
         body.append([NAMES.get(engine, engine), f"{plain.rates['all']:.0f}", *figures])
     return lines_of(["Engine", "plain, tok/s", *(f"best on {kind}, tok/s" for kind in SHOWN)], body)
+
+
+def same_file_table(page: Path) -> str:
+    """Return one row per file at one request: llama.cpp plain, Outrider plain and its fastest method, in tokens/s.
+
+    Raises:
+        ConfigError: if the page does not exist, or has no such table.
+    """
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    rows = [
+        _cells(line)
+        for line in text.partition("\n## Decoding\n")[2].partition("\n## ")[0].splitlines()
+        if line[:1] == "|"
+    ]
+    if not rows or rows[0][:2] != ["requests", "file"]:
+        raise ConfigError(f"{page} has no table of files; write it with benchmarks/peers/same_file.py")
+    head, *body = rows
+    shown = [name for name in head if name.endswith(" plain") or name == "Outrider best"]
+    places = [head.index(name) for name in shown]
+    lines = [[row[1], *(row[place] for place in places)] for row in body if row[0] == "1"]
+    return lines_of(["One request, tok/s", *shown], lines)
 
 
 def race_chart(laps: Sequence[Lap], footnote: str) -> str:

@@ -1,7 +1,7 @@
 """llama.cpp's server with one kind of speculation, asked over HTTP; its own timings separate prefill from decoding.
 
 Requests do not stream, so that reading them costs the server nothing. The prompt cache is off, so that a repeat reads
-its prompt again. The memory of past tokens is float16, its default; the weights are bfloat16.
+its prompt again. The memory of past tokens is float16, its default. A server that ends is reported as crashed.
 """
 
 import json
@@ -10,13 +10,15 @@ import sys
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from socket import socket
 from time import perf_counter, sleep
 
 from serve import Worker, die_with_parent, serve
 
-START_S = 120.0
+START_S, END_S = 120.0, 5.0
 
 
 class LlamaWorker(Worker):
@@ -41,13 +43,14 @@ class LlamaWorker(Worker):
         notes = f"cache float16, {Path(order['gguf']).name}"
         package = (Path(order["home"]) / "source" / "PKG-INFO").read_text().split("\nVersion: ")[1].splitlines()[0]
         build = version.splitlines()[0].strip() if version else "version unknown"
-        return {"version": f"sources of llama-cpp-python {package}", "dtype": "bfloat16", "notes": f"{build}; {notes}"}
+        version = f"sources of llama-cpp-python {package}"
+        return {"version": version, "dtype": order["dtype"], "notes": f"{build}; {notes}"}
 
     def _wait(self) -> None:
         start = perf_counter()
         while perf_counter() - start < START_S:
             if self.server.poll() is not None:
-                raise RuntimeError(f"llama-server ended with {self.server.returncode} while it started; see its log")
+                raise RuntimeError(f"crashed: llama-server ended with {self.server.returncode} while it started")
             try:
                 with urllib.request.urlopen(self.address + "/health", timeout=1):
                     return
@@ -72,8 +75,14 @@ class LlamaWorker(Worker):
         }
         head = {"Content-Type": "application/json"}
         request = urllib.request.Request(self.address + "/completion", json.dumps(order).encode(), head)
-        with urllib.request.urlopen(request) as reply:
-            answer = json.load(reply)
+        try:
+            with urllib.request.urlopen(request) as reply:
+                answer = json.load(reply)
+        except (OSError, HTTPException):
+            with suppress(subprocess.TimeoutExpired):
+                status = self.server.wait(END_S)
+                raise RuntimeError(f"crashed: llama-server ended with {status} while it answered") from None
+            raise
         latency_s = perf_counter() - start
         count = answer["timings"]["predicted_n"]
         first_s = latency_s - answer["timings"]["predicted_ms"] / 1000

@@ -6,14 +6,17 @@ import torch
 from serve import Clock, Worker, serve
 
 import outrider
+from outrider.env import PACKAGE
+from outrider.kernels.cpu import isa
 from outrider.proposers.method_spec import load_method, method_specs
+from outrider.records.provenance import git_state
 from outrider.sampling import SamplingParams
 
 
 class OutriderWorker(Worker):
     def open(self, order: dict) -> dict:
         torch.set_num_threads(order["threads"])
-        self.target = outrider.load_target(order["target"])
+        self.target = outrider.load_target(order["target"], weights=order["weights"])
         self.max_len = order["max_len"]
         self.proposers = {}
         for name, settings in order["methods"].items():
@@ -21,7 +24,9 @@ class OutriderWorker(Worker):
             self.proposers[name] = load_method(choice, self.target)
         self.engines: dict[tuple[str, int], outrider.Engine] = {}
         dtype = str(self.target.spec.dtype).removeprefix("torch.")
-        return {"version": outrider.__version__, "dtype": dtype, "notes": f"torch {torch.__version__}"}
+        commit = (git_state(PACKAGE).commit or "unknown")[:7]
+        notes = f"commit {commit}, integer kernels {isa.chosen()}, cache {dtype}, torch {torch.__version__}"
+        return {"version": outrider.__version__, "dtype": order["dtype"], "notes": notes}
 
     def engine(self, method: str, num_requests: int) -> outrider.Engine:
         key = method, num_requests

@@ -1,7 +1,8 @@
 """The worker's side of the line protocol; only the standard library, so that it runs in every environment.
 
-    -> {"op": "open", "model": DIR, "draft": DIR, "gguf": FILE, "draft_gguf": FILE, "eos": [2], "threads": 2,
-        "max_len": 4096, "max_requests": 4, "methods": {"plain": {}, "lookup": {...}}, "home": DIR}
+    -> {"op": "open", "target": NAME, "weights": "bf16", "model": DIR, "draft": DIR, "gguf": FILE, "draft_gguf": FILE,
+        "dtype": "bfloat16", "eos": [2], "threads": 2, "max_len": 4096, "max_requests": 4,
+        "methods": {"plain": {}, "lookup": {...}}, "home": DIR}
     <- {"version": "...", "dtype": "bfloat16", "notes": "..."}
     -> {"op": "measure", "method": "lookup", "prompts": [[1, 2, 3]], "max_new_tokens": 64}
     <- {"answers": [{"tokens": [...], "arrivals": [[0.31, 1], [0.35, 4]]}], "wall_s": 1.2}

@@ -4,7 +4,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from readme import engine_table, laps_of, method_table, race_chart
+from readme import engine_table, laps_of, method_table, race_chart, same_file_table
 
 from outrider.errors import ConfigError
 from outrider.proposers import REGISTRY
@@ -69,3 +69,21 @@ def test_a_page_without_the_table_is_refused(tmp_path: Path) -> None:
     for path in (empty, tmp_path / "none.md"):
         with pytest.raises(ConfigError, match="has no table of engines"):
             laps_of(path)
+
+
+def test_files_are_shown_at_one_request(tmp_path: Path) -> None:
+    path = tmp_path / "same-file.md"
+    path.write_text(
+        "# The same file\n\n## Decoding\n\n| requests | file | llama.cpp plain | llama.cpp tg64 | Outrider plain | "
+        "Outrider best | plain / plain | best / plain |\n|---|---|---|---|---|---|---|---|\n"
+        "| 1 | q8_0 | 40.0 | 41.0 | 60.0 | 90.0 (eagle3) | 1.50 (1.40 to 1.60) | 2.25 (2.00 to 2.50) |\n"
+        "| 4 | q8_0 | 80.0 |  | 90.0 | 95.0 (eagle3) | 1.12 | 1.19 |\n\n## Prompts\n\n| file |\n"
+    )
+    assert same_file_table(path).splitlines() == [
+        "| One request, tok/s | llama.cpp plain | Outrider plain | Outrider best | plain / plain | best / plain |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| q8_0 | 40.0 | 60.0 | 90.0 (eagle3) | 1.50 (1.40 to 1.60) | 2.25 (2.00 to 2.50) |",
+    ]
+    path.write_text("# The same file\n")
+    with pytest.raises(ConfigError, match="has no table of files"):
+        same_file_table(path)
