@@ -18,10 +18,10 @@ from pathlib import Path
 
 from filelock import FileLock
 from roster import LLAMA
-from weights import convert, key_of, prepare
+from weights import prepare
 
 from outrider.errors import CheckpointError, ConfigError, nearest
-from outrider.formats.locate import cache_directory, gguf_file, locate
+from outrider.formats.locate import gguf_file, locate
 from outrider.records.files import replacing
 
 PUBLISHED, BF16 = "published", "bf16"
@@ -52,11 +52,10 @@ def stored_files(root: Path, target: str, draft: str | None, names: Iterable[str
         if name not in FILES:
             raise ConfigError(f"unknown file '{name}'{nearest(name, FILES)}")
     weights = prepare(root, target, draft)
-    home = cache_directory() / "peers"
-    home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / "files.lock"):
-        whole, small = (_bf16(root, directory, home) for directory in (weights.model, weights.draft))
-        found = []
+    if weights.gguf is None or weights.draft_gguf is None:
+        raise CheckpointError(f"llama.cpp's converter is missing or failed, see {root / LLAMA}; run `make peers`")
+    whole, small, found = weights.gguf, weights.draft_gguf, []
+    with FileLock(whole.with_name("files.lock")):
         for name in names:
             published = gguf_file(target) if name == PUBLISHED else None
             if name == PUBLISHED and published is None:
@@ -93,11 +92,4 @@ def quantised(root: Path, source: Path, kind: str | None) -> Path:
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise CheckpointError(f"llama-quantize failed on {source.name} with {kind}: {last[:200]}")
-    return file
-
-
-def _bf16(root: Path, directory: Path, home: Path) -> Path:
-    file = home / f"{key_of(directory)}-{BF16}.gguf"
-    if not file.exists():
-        convert(root, directory, file)
     return file

@@ -3,7 +3,8 @@
 All peers that speculate with a second model get the same one: a trained model given with `--draft`, or the target's own
 first layers with its norm and head. Such a cut costs nothing and is a poor guesser; it shows what each peer pays for
 drafting, not what a good draft model would bring. Our checkpoints leave out what they share with the target, and are
-completed here. Files lie in `.peers/models/` under a name made from their source, and are written once.
+completed here. Draft models lie in `.peers/models/`, GGUF files in the cache of models, under names made from their
+source; they are written once.
 """
 
 import hashlib
@@ -18,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from outrider.bench.external import kept_layers
 from outrider.errors import CheckpointError
-from outrider.formats.locate import locate
+from outrider.formats.locate import cache_directory, locate
+from outrider.records.files import replacing
 
 CUT_LAYERS = 3
 EMBEDDING = "model.embed_tokens.weight"
@@ -103,9 +105,10 @@ def _tokenizer(model: Path, into: Path) -> None:
 
 
 def _gguf(root: Path, directory: Path) -> Path | None:
-    """Convert the weights for llama.cpp; if that fails, leave the reason beside them."""
-    file = root / "models" / f"{directory.name}-bf16.gguf"
+    """Convert the weights for llama.cpp, once; if that fails, leave the reason beside its build."""
+    file = cache_directory() / "peers" / f"{key_of(directory)}-bf16.gguf"
     if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
         try:
             convert(root, directory, file)
         except CheckpointError as error:
@@ -120,10 +123,9 @@ def convert(root: Path, directory: Path, file: Path) -> None:
     Raises:
         CheckpointError: if it fails.
     """
-    scratch = file.with_suffix(".part")
     command = [str(executable(root / LLAMA)), str(converter_of(root)), str(directory), "--outtype", "bf16"]
-    done = subprocess.run([*command, "--outfile", str(scratch)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise CheckpointError(f"llama.cpp's converter failed on {directory.name}: {last[:200]}; see its message")
-    scratch.rename(file)
+    with replacing(file) as part:
+        done = subprocess.run([*command, "--outfile", str(part)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise CheckpointError(f"llama.cpp's converter failed on {directory.name}: {last[:200]}")

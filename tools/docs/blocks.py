@@ -17,9 +17,8 @@
     race-engines:FILE      the engines of the race docs/results/FILE.md
     same-file:FILE         its table of GGUF files
 
-Settings come from the fields of a method's `Config`, their meaning from its docstring, which has a line for each.
-
-Whether a method learns, and drafts chains or trees, is observed on a tiny target.
+Settings are the fields of a method's `Config`, with a line each in its docstring. Whether a method learns, and drafts
+chains or trees, is observed on a tiny target.
 """
 
 import ast
