@@ -13,6 +13,7 @@
     served:NAME        tables of a run with servers
     loads:NAME         its speedups at the lowest temperature, methods by batch sizes
     loop:FILE#NAME|A|B..   the statements of a function that call these names, in order
+    quality:NAME       figures of quantised weights, from docs/results/NAME.jsonl
     race-methods:FOLDER    the methods with their speedups in the race of docs/results/peers.md
     race-engines:FILE      the engines of the race docs/results/FILE.md
     same-file:FILE         its table of GGUF files
@@ -46,6 +47,8 @@ from outrider.engine import Engine
 from outrider.errors import ConfigError, nearest
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.proposers import REGISTRY, proposer_class
+from outrider.quality.report import read_report
+from outrider.quality.table import sheet_of
 from outrider.records.provenance import manifest_from_json
 from outrider.results.pages.batches import batch_chart, batch_table, has_batches
 from outrider.results.pages.chart import chart, described
@@ -81,6 +84,7 @@ def blocks_of(root: Path) -> Mapping[str, Callable[[str], str]]:
         "grids": lambda name: results(root, name, lambda report, _: grids(report)),
         "served": lambda name: results(root, name, served),
         "loads": lambda name: results(root, name, lambda report, _: loads(report)),
+        "quality": lambda name: quality(root / "docs" / "results" / f"{name}.jsonl"),
         "loop": lambda place: _loop(root, *place.split("|")),
         "race-methods": lambda folder: method_table(
             laps_of(root / RACE), folder, {name: _summary(name) for name in REGISTRY}
@@ -215,6 +219,15 @@ def results(root: Path, name: str, write: Callable[[Report, str | None], str] = 
 def batches(root: Path, name: str) -> str:
     """Return the table of batch sizes of a committed run, or a sentence that there is none."""
     return results(root, name, lambda report, _: batch_table(report))
+
+
+def quality(path: Path) -> str:
+    """Return the table of a measurement of quality, the command that made it, and the machine."""
+    report = read_report(path.read_text(encoding="utf-8"))
+    made, sheet = report.manifest, sheet_of(report)
+    words = " ".join(Path(word).name if "/" in word else word for word in made.command[1:])
+    facts = f"{sheet.title}. {described(made.hardware)}, commit {(made.commit or 'unknown')[:7]}."
+    return f"```sh\noutrider {words}\n```\n\n{facts}\n\n{sheet.markdown}"
 
 
 class _Seen(NamedTuple):
