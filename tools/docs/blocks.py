@@ -7,13 +7,13 @@
     source:FILE#NAME   a function, class or method of a Python file
     results:NAME       tables of the run committed as docs/results/NAME.json
     short:NAME         the same without memory and notes
-    details:NAME       acceptance, costs and prediction of each of its cells
+    details:NAME       acceptance, costs and prediction of each cell
     batches:NAME       its speedups by batch size, and the largest batch where each method pays off
     grid:NAME          speedups, categories by methods, at the first setting; grids:NAME at every one
-    served:NAME        tables of a run with servers
+    served:NAME        tables with servers
     loads:NAME         its speedups at the lowest temperature, methods by batch sizes
     loop:FILE#NAME|A|B..   the statements of a function that call these names, in order
-    quality:NAME       figures of quantised weights, from docs/results/NAME.jsonl
+    quality:NAME       figures of quantised weights
     race-methods:FOLDER    the methods with their speedups in the race of docs/results/peers.md
     race-engines:FILE      the engines of the race docs/results/FILE.md
     same-file:FILE         its table of GGUF files
