@@ -49,8 +49,8 @@ def num_kernel_threads() -> int | None:
 
 
 def draft_weights() -> str:
-    """Return OUTRIDER_DRAFT_WEIGHTS, in what drafters keep their weights on the CPU: "int8" or "target"."""
-    return _one_of("OUTRIDER_DRAFT_WEIGHTS", ("int8", "target")) or "int8"
+    """Return OUTRIDER_DRAFT_WEIGHTS, in what drafters keep their weights on the CPU: "int8", "int4" or "target"."""
+    return _one_of("OUTRIDER_DRAFT_WEIGHTS", ("int8", "int4", "target")) or "int8"
 
 
 def cpu_isa() -> str | None:

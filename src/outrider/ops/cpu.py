@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from outrider.env import draft_weights
 from outrider.kernels.cpu.arena import Arena
 from outrider.kernels.cpu.attention import MAX_HEAD_DIM, MAX_ROWS, POSITIONS, attention, scores_in, scratch_size
 from outrider.kernels.cpu.greedy import next_tokens, shift
@@ -37,7 +38,7 @@ from outrider.kernels.cpu.threads import launch
 from outrider.kernels.torch_threads import lone_torch_thread, num_threads
 from outrider.ops.base import AttentionShape, GraphBody, GraphCache, HeadNorm, Ops, Packed, Result, Rope
 from outrider.ops.cpu_graphs import Calls, CpuGraph, CpuGraphRecorder
-from outrider.ops.cpu_packing import draft_in_bytes, pack_gated, pack_matrices, unpacked
+from outrider.ops.cpu_packing import Packing, pack_gated, pack_matrices, unpacked
 from outrider.ops.cpu_placement import address, bits_of, checked_addresses, placement_addresses, placement_shape
 from outrider.ops.cpu_products import LINEAR_OUT, products
 from outrider.ops.quantised import Matrix
@@ -61,8 +62,8 @@ class CpuOps(Ops):
     """
 
     def __init__(self, dtype: torch.dtype, threads: int | None = None, *, exact: bool = False) -> None:
-        self._dtype = self._packing = dtype
-        self._exact = exact
+        self._dtype = dtype
+        self._packing = Packing(dtype=dtype, exact=exact)
         self._threads = num_threads() if threads is None else threads
         self._arena = Arena()
         self._calls = Calls()
@@ -76,21 +77,22 @@ class CpuOps(Ops):
         return True
 
     def pack(self, weight_OF: Matrix | Sequence[Matrix], bias_O: Tensor | None = None) -> Packed:
-        return pack_matrices(self._arena, self._packing, weight_OF, bias_O, self._exact)
+        return pack_matrices(self._arena, self._packing, weight_OF, bias_O)
 
     def pack_gate_up(self, gate_IF: Matrix, up_IF: Matrix) -> Packed:
-        return pack_gated(self._arena, self._packing, gate_IF, up_IF, self._exact)
+        return pack_gated(self._arena, self._packing, gate_IF, up_IF)
 
     def table(self, table_VF: Matrix) -> Tensor | Packed:
         if isinstance(table_VF, Tensor):
             return table_VF if table_VF.dtype in (torch.bfloat16, torch.float32) else table_VF.float()
         return self.pack(table_VF)
 
-    def narrow(self) -> "CpuOps":
-        if self._dtype != torch.bfloat16 or not draft_in_bytes():
+    def narrow(self, *, is_head: bool = False) -> "CpuOps":
+        kind = draft_weights()
+        if self._dtype != torch.bfloat16 or kind == "target":
             return self
         packer = copy(self)
-        packer._packing, packer._exact = torch.int8, False
+        packer._packing = Packing(dtype=self._dtype, rounding="int4" if is_head or kind == "int4" else "int8")
         return packer
 
     def unpack(self, packed: Packed) -> Tensor:

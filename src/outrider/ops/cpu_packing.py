@@ -1,40 +1,60 @@
 """Weights in the layout of `linear.py`: blocks of two vectors of output columns, [block][feature][2 * WIDTH].
 
-In bf16 the two vectors are interleaved, so that one load reads both. In int8 a column's numbers are multiples of its
-scale, a 127th of its largest absolute value. Only drafters are packed in int8: the bytes they read decide their speed,
-and the target verifies their tokens. OUTRIDER_DRAFT_WEIGHTS=target keeps them in the target's dtype.
+In bf16 the two vectors are interleaved, so that one load reads both. Quantised matrices have the layout of
+`kernels/cpu/quant_layout.py`. A drafter's matrices are rounded to 8 or 4 bits while they are packed: the bytes they
+read decide their speed, and the target verifies their tokens. OUTRIDER_DRAFT_WEIGHTS=target keeps them in the target's
+dtype, as matrices stay that have no whole groups of 32 features.
 
-Worked example: the column (0.5, -1.27, 0.004) has the scale 0.01 and is packed as 50, -127, 0.
+Worked example: 40 columns of 64 features in bf16 are, with 8 lanes, three blocks of 2 KB; 8 of the 48 columns are zero.
 
 Shapes: O output columns, F features, I inner size of a gated MLP.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from outrider.env import draft_weights
 from outrider.kernels.cpu.arena import Arena
 from outrider.kernels.cpu.vector import WIDTH
 from outrider.ops.base import Packed
 from outrider.ops.cpu_quant_packing import Span, packed_matrix, unpacked_matrix
 from outrider.ops.quantised import Matrix, QuantisedMatrix, dense
+from outrider.ops.rounding import Kind, rounded
 
-__all__ = ["draft_in_bytes", "pack_gated", "pack_matrices", "unpacked"]
+__all__ = ["Packing", "pack_gated", "pack_matrices", "unpacked"]
 
-STEPS = 127
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """The numbers that plain matrices are packed as.
+
+    dtype      bf16 or fp32
+    exact      matrices wider than `dtype` are packed in fp32
+    rounding   matrices are rounded to codes where they can be; None for none
+    """
+
+    dtype: torch.dtype
+    exact: bool = False
+    rounding: Kind | None = None
+
+    def matrix(self, weight_OF: Matrix) -> Matrix:
+        """Return the matrix that is packed in the place of this one."""
+        return weight_OF if self.rounding is None else rounded(weight_OF, self.rounding)
+
+    def dtype_of(self, weight_OF: Tensor) -> torch.dtype:
+        """Return the dtype in which plain numbers are packed."""
+        return torch.float32 if self.exact and weight_OF.dtype != torch.bfloat16 else self.dtype
 
 
 def pack_matrices(
-    arena: Arena, dtype: torch.dtype, weight_OF: Matrix | Sequence[Matrix], bias_O: Tensor | None, exact: bool = False
+    arena: Arena, packing: Packing, weight_OF: Matrix | Sequence[Matrix], bias_O: Tensor | None
 ) -> Packed:
-    """Pack matrices, one below the other; neighbours of one kind become one part.
-
-    With `exact`, plain numbers that are wider than `dtype` are packed in fp32.
-    """
-    matrices = [weight_OF] if isinstance(weight_OF, Tensor | QuantisedMatrix) else list(weight_OF)
+    """Pack matrices, one below the other; neighbours of one kind become one part."""
+    given = [weight_OF] if isinstance(weight_OF, Tensor | QuantisedMatrix) else weight_OF
+    matrices = [packing.matrix(matrix) for matrix in given]
     parts: list[Packed] = []
     first = 0
     for some in _alike(matrices):
@@ -46,7 +66,7 @@ def pack_matrices(
             parts.append(packed_matrix(arena, _strips(quantised), rows, bias))
         else:
             whole_OF = whole_blocks(dense(some), 2 * WIDTH)
-            parts.append(packed(arena, _packing(dtype, whole_OF, exact), whole_OF, rows, bias))
+            parts.append(packed(arena, packing.dtype_of(whole_OF), whole_OF, rows, bias))
     if len(parts) == 1:
         return parts[0]
     return Packed(
@@ -59,22 +79,16 @@ def pack_matrices(
     )
 
 
-def pack_gated(arena: Arena, dtype: torch.dtype, gate_IF: Matrix, up_IF: Matrix, exact: bool = False) -> Packed:
+def pack_gated(arena: Arena, packing: Packing, gate_IF: Matrix, up_IF: Matrix) -> Packed:
     """Pack both halves of a gated MLP, alternating by vectors. Halves of different kinds are widened to fp32."""
-    rows = 2 * gate_IF.shape[0]
+    gate_IF, up_IF, rows = packing.matrix(gate_IF), packing.matrix(up_IF), 2 * gate_IF.shape[0]
     if isinstance(gate_IF, QuantisedMatrix) and isinstance(up_IF, QuantisedMatrix) and gate_IF.format == up_IF.format:
         halves = (_strips([gate_IF]), _strips([up_IF]))
         strips = [strip for pair in zip(*halves, strict=True) for strip in pair if pair[0]]
         return packed_matrix(arena, strips, rows, None)
-    if isinstance(gate_IF, QuantisedMatrix) or isinstance(up_IF, QuantisedMatrix):
-        dtype = torch.float32
+    is_quantised = isinstance(gate_IF, QuantisedMatrix) or isinstance(up_IF, QuantisedMatrix)
     whole_OF = interleaved(dense(gate_IF), dense(up_IF))
-    return packed(arena, _packing(dtype, whole_OF, exact), whole_OF, rows, None)
-
-
-def _packing(dtype: torch.dtype, weight_OF: Tensor, exact: bool) -> torch.dtype:
-    """Return the dtype in which plain numbers are packed."""
-    return torch.float32 if exact and weight_OF.dtype != torch.bfloat16 else dtype
+    return packed(arena, torch.float32 if is_quantised else packing.dtype_of(whole_OF), whole_OF, rows, None)
 
 
 def _alike(matrices: Sequence[Matrix]) -> Iterator[list[Matrix]]:
@@ -105,11 +119,7 @@ def _strips(matrices: Sequence[QuantisedMatrix]) -> list[list[Span]]:
 
 
 def packed(arena: Arena, dtype: torch.dtype, weight_OF: Tensor, out_features: int, bias_O: Tensor | None) -> Packed:
-    """Pack whole blocks in bf16, fp32 or int8; the first `out_features` columns are real."""
-    scales_O = None
-    if dtype == torch.int8:
-        scales_O = weight_OF.float().abs().amax(1).clamp(min=1e-30) / STEPS
-        weight_OF = (weight_OF.float() / scales_O[:, None]).round()
+    """Pack whole blocks in bf16 or fp32; the first `out_features` columns are real."""
     blocks = weight_OF.to(dtype).view(-1, 2, WIDTH, weight_OF.shape[1])
     ordered = blocks.permute((0, 3, 2, 1) if dtype == torch.bfloat16 else (0, 3, 1, 2))
     data = arena.empty(tuple(ordered.shape), dtype).copy_(ordered)
@@ -117,10 +127,9 @@ def packed(arena: Arena, dtype: torch.dtype, weight_OF: Tensor, out_features: in
     return Packed(
         in_features=weight_OF.shape[1],
         out_features=out_features,
-        num_bytes=sum(part.nbytes for part in (data, bias, scales_O) if part is not None),
+        num_bytes=data.nbytes + (0 if bias is None else bias.nbytes),
         data=data,
         bias=bias,
-        scales=scales_O,
     )
 
 
@@ -131,10 +140,7 @@ def unpacked(packed: Packed) -> Tensor:
     if packed.layout is not None:
         return unpacked_matrix(packed)
     order = (0, 3, 2, 1) if packed.data.dtype == torch.bfloat16 else (0, 2, 3, 1)
-    weight_OF = packed.data.permute(order).flatten(0, 2)
-    if packed.scales is not None:
-        weight_OF = weight_OF * packed.scales[:, None]
-    return weight_OF[: packed.out_features].contiguous()
+    return packed.data.permute(order).flatten(0, 2)[: packed.out_features].contiguous()
 
 
 def whole_blocks(weight_OF: Tensor, columns: int) -> Tensor:
@@ -148,12 +154,3 @@ def interleaved(gate_IF: Tensor, up_IF: Tensor) -> Tensor:
     """Merge both halves of a gated MLP, alternating by vectors."""
     halves = [whole_blocks(half, WIDTH).view(-1, WIDTH, gate_IF.shape[1]) for half in (gate_IF, up_IF)]
     return torch.stack(halves, dim=1).flatten(0, 2)
-
-
-def draft_in_bytes() -> bool:
-    """Return whether drafters keep their weights in int8, by OUTRIDER_DRAFT_WEIGHTS.
-
-    Raises:
-        ConfigError: if it is something else.
-    """
-    return draft_weights() == "int8"

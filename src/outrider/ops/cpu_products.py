@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from outrider.kernels.cpu.isa import chosen
-from outrider.kernels.cpu.linear import BF16, FP32, INT8, linear
+from outrider.kernels.cpu.linear import BF16, FP32, linear
 from outrider.kernels.cpu.quant_linear import HEIGHT, quant_linear, row_bytes
 from outrider.kernels.cpu.vector import TILE_ROWS
 from outrider.ops.base import Packed
@@ -26,7 +26,7 @@ PANEL_BYTES = 192 * 1024  # activations that fit the second-level cache beside a
 TICKETS_PER_THREAD = 6
 LINEAR_OUT = 9
 """The argument that is the address of a product."""
-KINDS = {torch.float32: FP32, torch.bfloat16: BF16, torch.int8: INT8}
+KINDS = {torch.float32: FP32, torch.bfloat16: BF16}
 
 Empty = Callable[..., Tensor]
 """Makes an fp32 buffer of a shape."""
@@ -67,7 +67,7 @@ def products(
             scratch = empty(threads if R <= HEIGHT else 1, R, size // 4)
         yield Launch(
             kernel.address,
-            (x_RF, norm_F, scratch, part.data, part.bias, part.scales, out_RO),
+            (x_RF, norm_F, scratch, part.data, part.bias, out_RO),
             (
                 _floats(x_RF),
                 _floats(norm_F),
@@ -84,7 +84,6 @@ def products(
                 blocks,
                 chunk_of(blocks, threads),
                 max(24, PANEL_BYTES // size // 24 * 24),
-                _floats(part.scales),
                 out_RO.shape[1] if not packed.parts else part.out_features,
             ),
         )

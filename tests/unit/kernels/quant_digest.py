@@ -29,7 +29,7 @@ def digest(name: str, isa: str) -> str:
         x_RF, out_RO = activations(R), np.zeros((R, rows), np.float32)
         scratch = torch.empty(R, row_bytes(packed.layout, F), dtype=torch.uint8)
         addresses = (x_RF.ctypes.data, norm.ctypes.data, eps, scratch.data_ptr(), packed.data.data_ptr(), 0, 0)
-        sizes = (F, rows, out_RO.ctypes.data, R, 0, len(strips) // 2, 1, 24, 0, rows)
+        sizes = (F, rows, out_RO.ctypes.data, R, 0, len(strips) // 2, 1, 24, rows)
         launch(kernel.address, 1, *addresses, *sizes)
         found.update(out_RO.tobytes())
     return found.hexdigest()

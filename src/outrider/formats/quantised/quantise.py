@@ -35,10 +35,10 @@ from outrider.env import cache_home
 from outrider.errors import CheckpointError
 from outrider.formats.quantised.packing import pack_pairs, pairs
 from outrider.formats.quantised.parts import FLOATS, LazyWeights, floats, part, require_dtype
-from outrider.formats.quantised.rounding import FORMATS, GROUP, Kind, round_rows
 from outrider.formats.weights import StoredTensor, Weights, read_weights
 from outrider.models.spec import DecoderSpec
 from outrider.ops.quantised import QuantFormat, QuantisedMatrix, QuantRows
+from outrider.ops.rounding import FORMATS, GROUP, Kind, round_rows
 from outrider.records.files import size, sync
 from outrider.records.progress import Listener, Progress
 

@@ -2,7 +2,7 @@
 
 Weights are packed in blocks of two vectors of output columns, [block][feature][2 * WIDTH], so that a tile of up to
 `TILE_ROWS` rows by one block reads its weights as one stream and its sums stay in registers. In bf16 the two vectors
-are interleaved: one load, one shift and one mask widen both. In int8 every output column has one scale.
+are interleaved: one load, one shift and one mask widen both.
 
 Every sum y[r, o] = fma(x[r, F-1], w[o, F-1], ... fma(x[r, 0], w[o, 0], 0)) runs over the features in ascending order in
 one register lane. The bits of a row hence depend on that row alone: not on the number of rows, the row's index, the
@@ -40,10 +40,10 @@ from outrider.kernels.cpu.vector import (
     u16,
 )
 
-__all__ = ["BF16", "FP32", "INT8", "collect", "embed", "linear"]
+__all__ = ["BF16", "FP32", "collect", "embed", "linear"]
 
-FP32, BF16, INT8 = KINDS = (0, 1, 2)  # fp32, bf16 and int8 weights
-BYTES = (4, 2, 1)
+FP32, BF16 = KINDS = (0, 1)  # fp32 and bf16 weights
+BYTES = (4, 2)
 UNROLL = 4
 TILE_BYTES = 4 * COLUMNS * TILE_ROWS
 NEAR = 3072 if WIDE else 0
@@ -113,7 +113,7 @@ def emit_tile(
 @inlined
 def size_of(kind: int) -> int:
     """Return the bytes of a weight."""
-    return 1 if kind == INT8 else 2 if kind == BF16 else 4
+    return 2 if kind == BF16 else 4
 
 
 @emitted
@@ -148,7 +148,6 @@ def panel(
     rows: int,
     first: int,
     mode: int,
-    scales: int,
     bias: int,
     out: int,
     outputs: int,
@@ -166,7 +165,7 @@ def panel(
         start = tile_start(t, num_tiles, rows)
         height = tile_start(t + 1, num_tiles, rows) - start
         tile(height, kind, x + start * F * 4, weight, ahead + t * pace * F, pace, F, sums)
-        finish(sums, height, first, columns, mode, scales, bias, out + start * outputs * 4, outputs, following)
+        finish(sums, height, first, columns, mode, bias, out + start * outputs * 4, outputs, following)
 
 
 @kernel
@@ -175,7 +174,7 @@ def linear(block: int, lane: int) -> None:
     a = i64(block)
     x, norm, eps, scratch = a[0], a[1], f64(block)[2], a[3]
     weight, kind, bias, F, outputs, out, R, mode = a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11]
-    num_blocks, chunk, panel_rows, scales, columns = a[12], a[13], a[14], a[15], a[16]
+    num_blocks, chunk, panel_rows, columns = a[12], a[13], a[14], a[15]
     width = WIDTH if mode == GATED else COLUMNS
     block_bytes = F * COLUMNS * size_of(kind)
     num_chunks = (num_blocks + chunk - 1) // chunk
@@ -222,7 +221,6 @@ def linear(block: int, lane: int) -> None:
                     rows,
                     b * width,
                     mode,
-                    0 if scales == 0 else scales + b * COLUMNS * 4,
                     bias,
                     out + r * outputs * 4,
                     outputs,

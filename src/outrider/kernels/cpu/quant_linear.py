@@ -51,7 +51,7 @@ def quant_linear(layout: Layout, isa: str) -> Any:
         x, norm, eps, scratch = a[0], a[1], f64(block)[2], a[3]
         weight, bias, F, outputs = a[4], a[6], a[7], a[8]
         out, R, mode = a[9], a[10], a[11]
-        num_blocks, chunk, panel_rows, scales, columns = a[12], a[13], a[14], a[15], a[16]
+        num_blocks, chunk, panel_rows, columns = a[12], a[13], a[14], a[15]
         width = WIDTH if mode == GATED else COLUMNS
         blocks = F // BLOCK
         strip = blocks * strip_block + blocks // 8 * first_bytes
@@ -91,7 +91,7 @@ def quant_linear(layout: Layout, isa: str) -> Any:
                                 COLUMNS,
                             )  # fmt: skip
                         target = out + start * outputs * 4
-                        finish(sums, height, b * width, columns, mode, scales, bias, target, outputs, place)
+                        finish(sums, height, b * width, columns, mode, bias, target, outputs, place)
             first = following
 
     return quantised_linear

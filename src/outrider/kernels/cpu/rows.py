@@ -4,7 +4,7 @@ Rows are laid out tile by tile, [feature][row of the tile], so that a product's 
 fixed offsets from two pointers; this made eight rows a third faster than striding from row to row. Vectors of rows are
 interleaved in registers: the rows (a b c d) and (e f g h) are stored as (a e b f), (c g d h).
 
-A block's sums are finished in the order scale, gate, bias, and are assigned or added to the output, a vector of columns
+A block's sums are finished in the order gate, bias, and are assigned or added to the output, a vector of columns
 at a time. No row depends on another here either.
 
 Both are short beside the product, but memory would be idle meanwhile, so each finished row prefetches a few lines of
@@ -135,21 +135,20 @@ def emit_interleave(
 
 @inlined
 def finish(
-    sums: int, rows: int, first: int, last: int, mode: int, scales: int, bias: int, out: int, outputs: int,
-    following: int,
-) -> None:  # fmt: skip
+    sums: int, rows: int, first: int, last: int, mode: int, bias: int, out: int, outputs: int, following: int
+) -> None:
     """Write one block's sums to the columns from `first` to before `last` of `rows` rows of `out`, `outputs` apart.
 
-    `scales` belong to the block's columns. The weights from `following` on are prefetched meanwhile.
+    The weights from `following` on are prefetched meanwhile.
     """
     width = WIDTH if mode == GATED else COLUMNS
     columns = min(width, last - first)
     place = out + first * 4
     bias_here = bias + first * 4 if bias != 0 else 0
     if columns == width:
-        finish_rows(sums, rows, mode, scales, bias_here, place, outputs * 4, following)
+        finish_rows(sums, rows, mode, bias_here, place, outputs * 4, following)
     else:  # the last block has padding columns
-        finish_rows(sums, rows, GATED if mode == GATED else ASSIGN, scales, bias_here, sums, COLUMNS * 4, following)
+        finish_rows(sums, rows, GATED if mode == GATED else ASSIGN, bias_here, sums, COLUMNS * 4, following)
         for r in range(rows):
             y, row = f32(sums + r * COLUMNS * 4), f32(place + r * outputs * 4)
             for c in range(columns):
@@ -157,9 +156,7 @@ def finish(
 
 
 @emitted
-def finish_rows(
-    typing: Any, sums: Any, rows: Any, mode: Any, scales: Any, bias: Any, out: Any, stride: Any, following: Any
-) -> Any:
+def finish_rows(typing: Any, sums: Any, rows: Any, mode: Any, bias: Any, out: Any, stride: Any, following: Any) -> Any:
     """Finish whole blocks; rows of `out` are `stride` bytes apart."""
 
     def emit(
@@ -167,33 +164,28 @@ def finish_rows(
         sums: Value,
         rows: Value,
         mode: Value,
-        scales: Value,
         bias: Value,
         out: Value,
         stride: Value,
         following: Value,
     ) -> None:
         b = emitter.builder
-        cases = [(which, scaled, biased) for which in MODES for scaled in (0, 1) for biased in (0, 1)]
-        number = b.add(b.mul(mode, I64(4)), b.add(b.mul(emitter.is_set(scales), I64(2)), emitter.is_set(bias)))
-        with emitter.cases(number, [4 * which + 2 * scaled + biased for which, scaled, biased in cases]) as blocks:
-            for (which, scaled, biased), _ in zip(cases, blocks, strict=True):
+        cases = [(which, biased) for which in MODES for biased in (0, 1)]
+        number = b.add(b.mul(mode, I64(2)), emitter.is_set(bias))
+        with emitter.cases(number, [2 * which + biased for which, biased in cases]) as blocks:
+            for (which, biased), _ in zip(cases, blocks, strict=True):
                 with emitter.loop(I64(0), rows) as r:
                     source, target = emitter.at(sums, r, COLUMNS * 4), emitter.at(out, r, stride)
                     for line in range(0, FETCHED, 64):
                         emitter.prefetch(emitter.at(emitter.at(following, r, FETCHED), line, 1), LEVEL)
-                    emit_finish(emitter, which, scales if scaled else None, bias if biased else None, source, target)
+                    emit_finish(emitter, which, bias if biased else None, source, target)
 
-    return lowered(emit, types.void, sums, rows, mode, scales, bias, out, stride, following)
+    return lowered(emit, types.void, sums, rows, mode, bias, out, stride, following)
 
 
-def emit_finish(
-    emitter: Emitter, mode: int, scales: Value | None, bias: Value | None, source: Value, target: Value
-) -> None:
+def emit_finish(emitter: Emitter, mode: int, bias: Value | None, source: Value, target: Value) -> None:
     b = emitter.builder
     totals = list(emitter.load_pair(source, 0))
-    if scales is not None:
-        totals = [b.fmul(*both) for both in zip(totals, emitter.load_pair(scales, 0), strict=True)]
     if mode == GATED:
         low, high = totals
         one = splat(emitter, F32(1.0), WIDTH)

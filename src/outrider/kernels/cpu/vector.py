@@ -140,15 +140,11 @@ class Emitter:
     def load_pair(self, address: Value, kind: int) -> tuple[Value, Value]:
         """Load one row of a weight block as two vectors.
 
-        The kind is fp32 (0), bf16 (1), interleaved as low and high halves, or int8 (2).
+        The kind is fp32 (0), or bf16 (1), interleaved as low and high halves.
         """
         if kind == 0:
             wide = vector(F32, WIDTH)
             return self.load(address, wide), self.load(self.at(address, WIDTH, 4), wide)
-        if kind == 2:
-            both = (self.load(self.at(address, part * WIDTH, 1), vector(I8, WIDTH)) for part in range(2))
-            low, high = (self.builder.sitofp(some, vector(F32, WIDTH)) for some in both)
-            return low, high
         low, high = self.numbers(self.load(address, vector(I32, WIDTH)), 1)
         return low, high
 

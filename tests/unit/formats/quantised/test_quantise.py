@@ -14,9 +14,9 @@ from outrider.errors import CheckpointError
 from outrider.formats.hf_config import config_of
 from outrider.formats.quantised import quantise as module
 from outrider.formats.quantised import quantised_weights
-from outrider.formats.quantised.rounding import FORMATS, Kind, round_rows
 from outrider.models.spec import DecoderSpec
 from outrider.ops.quantised import QuantisedMatrix, dequantised
+from outrider.ops.rounding import FORMATS, Kind, round_rows
 from outrider.records.progress import Progress
 from outrider.testing.tiny import tiny_spec, tiny_weights
 

@@ -19,16 +19,17 @@ Shapes: O rows, F features, N groups of 32.
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from outrider.env import num_kernel_threads
 from outrider.errors import CheckpointError
-from outrider.ops.quantised import QuantFormat, QuantRows
+from outrider.ops.quantised import Matrix, QuantFormat, QuantisedMatrix, QuantRows
 
-__all__ = ["FORMATS", "GROUP", "Kind", "round_rows"]
+__all__ = ["FORMATS", "GROUP", "Kind", "RoundedMatrix", "round_rows", "rounded"]
 
 Kind = Literal["int8", "int4"]
 Array = NDArray[np.float32]
@@ -52,6 +53,40 @@ class _Rounded(NamedTuple):
     scales_N: NDArray[np.float16]
 
 
+@final
+class RoundedMatrix(QuantisedMatrix):
+    """A matrix of plain numbers, rounded when its rows are read; F is a multiple of 32."""
+
+    def __init__(self, weight_OF: Tensor, kind: Kind) -> None:
+        self._weight_OF = weight_OF.detach()
+        self._kind = kind
+
+    @property
+    def format(self) -> QuantFormat:
+        return FORMATS[self._kind]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        num_rows, num_features = self._weight_OF.shape
+        return num_rows, num_features
+
+    def rows(self, start: int, stop: int) -> QuantRows:
+        return round_rows(self._weight_OF[start:stop].float().numpy(), self._kind, "a matrix")
+
+
+def rounded(weight_OF: Matrix, kind: Kind) -> Matrix:
+    """Return a matrix that is rounded when it is read; unchanged if it is quantised, or cannot be rounded."""
+    if isinstance(weight_OF, QuantisedMatrix) or weight_OF.shape[1] % GROUP:
+        return weight_OF
+    largest = float(weight_OF.detach().abs().amax()) if weight_OF.numel() else 0.0
+    return RoundedMatrix(weight_OF, kind) if largest <= _limit(kind) else weight_OF  # not with NaN either
+
+
+def _limit(kind: Kind) -> float:
+    """Return the largest magnitude that a kind can hold."""
+    return LARGEST_SCALE * (127 if kind == "int8" else 7)
+
+
 def round_rows(weights_OF: Array, kind: Kind, what: str) -> QuantRows:
     """Return the codes and scales of some rows; F is a multiple of 32 and the weights are finite.
 
@@ -63,7 +98,7 @@ def round_rows(weights_OF: Array, kind: Kind, what: str) -> QuantRows:
     """
     (num_rows, num_features), format = weights_OF.shape, FORMATS[kind]
     largest = float(np.abs(weights_OF).max(initial=0.0))
-    limit = LARGEST_SCALE * (127 if kind == "int8" else 7)
+    limit = _limit(kind)
     if largest > limit:
         raise CheckpointError(
             f"{what} holds a weight of magnitude {largest:.3g}, above the {limit:.3g} that {kind} with fp16 scales can"

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from outrider.errors import CheckpointError
-from outrider.formats.quantised.rounding import FORMATS, Kind, round_rows
 from outrider.ops.quantised import dequantised
+from outrider.ops.rounding import FORMATS, Kind, round_rows
 
 SMALLEST = 2.0**-24  # the smallest positive number of fp16
 
