@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,9 @@ def test_other_settings_or_targets_do_not_go_on(identity: Identity, tmp_path: Pa
     run_of(identity, word_generator(identity), tmp_path / "d", num_prompts=3)
     with pytest.raises(RunError, match="was started with seed=0, not seed=1"):
         run_of(identity, word_generator(identity), tmp_path / "d", seed=1)
+    quantised = replace(identity, weights="int8")
+    with pytest.raises(RunError, match="was started with weights=float64, not weights=int8"):
+        run_of(quantised, word_generator(quantised), tmp_path / "d")
     other = Identity.of(load_target(str(write_tiny_model(tmp_path / "other", seed=1)), dtype="float64"))
     with pytest.raises(RunError, match="was started with fingerprint="):
         run_of(other, word_generator(other), tmp_path / "d")
@@ -278,3 +282,17 @@ def test_a_target_is_known_by_its_files_alone(tmp_path: Path) -> None:
         assert (read.eos_ids, read.max_positions) == (loaded.eos_ids, loaded.max_positions)
     with pytest.raises(ConfigError, match="did you mean 'float64'"):
         Identity.from_files(str(directory), "float63")
+    with pytest.raises(ConfigError, match="unknown weights 'store'; did you mean 'stored'"):
+        Identity.from_files(str(directory), "bfloat16", "store")  # type: ignore[arg-type]
+
+
+def test_an_older_data_set_was_written_by_a_widened_target(identity: Identity, tmp_path: Path) -> None:
+    widened = replace(identity, weights="bfloat16")
+    run_of(widened, word_generator(widened), tmp_path / "d", num_prompts=2)
+    manifest = json.loads((tmp_path / "d" / "manifest.json").read_text())
+    del manifest["target"]["weights"]
+    (tmp_path / "d" / "manifest.json").write_text(json.dumps(manifest))
+    run_of(widened, word_generator(widened), tmp_path / "d", num_prompts=3)
+    stored = replace(identity, weights="Q4_1, Q8_0")
+    with pytest.raises(RunError, match="was started with weights=bfloat16, not weights=Q4_1, Q8_0"):
+        run_of(stored, word_generator(stored), tmp_path / "d", num_prompts=4)

@@ -45,12 +45,12 @@ def benchmark(
         name: part of a new directory's name.
         resume: True to take an unfinished run.
         started: called with the directory when the run begins.
-        listen: called before each unit.
+        listen: called before each unit, and where loading the target takes long.
 
     Raises:
         OutriderError: for settings that cannot be run, and if the directory cannot be written or is another run's.
     """
-    plan = RunPlan.of(config)
+    plan = RunPlan.of(config, listen)
     with RunStore(run_dir or choose_directory(RUNS, name, plan.manifest, resume), plan.manifest) as store:
         started(store.directory)
         runner = plan.runner(store, listen)
@@ -71,6 +71,7 @@ def _report(plan: RunPlan, runner: Runner) -> Report:
         run=str(store.directory),
         target=spec.name,
         dtype=str(spec.dtype).removeprefix("torch."),
+        weights=spec.weights if is_ours else "server",
         device=str(spec.device) if is_ours else "server",
         commit=store.manifest.commit,
         dirty=store.manifest.dirty,

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 from outrider.bench.serving.endpoint import endpoint_of
 from outrider.data.workloads import CATEGORIES
 from outrider.errors import ConfigError, nearest
+from outrider.models.weight_kinds import WeightsChoice
 from outrider.results.rows import PLAIN
 
 __all__ = ["BenchConfig"]
@@ -29,7 +30,9 @@ class BenchConfig:
     target: str = "smollm2-135m"
     """The target model: a directory, a GGUF file, a hub id, or smollm2-135m."""
     dtype: str = "bfloat16"
-    """Dtype of the weights: bfloat16, float16, float32, float64."""
+    """Dtype of the cache and of plain weights: bfloat16, float16, float32, float64."""
+    weights: WeightsChoice = "stored"
+    """Weights on the CPU: stored as the file holds them, bf16 widened, int8 or int4 quantised while loading."""
     device: str | None = None
     """cpu, cuda, ...; by default the GPU if there is one."""
     trust_remote_code: bool = False

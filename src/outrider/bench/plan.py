@@ -25,7 +25,7 @@ from outrider.bench.workload import Workload, read_workload, rules_of
 from outrider.budget import BudgetChoice
 from outrider.data.workloads import workload_hash
 from outrider.proposers.method_spec import MethodSpec, method_specs
-from outrider.records.progress import Listener, Progress
+from outrider.records.progress import Listener, Progress, unheard
 from outrider.records.provenance import Manifest, collect_manifest, template_hash
 from outrider.results.store import RunStore
 from outrider.target import Target
@@ -64,8 +64,11 @@ class RunPlan:
     start: float
 
     @classmethod
-    def of(cls, config: BenchConfig) -> "RunPlan":
+    def of(cls, config: BenchConfig, listen: Listener = unheard) -> "RunPlan":
         """Load everything that these settings name.
+
+        Args:
+            listen: told of the progress of loading the target.
 
         Raises:
             OutriderError: for settings that cannot be run.
@@ -73,7 +76,7 @@ class RunPlan:
         start = perf_counter()
         method_specs(config.methods)  # an unknown name is an error before anything is loaded
         vllm = find_vllm() if {"vllm", "vllm-custom"} & {*config.engines} else None
-        target = _load_target(config)
+        target = _load_target(config, listen)
         workload = read_workload(config, target)
         notes = Notes(config.title, *workload.notes)
         loaded = load_methods(config, target, notes)
@@ -119,14 +122,21 @@ class RunPlan:
         return runner
 
 
-def _load_target(config: BenchConfig) -> Target:
+def _load_target(config: BenchConfig, listen: Listener) -> Target:
     """Return the target; its weights are loaded only where this process computes with them."""
     device_named(config.device)
     if "outrider" in config.engines:
         return load_target(
-            config.target, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
+            config.target,
+            dtype=config.dtype,
+            weights=config.weights,
+            device=config.device,
+            trust_remote_code=config.trust_remote_code,
+            listen=listen,
         )
-    return DeferredTarget(config.target, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
+    return DeferredTarget(
+        config.target, dtype=config.dtype, weights=config.weights, trust_remote_code=config.trust_remote_code
+    )
 
 
 def _contenders(

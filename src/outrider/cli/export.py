@@ -43,7 +43,10 @@ class ExportCommand:
         if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
             reason = "is not empty" if self.output.is_dir() else "is not a directory"
             raise ConfigError(f"{self.output} {reason}; choose another --output")
-        target = load_target(self.target, dtype=self.dtype, device="cpu", trust_remote_code=self.trust_remote_code)
+        # other engines load plain weights, so heads that share the target's get them as they are there
+        target = load_target(
+            self.target, dtype=self.dtype, weights="bf16", device="cpu", trust_remote_code=self.trust_remote_code
+        )
         checkpoint = exported_checkpoint(self.checkpoint, target)
         output = self.output.resolve()
         export = Export(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from outrider.cli.terminal import is_styled
+from outrider.models.weight_kinds import WeightsChoice
 from outrider.records.display import visible
 
 if TYPE_CHECKING:
@@ -60,20 +61,22 @@ class Generate:
     verification: str = "coupled"
     """Verification rule: coupled, rejection or block."""
     dtype: str = "bfloat16"
-    """Dtype of the weights: bfloat16, float16, float32, float64."""
+    """Dtype of the cache and of plain weights: bfloat16, float16, float32, float64."""
+    weights: WeightsChoice = "stored"
+    """Weights on the CPU: stored as the file holds them, bf16 widened, int8 or int4 quantised while loading."""
     device: str | None = None
     """cpu, cuda, ...; by default the GPU if there is one."""
     trust_remote_code: bool = False
     """Run Python code that comes with the target and its draft models; read it first."""
 
     def run(self) -> None:
+        from outrider.cli.loading import loaded
         from outrider.engine import Engine
         from outrider.errors import ConfigError
         from outrider.proposers import DEFAULT_METHOD
         from outrider.proposers.method_spec import load_method, method_specs
         from outrider.requests.text import encode
         from outrider.sampling import SamplingParams
-        from outrider.targets import load_target
 
         if self.max_new_tokens < 1:  # `SamplingParams` would name its own field, max_tokens
             raise ConfigError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
@@ -87,9 +90,7 @@ class Generate:
             stop=self.stop,
         )
         choice = method_specs([self.method or DEFAULT_METHOD])[0]
-        target = load_target(
-            self.target, dtype=self.dtype, device=self.device, trust_remote_code=self.trust_remote_code
-        )
+        target = loaded(self)
         proposer = load_method(choice, target)
         prompt = encode(target.tokenizer, self._prompt(target.tokenizer))
         records: list[StepRecord | PrefillRecord] = []

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from outrider.data.config import SynthesisConfig
+from outrider.models.weight_kinds import WeightsChoice
 from outrider.records.display import visible
 
 if TYPE_CHECKING:
@@ -46,7 +47,10 @@ class Synthesize:
     concurrency: int = 32
     """Requests to the server at a time."""
     dtype: str = "bfloat16"
-    """Dtype of the weights."""
+    """Dtype of the cache and of plain weights."""
+    weights: WeightsChoice = "stored"
+    """Weights on the CPU: stored as the file holds them, bf16 widened, int8 or int4 quantised while loading; with
+    --endpoint, those that the server runs."""
     device: str | None = None
     """Device, such as cpu or cuda; by default the GPU if there is one."""
     trust_remote_code: bool = False
@@ -75,14 +79,12 @@ class Synthesize:
             from outrider.data.endpoint import ServerConfig, ServerGenerator
 
             server = ServerConfig(url=self.endpoint, model=self.model, concurrency=self.concurrency)
-            identity = Identity.from_files(self.target, self.dtype, self.trust_remote_code)
+            identity = Identity.from_files(self.target, self.dtype, self.weights, self.trust_remote_code)
             return identity, ServerGenerator(server, identity.tokenizer, identity.eos_ids, identity.vocab_size)
+        from outrider.cli.loading import loaded
         from outrider.data.generator import EngineGenerator
-        from outrider.targets import load_target
 
-        target = load_target(
-            self.target, dtype=self.dtype, device=self.device, trust_remote_code=self.trust_remote_code
-        )
+        target = loaded(self)
         generator = EngineGenerator(target, max_batch=self.max_batch, max_len=self.settings.max_len, method=self.method)
         return Identity.of(target), generator
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 import tyro
 
 from outrider.cli.terminal import end_with, progress
+from outrider.models.weight_kinds import WeightsChoice
 
 if TYPE_CHECKING:
     from outrider.train.loop import Progress
@@ -35,7 +36,10 @@ class TrainMethod:
     target: str = "smollm2-135m"
     """Target that wrote them: a directory, a GGUF file, a hub id, or smollm2-135m."""
     dtype: str = "bfloat16"
-    """Dtype of the target's weights, the one that it will run with."""
+    """Dtype of the target's cache and of its plain weights, the one that it will run with."""
+    weights: WeightsChoice = "stored"
+    """The target's weights on the CPU: stored as the file holds them, bf16 widened, int8 or int4 quantised while
+    loading; those that it will run with."""
     heldout_fraction: float | None = None
     """Part of the prompts to hold out; by default the part that the data set records."""
     features: Literal["live", "cached"] = "live"
@@ -122,12 +126,16 @@ def _train(command: Any, resume: Path | None, processes: Any) -> dict[str, Any]:
 
     _set_threads(command.threads)
     name = type(command).__name__
-    target = load_target(
-        command.target,
-        dtype=command.dtype,
-        device=str(processes.device),
-        trust_remote_code=command.trust_remote_code,
-    )
+    is_quiet = not processes.is_main_process
+    with progress(is_quiet=is_quiet) as bar:
+        target = load_target(
+            command.target,
+            dtype=command.dtype,
+            weights=command.weights,
+            device=str(processes.device),
+            trust_remote_code=command.trust_remote_code,
+            listen=lambda at: bar.show(*at),
+        )
     setup = Setup(
         method=name,
         objective=_objective(name),
@@ -141,7 +149,7 @@ def _train(command: Any, resume: Path | None, processes: Any) -> dict[str, Any]:
         options={field.name: getattr(command, field.name) for field in fields(TrainMethod) if field.name not in OWN},
     )
     directory = _shared(resume or command.run_dir or _new_directory(name))
-    with progress(is_quiet=not processes.is_main_process) as bar:
+    with progress(is_quiet=is_quiet) as bar:
         return train(
             setup,
             directory,

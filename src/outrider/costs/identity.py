@@ -1,9 +1,10 @@
 """The identity of measured costs: the machine and the target they belong to, and the path of their profile.
 
 A forward's time depends on the machine, the threads, the program that runs it and the target's shape, not on the values
-of its weights. So two checkpoints of one shape share a profile, and the name is only for the reader.
+of its weights. So two checkpoints of one shape and one kind of weights share a profile, and the name is only for the
+reader.
 
-    ~/.cache/outrider/profiles/30x576-bfloat16-cpu-1f0c24aa.json
+    ~/.cache/outrider/profiles/30x576-q4-1-q8-0-bfloat16-cpu-1f0c24aa.json
 """
 
 import hashlib
@@ -18,12 +19,16 @@ import torch
 
 from outrider.errors import RunError
 from outrider.formats.locate import cache_directory
+from outrider.kernels.cpu.isa import chosen
 from outrider.kernels.torch_threads import num_threads
 from outrider.target import Target
 
-__all__ = ["Identity", "identity_of", "profile_path"]
+__all__ = ["UNKNOWN", "Identity", "identity_of", "profile_path"]
 
 CPU_DESCRIPTION: Final = Path("/proc/cpuinfo")
+UNKNOWN: Final = "unknown"
+NEWER: Final = ("weights", "isa")
+"""Fields that older files lack; they are read as unknown, which differs from every target's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,9 @@ class Identity:
     device           "cpu", or the GPU's name
     num_threads      threads of the kernels that compute; 0 on a GPU
     num_cores        cores that the process may use
+    dtype            dtype of the cache, and of plain weights
+    weights          kinds of the weights, as "Q4_1, Q8_0"
+    isa              instruction set of the integer kernels on the CPU; "" elsewhere
     bytes_per_token  cache bytes per token
     """
 
@@ -50,6 +58,8 @@ class Identity:
     vocab_size: int
     weight_bytes: int
     bytes_per_token: int
+    weights: str
+    isa: str
 
     def difference(self, other: "Identity") -> str | None:
         """Return the first field in which `other` may cost differently, as "num_cores 4, not 2"; None if none does."""
@@ -64,7 +74,7 @@ class Identity:
         Raises:
             RunError: naming the first field that is missing or of the wrong kind.
         """
-        given = value if isinstance(value, dict) else {}
+        given = {**dict.fromkeys(NEWER, UNKNOWN), **value} if isinstance(value, dict) else {}
         for name, kind in cls.__annotations__.items():
             fact = given.get(name)
             if type(fact) is not kind or not str(fact).isprintable():
@@ -89,6 +99,8 @@ def identity_of(target: Target) -> Identity:
         vocab_size=spec.vocab_size,
         weight_bytes=spec.weight_bytes,
         bytes_per_token=target.plan(1, 2, 1).bytes_per_token,
+        weights=spec.weights,
+        isa=chosen() if spec.device.type == "cpu" else "",
     )
 
 
@@ -96,9 +108,10 @@ def profile_path(identity: Identity) -> Path:
     """Return the path where `outrider profile` keeps its result for the engines of this user."""
     facts = {name: value for name, value in asdict(identity).items() if name != "target"}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-    device = "".join(letter if letter.isalnum() else "-" for letter in identity.device.lower())
-    shape = f"{identity.num_layers}x{identity.hidden_size}"
-    return cache_directory() / "profiles" / f"{shape}-{identity.dtype}-{device}-{key}.json"
+    numbers = [*identity.weights.split(", "), identity.dtype]
+    parts = [f"{identity.num_layers}x{identity.hidden_size}", *dict.fromkeys(numbers), identity.device]
+    name = "-".join("".join(letter if letter.isalnum() else "-" for letter in part.lower()) for part in parts)
+    return cache_directory() / "profiles" / f"{name}-{key}.json"
 
 
 def _cpu() -> str:

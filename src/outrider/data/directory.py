@@ -193,6 +193,8 @@ class DataDirectory:
     def _refuse_others(self, started: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         # through JSON, for tuples are lists in the manifest
         plain = json.loads(json.dumps({key: now[key] for key in ("target", "settings")}))
+        # older data sets name no kind of weights: all targets were widened
+        started = {**started, "target": {"weights": "bfloat16", **started["target"]}}
         for part, wanted in plain.items():
             for key in sorted(wanted.keys() | started[part].keys()):
                 if started[part].get(key) != wanted.get(key):

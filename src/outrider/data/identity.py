@@ -15,9 +15,11 @@ from outrider.formats.store import fingerprint, fingerprint_of
 from outrider.formats.tokenizer import load_tokenizer
 from outrider.formats.weights import read_weights
 from outrider.models.spec import DecoderSpec
+from outrider.models.weight_kinds import WeightsChoice
 from outrider.records.provenance import template_hash
 from outrider.target import Target
-from outrider.targets.placing import dtype_named
+from outrider.targets.deferred import kinds_from_files
+from outrider.targets.placing import dtype_named, weights_named
 
 __all__ = ["Identity"]
 
@@ -26,10 +28,11 @@ EMBEDDING = "model.embed_tokens.weight"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Identity:
-    """A target as a data set knows it."""
+    """A target as a data set knows it; `weights` lists the kinds of its weights, as "Q4_1, Q8_0"."""
 
     name: str
     fingerprint: str
+    weights: str
     vocab_size: int
     eos_ids: tuple[int, ...]
     max_positions: int
@@ -50,6 +53,7 @@ class Identity:
         return cls(
             name=spec.name,
             fingerprint=fingerprint(target),
+            weights=spec.weights,
             vocab_size=spec.vocab_size,
             eos_ids=spec.eos_ids,
             max_positions=spec.max_positions,
@@ -57,24 +61,32 @@ class Identity:
         )
 
     @classmethod
-    def from_files(cls, name: str, dtype: str, trust_remote_code: bool = False) -> Self:
+    def from_files(
+        cls, name: str, dtype: str, weights: WeightsChoice = "stored", trust_remote_code: bool = False
+    ) -> Self:
         """Identify a directory, hub id or `smollm2-135m`; read its embedding as `dtype`.
+
+        Args:
+            weights: the kind that the writer runs, as `load_target` takes it.
 
         Raises:
             CheckpointError: if it cannot be found or read.
-            ConfigError: if it has no tokenizer, or for an unknown dtype.
+            ConfigError: if it has no tokenizer, for an unknown dtype or kind of weights, and for a kind that does not
+                fit its files.
         """
-        numbers = dtype_named(dtype)
+        numbers, kind = dtype_named(dtype), weights_named(weights)
         directory = locate(name, with_code=trust_remote_code)
+        kinds = kinds_from_files(name, kind, numbers, directory)
         tokenizer = load_tokenizer(directory, trust_remote_code)
         if tokenizer is None:
             raise ConfigError(f"{name} has no tokenizer, so it cannot read prompts; add its tokenizer files")
-        spec, weights = DecoderSpec.from_config_file(directory), read_weights(directory)
-        if EMBEDDING not in weights:
+        spec, stored = DecoderSpec.from_config_file(directory), read_weights(directory)
+        if EMBEDDING not in stored:
             raise CheckpointError(f"{name} has no tensor {EMBEDDING}; leave out --endpoint to load it whole")
         return cls(
             name=name,
-            fingerprint=fingerprint_of(weights[EMBEDDING].to(numbers)),
+            fingerprint=fingerprint_of(stored[EMBEDDING].to(numbers)),
+            weights=kinds,
             vocab_size=spec.vocab_size,
             eos_ids=spec.eos_ids,
             max_positions=spec.max_position_embeddings,
@@ -86,6 +98,7 @@ class Identity:
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,
+            "weights": self.weights,
             "vocab_size": self.vocab_size,
             "template_hash": template_hash(self.tokenizer),
         }

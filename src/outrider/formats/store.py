@@ -5,7 +5,8 @@ sorted by name, the config by key. Files are written atomically.
 
 Every checkpoint written here has a key `outrider` in its config with its target's name and a fingerprint of the
 target's embedding: a SHA-256 of the signs of every 97th row (of small embeddings, more rows). Rounding keeps signs, so
-the fingerprint does not depend on the dtype in which weights are stored or loaded. Older checkpoints have a hash of the
+the fingerprint does not depend on the dtype in which weights are stored or loaded; of weights that were quantised while
+loading, it is the source's. Older checkpoints have a hash of the
 loaded values, which is still recognised. Foreign checkpoints have no such key and are checked by shape.
 
 Example: `check_target(config, target, directory)` raises for a head trained on SmolLM2 that is given to Qwen2.5.
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from outrider.errors import CheckpointError, on_one_line
+from outrider.formats.weights import read_weights
 from outrider.records.files import replacing, save_tensors
 from outrider.target import Target
 
@@ -39,6 +41,9 @@ __all__ = [
 
 TRAINING, WEIGHTS = "training.json", "model.safetensors"
 STRIDE, LEAST_ROWS = 97, 64
+EMBEDDING = "model.embed_tokens.weight"
+MADE_HERE = ("int8", "int4")
+"""Kinds of weights that are quantised while loading."""
 
 
 def write_checkpoint(
@@ -56,8 +61,8 @@ def write_checkpoint(
 
 
 def fingerprint(target: Target) -> str:
-    """Return the hash of a target's embedding, independent of its dtype."""
-    return fingerprint_of(target.shared_weights().embedding_VE)
+    """Return the hash of a target's embedding, independent of its dtype and of quantising while loading."""
+    return fingerprint_of(_embedding(target))
 
 
 def fingerprint_of(embedding_VE: Tensor) -> str:
@@ -68,10 +73,18 @@ def fingerprint_of(embedding_VE: Tensor) -> str:
 
 def fingerprints(target: Target) -> tuple[str, ...]:
     """Return every fingerprint of a target: the current one, and older ones of its values."""
-    embedding_VE = target.shared_weights().embedding_VE
+    embedding_VE = _embedding(target)
     rows = embedding_VE[::STRIDE].cpu()
     held = (rows, rows.to(torch.bfloat16))  # most older checkpoints were made with a target in bf16
     return fingerprint_of(embedding_VE), *(_hash(some.float().contiguous().numpy().tobytes()) for some in held)
+
+
+def _embedding(target: Target) -> Tensor:
+    """Return the embedding as the target's files hold it."""
+    spec = target.spec
+    if spec.source is not None and {*spec.weights.split(", ")} <= {*MADE_HERE}:
+        return read_weights(Path(spec.source))[EMBEDDING].to(spec.dtype)  # small numbers became 0, which has no sign
+    return target.shared_weights().embedding_VE
 
 
 def _hash(content: bytes) -> str:

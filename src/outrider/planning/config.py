@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from outrider.errors import ConfigError
+from outrider.models.weight_kinds import checked_kinds
 
 __all__ = ["LARGEST_BATCH", "PlanRequest"]
 
@@ -28,8 +29,11 @@ class PlanRequest:
     """A machine from recipes/hardware/ (h100, h200, a100, l4, cpu-2core, cpu-2core-avx512), or a TOML file."""
     model: str = "smollm2-135m"
     """With --hardware: the target, by sizes alone: a directory, a config.json, a hub id, smollm2-135m, qwen2.5-7b."""
-    bytes_per_weight: float = 2.0
-    """With --hardware: bytes per weight; 2 is bf16, 0.5 is 4 bits."""
+    weights: str | None = None
+    """With --hardware: kinds of the weights, such as Q4_K, or Q4_K,Q6_K for layers and output head; by default those of
+    the model's file, or of --check's run."""
+    bytes_per_weight: float | None = None
+    """With --hardware: bytes per weight in place of those of its kinds."""
     drafters: str = "published"
     """With --hardware: sizes of the drafters, from recipes/drafters/ or a TOML file."""
     acceptance: tuple[str, ...] = ()
@@ -59,6 +63,8 @@ class PlanRequest:
         for batch in self.batches:
             if not 1 <= batch <= LARGEST_BATCH:
                 raise ConfigError(f"batches={batch} must be between 1 and {LARGEST_BATCH}")
+        if self.weights not in (None, "stored"):
+            checked_kinds(self.weights)
         for name, low, high in (
             ("bytes_per_weight", 0.1, 8.0),
             ("context", 1.0, 1e7),

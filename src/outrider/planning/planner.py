@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from outrider.costs.identity import UNKNOWN
 from outrider.costs.tables import STEADY, CostFile
 from outrider.errors import ConfigError, nearest
 from outrider.planning.acceptance_profile import AcceptanceProfile
@@ -31,6 +32,7 @@ from outrider.planning.run import (
     mean_context,
     read_run,
 )
+from outrider.planning.widths import Width, stored_kinds, width_of
 from outrider.proposers.method_spec import spelled
 from outrider.records.presets import preset_file, read_record, read_toml
 from outrider.results.rows import PLAIN
@@ -89,6 +91,8 @@ def checked(request: PlanRequest, path: Path) -> Outlook:
         ConfigError, CheckpointError, RunError: as `planned`.
     """
     evidence = read_run(path)
+    if request.weights is None:
+        request = replace(request, weights=_kinds_of_run(evidence))
     context = _context(request, evidence)
     sources = _sources(request, context, of_run=True)
     differs = evidence.report.target != sources.target
@@ -101,6 +105,12 @@ def checked(request: PlanRequest, path: Path) -> Outlook:
         notes=(*sources.notes, *((note,) if differs else ())),
         check=check_run(evidence, sources.tables, context, evidence.report.run or str(path)),
     )
+
+
+def _kinds_of_run(evidence: Evidence) -> str:
+    """Return the kinds of a run's weights; older runs, and those of servers, had plain ones."""
+    report = evidence.report
+    return report.dtype if report.weights in (None, "server") else report.weights
 
 
 class _Sources(NamedTuple):
@@ -129,9 +139,10 @@ def _sources(request: PlanRequest, context: float, *, of_run: bool = False) -> _
 def _from_file(path: Path) -> _Sources:
     file = CostFile.read(path)
     who = file.identity
+    kinds = dict.fromkeys((who.weights, who.dtype) if who.weights != UNKNOWN else (who.dtype,))
     known, spread = int(max(file.target.forward.axes["slots"])), file.spread
     return _Sources(
-        name=f"{path} ({who.cpu}, {who.device}, {who.num_threads} threads, {who.dtype})",
+        name=f"{path} ({who.cpu}, {who.device}, {who.num_threads} threads, {', '.join(kinds)})",
         target=who.target,
         tables=CostTables(target=file.target, drafts=file.drafts),
         labels=tuple(label for label in file.drafts if label != PLAIN),
@@ -162,7 +173,14 @@ def _from_sheet(request: PlanRequest, context: float, of_run: bool) -> _Sources:
     assert request.hardware is not None
     file = preset_file("hardware", request.hardware, "hardware")
     hardware = read_record(Hardware, read_toml(file), str(file))
-    target = RooflineCosts(hardware=hardware, spec=model_spec(request.model), bytes_per_weight=request.bytes_per_weight)
+    spec = model_spec(request.model)
+    width = width_of(stored_kinds(request.model) if request.weights in (None, "stored") else request.weights, spec)
+    target = RooflineCosts(
+        hardware=hardware,
+        spec=spec,
+        bytes_per_weight=request.bytes_per_weight or width.num_bytes,
+        is_integer=width.is_integer,
+    )
     fits = target.largest_batch(context)
     if fits < 1:
         raise ConfigError(f"{request.model} does not fit into the memory of {hardware.name}; give a larger --hardware")
@@ -179,8 +197,17 @@ def _from_sheet(request: PlanRequest, context: float, of_run: bool) -> _Sources:
         largest_batch=min(fits, LARGEST_BATCH),
         limit=f"at a context of {context:.0f}, memory ends at batch {fits}",
         margin=ROOFLINE_MARGIN,
-        notes=(f"a roofline, not a measurement. {hardware.source}",),
+        notes=(f"a roofline, not a measurement. {hardware.source}", *_arithmetic(width, target)),
     )
+
+
+def _arithmetic(width: Width, target: RooflineCosts) -> tuple[str, ...]:
+    """Return a note on how quantised weights are read and multiplied."""
+    if not width.is_integer:
+        return ()
+    rate = target.hardware.int8_ops_per_s
+    how = f"multiplied as 8-bit integers at {rate / 1e12:.3g} TOP/s" if rate else "multiplied as plain ones"
+    return (f"weights in {width.kinds}: {target.bytes_per_weight:.2f} bytes each, {how}",)
 
 
 def _context(request: PlanRequest, evidence: Evidence | None) -> float:

@@ -6,7 +6,8 @@ both and a fixed time to launch:
     roof(bytes, operations) = max(bytes / (bytes_per_s * bandwidth_share), operations / (flops_per_s * compute_share))
     forward                 = roof(weights) + roof(cache, attention) + launch_s + layers * layer_s
 
-The two shares are what real kernels reach of the data sheet's figures. A step further judges the logits of its rows,
+Quantised weights are multiplied at `int8_ops_per_s` where the machine has such a rate. The two shares are what real
+kernels reach of the data sheet's figures. A step further judges the logits of its rows,
 which are written and read several times, and spends `host_s` and `slot_s`. A drafter is its passes, one after another.
 
 This is a model, good for the question which method could pay where; a decision deserves `outrider profile`. It knows no
@@ -45,9 +46,10 @@ class Hardware:
     source           source of the figures
     memory_bytes     that it has
     bytes_per_s      at which it reads them
-    flops_per_s      multiplications and additions, dense, at the width of the weights
+    flops_per_s      multiplications and additions, dense, in the arithmetic of plain weights
+    int8_ops_per_s   multiplications and additions of 8-bit integers; 0 where quantised weights cost as plain ones
     bandwidth_share  share of `bytes_per_s` that a forward pass reaches
-    compute_share    share of `flops_per_s` that it reaches
+    compute_share    share of `flops_per_s` and `int8_ops_per_s` that it reaches
     launch_s         fixed time of a pass
     layer_s          fixed time of each of its layers
     host_s           commit and host work of a step
@@ -68,6 +70,7 @@ class Hardware:
     layer_s: float = 0.0
     host_s: float = 0.0
     slot_s: float = 0.0
+    int8_ops_per_s: float = 0.0
 
     def __post_init__(self) -> None:
         for field in ("memory_bytes", "bytes_per_s", "flops_per_s", "bandwidth_share", "compute_share"):
@@ -76,22 +79,21 @@ class Hardware:
         for field in ("bandwidth_share", "compute_share"):
             if getattr(self, field) > 1:
                 raise ConfigError(f"hardware {self.name}: {field}={getattr(self, field):g} must be at most 1")
-        for field in ("launch_s", "layer_s", "host_s", "slot_s"):
+        for field in ("launch_s", "layer_s", "host_s", "slot_s", "int8_ops_per_s"):
             if not getattr(self, field) >= 0:
                 raise ConfigError(f"hardware {self.name}: {field}={getattr(self, field):g} must not be negative")
 
-    def seconds(self, num_bytes: float, flops: float) -> float:
+    def seconds(self, num_bytes: float, operations: float, is_integer: bool = False) -> float:
         """Return the time to read and compute so much, whichever is slower."""
-        return max(
-            num_bytes / (self.bytes_per_s * self.bandwidth_share), flops / (self.flops_per_s * self.compute_share)
-        )
+        per_s = self.int8_ops_per_s if is_integer and self.int8_ops_per_s else self.flops_per_s
+        return max(num_bytes / (self.bytes_per_s * self.bandwidth_share), operations / (per_s * self.compute_share))
 
     def pass_s(self, shape: PassShape, num_layers: int, load: "Load") -> float:
         """Return the seconds of one forward pass."""
         weight_bytes = load.bytes_per_weight * shape.num_read
         cached = load.num_slots * load.context * shape.kv_per_token
         cache_bytes = max(CACHE_BYTES, load.bytes_per_weight) * cached
-        linear_s = self.seconds(weight_bytes, load.num_rows * 2.0 * shape.num_multiplied)
+        linear_s = self.seconds(weight_bytes, load.num_rows * 2.0 * shape.num_multiplied, load.is_integer)
         attention_s = self.seconds(cache_bytes, load.num_rows * load.context * shape.attention_flops)
         return linear_s + attention_s + self.launch_s + num_layers * self.layer_s
 
@@ -104,19 +106,27 @@ class Load:
     num_rows: float
     context: float
     bytes_per_weight: float
+    is_integer: bool = False
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class RooflineCosts(TargetCosts):
-    """A target on a machine, its weights `bytes_per_weight` wide."""
+    """A target on a machine, its weights `bytes_per_weight` wide, and multiplied as integers if `is_integer`."""
 
     hardware: Hardware
     spec: DecoderSpec
     bytes_per_weight: float = 2.0
+    is_integer: bool = False
 
     def forward_s(self, num_slots: int, num_rows: float, context: float) -> float:
-        load = Load(num_slots=num_slots, num_rows=num_rows, context=context, bytes_per_weight=self.bytes_per_weight)
+        load = Load(
+            num_slots=num_slots,
+            num_rows=num_rows,
+            context=context,
+            bytes_per_weight=self.bytes_per_weight,
+            is_integer=self.is_integer,
+        )
         return self.hardware.pass_s(target_pass(self.spec), self.spec.num_layers, load)
 
     def largest_batch(self, context: float) -> int:
@@ -162,4 +172,5 @@ class RooflineDraftCosts(DraftCosts):
             num_rows=num_rows,
             context=self.context,
             bytes_per_weight=self.sizes.bytes_per_weight or self.target.bytes_per_weight,
+            is_integer=self.target.is_integer and not self.sizes.bytes_per_weight,
         )

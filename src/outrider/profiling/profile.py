@@ -76,7 +76,12 @@ def profile(
     """
     choices = method_specs(config.methods)
     target = load_target(
-        config.target, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
+        config.target,
+        dtype=config.dtype,
+        weights=config.weights,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+        listen=listen,
     )
     choices = with_heads(choices, target)
     grids, identity = config.grids(target.spec.max_positions), identity_of(target)

@@ -30,7 +30,9 @@ def print_profile(file: CostFile, console: Console) -> None:
     identity = file.identity
     threads = f", {identity.num_threads} threads" if identity.num_threads else ""
     machine = identity.cpu if identity.device == "cpu" else identity.device
-    print_note(f"{identity.target}, {identity.dtype}, on {machine}{threads}", console, style="bold")
+    numbers = ", ".join(dict.fromkeys((identity.weights, identity.dtype)))
+    isa = f", {identity.isa}" if identity.isa else ""
+    print_note(f"{identity.target}, {numbers}, on {machine}{threads}{isa}", console, style="bold")
     spread, style = _spread(file)
     print_note(spread, console, style=style)
     for sheet in (_forwards(file), _bandwidth(file), _contexts(file), *_drafts(file), _around(file)):

@@ -142,6 +142,7 @@ class Report:
     """A benchmark run.
 
     run       its directory
+    weights   kinds of the target's weights, as "Q4_1, Q8_0"; "server" where only servers answer; None in older reports
     overlap   share of evaluation prompts that share a 13-gram with training text, by proposer checkpoint
     notes     notes for readers, such as cells that were left out and why
     """
@@ -150,6 +151,7 @@ class Report:
     run: str | None
     target: str
     dtype: str
+    weights: str | None = None
     device: str
     commit: str | None
     dirty: bool | None = None
@@ -157,6 +159,12 @@ class Report:
     overlap: Mapping[str, float] | None = None
     notes: tuple[str, ...] = ()
     rows: tuple[Row, ...] = ()
+
+    @property
+    def model(self) -> str:
+        """The target with the kinds of its weights where they are quantised, and its dtype."""
+        kinds = [] if self.weights in (None, "server", self.dtype) else [self.weights]
+        return ", ".join([self.target, *kinds, self.dtype])
 
 
 def to_json(report: Report) -> str:

@@ -4,6 +4,7 @@ A Llama-family model runs on the native decoder. Any other Hugging Face causal l
 slower, behind the same interface.
 """
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -16,26 +17,30 @@ from outrider.formats.locate import gguf_file, locate
 from outrider.formats.quantised import quantised_weights
 from outrider.formats.tokenizer import load_tokenizer
 from outrider.models.spec import DecoderSpec
-from outrider.records.display import shown
+from outrider.models.weight_kinds import WeightsChoice
+from outrider.records.files import size
 from outrider.records.json_fields import read_json
+from outrider.records.progress import Listener, unheard
 from outrider.records.values import flag
 from outrider.target import Target
-from outrider.targets.placing import DTYPES, device_named, dtype_named
+from outrider.targets.placing import DTYPES, QUANTISED_WITH, device_named, dtype_named, weights_named
 
 __all__ = ["DTYPES", "load_target"]
 
+log = logging.getLogger(__name__)
+
 BACKENDS = ("auto", "native", "hf")
-WEIGHTS = ("stored", "bf16", "int8", "int4")
 
 
 def load_target(
     name: str,
     *,
     dtype: str = "bfloat16",
-    weights: Literal["stored", "bf16", "int8", "int4"] = "stored",
+    weights: WeightsChoice = "stored",
     device: str | None = None,
     backend: Literal["auto", "native", "hf"] = "auto",
     trust_remote_code: bool = False,
+    listen: Listener = unheard,
 ) -> Target:
     """Load a target: a directory, a GGUF file, a hub id, or `smollm2-135m`.
 
@@ -47,64 +52,77 @@ def load_target(
         backend: "native" for the fast decoder, "hf" for `transformers`, "auto" for native if it supports the model.
         trust_remote_code: run Python code that comes with the checkpoint, for its config, tokenizer and model, and with
             draft models that are loaded for it. Nothing is ever asked on standard input.
+        listen: told of the progress of quantising, and of packing quantised weights where that takes seconds.
 
     Raises:
         CheckpointError: if it cannot be found or read.
-        ConfigError: for an unknown dtype, device or back end, a missing device, or an argument of a wrong type.
+        ConfigError: for an unknown dtype, device, back end or kind of weights, a missing device, or an argument of a
+            wrong type.
     """
     # 1. the arguments, before anything is fetched
     trusts = flag("trust_remote_code", trust_remote_code, ConfigError)
-    numbers, place = dtype_named(dtype), device_named(device)
-    _check_names(backend, weights)
-    on_cpu = place.type == "cpu" and numbers in (torch.bfloat16, torch.float32) and backend != "hf"
-    if weights in ("int8", "int4") and not on_cpu:
-        raise ConfigError(f"weights={weights!r} needs the native decoder on the CPU; leave it out, or use device='cpu'")
+    numbers, place, kind = dtype_named(dtype), device_named(device), weights_named(weights)
+    if backend not in BACKENDS:
+        raise ConfigError(f"unknown backend '{backend}'{nearest(backend, BACKENDS)}")
+    if place.type != "cpu" or numbers not in QUANTISED_WITH or backend == "hf":
+        if kind in ("int8", "int4"):
+            raise ConfigError(
+                f"weights={kind!r} needs the native decoder on the CPU, in bfloat16 or float32; leave it out, or use"
+                " device='cpu'"
+            )
+        kind = "bf16"
     # 2. a GGUF file runs as it is
-    file = gguf_file(name) if weights != "bf16" and on_cpu else None
+    file = gguf_file(name) if kind != "bf16" else None
     if file is not None:
-        return _from_gguf(file, name, weights, numbers)
-    # 3. the directory
-    directory = locate(name, with_code=trusts)
-    check_directory(directory)
-    # 4. the back end
-    if backend == "auto":
-        backend = "native" if _runs_natively(directory, trusts) else "hf"
-    # 5. tokenizer and weights
-    tokenizer = load_tokenizer(directory, trusts)
-    if backend == "hf":
-        if weights in ("int8", "int4"):
-            raise ConfigError(f"weights={weights!r} needs a Llama-family model, which {name} is not; leave it out")
-        from outrider.targets.hf import HFTarget
-
-        return HFTarget.from_directory(directory, name, numbers, place, tokenizer, trusts)
-    from outrider.targets.native import NativeTarget
-
-    quantised = None if weights == "bf16" or not on_cpu else quantised_weights(directory, weights)
-    if quantised is None:
-        target = NativeTarget.from_directory(directory, name, numbers, place, tokenizer)
+        target = _from_gguf(file, name, kind, numbers, listen)
     else:
-        spec = replace(DecoderSpec.from_config_file(directory), tie_word_embeddings="lm_head.weight" not in quantised)
-        target = NativeTarget.from_stored(spec, quantised, name, numbers, directory, tokenizer)
-    target.trusts_code = trusts
+        target = _from_directory(name, kind, numbers, place, backend, trusts, listen)
+    log.info("%s: %s, %s", name, target.spec.weights, size(target.spec.weight_bytes))
     return target
 
 
-def _check_names(backend: str, weights: str) -> None:
-    if backend not in BACKENDS:
-        raise ConfigError(f"unknown backend '{backend}'{nearest(backend, BACKENDS)}")
-    if weights not in WEIGHTS:
-        raise ConfigError(f"unknown weights {shown(weights)}{nearest(str(weights), WEIGHTS)}")
-
-
-def _from_gguf(file: Path, name: str, weights: str, dtype: torch.dtype) -> Target:
+def _from_gguf(file: Path, name: str, kind: WeightsChoice, dtype: torch.dtype, listen: Listener) -> Target:
     """Load a GGUF file as it is stored."""
     from outrider.formats.gguf.stored import open_stored
     from outrider.targets.native import NativeTarget
 
-    if weights != "stored":
-        raise ConfigError(f"weights={weights!r} quantises a directory, and {file.name} is a GGUF file; leave it out")
+    if kind != "stored":
+        raise ConfigError(f"weights={kind!r} quantises a directory, and {file.name} is a GGUF file; leave it out")
     model = open_stored(file)
-    return NativeTarget.from_stored(model.spec, model.weights, name, dtype, file, model.tokenizer)
+    return NativeTarget.from_stored(model.spec, model.weights, name, dtype, file, model.tokenizer, listen)
+
+
+def _from_directory(
+    name: str,
+    kind: WeightsChoice,
+    dtype: torch.dtype,
+    device: torch.device,
+    backend: str,
+    trusts_code: bool,
+    listen: Listener,
+) -> Target:
+    """Load a directory; its tokenizer and weights are read after the back end is known."""
+    directory = locate(name, with_code=trusts_code)
+    check_directory(directory)
+    if backend == "auto":
+        backend = "native" if _runs_natively(directory, trusts_code) else "hf"
+    tokenizer = load_tokenizer(directory, trusts_code)
+    if backend == "hf":
+        if kind in ("int8", "int4"):
+            raise ConfigError(f"weights={kind!r} needs a Llama-family model, which {name} is not; leave it out")
+        from outrider.targets.hf import HFTarget
+
+        return HFTarget.from_directory(directory, name, dtype, device, tokenizer, trusts_code)
+    from outrider.targets.native import NativeTarget
+
+    quantised = None if kind == "bf16" else quantised_weights(directory, kind, listen)
+    if quantised is None:
+        target = NativeTarget.from_directory(directory, name, dtype, device, tokenizer)
+    else:
+        spec = replace(DecoderSpec.from_config_file(directory), tie_word_embeddings="lm_head.weight" not in quantised)
+        target = NativeTarget.from_stored(spec, quantised, name, dtype, directory, tokenizer, listen)
+    target.trusts_code = trusts_code
+    return target
 
 
 def _runs_natively(directory: Path, trusts_code: bool) -> bool:

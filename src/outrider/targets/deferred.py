@@ -16,15 +16,19 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig
 
 from outrider.cache import CachePlan
-from outrider.errors import CheckpointError
+from outrider.errors import CheckpointError, ConfigError
 from outrider.formats.foreign import reading
-from outrider.formats.locate import locate
+from outrider.formats.gguf.stored import open_stored
+from outrider.formats.locate import gguf_file, locate
+from outrider.formats.quantised import quantised_weights
 from outrider.formats.tokenizer import load_tokenizer
+from outrider.models.weight_kinds import WeightsChoice
+from outrider.ops.quantised import kinds_of
 from outrider.target import SharedWeights, Target, TargetSession, TargetSpec
 from outrider.targets import load_target
-from outrider.targets.placing import dtype_named
+from outrider.targets.placing import QUANTISED_WITH, dtype_named, weights_named
 
-__all__ = ["DeferredTarget"]
+__all__ = ["DeferredTarget", "kinds_from_files"]
 
 
 @final
@@ -33,16 +37,19 @@ class DeferredTarget(Target):
 
     Raises:
         CheckpointError: if files are missing or incomplete.
-        ConfigError: for an unknown dtype.
+        ConfigError: for an unknown dtype or kind of weights.
     """
 
-    def __init__(self, name: str, *, dtype: str, trust_remote_code: bool = False) -> None:
-        numbers = dtype_named(dtype)
+    def __init__(
+        self, name: str, *, dtype: str, weights: WeightsChoice = "stored", trust_remote_code: bool = False
+    ) -> None:
+        numbers, self.weights = dtype_named(dtype), weights_named(weights)
         self.name = name
         self.dtype = dtype
         self.directory = locate(name, with_code=trust_remote_code)
         self._tokenizer = load_tokenizer(self.directory, trust_remote_code)
-        self._spec = _described(name, self.directory, numbers, trust_remote_code)
+        kinds = kinds_from_files(name, self.weights, numbers, self.directory)
+        self._spec = _described(name, self.directory, numbers, kinds, trust_remote_code)
 
     @property
     def spec(self) -> TargetSpec:
@@ -56,7 +63,7 @@ class DeferredTarget(Target):
     def loaded(self) -> Target:
         """The loaded target."""
         trusts = self._spec.trusts_code
-        return load_target(self.name, dtype=self.dtype, device="cpu", trust_remote_code=trusts)
+        return load_target(self.name, dtype=self.dtype, weights=self.weights, device="cpu", trust_remote_code=trusts)
 
     def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
         return self.loaded.plan(num_slots, capacity, tail)
@@ -74,7 +81,27 @@ class DeferredTarget(Target):
         return self.loaded.shared_weights()
 
 
-def _described(name: str, directory: Path, dtype: torch.dtype, trusts: bool) -> TargetSpec:
+def kinds_from_files(name: str, weights: WeightsChoice, dtype: torch.dtype, directory: Path) -> str:
+    """Return the kinds of the weights that `load_target` gives on the CPU, without loading them.
+
+    Raises:
+        ConfigError: for int8 or int4 with files that are quantised already, or with another dtype.
+        CheckpointError: if the files cannot be read as stored.
+    """
+    if weights == "bf16" or (weights == "stored" and dtype not in QUANTISED_WITH):
+        return str(dtype).removeprefix("torch.")
+    file = gguf_file(name)
+    if weights == "stored":
+        stored = open_stored(file).weights if file is not None else quantised_weights(directory, "stored")
+        return str(dtype).removeprefix("torch.") if stored is None else kinds_of(stored)
+    if dtype not in QUANTISED_WITH:
+        raise ConfigError(f"weights={weights!r} needs dtype bfloat16 or float32, not {dtype}; leave one of them out")
+    if file is not None:
+        raise ConfigError(f"weights={weights!r} quantises a directory, and {file.name} is a GGUF file; leave it out")
+    return "int8" if weights == "int8" else "int4, int8"
+
+
+def _described(name: str, directory: Path, dtype: torch.dtype, kinds: str, trusts: bool) -> TargetSpec:
     with reading(f"the config in {directory} cannot be read", directory, trusts, "download the model again"):
         config = AutoConfig.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=trusts
@@ -98,7 +125,7 @@ def _described(name: str, directory: Path, dtype: torch.dtype, trusts: bool) -> 
         device=torch.device("cpu"),
         weight_bytes=sum(file.stat().st_size for file in directory.glob("*.safetensors")),
         batch_invariant=False,
-        weights=str(dtype).removeprefix("torch."),
+        weights=kinds,
         trusts_code=trusts,
     )
 

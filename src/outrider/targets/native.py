@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, final
+from time import perf_counter
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from outrider.ops.cpu import CpuOps
 from outrider.ops.quantised import Matrix, kinds_of
 from outrider.ops.select import choose_ops
 from outrider.placement import Placed, Placement, place_chains, place_draft, place_real_rows
+from outrider.records.progress import Listener, Progress, unheard
 from outrider.target import Forward, SharedWeights, Target, TargetSession, TargetSpec
 from outrider.targets.prefill import read_prompts
 
@@ -49,6 +51,36 @@ class _Cast(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._weights)
+
+
+SILENT_S: Final = 2.0
+"""Seconds of packing before a listener hears of it."""
+
+
+@final
+class _Reported(Mapping[str, Matrix]):
+    """Weights whose lookups a listener hears of, once packing has taken a while."""
+
+    def __init__(self, weights: Mapping[str, Matrix], listen: Listener) -> None:
+        self._weights = weights
+        self._listen = listen
+        self._start = perf_counter()
+        self._seen: set[str] = set()
+
+    def __getitem__(self, name: str) -> Matrix:
+        if perf_counter() - self._start > SILENT_S:
+            self._listen(Progress(len(self._seen), len(self._weights), f"packing {name}"))
+        self._seen.add(name)
+        return self._weights[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._weights
 
 
 @final
@@ -89,14 +121,15 @@ class NativeTarget(Target):
         dtype: torch.dtype,
         source: Path,
         tokenizer: Any,
+        listen: Listener = unheard,
     ) -> "NativeTarget":
-        """Pack weights as they are stored, on the CPU; `dtype` is that of the cache.
+        """Pack weights as they are stored, on the CPU; `dtype` is that of the cache, `listen` is told of the progress.
 
         Raises:
             CheckpointError: if a matrix cannot be read, or holds scales that are not finite.
         """
         _refuse_biases(spec, name)
-        target = cls(Decoder(spec, weights, CpuOps(dtype, exact=True)), name, dtype, tokenizer)
+        target = cls(Decoder(spec, _Reported(weights, listen), CpuOps(dtype, exact=True)), name, dtype, tokenizer)
         target.source = source
         target.kind = kinds_of(weights)
         give_back()

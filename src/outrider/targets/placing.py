@@ -1,18 +1,21 @@
-"""Devices and dtypes by name, checked before any file is read.
+"""Devices, dtypes and kinds of weights by name, checked before any file is read.
 
 Example: "cuda:7" on a machine with two GPUs is refused with a sentence that names cuda:0 and cuda:1.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from outrider.errors import ConfigError, nearest
+from outrider.models.weight_kinds import WEIGHTS, WeightsChoice
 from outrider.records.display import shown
 
-__all__ = ["DTYPES", "device_named", "dtype_named"]
+__all__ = ["DTYPES", "QUANTISED_WITH", "device_named", "dtype_named", "weights_named"]
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+QUANTISED_WITH = (torch.bfloat16, torch.float32)
+"""Dtypes of the cache with which quantised weights run on the CPU."""
 
 
 def dtype_named(name: Any) -> torch.dtype:
@@ -28,6 +31,17 @@ def dtype_named(name: Any) -> torch.dtype:
     if name not in DTYPES:
         raise ConfigError(f"unknown dtype {shown(name)}{nearest(name, DTYPES)}")
     return DTYPES[name]
+
+
+def weights_named(name: Any) -> WeightsChoice:
+    """Return the kind of weights of that name.
+
+    Raises:
+        ConfigError: for an unknown one.
+    """
+    if not isinstance(name, str) or name not in WEIGHTS:
+        raise ConfigError(f"unknown weights {shown(name)}{nearest(str(name), WEIGHTS)}")
+    return cast(WeightsChoice, name)
 
 
 def device_named(name: Any) -> torch.device:

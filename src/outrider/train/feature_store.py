@@ -60,6 +60,7 @@ def store_key(reader: Reader, texts: Texts) -> dict[str, Any]:
         "target_fingerprint": fingerprint(reader.target),
         "target_layers": spec.num_layers,
         "target_dtype": str(spec.dtype).removeprefix("torch."),
+        "target_weights": spec.weights,
         "taps": list(reader.feature_layers),
         "dtype": str(reader.dtype).removeprefix("torch."),
         "max_tokens": reader.max_tokens,

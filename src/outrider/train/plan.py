@@ -79,7 +79,11 @@ class Setup:
             "method": self.method,
             "settings": self.settings,
             "train": self.config,
-            "target": {"fingerprint": fingerprint(self.target), "dtype": dtype},
+            "target": {
+                "fingerprint": fingerprint(self.target),
+                "dtype": dtype,
+                "weights": self.target.spec.weights,
+            },
             "data": {"train": self.data.train.identity, "held_out": self.data.held_out.identity},
             "num_processes": num_processes,
             "options": self.options,

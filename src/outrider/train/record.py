@@ -92,7 +92,11 @@ def plain(value: Any) -> Any:
 
 
 def _bound(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key not in FREE}
+    """Return what must be equal; an older record names no kind of weights: the target was widened to its dtype."""
+    target = dict(record.get("target", {}))
+    return {key: value for key, value in record.items() if key not in FREE} | {
+        "target": {"weights": target.get("dtype"), **target}
+    }
 
 
 def _difference(place: str, started: Any, now: Any) -> str | None:

@@ -28,6 +28,8 @@ IDENTITY = Identity(
     vocab_size=31,
     weight_bytes=1000,
     bytes_per_token=64,
+    weights="Q4_1, Q8_0",
+    isa="avx2",
 )
 
 

@@ -13,10 +13,14 @@ from outrider.formats.store import (
     check_target,
     fingerprint,
     fingerprint_of,
+    fingerprints,
     provenance,
     write_checkpoint,
 )
+from outrider.models.weight_kinds import WeightsChoice
+from outrider.targets import load_target
 from outrider.testing import tiny_target
+from outrider.testing.directory import write_tiny_model
 
 
 def test_equal_content_gives_equal_bytes_that_others_can_read(tmp_path: Path) -> None:
@@ -44,6 +48,19 @@ def test_a_fingerprint_is_of_the_weights_whatever_dtype_stores_or_holds_them(sto
     assert found == {fingerprint_of(embedding_VE)}
     embedding_VE[975, 3] *= -1
     assert fingerprint_of(embedding_VE) not in found
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_quantising_while_loading_keeps_the_fingerprint(
+    kind: WeightsChoice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTRIDER_CACHE", str(tmp_path / "cache"))
+    directory = write_tiny_model(tmp_path / "model", hidden_size=32, intermediate_size=64, head_dim=8)
+    plain, quantised = (load_target(str(directory), weights=one, device="cpu") for one in ("bf16", kind))
+    own = quantised.shared_weights().embedding_VE
+    assert fingerprint_of(own) != fingerprint(plain)  # numbers that became 0 have lost their sign
+    assert fingerprint(quantised) == fingerprint(plain)
+    assert fingerprints(quantised) == fingerprints(plain)
 
 
 def test_fingerprints_of_older_checkpoints_are_known() -> None:

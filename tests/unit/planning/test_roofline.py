@@ -114,6 +114,20 @@ def test_overheads_are_added_by_pass_and_layer() -> None:
     assert lookup.propose_s(3, 9, 3) == pytest.approx(0.3)
 
 
+def test_quantised_weights_are_multiplied_as_integers(qwen: DecoderSpec) -> None:
+    machine = replace(H100, int8_ops_per_s=4 * 989e12)
+    plain = RooflineCosts(hardware=machine, spec=qwen, bytes_per_weight=0.5)
+    integer = replace(plain, is_integer=True)
+    rows, weights = 20_000, target_pass(qwen).num_read
+    assert plain.forward_s(1, rows, 0) == pytest.approx(rows * 2 * weights / 989e12)
+    assert integer.forward_s(1, rows, 0) == pytest.approx(rows * 2 * weights / (4 * 989e12))
+    assert integer.forward_s(1, 1, 0) == plain.forward_s(1, 1, 0) == pytest.approx(weights / 2 / 3.35e12)
+    assert replace(integer, hardware=H100).forward_s(1, rows, 0) == plain.forward_s(1, rows, 0)
+    # attention stays in floating point
+    extra = integer.forward_s(1, rows, 10_000) - integer.forward_s(1, rows, 0)
+    assert extra == pytest.approx(rows * 10_000 * 4 * 28 * 3584 / 989e12)
+
+
 def test_the_batch_that_fits(qwen: DecoderSpec) -> None:
     target = RooflineCosts(hardware=H100, spec=qwen)
     assert target.largest_batch(1000) == int((72e9 - 2 * 7_070_285_824) / (1000 * 2 * 57_344 / 2))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from outrider.errors import CheckpointError, ConfigError
+from outrider.models.weight_kinds import WeightsChoice
 from outrider.targets import load_target
 from outrider.targets.deferred import DeferredTarget
 from outrider.testing.directory import write_tiny_model
@@ -35,6 +36,23 @@ def test_it_is_loaded_when_it_must_compute(directory: Path) -> None:
     plan = deferred.plan(1, 32, 2)
     with deferred.decoding_threads():
         assert deferred.open(plan).cache.plan == loaded.open(plan).cache.plan
+
+
+@pytest.mark.parametrize("weights", ["stored", "bf16", "int8", "int4"])
+def test_its_kinds_of_weights_are_those_of_the_loaded_target(weights: WeightsChoice, tmp_path: Path) -> None:
+    directory = str(write_tiny_model(tmp_path, hidden_size=64, intermediate_size=256, head_dim=16))
+    deferred = DeferredTarget(directory, dtype="float32", weights=weights)
+    assert deferred.spec.weights == load_target(directory, dtype="float32", weights=weights, device="cpu").spec.weights
+    assert "loaded" not in vars(deferred)
+    assert deferred.loaded.spec.weights == deferred.spec.weights
+
+
+def test_kinds_of_weights_that_do_not_fit(directory: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown weights 'int5'; did you mean 'int"):
+        DeferredTarget(str(directory), dtype="float32", weights="int5")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="weights='int8' needs dtype bfloat16 or float32"):
+        DeferredTarget(str(directory), dtype="float64", weights="int8")
+    assert DeferredTarget(str(directory), dtype="float64").spec.weights == "float64"
 
 
 def test_files_that_are_not_there(tmp_path: Path, directory: Path) -> None:

@@ -175,4 +175,4 @@ def _names(curves: Sequence[Curve], plane: Plane) -> Iterator[str]:
 def _footnote(report: Report, hardware: str | None) -> str:
     commit = f"; commit {report.commit[:10]}{' with local changes' if report.dirty else ''}" if report.commit else ""
     title = f"; {report.notes[0].rstrip('.')}" if report.notes else ""
-    return f"{report.target}, {report.dtype}, on {hardware or report.device}{commit}{title}."
+    return f"{report.model}, on {hardware or report.device}{commit}{title}."

@@ -207,7 +207,7 @@ def _footnote(report: Report, rows: Sequence[Row], hardware: str | None) -> str:
     counts = f"{prompts[0]}" if len(prompts) == 1 else f"{prompts[0]} to {prompts[-1]}"
     commit = f"; commit {report.commit[:10]}{' with local changes' if report.dirty else ''}" if report.commit else ""
     title = f"; {report.notes[0].rstrip('.')}" if report.notes else ""
-    where = f"{report.target}, {report.dtype}, on {hardware or report.device}"
+    where = f"{report.model}, on {hardware or report.device}"
     return f"{where}; prompts a category: {counts}, repeats: {rows[0].num_repeats}{commit}{title}."
 
 

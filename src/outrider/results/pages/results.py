@@ -127,7 +127,7 @@ def _origin(report: Report, rows: Sequence[Row], hardware: str | None) -> str:
     repeats = max((row.num_repeats for row in rows), default=0)
     changes = " with local changes" if report.dirty else ""
     commit = f", commit {markdown_code(report.commit[:10])}{changes}" if report.commit else ""
-    facts = markdown_text(f"{report.target}, {report.dtype}, on {hardware or report.device}") + commit
+    facts = markdown_text(f"{report.model}, on {hardware or report.device}") + commit
     counts = f"at most {prompts} prompts a category, {repeats} repeats"
     notes = "".join(f"\n- {markdown_text(note)}" for note in report.notes)
     return f"Speedup over plain decoding in the same run, with its 95 % interval. {facts}; {counts}.\n{notes}".rstrip()

@@ -65,7 +65,7 @@ def sheets_of(report: Report) -> list[Sheet[Row]]:
 def _headline(report: Report) -> str:
     commit = f", commit {report.commit[:10]}{' (dirty)' if report.dirty else ''}" if report.commit else ""
     start_up = "" if report.startup_s is None else f", start-up {report.startup_s:.1f} s (not in any figure)"
-    return f"{report.target}, {report.dtype} on {report.device}{commit}{start_up}"
+    return f"{report.model} on {report.device}{commit}{start_up}"
 
 
 def _sheet(batch: int, temperature: float, rows: Sequence[Row]) -> Sheet[Row]:
