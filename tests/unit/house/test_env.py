@@ -24,7 +24,7 @@ BAD = [
         for value in ("abc", "0", "-1", "1e9", "1000000000", "2.0", "²", "٣", "1 2", " ")
     ),
     ("OUTRIDER_NUM_THREADS", "9" * 5000),
-    ("OUTRIDER_DRAFT_WEIGHTS", "int4"),
+    ("OUTRIDER_DRAFT_WEIGHTS", "int3"),
     ("OUTRIDER_GPU_OPS", "cuda"),
     ("OUTRIDER_CUDA_GRAPHS", "yes"),
     ("OUTRIDER_CACHE", "~nobody-of-that-name/cache"),
