@@ -39,7 +39,10 @@ def test_it_is_loaded_when_it_must_compute(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("weights", ["stored", "bf16", "int8", "int4"])
-def test_its_kinds_of_weights_are_those_of_the_loaded_target(weights: WeightsChoice, tmp_path: Path) -> None:
+def test_its_kinds_of_weights_are_those_of_the_loaded_target(
+    weights: WeightsChoice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTRIDER_CACHE", str(tmp_path / "cache"))
     directory = str(write_tiny_model(tmp_path, hidden_size=64, intermediate_size=256, head_dim=16))
     deferred = DeferredTarget(directory, dtype="float32", weights=weights)
     assert deferred.spec.weights == load_target(directory, dtype="float32", weights=weights, device="cpu").spec.weights
