@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from outrider.errors import CheckpointError, on_one_line
-from outrider.formats.weights import read_weights
 from outrider.records.files import replacing, save_tensors
 from outrider.target import Target
 
@@ -83,6 +82,8 @@ def _embedding(target: Target) -> Tensor:
     """Return the embedding as the target's files hold it."""
     spec = target.spec
     if spec.source is not None and {*spec.weights.split(", ")} <= {*MADE_HERE}:
+        from outrider.formats.weights import read_weights  # vLLM's process does without it
+
         return read_weights(Path(spec.source))[EMBEDDING].to(spec.dtype)  # small numbers became 0, which has no sign
     return target.shared_weights().embedding_VE
 

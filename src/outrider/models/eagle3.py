@@ -146,7 +146,7 @@ class Eagle3Head(RecurrentHead):
         packer = ops.narrow()
         self.block = Block.packed(spec.layer, cast, LAYER, packer, device)
         self.fc = packer.pack(cast["fc.weight"]) if spec.has_fc else None
-        self.lm_head = ops.narrow(is_head=True).pack(cast["lm_head.weight"])
+        self.lm_head = ops.narrow().pack(cast["lm_head.weight"])
         self.embedding_VE = embedding_VE.to(device)
         self.owns_embedding = owns_embedding
         self._feature_layers = feature_layers

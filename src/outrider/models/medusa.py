@@ -101,7 +101,7 @@ class MedusaHeads:
         heads = range(shape.num_heads)
         self._first = self._pack(weights, heads, 0)  # all heads read the same state: one product
         self._deeper = [[self._pack(weights, [head], layer) for head in heads] for layer in range(1, shape.num_layers)]
-        packer = self.ops.narrow(is_head=True)
+        packer = self.ops.narrow()
         self._outputs = [packer.pack(weights[name]) for name in shape.tensor_shapes() if name.startswith("lm_head")]
         if head_VE is not None and self.ids_K is not None:
             self._outputs = [packer.pack(head_VE[self.ids_K.to(head_VE.device)])]

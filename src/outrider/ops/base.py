@@ -156,15 +156,11 @@ class Ops(ABC):
             CheckpointError: if a quantised matrix holds scales that are not finite.
         """
 
-    def narrow(self, *, is_head: bool = False) -> "Ops":
+    def narrow(self) -> "Ops":
         """Return the operations that pack a drafter's weights, in fewer bytes if this back end can compute with them.
 
         A drafter may be slightly inexact, since the target verifies its tokens; its speed depends on the bytes it
         reads.
-
-        Args:
-            is_head: pack an output head that was trained with the drafter, in fewer bits still. Rows of the target's
-                head are packed as layers are: in 4 bits they cost an MTP module 3 % of its tau.
         """
         return self
 

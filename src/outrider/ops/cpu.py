@@ -87,12 +87,12 @@ class CpuOps(Ops):
             return table_VF if table_VF.dtype in (torch.bfloat16, torch.float32) else table_VF.float()
         return self.pack(table_VF)
 
-    def narrow(self, *, is_head: bool = False) -> "CpuOps":
+    def narrow(self) -> "CpuOps":
         kind = draft_weights()
         if self._dtype != torch.bfloat16 or kind == "target":
             return self
         packer = copy(self)
-        packer._packing = Packing(dtype=self._dtype, rounding="int4" if is_head or kind == "int4" else "int8")
+        packer._packing = Packing(dtype=self._dtype, rounding="int4" if kind == "int4" else "int8")
         return packer
 
     def unpack(self, packed: Packed) -> Tensor:

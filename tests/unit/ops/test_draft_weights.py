@@ -1,6 +1,8 @@
 """Drafters' rounded weights: products with what was rounded, the same bits in any call, and who gets them."""
 
+import os
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -38,7 +40,8 @@ def normed(x_RF: Tensor, norm_F: Tensor | None) -> Tensor:
 
 
 def packer_of(ops: CpuOps, bits: int) -> CpuOps:
-    return ops.narrow(is_head=bits == 4)
+    with patch.dict(os.environ, OUTRIDER_DRAFT_WEIGHTS=f"int{bits}"):
+        return ops.narrow()
 
 
 def close(found: Tensor, wanted: Tensor, x_RF: Tensor, weight_OF: Tensor) -> None:
@@ -126,8 +129,8 @@ def test_a_row_of_zeros_stays_zero(features: int) -> None:
 
 
 def layouts(ops: Any) -> list[int | None]:
-    packed = [ops.narrow(is_head=is_head).pack(torch.eye(32)) for is_head in (False, True)]
-    return [None if part.layout is None else part.layout.bits for part in packed]
+    packed = ops.narrow().pack(torch.eye(32))
+    return [None if packed.layout is None else packed.layout.bits]
 
 
 def test_only_bf16_targets_have_narrower_drafters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +141,7 @@ def test_only_bf16_targets_have_narrower_drafters(monkeypatch: pytest.MonkeyPatc
     for setting in ("int8", "int4", "target"):
         monkeypatch.setenv("OUTRIDER_DRAFT_WEIGHTS", setting)
         found[setting] = layouts(CpuOps(torch.bfloat16))
-    assert found == {"int8": [8, 4], "int4": [4, 4], "target": [None, None]}
+    assert found == {"int8": [8], "int4": [4], "target": [None]}
     monkeypatch.setenv("OUTRIDER_DRAFT_WEIGHTS", "fp8")
     with pytest.raises(ConfigError, match="'fp8' must be int8 or int4 or target"):
         CpuOps(torch.bfloat16).narrow()
