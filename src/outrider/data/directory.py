@@ -194,7 +194,9 @@ class DataDirectory:
         # through JSON, for tuples are lists in the manifest
         plain = json.loads(json.dumps({key: now[key] for key in ("target", "settings")}))
         # older data sets name no kind of weights: all targets were widened
-        started = {**started, "target": {"weights": "bfloat16", **started["target"]}}
+        started, plain = (
+            {**facts, "target": {"weights": "bfloat16", **facts["target"]}} for facts in (dict(started), plain)
+        )
         for part, wanted in plain.items():
             for key in sorted(wanted.keys() | started[part].keys()):
                 if started[part].get(key) != wanted.get(key):
