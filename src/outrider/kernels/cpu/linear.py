@@ -18,7 +18,7 @@ from typing import Any
 
 from numba import types
 
-from outrider.kernels.cpu.rows import COLUMNS, FETCHED, GATED, LEVEL, finish, lay_out
+from outrider.kernels.cpu.rows import COLUMNS, FETCHED, GATED, LEVEL, finish, lay_out, tile_start
 from outrider.kernels.cpu.threads import draw, finished, stack, ticket, wait_for
 from outrider.kernels.cpu.vector import (
     F32,
@@ -130,12 +130,6 @@ def fetch(typing: Any, address: Any, num_bytes: Any) -> Any:
 @inlined
 def num_tiles_of(rows: int) -> int:
     return (rows + TILE_ROWS - 1) // TILE_ROWS
-
-
-@inlined
-def tile_start(t: int, num_tiles: int, rows: int) -> int:
-    """Return the first row of tile `t`; tiles are of nearly equal height, the higher ones first."""
-    return t * (rows // num_tiles) + min(t, rows % num_tiles)
 
 
 @inlined

@@ -13,7 +13,7 @@ from outrider.kernels.cpu.isa import ISAS
 from outrider.kernels.cpu.quant_layout import BLOCK, Layout
 from outrider.kernels.cpu.quant_rows import quantise
 from outrider.kernels.cpu.quant_tile import HEIGHT, quant_tile, record_bytes
-from outrider.kernels.cpu.rows import COLUMNS, GATED, finish
+from outrider.kernels.cpu.rows import COLUMNS, GATED, finish, tile_start
 from outrider.kernels.cpu.threads import draw, finished, stack, ticket, wait_for
 from outrider.kernels.cpu.vector import WIDTH, f64, i64, inlined, kernel
 
@@ -30,12 +30,6 @@ def row_bytes(layout: Layout, F: int) -> int:
 @inlined
 def tiles_of(rows: int) -> int:
     return (rows + HEIGHT - 1) // HEIGHT
-
-
-@inlined
-def tile_start(t: int, num_tiles: int, rows: int) -> int:
-    """Return the first row of tile `t`; tiles are of nearly equal height, the higher ones first."""
-    return t * (rows // num_tiles) + min(t, rows % num_tiles)
 
 
 @cache

@@ -37,7 +37,7 @@ from outrider.kernels.cpu.vector import (
     vector,
 )
 
-__all__ = ["ADD", "ASSIGN", "COLUMNS", "GATED", "LEVEL", "dot", "finish", "lay_out"]
+__all__ = ["ADD", "ASSIGN", "COLUMNS", "GATED", "LEVEL", "dot", "finish", "lay_out", "tile_start"]
 
 ASSIGN, ADD, GATED = MODES = (0, 1, 2)  # what is done with a product
 COLUMNS = 2 * WIDTH
@@ -46,6 +46,12 @@ LEVEL = 1 if WIDE else 2
 FETCHED = 256
 """Bytes of weights that each finished row prefetches: what memory delivers in that time."""
 SCALE_BYTES = 4 * TILE_ROWS
+
+
+@inlined
+def tile_start(t: int, num_tiles: int, rows: int) -> int:
+    """Return the first row of tile `t`; tiles are of nearly equal height, the higher ones first."""
+    return t * (rows // num_tiles) + min(t, rows % num_tiles)
 
 
 @emitted
