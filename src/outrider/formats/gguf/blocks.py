@@ -25,6 +25,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from outrider.kernels.cpu.quant_layout import TABLES
 from outrider.ops.quantised import SUPER, QuantFormat, QuantRows
 
 __all__ = ["BLOCK_TYPES", "BlockType", "decode"]
@@ -32,9 +33,7 @@ __all__ = ["BLOCK_TYPES", "BlockType", "decode"]
 Blocks = NDArray[np.void]
 Bytes = NDArray[np.uint8]
 LEGACY_GROUP: Final = 32
-IQ4_TABLE: Final = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-E2M1_TABLE: Final = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
-"""Numbers of 4-bit floats (2 exponent bits, 1 mantissa bit), doubled."""
+IQ4_TABLE, E2M1_TABLE = TABLES
 E8M0_NAN: Final = 255
 
 

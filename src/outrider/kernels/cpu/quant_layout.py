@@ -29,7 +29,7 @@ TABLES: Final = (
     (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113),
     (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12),
 )
-"""Values of 4-bit codes: those of IQ4_NL and IQ4_XS, those of MXFP4 times two."""
+"""Values of 4-bit codes: those of IQ4_NL and IQ4_XS; 4-bit floats (2 exponent bits, 1 mantissa bit), doubled."""
 SCALES: Final = ("f16", "f32", "super")
 NUMBER_BYTES: Final = {"f16": 2, "f32": 4, "super": 1}
 
