@@ -5,7 +5,7 @@ Example: 48 rows of Q4_1 with 576 features are, with 8 lanes, six strips of 18 b
 Shapes: O output features, F input features, N strips, L lanes (rows of a strip), B blocks of 32 features, G groups.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ def layout_of(format: QuantFormat) -> Layout:
 
 
 def packed_matrix(arena: Arena, strips: Sequence[Sequence[Span]], out_features: int, bias_O: Tensor | None) -> Packed:
-    """Pack strips of at most `WIDTH` rows, of matrices of one format; their number is even.
+    """Pack an even number of strips of at most `WIDTH` rows, of matrices of one format.
 
     Raises:
         CheckpointError: if a scale is not finite, or the file cannot be read.
@@ -54,11 +54,10 @@ def packed_matrix(arena: Arena, strips: Sequence[Sequence[Span]], out_features: 
     strip_bytes = layout.strip_bytes(WIDTH, F // BLOCK)
     data = arena.empty((len(strips), strip_bytes), torch.uint8)
     packed_NB = data.numpy()
-    at_once = max(1, RANGE_BYTES // (F * WIDTH))
+    at_once = max(1, RANGE_BYTES // (2 * F * WIDTH)) * 2  # even: no range is padding alone
     for first in range(0, len(strips), at_once):
         some = strips[first : first + at_once]
-        rows = _joined(list(_whole(some)), len(some) * WIDTH)
-        _fill(packed_NB[first : first + at_once], rows, layout)
+        _fill(packed_NB[first : first + at_once], _joined(some), layout)
     bias = None if bias_O is None else pad(bias_O.detach().float(), (0, len(strips) * WIDTH - len(bias_O)))
     return Packed(
         in_features=F,
@@ -70,33 +69,24 @@ def packed_matrix(arena: Arena, strips: Sequence[Sequence[Span]], out_features: 
     )
 
 
-def _whole(strips: Sequence[Sequence[Span]]) -> Iterator[tuple[int, Span]]:
-    """Yield spans of neighbouring rows, as long as possible, with the row of the range where they go."""
-    start, row = 0, 0
-    span: Span | None = None
+def _joined(strips: Sequence[Sequence[Span]]) -> dict[str, NDArray[Any]]:
+    """Return all rows of the strips, missing ones as zeros; the rows of a matrix are read at once."""
+    moves: dict[int, tuple[QuantisedMatrix, list[int], list[int]]] = {}
     for number, strip in enumerate(strips):
         row = number * WIDTH
         for matrix, low, high in strip:
-            if span is not None and span[0] is matrix and span[2] == low and start + low - span[1] == row:
-                span = (matrix, span[1], high)
-            else:
-                if span is not None:
-                    yield start, span
-                start, span = row, (matrix, low, high)
+            _, sources, places = moves.setdefault(id(matrix), (matrix, [], []))
+            sources.extend(range(low, high))
+            places.extend(range(row, row + high - low))
             row += high - low
-    if span is not None:
-        yield start, span
-
-
-def _joined(spans: Sequence[tuple[int, Span]], num_rows: int) -> dict[str, NDArray[Any]]:
-    """Read all spans into arrays of `num_rows` rows; missing rows are zero."""
     joined: dict[str, NDArray[Any]] = {}
-    for row, (matrix, low, high) in spans:
-        some = matrix.rows(low, high)
-        for name, array in _fields(some).items():
+    for matrix, sources, places in moves.values():
+        first = min(sources)
+        taken = np.array(sources) - first
+        for name, array in _fields(matrix.rows(first, max(sources) + 1)).items():
             if name not in joined:
-                joined[name] = np.zeros((num_rows, array.shape[1]), array.dtype)
-            joined[name][row : row + high - low] = array
+                joined[name] = np.zeros((len(strips) * WIDTH, array.shape[1]), array.dtype)
+            joined[name][places] = array[taken]
     return joined
 
 

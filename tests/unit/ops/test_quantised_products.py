@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from outrider.kernels.cpu.isa import ISAS, supported
 from outrider.kernels.cpu.quant_layout import Layout
-from outrider.ops import cpu_products
+from outrider.ops import cpu_products, cpu_quant_packing
 from outrider.ops.cpu import CpuOps
 from outrider.ops.cpu_quant_packing import layout_of
 from outrider.ops.quantised import dense, dequantised
@@ -100,6 +100,12 @@ def test_unpacking_gives_the_values(name: str) -> None:
 def test_the_layout_has_a_code_of_its_own(name: str) -> None:
     layout = layout_of(FORMATS[name])
     assert Layout.of(layout.code) == layout
+
+
+def test_small_ranges_pack_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = CpuOps(torch.bfloat16).pack(drawn("Q4_1"))  # an odd number of strips, and one of padding
+    monkeypatch.setattr(cpu_quant_packing, "RANGE_BYTES", 1)
+    assert torch.equal(CpuOps(torch.bfloat16).pack(drawn("Q4_1")).data, whole.data)
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:
