@@ -13,7 +13,7 @@ from outrider.errors import CheckpointError, ConfigError
 from outrider.formats.locate import locate
 from outrider.formats.store import fingerprint, fingerprint_of
 from outrider.formats.tokenizer import load_tokenizer
-from outrider.formats.weights import read_weights
+from outrider.formats.weights import EMBEDDING, read_weights
 from outrider.models.spec import DecoderSpec
 from outrider.models.weight_kinds import WeightsChoice
 from outrider.records.provenance import template_hash
@@ -22,8 +22,6 @@ from outrider.targets.deferred import kinds_from_files
 from outrider.targets.placing import dtype_named, weights_named
 
 __all__ = ["Identity"]
-
-EMBEDDING = "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

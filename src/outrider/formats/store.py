@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from outrider.errors import CheckpointError, on_one_line
+from outrider.models.weight_kinds import MADE_KINDS
 from outrider.records.files import replacing, save_tensors
 from outrider.target import Target
 
@@ -40,9 +41,6 @@ __all__ = [
 
 TRAINING, WEIGHTS = "training.json", "model.safetensors"
 STRIDE, LEAST_ROWS = 97, 64
-EMBEDDING = "model.embed_tokens.weight"
-MADE_HERE = ("int8", "int4")
-"""Kinds of weights that are quantised while loading."""
 
 
 def write_checkpoint(
@@ -81,8 +79,8 @@ def fingerprints(target: Target) -> tuple[str, ...]:
 def _embedding(target: Target) -> Tensor:
     """Return the embedding as the target's files hold it."""
     spec = target.spec
-    if spec.source is not None and {*spec.weights.split(", ")} <= {*MADE_HERE}:
-        from outrider.formats.weights import read_weights  # vLLM's process does without it
+    if spec.source is not None and {*spec.weights.split(", ")} <= MADE_KINDS.keys():
+        from outrider.formats.weights import EMBEDDING, read_weights  # vLLM's process does without it
 
         return read_weights(Path(spec.source))[EMBEDDING].to(spec.dtype)  # small numbers became 0, which has no sign
     return target.shared_weights().embedding_VE

@@ -13,14 +13,13 @@ from pathlib import Path
 
 from outrider.env import cache_home
 from outrider.errors import RunError
+from outrider.models.weight_kinds import is_quantised
 from outrider.quality.report import Line, Model
 from outrider.records.codec import dumps, loads
 from outrider.records.files import write_text, writing
 from outrider.target import TargetSpec
 
 __all__ = ["Filed", "file_quality", "filed_quality", "said"]
-
-PLAIN = frozenset({"bfloat16", "float16", "float32", "float64"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +60,7 @@ def said(spec: TargetSpec, weights: str) -> str:
     Args:
         weights: kind of weights that the user asked for.
     """
-    if set(spec.weights.split(", ")) <= PLAIN or spec.source is None:
+    if spec.source is None or not any(is_quantised(kind) for kind in spec.weights.split(", ")):
         return ""
     filed = filed_quality(spec)
     if filed is None:
