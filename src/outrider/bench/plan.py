@@ -29,7 +29,7 @@ from outrider.records.progress import Listener, Progress, unheard
 from outrider.records.provenance import Manifest, collect_manifest, template_hash
 from outrider.results.store import RunStore
 from outrider.target import Target
-from outrider.targets import load_target
+from outrider.targets import target_of
 from outrider.targets.deferred import DeferredTarget
 from outrider.targets.placing import device_named
 from outrider.vllm.environment import Vllm, find_vllm
@@ -126,14 +126,7 @@ def _load_target(config: BenchConfig, listen: Listener) -> Target:
     """Return the target; its weights are loaded only where this process computes with them."""
     device_named(config.device)
     if "outrider" in config.engines:
-        return load_target(
-            config.target,
-            dtype=config.dtype,
-            weights=config.weights,
-            device=config.device,
-            trust_remote_code=config.trust_remote_code,
-            listen=listen,
-        )
+        return target_of(config, listen)
     return DeferredTarget(
         config.target, dtype=config.dtype, weights=config.weights, trust_remote_code=config.trust_remote_code
     )

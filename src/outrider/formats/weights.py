@@ -30,7 +30,7 @@ from outrider.models.spec import DecoderSpec
 from outrider.records.display import shown_json
 from outrider.records.json_fields import Fields, parse_json, read_json
 
-__all__ = ["StoredTensor", "Weights", "cast", "check_finite", "read_weights", "settle_head"]
+__all__ = ["EMBEDDING", "HEAD", "StoredTensor", "Weights", "cast", "check_finite", "read_weights", "settle_head"]
 
 SHARD_NAME = re.compile(r"[\w +()=-][\w +()=.-]{0,200}")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -14,11 +14,13 @@ from typing import Final, Literal, get_args
 
 from outrider.errors import ConfigError, nearest
 
-__all__ = ["BYTES_PER_WEIGHT", "WEIGHTS", "WeightsChoice", "checked_kinds", "is_quantised"]
+__all__ = ["BYTES_PER_WEIGHT", "MADE_KINDS", "WEIGHTS", "WeightsChoice", "checked_kinds", "is_quantised"]
 
 WeightsChoice = Literal["stored", "bf16", "int8", "int4"]
 WEIGHTS: Final[tuple[str, ...]] = get_args(WeightsChoice)
 
+MADE_KINDS: Final[Mapping[str, str]] = {"int8": "int8", "int4": "int4, int8"}
+"""Kinds of a model that is quantised while loading: its embedding and output head have 8 bits."""
 PLAIN_BYTES: Final[Mapping[str, float]] = {
     "bf16": 2,
     "bfloat16": 2,

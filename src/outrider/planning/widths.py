@@ -12,10 +12,10 @@ Example: SmolLM2-135M in "Q4_1, Q8_0" has 106 M weights of 0.625 bytes and 28 M 
 from dataclasses import dataclass
 from pathlib import Path
 
-from outrider.formats.gguf.stored import open_stored
+from outrider.formats.gguf.stored import stored_weights
 from outrider.formats.locate import EMBEDDED, gguf_file
 from outrider.models.spec import DecoderSpec
-from outrider.models.weight_kinds import BYTES_PER_WEIGHT, checked_kinds, is_quantised
+from outrider.models.weight_kinds import BYTES_PER_WEIGHT, MADE_KINDS, checked_kinds, is_quantised
 from outrider.ops.quantised import kinds_of
 from outrider.planning.shapes import target_pass
 
@@ -42,7 +42,7 @@ def width_of(kinds: str, spec: DecoderSpec) -> Width:
     Raises:
         ConfigError: for an unknown kind.
     """
-    found = checked_kinds("int4, int8" if kinds == "int4" else kinds)
+    found = checked_kinds(MADE_KINDS.get(kinds, kinds))
     layers, head = found[0], found[min(1, len(found) - 1)]
     share = spec.vocab_size * spec.hidden_size / target_pass(spec).num_read
     num_bytes = (1 - share) * BYTES_PER_WEIGHT[layers] + share * BYTES_PER_WEIGHT[head]
@@ -58,4 +58,4 @@ def stored_kinds(model: str) -> str:
     if model not in EMBEDDED and Path(model).suffix != ".gguf":
         return "bf16"
     file = gguf_file(model)
-    return "bf16" if file is None else kinds_of(open_stored(file).weights)
+    return "bf16" if file is None else kinds_of(stored_weights(file))

@@ -44,7 +44,7 @@ from outrider.proposers.method_spec import MethodSpec, load_method, method_specs
 from outrider.records.progress import Listener, Progress, unheard
 from outrider.records.provenance import git_state
 from outrider.target import Target
-from outrider.targets import load_target
+from outrider.targets import target_of
 
 __all__ = ["Profile", "profile"]
 
@@ -75,14 +75,7 @@ def profile(
         RunError: if the output is another file, or cannot be written.
     """
     choices = method_specs(config.methods)
-    target = load_target(
-        config.target,
-        dtype=config.dtype,
-        weights=config.weights,
-        device=config.device,
-        trust_remote_code=config.trust_remote_code,
-        listen=listen,
-    )
+    target = target_of(config, listen)
     choices = with_heads(choices, target)
     grids, identity = config.grids(target.spec.max_positions), identity_of(target)
     path = profile_path(identity) if config.output is None else config.output

@@ -5,31 +5,63 @@ slower, behind the same interface.
 """
 
 import logging
-from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 
 from outrider.errors import ConfigError, nearest
 from outrider.formats.directory import CONFIG, check_directory
-from outrider.formats.locate import gguf_file, locate
-from outrider.formats.quantised import quantised_weights
+from outrider.formats.locate import locate
 from outrider.formats.tokenizer import load_tokenizer
-from outrider.models.spec import DecoderSpec
 from outrider.models.weight_kinds import WeightsChoice
 from outrider.records.files import size
 from outrider.records.json_fields import read_json
 from outrider.records.progress import Listener, unheard
 from outrider.records.values import flag
 from outrider.target import Target
-from outrider.targets.placing import DTYPES, QUANTISED_WITH, device_named, dtype_named, weights_named
+from outrider.targets.placing import DTYPES, QUANTISED_WITH, device_named, dtype_named, stored_file, weights_named
 
-__all__ = ["DTYPES", "load_target"]
+__all__ = ["DTYPES", "TargetOptions", "load_target", "target_of"]
 
 log = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "native", "hf")
+
+
+class TargetOptions(Protocol):
+    """Settings of a command that name a target and say how it runs."""
+
+    @property
+    def target(self) -> str: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def weights(self) -> WeightsChoice: ...
+
+    @property
+    def device(self) -> str | None: ...
+
+    @property
+    def trust_remote_code(self) -> bool: ...
+
+
+def target_of(options: TargetOptions, listen: Listener = unheard) -> Target:
+    """Load the target that a command's settings name.
+
+    Raises:
+        CheckpointError, ConfigError: as `load_target`.
+    """
+    return load_target(
+        options.target,
+        dtype=options.dtype,
+        weights=options.weights,
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
+        listen=listen,
+    )
 
 
 def load_target(
@@ -72,22 +104,20 @@ def load_target(
             )
         kind = "bf16"
     # 2. a GGUF file runs as it is
-    file = gguf_file(name) if kind != "bf16" else None
+    file = stored_file(name, kind) if kind != "bf16" else None
     if file is not None:
-        target = _from_gguf(file, name, kind, numbers, listen)
+        target = _from_gguf(file, name, numbers, listen)
     else:
         target = _from_directory(name, kind, numbers, place, backend, trusts, listen)
     log.info("%s: %s, %s", name, target.spec.weights, size(target.spec.weight_bytes))
     return target
 
 
-def _from_gguf(file: Path, name: str, kind: WeightsChoice, dtype: torch.dtype, listen: Listener) -> Target:
+def _from_gguf(file: Path, name: str, dtype: torch.dtype, listen: Listener) -> Target:
     """Load a GGUF file as it is stored."""
     from outrider.formats.gguf.stored import open_stored
     from outrider.targets.native import NativeTarget
 
-    if kind != "stored":
-        raise ConfigError(f"weights={kind!r} quantises a directory, and {file.name} is a GGUF file; leave it out")
     model = open_stored(file)
     return NativeTarget.from_stored(model.spec, model.weights, name, dtype, file, model.tokenizer, listen)
 
@@ -115,12 +145,7 @@ def _from_directory(
         return HFTarget.from_directory(directory, name, dtype, device, tokenizer, trusts_code)
     from outrider.targets.native import NativeTarget
 
-    quantised = None if kind == "bf16" else quantised_weights(directory, kind, listen)
-    if quantised is None:
-        target = NativeTarget.from_directory(directory, name, dtype, device, tokenizer)
-    else:
-        spec = replace(DecoderSpec.from_config_file(directory), tie_word_embeddings="lm_head.weight" not in quantised)
-        target = NativeTarget.from_stored(spec, quantised, name, dtype, directory, tokenizer, listen)
+    target = NativeTarget.from_directory(directory, name, dtype, device, tokenizer, kind, listen)
     target.trusts_code = trusts_code
     return target
 

@@ -18,15 +18,15 @@ from transformers import AutoConfig, GenerationConfig
 from outrider.cache import CachePlan
 from outrider.errors import CheckpointError, ConfigError
 from outrider.formats.foreign import reading
-from outrider.formats.gguf.stored import open_stored
-from outrider.formats.locate import gguf_file, locate
+from outrider.formats.gguf.stored import stored_weights
+from outrider.formats.locate import locate
 from outrider.formats.quantised import quantised_weights
 from outrider.formats.tokenizer import load_tokenizer
-from outrider.models.weight_kinds import WeightsChoice
+from outrider.models.weight_kinds import MADE_KINDS, WeightsChoice
 from outrider.ops.quantised import kinds_of
 from outrider.target import SharedWeights, Target, TargetSession, TargetSpec
 from outrider.targets import load_target
-from outrider.targets.placing import QUANTISED_WITH, dtype_named, weights_named
+from outrider.targets.placing import QUANTISED_WITH, dtype_named, stored_file, weights_named
 
 __all__ = ["DeferredTarget", "kinds_from_files"]
 
@@ -90,15 +90,13 @@ def kinds_from_files(name: str, weights: WeightsChoice, dtype: torch.dtype, dire
     """
     if weights == "bf16" or (weights == "stored" and dtype not in QUANTISED_WITH):
         return str(dtype).removeprefix("torch.")
-    file = gguf_file(name)
-    if weights == "stored":
-        stored = open_stored(file).weights if file is not None else quantised_weights(directory, "stored")
-        return str(dtype).removeprefix("torch.") if stored is None else kinds_of(stored)
     if dtype not in QUANTISED_WITH:
         raise ConfigError(f"weights={weights!r} needs dtype bfloat16 or float32, not {dtype}; leave one of them out")
-    if file is not None:
-        raise ConfigError(f"weights={weights!r} quantises a directory, and {file.name} is a GGUF file; leave it out")
-    return "int8" if weights == "int8" else "int4, int8"
+    file = stored_file(name, weights)
+    if weights != "stored":
+        return MADE_KINDS[weights]
+    stored = stored_weights(file) if file is not None else quantised_weights(directory, "stored")
+    return str(dtype).removeprefix("torch.") if stored is None else kinds_of(stored)
 
 
 def _described(name: str, directory: Path, dtype: torch.dtype, kinds: str, trusts: bool) -> TargetSpec:

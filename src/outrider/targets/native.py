@@ -19,10 +19,11 @@ from outrider.errors import CheckpointError
 from outrider.formats.locate import locate
 from outrider.formats.quantised import quantised_weights
 from outrider.formats.quantised.widened import Widened
-from outrider.formats.weights import cast, read_weights, settle_head
+from outrider.formats.weights import HEAD, read_weights, settle_head
 from outrider.loop.memory import give_back
 from outrider.models.decoder import Decoder, Output
 from outrider.models.spec import DecoderSpec
+from outrider.models.weight_kinds import WeightsChoice
 from outrider.ops.base import GraphCache, Ops
 from outrider.ops.cpu import CpuOps
 from outrider.ops.quantised import Matrix, kinds_of
@@ -33,24 +34,6 @@ from outrider.target import Forward, SharedWeights, Target, TargetSession, Targe
 from outrider.targets.prefill import read_prompts
 
 __all__ = ["NativeSession", "NativeTarget"]
-
-
-@final
-class _Cast(Mapping[str, Tensor]):
-    """Weights in another dtype, cast on lookup, since casting all at once would hold a second copy."""
-
-    def __init__(self, weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-        self._weights = weights
-        self._dtype = dtype
-
-    def __getitem__(self, name: str) -> Tensor:
-        return cast(self._weights[name], self._dtype, f"tensor {name}")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
 
 
 SILENT_S: Final = 2.0
@@ -99,14 +82,30 @@ class NativeTarget(Target):
 
     @classmethod
     def from_directory(
-        cls, directory: Path, name: str, dtype: torch.dtype, device: torch.device | str, tokenizer: Any
+        cls,
+        directory: Path,
+        name: str,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        tokenizer: Any,
+        kind: WeightsChoice = "bf16",
+        listen: Listener = unheard,
     ) -> "NativeTarget":
-        """Read a Hugging Face directory; weights that are published quantised are widened.
+        """Read a Hugging Face directory; with "bf16", weights that are published quantised are widened.
 
         Raises:
             CheckpointError: if a file or a tensor is missing, truncated or misshapen.
         """
-        spec, weights = _read(directory, dtype)
+        spec = DecoderSpec.from_config_file(directory)
+        quantised = quantised_weights(directory, "stored" if kind == "bf16" else kind, listen)
+        weights: Mapping[str, Matrix]
+        if quantised is not None:
+            spec, weights = replace(spec, tie_word_embeddings=HEAD not in quantised), quantised
+            if kind != "bf16":
+                return cls.from_stored(spec, weights, name, dtype, directory, tokenizer, listen)
+        else:
+            weights = stored = read_weights(directory)
+            spec = settle_head(spec, stored)
         target = cls.from_weights(spec, weights, name, dtype, device, tokenizer)
         target.source = directory
         give_back()
@@ -139,16 +138,16 @@ class NativeTarget(Target):
     def from_weights(
         cls,
         spec: DecoderSpec,
-        weights: Mapping[str, Tensor],
+        weights: Mapping[str, Matrix],
         name: str,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         tokenizer: Any = None,
         ops: Ops | None = None,
     ) -> "NativeTarget":
-        """Load tensors in memory by their Hugging Face names; `ops` defaults to the device's fastest back end."""
+        """Load weights by their Hugging Face names, widened to `dtype`; `ops` defaults to the device's fastest ones."""
         _refuse_biases(spec, name)
-        decoder = Decoder(spec, _Cast(weights, dtype), ops or choose_ops(device, dtype), device)
+        decoder = Decoder(spec, Widened(weights, dtype), ops or choose_ops(device, dtype), device)
         return cls(decoder, name, dtype, tokenizer)
 
     @property
@@ -287,15 +286,6 @@ class NativeSession(TargetSession):
         within = all(window is None or draft.num_rows <= window for window in self.decoder.spec.windows)
         on_cpu = self._cache.device.type == "cpu" and not self.decoder.ops.static_shapes
         return on_cpu and draft.on_host and within
-
-
-def _read(directory: Path, dtype: torch.dtype) -> tuple[DecoderSpec, Mapping[str, Tensor]]:
-    """Return a checkpoint's decoder, tied as its tensors say, and its weights."""
-    spec, quantised = DecoderSpec.from_config_file(directory), quantised_weights(directory, "stored")
-    if quantised is None:
-        weights = read_weights(directory)
-        return settle_head(spec, weights), weights
-    return replace(spec, tie_word_embeddings="lm_head.weight" not in quantised), Widened(quantised, dtype)
 
 
 def _has_all_rows(some_BMX: Tensor, draft: Draft) -> bool:

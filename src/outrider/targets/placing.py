@@ -3,15 +3,17 @@
 Example: "cuda:7" on a machine with two GPUs is refused with a sentence that names cuda:0 and cuda:1.
 """
 
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from outrider.errors import ConfigError, nearest
+from outrider.formats.locate import gguf_file
 from outrider.models.weight_kinds import WEIGHTS, WeightsChoice
 from outrider.records.display import shown
 
-__all__ = ["DTYPES", "QUANTISED_WITH", "device_named", "dtype_named", "weights_named"]
+__all__ = ["DTYPES", "QUANTISED_WITH", "device_named", "dtype_named", "stored_file", "weights_named"]
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 QUANTISED_WITH = (torch.bfloat16, torch.float32)
@@ -42,6 +44,18 @@ def weights_named(name: Any) -> WeightsChoice:
     if not isinstance(name, str) or name not in WEIGHTS:
         raise ConfigError(f"unknown weights {shown(name)}{nearest(str(name), WEIGHTS)}")
     return cast(WeightsChoice, name)
+
+
+def stored_file(name: str, weights: WeightsChoice) -> Path | None:
+    """Return the GGUF file of this name, fetched if need be, that is to run as it is stored; None for other models.
+
+    Raises:
+        ConfigError: for a file that is to be quantised.
+    """
+    file = gguf_file(name)
+    if file is not None and weights != "stored":
+        raise ConfigError(f"weights={weights!r} quantises a directory, and {file.name} is a GGUF file; leave it out")
+    return file
 
 
 def device_named(name: Any) -> torch.device:

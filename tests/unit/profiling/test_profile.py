@@ -29,7 +29,7 @@ NUM_POINTS = 2 * 2 * 2
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module, "load_target", lambda name, **settings: tiny_target(0))
+    monkeypatch.setattr(module, "target_of", lambda config, listen: tiny_target(0))
     monkeypatch.setattr(module, "memory_bytes_per_s", lambda device: 1e10)
     monkeypatch.setenv("OUTRIDER_CACHE", str(tmp_path / "cache"))
 

@@ -42,7 +42,7 @@ from outrider.formats.weights import check_finite
 from outrider.models.spec import DecoderSpec
 from outrider.ops.quantised import QuantFormat, QuantisedMatrix, QuantRows, dequantised
 
-__all__ = ["StoredModel", "StoredWeights", "open_stored"]
+__all__ = ["StoredModel", "StoredWeights", "open_stored", "stored_weights"]
 
 DTYPES: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 MAX_SCALE: Final = np.finfo(np.float32).max / np.float32(12)
@@ -154,6 +154,21 @@ def open_stored(file: Path) -> StoredModel:
         CheckpointError: for a damaged file, a type that does not run as stored, and a model that cannot be reproduced.
     """
     source = open_gguf(file)
+    config, spec, weights = _checked(source)
+    return StoredModel(file=source.path, spec=spec, config=config, weights=weights, tokenizer=_tokenizer(source))
+
+
+def stored_weights(file: Path) -> StoredWeights:
+    """Open a file as `open_stored` does, for its weights alone: its tokenizer takes a second.
+
+    Raises:
+        CheckpointError: as `open_stored`, but for what its tokenizer lacks.
+    """
+    return _checked(open_gguf(file))[2]
+
+
+def _checked(source: GgufFile) -> tuple[Mapping[str, Any], DecoderSpec, StoredWeights]:
+    """Return the config, the decoder and the weights of a model that runs as stored."""
     config = config_of_gguf(source)
     names = hugging_face_names(source)
     ends = generation_config(source, config).get("eos_token_id", ())
@@ -165,8 +180,7 @@ def open_stored(file: Path) -> StoredModel:
         )
     for name in names.values():
         _check_type(source.tensors[name])
-    weights = StoredWeights(source, names, config)
-    return StoredModel(file=source.path, spec=spec, config=config, weights=weights, tokenizer=_tokenizer(source))
+    return config, spec, StoredWeights(source, names, config)
 
 
 def _check_type(tensor: GgufTensor) -> None:
