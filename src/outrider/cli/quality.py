@@ -13,7 +13,7 @@ class QualityCommand(QualityConfig):
     """Measure what quantised weights cost: agreement, KL divergence and perplexity against the widened target.
 
     The table goes to standard output, followed by one line of JSON unless that is a terminal. Figures on the
-    benchmark's prompts are kept in the cache, and shown when the same weights are loaded again.
+    benchmark's prompts are kept in the cache.
     """
 
     def run(self) -> None:

@@ -1,4 +1,4 @@
-"""Measured figures in the cache, so that loading the same weights again can show them.
+"""Measured figures in the cache, found again by the files and kinds of a loaded model's weights.
 
 They lie in `quality/<key>.json` of the cache. The key is a hash of the model's files (path, size, time), the kinds of
 its weights and the dtype of its cache; files that change have no figures.
