@@ -28,6 +28,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "bench": "outrider.cli.bench:Bench",
+    "drafters": "outrider.cli.drafters:Drafters",
     "export": "outrider.cli.export:ExportCommand",
     "fetch": "outrider.cli.fetch:Fetch",
     "generate": "outrider.cli.generate:Generate",

