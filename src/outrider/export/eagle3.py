@@ -14,7 +14,7 @@ from outrider.formats.eagle3_speculators import is_speculators
 from outrider.proposers.eagle3 import Eagle3Config
 from outrider.records.json_fields import read_json
 
-__all__ = ["on_vllm", "reads", "write"]
+__all__ = ["chain_depth", "on_vllm", "reads", "write"]
 
 
 def reads(config: Mapping[str, Any]) -> bool:
@@ -24,9 +24,14 @@ def reads(config: Mapping[str, Any]) -> bool:
 
 def on_vllm(order: Order) -> Exported:
     config: Eagle3Config = order.config
-    depth = max(path.count(".") + 1 for path in config.tree.split()) if config.tree else config.levels
     notes = ["vLLM drafts a chain, not the tree"] if config.width > 1 or config.tree else []
-    return served_checkpoint(order, config.checkpoint, min(depth, config.num_nodes), *notes)
+    return served_checkpoint(order, config.checkpoint, chain_depth(config), *notes)
+
+
+def chain_depth(config: Eagle3Config) -> int:
+    """Return the length of the longest chain of a draft."""
+    depth = max(path.count(".") + 1 for path in config.tree.split()) if config.tree else config.levels
+    return min(depth, config.num_nodes)
 
 
 def write(export: Export) -> Exported:

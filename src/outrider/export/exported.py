@@ -24,7 +24,20 @@ from outrider.records.files import replacing, replacing_directory
 from outrider.records.json_fields import read_json
 from outrider.target import Target
 
-__all__ = ["ENGINES", "MARKER", "Engine", "Export", "Exported", "export_checkpoint", "export_into", "served_name"]
+__all__ = [
+    "ENGINES",
+    "MARKER",
+    "Engine",
+    "Export",
+    "Exported",
+    "export_checkpoint",
+    "export_into",
+    "served_name",
+    "sglang_command",
+    "sglang_flags",
+    "vllm_command",
+    "with_flags",
+]
 
 Engine = Literal["vllm", "speculators", "sglang"]
 ENGINES: tuple[Engine, ...] = ("vllm", "speculators", "sglang")
@@ -64,13 +77,7 @@ class Export:
 
     def sglang_flags(self, algorithm: str) -> dict[str, Any]:
         """Return SGLang's flags for a drafted chain."""
-        return {
-            "speculative-algorithm": algorithm,
-            "speculative-draft-model-path": self.place,
-            "speculative-num-steps": self.num_nodes,
-            "speculative-eagle-topk": 1,
-            "speculative-num-draft-tokens": self.num_nodes + 1,
-        }
+        return sglang_flags(algorithm, self.place, self.num_nodes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,17 +97,43 @@ class Exported:
         """Return the command that serves the target with the export."""
         name = served_name(export.target)
         if export.engine == "sglang":
-            flags = [f"--{key} {shlex.quote(str(value))}" for key, value in self.speculative.items()]
-            return " ".join([f"python -m sglang.launch_server --model-path {shlex.quote(name)}", *flags])
-        config = json.dumps(dict(self.speculative))
-        others = [f"--{key} {shlex.quote(value)}" for key, value in self.flags.items()]
-        return " ".join([f"vllm serve {shlex.quote(name)} --speculative-config {shlex.quote(config)}", *others])
+            return sglang_command(name, self.speculative)
+        return vllm_command(name, self.speculative, self.flags)
 
 
 def served_name(target: Target) -> str:
     """Return the model that an engine is told to serve: the target's directory, or its hub id."""
     directory = target.checkpoint()
     return target.spec.name if directory is None else str(directory)
+
+
+def vllm_command(target: str, speculative: Mapping[str, Any], flags: Mapping[str, str]) -> str:
+    """Return the command that serves a target on vLLM; without a configuration it decodes plainly."""
+    config = {"speculative-config": json.dumps(dict(speculative))} if speculative else {}
+    return with_flags(f"vllm serve {shlex.quote(target)}", {**config, **flags})
+
+
+def sglang_command(target: str, flags: Mapping[str, Any]) -> str:
+    """Return the command that serves a target on SGLang."""
+    return with_flags(f"python -m sglang.launch_server --model-path {shlex.quote(target)}", flags)
+
+
+def sglang_flags(
+    algorithm: str, place: str | Path, num_steps: int, width: int = 1, num_nodes: int | None = None
+) -> dict[str, Any]:
+    """Return SGLang's flags for a chain, or for a dynamic tree of this width and number of nodes."""
+    return {
+        "speculative-algorithm": algorithm,
+        "speculative-draft-model-path": place,
+        "speculative-num-steps": num_steps,
+        "speculative-eagle-topk": width,
+        "speculative-num-draft-tokens": (num_nodes or num_steps) + 1,  # the root counts there
+    }
+
+
+def with_flags(command: str, flags: Mapping[str, Any]) -> str:
+    """Return a shell command with flags, `--name value` each."""
+    return " ".join([command, *(f"--{name} {shlex.quote(str(value))}" for name, value in flags.items())])
 
 
 def export_into(output: Path, write: Callable[[Path], Exported]) -> Exported:

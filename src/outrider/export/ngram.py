@@ -4,11 +4,15 @@ from outrider.export.exported import Exported
 from outrider.export.serving import Order
 from outrider.proposers.ngram import NgramConfig
 
-__all__ = ["on_vllm"]
+__all__ = ["lookup", "on_vllm"]
 
 
 def on_vllm(order: Order) -> Exported:
-    config: NgramConfig = order.config
+    return lookup(order.config)
+
+
+def lookup(config: NgramConfig) -> Exported:
+    """Return the speculative configuration of these settings."""
     notes = {
         "vLLM looks up the earliest occurrence, ours the latest": config.policy != "earliest",
         "vLLM drafts one continuation, not a tree": config.num_candidates > 1,

@@ -8,11 +8,15 @@ from outrider.export.exported import Exported
 from outrider.export.serving import Order
 from outrider.proposers.suffix import SuffixConfig
 
-__all__ = ["on_vllm"]
+__all__ = ["lookup", "on_vllm"]
 
 
 def on_vllm(order: Order) -> Exported:
-    config: SuffixConfig = order.config
+    return lookup(order.config)
+
+
+def lookup(config: SuffixConfig) -> Exported:
+    """Return the speculative configuration of these settings."""
     notes = {
         "on vLLM it drafts from the request's own text only: a server cannot clear its cache of earlier answers": True,
         "vLLM drafts a path, not a tree": config.mode == "tree",

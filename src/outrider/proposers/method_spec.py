@@ -42,6 +42,7 @@ __all__ = [
     "spelled",
     "split_settings",
     "with_heads",
+    "written",
 ]
 
 
@@ -76,6 +77,22 @@ def spelled(text: str) -> str:
     """
     name, colon, rest = text.partition(":")
     return (known_method(name.strip()) or name) + colon + rest
+
+
+def written(spec: MethodSpec) -> str:
+    """Return a method with its settings as `method_specs` reads them.
+
+    >>> written(MethodSpec("a_method", "a_method", {"num_nodes": 8, "layers": "0,1", "shares": (0.9, 0.7)}))
+    'a_method:num_nodes=8,layers=0,1,shares=0.9/0.7'
+    """
+    settings = (f"{key}={_text_of(value)}" for key, value in spec.settings.items())
+    return ":".join(part for part in (spec.name, ",".join(settings)) if part)
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "/".join(map(_text_of, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def with_heads(choices: Sequence[MethodSpec], target: Target) -> list[MethodSpec]:

@@ -1,0 +1,111 @@
+"""Deployments on llama.cpp's server, `llama-server`: a lookup, a draft model or an EAGLE-3 head, each as a chain.
+
+Target and drafter are GGUF files; what is none is converted by `convert_hf_to_gguf.py` of llama.cpp first. Flags are
+those of docs/speculative.md there; older versions call `--spec-draft-n-max` `--draft-max`.
+
+Example: prompt lookup with `num_nodes=8, min_n=2` is `--spec-type ngram-simple --spec-ngram-simple-size-n 2
+--spec-ngram-simple-size-m 8`.
+"""
+
+import shlex
+from typing import Any, Final
+
+from outrider.catalogue.published import base_name
+from outrider.export.deploy_parts import LOOKUP, chain_of, head_of, layout_of, num_drafted, plain_name, prepared
+from outrider.export.deployment import Deployment, Task
+from outrider.export.exported import with_flags
+from outrider.formats.locate import EMBEDDED, HUB_ID, fetched_file
+from outrider.results.rows import PLAIN
+
+__all__ = ["on_llama"]
+
+ENGINE: Final = "llama.cpp"
+KINDS: Final = {"eagle3": "draft-eagle3", "draft_model": "draft-simple"}
+"""Method -> its `--spec-type`."""
+AS_THEY_ARE: Final = ("eagle3", "speculators", "draft")
+"""Layouts that llama.cpp converts."""
+REASONS: Final = {
+    "suffix": "it has no suffix decoding; --spec-type ngram-map-k4v is another lookup that counts",
+    "pard": "it has no parallel drafting with a mask token",
+    "medusa": "it has no Medusa",
+    "mtp": "its draft-mtp reads modules inside the target's own GGUF file alone",
+}
+
+
+def on_llama(task: Task) -> Deployment:
+    """Return the commands that convert what is no GGUF file, and serve a method on llama.cpp."""
+    name, config = task.spec.name, task.config
+    if name == "hybrid":
+        return task.refused(ENGINE, "its lookups and its draft models are not chosen by their worth", head_of(task))
+    if name not in (PLAIN, "ngram", *KINDS):
+        return task.refused(ENGINE, REASONS.get(name, "it has no such method"), LOOKUP)
+    chain = chain_of(task)
+    if chain is not None:
+        return task.refused(ENGINE, "it drafts chains, not trees", chain)
+    if name == "draft_model" and config.layers is not None:
+        return task.refused(ENGINE, "a draft of the target's own layers is no model that it can load", LOOKUP)
+    file, before = _target(task.target)
+    if name in KINDS:
+        return _drafted(task, file, before)
+    flags: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
+    if name == "ngram":
+        flags = {
+            "spec-type": "ngram-simple",
+            "spec-ngram-simple-size-n": config.min_n,
+            "spec-ngram-simple-size-m": config.num_nodes,
+        }
+        notes = (f"llama.cpp looks up {config.min_n} tokens, ours {config.min_n} to {config.max_n}",)
+    return Deployment(engine=ENGINE, method=task.method, commands=(*before, _server(file, flags)), notes=notes)
+
+
+def _drafted(task: Task, file: str, before: tuple[str, ...]) -> Deployment:
+    name, depth = task.spec.name, num_drafted(task)
+    source = str(task.config.checkpoint or "")
+    if source.endswith(".gguf"):
+        commands: tuple[str, ...] = ()
+        draft = source
+    else:
+        if layout_of(task) in AS_THEY_ARE:
+            directory = f"exports/{base_name(source)}"
+            first = f"hf download {source} --local-dir {directory}"
+        else:
+            first, directory = prepared(task, "vllm", depth)
+        draft = f"{base_name(source or name)}-draft.gguf"
+        beside = f" --target-model-dir {shlex.quote(_directory(task.target))}" if name == "eagle3" else ""
+        commands = (first, f"python convert_hf_to_gguf.py {directory}{beside} --outtype bf16 --outfile {draft}")
+    flags = {"spec-type": KINDS[name], "model-draft": draft, "spec-draft-n-max": depth}
+    notes = {
+        "it drafts from all columns of the head, ours from the most frequent": bool(task.config.draft_vocab),
+        "llama.cpp reads heads that fuse three states": name == "eagle3",
+    }
+    return Deployment(
+        engine=ENGINE,
+        method=task.method,
+        commands=(*before, *commands, _server(file, flags)),
+        notes=tuple(note for note, holds in notes.items() if holds),
+    )
+
+
+def _server(file: str, flags: dict[str, Any]) -> str:
+    return with_flags(f"llama-server --model {shlex.quote(file)}", flags)
+
+
+def _target(target: str) -> tuple[str, tuple[str, ...]]:
+    """Return the target's GGUF file, and the commands that make it."""
+    if target in EMBEDDED:
+        known = fetched_file(target)
+        return (str(known), ()) if known is not None else _target(EMBEDDED[target].hub_id)
+    if target.endswith(".gguf"):
+        return target, ()
+    file = f"{base_name(target)}.gguf"
+    convert = f"python convert_hf_to_gguf.py {shlex.quote(_directory(target))} --outtype bf16 --outfile {file}"
+    is_published = HUB_ID.fullmatch(target) is not None and not target.startswith(".")
+    fetch = (f"hf download {target} --local-dir {_directory(target)}",) if is_published else ()
+    return file, (*fetch, convert)
+
+
+def _directory(target: str) -> str:
+    """Return the directory of the target's original weights."""
+    name = plain_name(target)
+    return f"models/{base_name(name)}" if HUB_ID.fullmatch(name) and not name.startswith(".") else name
