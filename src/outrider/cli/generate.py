@@ -34,8 +34,9 @@ class Generate:
     """The prompt; - reads it from standard input."""
     target: str = "smollm2-135m"
     """The target model: a directory, a GGUF file, a hub id, or smollm2-135m."""
-    method: str | None = None
-    """The drafting method and its settings, such as suffix or ngram:num_nodes=8; by default ngram."""
+    method: str = "auto"
+    """The drafting method and its settings, such as suffix or ngram:num_nodes=8; by default auto, which picks what tune
+    found for this target, else a shipped head, else suffix decoding, and says so."""
     max_new_tokens: int = 128
     """Longest answer in tokens."""
     temperature: float = 0.0
@@ -56,8 +57,9 @@ class Generate:
     """Use the target's chat template; --no-chat continues the prompt as it is."""
     show_drafts: bool = False
     """Colour the text that was accepted from drafts; without colours, put it in [brackets]."""
-    budget: Literal["fixed", "auto"] = "fixed"
-    """fixed drafts as much as the method is set to; auto as much as pays here, which may be nothing."""
+    budget: Literal["fixed", "auto"] | None = None
+    """fixed drafts as much as the method is set to; auto as much as pays here, which may be nothing; by default fixed,
+    or what was picked with the method."""
     verification: str = "coupled"
     """Verification rule: coupled, rejection or block."""
     dtype: str = "bfloat16"
@@ -73,7 +75,8 @@ class Generate:
         from outrider.cli.loading import loaded
         from outrider.engine import Engine
         from outrider.errors import ConfigError
-        from outrider.proposers import DEFAULT_METHOD
+        from outrider.proposers import AUTO
+        from outrider.proposers.auto import Pick, picked
         from outrider.proposers.method_spec import load_method, method_specs
         from outrider.requests.text import encode
         from outrider.sampling import SamplingParams
@@ -89,9 +92,10 @@ class Generate:
             max_tokens=self.max_new_tokens,
             stop=self.stop,
         )
-        choice = method_specs([self.method or DEFAULT_METHOD])[0]
+        choice = None if self.method == AUTO else method_specs([self.method])[0]
         target = loaded(self)
-        proposer = load_method(choice, target)
+        pick = picked(target) if choice is None else Pick(choice, "fixed", "it was named")
+        proposer = load_method(pick.spec, target)
         prompt = encode(target.tokenizer, self._prompt(target.tokenizer))
         records: list[StepRecord | PrefillRecord] = []
         engine = Engine(
@@ -99,7 +103,7 @@ class Generate:
             proposer,
             max_len=max(2, min(len(prompt) + max(1, self.max_new_tokens), target.spec.max_positions)),
             verification=self.verification,
-            budget=self.budget,
+            budget=self.budget or pick.budget,
             record=records.append,
         )
         show = _marking(is_styled(sys.stdout)) if self.show_drafts else _plain

@@ -25,8 +25,9 @@ from outrider.proposers.settings import checked_settings
 from outrider.target import Target
 
 __all__ = [
+    "AUTO",
     "DEFAULT_HEAD",
-    "DEFAULT_METHOD",
+    "DEFAULT_LOOKUP",
     "REGISTRY",
     "bare_setting",
     "configure",
@@ -51,11 +52,17 @@ REGISTRY: dict[str, str] = {
     "oracle": "outrider.proposers.oracle:OracleProposer",
 }
 
-DEFAULT_METHOD = "ngram"
-"""The command line's default method: it needs no weights, and costs next to nothing where it does not help."""
+AUTO = "auto"
+"""The command line's default, in place of a method: one is picked for the target."""
+
+PICKED = "outrider.proposers.auto:picked"
+"""The function that picks it; that file reads this registry."""
+
+DEFAULT_LOOKUP = "suffix"
+"""The method where no head is at hand: it needs no weights."""
 
 DEFAULT_HEAD = "eagle3"
-"""The default head of a hybrid: of the shipped ones it is accepted most."""
+"""The default head, alone and in a hybrid: of the shipped ones it is accepted most."""
 
 ALIASES = {"draft": "draft_model"}
 
@@ -138,19 +145,30 @@ def load_proposer(name: str, target: Target, **settings: Any) -> Proposer:
     """Build a proposer for a target.
 
     Examples: `load_proposer("ngram", target, max_n=4, num_nodes=8)`; `load_proposer("eagle3", target)` takes the head
-    that is shipped for the target.
+    that is shipped for the target; `load_proposer("auto", target)` picks what is best known for it.
 
     Raises:
         ConfigError: for an unknown method or setting.
         CheckpointError: if its weights do not fit the target.
     """
-    name = method_name(name)
+    if name != AUTO:
+        name = method_name(name)
     if not isinstance(target, Target):
         raise ConfigError(f"method '{name}' drafts for a loaded target, not {target!r}; pass load_target(...)")
+    if name == AUTO:
+        return _load_picked(target, settings)
     config = configure(name, settings)
     proposer = proposer_class(name).load(target, with_checkpoint(name, config, target))
     give_back()
     return proposer
+
+
+def _load_picked(target: Target, settings: dict[str, Any]) -> Proposer:
+    if settings:
+        raise ConfigError(f"'{AUTO}' picks the settings too; leave out {', '.join(settings)}, or name a method")
+    module, _, function = PICKED.partition(":")
+    spec = getattr(import_module(module), function)(target).spec
+    return load_proposer(spec.name, target, **spec.settings)
 
 
 def with_checkpoint(name: str, config: Any, target: Target, spelled: str | None = None) -> Any:
@@ -178,12 +196,13 @@ def _no_head(name: str, target: Target, spelled: str, others: list[str]) -> str:
     from outrider.formats.locate import FETCH
     from outrider.formats.shipped import shipped_names
 
+    ours = target.spec.name
     instead = "".join(f", or {name}:{other}=..." for other in others)
-    names = shipped_names()
-    at_hand = f"at hand are {', '.join(names)}" if names else f"no shipped heads are on this machine, and {FETCH}"
+    at_hand = "" if shipped_names() else f"; no shipped heads are on this machine, and {FETCH}"
     return (
-        f"method '{name}' needs the setting 'checkpoint', since no head of its kind is shipped for {target.spec.name}: "
-        f"write {spelled} with a directory or hub id{instead}; {at_hand}"
+        f"method '{name}' needs the setting 'checkpoint', since no head of its kind is shipped for {ours}: "
+        f"write {spelled} with a directory or hub id{instead}; `outrider drafters {ours}` lists what fits, and "
+        f"'{AUTO}' in place of a method picks what is at hand{at_hand}"
     )
 
 

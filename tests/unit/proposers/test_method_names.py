@@ -169,7 +169,7 @@ def test_export_takes_a_method_or_a_directory(head: Path, target: Target) -> Non
 )
 def test_without_a_shipped_head_the_missing_setting_is_named(name: str, spelling: str) -> None:
     other = tiny_target(1, num_layers=6)
-    with pytest.raises(ConfigError, match=f"'checkpoint', since no head .* tiny-1: {spelling}.*; at hand are tiny/eag"):
+    with pytest.raises(ConfigError, match=f"'checkpoint', since no head .* tiny-1: {spelling}.*drafters tiny-1` lists"):
         load_proposer(name, other)
 
 
