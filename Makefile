@@ -2,6 +2,7 @@
 # make test        environment and the whole test suite
 # make small-run   from nothing to a measured EAGLE-3 head: data, training, benchmark
 # make vllm        an environment of its own for vLLM, in .venv-vllm or $OUTRIDER_VLLM
+# make llama       llama.cpp's server and tools, compiled in .llama.cpp or $OUTRIDER_LLAMA
 # make bench-vllm  vLLM beside our engine on the same prompts: builds that environment first
 # make test-vllm   exported heads draft on vLLM what they draft here: builds that environment first
 # make heads-archive   the heads of checkpoints/ in one file, for `outrider fetch heads` beside an installed wheel
@@ -13,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: bench bench-copy bench-batch bench-memory small-run bench-full bench-lookup bench-ops heads-archive peers vllm bench-vllm test test-vllm lint docs check clean
+.PHONY: bench bench-copy bench-batch bench-memory small-run bench-full bench-lookup bench-ops heads-archive peers vllm llama bench-vllm test test-vllm lint docs check clean
 
 bench: $(READY)
 	$(BIN)/outrider bench --preset quick
@@ -53,6 +54,9 @@ peers: $(READY)
 
 vllm: $(READY)
 	$(BIN)/python -m outrider.vllm.environment
+
+llama: $(READY)
+	$(BIN)/python -m outrider.llama_cpp.environment
 
 bench-vllm: vllm
 	$(BIN)/outrider bench --preset vllm

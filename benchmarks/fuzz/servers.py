@@ -16,7 +16,8 @@ from typing import Any
 from benchmarks.fuzz.checkpoints import intact
 from benchmarks.fuzz.mutate import json_text, mutate_bytes, mutate_json, mutate_text
 
-from outrider.bench.serving.client import Client, CompletionRequest
+from outrider.bench.serving.client import Client
+from outrider.bench.serving.dialect import CompletionRequest
 from outrider.data.endpoint import ServerConfig, ServerGenerator
 from outrider.data.generator import Job
 from outrider.formats.tokenizer import load_tokenizer

@@ -18,7 +18,7 @@ from outrider.results.rows import PLAIN
 
 __all__ = ["BenchConfig"]
 
-Engine = Literal["outrider", "vllm", "vllm-custom"]
+Engine = Literal["outrider", "vllm", "vllm-custom", "llama.cpp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,8 @@ class BenchConfig:
     """Ignore EOS and generate up to the limit; such rows are labelled."""
     engines: tuple[Engine, ...] = ("outrider",)
     """Engines: outrider, ours; vllm, a vLLM server for each method (make vllm builds it); vllm-custom, a vLLM server
-    that drafts with our code. By default outrider, or only the endpoints where some are given."""
+    that drafts with our code; llama.cpp, a llama-server for each method (make llama builds it). By default outrider, or
+    only the endpoints where some are given."""
     endpoints: tuple[str, ...] = ()
     """Servers that already run: URL or METHOD=URL, for example none=http://localhost:8000/v1."""
     endpoint_model: str | None = None
@@ -83,7 +84,7 @@ class BenchConfig:
     serve: tuple[str, ...] = ()
     """Flags for the servers that we start: tensor-parallel-size=2 enforce-eager."""
     together: bool = False
-    """Run the servers of all methods at once and take turns; needs memory for all of them."""
+    """Keep all engines and servers open at once and take turns, ours too; needs memory for all of them."""
     start_timeout: float = 900.0
     """Seconds that a server may take to become healthy."""
     stall_timeout: float = 120.0

@@ -20,10 +20,11 @@ from outrider.bench.external import external_contenders
 from outrider.bench.methods import LoadedMethod, contamination_note, contamination_of, load_methods
 from outrider.bench.notes import Notes
 from outrider.bench.runner import Runner
-from outrider.bench.serving.contenders import serving_contenders
+from outrider.bench.serving.contenders import Engines, serving_contenders
 from outrider.bench.workload import Workload, read_workload, rules_of
 from outrider.budget import BudgetChoice
 from outrider.data.workloads import workload_hash
+from outrider.llama_cpp.environment import find_llama
 from outrider.proposers.method_spec import MethodSpec, method_specs
 from outrider.records.progress import Listener, Progress, unheard
 from outrider.records.provenance import Manifest, collect_manifest, template_hash
@@ -32,7 +33,7 @@ from outrider.target import Target
 from outrider.targets import target_of
 from outrider.targets.deferred import DeferredTarget
 from outrider.targets.placing import device_named
-from outrider.vllm.environment import Vllm, find_vllm
+from outrider.vllm.environment import find_vllm
 
 __all__ = ["RunPlan"]
 
@@ -46,7 +47,7 @@ class RunPlan:
 
     methods        methods that take part
     contenders     contenders of this process, plain decoding first; none where only servers answer
-    vllm           environment of vLLM, if it takes part
+    engines        engines whose servers the run starts
     contamination  records of training about the benchmark's prompts, by method
     notes          notes for readers of the results; serving contenders add theirs
     start          time at which loading began
@@ -57,7 +58,7 @@ class RunPlan:
     workload: Workload
     methods: tuple[MethodSpec, ...]
     contenders: tuple[Contender, ...]
-    vllm: Vllm | None
+    engines: Engines
     contamination: Mapping[str, Mapping[str, Any]]
     manifest: Manifest
     notes: Notes
@@ -75,7 +76,10 @@ class RunPlan:
         """
         start = perf_counter()
         method_specs(config.methods)  # an unknown name is an error before anything is loaded
-        vllm = find_vllm() if {"vllm", "vllm-custom"} & {*config.engines} else None
+        engines = Engines(
+            vllm=find_vllm() if {"vllm", "vllm-custom"} & {*config.engines} else None,
+            llama=find_llama() if "llama.cpp" in config.engines else None,
+        )
         target = _load_target(config, listen)
         workload = read_workload(config, target)
         notes = Notes(config.title, *workload.notes)
@@ -91,7 +95,7 @@ class RunPlan:
             workload=workload,
             methods=methods,
             contenders=tuple(contenders),
-            vllm=vllm,
+            engines=engines,
             contamination=contamination,
             manifest=_manifest(config, target, workload),
             notes=notes,
@@ -106,12 +110,13 @@ class RunPlan:
 
         config, max_len = self.config, self.workload.max_len
         served = serving_contenders(
-            config, self.methods, self.target, self.workload.warm_up, max_len, store.directory, tell, self.vllm
+            config, self.methods, self.target, self.workload.warm_up, max_len, store.directory, tell, self.engines
         )
         self.notes.texts += served.notes
+        groups: list[Sequence[Contender]] = [self.contenders, *served.contender_groups]
         runner = Runner(
             target=self.target,
-            contender_groups=[self.contenders, *served.contender_groups],
+            contender_groups=_together(groups) if config.together else groups,
             cells=self.workload.cells,
             rules_of=lambda cell: rules_of(config, max_len, cell.temperature, cell.repeat),
             verified=lambda temperature: temperature == 0 or config.verification == "coupled",
@@ -120,6 +125,11 @@ class RunPlan:
             start_up_s=perf_counter() - self.start,
         )
         return runner
+
+
+def _together(groups: Sequence[Sequence[Contender]]) -> list[Sequence[Contender]]:
+    """Return one group, whose contenders take turns."""
+    return [[one for group in groups for one in group]]
 
 
 def _load_target(config: BenchConfig, listen: Listener) -> Target:

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby, product
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import final
 
 from outrider.audit.replay import DEFAULT_ROWS
@@ -35,6 +35,8 @@ __all__ = ["BASELINE", "Runner"]
 
 BASELINE = Name("outrider", PLAIN)
 EXACT = Verdict(kind="exact")
+PAUSE_S = 0.1
+"""Between engines that take turns, so that the threads of the one are asleep when the other begins."""
 
 
 @dataclass
@@ -66,6 +68,7 @@ class Runner:
     listen: Listener = unheard
     start_up_s: float = 0.0
     _places: dict[Name, _Place] = field(default_factory=dict)
+    _last_engine: str | None = None
 
     def run(self) -> None:
         """Measure what is missing.
@@ -153,9 +156,16 @@ class Runner:
                     continue
                 self.listen(Progress(len(self.store.units), self.num_units, name))
                 self._prepare(contender, cell, index)
+                self._pause(contender.name.engine)
                 self.store.append(contender.measure(cell, group, self.rules_of(cell)))
                 self._places[contender.name].index = index + 1
             self._judge(cell, group)
+
+    def _pause(self, engine: str) -> None:
+        """Wait where another engine has just answered."""
+        if self._last_engine not in (None, engine):
+            sleep(PAUSE_S)
+        self._last_engine = engine
 
     def _prepare(self, contender: Contender, cell: Cell, index: int) -> None:
         """Put a contender into the state in which it answers the cell's group `index`."""

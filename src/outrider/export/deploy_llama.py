@@ -8,35 +8,29 @@ Example: prompt lookup with `num_nodes=8, min_n=2` is `--spec-type ngram-simple 
 """
 
 import shlex
+from collections.abc import Mapping
 from typing import Any, Final
 
 from outrider.catalogue.published import base_name
 from outrider.export.deploy_parts import LOOKUP, chain_of, head_of, layout_of, num_drafted, plain_name, prepared
 from outrider.export.deployment import Deployment, Task
 from outrider.export.exported import with_flags
+from outrider.export.llama import KINDS, REASONS, lookup_flags
 from outrider.formats.locate import EMBEDDED, HUB_ID, fetched_file
 from outrider.results.rows import PLAIN
 
 __all__ = ["on_llama"]
 
 ENGINE: Final = "llama.cpp"
-KINDS: Final = {"eagle3": "draft-eagle3", "draft_model": "draft-simple"}
-"""Method -> its `--spec-type`."""
 AS_THEY_ARE: Final = ("eagle3", "speculators", "draft")
 """Layouts that llama.cpp converts."""
-REASONS: Final = {
-    "suffix": "it has no suffix decoding; --spec-type ngram-map-k4v is another lookup that counts",
-    "pard": "it has no parallel drafting with a mask token",
-    "medusa": "it has no Medusa",
-    "mtp": "its draft-mtp reads modules inside the target's own GGUF file alone",
-}
 
 
 def on_llama(task: Task) -> Deployment:
     """Return the commands that convert what is no GGUF file, and serve a method on llama.cpp."""
     name, config = task.spec.name, task.config
     if name == "hybrid":
-        return task.refused(ENGINE, "its lookups and its draft models are not chosen by their worth", head_of(task))
+        return task.refused(ENGINE, REASONS[name], head_of(task))
     if name not in (PLAIN, "ngram", *KINDS):
         return task.refused(ENGINE, REASONS.get(name, "it has no such method"), LOOKUP)
     chain = chain_of(task)
@@ -47,14 +41,10 @@ def on_llama(task: Task) -> Deployment:
     file, before = _target(task.target)
     if name in KINDS:
         return _drafted(task, file, before)
-    flags: dict[str, Any] = {}
+    flags: Mapping[str, Any] = {}
     notes: tuple[str, ...] = ()
     if name == "ngram":
-        flags = {
-            "spec-type": "ngram-simple",
-            "spec-ngram-simple-size-n": config.min_n,
-            "spec-ngram-simple-size-m": config.num_nodes,
-        }
+        flags = lookup_flags(config)
         notes = (f"llama.cpp looks up {config.min_n} tokens, ours {config.min_n} to {config.max_n}",)
     return Deployment(engine=ENGINE, method=task.method, commands=(*before, _server(file, flags)), notes=notes)
 
@@ -87,7 +77,7 @@ def _drafted(task: Task, file: str, before: tuple[str, ...]) -> Deployment:
     )
 
 
-def _server(file: str, flags: dict[str, Any]) -> str:
+def _server(file: str, flags: Mapping[str, Any]) -> str:
     return with_flags(f"llama-server --model {shlex.quote(file)}", flags)
 
 

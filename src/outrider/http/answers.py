@@ -20,7 +20,9 @@ __all__ = [
     "check_prompt",
     "check_reason",
     "choice_of",
+    "count_of",
     "model_names",
+    "owner_of",
     "parsed",
     "said_by",
     "text_of",
@@ -68,6 +70,20 @@ def model_names(answer: Mapping[str, Any]) -> list[str]:
         if not isinstance(name, str) or not name or not _is_unicode(name):
             raise _foreign(f"it lists a model whose 'id' is {shown(name)}")
     return names  # type: ignore[return-value]
+
+
+def owner_of(answer: Mapping[str, Any]) -> str | None:
+    """Return the engine that a server names as the owner of its models; None where it names none, or several."""
+    owners = {str(model.get("owned_by")) for model in answer.get("data") or [] if isinstance(model, Mapping)}
+    return owners.pop() if len(owners) == 1 else None
+
+
+def count_of(fields: Mapping[str, Any], name: str) -> int | None:
+    """Return a whole number that is not negative; None where it is missing."""
+    count = fields.get(name)
+    if count is not None and (type(count) is not int or count < 0):
+        raise AnswerError(f"counts wrongly: '{name}' is {shown(count)}")
+    return count
 
 
 def choice_of(answer: Mapping[str, Any]) -> dict[str, Any] | None:

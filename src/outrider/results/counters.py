@@ -5,10 +5,11 @@ accepted tokens, and accepted tokens by position; a client sees tokens arrive in
 With E the tokens behind each request's first one, and A the accepted tokens,
 
     steps                  max(bursts behind the first, E - A): a slow client sees two bursts as one, and what was
-                           accepted behind the end of an answer is counted there though nobody gets it
+                           accepted behind the end of an answer is counted there though nobody gets it; E - A alone
+                           where answers came in one piece
     tau                    E / steps, tokens per target forward, steps without a draft included
     mean_acceptance_length 1 + A / drafts, vLLM's own figure: only steps with a draft
-    draft_coverage         drafts / steps
+    draft_coverage         drafts / steps; unknown where tokens were drafted and no drafts counted
     acceptance_per_pos     accepted at position k / drafts
 
 Worked example: 21 tokens of one request in 9 bursts, 6 drafts of 4 tokens, 12 accepted. E = 20, so there were 8 steps:
@@ -89,7 +90,7 @@ def figures_of(counters: Counters, seen: Seen) -> dict[str, Any]:
     return {
         "tau": seen.num_tokens / steps if steps else None,
         "mean_acceptance_length": 1 + accepted / drafts if drafts else None,
-        "draft_coverage": min(1.0, drafts / steps) if steps else None,
+        "draft_coverage": min(1.0, drafts / steps) if steps and (drafts or not drafted) else None,
         "draft_acceptance_rate": accepted / drafted if drafted else None,
         "acceptance_per_pos": tuple(count / drafts for count in per_pos) if reached else None,
         "conditional_acceptance_per_pos": tuple(now / before if before else 0.0 for before, now in reached) or None,

@@ -213,7 +213,7 @@ def _served_counts(units: Sequence[UnitResult]) -> dict[str, Any]:
     counters = [unit.counters for unit in units if unit.counters is not None]
     if len(counters) < len(units):
         return {}
-    behind = [(len(answer.tokens) - 1, len(answer.bursts) - 1) for unit in units for answer in unit.answers]
+    behind = [(len(answer.tokens) - 1, max(0, len(answer.bursts) - 1)) for unit in units for answer in unit.answers]
     seen = Seen(num_tokens=sum(tokens for tokens, _ in behind), num_bursts=sum(bursts for _, bursts in behind))
     return figures_of(total_of(counters), seen)
 

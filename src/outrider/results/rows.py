@@ -23,8 +23,8 @@ __all__ = ["PLAIN", "SCHEMA", "SERVING", "Equality", "Lossless", "Report", "Row"
 SCHEMA = "outrider.bench/1"
 PLAIN = "none"
 """The method of plain decoding."""
-SERVING = ("vllm", "endpoint")
-"""Engines behind HTTP: a server that we start, and one that already runs. Each has plain decoding of its own."""
+SERVING = ("vllm", "llama.cpp", "endpoint")
+"""Engines behind HTTP: servers that we start, and one that already runs. Each has plain decoding of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)

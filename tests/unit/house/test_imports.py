@@ -17,20 +17,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 STOREYS = [
     *("errors", "env", "kernels", "records", "draft", "noise", "sampling", "cache", "placement", "ops", "models"),
     *("target", "formats", "proposer", "loop", "targets", "requests", "metrics", "verify", "budget", "batch", "engine"),
-    *(
-        "costs",
-        "adaptive",
-        "proposers",
-        "http",
-        "data",
-        "audit",
-        "results",
-        "catalogue",
-        "export",
-        "vllm",
-        "train",
-        "bench",
-    ),
+    *("costs", "adaptive", "proposers", "http", "data", "audit", "results", "catalogue", "export", "vllm", "llama_cpp"),
+    *("train", "bench"),
     *("planning", "profiling", "quality", "testing", "outrider", "cli", "__main__"),
 ]
 """From the ground up: a file or folder imports from those before it. `outrider` is the package's own `__init__.py`."""

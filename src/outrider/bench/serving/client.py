@@ -1,89 +1,32 @@
-"""A client of an OpenAI-compatible server that takes down when tokens arrive.
+"""A client of a serving engine that takes down when tokens arrive.
 
-Prompts go to `/v1/completions` as token ids, so the server reads exactly what our engine reads. The answer is streamed;
-with `return_token_ids` each event holds the ids of the tokens that a step wrote, a *burst*. What is asked for is
-spelled out, for a server may have other defaults (a repetition penalty from `generation_config.json`, say).
+The server's list of models says which engine it is, and so in which words it is asked (`dialect`). A server that names
+no engine we know is asked in vLLM's words.
 
-An answer is taken only if it is whole: the stream ends with a reason and with the server's own counts, which must be
-what was sent and what arrived. Everything else is one `EndpointError` that says what happened.
-
-    data: {"choices": [{"token_ids": [17, 4], "finish_reason": null}]}        a burst of two
-    data: {"choices": [], "usage": {"prompt_tokens": 30, "completion_tokens": 2}}
-    data: [DONE]
+Example: `{"data": [{"id": "m", "owned_by": "sglang"}]}` is a server with the model "m" that is asked as SGLang.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from time import perf_counter
-from typing import Any, final
+from collections.abc import Sequence
+from typing import Final, final
 
+from outrider.bench.serving.dialect import CompletionRequest, Dialect, Reply
+from outrider.bench.serving.llama_dialect import LlamaDialect
+from outrider.bench.serving.openai_dialect import OpenaiDialect
 from outrider.bench.serving.prometheus import counters_in
+from outrider.bench.serving.sglang_dialect import SglangDialect
 from outrider.errors import EndpointError, nearest, on_one_line
-from outrider.http.answers import (
-    AnswerError,
-    Usage,
-    check_prompt,
-    check_reason,
-    choice_of,
-    model_names,
-    parsed,
-    token_ids,
-    usage_of,
-)
+from outrider.http.answers import model_names, owner_of
 from outrider.http.client import ServerHttp
-from outrider.records.display import shown
 from outrider.results.counters import Counters, total_of
 
-__all__ = ["Client", "CompletionRequest", "Reply"]
+__all__ = ["Client"]
 
-DONE = b"[DONE]"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompletionRequest:
-    """One request: token ids in, at most `limit` tokens out; `ends` are tokens that end the answer, unless ignored.
-
-    vocab_size   above every token id that the target has
-    """
-
-    prompt: Sequence[int]
-    limit: int
-    vocab_size: int
-    temperature: float
-    seed: int
-    ends: Sequence[int]
-    ignore_eos: bool
-
-    def body(self, model: str) -> dict[str, Any]:
-        """Return the JSON body of the request."""
-        ending = {"ignore_eos": True} if self.ignore_eos else {"stop_token_ids": sorted(self.ends)}
-        return {
-            "model": model,
-            "prompt": list(self.prompt),
-            "max_tokens": self.limit,
-            "temperature": self.temperature,
-            "top_p": 1.0,
-            "top_k": -1,
-            "repetition_penalty": 1.0,
-            "seed": self.seed % 2**31,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "return_token_ids": True,
-            **ending,
-        }
-
-
-@dataclass(kw_only=True)
-class Reply:
-    """An answer as it arrived; times are seconds of `perf_counter`."""
-
-    start: float
-    tokens: list[int] = field(default_factory=list)
-    bursts: list[int] = field(default_factory=list)
-    first: float | None = None
-    last: float | None = None
-    reason: str | None = None
-    usage: Usage | None = None
+DIALECTS: Final[dict[str, Dialect]] = {
+    "vllm": OpenaiDialect(),
+    "sglang": SglangDialect(),
+    "llamacpp": LlamaDialect(),
+}
+"""`owned_by` of a server's models -> its words."""
 
 
 @final
@@ -99,6 +42,7 @@ class Client:
     def __init__(self, url: str, *, stall_s: float, metrics: Sequence[str] = ()) -> None:
         self.url = url.rstrip("/")
         self.metrics = tuple(metrics) or (f"{self.url.removesuffix('/v1')}/metrics",)
+        self.dialect: Dialect = OpenaiDialect()
         self._http = ServerHttp(timeout_s=stall_s)
 
     async def close(self) -> None:
@@ -106,17 +50,21 @@ class Client:
         await self._http.close()
 
     async def model(self, wanted: str | None = None) -> str:
-        """Return the model's name at the server.
+        """Return the model's name at the server, and learn its words.
 
         Raises:
             EndpointError: if it serves several and none is wanted by name, or the wanted one is not there.
         """
-        names = await self._http.json("GET", f"{self.url}/models", None, model_names)
+        address = f"{self.url}/models"
+        names, owner = await self._http.json(
+            "GET", address, None, lambda answer: (model_names(answer), owner_of(answer))
+        )
         if wanted is None and len(names) != 1:
             listed = on_one_line(", ".join(names))
             raise EndpointError(f"{self.url} serves {len(names)} models ({listed}); name one with --endpoint-model")
         if wanted is not None and wanted not in names:
             raise EndpointError(f"{self.url} has no model '{wanted}'{on_one_line(nearest(wanted, names))}")
+        self.dialect = DIALECTS.get(owner or "", self.dialect)
         return wanted or names[0]
 
     async def counters(self) -> Counters | None:
@@ -134,51 +82,4 @@ class Client:
         Raises:
             EndpointError: for any answer that is not whole.
         """
-        reply = Reply(start=perf_counter())
-
-        def take(data: bytes) -> bool | None:
-            if data == DONE:
-                _check_whole(reply, request)
-                return None
-            return _take(reply, parsed(data), request, perf_counter()) if data else False
-
-        await self._http.events(f"{self.url}/completions", request.body(model), take)
-        return reply
-
-
-def _take(reply: Reply, event: Mapping[str, Any], request: CompletionRequest, now: float) -> bool:
-    """Take in an event; return whether it brought tokens or the end."""
-    reply.usage = usage_of(event) or reply.usage
-    choice = choice_of(event)
-    if choice is None:
-        return False
-    tokens = token_ids(choice, request.vocab_size)
-    if tokens is None and choice.get("text"):
-        raise AnswerError("gives no token ids; serve with vLLM 0.10.2 or later, which knows return_token_ids")
-    reason = choice.get("finish_reason")
-    if tokens:
-        if reply.reason is not None:
-            raise AnswerError("went on with its answer after the end")
-        if len(reply.tokens) + len(tokens) > request.limit:
-            raise AnswerError(f"wrote more than the {request.limit} tokens that were asked for")
-        reply.tokens += tokens
-        reply.bursts.append(len(tokens))
-        reply.first, reply.last = reply.first or now, now
-    if reason is not None:
-        check_reason(reason)
-        reply.reason = reason
-    return bool(tokens)
-
-
-def _check_whole(reply: Reply, request: CompletionRequest) -> None:
-    check_reason(reply.reason)
-    usage = reply.usage
-    if usage is None or usage.prompt_tokens is None or usage.completion_tokens is None:
-        raise AnswerError("cut its answer off before the end: its counts are missing")
-    check_prompt(usage, len(request.prompt))
-    if usage.completion_tokens != len(reply.tokens):
-        raise AnswerError(
-            f"cut its answer off: it wrote {shown(usage.completion_tokens)} tokens and sent {len(reply.tokens)}"
-        )
-    if not reply.tokens:
-        raise AnswerError("gave an empty answer")
+        return await self.dialect.ask(self._http, self.url, request, model)

@@ -4,24 +4,26 @@ Every conversation of a group is a client of its own; as many as the batch has s
 others wait. So batch 1 is serial latency and larger batches are throughput under that concurrency. The server starts
 when the first cell needs it and stops when the run needs it no more; its counters are read before and after each group.
 
-Counters are kept only if they grew by exactly the tokens that arrived here. Otherwise somebody else used the server, or
-it shows another replica's counters, and the figures that need them stay unknown.
+The server's counters are kept only if they grew by exactly the tokens that arrived here. Otherwise somebody else used
+the server, or it shows another replica's counters. Then, and where they contradict what the answers count themselves,
+the counts of the answers are kept; where there are none, the figures that need them stay unknown.
 """
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter, sleep
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from outrider.bench.cells import Cell, Group
 from outrider.bench.contender import Contender, Name
-from outrider.bench.serving.client import Client, CompletionRequest, Reply
+from outrider.bench.serving.client import Client
+from outrider.bench.serving.dialect import CompletionRequest, Reply
 from outrider.bench.serving.service import Service
 from outrider.data.dialogue import Dialogue, Rules
 from outrider.errors import RunError
 from outrider.http.client import gathered
-from outrider.results.counters import Counters
+from outrider.results.counters import Counters, total_of
 from outrider.results.unit import Answer, UnitResult
 
 __all__ = ["Reader", "ServedContender"]
@@ -39,6 +41,13 @@ class Reader:
     vocab_size: int
     eos_ids: tuple[int, ...]
     warm_up: tuple[int, ...]
+
+
+class Heard(NamedTuple):
+    """An answer, and the server's counts of it."""
+
+    answer: Answer
+    counters: Counters | None
 
 
 @final
@@ -114,10 +123,12 @@ class ServedContender(Contender):
     def measure(self, cell: Cell, group: Group, rules: Rules) -> UnitResult:
         before = self._run(self.client.counters())
         start = perf_counter()
-        answers = self._run(self._play(group, rules, cell.batch, start))
+        heard = self._run(self._play(group, rules, cell.batch, start))
         wall_s = perf_counter() - start
+        answers = [one.answer for one in heard]
         num_tokens = sum(len(answer.tokens) for answer in answers)
-        counters = None if before is None else self._run(self._counted(before, num_tokens))
+        page = None if before is None else self._run(self._counted(before, num_tokens))
+        counters = believed(page, [one.counters for one in heard])
         return self.name.result(cell, group, rules, answers, wall_s, counters=counters)
 
     @property
@@ -156,15 +167,15 @@ class ServedContender(Contender):
         )
         await gathered(self.client.ask(request, self._model) for _ in range(batch))
 
-    async def _play(self, group: Group, rules: Rules, slots: int, start: float) -> list[Answer]:
+    async def _play(self, group: Group, rules: Rules, slots: int, start: float) -> list[Heard]:
         free = asyncio.Semaphore(slots)
-        answers: list[list[Answer]] = await gathered(
+        heard: list[list[Heard]] = await gathered(
             self._converse(Dialogue(conversation), rules, free, start) for conversation in group
         )
-        return [answer for conversation in answers for answer in conversation]
+        return [answer for conversation in heard for answer in conversation]
 
-    async def _converse(self, dialogue: Dialogue, rules: Rules, free: asyncio.Semaphore, start: float) -> list[Answer]:
-        conversation, answers = dialogue.conversation, []
+    async def _converse(self, dialogue: Dialogue, rules: Rules, free: asyncio.Semaphore, start: float) -> list[Heard]:
+        conversation, heard = dialogue.conversation, []
         async with free:
             for turn in range(len(conversation.turns)):
                 prompt = dialogue.ask(turn, self.reader.tokenizer)
@@ -181,9 +192,9 @@ class ServedContender(Contender):
                     ignore_eos=rules.ignore_eos,
                 )
                 reply = await self.client.ask(request, self._model)
-                answers.append(self._answer(conversation.id, turn, request, reply, start))
+                heard.append(Heard(self._answer(conversation.id, turn, request, reply, start), reply.counters))
                 dialogue.answer(reply.tokens, self.reader.tokenizer)
-        return answers
+        return heard
 
     def _answer(self, conversation: str, turn: int, request: CompletionRequest, reply: Reply, start: float) -> Answer:
         assert reply.first is not None
@@ -199,7 +210,7 @@ class ServedContender(Contender):
             finished="eos" if reply.reason == "stop" else "length",
             ttft_s=reply.first - reply.start,
             latency_s=reply.last - reply.start,
-            first_burst=reply.bursts[0],
+            first_burst=reply.bursts[0] if reply.bursts else 1,
             bursts=tuple(reply.bursts),
             start_s=reply.start - start,
         )
@@ -223,3 +234,21 @@ class ServedContender(Contender):
                 return grown if grown is not None and grown.is_growth_of(num_tokens) else None
             await asyncio.sleep(COUNTING_WAIT_S)
         return None
+
+
+def believed(page: Counters | None, answers: Sequence[Counters | None]) -> Counters | None:
+    """Return the counts of a group: the page's where the answers do not contradict it, else the answers' own.
+
+    >>> told = Counters(num_generation_tokens=9, num_draft_tokens=8, num_accepted_tokens=5)
+    >>> believed(Counters(num_generation_tokens=9, num_drafts=2), [told]).num_accepted_tokens
+    5
+    """
+    known = [counters for counters in answers if counters is not None]
+    if not known or len(known) < len(answers):
+        return page
+    told = total_of(known)
+    agrees = page is not None and (page.num_draft_tokens, page.num_accepted_tokens) == (
+        told.num_draft_tokens,
+        told.num_accepted_tokens,
+    )
+    return page if agrees else told

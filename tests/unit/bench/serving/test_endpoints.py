@@ -9,8 +9,8 @@ import pytest
 from serving_runs import Run, running
 
 from outrider.bench.config import BenchConfig
-from outrider.bench.serving.contenders import serve_flags
 from outrider.bench.serving.endpoint import endpoint_of
+from outrider.bench.serving.flags import serve_flags
 from outrider.bench.serving.service import Launched
 from outrider.errors import ConfigError, RunError
 from outrider.vllm.environment import find_vllm

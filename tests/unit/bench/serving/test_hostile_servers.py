@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from outrider.bench.serving import prometheus
-from outrider.bench.serving.client import Client, CompletionRequest, Reply
+from outrider.bench.serving.client import Client
+from outrider.bench.serving.dialect import CompletionRequest, Reply
 from outrider.errors import EndpointError, OutriderError, RunError
 from outrider.http import client as server_http
 

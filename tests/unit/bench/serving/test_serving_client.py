@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from outrider.bench.serving.client import Client, CompletionRequest, Reply
+from outrider.bench.serving.client import Client
+from outrider.bench.serving.dialect import CompletionRequest, Reply
 from outrider.errors import RunError
 
 REQUEST = CompletionRequest(

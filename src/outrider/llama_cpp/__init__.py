@@ -1,0 +1,1 @@
+"""llama.cpp as a serving engine: its programs, and the files that they read."""
