@@ -53,7 +53,7 @@ class Llama:
 
     server   the program `llama-server`
     home     the directory of the build; None where only the program is known
-    version  of the package that carried the sources, else what the program says; None if unknown
+    version  the version of the package that carried the sources, else what the program says; None if unknown
     """
 
     server: Path

@@ -65,9 +65,7 @@ def test_a_draft_model_is_exported_and_converted(run: Run, llama: Path) -> None:
 def test_engines_take_turns_with_ours(run: Run, fake: Path, llama: Path, tmp_path: Path) -> None:
     run(engines=("outrider", "vllm", "llama.cpp"), together=True, max_new_tokens=4)
     units = [json.loads(line) for line in (tmp_path / "run/units.jsonl").read_text().splitlines()]
-    order = [
-        (engine, method) for engine in ("outrider", "vllm", "llama.cpp") for method in ("none", "ngram")
-    ]
+    order = [(engine, method) for engine in ("outrider", "vllm", "llama.cpp") for method in ("none", "ngram")]
     # both conversations are a group at batch 1: forwards, then backwards
     assert [(unit["engine"], unit["method"]) for unit in units] == [*order, *reversed(order)]
 
