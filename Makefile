@@ -62,7 +62,7 @@ bench-vllm: vllm
 	$(BIN)/outrider bench --preset vllm
 
 test: $(READY)
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered
 
 test-vllm: vllm
 	OUTRIDER_TEST_VLLM=1 $(BIN)/python -m pytest tests/vllm -s -rs

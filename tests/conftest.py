@@ -1,6 +1,7 @@
 """Fixtures shared by every test."""
 
 import gc
+import os
 import signal
 from pathlib import Path
 
@@ -10,6 +11,12 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from outrider.formats.locate import locate
 from outrider.targets.hf import HFTarget
+
+
+def pytest_configure() -> None:
+    """One core per worker: processes that tests start would otherwise run a thread on each core, and wait there."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_finish() -> None:

@@ -1,20 +1,22 @@
-"""Compilation of the lookup kernels: `numba.njit`, lazily and cached on disk, behind one typed decorator.
+"""Compilation of the lookup and sampling kernels: `numba.njit`, lazily and cached on disk, behind typed decorators.
 
-A function decorated with `compiled` is compiled at its first call, not at import, and the machine code is kept beside
-the source file (or in `NUMBA_CACHE_DIR`), so that only the very first process pays the seconds. Numba checks the file
-of the called function only: whoever edits a kernel that another file's kernel calls deletes the cache once.
+A function decorated with `compiled` is compiled at its first call, not at import, and the machine code is kept on disk
+(`compile_cache.py`), so that only the very first process pays the seconds.
+
+Example: `@compiled` above `def total(tokens: Int32Array) -> int` compiles it for arrays and numbers of 32 bits.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from outrider.kernels.compile_cache import cached
 from outrider.kernels.deferral import uninterrupted
 
-__all__ = ["Float32Array", "Int32Array", "as_tokens", "compiled", "float32", "grown", "inlined", "int32"]
+__all__ = ["Float32Array", "Int32Array", "as_tokens", "compiled", "float32", "grown", "inlined", "int32", "jitted"]
 
 Float32Array = NDArray[np.float32]
 Int32Array = NDArray[np.int32]
@@ -22,7 +24,7 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 # Kernels never create or keep an array, so counting references to the caller's arrays, which costs more than the work
 # itself, is left out (`_nrt`).
-_OPTIONS = {"cache": True, "nogil": True, "_nrt": False}
+_OPTIONS = {"nogil": True, "_nrt": False}
 
 # Inside kernels: numbers of one width, so that a function is compiled for one set of argument types only.
 int32 = cast(Callable[[int], int], np.int32)
@@ -31,12 +33,17 @@ float32 = cast(Callable[[float], float], np.float32)
 
 def compiled(function: Function) -> Function:
     """Compile `function` to machine code at its first call; it takes arrays and numbers only."""
-    return cast(Function, uninterrupted(numba.njit(**_OPTIONS)(function)))
+    return cast(Function, uninterrupted(jitted(**_OPTIONS)(function)))
 
 
 def inlined(function: Function) -> Function:
     """Compile as `compiled` does, but merge into callers: for small parts of a kernel that share many arrays."""
-    return cast(Function, numba.njit(forceinline=True, **_OPTIONS)(function))
+    return cast(Function, jitted(forceinline=True, **_OPTIONS)(function))
+
+
+def jitted(**options: bool | str) -> Callable[[Callable[..., object]], Any]:
+    """Return a decorator that compiles a function with these options of `numba.njit` at its first call, once."""
+    return lambda function: cached(numba.njit(**options)(function), function)
 
 
 def as_tokens(tokens: Sequence[int] | Int32Array) -> Int32Array:

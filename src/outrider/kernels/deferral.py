@@ -5,7 +5,7 @@ Numba broken for the rest of the process: `RuntimeError: generator raised StopIt
 handlers run when the kernel is there.
 
     @uninterrupted
-    @numba.njit(cache=True)
+    @numba.njit
     def kernel(numbers): ...
 """
 

@@ -11,11 +11,11 @@ Shapes: R rows, V vocabulary, C tokens of a chunk.
 
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from outrider.kernels.compiled import jitted
 from outrider.kernels.deferral import uninterrupted
 
 __all__ = ["pick"]
@@ -33,7 +33,7 @@ def pick(logits_RV: Tensor, keys_R2: Tensor, temperature: float) -> Tensor:
     return torch.from_numpy(out_R)
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@jitted()
 def _mix_word(word: Any) -> Any:
     # a new name for every value keeps the arithmetic in 32 bits, where it vectorises
     a = np.uint32(word ^ np.uint32(word >> np.uint32(16)))
@@ -43,18 +43,18 @@ def _mix_word(word: Any) -> Any:
     return np.uint32(d ^ np.uint32(d >> np.uint32(15)))
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@jitted()
 def _token_word(number: Any, first: Any, second: Any) -> Any:
     word = _mix_word(np.uint32(np.uint32(number * np.uint32(GOLDEN)) ^ first))
     return _mix_word(np.uint32(word + second))
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@jitted()
 def _gumbel_of(word: Any) -> Any:
     return -np.log(-np.log((np.float64(word) + 0.5) / 4294967296.0))
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@jitted()
 def _remainders(rest_C: np.ndarray, start: int, num: int, first: Any, second: Any) -> None:
     """Write a lower bound of (1 - u) * 2^31 for the `num` tokens from `start`."""
     base = np.uint32(start + 1)
@@ -64,19 +64,19 @@ def _remainders(rest_C: np.ndarray, start: int, num: int, first: Any, second: An
         rest_C[i] = np.float32(np.int32(np.uint32(left >> np.uint32(1)))) + np.float32(0.25)
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@jitted()
 def _limit(logit: Any, bits: Any) -> Any:
     """Return an upper bound of every score: log2(x) >= bits(x) / 2^23 - 127, and 127 + 31 = 158."""
     return logit + (np.float32(158 * LOG_2) - np.float32(bits) * np.float32(LOG_2 / 2**23))
 
 
-@numba.njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@jitted(error_model="numpy")
 def _scale(logits_C: np.ndarray, temperature: Any, scaled_C: np.ndarray) -> None:
     for i in range(len(logits_C)):
         scaled_C[i] = logits_C[i] / temperature
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@jitted()
 def _num_above(logits_C: np.ndarray, bits_C: np.ndarray, score: Any) -> Any:
     above = np.int32(0)
     for i in range(len(logits_C)):  # an index that is not counted from 0 would not vectorise
@@ -85,7 +85,7 @@ def _num_above(logits_C: np.ndarray, bits_C: np.ndarray, score: Any) -> Any:
 
 
 @uninterrupted
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@jitted(nogil=True)
 def _pick_rows(logits_RV: np.ndarray, temperature: float, keys_R2: np.ndarray, out_R: np.ndarray) -> None:
     rest_C = np.empty(CHUNK, np.float32)
     bits_C = rest_C.view(np.int32)

@@ -15,9 +15,9 @@ Shapes: R rows, V vocabulary.
 
 from typing import Any
 
-import numba
 import numpy as np
 
+from outrider.kernels.compiled import jitted
 from outrider.kernels.deferral import uninterrupted
 
 __all__ = ["nucleus"]
@@ -37,7 +37,7 @@ def nucleus(logits_RV: np.ndarray, probs_RV: np.ndarray, top_p: float) -> np.nda
 
 
 @uninterrupted
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@jitted(nogil=True)
 def _keep_rows(logits_RV: np.ndarray, probs_RV: np.ndarray, top_p: float, kept_RV: np.ndarray) -> None:
     vocab_size = logits_RV.shape[1]
     tokens_V = np.empty(vocab_size, np.int32)
@@ -54,7 +54,7 @@ def _keep_rows(logits_RV: np.ndarray, probs_RV: np.ndarray, top_p: float, kept_R
                 kept_V[token] = logits_V[token]
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@jitted()
 def _likely(probs_V: np.ndarray, floor: float, tokens_V: np.ndarray) -> Any:
     """Write the tokens above the floor, and return their number."""
     num = 0
@@ -64,7 +64,7 @@ def _likely(probs_V: np.ndarray, floor: float, tokens_V: np.ndarray) -> Any:
     return num
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@jitted()
 def _boundary(logits_V: np.ndarray, probs_V: np.ndarray, tokens_N: np.ndarray, top_p: float) -> Any:
     """Return the smallest logit in the nucleus and the last token that has it; -1 if the mass is never reached."""
     rest_N = tokens_N.copy()
@@ -93,7 +93,7 @@ def _boundary(logits_V: np.ndarray, probs_V: np.ndarray, tokens_N: np.ndarray, t
     return logits_V[0], -1
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@jitted()
 def _crossing(logits_V: np.ndarray, probs_V: np.ndarray, tokens_N: np.ndarray, logit: Any, missing: float) -> Any:
     """Return the token, among those with this logit by id, at which the missing mass is reached."""
     last, mass = -1, 0.0

@@ -15,16 +15,17 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import cfunc, njit, types
+from numba import njit, types
 from numba.core import cgutils
+from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
-from outrider.kernels.cpu.isa import WIDE_SETS, chosen, forced
+from outrider.kernels.compile_cache import cached
+from outrider.kernels.cpu.isa import WIDE_SETS, chosen
 from outrider.kernels.deferral import signals_deferred
 
 __all__ = [
@@ -65,29 +66,17 @@ I32 = ir.IntType(32)
 I64 = ir.IntType(64)
 
 
-def drop_stale_kernels(folder: Path) -> None:
-    """Remove compiled kernels older than any kernel source; numba itself looks only at the file of the kernel."""
-    newest = max(source.stat().st_mtime for source in folder.glob("*.py"))
-    for index in (folder / "__pycache__").glob("*.nbi"):
-        if index.stat().st_mtime < newest:
-            index.unlink(missing_ok=True)
-
-
-drop_stale_kernels(Path(__file__).parent)
-
-
 def inlined(function: Function) -> Function:
     """Compile a function that kernels call."""
     return cast(Function, njit(inline="always", error_model="numpy")(function))
 
 
 def kernel(function: Function) -> Any:
-    """Compile a kernel `void (int64 block, int64 lane)` that any native thread can run; `.address` is its entry.
-
-    Code for an instruction set that is forced is not kept: the cache knows processors only.
-    """
+    """Compile a kernel `void (int64 block, int64 lane)` that any native thread can run; `.address` is its entry."""
+    callback = CFunc(function, ((types.int64, types.int64), types.void), locals={}, options={"error_model": "numpy"})
     with signals_deferred():
-        return cfunc(types.void(types.int64, types.int64), cache=forced() is None, error_model="numpy")(function)
+        cached(callback, function, variant=f"-{chosen()}").compile()
+    return callback
 
 
 def emitted(function: Callable[..., Any]) -> Any:
