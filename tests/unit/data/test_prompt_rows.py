@@ -26,7 +26,7 @@ GOOD = {
     "blank lines": (("\n \t\n" + TWO + "\n\n").encode(), [3, 4]),
     "array": (("[" + TWO.strip().replace("\n", ",\n") + "]").encode(), [1, 2]),
     "pretty array": (json.dumps([{"prompt": "a"}, {"prompt": "b"}], indent=2).encode("utf-8-sig"), [1, 2]),
-    "gzip": (gzip.compress(TWO.encode()), [1, 2]),
+    "gzip": (gzip.compress(TWO.encode(), mtime=0), [1, 2]),
 }
 
 
@@ -73,8 +73,8 @@ BAD = [
     ('{"prompt": "a"}'.encode("utf-16"), "the file is UTF-16 text; give JSON lines in UTF-8"),
     (b"PAR1" + bytes(8), "the file is a Parquet file"),
     (b"PK\x03\x04" + bytes(8), "the file is a zip archive"),
-    (gzip.compress(TWO.encode() * 99)[:-12], "cannot be read .Compressed file ended"),
-    (gzip.compress(TWO.encode())[:12] + b"\xff" * 20, "cannot be read"),
+    (gzip.compress(TWO.encode() * 99, mtime=0)[:-12], "cannot be read .Compressed file ended"),
+    (gzip.compress(TWO.encode(), mtime=0)[:12] + b"\xff" * 20, "cannot be read"),
 ]
 
 
