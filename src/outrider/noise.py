@@ -11,6 +11,7 @@ published as `lowbias32`), keyed by two words. u has 32 bits, so every probabili
 Example: `pick(logits_RV, position_keys(seeds_R, positions_R, Stream.TARGET))` samples R rows at temperature 1.
 """
 
+import struct
 from enum import IntEnum
 from importlib.util import find_spec
 from typing import NamedTuple, TypeVar
@@ -20,7 +21,18 @@ from torch import Tensor
 
 from outrider.kernels import noise_cpu
 
-__all__ = ["Key", "Stream", "gumbel", "pick", "position_key", "position_keys", "uniform"]
+__all__ = [
+    "ChainLaws",
+    "Key",
+    "Stream",
+    "chain_law",
+    "drawn",
+    "gumbel",
+    "pick",
+    "position_key",
+    "position_keys",
+    "uniform",
+]
 
 Words = TypeVar("Words", int, Tensor)
 
@@ -58,6 +70,27 @@ class Key(NamedTuple):
         return (word + 0.5) / 2.0**32
 
 
+class ChainLaws(NamedTuple):
+    """The draws of rows of drafted chains, with the target's noise.
+
+    numbers_R4   int64, a row of `chain_law` each
+    level        tokens between the chain's first and the one that is drawn
+    """
+
+    numbers_R4: Tensor
+    level: int
+
+
+def chain_law(temperature: float, seed: int, position: int) -> tuple[int, int, int, int]:
+    """Return the numbers that the tokens of a chain are drawn by; its first token has this text position.
+
+    They are the bits of the temperature, what the seed adds to both words of a `Key`, and the position.
+    """
+    [bits] = struct.unpack("q", struct.pack("d", temperature))
+    low, high = seed & WORD, (seed >> 32) & WORD
+    return bits, _low_word(low, Stream.TARGET), _high_word(high, 0), position
+
+
 def position_key(seed: int, position: int, stream: Stream, draw: int = 0) -> Key:
     """Return `position_keys` of a single decision, on the host."""
     first = _first_word(seed & WORD, position, stream)
@@ -78,16 +111,27 @@ def position_keys(seeds_R: Tensor, positions_R: Tensor, stream: Stream, draw: in
 
 
 def _first_word(low: Words, position: Words, stream: Stream) -> Words:
-    return _mix((_mix((low + GOLDEN * (1 + int(stream))) & WORD) ^ position) & WORD)
+    return _mix((_low_word(low, stream) ^ position) & WORD)
 
 
 def _second_word(high: Words, first: Words, draw: int) -> Words:
-    return _mix((_mix((high + GOLDEN * (17 + draw)) & WORD) + first) & WORD)
+    return _mix((_high_word(high, draw) + first) & WORD)
+
+
+def _low_word(low: Words, stream: Stream) -> Words:
+    return _mix((low + GOLDEN * (1 + int(stream))) & WORD)
+
+
+def _high_word(high: Words, draw: int) -> Words:
+    return _mix((high + GOLDEN * (17 + draw)) & WORD)
 
 
 def _uniform_RV(keys_R2: Tensor, vocab_size: int) -> Tensor:
-    tokens_V = torch.arange(1, vocab_size + 1, device=keys_R2.device)
-    words_RV = _mix(((tokens_V * GOLDEN) & WORD) ^ keys_R2[:, :1])
+    return _uniform_of(keys_R2, torch.arange(vocab_size, device=keys_R2.device))
+
+
+def _uniform_of(keys_R2: Tensor, tokens_V: Tensor) -> Tensor:
+    words_RV = _mix((((1 + tokens_V) * GOLDEN) & WORD) ^ keys_R2[:, :1])
     words_RV = _mix((words_RV + keys_R2[:, 1:]) & WORD)
     return (words_RV.to(torch.float64) + 0.5) / 2.0**32
 
@@ -116,3 +160,19 @@ def pick(logits_RV: Tensor, keys_R2: Tensor, temperature: float = 1.0) -> Tensor
 
         return noise_triton.pick(logits_RV, keys_R2)
     return (logits_RV.double() + gumbel(keys_R2, logits_RV.shape[1])).argmax(-1)
+
+
+def drawn(logits_RK: Tensor, ids_K: Tensor | None, laws: ChainLaws) -> Tensor:
+    """Draw a column of each row by its law, int64 [R]; a row at temperature 0 takes its largest logit.
+
+    Args:
+        ids_K: the tokens of the columns, whose noise they have; None if column k is token k.
+    """
+    bits_R, low_R, high_R, first_R = laws.numbers_R4.unbind(-1)
+    words_R = _mix((low_R ^ (first_R + laws.level)) & WORD)
+    keys_R2 = torch.stack((words_R, _mix((high_R + words_R) & WORD)), dim=-1)
+    tokens_K = torch.arange(logits_RK.shape[1], device=logits_RK.device) if ids_K is None else ids_K
+    temperature_R1 = bits_R.contiguous().view(torch.float64)[:, None]
+    scores_RK = logits_RK / temperature_R1.to(logits_RK.dtype).clamp_min(1e-3)
+    noise_RK = -torch.log(-torch.log(_uniform_of(keys_R2, tokens_K)))
+    return torch.where(temperature_R1 > 0, scores_RK.double() + noise_RK, logits_RK.double()).argmax(-1)

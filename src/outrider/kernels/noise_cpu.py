@@ -18,7 +18,7 @@ from torch import Tensor
 from outrider.kernels.compiled import jitted
 from outrider.kernels.deferral import uninterrupted
 
-__all__ = ["pick"]
+__all__ = ["GOLDEN", "gumbel_of", "mix_word", "pick", "upper_bound"]
 
 WORD = 0xFFFFFFFF
 GOLDEN = 0x9E3779B9
@@ -34,7 +34,7 @@ def pick(logits_RV: Tensor, keys_R2: Tensor, temperature: float) -> Tensor:
 
 
 @jitted()
-def _mix_word(word: Any) -> Any:
+def mix_word(word: Any) -> Any:
     # a new name for every value keeps the arithmetic in 32 bits, where it vectorises
     a = np.uint32(word ^ np.uint32(word >> np.uint32(16)))
     b = np.uint32(a * np.uint32(0x21F0AAAD))
@@ -45,12 +45,12 @@ def _mix_word(word: Any) -> Any:
 
 @jitted()
 def _token_word(number: Any, first: Any, second: Any) -> Any:
-    word = _mix_word(np.uint32(np.uint32(number * np.uint32(GOLDEN)) ^ first))
-    return _mix_word(np.uint32(word + second))
+    word = mix_word(np.uint32(np.uint32(number * np.uint32(GOLDEN)) ^ first))
+    return mix_word(np.uint32(word + second))
 
 
 @jitted()
-def _gumbel_of(word: Any) -> Any:
+def gumbel_of(word: Any) -> Any:
     return -np.log(-np.log((np.float64(word) + 0.5) / 4294967296.0))
 
 
@@ -65,7 +65,7 @@ def _remainders(rest_C: np.ndarray, start: int, num: int, first: Any, second: An
 
 
 @jitted()
-def _limit(logit: Any, bits: Any) -> Any:
+def upper_bound(logit: Any, bits: Any) -> Any:
     """Return an upper bound of every score: log2(x) >= bits(x) / 2^23 - 127, and 127 + 31 = 158."""
     return logit + (np.float32(158 * LOG_2) - np.float32(bits) * np.float32(LOG_2 / 2**23))
 
@@ -77,10 +77,10 @@ def _scale(logits_C: np.ndarray, temperature: Any, scaled_C: np.ndarray) -> None
 
 
 @jitted()
-def _num_above(logits_C: np.ndarray, bits_C: np.ndarray, score: Any) -> Any:
+def num_above(logits_C: np.ndarray, bits_C: np.ndarray, score: Any) -> Any:
     above = np.int32(0)
     for i in range(len(logits_C)):  # an index that is not counted from 0 would not vectorise
-        above += np.int32(_limit(logits_C[i], bits_C[i]) > score)
+        above += np.int32(upper_bound(logits_C[i], bits_C[i]) > score)
     return above
 
 
@@ -100,12 +100,12 @@ def _pick_rows(logits_RV: np.ndarray, temperature: float, keys_R2: np.ndarray, o
             num = min(CHUNK, vocab_size - start)
             _scale(logits_V[start : start + num], number(temperature), scaled_C)
             _remainders(rest_C, start, num, first, second)
-            if _num_above(scaled_C[:num], bits_C, safe_score) == 0:
+            if num_above(scaled_C[:num], bits_C, safe_score) == 0:
                 continue
             for i in range(num):
-                if _limit(scaled_C[i], bits_C[i]) > safe_score:
+                if upper_bound(scaled_C[i], bits_C[i]) > safe_score:
                     word = _token_word(np.uint32(start + i + 1), first, second)
-                    score = np.float64(scaled_C[i]) + _gumbel_of(word)
+                    score = np.float64(scaled_C[i]) + gumbel_of(word)
                     if score > best_score:
                         best, best_score = start + i, score
                         safe_score = number(score - 1e-4 - 1e-6 * abs(score))  # more than float32 can round away

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from outrider.cache import KVCache
+from outrider.noise import ChainLaws
 from outrider.ops.base import GraphBody, GraphCache, Ops, Packed, Result
 from outrider.placement import Placement
 
@@ -49,10 +50,10 @@ class DraftStep:
     embedding_VE: Tensor | Packed
     reads_states: bool
 
-    def body(self, tokens_LN: Tensor, rows_N: Tensor | None, given: int) -> GraphBody:
+    def body(self, tokens_LN: Tensor, rows_N: Tensor | None, given: int, laws: ChainLaws | None = None) -> GraphBody:
         """Make L reads into one function, which writes the chosen tokens and returns the inputs behind level `given`.
 
-        The states of the first read at `rows_N` (None for all) are drafted from.
+        The states of the first read at `rows_N` (None for all) are drafted from. With `laws`, tokens are drawn.
         """
         ops = self.ops
 
@@ -64,7 +65,8 @@ class DraftStep:
                 # The inputs of the next read are written here: embeddings above, states below.
                 N, E = states_NE.shape
                 x_RE = states_NE.new_empty(2 * N if self.reads_states else N, E)
-                ops.next_tokens(self.predict(states_NE), self.ids_K, self.embedding_VE, tokens_N, x_RE[:N])
+                here = None if laws is None else laws._replace(level=laws.level + level)
+                ops.next_tokens(self.predict(states_NE), self.ids_K, self.embedding_VE, tokens_N, x_RE[:N], here)
                 if self.reads_states:
                     ops.collect(states_NE, None, 0.0, x_RE[N:], 0)
                 inputs.append(x_RE)

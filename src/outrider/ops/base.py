@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from outrider.noise import ChainLaws, drawn
 from outrider.ops.graphs import alone
 from outrider.ops.quantised import Matrix, dense
 from outrider.placement import Placement
@@ -227,17 +228,24 @@ class Ops(ABC):
         return self._replayer is not None
 
     def next_tokens(
-        self, logits_RK: Tensor, ids_K: Tensor | None, embedding_VE: Tensor | Packed, tokens_R: Tensor, out_RE: Tensor
+        self,
+        logits_RK: Tensor,
+        ids_K: Tensor | None,
+        embedding_VE: Tensor | Packed,
+        tokens_R: Tensor,
+        out_RE: Tensor,
+        laws: ChainLaws | None = None,
     ) -> None:
-        """Choose the most probable token of each row, for a body that reads what it chose.
+        """Choose the most probable token of each row, or draw it, for a body that reads what it chose.
 
         Args:
             ids_K: the tokens of the columns; None if column k is token k.
             embedding_VE: contiguous, in any dtype, or packed.
             tokens_R: takes the tokens, int64.
             out_RE: takes their embeddings, in the activation dtype.
+            laws: settings of each row's draw; None for the most probable token.
         """
-        best_R = logits_RK.argmax(-1)
+        best_R = logits_RK.argmax(-1) if laws is None else drawn(logits_RK, ids_K, laws)
         tokens_R.copy_(best_R if ids_K is None else ids_K[best_R])
         out_RE.copy_(self.embed(embedding_VE, tokens_R))
 

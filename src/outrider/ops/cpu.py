@@ -29,6 +29,7 @@ from torch import Tensor
 from outrider.env import draft_weights
 from outrider.kernels.cpu.arena import Arena
 from outrider.kernels.cpu.attention import MAX_HEAD_DIM, MAX_ROWS, POSITIONS, attention, scores_in, scratch_size
+from outrider.kernels.cpu.drawn import drawn_tokens
 from outrider.kernels.cpu.greedy import next_tokens, shift
 from outrider.kernels.cpu.linear import collect, embed
 from outrider.kernels.cpu.quant_embed import quant_embed
@@ -36,6 +37,7 @@ from outrider.kernels.cpu.rows import ADD, ASSIGN, GATED
 from outrider.kernels.cpu.softmax import MAX_HEADS
 from outrider.kernels.cpu.threads import launch
 from outrider.kernels.torch_threads import lone_torch_thread, num_threads
+from outrider.noise import ChainLaws
 from outrider.ops.base import AttentionShape, GraphBody, GraphCache, HeadNorm, Ops, Packed, Result, Rope
 from outrider.ops.cpu_graphs import Calls, CpuGraph, CpuGraphRecorder
 from outrider.ops.cpu_packing import Packing, pack_gated, pack_matrices, unpacked
@@ -266,20 +268,32 @@ class CpuOps(Ops):
         return out_RO
 
     def next_tokens(
-        self, logits_RK: Tensor, ids_K: Tensor | None, embedding_VE: Tensor | Packed, tokens_R: Tensor, out_RE: Tensor
+        self,
+        logits_RK: Tensor,
+        ids_K: Tensor | None,
+        embedding_VE: Tensor | Packed,
+        tokens_R: Tensor,
+        out_RE: Tensor,
+        laws: ChainLaws | None = None,
     ) -> None:
         (R, K), E = logits_RK.shape, out_RE.shape[1]
         assert out_RE.shape == (R, E), f"embeddings of {E} numbers for {tuple(out_RE.shape)}"
         assert tokens_R.shape == (R,), f"{R} rows for {tuple(tokens_R.shape)} tokens"
         assert ids_K is None or ids_K.shape == (K,), "one id per column"
+        draws: tuple[int, ...] = ()
+        if laws is not None:
+            assert laws.numbers_R4.shape == (R, 4), f"{R} rows for {tuple(laws.numbers_R4.shape)} laws"
+            ids_K = torch.arange(K) if ids_K is None else ids_K
+            draws = (address(laws.numbers_R4, torch.int64), laws.level)
         self._run(
-            next_tokens.address,
-            (logits_RK, ids_K, tokens_R),
+            drawn_tokens.address if draws else next_tokens.address,
+            (logits_RK, ids_K, tokens_R, None if laws is None else laws.numbers_R4),
             _floats(logits_RK),
             K,
             0 if ids_K is None else address(ids_K, torch.int64),
             address(tokens_R, torch.int64),
             R,
+            *draws,
         )
         self._embed(embedding_VE, E, tokens_R, out_RE)
 

@@ -51,7 +51,8 @@ class DraftModelConfig:
     layers       instead of a checkpoint: these layers of the target, for example "0,1,2,28,29"
     num_nodes    drafted tokens per step
     width        1 drafts a chain; above 1, the branching of a tree
-    sampled      draw the drafts instead of taking the most probable token (chains only)
+    sampled      draw the drafts instead of taking the most probable token (chains only); None draws them where that
+                 costs no more: on the CPU, with the target's noise
     draft_vocab  draft only that many of the most frequent tokens, 0 for all; by default 8192 where training left a
                  ranking beside the checkpoint, else all
     """
@@ -60,7 +61,7 @@ class DraftModelConfig:
     layers: str | None = field(default=None, metadata={"instead": "checkpoint"})
     num_nodes: int = 4
     width: int = 1
-    sampled: bool = False
+    sampled: bool | None = None
     draft_vocab: int | None = None
 
     def __post_init__(self) -> None:
@@ -101,7 +102,7 @@ class DraftModelProposer(Proposer):
 
     @classmethod
     def example(cls, target: Target, seed: int) -> Self:
-        config = DraftModelConfig(layers="0", num_nodes=2 + seed % 4, width=1 + seed % 3, sampled=seed % 6 == 0)
+        config = DraftModelConfig(layers="0", num_nodes=2 + seed % 4, width=1 + seed % 3, sampled=seed % 6 == 0 or None)
         ids_K = torch.arange(seed % 2, target.spec.vocab_size, 2) if seed % 4 == 1 else None
         return cls(cut_from(target, "0"), config, 0, ids_K)
 

@@ -45,7 +45,8 @@ class Eagle3Config:
     width        1 drafts a chain; above 1, the branching of a dynamic tree
     depth        the most levels of a draft; None for num_nodes (chains) or 6 (trees)
     tree         a fixed tree instead: nodes as ranks from the root, such as "0 1 0.0 0.1 0.0.0"
-    sampled      draw the drafts instead of taking the most probable token (chains only)
+    sampled      draw the drafts instead of taking the most probable token (chains only); None draws them where that
+                 costs no more: on the CPU, with the target's noise
     draft_vocab  draft only that many of the most frequent tokens, by the ranking that training left beside the
                  checkpoint, as far as the head has columns for them; None or 0 for all of its columns
     """
@@ -55,7 +56,7 @@ class Eagle3Config:
     width: int = 1
     depth: int | None = None
     tree: str | None = None
-    sampled: bool = False
+    sampled: bool | None = None
     draft_vocab: int | None = None
 
     def __post_init__(self) -> None:
@@ -102,7 +103,7 @@ class Eagle3Proposer(Proposer):
             {"tree": "0 1 0.0 0.2 0.0.0 0.2.1"},
         )
         shape = shapes[seed % 3]
-        sampled = seed % 6 == 0
+        sampled = seed % 6 == 0 or None
         config = Eagle3Config(checkpoint="", num_nodes=2 + seed % 7, sampled=sampled, **shape)
         return cls(head_of(random_checkpoint(target, seed), target), config)
 

@@ -54,7 +54,8 @@ class MtpConfig:
     num_nodes    drafted tokens per step; by default as many as the modules were trained for (3 where that is unknown)
     width        1 drafts a chain; above 1, the branching of a tree (one module only)
     depth        most levels of a tree; by default as many as the module was trained for
-    sampled      draw the drafts instead of taking the most probable token (chains only)
+    sampled      draw the drafts instead of taking the most probable token (chains only); None draws them where that
+                 costs no more: on the CPU, with the target's noise
     draft_vocab  draft only that many of the most frequent tokens, 0 for all; by default 8192 where training left a
                  ranking beside the checkpoint, else all
     """
@@ -63,7 +64,7 @@ class MtpConfig:
     num_nodes: int | None = None
     width: int = 1
     depth: int | None = None
-    sampled: bool = False
+    sampled: bool | None = None
     draft_vocab: int | None = None
 
     def __post_init__(self) -> None:
@@ -133,7 +134,7 @@ class MtpProposer(Proposer):
             num_nodes=2 + seed % 4 if num_modules == 1 else num_modules,
             width=width,
             depth=2 if width > 1 else None,
-            sampled=seed % 2 == 1 and width == 1,
+            sampled=(seed % 2 == 1 and width == 1) or None,
         )
         checkpoint = random_checkpoint(target, num_modules, "normed" if seed % 2 else "residual", seed)
         ids_K = torch.arange(seed % 2, target.spec.vocab_size, 2) if seed % 5 < 2 else None
@@ -157,7 +158,7 @@ class MtpProposer(Proposer):
                 plan,
                 vocab_size=self.vocab_size,
                 num_nodes=self.num_nodes,
-                sampled=self.config.sampled,
+                sampled=bool(self.config.sampled),
             )
         return RecurrentSession(
             self.modules[0],

@@ -30,10 +30,11 @@ from outrider.draft import Draft
 from outrider.errors import CheckpointError
 from outrider.formats.locate import locate
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
+from outrider.noise import Stream, chain_law
 from outrider.placement import place_tokens
 from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
 from outrider.proposers.draft_model import cut_from
-from outrider.proposers.drafting.fused_chain import FusedChain
+from outrider.proposers.drafting.fused_chain import FusedChain, Law
 from outrider.proposers.drafting.model_reader import ModelReader, Row
 from outrider.proposers.drafting.sampler import ChainSampler
 from outrider.proposers.reach import within_reach
@@ -57,14 +58,15 @@ class PardConfig:
     checkpoint   directory or hub id of the draft model; it must share the target's vocabulary; by default the one that
                  is shipped for the target
     num_nodes    drafted tokens per step, K; one pass reads K - 1 masks
-    sampled      draw the drafts instead of taking the most probable token
+    sampled      draw the drafts instead of taking the most probable token; None draws them where that costs
+                 no more: on the CPU, with the target's noise
     draft_vocab  draft only that many of the most frequent tokens, 0 for all; by default 8192 where training left a
                  ranking beside the checkpoint, else all
     """
 
     checkpoint: str | None = None
     num_nodes: int = 8
-    sampled: bool = False
+    sampled: bool | None = None
     draft_vocab: int | None = None
 
     def __post_init__(self) -> None:
@@ -99,7 +101,7 @@ class PardProposer(Proposer):
 
     @classmethod
     def example(cls, target: Target, seed: int) -> Self:
-        config = PardConfig(checkpoint="", num_nodes=1 + seed % 5, sampled=seed % 2 == 1)
+        config = PardConfig(checkpoint="", num_nodes=1 + seed % 5, sampled=seed % 2 == 1 or None)
         vocab_size = target.spec.vocab_size
         ids_K = torch.arange(seed % 2, vocab_size, 2) if seed % 3 == 2 else None
         return cls(cut_from(target, "0"), (7 * seed + 3) % vocab_size, config, 0, ids_K)
@@ -155,6 +157,7 @@ class PardSession(Session):
         self.plan = plan
         can_choose = not self.config.sampled and reader.ids_K is not None  # fewer columns hold no mask
         self.fused = FusedChain.of(reader.network, reader.cache, 1) if can_choose else None
+        self.draws = self.config.sampled is None and plan.noise is Stream.TARGET
 
     def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
         self.reader.admit(slot, tokens, sampling)
@@ -185,10 +188,25 @@ class PardSession(Session):
         placement = place_tokens(self.reader.cache, list(feeds), counts)
         tokens_R = torch.tensor([token for row in masked for token in row], device=self.plan.device)
         x_RE = fused.network.inputs(tokens_R.new_empty(len(tokens_R), 0), tokens_R, placement)
-        drafted = fused.choose(x_RE, placement, rows).tokens_LN[0].tolist()
+        drafted = fused.choose(x_RE, placement, rows, laws=self._laws(feeds, depths)).tokens_LN[0].tolist()
         self.reader.cache.extend(list(feeds), list(map(len, feeds.values())))
         starts = accumulate(depths.values(), initial=0)
         return {slot: drafted[start : start + depths[slot]] for slot, start in zip(depths, starts, strict=False)}
+
+    def _laws(self, feeds: dict[int, list[int]], depths: dict[int, int]) -> list[Law] | None:
+        """Return the law of every drafted token; None if all requests are greedy."""
+        settings = [self.reader.samplings[slot] for slot in feeds]
+        if not self.draws or all(one.greedy for one in settings):
+            return None
+        firsts = [
+            length + len(feed)
+            for length, feed in zip(self.reader.text_lengths(list(feeds)), feeds.values(), strict=True)
+        ]
+        return [
+            chain_law(one.temperature, one.seed, first + level)
+            for one, first, slot in zip(settings, firsts, feeds, strict=True)
+            for level in range(depths[slot])
+        ]
 
     def _grow(self, slots: Sequence[int], feeds: dict[int, list[int]], depths: dict[int, int]) -> Draft:
         """Run the one pass from Python, and choose level by level."""
@@ -205,7 +223,7 @@ class PardSession(Session):
             self.plan,
             slots,
             reader.samplings,
-            sampled=self.config.sampled,
+            sampled=bool(self.config.sampled),
             vocab_size=reader.vocab_size,
             ids_K=reader.ids_K,
         )

@@ -154,7 +154,7 @@ def test_examples_vary() -> None:
     made = [MtpProposer.example(TARGET, seed) for seed in range(8)]
     assert {len(proposer.modules) for proposer in made} == {1, 2, 3}
     assert {proposer.config.width for proposer in made} == {1, 3}
-    assert {proposer.config.sampled for proposer in made} == {False, True}
+    assert {proposer.config.sampled for proposer in made} == {None, True}
 
 
 @pytest.mark.parametrize(

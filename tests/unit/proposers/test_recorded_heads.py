@@ -1,6 +1,8 @@
 """Drafting from recorded kernels gives the tokens of drafting kernel by kernel, and records each shape once."""
 
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ from outrider.testing import tiny_target
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [9], [4, 4], [8, 1, 2, 8, 1, 2]]
 IDS_K = torch.arange(1, 31, 3)
 SLOTS = 3
+NOISE = Stream.TARGET
 
 
 def by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +78,7 @@ def proposer_of(name: str, target: Target, ids_K: Tensor | None) -> Proposer:
 
 
 def opened(proposer: Proposer) -> Session:
-    plan = SessionPlan(max_slots=SLOTS, max_positions=160, noise=Stream.TARGET, device=torch.device("cpu"))
+    plan = SessionPlan(max_slots=SLOTS, max_positions=160, noise=NOISE, device=torch.device("cpu"))
     return proposer.open(plan)
 
 
@@ -83,13 +86,19 @@ def features_of(generator: torch.Generator, width: int, *shape: int) -> Tensor |
     return torch.randn(*shape, width, generator=generator) if width else None
 
 
-def history(proposer: Proposer, target: Target, seed: int) -> list[list[int]]:
+GREEDY = [SamplingParams()] * SLOTS
+MIXED = [SamplingParams(temperature=0.8, seed=2**40 + 5), SamplingParams(), SamplingParams(temperature=1.3, seed=-7)]
+
+
+def history(
+    proposer: Proposer, target: Target, seed: int, samplings: Sequence[SamplingParams] = GREEDY
+) -> list[list[int]]:
     """The drafts of slots with texts of 1 to 60 tokens, ragged limits, and drafts accepted in part."""
     draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     session, width, chains = opened(proposer), len(proposer.spec.feature_layers) * target.spec.hidden_size, []
     for slot, length in enumerate((1, draw.randint(2, 9), 60)):
         tokens = [draw.randrange(30) for _ in range(length)]
-        session.admit(slot, tokens, SamplingParams(), features_of(generator, width, length - 1))
+        session.admit(slot, tokens, samplings[slot], features_of(generator, width, length - 1))
     for step in range(12):
         slots = sorted(draw.sample(range(SLOTS), draw.randint(1, SLOTS)))
         most = 0 if step in (3, 4) else 5  # a pending tokens grow
@@ -120,6 +129,32 @@ def test_any_history_gives_the_chains_of_drafting_step_by_step(
     by_steps(monkeypatch)
     assert in_one_go == history(proposer, target, seed)
     assert max(map(len, in_one_go)) >= 4
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["draft_model", "pard", "eagle3", "mtp"])
+def test_chains_are_drawn_as_the_sampler_draws_them(
+    name: str, dtype: torch.dtype, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused_chain, "PIECE", (2, 16)[seed])
+    target = tiny_target(seed, dtype=dtype, max_positions=160)
+    proposer = proposer_of(name, target, IDS_K)
+    assert proposer.config.sampled is None
+    in_one_go = history(proposer, target, seed, MIXED)
+    assert in_one_go != history(proposer, target, seed)
+    by_steps(monkeypatch)
+    monkeypatch.setattr(proposer, "config", replace(proposer.config, sampled=True))
+    assert in_one_go == history(proposer, target, seed, MIXED)
+
+
+def test_the_ratio_tests_draft_greedily_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their drafts must be independent of the target's noise, and carry their probabilities."""
+    target = tiny_target(0, dtype=torch.float32, max_positions=160)
+    proposer = proposer_of("eagle3", target, IDS_K)
+    greedy = history(proposer, target, 0)
+    monkeypatch.setattr(f"{__name__}.NOISE", Stream.DRAFT)
+    assert greedy == history(proposer, target, 0, MIXED)
 
 
 @pytest.mark.parametrize("name", ["draft_model", "pard", "eagle3", "mtp"])

@@ -7,8 +7,8 @@ A proposal reads what was committed since the last one, predicts, chooses, reads
 `ChainDrafter` runs this by the fastest of three back ends, which give the same tokens:
 
     recorded    greedy, on a GPU: one graph for all of it, and the tokens stay on the device   `recorded_chain.py`
-    fused       greedy, on the CPU: one or two recorded runs of kernels                         `fused_chain.py`
-    stepwise    sampled, or a network that is not native: one read per token, from Python       here
+    fused       on the CPU, greedy or drawn with the target's noise: one or two recorded runs   `fused_chain.py`
+    stepwise    anything else: one read per token, from Python                                  here
 
 Recorded and fused chains give every slot the longest chain of the batch and cut it; stepwise, a finished slot is left
 out. What a session keeps for each slot stands behind the seam `ChainReader`.
@@ -17,7 +17,7 @@ Shapes: B slots that still grow, N tokens, E hidden size of the network.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import final
 
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 from outrider.cache import KVCache
 from outrider.draft import Draft
 from outrider.models.draft_network import DraftNetwork, Reading
+from outrider.noise import Stream, chain_law
 from outrider.ops.graphs import GraphPool
 from outrider.proposer import SessionPlan
 from outrider.proposers.drafting.fused_chain import FusedChain
@@ -99,21 +100,24 @@ class ChainDrafter:
 
     Args:
         num_nodes: the longest chain.
-        sampled: draw the tokens with each slot's sampling settings instead of taking the most probable.
+        sampled: True draws the tokens with each slot's sampling settings, False takes the most probable ones; None
+            draws where that costs no more: fused, under the coupled rule, without the filters.
         graphs: recordings of greedy chains; None for no such back end.
     """
 
     def __init__(
-        self, reader: ChainReader, plan: SessionPlan, num_nodes: int, *, sampled: bool, graphs: GraphPool | None
+        self, reader: ChainReader, plan: SessionPlan, num_nodes: int, *, sampled: bool | None, graphs: GraphPool | None
     ) -> None:
         self.reader = reader
         self.plan = plan
-        self.sampled = sampled
-        network = None if sampled else reader.network
+        shares_noise = plan.noise is Stream.TARGET
         self.recorded: RecordedChain | None = None
-        if network is not None and graphs is not None:
-            self.recorded = RecordedChain(network, reader.cache, graphs, num_nodes, reader.max_recorded)
-        self.fused = None if self.recorded is not None else FusedChain.of(network, reader.cache, num_nodes)
+        if reader.network is not None and graphs is not None and not sampled:
+            self.recorded = RecordedChain(reader.network, reader.cache, graphs, num_nodes, reader.max_recorded)
+        network = None if self.recorded is not None or (sampled and not shares_noise) else reader.network
+        self.fused = FusedChain.of(network, reader.cache, num_nodes)
+        self.filtered = bool(sampled)
+        self.sampled = bool(sampled) or (sampled is None and shares_noise and self.fused is not None)
 
     def draft(self, slots: Sequence[int], depths: Mapping[int, int]) -> Draft:
         """Draft a chain of `depths[slot]` tokens for each slot; none where the reader is not ready."""
@@ -123,8 +127,9 @@ class ChainDrafter:
             return self._recorded(self.recorded, slots, pending)
         if self.recorded is not None or not limits:
             return Draft.empty(len(slots), self.plan.device)
-        if self.fused is not None and len(pending) == len(limits):
-            return self._fused(self.fused, slots, limits)
+        settings = self._settings_of(limits)
+        if self.fused is not None and len(pending) == len(limits) and settings is not None:
+            return self._fused(self.fused, slots, limits, settings)
         return self._stepwise(slots, limits)  # also where a slot proposes again without having read anything new
 
     def _recorded(self, recorded: RecordedChain, slots: Sequence[int], depths: Mapping[int, int]) -> Draft:
@@ -137,10 +142,24 @@ class ChainDrafter:
         self.reader.keep(feeds, depths, None)
         return Draft.on_device(tokens_BN[:, : max(depths.values())], [depths.get(slot, 0) for slot in slots])
 
-    def _fused(self, fused: FusedChain, slots: Sequence[int], depths: Mapping[int, int]) -> Draft:
+    def _settings_of(self, slots: Iterable[int]) -> list[SamplingParams] | None:
+        """Return the settings that tokens are drawn by, empty if all are greedy; None if they need the filters."""
+        settings = [self.reader.samplings[slot] for slot in slots] if self.sampled else []
+        if self.filtered and any(one.filters for one in settings):
+            return None
+        return [] if all(one.greedy for one in settings) else settings
+
+    def _fused(
+        self, fused: FusedChain, slots: Sequence[int], depths: Mapping[int, int], settings: Sequence[SamplingParams]
+    ) -> Draft:
         """Draft without Python between two tokens."""
         feeds = self.reader.take(list(depths))
-        chosen = fused.draft(feeds, max(depths.values()))
+        lengths = self.reader.text_lengths(list(feeds)) if settings else []
+        laws = [
+            chain_law(one.temperature, one.seed, length + len(feed.tokens))
+            for one, length, feed in zip(settings, lengths, feeds.values(), strict=False)
+        ]
+        chosen = fused.draft(feeds, max(depths.values()), laws or None)
         self.reader.keep(feeds, depths, chosen.next_RE[len(feeds) :])
         tokens = dict(zip(depths, chosen.tokens_LN.T.tolist(), strict=True))
         return Draft.of_chains(

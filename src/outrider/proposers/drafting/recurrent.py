@@ -47,7 +47,7 @@ class RecurrentSession(Session):
         width: 1 drafts a chain; above 1 a dynamic tree, where each level expands the `width` best nodes of the level
             before into `width` tokens each and the `num_nodes` best of all are kept.
         paths: instead of `width`, the fixed shape of a tree: ranks from the root, such as (0,), (1,), (0, 0).
-        sampled: draw chains with each request's sampling settings instead of taking the most probable token.
+        sampled: as `ChainDrafter` takes it.
         graphs: recordings of greedy chains; by default those of a GPU.
     """
 
@@ -61,7 +61,7 @@ class RecurrentSession(Session):
         depth: int,
         width: int = 1,
         paths: Paths | None = None,
-        sampled: bool = False,
+        sampled: bool | None = None,
         graphs: GraphPool | None = None,
     ) -> None:
         is_chain = width == 1 and paths is None
