@@ -167,7 +167,7 @@ def test_a_quantized_family_member_is_handed_to_transformers_which_says_why(tmp_
     directory = write(tmp_path / "model", quantization_config={"quant_method": "aqlm"})
     with pytest.raises(CheckpointError, match="transformers cannot load"):
         decoded(directory, "auto")
-    with pytest.raises(CheckpointError, match="quantised by 'aqlm', which is not read .the original checkpoint runs"):
+    with pytest.raises(CheckpointError, match=r"quantised by 'aqlm', which is not read .the original checkpoint runs"):
         decoded(directory, "native")
 
 

@@ -1,7 +1,7 @@
 """Chains on the CPU without Python between two tokens: a back end records the operations and replays them.
 
-Drafting L tokens is one read of what was committed and L - 1 reads of one row a slot. What lies between two reads costs
-more from Python than the reads of a small drafter.
+Drafting L tokens is one read of what was committed and L - 1 reads of one row a slot. Python between two reads would
+cost more than a small drafter's read.
 
     choose    read R rows, take the states of N of them, predict, choose      tokens [N], and the inputs of a next read
     go on     read these N rows one position on, predict, choose, read, ...   tokens [L - 1, N]
