@@ -6,8 +6,8 @@ cost more than a small drafter's read.
     choose    read R rows, take the states of N of them, predict, choose      tokens [N], and the inputs of a next read
     go on     read these N rows one position on, predict, choose, read, ...   tokens [L - 1, N]
 
-These are two graphs, since the first depends on the number of rows and the second on the number of levels. Few rows,
-equally many in all slots, make one graph of both. A drafter that needs one token per row (PARD) only `choose`s.
+The first depends on the number of rows, the second on the number of levels. Few rows, equally many in all slots, make
+one graph of both. A drafter that needs one token per row (PARD) only `choose`s.
 
 A token is the most probable one, or drawn with the target's noise by the law of its row.
 
