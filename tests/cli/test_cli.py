@@ -53,6 +53,8 @@ def test_bench_measures_everything_and_ends_with_one_json_line(
     assert all(row.speedup is not None and row.tokens_per_s for row in report.rows)
     assert any("4 of 4 answers equal" in note for note in report.notes)
     assert "batch 2, temperature 1" in out
+    assert out.splitlines()[-2] == f"report: {report.run}/report.md with all columns; as data: report.json there"
+    assert report.closing[-1] == out.splitlines()[-2]
     assert "left out: batch 2 of 'beta', which has 1 prompts" in report.notes
     assert "draft_model" in (tmp_path / "run" / "report.md").read_text()
 

@@ -9,9 +9,11 @@ Example: `benchmark(BenchConfig(methods=("none",), categories=("chat",)), Path("
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
+from outrider.bench.closing import closing_lines
 from outrider.bench.config import BenchConfig
 from outrider.bench.plan import RunPlan
 from outrider.bench.runner import BASELINE, Runner
@@ -67,7 +69,7 @@ def _report(plan: RunPlan, runner: Runner) -> Report:
     bandwidth = (
         "" if machine is None else f"memory reads at {machine.bytes_per_s / 1e9:.1f} GB/s here (a streaming sum)"
     )
-    return Report(
+    report = Report(
         run=str(store.directory),
         target=spec.name,
         dtype=str(spec.dtype).removeprefix("torch."),
@@ -80,6 +82,7 @@ def _report(plan: RunPlan, runner: Runner) -> Report:
         overlap={label: float(found["share"]) for label, found in plan.contamination.items()} or None,
         rows=tuple(derive_rows(units, machine)),
     )
+    return replace(report, closing=closing_lines(report, plan.methods))
 
 
 def _equality_notes(units: Sequence[UnitResult]) -> list[str]:

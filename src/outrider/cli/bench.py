@@ -31,8 +31,9 @@ class Bench:
     """Measure methods against plain decoding, side by side on the same prompts.
 
     Options that are not given come from the preset; a list option without a value is empty. Give the same command again
-    to resume an interrupted run; nothing is measured twice. Tables go to standard output, followed by one line of JSON
-    unless that is a terminal; all records are kept in the run's directory.
+    to resume an interrupted run; nothing is measured twice. Tables go to standard output, followed by the best method
+    for each batch, the command that runs it and the report's place, and by one line of JSON unless that is a terminal.
+    All records are kept in the run's directory.
     """
 
     preset: str = "quick"
@@ -65,7 +66,7 @@ class Bench:
                 listen=lambda at: bar.show(*at),
             )
         print_report(report, console(sys.stdout))
-        end_with(to_json(report), f"All columns: {report.run}/report.md; as data: report.json there")
+        end_with(to_json(report), "")
 
     def config(self) -> "BenchConfig":
         """Return the settings of the run."""

@@ -188,7 +188,11 @@ def _rates(units: Sequence[UnitResult]) -> dict[str, Any]:
         sum(unit.num_tokens for unit in members) / sum(unit.wall_s for unit in members) for members in repeats.values()
     ]
     known = [rate for rate in decode if rate is not None]
-    return {"tokens_per_s": median(known) if known else None, "tokens_per_s_end_to_end": median(wall)}
+    return {
+        "tokens_per_s": median(known) if known else None,
+        "tokens_per_s_end_to_end": median(wall),
+        "repeat_spread": (max(known) - min(known)) / median(known) if len(known) > 1 else None,
+    }
 
 
 def _counts(units: Sequence[UnitResult]) -> dict[str, Any]:

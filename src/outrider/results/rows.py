@@ -87,6 +87,7 @@ class Row:
     forced_length    end-of-text tokens were ignored
     scripted         the method was told what the target will say, to be right as often as asked: not a real method
     memory_bytes     by part; see `outrider.results.unit.UnitResult`
+    repeat_spread    largest less smallest tokens per second of the repeats, over their median; None for one repeat
     bandwidth_share  plain decoding's weight bytes read per second over the machine's measured bandwidth
     """
 
@@ -104,6 +105,7 @@ class Row:
     tokens_per_s: float | None = None
     tokens_per_s_end_to_end: float | None = None
     tokens_per_s_per_request: float | None = None
+    repeat_spread: float | None = None
     tau: float | None = None
     mean_acceptance_length: float | None = None
     draft_coverage: float | None = None
@@ -145,6 +147,7 @@ class Report:
     weights   kinds of the target's weights, as "Q4_1, Q8_0"; "server" where only servers answer; None in older reports
     overlap   share of evaluation prompts that share a 13-gram with training text, by proposer checkpoint
     notes     notes for readers, such as cells that were left out and why
+    closing   last lines: what was best, the command that runs it (indented), warnings, and where the report is
     """
 
     schema: str = SCHEMA
@@ -158,6 +161,7 @@ class Report:
     startup_s: float | None = None
     overlap: Mapping[str, float] | None = None
     notes: tuple[str, ...] = ()
+    closing: tuple[str, ...] = ()
     rows: tuple[Row, ...] = ()
 
     @property

@@ -64,6 +64,13 @@ def row_of(rows: list[Row], method: str, category: str = "chat") -> Row:
     return next(row for row in rows if (row.method, row.category) == (method, category))
 
 
+def test_the_spread_of_repeats_is_over_their_median() -> None:
+    """Rates 1, 1 / 1.25 and 1 / 1.6 tokens per second: (1 - 0.625) / 0.8."""
+    units = [unit([step(1, 0, 0, seconds)] * 6, repeat=at) for at, seconds in enumerate((1.0, 1.25, 1.6))]
+    assert row_of(derive_rows(units), PLAIN).repeat_spread == pytest.approx(0.375 / 0.8)
+    assert row_of(derive_rows(units[:1]), PLAIN).repeat_spread is None
+
+
 def test_a_cell_by_hand() -> None:
     plain, drafted = plain_unit(6), drafted_unit(memory_bytes={"proposer_cache": 5})
     row = row_of(derive_rows([plain, drafted]), "m")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from outrider.records.display import markdown_text
+from outrider.records.display import markdown_code, markdown_text, visible_line
 from outrider.results.rows import PLAIN, SERVING, Report, Row
 from outrider.results.tables.cells import (
     CATEGORY,
@@ -35,7 +35,7 @@ PARTS = ("propose", "verify", "accept", "commit", "host")
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print notes and tables on a terminal."""
+    """Print tables, notes and closing lines on a terminal."""
     print_note(_headline(report), console, style="bold")
     for sheet in sheets_of(report):
         print_sheet(sheet, console)
@@ -43,13 +43,23 @@ def print_report(report: Report, console: Console) -> None:
         console.print()
     for note in report.notes:
         print_note(f"- {note}", console)
+    if report.closing:
+        console.print()
+    for line in report.closing:
+        # a command is copied: it wraps nowhere
+        console.print(visible_line(line), style="" if line.startswith(" ") else "bold", soft_wrap=True)
 
 
 def markdown(report: Report) -> str:
-    """Return notes and tables as Markdown."""
+    """Return notes, tables and closing lines as Markdown."""
     parts = [f"# {markdown_text(_headline(report))}", "\n".join(f"- {markdown_text(note)}" for note in report.notes)]
     parts += [f"## {markdown_text(sheet.title)}\n\n{sheet.markdown}" for sheet in sheets_of(report)]
+    parts += ["\n".join(map(_closing_item, report.closing))]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _closing_item(line: str) -> str:
+    return f"  {markdown_code(line.strip())}" if line.startswith(" ") else f"- {markdown_text(line)}"
 
 
 def sheets_of(report: Report) -> list[Sheet[Row]]:
