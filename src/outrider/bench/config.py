@@ -46,7 +46,8 @@ class BenchConfig:
     categories: tuple[str, ...] = CATEGORIES
     """Categories of our own prompts; see workloads/README.md."""
     prompts: tuple[str, ...] = ()
-    """Prompts of your own, all of them: JSONL files, or hub:NAME:SPLIT:FIELD; our categories only where given too."""
+    """Prompts of your own, all of them: JSONL files, hub:NAME:SPLIT:FIELD, or a public set: mt-bench, humaneval, gsm8k,
+    speed-bench, or with a file of it, spec-bench=FILE; our categories only where given too."""
     num_prompts: int = 12
     """Prompts of each category, from the top; rounded up to fill the last batch."""
     all_prompts: bool = False

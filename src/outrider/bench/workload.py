@@ -47,7 +47,8 @@ def read_workload(config: BenchConfig, target: Target) -> Workload:
         ConfigError: if prompts cannot be read, share an id, or none of a category fits.
     """
     own = [one for category in config.categories for one in load_category(category)]
-    others = [one for path in config.prompts for one in load_prompts(path)]
+    notes: list[str] = []
+    others = [one for path in config.prompts for one in load_prompts(path, note=notes.append)]
     read = own + others
     _check_names(read)
     positions = target.spec.max_positions
@@ -74,7 +75,7 @@ def read_workload(config: BenchConfig, target: Target) -> Workload:
         cells=cells,
         max_len=max_len,
         warm_up=tuple(warm_up[: min(WARM_UP_PROMPT, max_len // 2)]),
-        notes=(*too_long * (read != kept), *_unfilled(config, workload)),
+        notes=(*notes, *too_long * (read != kept), *_unfilled(config, workload)),
     )
 
 

@@ -17,7 +17,7 @@ import gzip
 import importlib.util
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, cast
 
@@ -154,8 +154,11 @@ def prompt_rows(place: str) -> Iterator[PromptRow]:
         yield PromptRow(f"{place} row {number}", number, fields)
 
 
-def hub_fields(place: str) -> Iterator[Mapping[str, Any]]:
+def hub_fields(place: str, also: Collection[str] = ()) -> Iterator[Mapping[str, Any]]:
     """Yield the request of each row, in order: the value of the field, and what may belong to it.
+
+    Args:
+        also: further columns to read, where the data set has them.
 
     Raises:
         ConfigError: without the package `datasets`, or if the data set or the field is not there.
@@ -173,7 +176,9 @@ def hub_fields(place: str) -> Iterator[Mapping[str, Any]]:
         ) from error
     if wanted.field not in rows.column_names:
         raise ConfigError(f"'{place}' has no field '{wanted.field}'; it has {', '.join(rows.column_names)}")
-    others = [name for name in rows.column_names if name != wanted.field and is_beside_a_request(name)]
+    others = [
+        name for name in rows.column_names if name != wanted.field and (is_beside_a_request(name) or name in also)
+    ]
     columns = {name: rows[name] for name in others}
     for at, value in enumerate(rows[wanted.field]):
         yield {_layout(value): value} | {name: columns[name][at] for name in others}

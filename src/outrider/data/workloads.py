@@ -13,7 +13,7 @@ Example: `load_category("editing")[0].turns` is one long text with the change to
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Literal
 
 from outrider.data.prompt_layouts import PromptRow, read_prompt
 from outrider.data.prompt_rows import HUB_PREFIX, prompt_rows
+from outrider.data.questions.sets import chosen_set, set_rows
 from outrider.env import data_directory
 from outrider.errors import ConfigError, nearest
 
@@ -88,15 +89,21 @@ def load_category(name: str) -> list[Conversation]:
 
 
 def load_prompts(
-    path: str | Path, *, layout: Layout = "auto", max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS, limit: int | None = None
+    path: str | Path,
+    *,
+    layout: Layout = "auto",
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+    limit: int | None = None,
+    note: Callable[[str], None] = lambda words: None,
 ) -> list[Conversation]:
-    """Return the prompts of a file, or of a hub data set.
+    """Return the prompts of a file, of a hub data set, or of a public question set.
 
     Args:
-        path: a file, or `hub:name:split:field`.
+        path: a file, `hub:name:split:field`, or a set as `outrider.data.questions.sets` names it.
         layout: required layout of every row; "auto" takes all layouts.
         max_new_tokens: limit of the answers where a line names none.
         limit: number of prompts to take, from the top.
+        note: called with what was left out, and why.
 
     Raises:
         ConfigError: if the file cannot be read or a row is not a prompt that can be asked; names the line.
@@ -107,7 +114,8 @@ def load_prompts(
         raise ConfigError(f"limit={limit} must be at least 1")
     place = str(path)
     category = place.split(":")[1] if place.startswith(HUB_PREFIX) else _stem(place)
-    rows = islice(prompt_rows(place), limit)
+    known = chosen_set(place)
+    rows = islice(prompt_rows(place) if known is None else set_rows(known, note), limit)
     conversations = [_conversation(row, layout, category, max_new_tokens) for row in rows]
     if not conversations:
         raise ConfigError(f"{place} holds no prompt; give at least one line")

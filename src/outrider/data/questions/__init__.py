@@ -1,0 +1,1 @@
+"""Public question sets in their published layouts; nobody's text is shipped."""
