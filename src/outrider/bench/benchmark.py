@@ -69,6 +69,7 @@ def _report(plan: RunPlan, runner: Runner) -> Report:
     bandwidth = (
         "" if machine is None else f"memory reads at {machine.bytes_per_s / 1e9:.1f} GB/s here (a streaming sum)"
     )
+    lost = (f"left out: {name.engine} {name.method}, for {reason}" for name, reason in runner.lost.items())
     report = Report(
         run=str(store.directory),
         target=spec.name,
@@ -78,7 +79,7 @@ def _report(plan: RunPlan, runner: Runner) -> Report:
         commit=store.manifest.commit,
         dirty=store.manifest.dirty,
         startup_s=runner.start_up_s,
-        notes=tuple(note for note in (*plan.notes.texts, bandwidth, *_equality_notes(units)) if note),
+        notes=tuple(note for note in (*plan.notes.texts, *lost, bandwidth, *_equality_notes(units)) if note),
         overlap={label: float(found["share"]) for label, found in plan.contamination.items()} or None,
         rows=tuple(derive_rows(units, machine)),
     )

@@ -82,6 +82,9 @@ class BenchConfig:
     """Name of the model at the endpoints, if they serve several."""
     endpoint_metrics: tuple[str, ...] = ()
     """Prometheus pages whose counters are added, where several replicas answer; by default the endpoint's own."""
+    llama_kinds: tuple[str, ...] = ()
+    """With llama.cpp: further kinds of its speculation, with its flags, as ngram-cache or
+    ngram-mod:spec-ngram-mod-n-min=8."""
     serve: tuple[str, ...] = ()
     """Flags for the servers that we start: tensor-parallel-size=2 enforce-eager."""
     together: bool = False
@@ -100,7 +103,8 @@ class BenchConfig:
     external_repeats: int = 1
     """Times that the external baselines are measured."""
     optional: tuple[str, ...] = ()
-    """Methods and external baselines that are left out, with a note, where they do not fit the target."""
+    """Methods and external baselines that are left out, with a note, where they do not fit the target; and engines
+    whose servers are left out where they are not built, do not start, or end."""
 
     def __post_init__(self) -> None:
         for name in UNIQUE:
@@ -141,6 +145,7 @@ UNIQUE = (
     "temperatures",
     "engines",
     "endpoints",
+    "llama_kinds",
     "external",
     "external_categories",
 )

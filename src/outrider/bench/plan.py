@@ -24,10 +24,12 @@ from outrider.bench.serving.contenders import Engines, serving_contenders
 from outrider.bench.workload import Workload, read_workload, rules_of
 from outrider.budget import BudgetChoice
 from outrider.data.workloads import workload_hash
+from outrider.errors import ConfigError
 from outrider.llama_cpp.environment import find_llama
 from outrider.proposers.method_spec import MethodSpec, method_specs
 from outrider.records.progress import Listener, Progress, unheard
 from outrider.records.provenance import Manifest, collect_manifest, template_hash
+from outrider.results.rows import SERVING
 from outrider.results.store import RunStore
 from outrider.target import Target
 from outrider.targets import target_of
@@ -76,13 +78,10 @@ class RunPlan:
         """
         start = perf_counter()
         method_specs(config.methods)  # an unknown name is an error before anything is loaded
-        engines = Engines(
-            vllm=find_vllm() if {"vllm", "vllm-custom"} & {*config.engines} else None,
-            llama=find_llama() if "llama.cpp" in config.engines else None,
-        )
+        engines, absent = _engines(config)
         target = _load_target(config, listen)
         workload = read_workload(config, target)
-        notes = Notes(config.title, *workload.notes)
+        notes = Notes(config.title, *absent, *workload.notes)
         loaded = load_methods(config, target, notes)
         contenders = _contenders(config, loaded, target, workload, notes)
         methods = tuple(one.spec for one in loaded)
@@ -122,9 +121,29 @@ class RunPlan:
             verified=lambda temperature: temperature == 0 or config.verification == "coupled",
             store=store,
             listen=listen,
+            excused=frozenset(config.optional) & frozenset(SERVING),
             start_up_s=perf_counter() - self.start,
         )
         return runner
+
+
+def _engines(config: BenchConfig) -> tuple[Engines, list[str]]:
+    """Return the engines whose servers a run starts, and a note for each optional one that is not there."""
+    notes, found = Notes(), Engines()
+    for engines, find in ((("vllm", "vllm-custom"), _with_vllm), (("llama.cpp",), _with_llama)):
+        wanted = [engine for engine in engines if engine in config.engines]
+        excused = (ConfigError,) if wanted and {*wanted} <= {*config.optional} else ()
+        with notes.leaving_out(", ".join(wanted), *excused):
+            found = find(found) if wanted else found
+    return found, notes.texts
+
+
+def _with_vllm(engines: Engines) -> Engines:
+    return engines._replace(vllm=find_vllm())
+
+
+def _with_llama(engines: Engines) -> Engines:
+    return engines._replace(llama=find_llama())
 
 
 def _together(groups: Sequence[Sequence[Contender]]) -> list[Sequence[Contender]]:

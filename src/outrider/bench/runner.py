@@ -10,7 +10,7 @@ groups it had already answered again, unmeasured, so that its state is the one i
 Example: 4 methods, 2 categories of 3 prompts, batch 1, temperature 0, 3 repeats are 72 units.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -57,6 +57,7 @@ class Runner:
         rules_of: the rules for a cell's temperature and repeat.
         verified: function from a temperature to True if texts are compared with plain decoding's.
         listen: called before each unit.
+        excused: engines that may fail: their contender is left out from then on, and `lost` says why.
     """
 
     target: Target
@@ -66,7 +67,9 @@ class Runner:
     verified: Callable[[float], bool]
     store: RunStore
     listen: Listener = unheard
+    excused: Collection[str] = ()
     start_up_s: float = 0.0
+    lost: dict[Name, str] = field(default_factory=dict)
     _places: dict[Name, _Place] = field(default_factory=dict)
     _last_engine: str | None = None
 
@@ -132,15 +135,20 @@ class Runner:
     def _missing(self, cell: Cell, contenders: Sequence[Contender]) -> Iterator[tuple[Contender, Group]]:
         for index, group in enumerate(cell.groups):
             for contender in contenders:
-                if contender.takes(cell, index) and contender.name.unit(cell, group) not in self.store.units:
+                if self._is_due(contender, cell, index):
                     yield contender, group
+
+    def _is_due(self, contender: Contender, cell: Cell, index: int) -> bool:
+        name = contender.name.unit(cell, cell.groups[index])
+        return contender.name not in self.lost and contender.takes(cell, index) and name not in self.store.units
 
     @contextmanager
     def _opened(self, contenders: Sequence[Contender], batch: int) -> Iterator[None]:
         start = perf_counter()
         try:
             for contender in contenders:
-                contender.open(batch)
+                with self._losing(contender):
+                    contender.open(batch)
                 self._places[contender.name] = _Place()
             self.start_up_s += perf_counter() - start
             yield
@@ -151,15 +159,29 @@ class Runner:
     def _run_cell(self, cell: Cell, contenders: Sequence[Contender]) -> None:
         for index, group in enumerate(cell.groups):
             for contender in running_order(contenders, cell.first + index, cell.repeat):
-                name = contender.name.unit(cell, group)
-                if not contender.takes(cell, index) or name in self.store.units:
+                if not self._is_due(contender, cell, index):
                     continue
-                self.listen(Progress(len(self.store.units), self.num_units, name))
-                self._prepare(contender, cell, index)
-                self._pause(contender.name.engine)
-                self.store.append(contender.measure(cell, group, self.rules_of(cell)))
-                self._places[contender.name].index = index + 1
+                self.listen(Progress(len(self.store.units), self.num_units, contender.name.unit(cell, group)))
+                unit = None
+                with self._losing(contender):
+                    self._prepare(contender, cell, index)
+                    self._pause(contender.name.engine)
+                    unit = contender.measure(cell, group, self.rules_of(cell))
+                if unit is not None:
+                    self.store.append(unit)
+                    self._places[contender.name].index = index + 1
             self._judge(cell, group)
+
+    @contextmanager
+    def _losing(self, contender: Contender) -> Iterator[None]:
+        """Go on without a contender of an excused engine that fails."""
+        try:
+            yield
+        except RunError as error:
+            if contender.name.engine not in self.excused:
+                raise
+            self.lost[contender.name] = str(error)
+            contender.leave()
 
     def _pause(self, engine: str) -> None:
         """Wait where another engine has just answered."""

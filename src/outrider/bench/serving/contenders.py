@@ -76,6 +76,7 @@ def serving_contenders(
     if engines.llama is not None:
         others = LlamaServers(config, target, reader, max_len, directory, tell, engines.llama)
         found += [one for method in methods for one in others.contenders(method, notes)]
+        found += [others.kind(text, notes) for text in config.llama_kinds]
         notes.texts.append(f"{others.description}, {order}")
     found += [_remote(config, text, reader) for text in config.endpoints]
     return ServingContenders([[one] for one in found], notes.texts)

@@ -32,7 +32,7 @@ from outrider.llama_cpp.environment import Llama
 from outrider.llama_cpp.files import OUTTYPES, converted, quantised, target_file
 from outrider.models.weight_kinds import is_quantised
 from outrider.proposers import configure, known_method, with_checkpoint
-from outrider.proposers.method_spec import MethodSpec
+from outrider.proposers.method_spec import MethodSpec, split_settings
 from outrider.results.rows import PLAIN
 from outrider.target import Target
 
@@ -81,6 +81,12 @@ class LlamaServers:
             speculation = on_llama(spec.name, Order(config=settings, target=self.target, output=output))
             found.append(self._contender(spec.label, speculation, notes))
         return found
+
+    def kind(self, text: str, notes: Notes) -> ServedContender:
+        """Return a kind of llama.cpp's own speculation, written as its name with flags, on a server of its own."""
+        name, flags = split_settings(text)
+        own = {key.replace("_", "-"): value for key, value in flags.items()}
+        return self._contender(text, Speculation(flags={"spec-type": name, **own}), notes)
 
     def _contender(self, label: str, speculation: Speculation, notes: Notes) -> ServedContender:
         flags = self._flags(speculation)

@@ -85,6 +85,32 @@ def test_a_fault_is_one_sentence(fault: str, run: Run, llama: Path, monkeypatch:
     assert not running(llama)
 
 
+def test_kinds_of_its_own_run_beside_our_methods(run: Run, llama: Path) -> None:
+    kinds = ("ngram-cache", "ngram-mod:spec-ngram-mod-n-min=8")
+    report = run(engines=("llama.cpp",), methods=(), llama_kinds=kinds)
+    assert {row.method for row in report.rows} == {"none", *kinds}
+    _, cache, mod = commands(llama)
+    assert flag(cache, "spec-type") == "ngram-cache"
+    assert (flag(mod, "spec-type"), flag(mod, "spec-ngram-mod-n-min")) == ("ngram-mod", "8")
+
+
+@pytest.mark.parametrize("fault", ["start", "refuse"])
+def test_an_optional_engine_that_fails_is_left_out(
+    fault: str, run: Run, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_LLAMA_FAULT", fault)
+    monkeypatch.setenv("OUTRIDER_VLLM", str(tmp_path / "nowhere"))
+    report = run(engines=("outrider", "vllm", "llama.cpp"), optional=("vllm", "llama.cpp"), max_new_tokens=2)
+    assert {row.engine for row in report.rows} == {"outrider"}
+    left_out = [note for note in report.notes if note.startswith("left out: ")]
+    assert [note.split(", for ")[0] for note in left_out] == [
+        "left out: vllm",
+        "left out: llama.cpp none",
+        "left out: llama.cpp ngram",
+    ]
+    assert not running(llama)
+
+
 def test_where_the_program_is(run: Run, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUTRIDER_LLAMA", str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match=r"no llama-server at .*nowhere; run make llama, or set OUTRIDER_LLAMA"):
