@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from outrider.bench.config import BenchConfig
-from outrider.bench.serving.contenders import serving_contenders
+from outrider.bench.serving.contenders import Engines, serving_contenders
 from outrider.data.texts import Corpus
 from outrider.errors import ConfigError
 from outrider.export.exported import MARKER, Export, Exported, export_checkpoint
@@ -166,7 +166,7 @@ def test_a_head_that_vllm_has_no_place_for_is_left_out(target: Target, tmp_path:
         64,
         tmp_path / "run",
         tell=print,
-        vllm=vllm,
+        engines=Engines(vllm=vllm),
     )
     assert [[one.name.method for one in contenders] for contenders in joined.contender_groups] == [["none"]]
     [reason] = [note for note in joined.notes if note.startswith("left out")]

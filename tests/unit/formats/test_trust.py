@@ -63,7 +63,7 @@ def test_nothing_in_the_package_asks_a_question() -> None:
         assert "input" not in names, file
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("plan", "train")])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("drafters", "plan", "train")])
 def test_the_flag_of_commands_that_load_models_is_off(name: str) -> None:
     fields = _named(COMMANDS[name]).__dataclass_fields__
     if "target" in fields:
