@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from outrider.formats.locate import locate
 from outrider.targets.hf import HFTarget
 
-
 # A busy machine is slow; that is no failure.
 hypothesis.settings.register_profile("outrider", deadline=None)
 hypothesis.settings.load_profile("outrider")
