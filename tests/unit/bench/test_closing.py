@@ -103,8 +103,9 @@ def test_a_disturbed_machine_is_said(spread: float | None, is_said: bool) -> Non
 def test_closing_lines_end_the_table_and_the_page() -> None:
     report, methods = filed("heads-chat")
     report = replace(report, closing=closing_lines(report, methods))
-    console = Console(file=io.StringIO(), width=60)
+    console = Console(file=io.StringIO(), width=90)
     print_report(report, console)
     shown = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert len(report.closing[1]) > 90
     assert tuple(shown[-3:]) == report.closing  # a command is not wrapped
     assert report.closing[1].strip() in markdown(report)

@@ -46,8 +46,10 @@ def print_report(report: Report, console: Console) -> None:
     if report.closing:
         console.print()
     for line in report.closing:
-        # a command is copied: it wraps nowhere
-        console.print(visible_line(line), style="" if line.startswith(" ") else "bold", soft_wrap=True)
+        if line.startswith(" "):  # a command is copied, so it is not wrapped
+            console.print(visible_line(line), soft_wrap=True)
+        else:
+            print_note(line, console, style="bold")
 
 
 def markdown(report: Report) -> str:
