@@ -6,8 +6,8 @@
     catalogue   published drafters (`outrider.catalogue.published`); usable if they are in the hub's local cache
     combined    a lookup with the first head that is ready
 
-Nothing is fetched and no network is used. A drafter is a candidate if it `is_ready`; its `text` is what every command
-and `outrider.proposers.method_spec` take.
+Nothing is fetched and no network is used unless asked for. A drafter is a candidate if it `is_ready`; its `text` is
+what every command and `outrider.proposers.method_spec` take.
 
 Example: `[one.text for one in drafters_of("smollm2-135m") if one.is_ready]` begins with the lookups.
 """
@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from outrider.catalogue.fit import Fit, fit_of
-from outrider.catalogue.published import UNKNOWN, base_name, layouts, published
+from outrider.catalogue.fit import Fit, fit_of, has_weights
+from outrider.catalogue.hub import fetch_configs
+from outrider.catalogue.published import UNKNOWN, Published, base_name, layouts, published
 from outrider.catalogue.target_files import TargetFacts, cached_snapshot, facts_of
 from outrider.errors import CheckpointError
 from outrider.formats.locate import CONFIG, EMBEDDED, head_roots
@@ -75,15 +76,25 @@ class Drafter:
         return self.text is not None and self.is_local and self.fits is True
 
 
-def drafters_of(target: str | Path | Target) -> list[Drafter]:
+def drafters_of(target: str | Path | Target, *, online: bool = False) -> list[Drafter]:
     """Return every drafter that is known for a target: a loaded one, or a name or path as `load_target` takes it.
+
+    Args:
+        online: fetch the configs of published drafters and of a target that is a hub id, a few kB each, to compare
+            sizes before any weights are fetched.
 
     Raises:
         ConfigError: for a name of no known kind.
         CheckpointError: if the target's config cannot be read.
+        RunError: if the hub cannot be reached.
     """
+    faults: Mapping[str, str] = {}
     facts = facts_of(target)
-    found = [*_lookups(), *_own(facts), *_shipped(facts), *_published(facts)]
+    if online:
+        drafters = [one.drafter for one in _listed(facts) if layouts()[one.layout].method is not None]
+        faults = fetch_configs(drafters if facts.has_files else [facts.name, *drafters])
+        facts = facts_of(target)
+    found = [*_lookups(), *_own(facts), *_shipped(facts), *_published(facts, faults)]
     return [*found, *_combined(found)]
 
 
@@ -196,23 +207,29 @@ def _head_of_directory(kind: str, facts: TargetFacts, directory: Path) -> Path |
     return None
 
 
-def _published(facts: TargetFacts) -> Iterator[Drafter]:
-    for one in published():
-        if facts.names.isdisjoint(map(base_name, one.targets)):
-            continue
+def _listed(facts: TargetFacts) -> list[Published]:
+    """Return what the catalogue lists for a target."""
+    return [one for one in published() if not facts.names.isdisjoint(map(base_name, one.targets))]
+
+
+def _published(facts: TargetFacts, faults: Mapping[str, str]) -> Iterator[Drafter]:
+    for one in _listed(facts):
         layout, directory = layouts()[one.layout], cached_snapshot(one.drafter)
+        is_local = directory is not None and has_weights(directory)
         if layout.method is None:
             fit = Fit(False, layout.reason)
-        elif directory is None:
-            fit = Fit(None, f"not on this machine; `hf download {one.drafter}` fetches it")
+        elif one.drafter in faults:
+            fit = Fit(False, faults[one.drafter])
         else:
-            fit = fit_of(layout, directory, facts)
+            fit = Fit(None, "not on this machine") if directory is None else fit_of(layout, directory, facts)
+            if fit.fits is not False and not is_local:
+                fit = fit._replace(why=f"{fit.why}; `hf download {one.drafter}` fetches it")
         yield Drafter(
             name=one.drafter,
             text=None if layout.method is None else f"{layout.method}:checkpoint={one.drafter}",
             kind="catalogue",
             layout=one.layout,
-            is_local=directory is not None,
+            is_local=is_local,
             fits=fit.fits,
             why=fit.why,
             licence=one.licence,

@@ -1,6 +1,6 @@
 """A comparison of a published drafter with a target, from the files that are on this machine.
 
-Sizes come from the drafter's config.json, under the keys that its layout names; weights must be safetensors. A drafter
+Sizes come from the drafter's config.json, under the keys that its layout names; pickled weights are refused. A drafter
 without local files is neither refused nor confirmed. Loading it compares more: tokens, tensors, fingerprints.
 
 Example: a head with `"target_hidden_size": 4096` does not fit a target of hidden size 3584.
@@ -16,7 +16,7 @@ from outrider.errors import CheckpointError
 from outrider.formats.locate import CONFIG
 from outrider.records.json_fields import read_json
 
-__all__ = ["Fit", "fit_of"]
+__all__ = ["Fit", "fit_of", "has_weights"]
 
 
 class Fit(NamedTuple):
@@ -29,14 +29,18 @@ class Fit(NamedTuple):
 WORDS = {"vocab_size": "vocabulary", "hidden_size": "hidden size"}
 
 
+def has_weights(directory: Path) -> bool:
+    """Return whether a directory holds weights that can be read."""
+    return any(directory.glob("*.safetensors"))
+
+
 def fit_of(layout: Layout, directory: Path, facts: TargetFacts) -> Fit:
-    """Compare the files of a drafter with a target."""
+    """Compare the files of a drafter, its config at least, with a target."""
     if layout.method is None:
         return Fit(False, layout.reason)
-    if not any(directory.glob("*.safetensors")):
-        pickled = [*directory.glob("*.bin"), *directory.glob("*.pt")]
-        kind = f"only pickled weights ({pickled[0].name}), which are never opened" if pickled else "no safetensors"
-        return Fit(False if pickled else None, f"its local copy holds {kind}")
+    pickled = [] if has_weights(directory) else [*directory.glob("*.bin"), *directory.glob("*.pt")]
+    if pickled:
+        return Fit(False, f"its local copy holds only pickled weights ({pickled[0].name}), which are never opened")
     try:
         config = read_json(directory / CONFIG)
     except CheckpointError as error:
@@ -49,7 +53,9 @@ def fit_of(layout: Layout, directory: Path, facts: TargetFacts) -> Fit:
         if own != wanted:
             return Fit(False, _difference(key, own, wanted, layout))
         agreed.append(f"{WORDS[key]} {own}")
-    return Fit(True, f"{' and '.join(agreed)} as the target") if agreed else Fit(None, "its files name no size")
+    if not agreed:
+        return Fit(None, "its config names no size to compare")
+    return Fit(True, f"{' and '.join(agreed)} as the target")
 
 
 def _size(config: Mapping[str, Any], key: str) -> int | None:

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
 
 from outrider.catalogue.drafters import Drafter, drafters_of
 from outrider.catalogue.published import base_name, layouts, published
 from outrider.catalogue.target_files import facts_of
-from outrider.errors import CheckpointError, ConfigError
+from outrider.errors import CheckpointError, ConfigError, RunError
 from outrider.formats import locate, shipped
 from outrider.formats.store import provenance, write_checkpoint
 from outrider.proposers import proposer_names
@@ -24,6 +25,7 @@ from outrider.testing.directory import write_tiny_model
 
 LLAMA_8B = {"vocab_size": 128256, "hidden_size": 4096, "num_hidden_layers": 32, "model_type": "llama"}
 """Sizes of the published Llama-3.1-8B-Instruct, which its EAGLE-3 heads repeat."""
+TARGET = "meta-llama/Llama-3.1-8B-Instruct"
 HEAD = "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B"
 HEAD_CONFIG = {"vocab_size": 128256, "hidden_size": 4096, "draft_vocab_size": 32000}
 
@@ -33,7 +35,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty hub cache, and no network."""
 
     def refuse(*_: object) -> None:
-        raise AssertionError("a connection was opened")
+        raise OSError("a connection was opened")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -157,6 +159,42 @@ def test_a_draft_model_with_fewer_rows_names_the_remedy(hub: Path) -> None:
     assert found.fits is False
     assert "pad_draft" in found.why
     assert found.licence == "Apache-2.0"
+
+
+@pytest.mark.parametrize(
+    ("error", "fits", "why"),
+    [
+        (None, True, "as the target; `hf download"),
+        (RepositoryNotFoundError, False, "no such repository"),
+        (GatedRepoError, False, "gated"),
+        (EntryNotFoundError, False, "no config.json"),
+    ],
+)
+def test_online_a_config_is_fetched_and_compared_before_any_weights(
+    error: type[Exception] | None, fits: bool, why: str, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def download(name: str, file: str, etag_timeout: float) -> None:
+        asked.append(name)
+        if name == TARGET:
+            put(hub, name, LLAMA_8B, weights="README.md")
+        elif name == HEAD and error is None:
+            put(hub, name, HEAD_CONFIG, weights="README.md")
+        elif name == HEAD and error is not None:
+            raise error.__new__(error)
+
+    monkeypatch.setattr("outrider.catalogue.hub.hf_hub_download", download)
+    found = named(drafters_of(TARGET, online=True), HEAD)
+    assert (found.is_local, found.fits, found.is_ready) == (False, fits, False)
+    assert why in found.why
+    assert TARGET in asked
+    assert "z-lab/LLaMA3.1-8B-Instruct-DFlash-UltraChat" not in asked  # no method reads it, so nobody asks
+
+
+def test_a_hub_that_cannot_be_reached_ends_in_one_sentence() -> None:
+    with pytest.raises(RunError, match=r"the hub cannot be reached .*leave out --online"):
+        drafters_of(TARGET, online=True)
 
 
 def test_pickled_weights_are_refused(hub: Path) -> None:
