@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from outrider.sampling import SamplingParams
     from outrider.target import Forward, Target, TargetSession, TargetSpec
     from outrider.targets import load_target
+    from outrider.tuning.tune import tune
 
 __all__ = [
     "CapacityError",
@@ -66,6 +67,7 @@ __all__ = [
     "load_proposer",
     "load_target",
     "proposer_names",
+    "tune",
 ]
 
 _HOMES = {
@@ -88,6 +90,7 @@ _HOMES = {
     "sampling": ("SamplingParams",),
     "target": ("Forward", "Target", "TargetSession", "TargetSpec"),
     "targets": ("load_target",),
+    "tuning.tune": ("tune",),
 }
 _MODULES = {name: f"outrider.{module}" for module, names in _HOMES.items() for name in names}
 

@@ -85,6 +85,10 @@ class Runner:
                 for contender in contenders:
                     leaving.callback(contender.leave)
                 self._run_contenders(contenders)
+        self.judge()
+
+    def judge(self) -> None:
+        """Compare the texts of all finished units that nobody compared yet."""
         for cell in self.cells:
             for group in cell.groups:
                 self._judge(cell, group)

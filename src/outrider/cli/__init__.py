@@ -37,6 +37,7 @@ COMMANDS = {
     "quality": "outrider.cli.quality:QualityCommand",
     "synthesize": "outrider.cli.synthesize:Synthesize",
     "train": "outrider.cli.train:Train",
+    "tune": "outrider.cli.tune:Tune",
 }
 
 LATE = {"bench": "outrider.cli.bench:with_settings", "train": "outrider.cli.train:with_methods"}

@@ -1,0 +1,1 @@
+"""The result of tuning: decision, report, recipe and tables."""

@@ -1,0 +1,1 @@
+"""Costs of steps, and the speedups that they predict."""

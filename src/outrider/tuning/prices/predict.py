@@ -1,0 +1,98 @@
+"""Every setting, predicted: replayed steps at the prices of a cost table.
+
+The speedup of a setting at a number of requests at once is the geometric mean, over the groups of all cells, of plain
+decoding's seconds over its own, as in the benchmark. With the adaptive budget a chain drafts as deep as pays, down to
+nothing, so the best of its depths, or plain decoding, stands for it:
+
+    auto(k) = max(1, fixed(1), .., fixed(k))        trees and methods that learn: max(1, fixed)
+
+A setting's *score* is the geometric mean over the numbers of requests.
+
+Worked example: fixed depth 3 gives 1.6 at one request and 0.8 at four: scores 1.13 fixed and 1.26 with the budget.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import exp, log
+from typing import Literal, NamedTuple
+
+from outrider.planning.check import CostTables, retimed
+from outrider.results.unit import UnitResult
+from outrider.tuning.candidates import Setting
+
+__all__ = ["Pick", "Predicted", "predicted_choices", "score_of", "speedups_of"]
+
+
+class Pick(NamedTuple):
+    """A setting and its budget: what can be recommended."""
+
+    text: str
+    budget: Literal["fixed", "auto"]
+
+    @property
+    def label(self) -> str:
+        """The name in tables, as the benchmark writes it."""
+        return self.text if self.budget == "fixed" else f"{self.text} {self.budget}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """A choice with its predicted speedups, by the number of requests at once."""
+
+    choice: Pick
+    base: str
+    speedups: Mapping[int, float]
+
+    @property
+    def score(self) -> float:
+        return score_of(self.speedups)
+
+
+def score_of(speedups: Mapping[int, float]) -> float:
+    """Return the geometric mean.
+
+    >>> round(score_of({1: 2.0, 4: 0.5}), 6)
+    1.0
+    """
+    return exp(sum(map(log, speedups.values())) / len(speedups))
+
+
+def speedups_of(units: Sequence[UnitResult], plain: Sequence[UnitResult]) -> dict[int, float]:
+    """Return the speedup by the number of requests at once, over all groups that both have."""
+    base = {unit.pair_key: unit for unit in plain}
+    ratios: dict[int, list[float]] = {}
+    for unit in units:
+        if unit.pair_key in base:
+            ratios.setdefault(unit.batch, []).append(_rate(base[unit.pair_key]) - _rate(unit))
+    return {batch: exp(sum(logs) / len(logs)) for batch, logs in ratios.items()}
+
+
+def timed(units: Sequence[UnitResult], tables: CostTables) -> list[UnitResult]:
+    """Return units with the times that the tables give."""
+    return [retimed(unit, tables) for unit in units]
+
+
+def predicted_choices(settings: Mapping[Setting, Mapping[int, float]]) -> list[Predicted]:
+    """Return every setting under both budgets, the best score first.
+
+    Args:
+        settings: speedups with a fixed budget, by the number of requests at once.
+    """
+    found: list[Predicted] = []
+    for setting, speedups in settings.items():
+        shallower = [
+            other
+            for one, other in settings.items()
+            if setting.depth and one.base == setting.base and one.depth <= setting.depth
+        ]
+        best = {batch: max(1.0, *(one[batch] for one in (speedups, *shallower))) for batch in speedups}
+        for budget, values in (("fixed", speedups), ("auto", best)):
+            choice = Pick(setting.text, "fixed" if budget == "fixed" else "auto")
+            found.append(Predicted(choice=choice, base=setting.base, speedups=dict(values)))
+    return sorted(found, key=lambda one: -one.score)
+
+
+def _rate(unit: UnitResult) -> float:
+    """Return the logarithm of the seconds per token."""
+    assert unit.decode_s is not None, "a unit with steps"
+    return log(unit.decode_s / unit.num_decode_tokens)

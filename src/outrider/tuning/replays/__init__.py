@@ -1,0 +1,1 @@
+"""Known texts, and proposers along them."""

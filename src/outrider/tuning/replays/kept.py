@@ -1,0 +1,154 @@
+"""Finished parts of a tuning run, on disk: prompts, answers and replays; each file is whole or absent.
+
+    manifest.json    where the run comes from
+    prompts.jsonl    the prompts that count, as `outrider bench --prompts` reads them
+    answers.json     tokens of every answer
+    replays.json     right tokens at every position, and steps of trees and of methods that learn
+    verify/          the benchmark's own run (`outrider.results.store`)
+    report.json      the result; its presence says that the run is finished
+
+Feature states are not kept: an interrupted run that has replays to make writes the same answers again.
+
+Example: `RunFiles(Path("runs/x")).replays` is empty in a new run.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final, final
+
+from outrider.data.workloads import Conversation
+from outrider.errors import RunError
+from outrider.metrics import SlotStep
+from outrider.records.codec import parsed
+from outrider.records.files import write_text, writing
+from outrider.records.provenance import Manifest, manifest_from_json, manifest_to_json
+from outrider.results.store import difference
+from outrider.tuning.replays.replay import Key, Reach, Walk
+from outrider.tuning.replays.texts import Text
+
+__all__ = ["Replays", "RunFiles"]
+
+MANIFEST: Final = "manifest.json"
+PROMPTS: Final = "prompts.jsonl"
+ANSWERS: Final = "answers.json"
+REPLAYS: Final = "replays.json"
+REPORT: Final = "report.json"
+REMEDY: Final = "free space or give another --run-dir"
+ANY: Final = 0
+"""Number of requests of steps that are the same for all."""
+
+
+class Replays:
+    """Replays that are finished.
+
+    reaches  by family and answer
+    walks    by setting, number of requests (`ANY` where it makes no difference) and answer
+    """
+
+    def __init__(self) -> None:
+        self.reaches: dict[str, dict[Key, Reach]] = {}
+        self.walks: dict[str, dict[int, dict[Key, Walk]]] = {}
+
+
+@final
+class RunFiles:
+    """The directory of a run.
+
+    Raises:
+        RunError: if it belongs to a run with other settings, or cannot be written.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
+        self.directory = directory.absolute()
+        with writing(self.directory, REMEDY):
+            self.directory.mkdir(parents=True, exist_ok=True)
+        self.manifest = self._adopt(manifest)
+
+    def _adopt(self, manifest: Manifest) -> Manifest:
+        path = self.directory / MANIFEST
+        if not path.exists():
+            self._write(MANIFEST, manifest_to_json(manifest))
+            return manifest
+        started = manifest_from_json(path.read_text(encoding="utf-8"))
+        if differs := difference(started, manifest):
+            raise RunError(
+                f"{self.directory} was started with {differs}; tune with the same settings or give a new --run-dir"
+            )
+        return started
+
+    def keep_prompts(self, conversations: Sequence[Conversation]) -> None:
+        """Keep the prompts that count."""
+        self._write(PROMPTS, "\n".join(json.dumps(asdict(one), ensure_ascii=False) for one in conversations))
+
+    def keep_answers(self, conversations: Sequence[Conversation], texts: Sequence[Text]) -> None:
+        """Keep the answers to these prompts."""
+        answers = [[text.conversation, text.turn, list(text.known.answer)] for text in texts]
+        self._write(ANSWERS, json.dumps({"ids": [one.id for one in conversations], "answers": answers}))
+
+    def ids(self) -> list[str]:
+        """Return the ids of the prompts that were answered; none in a new run."""
+        return [str(id) for id in self._read(ANSWERS).get("ids", [])]
+
+    def replays(self, texts: Mapping[Key, Text]) -> Replays:
+        """Return the finished replays along these answers."""
+        found, plain = Replays(), self._read(REPLAYS)
+        for base, reaches in plain.get("reaches", {}).items():
+            found.reaches[base] = {(id, turn): Reach(tuple(a), tuple(b)) for id, turn, a, b in reaches}
+        for setting, by_batch in plain.get("walks", {}).items():
+            found.walks[setting] = {
+                int(batch): {(id, turn): _walk(texts[id, turn], steps) for id, turn, steps in walks}
+                for batch, walks in by_batch.items()
+            }
+        return found
+
+    def keep_replays(self, replays: Replays) -> None:
+        """Keep replays in place of earlier ones."""
+        reaches = {
+            base: [[*key, list(reach.lengths), list(reach.right)] for key, reach in found.items()]
+            for base, found in replays.reaches.items()
+        }
+        walks = {
+            setting: {batch: [[*key, _plain(walk)] for key, walk in found.items()] for batch, found in by_batch.items()}
+            for setting, by_batch in replays.walks.items()
+        }
+        self._write(REPLAYS, json.dumps({"reaches": reaches, "walks": walks}))
+
+    def finish(self, report: str) -> None:
+        """Write the result."""
+        self._write(REPORT, report)
+
+    def _write(self, name: str, text: str) -> None:
+        write_text(self.directory / name, text + "\n", REMEDY)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.directory / name
+        if not path.exists():
+            return {}
+        value = parsed(path.read_text(encoding="utf-8"), str(path))
+        if not isinstance(value, dict):
+            raise RunError(f"{path} is damaged; delete it and run the same command again")
+        return value
+
+
+def _plain(walk: Walk) -> list[list[int]]:
+    return [[step.num_nodes, step.draft_depth, step.num_accepted, step.num_emitted] for step in walk]
+
+
+def _walk(text: Text, steps: Sequence[Sequence[int]]) -> Walk:
+    place, found = 0, list[SlotStep]()
+    for nodes, depth, accepted, emitted in steps:
+        found.append(
+            SlotStep(
+                request=0,
+                context_length=len(text.known.prompt) + place,
+                num_nodes=nodes,
+                draft_depth=depth,
+                num_accepted=accepted,
+                num_emitted=emitted,
+                finished=place + emitted == len(text.known.answer),
+            )
+        )
+        place += emitted
+    return tuple(found)
