@@ -8,7 +8,7 @@ any time.
     eagle3:width=2,depth=3          num_nodes 6
     ngram:min_n=1,max_n=3           num_nodes 2, 3, 4, 6, 8
 
-The settings stand in `recipes/tune.toml`.
+The settings stand in `recipes/tune/settings.toml`.
 
 Example: `find_candidates(target, ("heads/mine",)).refused` says which methods cannot read that directory, and why.
 """
@@ -87,7 +87,7 @@ class Candidates:
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
-    """Settings to try of one method; see `recipes/tune.toml`."""
+    """Settings to try of one method; see `recipes/tune/settings.toml`."""
 
     depths: tuple[int, ...] = ()
     variants: tuple[str, ...] = ("",)
@@ -106,7 +106,9 @@ def find_candidates(
     Raises:
         CheckpointError: if no method can use one of `drafters`.
     """
-    tried = {name: read_record(Tried, table, f"tune.toml, {name}") for name, table in read_toml(_recipe()).items()}
+    tried = {
+        name: read_record(Tried, table, f"tune/settings.toml, {name}") for name, table in read_toml(_recipe()).items()
+    }
     known = drafters_of(target)
     families: list[Family] = []
     refused = [Refused(one.name, one.why) for one in known if not one.is_ready]
@@ -199,4 +201,4 @@ def _method_of(checkpoint: str, target: Target) -> str:
 
 
 def _recipe() -> Path:
-    return data_directory("recipes") / "tune.toml"
+    return data_directory("recipes") / "tune" / "settings.toml"

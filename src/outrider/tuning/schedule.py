@@ -11,12 +11,12 @@ up to `MOST` that fits is taken; where two do not fit, fewer groups of each cell
 Example: 300 s and passes of 20 s are 15 passes: n = 6 takes 3.5 + 4 + 3 = 10.5 of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
 from time import monotonic
-from typing import Final
+from typing import Any, Final, Self
 
 from outrider.bench.cells import Cell
 from outrider.results.unit import UnitResult
@@ -87,6 +87,15 @@ class Shortlist:
 
     choices: tuple[Pick, ...]
     share: float
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the value that `from_plain` reads."""
+        return {"choices": [list(choice) for choice in self.choices], "share": self.share}
+
+    @classmethod
+    def from_plain(cls, value: Mapping[str, Any]) -> Self:
+        """Return the shortlist that a run has kept."""
+        return cls(tuple(Pick(*choice) for choice in value["choices"]), float(value["share"]))
 
     def capped(self, cell: Cell) -> Cell:
         """Return a cell with its share of the groups, one at least."""

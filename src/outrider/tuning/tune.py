@@ -47,7 +47,7 @@ from outrider.tuning.replays.kept import RunFiles
 from outrider.tuning.replays.known import ReplayTarget
 from outrider.tuning.replays.replay import Key
 from outrider.tuning.replays.texts import Text, is_degenerate, write_texts
-from outrider.tuning.schedule import Schedule, shortlist
+from outrider.tuning.schedule import Schedule, Shortlist, shortlist
 from outrider.tuning.verify import Trial, verify
 
 __all__ = ["tune", "tuned"]
@@ -272,7 +272,13 @@ class _Tuning:
 
     def _verified(self, answered: _Answered, forecasts: Forecasts, predicted: Sequence[Predicted]) -> list[UnitResult]:
         seconds = self.schedule.for_verifying
-        plan = shortlist(predicted, forecasts.plain, seconds, self.schedule.prefill_s)
+        kept = self.files.shortlist()
+        plan = (
+            Shortlist.from_plain(kept)
+            if kept
+            else shortlist(predicted, forecasts.plain, seconds, self.schedule.prefill_s)
+        )
+        self.files.keep_shortlist(plan.to_plain())
         if not plan.choices:
             return []
 

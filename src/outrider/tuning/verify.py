@@ -86,7 +86,7 @@ def verify(job: Trial, choices: Sequence[Pick], *, seconds: float) -> list[UnitR
                 if not left:
                     break
                 _round(job, store, number, [contenders[label] for label in (PLAIN, *(one.label for one in left))], end)
-                left = _better(left, list(store.units.values()), number)
+                left = _better(left, [unit for unit in store.units.values() if unit.repeat <= number])
         except _TimeIsUpError:
             pass
         return list(store.units.values())
@@ -147,7 +147,7 @@ def _contender(job: Trial, choice: Pick, proposer: Proposer) -> Contender:
     )
 
 
-def _better(choices: Sequence[Pick], units: Sequence[UnitResult], number: int) -> list[Pick]:
+def _better(choices: Sequence[Pick], units: Sequence[UnitResult]) -> list[Pick]:
     """Return the better half by what was measured, two at least."""
     scores = _scores(units)
     ranked = sorted(choices, key=lambda choice: -scores.get(choice.label, 0.0))

@@ -63,7 +63,9 @@ def real_steps(target: Target, proposer: Proposer, text: Text, num_nodes: int) -
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize(("name", "seed"), [("ngram", None), ("eagle3", 3), ("mtp", 0), ("pard", 0)])
-def test_one_pass_gives_the_steps_of_every_depth(target: Target, name: str, seed: int | None, temperature: float) -> None:
+def test_one_pass_gives_the_steps_of_every_depth(
+    target: Target, name: str, seed: int | None, temperature: float
+) -> None:
     if seed is None:
         proposer = load_proposer(name, target, num_nodes=4, min_n=1)
     else:

@@ -4,6 +4,7 @@
     prompts.jsonl    the prompts that count, as `outrider bench --prompts` reads them
     answers.json     tokens of every answer
     replays.json     right tokens at every position, and steps of trees and of methods that learn
+    shortlist.json   the choices to verify
     verify/          the benchmark's own run (`outrider.results.store`)
     report.json      the result; its presence says that the run is finished
 
@@ -34,6 +35,7 @@ MANIFEST: Final = "manifest.json"
 PROMPTS: Final = "prompts.jsonl"
 ANSWERS: Final = "answers.json"
 REPLAYS: Final = "replays.json"
+SHORTLIST: Final = "shortlist.json"
 REPORT: Final = "report.json"
 REMEDY: Final = "free space or give another --run-dir"
 ANY: Final = 0
@@ -114,6 +116,14 @@ class RunFiles:
             for setting, by_batch in replays.walks.items()
         }
         self._write(REPLAYS, json.dumps({"reaches": reaches, "walks": walks}))
+
+    def shortlist(self) -> dict[str, Any]:
+        """Return what `keep_shortlist` kept; empty in a new run."""
+        return self._read(SHORTLIST)
+
+    def keep_shortlist(self, plain: Mapping[str, Any]) -> None:
+        """Keep the choices to verify, so that a run goes on with the same."""
+        self._write(SHORTLIST, json.dumps(plain))
 
     def finish(self, report: str) -> None:
         """Write the result."""
