@@ -21,9 +21,12 @@ from typing import Final, NamedTuple
 from outrider.catalogue.drafters import drafters_of
 from outrider.env import data_directory
 from outrider.errors import CheckpointError, ConfigError, OutriderError, on_one_line
+from outrider.formats.locate import CONFIG, locate
+from outrider.formats.store import check_target
 from outrider.proposer import Proposer
 from outrider.proposers import REGISTRY, known_method, proposer_class, proposer_names
 from outrider.proposers.method_spec import load_method, method_specs, split_settings
+from outrider.records.json_fields import read_json
 from outrider.records.presets import read_record, read_toml
 from outrider.target import Target
 
@@ -183,7 +186,13 @@ def _given(target: Target, drafters: Sequence[str]) -> Iterator[str]:
 
 
 def _method_of(checkpoint: str, target: Target) -> str:
-    """Return the first method that loads a checkpoint for this target."""
+    """Return the first method that loads a checkpoint for this target.
+
+    Raises:
+        CheckpointError: if it was made for another target, or no method can read it.
+    """
+    directory = locate(checkpoint)
+    check_target(read_json(directory / CONFIG), target, directory)
     reasons: list[str] = []
     for name in proposer_names():
         if proposer_class(name).shipped is None:

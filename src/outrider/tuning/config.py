@@ -51,7 +51,7 @@ class TuneConfig:
     hardware: str | None = None
     """Predict for a machine from recipes/hardware/, or a TOML file, from acceptance measured here; nothing is timed."""
     max_new_tokens: int | None = None
-    """Longest answer in tokens; by default each prompt's own limit, at most 96."""
+    """Longest answer in tokens; by default each prompt's own limit, at most 64."""
     seed: int = 0
     """Seed of the sample of prompts and of all sampling."""
     dtype: str = "bfloat16"

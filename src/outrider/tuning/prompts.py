@@ -24,7 +24,7 @@ from outrider.tuning.config import TuneConfig
 __all__ = ["Sample", "capped", "cells_for", "longest", "sampled"]
 
 MOST_PROMPTS: Final = 60
-MOST_NEW_TOKENS: Final = 96
+MOST_NEW_TOKENS: Final = 64
 """Longest answer where no limit is given: acceptance hardly depends on the length, the time to measure it does."""
 SHORTEST_ANSWER: Final = 2
 MIXED: Final = "mixed"

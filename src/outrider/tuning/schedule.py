@@ -5,10 +5,10 @@
     costs      up to a fifth, where nothing is on file
     verifying  what is left
 
-Verifying n choices takes, in passes of one choice over all prompts, about (n + 1) / 2 + (n / 2 + 1) + 3. The largest n
-up to `MOST` that fits is taken; where two do not fit, fewer groups of each cell are measured.
+The first two rounds of n choices take, in passes of one choice over all prompts, (n + 1) / 2 + (n / 2 + 1). The largest
+n up to `MOST` that fits is taken; where two do not fit, fewer groups of each cell are measured.
 
-Example: 300 s and passes of 20 s are 15 passes: n = 6 takes 3.5 + 4 + 3 = 10.5 of them.
+Example: 160 s and passes of 20 s are eight passes: n = 6 takes 3.5 + 4 = 7.5 of them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -121,7 +121,7 @@ def shortlist(
 
 
 def _passes(count: int) -> float:
-    return (count + 1) / 2 + (count / 2 + 1) + 3
+    return (count + 1) / 2 + (count / 2 + 1)
 
 
 def _promising(predicted: Sequence[Predicted], count: int) -> list[Pick]:

@@ -8,8 +8,9 @@ Worked example: bounds 1.7, 1.5 and 1.2. The first is timed and scores 1.4; the 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from time import monotonic
-from typing import NamedTuple
+from typing import Final, NamedTuple, final
 
 from outrider.costs.tables import DraftCosts, TargetCosts
 from outrider.planning.check import CostTables
@@ -22,6 +23,7 @@ from outrider.tuning.prices.predict import predicted_choices
 
 __all__ = ["Priced", "priced"]
 
+NEAR: Final = 8
 Forecaster = Callable[[Sequence[Family], CostTables], Forecasts]
 
 
@@ -42,7 +44,7 @@ def priced(
     tell: Callable[[str], None],
 ) -> Priced:
     """Time families, the most promising first, until monotonic time `end`; one at least."""
-    plain = book.plain()
+    plain, own = book.plain(), Remembered(own)
     bounds = {family.base: _score(forecast([family], _tables(own, plain, family, FreeDrafts()))) for family in families}
     merged = Forecasts(speedups={}, plain=forecast([], CostTables(target=own, drafts={PLAIN: plain})).plain, depths={})
     beaten: list[str] = []
@@ -70,6 +72,25 @@ def priced(
     if late:
         notes.append(f"not timed for lack of time: {', '.join(late)}")
     return Priced(merged, tuple(notes))
+
+
+@final
+class Remembered(TargetCosts):
+    """Costs that are looked up once for steps of one kind; contexts are rounded to `NEAR` tokens."""
+
+    def __init__(self, costs: TargetCosts) -> None:
+        self._forward_s = cache(costs.forward_s)
+        self._accept_s = cache(costs.accept_s)
+        self._rest_s = cache(costs.rest_s)
+
+    def forward_s(self, num_slots: int, num_rows: float, context: float) -> float:
+        return float(self._forward_s(num_slots, num_rows, NEAR * round(context / NEAR)))
+
+    def accept_s(self, num_slots: int, num_rows: float, greedy: bool) -> float:
+        return float(self._accept_s(num_slots, num_rows, greedy))
+
+    def rest_s(self, num_slots: int) -> float:
+        return float(self._rest_s(num_slots))
 
 
 def _tables(own: TargetCosts, plain: DraftCosts, family: Family, costs: DraftCosts) -> CostTables:
