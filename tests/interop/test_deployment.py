@@ -127,6 +127,11 @@ def test_llama_converts_what_is_no_gguf_file() -> None:
     ]
     assert "--target-model-dir models/qwen3-8b" in found.commands[3]
     assert flags(found)["spec-type"] == "draft-eagle3"
+    assert any("sentencepiece" in note for note in found.notes)
+    beside = deployed("eagle3:checkpoint=AngelSlim/Qwen3-8B_eagle3", "llama.cpp", "qwen.gguf")
+    assert "--target-model-dir TARGET_DIRECTORY" in beside.commands[1]
+    assert any(note.startswith("TARGET_DIRECTORY is") for note in beside.notes)
+    assert not deployed("ngram:min_n=3,max_n=3", "llama.cpp", "qwen.gguf").notes
     both = deployed("draft_model:checkpoint=small.gguf", "llama.cpp", "large.gguf")
     assert [shlex.split(command)[0] for command in both.commands] == ["llama-server"]
     assert flags(both)["model-draft"] == "small.gguf"
@@ -183,6 +188,23 @@ def test_an_engine_without_an_adaptive_budget_says_so() -> None:
     assert any("adaptive budget" in note for note in deployed("suffix", "vllm", budget="auto").notes)
     assert not any("adaptive budget" in note for note in deployed("none", "vllm", budget="auto").notes)
     assert "--budget auto" in (deployed("suffix", "outrider", budget="auto").command or "")
+
+
+def test_a_directory_that_looks_like_a_hub_id_is_not_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    commands = deployed("ngram", "llama.cpp", "models/mine").commands
+    assert [shlex.split(command)[:3] for command in commands] == [
+        ["python", "convert_hf_to_gguf.py", "models/mine"],
+        ["llama-server", "--model", "mine.gguf"],
+    ]
+
+
+def test_other_engines_may_not_read_a_gguf_file() -> None:
+    assert any("original checkpoint" in note for note in deployed("suffix", "vllm", "qwen.gguf").notes)
+    assert not any("original checkpoint" in note for note in deployed("ngram", "llama.cpp", "qwen.gguf").notes)
 
 
 def test_an_unknown_engine_is_refused() -> None:

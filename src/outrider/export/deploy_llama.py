@@ -9,6 +9,7 @@ Example: prompt lookup with `num_nodes=8, min_n=2` is `--spec-type ngram-simple 
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from outrider.catalogue.published import base_name
@@ -22,6 +23,9 @@ from outrider.results.rows import PLAIN
 __all__ = ["on_llama"]
 
 ENGINE: Final = "llama.cpp"
+CONVERTER: Final = "convert_hf_to_gguf.py"
+ORIGINAL: Final = "TARGET_DIRECTORY"
+"""Placeholder in a command, where the target is known as a GGUF file alone."""
 AS_THEY_ARE: Final = ("eagle3", "speculators", "draft")
 """Layouts that llama.cpp converts."""
 
@@ -45,8 +49,10 @@ def on_llama(task: Task) -> Deployment:
     notes: tuple[str, ...] = ()
     if name == "ngram":
         flags = lookup_flags(config)
-        notes = (f"llama.cpp looks up {config.min_n} tokens, ours {config.min_n} to {config.max_n}",)
-    return Deployment(engine=ENGINE, method=task.method, commands=(*before, _server(file, flags)), notes=notes)
+        told = f"llama.cpp looks up {config.min_n} tokens, ours {config.min_n} to {config.max_n}"
+        notes = (told,) if config.min_n < config.max_n else ()
+    commands = (*before, _server(file, flags))
+    return Deployment(engine=ENGINE, method=task.method, commands=commands, notes=(*notes, *_needs(before)))
 
 
 def _drafted(task: Task, file: str, before: tuple[str, ...]) -> Deployment:
@@ -63,18 +69,26 @@ def _drafted(task: Task, file: str, before: tuple[str, ...]) -> Deployment:
             first, directory = prepared(task, "vllm", depth)
         draft = f"{base_name(source or name)}-draft.gguf"
         beside = f" --target-model-dir {shlex.quote(_directory(task.target))}" if name == "eagle3" else ""
-        commands = (first, f"python convert_hf_to_gguf.py {directory}{beside} --outtype bf16 --outfile {draft}")
+        commands = (first, f"python {CONVERTER} {directory}{beside} --outtype bf16 --outfile {draft}")
     flags = {"spec-type": KINDS[name], "model-draft": draft, "spec-draft-n-max": depth}
     notes = {
         "it drafts from all columns of the head, ours from the most frequent": bool(task.config.draft_vocab),
         "llama.cpp reads heads that fuse three states": name == "eagle3",
+        f"{ORIGINAL} is the directory of the target's original weights": any(ORIGINAL in one for one in commands),
     }
+    told = (note for note, holds in notes.items() if holds)
     return Deployment(
         engine=ENGINE,
         method=task.method,
         commands=(*before, *commands, _server(file, flags)),
-        notes=tuple(note for note, holds in notes.items() if holds),
+        notes=(*told, *_needs((*before, *commands))),
     )
+
+
+def _needs(commands: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a note on the converter where a command calls it."""
+    is_called = any(CONVERTER in command for command in commands)
+    return (f"{CONVERTER} is a script of llama.cpp, which needs sentencepiece",) if is_called else ()
 
 
 def _server(file: str, flags: Mapping[str, Any]) -> str:
@@ -89,13 +103,19 @@ def _target(target: str) -> tuple[str, tuple[str, ...]]:
     if target.endswith(".gguf"):
         return target, ()
     file = f"{base_name(target)}.gguf"
-    convert = f"python convert_hf_to_gguf.py {shlex.quote(_directory(target))} --outtype bf16 --outfile {file}"
-    is_published = HUB_ID.fullmatch(target) is not None and not target.startswith(".")
-    fetch = (f"hf download {target} --local-dir {_directory(target)}",) if is_published else ()
+    convert = f"python {CONVERTER} {shlex.quote(_directory(target))} --outtype bf16 --outfile {file}"
+    fetch = (f"hf download {target} --local-dir {_directory(target)}",) if _is_published(target) else ()
     return file, (*fetch, convert)
 
 
 def _directory(target: str) -> str:
     """Return the directory of the target's original weights."""
     name = plain_name(target)
-    return f"models/{base_name(name)}" if HUB_ID.fullmatch(name) and not name.startswith(".") else name
+    if name.endswith(".gguf"):
+        return ORIGINAL
+    return f"models/{base_name(name)}" if _is_published(name) else name
+
+
+def _is_published(name: str) -> bool:
+    """Return whether a name is a hub id, and no directory on this machine."""
+    return HUB_ID.fullmatch(name) is not None and not name.startswith(".") and not Path(name).exists()

@@ -124,10 +124,14 @@ def deployment(
     if engine != "outrider" and proposer_class(spec.name).scripted:
         return task.refused(engine, "it is an instrument of Outrider's benchmark, and no method", None)
     found = deploy(task)
-    if budget == "auto" and engine != "outrider" and found.command is not None and spec.name != PLAIN:
-        note = f"{engine} has no adaptive budget: it drafts as much at every load"
-        return replace(found, notes=(*found.notes, note))
-    return found
+    if engine == "outrider" or found.command is None:
+        return found
+    notes = {
+        f"{engine} has no adaptive budget: it drafts as much at every load": budget == "auto" and spec.name != PLAIN,
+        f"give {engine} the original checkpoint if it does not read this GGUF file": target_name.endswith(".gguf")
+        and engine != "llama.cpp",
+    }
+    return replace(found, notes=(*found.notes, *(note for note, holds in notes.items() if holds)))
 
 
 def on_outrider(task: Task) -> Deployment:
