@@ -21,6 +21,7 @@ from outrider.kernels.cpu.attention import attention
 from outrider.kernels.cpu.threads import launch_all
 from outrider.ops.cpu_graphs import CpuGraph
 from outrider.ops.cpu_placement import placement_addresses, placement_shape
+from outrider.placement import place_real_rows
 from outrider.targets import load_target
 from outrider.targets.native import NativeSession
 
@@ -73,7 +74,7 @@ def main() -> None:
 
 def by_kind(session: NativeSession, graph: CpuGraph, num_rows: int, repeats: int) -> dict[str, float]:
     """Return the seconds of a forward's kernels, each the median of its runs, added up by kind."""
-    placement = session.cache.place_real_rows([0], Draft.of_chains([list(range(num_rows - 1))]))
+    placement = place_real_rows(session.cache, [0], Draft.of_chains([list(range(num_rows - 1))]))
     records, columns, numbers = graph.followed
     placed = (*placement_addresses(placement), *placement_shape(placement))
     graph.blocks_NB[records, columns] = np.array(placed)[numbers]

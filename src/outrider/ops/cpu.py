@@ -1,4 +1,4 @@
-"""The decoder's operations as compiled CPU kernels: weights in bf16 or fp32, activations in fp32.
+"""The decoder's operations as compiled CPU kernels: weights quantised, in bf16 or in fp32, activations in fp32.
 
 Decoding one row reads every weight once, so it runs at memory speed; a few more rows cost little as long as each weight
 is loaded once for all of them. This is what makes verifying a draft cheap.

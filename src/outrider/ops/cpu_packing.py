@@ -1,9 +1,11 @@
 """Weights in the layout of `linear.py`: blocks of two vectors of output columns, [block][feature][2 * WIDTH].
 
-In bf16 the two vectors are interleaved, so that one load reads both. Quantised matrices have the layout of
-`kernels/cpu/quant_layout.py`. A drafter's matrices are rounded to 8 or 4 bits while they are packed: the bytes they
-read decide their speed, and the target verifies their tokens. OUTRIDER_DRAFT_WEIGHTS=target keeps them in the target's
-dtype, as matrices stay that have no whole groups of 32 features.
+In bf16 the two vectors are interleaved, so that one load reads both; where the processor multiplies pairs of bf16
+numbers, features are. Quantised matrices have the layout of `kernels/cpu/quant_layout.py`.
+
+A drafter's matrices are rounded to 8 or 4 bits while they are packed: the bytes they read decide their speed, and the
+target verifies their tokens. OUTRIDER_DRAFT_WEIGHTS=target keeps them in the target's dtype, as matrices stay that have
+no whole groups of 32 features.
 
 Worked example: 40 columns of 64 features in bf16 are, with 8 lanes, three blocks of 2 KB; 8 of the 48 columns are zero.
 
@@ -18,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from outrider.kernels.cpu.arena import Arena
+from outrider.kernels.cpu.isa import has_bf16_dots
 from outrider.kernels.cpu.vector import WIDTH
 from outrider.ops.base import Packed
 from outrider.ops.cpu_quant_packing import Span, packed_matrix, unpacked_matrix
@@ -121,7 +124,10 @@ def _strips(matrices: Sequence[QuantisedMatrix]) -> list[list[Span]]:
 def packed(arena: Arena, dtype: torch.dtype, weight_OF: Tensor, out_features: int, bias_O: Tensor | None) -> Packed:
     """Pack whole blocks in bf16 or fp32; the first `out_features` columns are real."""
     blocks = weight_OF.to(dtype).view(-1, 2, WIDTH, weight_OF.shape[1])
-    ordered = blocks.permute((0, 3, 2, 1) if dtype == torch.bfloat16 else (0, 3, 1, 2))
+    if dtype == torch.bfloat16 and has_bf16_dots() and weight_OF.shape[1] % 2 == 0:
+        ordered = blocks.view(*blocks.shape[:3], -1, 2).permute(0, 3, 1, 2, 4)
+    else:
+        ordered = blocks.permute((0, 3, 2, 1) if dtype == torch.bfloat16 else (0, 3, 1, 2))
     data = arena.empty(tuple(ordered.shape), dtype).copy_(ordered)
     bias = None if bias_O is None else pad(bias_O.detach().float(), (0, len(weight_OF) - len(bias_O)))
     return Packed(
@@ -139,6 +145,8 @@ def unpacked(packed: Packed) -> Tensor:
         return torch.cat([unpacked(part) for part in packed.parts])
     if packed.layout is not None:
         return unpacked_matrix(packed)
+    if packed.data.dim() == 5:
+        return packed.data.permute(0, 2, 3, 1, 4).flatten(3).flatten(0, 2)[: packed.out_features].contiguous()
     order = (0, 3, 2, 1) if packed.data.dtype == torch.bfloat16 else (0, 2, 3, 1)
     return packed.data.permute(order).flatten(0, 2)[: packed.out_features].contiguous()
 

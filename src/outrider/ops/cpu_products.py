@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from outrider.kernels.cpu.isa import chosen
-from outrider.kernels.cpu.linear import BF16, FP32, linear
+from outrider.kernels.cpu.linear import BF16, FP32, PAIRS, linear
 from outrider.kernels.cpu.quant_linear import HEIGHT, quant_linear, row_bytes
 from outrider.kernels.cpu.vector import TILE_ROWS
 from outrider.ops.base import Packed
@@ -57,9 +57,10 @@ def products(
     column = 0
     for part in packed.parts or (packed,):
         if part.layout is None:
-            blocks, kernel, kind = part.data.shape[0], linear, KINDS[part.data.dtype]
+            blocks, kernel = part.data.shape[0], linear
+            kind = PAIRS if part.data.dim() == 5 else KINDS[part.data.dtype]
             size, scratch = 4 * F, None
-            if norm_F is not None or R > 1:
+            if norm_F is not None or R > 1 or kind == PAIRS:
                 scratch = empty(threads if R <= TILE_ROWS else 1, R, F)
         else:
             blocks, kernel, kind = part.data.shape[0] // 2, quant_linear(part.layout, chosen()), 0

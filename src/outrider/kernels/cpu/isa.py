@@ -1,4 +1,4 @@
-"""The instruction sets of the integer kernels: which the processor has, and which one is used.
+"""The instruction sets of the CPU kernels: which the processor has, and which one is used.
 
     portable   no vendor's instructions; any processor
     avx2       AVX2, FMA, F16C: products of bytes summed in pairs (`vpmaddubsw`)
@@ -7,7 +7,8 @@
     vnni       AVX-512 VNNI: four products of bytes at once, 512 bits
     amx        vnni, and tiles of 16 by 16 sums (AMX int8) for many rows
 
-All of them compute the same bits (`quant_tile.py`). OUTRIDER_CPU_ISA forces one that the processor has.
+All of them compute the same bits with quantised weights (`quant_tile.py`). OUTRIDER_CPU_ISA forces one that the
+processor has. With vnni and amx, bf16 weights are multiplied by AVX-512 BF16 where the processor has it (`linear.py`).
 
 AMX needs the kernel's permission once per process (`arch_prctl`); where it is refused, AMX is not used.
 
@@ -26,7 +27,7 @@ import llvmlite.binding as llvm
 from outrider.env import cpu_isa
 from outrider.errors import ConfigError
 
-__all__ = ["ISAS", "WIDE_SETS", "chosen", "forced", "host_features", "supported"]
+__all__ = ["ISAS", "WIDE_SETS", "chosen", "forced", "has_bf16_dots", "host_features", "supported"]
 
 ISAS: Final = ("portable", "avx2", "avxvnni", "avx512", "vnni", "amx")
 NEEDED: Final = {
@@ -75,6 +76,11 @@ def forced() -> str | None:
 def chosen() -> str:
     """Return the instruction set that the kernels use."""
     return forced() or supported()[-1]
+
+
+def has_bf16_dots() -> bool:
+    """Return whether the kernels multiply bf16 numbers in pairs, by AVX-512 BF16."""
+    return chosen() in ("vnni", "amx") and host_features().get("avx512bf16", False)
 
 
 def _may_use_tiles() -> bool:

@@ -4,9 +4,12 @@ Weights are packed in blocks of two vectors of output columns, [block][feature][
 `TILE_ROWS` rows by one block reads its weights as one stream and its sums stay in registers. In bf16 the two vectors
 are interleaved: one load, one shift and one mask widen both.
 
-Every sum y[r, o] = fma(x[r, F-1], w[o, F-1], ... fma(x[r, 0], w[o, 0], 0)) runs over the features in ascending order in
-one register lane. The bits of a row hence depend on that row alone: not on the number of rows, the row's index, the
-tile's shape or the number of threads.
+Where the processor multiplies bf16 numbers in pairs, activations are rounded to bf16 too, and a lane of 32 bits holds
+two features of one column, [block][pair of features][vector][lane][2].
+
+Every sum y[r, o] = fma(x[r, F-1], w[o, F-1], ... fma(x[r, 0], w[o, 0], 0)) runs over the features, or pairs of them,
+in ascending order in one register lane. The bits of a row hence depend on that row alone: not on the number of rows,
+the row's index, the tile's shape or the number of threads.
 
 Rows are first laid out tile by tile, [feature][row of the tile], normalised if needed (`rows.py`).
 
@@ -18,10 +21,12 @@ from typing import Any
 
 from numba import types
 
+from outrider.kernels.cpu.isa import has_bf16_dots
 from outrider.kernels.cpu.rows import COLUMNS, FETCHED, GATED, LEVEL, finish, lay_out, tile_start
 from outrider.kernels.cpu.threads import draw, finished, stack, ticket, wait_for
 from outrider.kernels.cpu.vector import (
     F32,
+    I32,
     I64,
     TILE_ROWS,
     WIDE,
@@ -38,12 +43,14 @@ from outrider.kernels.cpu.vector import (
     lowered,
     splat,
     u16,
+    vector,
 )
 
-__all__ = ["BF16", "FP32", "collect", "embed", "linear"]
+__all__ = ["BF16", "FP32", "PAIRS", "collect", "embed", "linear"]
 
-FP32, BF16 = KINDS = (0, 1)  # fp32 and bf16 weights
-BYTES = (4, 2)
+FP32, BF16, PAIRS = 0, 1, 2  # fp32 and bf16 weights, and bf16 weights in pairs of features
+KINDS = (FP32, BF16, PAIRS) if has_bf16_dots() else (FP32, BF16)
+BYTES = (4, 2, 2)
 UNROLL = 4
 TILE_BYTES = 4 * COLUMNS * TILE_ROWS
 NEAR = 3072 if WIDE else 0
@@ -89,6 +96,9 @@ def emit_tile(
     sums = [[emitter.variable(splat(emitter, F32(0.0), WIDTH)) for _ in range(2)] for _ in range(rows)]
 
     def accumulate(x_here: Value, weight_here: Value, offset: int) -> None:
+        if kind == PAIRS:
+            accumulate_pairs(emitter, sums, emitter.at(x_here, offset * rows, 4), emitter.at(weight_here, offset, step))
+            return
         pair = emitter.load_pair(emitter.at(weight_here, offset, step), kind)
         for row, row_sums in enumerate(sums):
             number = emitter.load(emitter.at(x_here, offset * rows + row, 4), F32)
@@ -96,6 +106,8 @@ def emit_tile(
             for value, total in zip(pair, row_sums, strict=True):
                 emitter.set(total, emitter.fma(value, factor, emitter.get(total)))
 
+    if kind == PAIRS:  # from here on, F counts pairs
+        F, pace, step = emitter.builder.lshr(F, I64(1)), emitter.builder.shl(pace, I64(1)), 2 * step
     whole = emitter.whole(F, UNROLL)
     with emitter.loop(I64(0), whole, UNROLL) as index:
         later = emitter.at(emitter.builder.add(weight, ahead), index, pace)
@@ -110,10 +122,40 @@ def emit_tile(
         emitter.store(emitter.at(out, position * WIDTH, 4), emitter.get(total))
 
 
+def accumulate_pairs(emitter: Emitter, sums: list[list[Value]], x: Value, weight: Value) -> None:
+    """Add the products of one pair of features of each row with one block of columns."""
+    kind = vector(I32, WIDTH)
+    weights = [emitter.load(emitter.at(weight, part * WIDTH, 4), kind) for part in range(2)]
+    for row, row_sums in enumerate(sums):
+        factor = splat(emitter, emitter.load(emitter.at(x, row, 4), I32), WIDTH)
+        for some, total in zip(weights, row_sums, strict=True):
+            emitter.set(total, emitter.dot_pairs(emitter.get(total), some, factor))
+
+
 @inlined
 def size_of(kind: int) -> int:
     """Return the bytes of a weight."""
-    return 2 if kind == BF16 else 4
+    return 4 if kind == FP32 else 2
+
+
+@inlined
+def pair_up(x: int, rows: int, F: int) -> None:
+    """Replace [feature][row] in fp32 by [pair of features][row][2] in bf16, rounded to the nearest even."""
+    source, target = i32(x), i32(x)
+    for p in range(F // 2):
+        for r in range(rows):
+            low, high = source[2 * p * rows + r], source[(2 * p + 1) * rows + r]
+            target[p * rows + r] = (rounded(low) & 0xFFFF) | (rounded(high) << 16)
+
+
+@inlined
+def rounded(bits: int) -> int:
+    """Return the upper half of an fp32 number, rounded; NaN stays NaN."""
+    word = types.uint32(bits)
+    up = types.uint32(word + types.uint32(0x7FFF) + ((word >> types.uint32(16)) & types.uint32(1)))
+    is_nan = (word & types.uint32(0x7FFFFFFF)) > types.uint32(0x7F800000)
+    half: int = types.int32((types.uint32(0x7FC00000) if is_nan else up) >> types.uint32(16))
+    return half
 
 
 @emitted
@@ -179,6 +221,8 @@ def linear(block: int, lane: int) -> None:
         fetch(weight + first * block_bytes, EARLY)
         own = scratch + lane * R * F * 4
         lay_out(x, norm, eps, own, R, F)
+        if kind == PAIRS:
+            pair_up(own, R, F)
         x = own
     elif scratch != 0:
         full = R // panel_rows * (panel_rows // TILE_ROWS)  # tiles in whole panels
@@ -191,6 +235,8 @@ def linear(block: int, lane: int) -> None:
                 start = done + tile_start(n - full, num_left, R - done)
                 height = done + tile_start(n - full + 1, num_left, R - done) - start
             lay_out(x + start * F * 4, norm, eps, scratch + start * F * 4, height, F)
+            if kind == PAIRS:
+                pair_up(scratch + start * F * 4, height, F)
             finished(block, 1)
             n = ticket(block, 0)
         wait_for(block, 1, full + num_left)

@@ -58,6 +58,21 @@ TILE_ROWS = 12 if WIDE else 6  # rows x 2 vectors of accumulators, and their ope
 
 X86 = llvm.get_process_triple().split("-")[0] in ("x86_64", "i686", "i386")
 
+
+class _Bf16Type(ir.Type):  # type: ignore[misc]
+    """LLVM's type of bf16 numbers, which the IR library lacks."""
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Bf16Type)
+
+    def __hash__(self) -> int:
+        return hash(_Bf16Type)
+
+
+BF16 = _Bf16Type()
 F16 = ir.HalfType()
 F32 = ir.FloatType()
 I8 = ir.IntType(8)
@@ -166,6 +181,11 @@ class Emitter:
         kind = a.type
         name = f"llvm.fma.v{kind.count}f32" if isinstance(kind, ir.VectorType) else "llvm.fma.f32"
         return self.intrinsic(name, kind, a, b, c)
+
+    def dot_pairs(self, total: Value, a: Value, b: Value) -> Value:
+        """Return total + the products of both bf16 numbers in each 32-bit lane of a and b (`vdpbf16ps`)."""
+        pairs = [self.builder.bitcast(some, vector(BF16, 2 * total.type.count)) for some in (a, b)]
+        return self.intrinsic("llvm.x86.avx512bf16.dpbf16ps.512", total.type, total, *pairs)
 
     def prefetch(self, address: Value, level: int) -> None:
         """Prefetch a cache line into the first or second level; any address is allowed."""
