@@ -1,6 +1,6 @@
 """The README's view of a filed race between engines: a bar chart, the methods, and the engines in one small table.
 
-The race is the table of engines and methods of docs/results/engines.md, which `benchmarks/peers/same_file.py` wrote: one
+The race is the table of engines and methods in docs/results/engines.md, written by `benchmarks/peers/same_file.py`: one
 GGUF file, one request at a time, greedy, tokens per second of each engine and method by category. Example: with plain
 decoding at 66.3 tokens per second on chat and `eagle3` at 95.2, `eagle3` is shown as 1.44.
 """
