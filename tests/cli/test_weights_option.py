@@ -85,11 +85,21 @@ def test_loading_says_what_runs_and_how_large_it_is(model: Path, caplog: pytest.
     for kind, kinds in (("stored", "bfloat16"), ("int8", "int8"), ("int4", "int4, int8")):
         assert run("generate", "abc", "--target", model, "--weights", kind, "--max-new-tokens", 2) == 0
         [said] = [line for line in caplog.messages if line.startswith(f"{model}: ")]
+        asked = f"outrider quality --target {model} --weights {kind} measures what these weights cost in quality"
+        assert (asked in caplog.messages) == (kind != "stored")
         caplog.clear()
         text, size = said.removeprefix(f"{model}: ").rsplit(", ", 1)
         assert text == kinds
         sizes[kind] = float(size.removesuffix(" MB"))
     assert 0 < sizes["int4"] < sizes["int8"] < sizes["stored"]
+
+
+def test_quantising_says_what_it_cost_once_that_was_measured(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    quality = ("quality", "--target", model, "--weights", "int8", "--num-tokens", 80)
+    assert run(*quality) == 0
+    caplog.clear()
+    assert run("generate", "abc", "--target", model, "--weights", "int8", "--max-new-tokens", 2) == 0
+    assert any("the same most probable token as bfloat16 at " in line for line in caplog.messages)
 
 
 def test_quantising_shows_its_progress_once(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

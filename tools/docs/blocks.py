@@ -14,7 +14,7 @@
     loads:NAME         its speedups at the lowest temperature, methods by batch sizes
     loop:FILE#NAME|A|B..   the statements of a function that call these names, in order
     quality:NAME       figures of quantised weights
-    race-methods:FOLDER    the methods with their speedups in the race of docs/results/peers.md
+    race-methods:FOLDER    the methods with their speedups in the race of docs/results/engines.md
     race-engines:FILE      the engines of the race docs/results/FILE.md
     same-file:FILE         its table of GGUF files
 
@@ -65,7 +65,7 @@ COLUMNS = 100
 NUM_EXAMPLES, NUM_TOKENS = 6, 8
 PROMPT = [1, 2, 3, 1, 2, 4, 1, 2]
 RUN, MANIFEST = ".json", ".manifest.json"
-RACE = Path("docs", "results", "peers.md")
+RACE = Path("docs", "results", "engines.md")
 
 
 def blocks_of(root: Path) -> Mapping[str, Callable[[str], str]]:

@@ -1,8 +1,8 @@
 """The README's view of a filed race between engines: a bar chart, the methods, and the engines in one small table.
 
-The race is the table of docs/results/peers.md, which `benchmarks/peers/run.py` wrote: one request at a time, greedy,
-tokens per second of each engine and method by category. Example: with plain decoding at 66.3 tokens per second on chat
-and `eagle3` at 95.2, `eagle3` is shown as 1.44.
+The race is the table of engines and methods in docs/results/engines.md, written by `benchmarks/peers/same_file.py`: one
+GGUF file, one request at a time, greedy, tokens per second of each engine and method by category. Example: with plain
+decoding at 66.3 tokens per second on chat and `eagle3` at 95.2, `eagle3` is shown as 1.44.
 """
 
 import dataclasses
@@ -37,16 +37,16 @@ class Lap(NamedTuple):
 
 
 def laps_of(page: Path) -> list[Lap]:
-    """Return the rows of the page's first table.
+    """Return the rows of the page's table of engines and methods, at one request.
 
     Raises:
         ConfigError: if the page does not exist, or has no such table.
     """
     text = page.read_text(encoding="utf-8") if page.exists() else ""
-    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    lines = [line for line in text[text.find("| requests | engine | method |") :].splitlines() if line[:2] == "| "]
     head = _cells(lines[0]) if lines else []
     if head[:3] != ["requests", "engine", "method"]:
-        raise ConfigError(f"{page} has no table of engines; write it with benchmarks/peers/run.py")
+        raise ConfigError(f"{page} has no table of engines; write it with benchmarks/peers/same_file.py")
     columns = {name.removesuffix(", tok/s"): place for place, name in enumerate(head) if name.endswith(", tok/s")}
     laps = []
     for line in lines[2:]:
@@ -59,10 +59,10 @@ def laps_of(page: Path) -> list[Lap]:
 
 
 def footnote_of(page: Path) -> str:
-    """Return the paragraph above the table, which says what ran where, and the page's name."""
+    """Return the paragraph that says what ran where, and the page's name."""
     paragraphs = page.read_text(encoding="utf-8").split("\n\n")
-    table = next(place for place, text in enumerate(paragraphs) if text.startswith("| requests |"))
-    return f"{' '.join(paragraphs[table - 1].split())} Source: docs/results/{page.name}."
+    said = next(text for text in paragraphs if text.startswith("Greedy decoding"))
+    return f"{' '.join(said.split())} Source: docs/results/{page.name}."
 
 
 def method_table(laps: Sequence[Lap], folder: str, sentences: Mapping[str, str]) -> str:
@@ -89,7 +89,7 @@ def method_table(laps: Sequence[Lap], folder: str, sentences: Mapping[str, str])
 def engine_table(laps: Sequence[Lap]) -> str:
     """Return one row per engine: plain decoding over all prompts, and its fastest method by category."""
     body = []
-    for engine in (OURS, *PEERS):
+    for engine in (OURS, *_peers(laps)):
         members = [lap for lap in laps if lap.engine == engine]
         plain = next(lap for lap in members if lap.method == PLAIN)
         best = [max(members, key=lambda lap: lap.rates[kind]) for kind in SHOWN]
@@ -125,7 +125,9 @@ def race_chart(laps: Sequence[Lap], footnote: str) -> str:
     Args:
         footnote: the source of the numbers.
     """
-    shown = [lap for lap in laps if lap.engine == OURS] + [lap for engine in PEERS for lap in _best(laps, engine)]
+    shown = [lap for lap in laps if lap.engine == OURS] + [
+        lap for engine in _peers(laps) for lap in _best(laps, engine)
+    ]
     most = max(lap.rates[kind] for lap in shown for kind in SHOWN)
     unit = (WIDTH - LEFT - 60) / most
     parts, y = [*_head(shown)], float(TOP)
@@ -137,6 +139,11 @@ def race_chart(laps: Sequence[Lap], footnote: str) -> str:
     notes = wrapped(footnote, WIDTH - 32, 11)
     parts += [label(16, y + 22 + 16 * line, note, 11) for line, note in enumerate(notes)]
     return picture(parts, WIDTH, f"{y + 22 + 16 * len(notes):.0f}", INK)
+
+
+def _peers(laps: Sequence[Lap]) -> list[str]:
+    raced = {lap.engine for lap in laps}
+    return [engine for engine in PEERS if engine in raced]
 
 
 def _best(laps: Sequence[Lap], engine: str) -> list[Lap]:

@@ -4,14 +4,18 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from readme import engine_table, laps_of, method_table, race_chart, same_file_table
+from readme import engine_table, footnote_of, laps_of, method_table, race_chart, same_file_table
 
 from outrider.errors import ConfigError
 from outrider.proposers import REGISTRY
 
-PAGE = """# Peers
+PAGE = """# The same file
 
-Greedy decoding.
+Greedy decoding, two threads.
+
+| requests | file |
+|---|---|
+| 1 | published |
 
 | requests | engine | method | chat, tok/s | editing, tok/s | all, tok/s | ended |
 | ---: | --- | --- | ---: | ---: | ---: | ---: |
@@ -61,6 +65,10 @@ def test_bars_are_to_scale_and_said_in_words(page: Path) -> None:
     assert bars[5] / bars[0] == pytest.approx(120 / 50, rel=1e-3)
     said = svg.findtext("{http://www.w3.org/2000/svg}desc") or ""
     assert "vLLM ngram: chat 10, editing 25" in said
+
+
+def test_the_chart_says_what_ran(page: Path) -> None:
+    assert footnote_of(page) == "Greedy decoding, two threads. Source: docs/results/peers.md."
 
 
 def test_a_page_without_the_table_is_refused(tmp_path: Path) -> None:
