@@ -28,7 +28,6 @@ def test_counts_and_times_of_a_method_beside_its_plain_decoding(run: Run, fake: 
     assert len(row.acceptance_per_pos) == 3
     assert row.mean_acceptance_length == pytest.approx(1 + 3 * row.acceptance_per_pos[0])
     assert row.speedup is not None
-    assert row.speedup.point > 1
     assert row.equality is not None
     assert (row.equality.num_answers, row.equality.num_equal) == (3, 3)
     assert row.lossless.verdict == "exact"
