@@ -26,7 +26,8 @@ class PlanRequest:
     costs: Path | None = None
     """A file that `outrider profile` wrote."""
     hardware: str | None = None
-    """A machine from recipes/hardware/ (h100, h200, a100, l4, cpu-2core, cpu-2core-avx512), or a TOML file."""
+    """A machine from recipes/hardware/ (h100, h200, a100, l4, cpu-2core, cpu-2core-avx512, cpu-2core-zen4), or a TOML
+    file."""
     model: str = "smollm2-135m"
     """With --hardware: the target, by sizes alone: a directory, a config.json, a hub id, smollm2-135m, qwen2.5-7b."""
     weights: str | None = None
