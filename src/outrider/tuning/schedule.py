@@ -5,10 +5,11 @@
     costs      up to a fifth, where nothing is on file
     verifying  what is left
 
-The first two rounds of n choices take, in passes of one choice over all prompts, (n + 1) / 2 + (n / 2 + 1). The largest
-n up to `MOST` that fits is taken; where two do not fit, fewer groups of each cell are measured.
+In passes of one choice over all prompts, the first round of n choices takes (n + 1) / 2 and the second n / 2 + 1, of
+which a third should fit: the largest numbers of requests come first. The largest n up to `MOST` for which that holds is
+taken; where two do not fit, fewer groups of each cell are measured.
 
-Example: 160 s and passes of 20 s are eight passes: n = 6 takes 3.5 + 4 = 7.5 of them.
+Example: 100 s and passes of 20 s are five passes: n = 6 takes 3.5 + 1.3 = 4.8 of them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ MOST, LEAST = 6, 2
 AUTO_SHARE: Final = 0.985
 """Speed that the adaptive budget's probes are taken to leave."""
 MOST_OF_A_FAMILY: Final = 3
+SECONDS_A_PROMPT: Final = 25
 SLACK: Final = 1.2
 """Time that measuring takes beside decoding and reading prompts: opening engines, comparing texts."""
 
@@ -59,6 +61,10 @@ class Schedule:
     def may_write(self) -> bool:
         """Return whether there is time to write more answers."""
         return self.spent < WRITE * self.seconds
+
+    def most_prompts(self, needed: int) -> int:
+        """Return how many prompts can be measured in the time; at least as many as are needed."""
+        return max(needed, round(self.seconds / SECONDS_A_PROMPT))
 
     @property
     def end_of_replays(self) -> float:
@@ -121,7 +127,7 @@ def shortlist(
 
 
 def _passes(count: int) -> float:
-    return (count + 1) / 2 + (count / 2 + 1)
+    return (count + 1) / 2 + (count / 2 + 1) / 3
 
 
 def _promising(predicted: Sequence[Predicted], count: int) -> list[Pick]:

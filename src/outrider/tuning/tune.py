@@ -218,6 +218,8 @@ class _Tuning:
         loops = _loops(texts)
         all_loops = len(loops) == len(done)
         good = tuple(done) if all_loops else tuple(one for one in done if one.id not in loops)
+        counted = self.files.prompt_ids()  # a run goes on with the same, whatever time it is given
+        good = tuple(one for one in good if one.id in counted) or good[: self.schedule.most_prompts(needed)]
         self.files.keep_prompts(good)
         ids = {one.id for one in good}
         return _Answered(good, {text.key: text for text in texts if text.conversation in ids}, len(loops), all_loops)

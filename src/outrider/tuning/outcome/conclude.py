@@ -72,11 +72,11 @@ def concluded(found: Findings) -> TuneReport:
     config, concurrency = found.config, found.concurrency
     verdict = decide(found.units, found.predicted, concurrency) if found.units else None
     decision = verdict or predicted_decision(found.predicted, concurrency)
-    checks, median_error = checks_of(found.units, found.predicted)
     row = _row_of(found, decision)
     waterfall = None if row is None else row.waterfall
     depth = found.forecasts.depths.get(decision.best.text, 1)
     verified = [one.choice for one in found.predicted if any(unit.method == one.choice.label for unit in found.units)]
+    checks, median_error = checks_of(found.units, verified, found.forecasts) if found.units else ((), None)
     report = TuneReport(
         run=str(found.directory),
         target=found.target.spec.name,

@@ -24,6 +24,7 @@ from outrider.results.derive import ALL, derive_rows
 from outrider.results.rows import PLAIN, Row, Waterfall
 from outrider.results.unit import UnitResult
 from outrider.tuning.outcome.report import CheckedChoice, TuneRow
+from outrider.tuning.prices.forecast import Forecasts
 from outrider.tuning.prices.predict import Pick, Predicted, score_of
 
 __all__ = ["Decision", "checks_of", "decide", "limit_of", "overall", "predicted_decision", "tune_rows"]
@@ -75,23 +76,25 @@ def overall(rows: Sequence[Row]) -> list[Row]:
 
 
 def checks_of(
-    units: Sequence[UnitResult], predicted: Sequence[Predicted]
+    units: Sequence[UnitResult], choices: Sequence[Pick], forecasts: Forecasts
 ) -> tuple[tuple[CheckedChoice, ...], float | None]:
-    """Return predictions beside measurements, and the median absolute error with fixed budgets."""
+    """Return predictions beside measurements of the same groups, and the median absolute error with fixed budgets."""
     rows, checks = overall(derive_rows(units)), list[CheckedChoice]()
-    for one in predicted:
-        for batch, measured in _points(rows, one.choice.label).items():
-            if batch in one.speedups:
-                checks.append(
-                    CheckedChoice(
-                        method=one.choice.text,
-                        budget=one.choice.budget,
-                        concurrency=batch,
-                        predicted=one.speedups[batch],
-                        measured=measured,
-                        error=one.speedups[batch] / measured - 1,
-                    )
+    for choice in choices:
+        for batch, measured in _points(rows, choice.label).items():
+            own = [unit for unit in units if (unit.method, unit.batch) == (choice.label, batch)]
+            groups = list(dict.fromkeys((unit.batch, unit.conversations) for unit in own))
+            predicted = forecasts.speedup_on(choice, groups)
+            checks.append(
+                CheckedChoice(
+                    method=choice.text,
+                    budget=choice.budget,
+                    concurrency=batch,
+                    predicted=predicted,
+                    measured=measured,
+                    error=predicted / measured - 1,
                 )
+            )
     errors = [abs(check.error) for check in checks if check.budget == "fixed"]
     errors = errors or [abs(check.error) for check in checks]
     return tuple(checks), median(errors) if errors else None

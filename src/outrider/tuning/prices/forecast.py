@@ -4,7 +4,7 @@ Example: `Replaying(...).run()` replays a family of chains once and every tree a
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 
 from outrider.bench.cells import Cell
@@ -14,7 +14,7 @@ from outrider.proposer import Proposer
 from outrider.results.rows import PLAIN
 from outrider.results.unit import UnitResult
 from outrider.tuning.candidates import Family, Setting
-from outrider.tuning.prices.predict import speedups_of
+from outrider.tuning.prices.predict import Group, Pick, gains_of, mean_speedup, speedups_of
 from outrider.tuning.replays.kept import ANY, Replays, RunFiles
 from outrider.tuning.replays.known import ReplayTarget
 from outrider.tuning.replays.replay import Key, Reach, Walk, chain_reach, replay_cells, replay_texts, walked
@@ -77,11 +77,27 @@ def is_replayed(family: Family, replays: Replays) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecasts:
-    """Predicted speedups of every setting with a fixed budget, by requests at once; and plain decoding's units."""
+    """Predicted speedups of every setting with a fixed budget, by requests at once.
+
+    plain    plain decoding's units, timed by the tables
+    depths   levels of the deepest draft, by setting
+    gains    logarithms of the speedups of single groups, by setting
+    """
 
     speedups: Mapping[Setting, Mapping[int, float]]
     plain: Sequence[UnitResult]
     depths: Mapping[str, int]
+    gains: Mapping[str, Mapping[Group, float]] = field(default_factory=dict)
+
+    def speedup_on(self, choice: Pick, groups: Sequence[Group]) -> float:
+        """Return the predicted speedup of a choice over some groups of one number of requests."""
+        [setting] = [one for one in self.speedups if one.text == choice.text]
+        own = mean_speedup(self.gains[setting.text], groups)
+        if choice.budget == "fixed":
+            return own
+        shallower = [one for one in self.speedups if one.base == setting.base and one.depth <= setting.depth]
+        points = [mean_speedup(self.gains[one.text], groups) for one in (shallower if setting.depth else ())]
+        return max(1.0, own, *points)
 
 
 def forecasts_of(
@@ -103,13 +119,15 @@ def forecasts_of(
     plain = units(PLAIN, dict.fromkeys(batches, plain_walks))
     speedups: dict[Setting, Mapping[int, float]] = {}
     depths: dict[str, int] = {}
+    gains: dict[str, Mapping[Group, float]] = {}
     for family in families:
         for setting in family.settings:
             walks_of = _walks_of(family, setting, replays, texts, list(batches))
-            speedups[setting] = speedups_of(units(setting.text, walks_of), plain)
+            own = units(setting.text, walks_of)
+            speedups[setting], gains[setting.text] = speedups_of(own, plain), gains_of(own, plain)
             steps = [step for walks in walks_of.values() for walk in walks.values() for step in walk]
             depths[setting.text] = max((step.draft_depth for step in steps), default=0)
-    return Forecasts(speedups=speedups, plain=plain, depths=depths)
+    return Forecasts(speedups=speedups, plain=plain, depths=depths, gains=gains)
 
 
 def _walks_of(

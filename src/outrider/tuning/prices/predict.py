@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from math import exp, log
 from typing import Literal, NamedTuple
 
-from outrider.planning.check import CostTables, retimed
 from outrider.results.unit import UnitResult
 from outrider.tuning.candidates import Setting
 
-__all__ = ["Pick", "Predicted", "predicted_choices", "score_of", "speedups_of"]
+__all__ = ["Group", "Pick", "Predicted", "gains_of", "mean_speedup", "predicted_choices", "score_of", "speedups_of"]
+
+Group = tuple[int, tuple[str, ...]]
+"""A number of requests at once, and the conversations that share it."""
 
 
 class Pick(NamedTuple):
@@ -67,9 +69,19 @@ def speedups_of(units: Sequence[UnitResult], plain: Sequence[UnitResult]) -> dic
     return {batch: exp(sum(logs) / len(logs)) for batch, logs in ratios.items()}
 
 
-def timed(units: Sequence[UnitResult], tables: CostTables) -> list[UnitResult]:
-    """Return units with the times that the tables give."""
-    return [retimed(unit, tables) for unit in units]
+def gains_of(units: Sequence[UnitResult], plain: Sequence[UnitResult]) -> dict[Group, float]:
+    """Return the logarithm of the speedup of each group."""
+    base = {_group(unit): unit for unit in plain}
+    return {_group(unit): _rate(base[_group(unit)]) - _rate(unit) for unit in units}
+
+
+def mean_speedup(gains: Mapping[Group, float], groups: Sequence[Group]) -> float:
+    """Return the geometric mean of the speedups of these groups."""
+    return exp(sum(gains[group] for group in groups) / len(groups))
+
+
+def _group(unit: UnitResult) -> Group:
+    return unit.batch, unit.conversations
 
 
 def predicted_choices(settings: Mapping[Setting, Mapping[int, float]]) -> list[Predicted]:

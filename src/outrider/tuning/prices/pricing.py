@@ -64,7 +64,10 @@ def priced(
         found = forecast([family], _tables(own, plain, family, costs))
         best = max(best, _score(found))
         merged = Forecasts(
-            speedups={**merged.speedups, **found.speedups}, plain=merged.plain, depths={**merged.depths, **found.depths}
+            speedups={**merged.speedups, **found.speedups},
+            plain=merged.plain,
+            depths={**merged.depths, **found.depths},
+            gains={**merged.gains, **found.gains},
         )
     notes = []
     if beaten:

@@ -93,6 +93,12 @@ class RunFiles:
         """Return the ids of the prompts that were answered; none in a new run."""
         return [str(id) for id in self._read(ANSWERS).get("ids", [])]
 
+    def prompt_ids(self) -> frozenset[str]:
+        """Return the ids of the prompts that count; none in a new run."""
+        path = self.directory / PROMPTS
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+        return frozenset(str(parsed(line, str(path))["id"]) for line in lines if line.strip())
+
     def replays(self, texts: Mapping[Key, Text]) -> Replays:
         """Return the finished replays along these answers."""
         found, plain = Replays(), self._read(REPLAYS)
