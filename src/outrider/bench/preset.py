@@ -57,7 +57,8 @@ def chosen(name: str, given: Mapping[str, Any]) -> BenchConfig:
     is_ours = not name.endswith(".toml")
     if is_ours or asked.get("target", preset.get("target")) != preset.get("target"):
         preset["optional"] = [
-            text for option in ("methods", "external") if option not in asked for text in _texts(preset.get(option))
+            *_texts(preset.get("optional")),
+            *(text for option in ("methods", "external") if option not in asked for text in _texts(preset.get(option))),
         ]
     return configured(preset, **asked)
 

@@ -123,3 +123,7 @@ def test_a_batch_larger_than_its_category_is_no_cell() -> None:
     workload = {"c": [Conversation(id=str(at), category="c", turns=("x",)) for at in range(4)]}
     cells = list(cells_of(BenchConfig(batches=(1, 4, 8), repeats=1, num_prompts=8), workload))
     assert [cell.batch for cell in cells] == [1, 4]
+
+
+def test_an_optional_engine_of_a_preset_stays_optional() -> None:
+    assert {"vllm", "llama.cpp"} <= {*chosen("engines", {}).optional}
