@@ -81,8 +81,8 @@ def same_file_page(compared: list[Compared], settings: dict[str, Any], order: li
     ran = f" Outrider {ours[-1].version}, {ours[-1].notes}." if ours else ""
     parts = [
         "# The same file",
-        "Outrider and llama.cpp read the same GGUF file and the same prompts, one engine at a time, interleaved prompt "
-        "by prompt; `benchmarks/peers/same_file.py` measured this page and wrote it.",
+        "This page compares Outrider and llama.cpp on the same GGUF files and prompts, one engine at a time, "
+        "interleaved prompt by prompt; `benchmarks/peers/same_file.py` measured this page and wrote it.",
         f"Greedy decoding, at most {settings['max_new_tokens']} new tokens, natural end of text, "
         f"{settings['threads']} threads, draft model: {settings['draft']}. {settings['machine']}.{ran}",
         "## Decoding",

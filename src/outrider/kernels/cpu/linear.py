@@ -2,19 +2,17 @@
 
 Weights are packed in blocks of two vectors of output columns, [block][feature][2 * WIDTH], so that a tile of up to
 `TILE_ROWS` rows by one block reads its weights as one stream and its sums stay in registers. In bf16 the two vectors
-are interleaved: one load, one shift and one mask widen both.
-
-Where the processor multiplies bf16 numbers in pairs, activations are rounded to bf16 too, and a lane of 32 bits holds
-two features of one column, [block][pair of features][vector][lane][2].
+are interleaved: one load, one shift and one mask widen both. Where the processor multiplies pairs of bf16 numbers,
+activations are rounded too, and a lane holds two features of a column, [block][pair][vector][lane][2].
 
 Every sum y[r, o] = fma(x[r, F-1], w[o, F-1], ... fma(x[r, 0], w[o, 0], 0)) runs over the features, or pairs of them,
 in ascending order in one register lane. The bits of a row hence depend on that row alone: not on the number of rows,
-the row's index, the tile's shape or the number of threads.
+the tile's shape or the number of threads.
 
-Rows are first laid out tile by tile, [feature][row of the tile], normalised if needed (`rows.py`).
+Rows are first laid out by tiles, [feature][row], normalised if needed (`rows.py`).
 
-Worked example: 16 rows are two tiles of 8. The block of weights (18 KB for 576 features in bf16) is read from memory
-for the first tile and from a cache for the second, while each tile prefetches half of the next block.
+Example: 16 rows are two tiles of 8. A block of weights is read from memory for the first and from a cache for the
+second, while each prefetches half of the next block.
 """
 
 from typing import Any
@@ -149,6 +147,14 @@ def pair_up(x: int, rows: int, F: int) -> None:
 
 
 @inlined
+def prepare(kind: int, x: int, norm: int, eps: float, out: int, rows: int, F: int) -> None:
+    """Lay out the rows of one tile, as pairs where the weights are."""
+    lay_out(x, norm, eps, out, rows, F)
+    if kind == PAIRS:
+        pair_up(out, rows, F)
+
+
+@inlined
 def rounded(bits: int) -> int:
     """Return the upper half of an fp32 number, rounded; NaN stays NaN."""
     word = types.uint32(bits)
@@ -220,9 +226,7 @@ def linear(block: int, lane: int) -> None:
             return
         fetch(weight + first * block_bytes, EARLY)
         own = scratch + lane * R * F * 4
-        lay_out(x, norm, eps, own, R, F)
-        if kind == PAIRS:
-            pair_up(own, R, F)
+        prepare(kind, x, norm, eps, own, R, F)
         x = own
     elif scratch != 0:
         full = R // panel_rows * (panel_rows // TILE_ROWS)  # tiles in whole panels
@@ -234,9 +238,7 @@ def linear(block: int, lane: int) -> None:
             if n >= full:
                 start = done + tile_start(n - full, num_left, R - done)
                 height = done + tile_start(n - full + 1, num_left, R - done) - start
-            lay_out(x + start * F * 4, norm, eps, scratch + start * F * 4, height, F)
-            if kind == PAIRS:
-                pair_up(scratch + start * F * 4, height, F)
+            prepare(kind, x + start * F * 4, norm, eps, scratch + start * F * 4, height, F)
             finished(block, 1)
             n = ticket(block, 0)
         wait_for(block, 1, full + num_left)
