@@ -19,14 +19,15 @@ pytestmark = pytest.mark.model
 
 ROOT = Path(outrider.__file__).parents[2] / "checkpoints" / "smollm2-135m"
 HEADS = {"eagle3": "eagle3", "mtp": "mtp", "draft": "draft_model", "pard": "pard", "medusa": "medusa"}
-FLOORS = {"eagle3": 2.13, "mtp": 1.95, "draft": 1.82, "pard": 1.69, "medusa": 1.55}
-"""Tau with three drafted tokens a step, less one accepted token in fifty steps; counts, not seconds."""
+FLOORS = {"eagle3": 2.04, "mtp": 1.90, "draft": 1.74, "pard": 1.58, "medusa": 1.51}
+"""Tau with three drafted tokens a step, less one accepted token in fifty steps; counts, not seconds. The target runs as
+stored, so its text, and hence tau, is the same on every processor."""
 NUM_TOKENS = 48
 
 
 @pytest.fixture(scope="module")
-def target(smollm2_dir: Path) -> Target:
-    return load_target(str(smollm2_dir))
+def target() -> Target:
+    return load_target("smollm2-135m")
 
 
 def decoded(target: Target, method: str, settings: dict[str, Any]) -> tuple[list[tuple[int, ...]], float]:
