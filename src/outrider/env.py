@@ -7,6 +7,7 @@ Example: with OUTRIDER_NUM_THREADS=abc, `num_kernel_threads` raises an error tha
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = [
     "draft_weights",
     "gpu_ops",
     "num_kernel_threads",
+    "num_usable_cores",
     "package_directories",
     "version",
 ]
@@ -46,6 +48,11 @@ def num_kernel_threads() -> int | None:
     if not (digits.isascii() and digits.isdecimal() and len(digits) <= 9 and 1 <= int(digits) <= MOST_THREADS):
         raise ConfigError(f"OUTRIDER_NUM_THREADS is {text!r}; set a whole number from 1 to {MOST_THREADS}, or unset it")
     return int(digits)
+
+
+def num_usable_cores() -> int:
+    """Return the cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def draft_weights() -> str:

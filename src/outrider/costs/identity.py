@@ -9,7 +9,6 @@ reader.
 
 import hashlib
 import json
-import os
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Final, Self
 
 import torch
 
+from outrider.env import num_usable_cores
 from outrider.errors import RunError
 from outrider.formats.locate import cache_directory
 from outrider.kernels.cpu.isa import chosen
@@ -88,7 +88,7 @@ def identity_of(target: Target) -> Identity:
     is_gpu = spec.device.type == "cuda"
     return Identity(
         cpu=_cpu(),
-        num_cores=len(os.sched_getaffinity(0)) if platform.system() == "Linux" else os.cpu_count() or 1,
+        num_cores=num_usable_cores(),
         device=torch.cuda.get_device_name(spec.device) if is_gpu else spec.device.type,
         num_threads=0 if is_gpu else num_threads(),
         target=spec.name,

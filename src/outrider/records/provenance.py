@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 import torch
 
-from outrider.env import PACKAGE
+from outrider.env import PACKAGE, num_usable_cores
 from outrider.env import version as outrider_version
 from outrider.errors import RunError, on_one_line
 from outrider.kernels.torch_threads import num_threads
@@ -164,7 +164,7 @@ def hardware() -> Hardware:
     return Hardware(
         cpu=described.get("model name") or platform.processor() or platform.machine(),
         num_physical_cores=psutil.cpu_count(logical=False),
-        num_usable_cores=_num_usable_cores(),
+        num_usable_cores=num_usable_cores(),
         memory_bytes=psutil.virtual_memory().total,
         flags=tuple(flag for flag in FLAGS if flag in described.get("flags", described.get("Features", "")).split()),
         gpus=tuple(gpu.name for gpu in gpus),
@@ -181,10 +181,6 @@ def _cpu_description() -> dict[str, str]:
     block = CPU_DESCRIPTION.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
     pairs = (line.partition(":") for line in block.splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
-
-
-def _num_usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _versions() -> dict[str, str]:

@@ -73,11 +73,11 @@ def sampled(config: TuneConfig, target: Target) -> Sample:
         read = [one for path in config.prompts for one in load_prompts(path)]
     else:
         read = [one for category in CATEGORIES for one in load_category(category)]
-    kept = [one for one in read if len(Dialogue(one).ask(0, target.tokenizer)) + SHORTEST_ANSWER <= _room(target)]
+    kept = [one for one in read if len(Dialogue(one).ask(0, target.tokenizer)) + SHORTEST_ANSWER <= _most(target)]
     if not kept:
         raise ConfigError(
-            f"no prompt leaves room for an answer: all {len(read)} have more than {_room(target) - SHORTEST_ANSWER} of "
-            f"the {_room(target)} tokens that {target.spec.name} reads; give shorter --prompts"
+            f"no prompt leaves room for an answer: all {len(read)} have more than {_most(target) - SHORTEST_ANSWER} of "
+            f"the {_most(target)} tokens that {target.spec.name} reads; give shorter --prompts"
         )
     categories = list(dict.fromkeys(one.category for one in kept))
     shuffled = [
@@ -134,7 +134,7 @@ def capped(cell: Cell, num_groups: int) -> Cell:
     return replace(cell, groups=cell.groups[:num_groups])
 
 
-def _room(target: Target) -> int:
+def _most(target: Target) -> int:
     return target.spec.max_positions - 1
 
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from outrider.env import num_usable_cores
 from outrider.errors import ConfigError, OutriderError, RunError
 
 __all__ = ["VARIABLE", "Vllm", "build", "chosen_home", "find_vllm"]
@@ -92,7 +93,7 @@ class Vllm:
         """
         silent = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         quiet = {"HF_HUB_OFFLINE": "1"} if offline else {}
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        cores = num_usable_cores()
         cpu = {
             "VLLM_CPU_KVCACHE_SPACE": "2",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",

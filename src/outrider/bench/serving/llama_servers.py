@@ -24,7 +24,7 @@ from outrider.bench.notes import Notes
 from outrider.bench.serving.contender import Reader, ServedContender
 from outrider.bench.serving.flags import file_name, serve_flags
 from outrider.bench.serving.service import Launched
-from outrider.env import num_kernel_threads
+from outrider.env import num_kernel_threads, num_usable_cores
 from outrider.errors import CheckpointError, ConfigError
 from outrider.export.llama import Speculation, on_llama
 from outrider.export.serving import Order
@@ -109,7 +109,7 @@ class LlamaServers:
         )
 
     def _flags(self, speculation: Speculation) -> list[str]:
-        threads = str(num_kernel_threads() or _num_cores())
+        threads = str(num_kernel_threads() or num_usable_cores())
         slots = max(self.config.batches)
         length = min(self.max_len + SLACK, self.target.spec.max_positions)
         own: dict[str, str | None] = {
@@ -132,10 +132,3 @@ class LlamaServers:
         target = self.target.checkpoint()
         whole = converted(self.llama, directory, OUTTYPES[self.config.dtype], target=target)
         return quantised(self.llama, whole, DRAFT_KIND) if is_quantised(self.target.spec.weights) else whole
-
-
-def _num_cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
