@@ -48,8 +48,10 @@ heads-archive: $(READY)
 	$(BIN)/python dev/archive_heads.py checkpoints dist/outrider-heads.zip
 
 peers: $(READY)
+	-$(BIN)/python -m outrider.vllm.environment
 	$(BIN)/python benchmarks/peers/build.py
 	$(BIN)/python benchmarks/peers/same_file.py
+	$(BIN)/outrider bench --preset engines
 	$(BIN)/python benchmarks/peers/run.py
 
 vllm: $(READY)

@@ -2,35 +2,29 @@
 
     python benchmarks/peers/build.py [--root .peers] [--jobs 2] [PEER ...]
 
-    transformers, economize, flashspec   a virtual environment with PyTorch and the package
-    vllm                                 the environment of `make vllm`, with Arctic's suffix cache for its `suffix`
-    llama.cpp                            its server, `llama-bench` and `llama-quantize`, compiled for this machine from
-                                         the sources that the package llama-cpp-python carries, and an environment for
-                                         their converter; needs cmake and a C++ compiler
-    llama.cpp-no-amx                     the same without AMX, with the processor's other instruction sets; built where
-                                         the processor has AMX
+    economize, flashspec   a virtual environment with PyTorch and the package
+    llama.cpp              the programs of `make llama`
+    llama.cpp-no-amx       the same without AMX, with the processor's other instruction sets; built where the processor
+                           has AMX
 
 What is there is kept, so a second call is quick; what fails is written to `NAME/failed.txt` and shown in the table of
 `run.py` as the reason why that peer did not run. The other peers are still built.
 """
 
 import argparse
-import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from roster import FAILED, NO_AMX, READY, executable
 
 from outrider.errors import OutriderError
+from outrider.llama_cpp import environment as llama_environment
 from outrider.records.provenance import CPU_DESCRIPTION
-from outrider.vllm import environment as vllm_environment
 
 TORCH = "torch==2.13.0"
-"""The CPU build of vLLM wants exactly this one, and all peers get the same."""
-LLAMA_TARGETS = ("llama-quantize", "llama-bench", "llama-server")
+"""The CPU build of vLLM wants exactly this one, and the libraries get the same."""
 LLAMA_FLAGS = {
     "sse4_2": "SSE42",
     "avx": "AVX",
@@ -46,15 +40,6 @@ LLAMA_FLAGS = {
     "avx512_bf16": "AVX512_BF16",
 }
 """Flags of /proc/cpuinfo, and the option of llama.cpp's build that uses them; AMX is left out."""
-SERVER_OPTIONS = (
-    "-DCMAKE_BUILD_TYPE=Release",
-    "-DBUILD_SHARED_LIBS=OFF",
-    "-DLLAMA_BUILD_TESTS=OFF",
-    "-DLLAMA_BUILD_EXAMPLES=OFF",
-    "-DLLAMA_BUILD_UI=OFF",
-    "-DLLAMA_USE_PREBUILT_UI=OFF",
-    "-DLLAMA_OPENSSL=OFF",
-)
 
 
 class BuildError(Exception):
@@ -85,51 +70,21 @@ def pip(python: Path, verb: str) -> list[str | Path]:
     return [python, "-m", "pip", verb, "--quiet", "--disable-pip-version-check"]
 
 
-def build_vllm(home: Path, jobs: int) -> None:
-    """Build the environment of `make vllm`, which both share."""
-    shared = vllm_environment.chosen_home().absolute()
-    try:
-        vllm_environment.build(shared)
-    except OutriderError as error:
-        raise BuildError(str(error)) from error
-    (home / "env").unlink(missing_ok=True)
-    (home / "env").symlink_to(shared)
-
-
 def build_llama(home: Path, jobs: int) -> None:
-    """Build llama.cpp for this machine, the converter that writes GGUF files, and an environment for it."""
-    source = llama_source(home)
-    environment(home, "transformers", "sentencepiece")
-    compile_llama(home, source, jobs)
+    """Build the programs of `make llama`, which both share."""
+    shared = llama_environment.chosen_home().absolute()
+    llama_environment.build(shared, jobs)
+    if home.resolve() != shared.resolve():
+        home.rmdir()
+        home.symlink_to(shared)
 
 
 def build_llama_no_amx(home: Path, jobs: int) -> None:
     """Build llama.cpp with every instruction set of this processor but AMX."""
-    source = llama_source(home.with_name("llama.cpp"))
+    source = llama_environment.fetch_sources(llama_environment.chosen_home().absolute())
     if not (home / "source").exists():
         (home / "source").symlink_to(source)
-    compile_llama(home, source, jobs, *no_amx_options(hardware_flags()))
-
-
-def llama_source(home: Path) -> Path:
-    """Return the sources of llama.cpp, fetched once."""
-    log, source = home / "build.log", home / "source"
-    home.mkdir(parents=True, exist_ok=True)
-    for tool in ("cmake", "c++"):
-        if shutil.which(tool) is None:
-            raise BuildError(f"{tool} is not installed; install cmake and a C++ compiler")
-    if not source.exists():
-        sdist = ("--no-deps", "--no-binary", "llama-cpp-python", "--dest", str(home), "llama-cpp-python")
-        call(*pip(Path(sys.executable), "download"), *sdist, log=log)
-        unpack(next(home.glob("llama_cpp_python-*.tar.gz")), source)
-    return source
-
-
-def compile_llama(home: Path, source: Path, jobs: int, *options: str) -> None:
-    log, tree = home / "build.log", source / "vendor" / "llama.cpp"
-    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    call("cmake", "-S", tree, "-B", home / "build", *generator, *SERVER_OPTIONS, *options, log=log)
-    call("cmake", "--build", home / "build", "--parallel", str(jobs), "--target", *LLAMA_TARGETS, log=log)
+    llama_environment.compile_programs(home, source, jobs, *no_amx_options(hardware_flags()))
 
 
 def no_amx_options(flags: Collection[str]) -> list[str]:
@@ -146,16 +101,6 @@ def hardware_flags(description: Path = CPU_DESCRIPTION) -> frozenset[str]:
     return frozenset(found.partition(":")[2].split())
 
 
-def unpack(archive: Path, target: Path) -> None:
-    """Unpack the one folder of an archive under another name."""
-    scratch = target.with_name("unpacking")
-    shutil.rmtree(scratch, ignore_errors=True)
-    with tarfile.open(archive) as opened:
-        opened.extractall(scratch, filter="data")
-    next(scratch.iterdir()).rename(target)
-    scratch.rmdir()
-
-
 def packages(*names: str) -> Callable[[Path, int], None]:
     def build(home: Path, jobs: int) -> None:
         environment(home, *names)
@@ -164,10 +109,8 @@ def packages(*names: str) -> Callable[[Path, int], None]:
 
 
 BUILDS: dict[str, Callable[[Path, int], None]] = {
-    "transformers": packages("transformers"),
     "economize": packages("economize"),
     "flashspec": packages("flashspec"),
-    "vllm": build_vllm,
     "llama.cpp": build_llama,
     NO_AMX: build_llama_no_amx,
 }
@@ -182,8 +125,8 @@ def build(name: str, root: Path, jobs: int) -> str | None:
         return None
     try:
         BUILDS[name](home, jobs)
-    except (BuildError, OSError, StopIteration) as error:
-        reason = f"the build failed: {error or 'a file is missing'}"
+    except (BuildError, OutriderError, OSError) as error:
+        reason = f"the build failed: {error}"
         (home / FAILED).write_text(reason + "\n")
         return reason
     (home / READY).touch()

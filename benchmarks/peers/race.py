@@ -143,8 +143,6 @@ def start_peer(one: Running, places: Places, ledger: Ledger) -> None:
         "OUTRIDER_NUM_THREADS": str(places.threads),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "VLLM_CACHE_ROOT": str(places.root / "vllm" / "cache"),
-        **one.peer.environ,
     }
     log = places.output / "logs" / f"{one.peer.name}-{'-'.join(method.name for method in one.methods)}.log"
     try:

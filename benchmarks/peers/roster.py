@@ -51,7 +51,6 @@ class Peer:
     methods: tuple[Method, ...]
     home: str | None
     own_processes: bool = False
-    environ: dict[str, str] = field(default_factory=dict)
 
     def groups(self) -> list[tuple[Method, ...]]:
         """Return the methods of each process."""
@@ -93,42 +92,9 @@ def llama(name: str) -> Peer:
 
 
 def others() -> list[Peer]:
-    """Return the peers with their default methods."""
-    ngram = {"method": "ngram", "num_speculative_tokens": 10, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
-    suffix = {"method": "suffix", "suffix_decoding_max_cached_requests": 0}
-    draft = {"method": "draft_model", "num_speculative_tokens": DRAFT_TOKENS}
+    """Return the libraries with their default methods. Engines that are servers take part in `outrider bench`."""
     model = {"draft": True, "num_draft_tokens": DRAFT_TOKENS}
     return [
-        Peer(
-            name="transformers",
-            worker="transformers_worker.py",
-            home="transformers",
-            methods=(
-                Method(name=PLAIN, max_requests=64),
-                Method(name="lookup", settings={"prompt_lookup_num_tokens": 10}),
-                Method(name="assisted", settings={"draft": True}),
-            ),
-        ),
-        Peer(
-            name="vllm",
-            worker="vllm_worker.py",
-            home="vllm",
-            own_processes=True,
-            environ={
-                "VLLM_CPU_KVCACHE_SPACE": "1",
-                "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-                "VLLM_NO_USAGE_STATS": "1",
-                "VLLM_LOGGING_LEVEL": "WARNING",
-            },
-            methods=(
-                Method(name=PLAIN, max_requests=64),
-                Method(name="ngram", settings=ngram, max_requests=64),
-                Method(name="suffix", settings=suffix, max_requests=64),
-                Method(name="draft", settings=draft, max_requests=64),
-            ),
-        ),
-        llama(LLAMA),
         Peer(
             name="economize",
             worker="economize_worker.py",

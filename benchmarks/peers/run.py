@@ -1,4 +1,4 @@
-"""Outrider beside other engines: the same prompts, weights and limits, one peer at a time, prompt by prompt.
+"""Outrider beside libraries that are no servers: the same prompts, weights and limits, one at a time, in turns.
 
     python benchmarks/peers/run.py [--methods ngram suffix eagle3:checkpoint=DIR] [--minutes 8] [--peers NAME ...]
 
@@ -88,8 +88,6 @@ def compare(options: Options) -> list[str]:
         "dtype": "bfloat16",
         "model": str(weights.model),
         "draft": str(weights.draft),
-        "gguf": str(weights.gguf),
-        "draft_gguf": str(weights.draft_gguf),
         "eos": eos,
         "threads": options.threads,
         "max_len": max_len,

@@ -1,26 +1,22 @@
-"""The weights every peer reads: one target and one small draft model, as Hugging Face directories and as GGUF files.
+"""The weights every peer reads: one target and one small draft model, as Hugging Face directories.
 
 All peers that speculate with a second model get the same one: a trained model given with `--draft`, or the target's own
 first layers with its norm and head. Such a cut costs nothing and is a poor guesser; it shows what each peer pays for
 drafting, not what a good draft model would bring. Our checkpoints leave out what they share with the target, and are
-completed here. Draft models lie in `.peers/models/`, GGUF files in the cache of models, under names made from their
-source; they are written once.
+completed here. They lie in `.peers/models/` under names made from their source, and are written once.
 """
 
-import hashlib
 import json
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from roster import FAILED, LLAMA, executable
 from safetensors.torch import load_file, save_file
 
 from outrider.bench.external import kept_layers
 from outrider.errors import CheckpointError
-from outrider.formats.locate import cache_directory, locate
-from outrider.records.files import replacing
+from outrider.formats.locate import locate
+from outrider.llama_cpp.files import key_of
 
 CUT_LAYERS = 3
 EMBEDDING = "model.embed_tokens.weight"
@@ -29,17 +25,15 @@ BESIDE = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Directories for most peers, files for llama.cpp; a file is empty where it could not be written."""
+    """Directories of the target and the draft model."""
 
     model: Path
     draft: Path
-    gguf: Path | None
-    draft_gguf: Path | None
     draft_source: str
 
 
 def prepare(root: Path, target: str, draft: str | None) -> Weights:
-    """Find or write the weights; GGUF files only where llama.cpp was built.
+    """Find or write the weights.
 
     Raises:
         CheckpointError: if the draft model is no causal language model with the target's vocabulary.
@@ -53,22 +47,7 @@ def prepare(root: Path, target: str, draft: str | None) -> Weights:
         shutil.rmtree(scratch, ignore_errors=True)
         _complete(locate(draft), model, scratch) if draft else _cut(model, scratch)
         scratch.rename(small)
-    files = [_gguf(root, directory) if converter_of(root).exists() else None for directory in (model, small)]
-    return Weights(model=model, draft=small, gguf=files[0], draft_gguf=files[1], draft_source=source)
-
-
-def converter_of(root: Path) -> Path:
-    """Return llama.cpp's script that writes GGUF files."""
-    return root / LLAMA / "source" / "vendor" / "llama.cpp" / "convert_hf_to_gguf.py"
-
-
-def key_of(directory: Path) -> str:
-    """Return eight hexadecimal digits that change with the weights."""
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{directory} holds no safetensors file; give the directory of a model")
-    text = "|".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return Weights(model=model, draft=small, draft_source=source)
 
 
 def _cut(model: Path, into: Path) -> None:
@@ -102,30 +81,3 @@ def _tokenizer(model: Path, into: Path) -> None:
     for name in BESIDE:
         if (model / name).exists():
             shutil.copy(model / name, into / name)
-
-
-def _gguf(root: Path, directory: Path) -> Path | None:
-    """Convert the weights for llama.cpp, once; if that fails, leave the reason beside its build."""
-    file = cache_directory() / "peers" / f"{key_of(directory)}-bf16.gguf"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            convert(root, directory, file)
-        except CheckpointError as error:
-            (root / LLAMA / FAILED).write_text(str(error))
-            return None
-    return file
-
-
-def convert(root: Path, directory: Path, file: Path) -> None:
-    """Write the weights of a directory as a bf16 GGUF file, with llama.cpp's converter.
-
-    Raises:
-        CheckpointError: if it fails.
-    """
-    command = [str(executable(root / LLAMA)), str(converter_of(root)), str(directory), "--outtype", "bf16"]
-    with replacing(file) as part:
-        done = subprocess.run([*command, "--outfile", str(part)], capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise CheckpointError(f"llama.cpp's converter failed on {directory.name}: {last[:200]}")

@@ -7,7 +7,7 @@ import gguf_files
 import pytest
 from build import hardware_flags, no_amx_options
 from figures import rows
-from gguf_files import StoredFile, quantised, stored_files
+from gguf_files import StoredFile, stored_files
 from ledger import Answer, Cell, Identity, Key, Ledger, Measurement
 from llama_worker import LlamaWorker
 from rates import PROMPT, TOKENS, bench
@@ -15,7 +15,7 @@ from roster import LLAMA, NO_AMX
 from same_file_page import Compared, decoding_sheet, document, lost_text, prompt_sheet, same_file_page, text_sheet
 from talk import PeerError
 
-from outrider.errors import CheckpointError, ConfigError
+from outrider.errors import ConfigError
 
 OURS, EAGLE, THEIRS, DRAFT = (
     Key("outrider", "plain"),
@@ -99,23 +99,6 @@ def test_the_page_names_machine_threads_commit_and_files(tmp_path: Path) -> None
     assert "| q8_0 | `q8_0.gguf` | 2 | as published |" in text
     assert "|  | llama.cpp-no-amx | plain | did not run: not measured yet |" in text
     assert document([one], SETTINGS)["files"][0]["file"] == "q8_0"
-
-
-def test_a_quantised_file_is_made_once_and_never_half(tmp_path: Path) -> None:
-    source, binary = tmp_path / "ab-bf16.gguf", tmp_path / LLAMA / "build" / "bin" / "llama-quantize"
-    source.write_text("weights")
-    with pytest.raises(CheckpointError, match="make peers"):
-        quantised(tmp_path, source, "Q8_0")
-    script(binary, 'echo half > "$2"; echo no room >&2; exit 3')
-    with pytest.raises(CheckpointError, match=r"failed on ab-bf16\.gguf with Q8_0: no room"):
-        quantised(tmp_path, source, "Q8_0")
-    assert sorted(path.name for path in tmp_path.glob("*gguf*")) == ["ab-bf16.gguf"]
-    script(binary, 'cat "$1" > "$2"; echo "$3" >> "$2"')
-    file = quantised(tmp_path, source, "Q8_0")
-    assert (file.name, file.read_text()) == ("ab-q8_0.gguf", "weightsQ8_0\n")
-    binary.unlink()
-    assert quantised(tmp_path, source, "Q8_0") == file
-    assert quantised(tmp_path, source, None) == source
 
 
 def test_an_unknown_file_is_refused_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
