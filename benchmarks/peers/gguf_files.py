@@ -5,65 +5,64 @@
     q8_0 ...    made from the bf16 file by `llama-quantize`
 
 A published file that is itself quantised is widened first, so q8_0, q4_0 and q4_k_m hold a quantised model quantised
-again: fit to compare speeds, not quality. Each has its draft model beside it, in the same type. Files are written once,
-under the cache of models, and are complete under their names.
+again: fit to compare speeds, not quality. Files are written once, under the cache of models, and are complete under
+their names.
 
-Example: `stored_files(root, "smollm2-135m", None, ["q8_0"])` gives `.../gguf/f3a1c2d4-q8_0.gguf` and its draft.
+Example: `stored_files(find_llama(), "smollm2-135m", ["q8_0"])` gives `.../gguf/f3a1c2d4-q8_0.gguf`.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from roster import LLAMA
-from weights import prepare
-
 from outrider.errors import ConfigError, nearest
 from outrider.formats.locate import gguf_file, locate
-from outrider.llama_cpp.environment import find_llama
+from outrider.llama_cpp.environment import Llama
 from outrider.llama_cpp.files import converted, quantised
 
 PUBLISHED, BF16 = "published", "bf16"
 TYPES = {"q8_0": "Q8_0", "q4_0": "Q4_0", "q4_k_m": "Q4_K_M"}
 FILES = (PUBLISHED, *TYPES, BF16)
-PUBLISHED_DRAFT = "Q4_1"
-"""Type of the draft beside a published file: that of the embedded target's file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFile:
-    """A file to compare on, the draft model in the same type, and how the file was made."""
+    """A file to compare on, and how it was made."""
 
     name: str
     path: Path
-    draft: Path
     origin: str
 
 
-def stored_files(root: Path, target: str, draft: str | None, names: Iterable[str]) -> list[StoredFile]:
-    """Find or write the files of these names; a published file only where the target has one.
-
+def check_names(names: Iterable[str]) -> None:
+    """
     Raises:
-        ConfigError: for an unknown name, or if llama.cpp was not built.
-        CheckpointError: if its converter or quantiser fails.
+        ConfigError: for an unknown name.
     """
     for name in names:
         if name not in FILES:
             raise ConfigError(f"unknown file '{name}'{nearest(name, FILES)}")
-    weights, llama = prepare(root, target, draft), find_llama(root / LLAMA)
-    whole, small = (converted(llama, directory, BF16) for directory in (weights.model, weights.draft))
+
+
+def stored_files(llama: Llama, target: str, names: Iterable[str]) -> list[StoredFile]:
+    """Find or write the files of these names; a published file only where the target has one.
+
+    Raises:
+        ConfigError: if this llama.cpp has no converter or quantiser.
+        CheckpointError: if one of them fails.
+    """
+    directory, published = locate(target), gguf_file(target)
     found = []
     for name in names:
-        published = gguf_file(target) if name == PUBLISHED else None
         if name == PUBLISHED and published is None:
             continue
-        kind = PUBLISHED_DRAFT if name == PUBLISHED else TYPES.get(name)
+        own, kind = published if name == PUBLISHED else None, TYPES.get(name)
+        whole = own or converted(llama, directory, BF16)
         found.append(
             StoredFile(
                 name=name,
-                path=published or (quantised(llama, whole, kind) if kind else whole),
-                draft=quantised(llama, small, kind) if kind else small,
-                origin="as published" if published else f"from {locate(target).name}, widened to bf16",
+                path=quantised(llama, whole, kind) if kind else whole,
+                origin="as published" if own else f"from {directory.name}, widened to bf16",
             )
         )
     return found

@@ -64,20 +64,22 @@ class Ledger:
     """The file and what it holds.
 
     Args:
-        path: created if missing.
+        path: created if missing; None keeps nothing on disk.
         settings: all that must be equal for measurements to be comparable.
 
     Raises:
         RunError: if the file was written with other settings.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
         self.path = path
         self.measurements: dict[tuple[Key, Cell], Measurement] = {}
         self.identities: dict[Key, Identity] = {}
         self.failures: dict[Key, str] = {}
+        if path is None:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self._lines()
+        lines = self._lines(path)
         wanted = json.loads(json.dumps({"kind": "run", **settings}))
         if lines and lines[0] != wanted:
             other = [name for name in wanted if lines[0].get(name) != wanted[name]]
@@ -103,19 +105,21 @@ class Ledger:
     def has(self, key: Key, cell: Cell) -> bool:
         return (key, cell) in self.measurements
 
-    def _lines(self) -> list[dict[str, Any]]:
+    @staticmethod
+    def _lines(path: Path) -> list[dict[str, Any]]:
         """Read the complete lines; the last may be incomplete, and is then removed."""
-        if not self.path.exists():
+        if not path.exists():
             return []
-        text = self.path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
-            self.path.write_text(whole, encoding="utf-8")
+            path.write_text(whole, encoding="utf-8")
         return [json.loads(line) for line in whole.splitlines()]
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line, separators=(",", ":")) + "\n")
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line, separators=(",", ":")) + "\n")
 
     def _take(self, line: dict[str, Any]) -> None:
         key = Key(**line["key"])

@@ -14,14 +14,16 @@ import json
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from time import perf_counter, sleep
 
 from figures import OURS
-from race import Places, interpreter
-from roster import PLAIN, WORKERS
-from talk import PeerError, PeerProcess
+from race import PAUSE_S
 
+import outrider
+from outrider.errors import RunError
+from outrider.proposers.method_spec import load_method, method_specs
 from outrider.records.files import write_text
+from outrider.sampling import SamplingParams
 
 PROMPT_TOKENS, NEW_TOKENS = 512, 64
 PROMPT, TOKENS = f"pp{PROMPT_TOKENS}", f"tg{NEW_TOKENS}"
@@ -36,50 +38,57 @@ def rates_of(path: Path) -> Rates:
     return found
 
 
-def measure_rates(places: Places, builds: list[str], file: Path, order: Mapping[str, Any], rounds: int) -> Rates:
-    """Measure every engine in turn, `rounds` times; keep the result in the folder of `places`."""
-    path = places.output / "rates.json"
+def measure_rates(output: Path, programs: Mapping[str, Path], file: Path, threads: int, rounds: int) -> Rates:
+    """Measure every engine in turn, `rounds` times; keep the result in a folder.
+
+    Args:
+        programs: engine -> its `llama-bench`.
+    """
+    path = output / "rates.json"
     if path.exists():
         return rates_of(path)
-    log = places.output / "logs" / "rates.log"
-    environ = {"OMP_NUM_THREADS": str(places.threads), "OUTRIDER_NUM_THREADS": str(places.threads)}
-    ours = PeerProcess([interpreter(None), str(WORKERS / "outrider_worker.py")], environ, log)
-    try:
-        ours.ask({**order, "op": "open", "methods": {PLAIN: {}}, "max_len": 2 * PROMPT_TOKENS, "home": ""}, TIMEOUT_S)
-        _prompt_rate(ours)  # warm-up
-        tests: list[tuple[str, str, Callable[[], float]]] = [(OURS, PROMPT, lambda: _prompt_rate(ours))]
-        for name in builds:
-            binary = places.root / name / "build" / "bin" / "llama-bench"
-            for test in (PROMPT, TOKENS):
-                tests.append((name, test, lambda binary=binary, test=test: bench(binary, file, test, places.threads)))
-        found = _rounds(tests, rounds)
-    finally:
-        ours.close()
+    ours = prompt_rate(file)
+    ours()  # warm-up
+    tests: list[tuple[str, str, Callable[[], float]]] = [(OURS, PROMPT, ours)]
+    for name, binary in programs.items():
+        for test in (PROMPT, TOKENS):
+            tests.append((name, test, lambda binary=binary, test=test: bench(binary, file, test, threads)))
+    found = _rounds(tests, rounds)
     write_text(path, json.dumps(found) + "\n")
     return found
+
+
+def prompt_rate(file: Path) -> Callable[[], float]:
+    """Return a function that reads a prompt, and returns Outrider's tokens per second."""
+    target = outrider.load_target(str(file))
+    engine = outrider.Engine(target, load_method(method_specs(["none"])[0], target), max_len=2 * PROMPT_TOKENS)
+    prompt = [token + 100 for token in range(PROMPT_TOKENS)]
+
+    def measure() -> float:
+        engine.reset()
+        sleep(PAUSE_S)
+        start = perf_counter()
+        engine.generate([prompt], SamplingParams(max_tokens=1, ignore_eos=True))
+        return PROMPT_TOKENS / (perf_counter() - start)
+
+    return measure
 
 
 def bench(binary: Path, file: Path, test: str, threads: int) -> float:
     """Return the tokens per second of one run of `llama-bench`.
 
     Raises:
-        PeerError: if it crashes.
+        RunError: if it crashes.
     """
     sizes = ["-p", str(PROMPT_TOKENS), "-n", "0"] if test == PROMPT else ["-p", "0", "-n", str(NEW_TOKENS)]
     command = [str(binary), "-m", str(file), "-t", str(threads), *sizes, "-r", "1", "-o", "json"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise PeerError(f"llama-bench did not run: {error}") from None
+        raise RunError(f"llama-bench did not run: {error}") from None
     if done.returncode:
-        raise PeerError(f"crashed: llama-bench ended with {done.returncode}")
+        raise RunError(f"crashed: llama-bench ended with {done.returncode}")
     return float(json.loads(done.stdout)[0]["avg_ts"])
-
-
-def _prompt_rate(ours: PeerProcess) -> float:
-    prompt = [token + 100 for token in range(PROMPT_TOKENS)]
-    order = {"op": "measure", "method": PLAIN, "prompts": [prompt], "max_new_tokens": 1}
-    return PROMPT_TOKENS / float(ours.ask(order, TIMEOUT_S)["wall_s"])
 
 
 def _rounds(tests: list[tuple[str, str, Callable[[], float]]], rounds: int) -> Rates:
@@ -91,6 +100,6 @@ def _rounds(tests: list[tuple[str, str, Callable[[], float]]], rounds: int) -> R
                 continue  # it crashed before
             try:
                 sofar.append(measure())
-            except PeerError as error:
+            except RunError as error:
                 found[engine][test] = str(error)
     return found

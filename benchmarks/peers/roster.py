@@ -1,11 +1,10 @@
 """The peers of the race: environment, worker, methods, and the number of requests that each takes at once.
 
-A peer is a long-lived process in an environment of its own that answers JSON lines (`workers/serve.py`). An engine
-whose speculation is fixed when it starts has one process per method; the others switch between methods.
+A peer is a long-lived process in an environment of its own that answers JSON lines (`workers/serve.py`), for a library
+that is no server. A method's settings are the peer's defaults, but for the number of drafted tokens of a model
+(`DRAFT_TOKENS`).
 
-A method's settings are the peer's defaults, but for two: the number of drafted tokens of a model (`DRAFT_TOKENS`), and
-a second n-gram row for peers whose default matches long n-grams only. Example: `llama.cpp` as it comes looks for 12
-equal tokens before it drafts 48; `ngram-short` lowers that to 3 and 10.
+Example: `economize` decodes plain, looks 10 tokens up in a step, and drafts 4 with a second model.
 """
 
 from dataclasses import dataclass, field
@@ -42,19 +41,17 @@ class Method:
 class Peer:
     """An engine to measure.
 
-    home           its folder under `.peers/`; None runs in the package's own environment
-    own_processes  True if every method needs a process
+    home   its folder under `.peers/`; None runs in the package's own environment
     """
 
     name: str
     worker: str
     methods: tuple[Method, ...]
     home: str | None
-    own_processes: bool = False
 
     def groups(self) -> list[tuple[Method, ...]]:
         """Return the methods of each process."""
-        return [(method,) for method in self.methods] if self.own_processes else [self.methods]
+        return [self.methods]
 
 
 def executable(home: Path) -> Path:
@@ -67,28 +64,6 @@ def outrider(methods: list[str]) -> Peer:
     rows = [Method(name=PLAIN, max_requests=64)]
     rows += [Method(name=text.partition(":")[0], settings={"method": text}, max_requests=64) for text in methods]
     return Peer(name="outrider", worker="outrider_worker.py", methods=tuple(rows), home=None)
-
-
-def llama(name: str) -> Peer:
-    """Return a build of llama.cpp with its kinds of speculation."""
-    short = {"spec-type": "ngram-simple", "spec-ngram-simple-size-n": 3, "spec-ngram-simple-size-m": 10}
-    return Peer(
-        name=name,
-        worker="llama_worker.py",
-        home=name,
-        own_processes=True,
-        methods=(
-            Method(name=PLAIN, max_requests=64),
-            Method(name="ngram-simple", settings={"spec-type": "ngram-simple"}, max_requests=64),
-            Method(name="ngram-short", settings=short, max_requests=64),
-            Method(name="ngram-cache", settings={"spec-type": "ngram-cache"}, max_requests=64),
-            Method(
-                name="draft",
-                settings={"spec-type": "draft-simple", "spec-draft-n-max": DRAFT_TOKENS},
-                max_requests=64,
-            ),
-        ),
-    )
 
 
 def others() -> list[Peer]:

@@ -18,15 +18,19 @@ from page import interval, losing, number, share, table
 from rates import PROMPT, TOKENS, Rates
 from roster import LLAMA, PLAIN
 
+from outrider.env import version
+from outrider.kernels.cpu import isa
+from outrider.results.rows import Report
 from outrider.results.statistics import Interval
 from outrider.results.tables.sheet import Column, Sheet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """The measurements on one file, and their figures."""
+    """The run on one file, its measurements, and their figures."""
 
     file: StoredFile
+    report: Report
     ledger: Ledger
     rows: list[Row]
     rates: Rates
@@ -75,10 +79,10 @@ class Line(NamedTuple):
         return max(found, key=lambda row: rate_of(row) or 0.0, default=None)
 
 
-def same_file_page(compared: list[Compared], settings: dict[str, Any], order: list[Key]) -> str:
+def same_file_page(compared: list[Compared], settings: dict[str, Any]) -> str:
     """Return the whole page."""
-    ours = [found for one in compared for key, found in one.ledger.identities.items() if key.engine == OURS]
-    ran = f" Outrider {ours[-1].version}, {ours[-1].notes}." if ours else ""
+    commits = dict.fromkeys(str(one.report.commit or "unknown")[:7] for one in compared)
+    ran = f" Outrider {version()}, commit {' and '.join(commits)}, integer kernels {isa.chosen()}."
     parts = [
         "# The same file",
         "This page compares Outrider and llama.cpp on the same GGUF files and prompts, one engine at a time, "
@@ -97,8 +101,8 @@ def same_file_page(compared: list[Compared], settings: dict[str, Any], order: li
         file_sheet(compared).markdown,
     ]
     for one in compared:
-        parts += [f"## Every method on {one.file.name}", _every(one, order)]
-    return "\n\n".join([*parts, "## What ran", _ran(compared, order)])
+        parts += [f"## Every method on {one.file.name}", _every(one)]
+    return "\n\n".join([*parts, "## What ran", _ran(compared)])
 
 
 def decoding_sheet(compared: list[Compared]) -> Sheet[Line]:
@@ -232,24 +236,16 @@ def rate_of(row: Row) -> float | None:
     return row.decoding.get(ALL, next(iter(row.decoding.values())))
 
 
-def _every(one: Compared, order: list[Key]) -> str:
-    known = [*order, *(row.key for row in one.rows if row.key not in order)]
+def _every(one: Compared) -> str:
+    known = list(dict.fromkeys(key for key, _ in one.ledger.measurements))
     rows = sorted(one.rows, key=lambda row: (row.num_requests, known.index(row.key)))
-    measured = {row.key for row in rows}
-    missing = {key: one.ledger.failures.get(key, "not measured yet") for key in order if key not in measured}
-    return table(rows, missing)
+    return table(rows, {key: reason for key, reason in one.ledger.failures.items() if key not in known})
 
 
-def _ran(compared: list[Compared], order: list[Key]) -> str:
-    found = {key: identity for one in compared for key, identity in one.ledger.identities.items()}
-    columns: list[Column[Key]] = [
-        Column("engine", lambda key: key.engine, kind="text"),
-        Column("method", lambda key: key.method, kind="code"),
-        Column("version", lambda key: found[key].version, kind="text"),
-        Column("notes", lambda key: found[key].notes.rpartition("; cache float16")[0] or found[key].notes, kind="text"),
-        Column("settings", lambda key: found[key].settings, kind="text"),
-    ]
-    return Sheet("what ran", columns, [key for key in order if key in found]).markdown
+def _ran(compared: list[Compared]) -> str:
+    """Return the notes of the runs, each once."""
+    notes = dict.fromkeys(note for one in compared for note in one.report.notes)
+    return "\n".join(f"- {note}" for note in notes)
 
 
 def _cell(line: Line, key: Key) -> str:
