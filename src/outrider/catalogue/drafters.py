@@ -59,8 +59,8 @@ class Drafter:
     text: str | None
     kind: Literal["lookup", "target", "shipped", "catalogue", "combined"]
     layout: str
-    is_local: bool
-    fits: bool | None
+    is_local: bool = True
+    fits: bool | None = True
     why: str
     licence: str = UNKNOWN
     source: str = ""
@@ -108,8 +108,6 @@ def _lookups() -> Iterator[Drafter]:
             text=name,
             kind="lookup",
             layout="none",
-            is_local=True,
-            fits=True,
             why="needs no weights",
             licence=OWN_LICENCE,
             source="docs/results",
@@ -131,8 +129,6 @@ def _own(facts: TargetFacts) -> Iterator[Drafter]:
                     text=f"{name}:{key}={chosen}",
                     kind="target",
                     layout="target",
-                    is_local=True,
-                    fits=True,
                     why="its own layers; untrained, so seldom right",
                     licence="the target's",
                     source="none",
@@ -170,8 +166,6 @@ def _shipped(facts: TargetFacts) -> Iterator[Drafter]:
                 text=name,
                 kind="shipped",
                 layout="outrider",
-                is_local=True,
-                fits=True,
                 why="trained for this target",
                 licence=OWN_LICENCE,
                 source="docs/results",

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from outrider.catalogue.published import base_name
-from outrider.export.deploy_parts import LOOKUP, chain_of, head_of, layout_of, num_drafted, plain_name, prepared
+from outrider.export.deploy_parts import (
+    LOOKUP,
+    chain_of,
+    head_of,
+    layout_of,
+    notes_on,
+    num_drafted,
+    plain_name,
+    prepared,
+)
 from outrider.export.deployment import Deployment, Task
 from outrider.export.exported import with_flags
 from outrider.export.llama import KINDS, REASONS, lookup_flags
@@ -72,7 +81,7 @@ def _drafted(task: Task, file: str, before: tuple[str, ...]) -> Deployment:
         commands = (first, f"python {CONVERTER} {directory}{beside} --outtype bf16 --outfile {draft}")
     flags = {"spec-type": KINDS[name], "model-draft": draft, "spec-draft-n-max": depth}
     notes = {
-        "it drafts from all columns of the head, ours from the most frequent": bool(task.config.draft_vocab),
+        **notes_on(task.config),
         "llama.cpp reads heads that fuse three states": name == "eagle3",
         f"{ORIGINAL} is the directory of the target's original weights": any(ORIGINAL in one for one in commands),
     }

@@ -18,7 +18,17 @@ from outrider.formats.locate import CONFIG, EMBEDDED, HUB_ID, fetched_file, loca
 from outrider.proposers.method_spec import MethodSpec
 from outrider.records.json_fields import read_json
 
-__all__ = ["LOOKUP", "chain_of", "head_config", "head_of", "layout_of", "num_drafted", "plain_name", "prepared"]
+__all__ = [
+    "LOOKUP",
+    "chain_of",
+    "head_config",
+    "head_of",
+    "layout_of",
+    "notes_on",
+    "num_drafted",
+    "plain_name",
+    "prepared",
+]
 
 LOOKUP: Final = MethodSpec("ngram", "ngram", {})
 """The method that every engine has."""
@@ -93,6 +103,14 @@ def _config(name: str) -> Mapping[str, Any]:
         return read_json(locate(name) / CONFIG)
     cached = cached_snapshot(name) if HUB_ID.fullmatch(name) else None
     return {} if cached is None else read_json(cached / CONFIG)
+
+
+def notes_on(config: Any) -> Mapping[str, bool]:
+    """Return what other engines do not take over from a method's settings, and whether it is set."""
+    return {
+        "it drafts the most probable tokens, where ours are drawn": bool(config.sampled),
+        "it drafts from all columns of the head, ours from the most frequent": bool(config.draft_vocab),
+    }
 
 
 def layout_of(task: Task) -> str | None:

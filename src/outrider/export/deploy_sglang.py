@@ -15,6 +15,7 @@ from outrider.export.deploy_parts import (
     head_config,
     head_of,
     layout_of,
+    notes_on,
     num_drafted,
     plain_name,
     prepared,
@@ -80,11 +81,8 @@ def _drafted(task: Task) -> Deployment:
         commands = (command,)
     num_nodes = config.num_nodes if config.width > 1 else None
     flags = sglang_flags(ALGORITHMS[name], model, depth, config.width, num_nodes)
-    notes = {
-        "it drafts the most probable tokens, where ours are drawn": config.sampled,
-        "it drafts from all columns of the head, ours from the most frequent": bool(config.draft_vocab),
-    }
-    found = _served(task, flags, *(note for note, holds in notes.items() if holds))
+    notes = (note for note, holds in notes_on(config).items() if holds)
+    found = _served(task, flags, *notes)
     return Deployment(engine=ENGINE, method=found.method, commands=(*commands, *found.commands), notes=found.notes)
 
 

@@ -17,6 +17,7 @@ from outrider.export.deploy_parts import (
     head_config,
     head_of,
     layout_of,
+    notes_on,
     num_drafted,
     plain_name,
     prepared,
@@ -84,8 +85,7 @@ def _head(task: Task) -> Deployment:
     modules = known.get("num_nextn_predict_layers", 1)
     flags = {"hf-overrides": json.dumps({"num_nextn_predict_layers": modules})} if name == "mtp" else {}
     notes = {
-        "it drafts the most probable tokens, where ours are drawn": config.sampled,
-        "it drafts from all columns of the head, ours from the most frequent": bool(config.draft_vocab),
+        **notes_on(config),
         "vLLM has Medusa up to version 0.32": name == "medusa",
     }
     exported = Exported(

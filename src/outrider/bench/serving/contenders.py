@@ -20,6 +20,7 @@ from outrider.bench.serving.contender import Reader, ServedContender
 from outrider.bench.serving.endpoint import endpoint_of
 from outrider.bench.serving.llama_servers import LlamaServers
 from outrider.bench.serving.service import Remote
+from outrider.bench.serving.starter import Starter
 from outrider.bench.serving.vllm_servers import VllmServers
 from outrider.llama_cpp.environment import Llama
 from outrider.proposers.method_spec import MethodSpec
@@ -68,28 +69,22 @@ def serving_contenders(
         tokenizer=target.tokenizer, vocab_size=spec.vocab_size, eos_ids=spec.eos_ids, warm_up=tuple(warm_up)
     )
     order = "in turns, all engines at once" if config.together else "one server after the other, not interleaved"
+    starter = Starter(config, target, reader, max_len, directory, tell)
     found: list[Contender] = []
     if engines.vllm is not None:
-        servers = VllmServers(config, target, reader, max_len, directory, tell, engines.vllm)
+        servers = VllmServers(starter, engines.vllm)
         found += [one for method in methods for one in servers.contenders(method, notes)]
         notes.texts.append(f"{servers.description}, {order}")
     if engines.llama is not None:
-        others = LlamaServers(config, target, reader, max_len, directory, tell, engines.llama)
+        others = LlamaServers(starter, engines.llama)
         found += [one for method in methods for one in others.contenders(method, notes)]
         found += [others.kind(text, notes) for text in config.llama_kinds]
         notes.texts.append(f"{others.description}, {order}")
-    found += [_remote(config, text, reader) for text in config.endpoints]
+    found += [_remote(starter, text) for text in config.endpoints]
     return ServingContenders([[one] for one in found], notes.texts)
 
 
-def _remote(config: BenchConfig, text: str, reader: Reader) -> ServedContender:
-    endpoint = endpoint_of(text)
-    return ServedContender(
-        Name("endpoint", endpoint.label),
-        Remote(endpoint.url),
-        reader,
-        temperatures=config.temperatures,
-        stall_s=config.stall_timeout,
-        model=config.endpoint_model,
-        metrics=config.endpoint_metrics,
-    )
+def _remote(starter: Starter, text: str) -> ServedContender:
+    endpoint, config = endpoint_of(text), starter.config
+    name = Name("endpoint", endpoint.label)
+    return starter.served(name, Remote(endpoint.url), model=config.endpoint_model, metrics=config.endpoint_metrics)

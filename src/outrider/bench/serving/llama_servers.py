@@ -12,18 +12,16 @@ Example: prompt lookup of 8 tokens is served with `--spec-type ngram-simple --sp
 
 import os
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import final
 
-from outrider.bench.config import BenchConfig
 from outrider.bench.contender import Name
 from outrider.bench.notes import Notes
-from outrider.bench.serving.contender import Reader, ServedContender
-from outrider.bench.serving.flags import file_name, serve_flags
-from outrider.bench.serving.service import Launched
+from outrider.bench.serving.contender import ServedContender
+from outrider.bench.serving.flags import serve_flags
+from outrider.bench.serving.starter import Starter
 from outrider.env import num_kernel_threads, num_usable_cores
 from outrider.errors import CheckpointError, ConfigError
 from outrider.export.llama import Speculation, on_llama
@@ -31,16 +29,13 @@ from outrider.export.serving import Order
 from outrider.llama_cpp.environment import Llama
 from outrider.llama_cpp.files import OUTTYPES, converted, quantised, target_file
 from outrider.models.weight_kinds import is_quantised
-from outrider.proposers import configure, known_method, with_checkpoint
+from outrider.proposers import configure, with_checkpoint
 from outrider.proposers.method_spec import MethodSpec, split_settings
 from outrider.results.rows import PLAIN
-from outrider.target import Target
 
 __all__ = ["ENGINE", "LlamaServers"]
 
 ENGINE = "llama.cpp"
-SLACK = 64
-"""Positions behind the longest text, so that drafts at its end need not be cut."""
 DRAFT_KIND = "Q8_0"
 
 
@@ -49,12 +44,7 @@ DRAFT_KIND = "Q8_0"
 class LlamaServers:
     """Makes the contenders of a run's methods on llama.cpp."""
 
-    config: BenchConfig
-    target: Target
-    reader: Reader
-    max_len: int
-    directory: Path
-    tell: Callable[[str], None]
+    starter: Starter
     llama: Llama
 
     @property
@@ -65,20 +55,21 @@ class LlamaServers:
     @cached_property
     def model(self) -> Path:
         """The target's file."""
-        return target_file(self.llama, self.config.target, self.config.weights, self.config.dtype)
+        config = self.starter.config
+        return target_file(self.llama, config.target, config.weights, config.dtype)
 
     def contenders(self, spec: MethodSpec, notes: Notes) -> list[ServedContender]:
         """Return the method on a server of its own; a note where llama.cpp cannot serve it.
 
         Plain decoding is always there: the others are compared with it.
         """
-        is_optional = any(spec.name == known_method(text.partition(":")[0]) for text in self.config.optional)
-        excused = () if spec.name == PLAIN else (ConfigError, *((CheckpointError,) if is_optional else ()))
+        starter, target = self.starter, self.starter.target
+        excused = (ConfigError, *((CheckpointError,) if starter.is_optional(spec) else ()))
         found: list[ServedContender] = []
-        with notes.leaving_out(f"{ENGINE} {spec.label}", *excused):
-            output = (self.directory / "exports" / file_name(spec.label)).resolve()
-            settings = with_checkpoint(spec.name, configure(spec.name, spec.settings), self.target)
-            speculation = on_llama(spec.name, Order(config=settings, target=self.target, output=output))
+        with notes.leaving_out(f"{ENGINE} {spec.label}", *(() if spec.name == PLAIN else excused)):
+            settings = with_checkpoint(spec.name, configure(spec.name, spec.settings), target)
+            order = Order(config=settings, target=target, output=starter.exports(spec))
+            speculation = on_llama(spec.name, order)
             found.append(self._contender(spec.label, speculation, notes))
         return found
 
@@ -92,32 +83,22 @@ class LlamaServers:
         flags = self._flags(speculation)
         notes.texts += [f"{ENGINE} {label}: {note}" for note in speculation.notes]
         notes.texts.append(f"{ENGINE} {label}: {shlex.join(['llama-server', *flags])}")
-        service = Launched(
-            f"{ENGINE} {label}",
-            lambda host, port: [str(self.llama.server), "--host", host, "--port", str(port), *flags],
-            environment=os.environ,
-            log=self.directory / "servers" / f"{file_name(f'{ENGINE} {label}')}.log",
-            timeout_s=self.config.start_timeout,
-            tell=self.tell,
-        )
-        return ServedContender(
+        return self.starter.contender(
             Name(ENGINE, label),
-            service,
-            self.reader,
-            temperatures=self.config.temperatures,
-            stall_s=self.config.stall_timeout,
+            lambda host, port: [str(self.llama.server), "--host", host, "--port", str(port), *flags],
+            os.environ,
+            f"{ENGINE} {label}",
         )
 
     def _flags(self, speculation: Speculation) -> list[str]:
         threads = str(num_kernel_threads() or num_usable_cores())
-        slots = max(self.config.batches)
-        length = min(self.max_len + SLACK, self.target.spec.max_positions)
+        slots = max(self.starter.config.batches)
         own: dict[str, str | None] = {
             "model": str(self.model),
             "threads": threads,
             "threads-batch": threads,
             "parallel": str(slots),
-            "ctx-size": str(slots * length),
+            "ctx-size": str(slots * self.starter.context),
             "cache-ram": "0",
             "no-context-shift": None,
             "no-webui": None,
@@ -125,10 +106,11 @@ class LlamaServers:
         }
         if speculation.draft is not None:
             own |= {"model-draft": str(self._draft(speculation.draft)), "spec-draft-threads": threads}
-        return serve_flags(own | dict(speculation.flags), self.config.serve)
+        return serve_flags(own | dict(speculation.flags), self.starter.config.serve)
 
     def _draft(self, directory: Path) -> Path:
         """Return the file of a draft model or head."""
-        target = self.target.checkpoint()
-        whole = converted(self.llama, directory, OUTTYPES[self.config.dtype], target=target)
-        return quantised(self.llama, whole, DRAFT_KIND) if is_quantised(self.target.spec.weights) else whole
+        target = self.starter.target
+        outtype = OUTTYPES[self.starter.config.dtype]
+        whole = converted(self.llama, directory, outtype, target=target.checkpoint())
+        return quantised(self.llama, whole, DRAFT_KIND) if is_quantised(target.spec.weights) else whole

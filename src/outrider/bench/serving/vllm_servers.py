@@ -8,31 +8,25 @@ Example: prompt lookup is served with `--speculative-config {"method": "ngram", 
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from outrider.bench.config import BenchConfig
 from outrider.bench.contender import Name
 from outrider.bench.notes import Notes
-from outrider.bench.serving.contender import Reader, ServedContender
-from outrider.bench.serving.flags import file_name, serve_flags
-from outrider.bench.serving.service import Launched
+from outrider.bench.serving.contender import ServedContender
+from outrider.bench.serving.flags import serve_flags
+from outrider.bench.serving.starter import Starter
 from outrider.errors import CheckpointError, ConfigError
 from outrider.export.exported import Exported, served_name
 from outrider.export.serving import Order, on_vllm
-from outrider.proposers import configure, known_method, with_checkpoint
+from outrider.proposers import configure, with_checkpoint
 from outrider.proposers.method_spec import MethodSpec
 from outrider.results.rows import PLAIN
-from outrider.target import Target
 from outrider.vllm.custom_drafters import import_path, on_custom_class
 from outrider.vllm.environment import Vllm
 
 __all__ = ["VllmServers"]
-
-SLACK = 64
-"""Positions behind the longest text, so that drafts at its end need not be cut."""
 
 
 @final
@@ -40,12 +34,7 @@ SLACK = 64
 class VllmServers:
     """Makes the contenders of a run's methods on vLLM."""
 
-    config: BenchConfig
-    target: Target
-    reader: Reader
-    max_len: int
-    directory: Path
-    tell: Callable[[str], None]
+    starter: Starter
     vllm: Vllm
 
     @property
@@ -58,36 +47,28 @@ class VllmServers:
 
         Plain decoding is always there: the others are compared with it.
         """
-        built: list[tuple[str, Exported, dict[str, str]]] = []
-        if "vllm" in self.config.engines or spec.name == PLAIN:
-            is_optional = any(spec.name == known_method(text.partition(":")[0]) for text in self.config.optional)
-            with notes.leaving_out(spec.label, ConfigError, *((CheckpointError,) if is_optional else ())):
+        starter, built = self.starter, list[tuple[str, Exported, dict[str, str]]]()
+        if "vllm" in starter.config.engines or spec.name == PLAIN:
+            excused = (ConfigError, *((CheckpointError,) if starter.is_optional(spec) else ()))
+            with notes.leaving_out(spec.label, *excused):
                 built.append((spec.label, self._built_in(spec), {}))
-        if "vllm-custom" in self.config.engines and spec.name != PLAIN:
-            label, path = f"{spec.label} by outrider", str(import_path(self.directory / "imports"))
+        if "vllm-custom" in starter.config.engines and spec.name != PLAIN:
+            label, path = f"{spec.label} by outrider", str(import_path(starter.directory / "imports"))
             with notes.leaving_out(label, ConfigError):
-                exported = self._checked(on_custom_class(spec.name, spec.settings, self.target.spec))
+                exported = self._checked(on_custom_class(spec.name, spec.settings, starter.target.spec))
                 built.append((label, exported, {"PYTHONPATH": path}))
         return [self._contender(*one, notes) for one in built]
 
     def _contender(self, label: str, exported: Exported, variables: dict[str, str], notes: Notes) -> ServedContender:
-        model, flags = served_name(self.target), self._flags(exported)
+        target = self.starter.target
+        model, flags = served_name(target), self._flags(exported)
         notes.texts += [f"vllm {label}: {note}" for note in exported.notes]
         notes.texts.append(f"vllm {label}: {self.vllm.command(model, flags)}")
-        service = Launched(
-            f"vllm {label}",
-            lambda host, port: [*self.vllm.launcher, model, "--host", host, "--port", str(port), *flags],
-            environment=self.vllm.environment(os.environ, offline=self.target.spec.source is not None) | variables,
-            log=self.directory / "servers" / f"{file_name(label)}.log",
-            timeout_s=self.config.start_timeout,
-            tell=self.tell,
-        )
-        return ServedContender(
+        return self.starter.contender(
             Name("vllm", label),
-            service,
-            self.reader,
-            temperatures=self.config.temperatures,
-            stall_s=self.config.stall_timeout,
+            lambda host, port: [*self.vllm.launcher, model, "--host", host, "--port", str(port), *flags],
+            self.vllm.environment(os.environ, offline=target.spec.source is not None) | variables,
+            label,
         )
 
     def _built_in(self, spec: MethodSpec) -> Exported:
@@ -97,9 +78,9 @@ class VllmServers:
             ConfigError: if it has none that fits.
             CheckpointError: if there are no weights to export.
         """
-        output = (self.directory / "exports" / file_name(spec.label)).resolve()
-        settings = with_checkpoint(spec.name, configure(spec.name, spec.settings), self.target)
-        exported = on_vllm(spec.name, Order(config=settings, target=self.target, output=output))
+        target = self.starter.target
+        settings = with_checkpoint(spec.name, configure(spec.name, spec.settings), target)
+        exported = on_vllm(spec.name, Order(config=settings, target=target, output=self.starter.exports(spec)))
         if exported is None:
             raise ConfigError("vLLM has no such method")
         return self._checked(exported)
@@ -114,10 +95,10 @@ class VllmServers:
         return exported
 
     def _flags(self, exported: Exported) -> list[str]:
-        spec, config = self.target.spec, self.config
+        config = self.starter.config
         own: dict[str, str | None] = {
             "dtype": config.dtype,
-            "max-model-len": str(min(self.max_len + SLACK, spec.max_positions)),
+            "max-model-len": str(self.starter.context),
             "max-num-seqs": str(max(config.batches)),
             "generation-config": "vllm",
             "seed": str(config.seed % 2**31),
