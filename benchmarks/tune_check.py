@@ -65,7 +65,9 @@ def compared(found: Mapping[str, Any], speedups: Mapping[str, Mapping[int, float
                 errors[label, batch] = predicted / speedups[label][batch] - 1
     choice = Pick(found["method"], found["budget"]).label
     best = max(scores, key=scores.__getitem__)
-    fixed = [abs(error) for (label, _), error in errors.items() if not label.endswith(" auto")]
+    absolute = {key: abs(error) for key, error in errors.items()}
+    fixed = [error for (label, _), error in absolute.items() if not label.endswith(" auto")]
+    adaptive = [error for (label, _), error in absolute.items() if label.endswith(" auto")]
     return {
         "schema": "outrider.tune-check/1",
         "choice": choice,
@@ -75,6 +77,7 @@ def compared(found: Mapping[str, Any], speedups: Mapping[str, Mapping[int, float
         "share_of_best": scores[choice] / scores[best],
         "worst_with_budget": min(speedups.get(f"{found['method']} auto", {0: 1.0}).values()),
         "median_error_fixed": median(fixed) if fixed else None,
+        "median_error_auto": median(adaptive) if adaptive else None,
         "median_error_verified": found["median_error"],
         "scores": dict(sorted(scores.items(), key=lambda item: -item[1])),
         "speedups": {label: dict(points) for label, points in speedups.items()},
@@ -109,6 +112,8 @@ def main() -> None:
     )
     if result["median_error_fixed"] is not None:
         print(f"predictions of fixed budgets were off by {100 * result['median_error_fixed']:.1f} % (median)")
+    if result["median_error_auto"] is not None:
+        print(f"predictions of the adaptive budget were off by {100 * result['median_error_auto']:.1f} % (median)")
     print(json.dumps({**result, "run": report.run}, allow_nan=False))
 
 

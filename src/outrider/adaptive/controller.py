@@ -23,6 +23,7 @@ from typing import Self, final
 from outrider.adaptive.acceptance import Acceptance, Shape, shape_of
 from outrider.adaptive.credit import TOGETHER, Owner, SlowdownBudget
 from outrider.adaptive.draft_cost import OnlineDraftCost
+from outrider.adaptive.remaining import Remaining
 from outrider.adaptive.selection import Constraints, Node, Selection, choose
 from outrider.adaptive.step_cost import StepCosts
 from outrider.budget import Budget, SlotState
@@ -47,7 +48,7 @@ class AdaptiveConfig:
     overdraft        plain steps by which a balance may be overdrawn
     max_balance      plain steps that a balance can hold
     allowance_share  share of its balance that an owner may be expected to lose in a step
-    prompt_share     share of what drafting should save a request that reading its prompt may cost
+    prompt_share     share of what drafting should save a request that reading its prompt may cost all requests
     free_probe       plain steps that a probe may cost at once
     """
 
@@ -59,7 +60,7 @@ class AdaptiveConfig:
     overdraft: float = 1.0
     max_balance: float = 12.0
     allowance_share: float = 0.1
-    prompt_share: float = 0.15
+    prompt_share: float = 0.5
     free_probe: float = 0.5
 
 
@@ -121,6 +122,7 @@ class AdaptiveBudget(Budget):
         self.config = config = config or AdaptiveConfig()
         self.acceptance = Acceptance()
         self.draft_cost = OnlineDraftCost()
+        self.remaining = Remaining()
         self.slowdown = SlowdownBudget(
             refill=config.refill + config.probe_share, overdraft=config.overdraft, max_balance=config.max_balance
         )
@@ -174,6 +176,7 @@ class AdaptiveBudget(Budget):
         step, propose_s = self._step, seconds["propose_s"]
         for request, commit in zip(step.requests, commits, strict=True):
             self.acceptance.emitted(request, commit.tokens)
+            self.remaining.emitted(request, len(commit.tokens))
         if step.num_pending:
             self.draft_cost.add_pending(len(step.requests), step.most_nodes, step.num_pending, propose_s)
         else:
@@ -191,6 +194,7 @@ class AdaptiveBudget(Budget):
 
     def reset(self) -> None:
         self.acceptance.reset()
+        self.remaining.reset()
         self.slowdown.reset()
         self._step = _Step()
 
@@ -199,6 +203,7 @@ class AdaptiveBudget(Budget):
         if requests != self._step.requests:
             self._has_news = self._has_news or not set(requests) <= set(self._step.requests)
             self.acceptance.admit({state.request: state.greedy for state in slot_states})
+            self.remaining.admit(requests)
             self.slowdown.admit(requests)
         self._step = _Step(slot_states, requests, [TOGETHER] if num_waiting else requests)
         return self._step
@@ -240,9 +245,16 @@ class AdaptiveBudget(Budget):
         return [0] * len(counts)
 
     def _ready(self, gain: float) -> list[bool]:
-        """Return, by slot, whether its pending tokens cost little compared with what such a gain will save."""
-        share = self.config.prompt_share * (1 - 1 / gain)
-        saved_s = [share * state.num_remaining * self._cost.plain_s for state in self._step.slot_states]
+        """Return, by slot, whether reading its pending tokens costs little compared with what such a gain will save.
+
+        All slots wait while one is read, and drafting for one saves it a slot of its further steps.
+        """
+        states = self._step.slot_states
+        saved_share = self.config.prompt_share * (1 - 1 / gain) / len(states)
+        saved_s = [
+            saved_share * self.remaining.expected(state.request, state.num_remaining) * self._cost.plain_s
+            for state in states
+        ]
         return [
             self.draft_cost.pending_s(pending) <= most_s
             for pending, most_s in zip(self._step.pending, saved_s, strict=True)

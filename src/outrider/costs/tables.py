@@ -21,7 +21,9 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import inf
 from pathlib import Path
+from statistics import median
 from typing import Any, Final, Self, final
 
 import numpy as np
@@ -87,6 +89,10 @@ class DraftCosts(ABC):
             depth: depth of the deepest node.
         """
 
+    def pending_s(self, num_pending: int) -> float:
+        """Return the seconds that reading this many pending tokens adds; 0 for a method without a cache of its own."""
+        return 0.0
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -133,15 +139,21 @@ class MeasuredDraftCosts(DraftCosts):
     """A table over slots and nodes per slot.
 
     It was measured on drafts of the method's own shape, where the depth follows from the nodes; `depth` is not used.
+
+    read_s    seconds of reading one pending token
     """
 
     propose: Grid
+    read_s: float = 0.0
 
     def propose_s(self, num_slots: int, num_nodes: float, depth: int) -> float:
         return self.propose(num_slots, _per_slot(self.propose, num_slots, num_nodes))
 
+    def pending_s(self, num_pending: int) -> float:
+        return num_pending * self.read_s
+
     def to_plain(self) -> dict[str, Any]:
-        return {name: getattr(self, name).to_plain() for name in DRAFT_AXES}
+        return {name: getattr(self, name).to_plain() for name in DRAFT_AXES} | {"read_s": self.read_s}
 
     @classmethod
     def from_plain(cls, value: Any, where: str) -> Self:
@@ -150,7 +162,10 @@ class MeasuredDraftCosts(DraftCosts):
         Raises:
             RunError: naming the table that is missing or damaged.
         """
-        return cls(**_grids(DRAFT_AXES, value, where))
+        read_s = value.get("read_s", 0.0) if isinstance(value, dict) else 0.0
+        if not isinstance(read_s, int | float) or not 0 <= read_s < inf:
+            raise RunError(f"{where}.read_s={read_s!r} must be seconds")
+        return cls(**_grids(DRAFT_AXES, value, where), read_s=float(read_s))
 
 
 def median_costs(sweeps: Sequence[MeasuredCosts]) -> MeasuredCosts:
@@ -169,7 +184,9 @@ def spread(sweeps: Sequence[MeasuredCosts]) -> float:
 
 def joined_draft_costs(parts: Sequence[MeasuredDraftCosts]) -> MeasuredDraftCosts:
     """Join tables that were measured with different numbers of slots."""
-    return MeasuredDraftCosts(propose=Grid.joined([part.propose for part in parts]))
+    return MeasuredDraftCosts(
+        propose=Grid.joined([part.propose for part in parts]), read_s=median(part.read_s for part in parts)
+    )
 
 
 STEADY: Final = 0.1

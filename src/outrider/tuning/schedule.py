@@ -2,7 +2,7 @@
 
     answers    a few hundredths, or one round over the categories and as many prompts as requests at once
     replays    up to a fifth
-    costs      up to a fifth, where nothing is on file
+    costs      up to a fifth, where nothing is on file, and a few hundredths for runs of the adaptive budget
     verifying  what is left
 
 In passes of one choice over all prompts, the first round of n choices takes (n + 1) / 2 and the second n / 2 + 1, of
@@ -26,10 +26,8 @@ from outrider.tuning.prompts import capped
 
 __all__ = ["Schedule", "Shortlist", "shortlist"]
 
-WRITE, REPLAY, FORWARDS, DRAFTS, END = 0.04, 0.2, 0.08, 0.12, 0.95
+WRITE, REPLAY, FORWARDS, DRAFTS, RUNS, END = 0.04, 0.2, 0.08, 0.12, 0.06, 0.95
 MOST, LEAST = 6, 2
-AUTO_SHARE: Final = 0.985
-"""Speed that the adaptive budget's probes are taken to leave."""
 MOST_OF_A_FAMILY: Final = 3
 SECONDS_A_PROMPT: Final = 25
 SLACK: Final = 1.2
@@ -82,6 +80,11 @@ class Schedule:
         return monotonic() + DRAFTS * self.seconds
 
     @property
+    def end_of_runs(self) -> float:
+        """Monotonic time after which the adaptive budget is run along no further setting's answers."""
+        return monotonic() + RUNS * self.seconds
+
+    @property
     def for_verifying(self) -> float:
         """Seconds to measure choices; a tenth of the whole at least."""
         return max(0.1 * self.seconds, END * self.seconds - self.spent)
@@ -132,13 +135,9 @@ def _passes(count: int) -> float:
 
 def _promising(predicted: Sequence[Predicted], count: int) -> list[Pick]:
     """Return the best, of each family at most `MOST_OF_A_FAMILY`; a budget that is off everywhere is plain decoding."""
-
-    def worth(one: Predicted) -> float:
-        return one.score * (AUTO_SHARE if one.choice.budget == "auto" else 1.0)
-
     found: list[Predicted] = []
     ever_on = [one for one in predicted if one.choice.budget == "fixed" or max(one.speedups.values()) > 1.0]
-    for one in sorted(ever_on, key=worth, reverse=True):
+    for one in sorted(ever_on, key=lambda one: -one.score):
         if sum(other.base == one.base for other in found) < MOST_OF_A_FAMILY:
             found.append(one)
     return [one.choice for one in found[:count]]

@@ -39,9 +39,10 @@ from outrider.tuning.outcome.conclude import Findings, concluded
 from outrider.tuning.outcome.report import TuneReport
 from outrider.tuning.prices.book import CostBook, cost_grid
 from outrider.tuning.prices.forecast import Forecasts, Replaying, forecasts_of
-from outrider.tuning.prices.predict import Predicted, predicted_choices
+from outrider.tuning.prices.predict import Predicted
 from outrider.tuning.prices.pricing import Forecaster, Priced, priced
 from outrider.tuning.prices.sheet import sheet_costs
+from outrider.tuning.prices.simulate import Simulating, simulated
 from outrider.tuning.prompts import Sample, cells_for, longest, sampled
 from outrider.tuning.replays.kept import RunFiles
 from outrider.tuning.replays.known import ReplayTarget
@@ -160,8 +161,7 @@ class _Tuning:
                 "can be used; give more --prompts, or a smaller --concurrency"
             )
         found = self._forecasts(answered, cells)
-        forecasts = found.forecasts
-        predicted = predicted_choices(forecasts.speedups)
+        forecasts, predicted = found.forecasts, found.forecasts.predicted
         with self.schedule.stage("verifying"):
             units = [] if self.config.hardware else self._verified(answered, forecasts, predicted)
         return concluded(
@@ -249,8 +249,21 @@ class _Tuning:
             found = (
                 self._on_a_sheet(done, texts, forecast) if self.config.hardware else self._timed(done, texts, forecast)
             )
-        late = f"not replayed for lack of time: {', '.join(left_out)}"
-        return Priced(found.forecasts, (*found.notes, *((late,) if left_out else ())))
+            job = Simulating(
+                target=known,
+                texts=texts,
+                cells=cells,
+                tables=found.tables,
+                rules=self.rules,
+                replays=replays,
+                load=replaying.load,
+                max_len=self.max_len,
+                end=self.schedule.end_of_runs,
+                tell=self._say,
+            )
+            forecasts, notes = simulated(job, done, found.forecasts)
+        late = (f"not replayed for lack of time: {', '.join(left_out)}",) if left_out else ()
+        return Priced(forecasts, found.tables, (*found.notes, *notes, *late))
 
     def _timed(self, families: Sequence[Family], texts: Mapping[Key, Text], forecast: Forecaster) -> Priced:
         """Predict from what steps cost here."""
@@ -262,7 +275,7 @@ class _Tuning:
         if book.spread is None or book.spread <= STEADY:
             return found
         note = f"the machine was disturbed while costs were measured: sweeps were {100 * book.spread:.0f} % apart"
-        return Priced(found.forecasts, (*found.notes, note))
+        return found._replace(notes=(*found.notes, note))
 
     def _on_a_sheet(self, families: Sequence[Family], texts: Mapping[Key, Text], forecast: Forecaster) -> Priced:
         """Predict from what steps cost on the machine of a data sheet."""
@@ -270,7 +283,7 @@ class _Tuning:
         context = sum(len(text.known.tokens) for text in texts.values()) / len(texts)
         tables, notes = sheet_costs(self.config.hardware, self.target, families, context)
         known = [family for family in families if all(one.text in tables.drafts for one in family.settings)]
-        return Priced(forecast(known, tables), notes)
+        return Priced(forecast(known, tables), tables, notes)
 
     def _verified(self, answered: _Answered, forecasts: Forecasts, predicted: Sequence[Predicted]) -> list[UnitResult]:
         seconds = self.schedule.for_verifying

@@ -89,7 +89,13 @@ def verify(job: Trial, choices: Sequence[Pick], *, seconds: float) -> list[UnitR
                 left = _better(left, [unit for unit in store.units.values() if unit.repeat <= number])
         except _TimeIsUpError:
             pass
-        return list(store.units.values())
+        return _paired(list(store.units.values()))
+
+
+def _paired(units: Sequence[UnitResult]) -> list[UnitResult]:
+    """Return the units of groups that plain decoding has answered: time may end in the middle of a group."""
+    known = {unit.pair_key for unit in units if unit.method == PLAIN}
+    return [unit for unit in units if unit.pair_key in known]
 
 
 @contextmanager

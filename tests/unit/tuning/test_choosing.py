@@ -21,7 +21,7 @@ from outrider.tuning.config import TuneConfig
 from outrider.tuning.outcome.decide import OFF, decide, limit_of, predicted_decision
 from outrider.tuning.outcome.sentence import sentence_of
 from outrider.tuning.prices.forecast import Forecasts
-from outrider.tuning.prices.predict import Pick, Predicted, predicted_choices, score_of, speedups_of
+from outrider.tuning.prices.predict import Pick, Predicted, predicted_choices, promise_of, score_of, speedups_of
 from outrider.tuning.prices.pricing import priced
 from outrider.tuning.prompts import cells_for, sampled
 from outrider.tuning.schedule import shortlist
@@ -111,17 +111,18 @@ def test_prompts_that_are_too_long_are_refused(tmp_path: Path) -> None:
         sampled(TuneConfig(prompts=(str(prompts),)), target)
 
 
-def test_the_budget_takes_the_best_depth_or_none() -> None:
-    settings = {
-        Setting("m:num_nodes=1", "m", 1): {1: 1.2, 4: 0.9},
-        Setting("m:num_nodes=2", "m", 2): {1: 1.1, 4: 0.5},
-        Setting("t", "t", 0): {1: 2.0, 4: 0.5},
-    }
-    found = {one.choice.label: dict(one.speedups) for one in predicted_choices(settings)}
-    assert found["m:num_nodes=2 auto"] == {1: 1.2, 4: 1.0}
-    assert found["m:num_nodes=2"] == {1: 1.1, 4: 0.5}
-    assert found["t auto"] == {1: 2.0, 4: 1.0}
-    assert predicted_choices(settings)[0].choice == Pick("t", "auto")
+def test_a_promise_is_the_best_depth_or_none() -> None:
+    shallow, deep, tree = Setting("m:num_nodes=1", "m", 1), Setting("m:num_nodes=2", "m", 2), Setting("t", "t", 0)
+    settings = {shallow: {1: 1.2, 4: 0.9}, deep: {1: 1.1, 4: 0.5}, tree: {1: 2.0, 4: 0.5}}
+    assert promise_of(deep, settings) == pytest.approx(1.2**0.5)
+    assert promise_of(tree, settings) == pytest.approx(2.0**0.5)
+    found = predicted_choices(settings, {deep: {1: 1.15, 4: 0.99}})
+    assert [one.choice for one in found] == [
+        Pick("m:num_nodes=2", "auto"),
+        Pick("m:num_nodes=1", "fixed"),
+        Pick("t", "fixed"),
+        Pick("m:num_nodes=2", "fixed"),
+    ]
 
 
 def test_speedups_are_geometric_means_over_groups() -> None:
@@ -133,17 +134,16 @@ def test_speedups_are_geometric_means_over_groups() -> None:
 
 def test_a_prediction_is_compared_on_the_groups_that_were_measured() -> None:
     a, b = (1, ("a",)), (1, ("b",))
-    shallow, deep = Setting("m:num_nodes=1", "m", 1), Setting("m:num_nodes=2", "m", 2)
+    setting = Setting("m:num_nodes=2", "m", 2)
     found = Forecasts(
-        speedups={shallow: {1: 1.0}, deep: {1: 1.0}},
+        speedups={setting: {1: 1.0}},
         plain=[],
         depths={},
-        gains={shallow.text: {a: log(2.0), b: log(1.5)}, deep.text: {a: log(4.0), b: log(0.25)}},
+        gains={setting.text: {a: log(4.0), b: log(0.25)}, f"{setting.text} auto": {a: log(2.0), b: log(1.5)}},
     )
-    assert found.speedup_on(Pick(deep.text, "fixed"), [a]) == pytest.approx(4.0)
-    assert found.speedup_on(Pick(deep.text, "fixed"), [a, b]) == pytest.approx(1.0)
-    assert found.speedup_on(Pick(deep.text, "auto"), [b]) == pytest.approx(1.5)
-    assert found.speedup_on(Pick(shallow.text, "auto"), [a]) == pytest.approx(2.0)
+    assert found.speedup_on(Pick(setting.text, "fixed"), [a]) == pytest.approx(4.0)
+    assert found.speedup_on(Pick(setting.text, "fixed"), [a, b]) == pytest.approx(1.0)
+    assert found.speedup_on(Pick(setting.text, "auto"), [b]) == pytest.approx(1.5)
 
 
 def test_the_best_score_is_taken_and_says_where_it_is_off() -> None:

@@ -78,7 +78,7 @@ def overall(rows: Sequence[Row]) -> list[Row]:
 def checks_of(
     units: Sequence[UnitResult], choices: Sequence[Pick], forecasts: Forecasts
 ) -> tuple[tuple[CheckedChoice, ...], float | None]:
-    """Return predictions beside measurements of the same groups, and the median absolute error with fixed budgets."""
+    """Return predictions beside measurements of the same groups, and the median absolute error."""
     rows, checks = overall(derive_rows(units)), list[CheckedChoice]()
     for choice in choices:
         for batch, measured in _points(rows, choice.label).items():
@@ -95,8 +95,7 @@ def checks_of(
                     error=predicted / measured - 1,
                 )
             )
-    errors = [abs(check.error) for check in checks if check.budget == "fixed"]
-    errors = errors or [abs(check.error) for check in checks]
+    errors = [abs(check.error) for check in checks]
     return tuple(checks), median(errors) if errors else None
 
 

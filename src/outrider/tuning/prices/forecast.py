@@ -14,7 +14,15 @@ from outrider.proposer import Proposer
 from outrider.results.rows import PLAIN
 from outrider.results.unit import UnitResult
 from outrider.tuning.candidates import Family, Setting
-from outrider.tuning.prices.predict import Group, Pick, gains_of, mean_speedup, speedups_of
+from outrider.tuning.prices.predict import (
+    Group,
+    Pick,
+    Predicted,
+    gains_of,
+    mean_speedup,
+    predicted_choices,
+    speedups_of,
+)
 from outrider.tuning.replays.kept import ANY, Replays, RunFiles
 from outrider.tuning.replays.known import ReplayTarget
 from outrider.tuning.replays.replay import Key, Reach, Walk, chain_reach, replay_cells, replay_texts, walked
@@ -77,27 +85,29 @@ def is_replayed(family: Family, replays: Replays) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecasts:
-    """Predicted speedups of every setting with a fixed budget, by requests at once.
+    """Predicted speedups of every setting, by requests at once.
 
-    plain    plain decoding's units, timed by the tables
-    depths   levels of the deepest draft, by setting
-    gains    logarithms of the speedups of single groups, by setting
+    speedups   with a fixed budget
+    adaptive   with the adaptive budget, of the settings that were run on the tables' clock
+    plain      plain decoding's units, timed by the tables
+    depths     levels of the deepest draft, by setting
+    gains      logarithms of the speedups of single groups, by the label of a choice
     """
 
     speedups: Mapping[Setting, Mapping[int, float]]
     plain: Sequence[UnitResult]
     depths: Mapping[str, int]
+    adaptive: Mapping[Setting, Mapping[int, float]] = field(default_factory=dict)
     gains: Mapping[str, Mapping[Group, float]] = field(default_factory=dict)
+
+    @property
+    def predicted(self) -> list[Predicted]:
+        """Every choice, the best score first."""
+        return predicted_choices(self.speedups, self.adaptive)
 
     def speedup_on(self, choice: Pick, groups: Sequence[Group]) -> float:
         """Return the predicted speedup of a choice over some groups of one number of requests."""
-        [setting] = [one for one in self.speedups if one.text == choice.text]
-        own = mean_speedup(self.gains[setting.text], groups)
-        if choice.budget == "fixed":
-            return own
-        shallower = [one for one in self.speedups if one.base == setting.base and one.depth <= setting.depth]
-        points = [mean_speedup(self.gains[one.text], groups) for one in (shallower if setting.depth else ())]
-        return max(1.0, own, *points)
+        return mean_speedup(self.gains[choice.label], groups)
 
 
 def forecasts_of(

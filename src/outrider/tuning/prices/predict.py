@@ -1,14 +1,16 @@
 """Every setting, predicted: replayed steps at the prices of a cost table.
 
 The speedup of a setting at a number of requests at once is the geometric mean, over the groups of all cells, of plain
-decoding's seconds over its own, as in the benchmark. With the adaptive budget a chain drafts as deep as pays, down to
-nothing, so the best of its depths, or plain decoding, stands for it:
+decoding's seconds over its own, as in the benchmark. With the adaptive budget it is that of a run of the budget on the
+clock of the tables (`outrider.tuning.replays.adaptive`). Those runs take seconds, so only promising settings have one.
+How promising a chain is follows from its fixed depths: a budget that knew everything about the load, and nothing about
+the single text, would take the best of them, or draft nothing.
 
-    auto(k) = max(1, fixed(1), .., fixed(k))        trees and methods that learn: max(1, fixed)
+    promise(k) = max(1, fixed(1), .., fixed(k))        trees and methods that learn: max(1, fixed)
 
 A setting's *score* is the geometric mean over the numbers of requests.
 
-Worked example: fixed depth 3 gives 1.6 at one request and 0.8 at four: scores 1.13 fixed and 1.26 with the budget.
+Worked example: fixed depth 3 gives 1.6 at one request and 0.8 at four: the score is 1.13, and the promise 1.26.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +21,17 @@ from typing import Literal, NamedTuple
 from outrider.results.unit import UnitResult
 from outrider.tuning.candidates import Setting
 
-__all__ = ["Group", "Pick", "Predicted", "gains_of", "mean_speedup", "predicted_choices", "score_of", "speedups_of"]
+__all__ = [
+    "Group",
+    "Pick",
+    "Predicted",
+    "gains_of",
+    "mean_speedup",
+    "predicted_choices",
+    "promise_of",
+    "score_of",
+    "speedups_of",
+]
 
 Group = tuple[int, tuple[str, ...]]
 """A number of requests at once, and the conversations that share it."""
@@ -84,23 +96,36 @@ def _group(unit: UnitResult) -> Group:
     return unit.batch, unit.conversations
 
 
-def predicted_choices(settings: Mapping[Setting, Mapping[int, float]]) -> list[Predicted]:
-    """Return every setting under both budgets, the best score first.
+def promise_of(setting: Setting, settings: Mapping[Setting, Mapping[int, float]]) -> float:
+    """Return the promise of a setting with the adaptive budget, as a score.
 
     Args:
         settings: speedups with a fixed budget, by the number of requests at once.
     """
-    found: list[Predicted] = []
-    for setting, speedups in settings.items():
-        shallower = [
-            other
-            for one, other in settings.items()
-            if setting.depth and one.base == setting.base and one.depth <= setting.depth
-        ]
-        best = {batch: max(1.0, *(one[batch] for one in (speedups, *shallower))) for batch in speedups}
-        for budget, values in (("fixed", speedups), ("auto", best)):
-            choice = Pick(setting.text, "fixed" if budget == "fixed" else "auto")
-            found.append(Predicted(choice=choice, base=setting.base, speedups=dict(values)))
+    shallower = [
+        speedups
+        for other, speedups in settings.items()
+        if setting.depth and other.base == setting.base and other.depth <= setting.depth
+    ]
+    own = settings[setting]
+    return score_of({batch: max(1.0, own[batch], *(one[batch] for one in shallower)) for batch in own})
+
+
+def predicted_choices(
+    fixed: Mapping[Setting, Mapping[int, float]], adaptive: Mapping[Setting, Mapping[int, float]]
+) -> list[Predicted]:
+    """Return every setting under each budget that has a prediction, the best score first.
+
+    Args:
+        fixed, adaptive: speedups by the number of requests at once.
+    """
+    budgets: tuple[tuple[Literal["fixed", "auto"], Mapping[Setting, Mapping[int, float]]], ...]
+    budgets = (("fixed", fixed), ("auto", adaptive))
+    found = [
+        Predicted(choice=Pick(setting.text, budget), base=setting.base, speedups=dict(speedups))
+        for budget, settings in budgets
+        for setting, speedups in settings.items()
+    ]
     return sorted(found, key=lambda one: -one.score)
 
 

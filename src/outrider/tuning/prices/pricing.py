@@ -19,7 +19,7 @@ from outrider.results.rows import PLAIN
 from outrider.tuning.candidates import Family
 from outrider.tuning.prices.book import CostBook
 from outrider.tuning.prices.forecast import Forecasts
-from outrider.tuning.prices.predict import predicted_choices
+from outrider.tuning.prices.predict import promise_of
 
 __all__ = ["Priced", "priced"]
 
@@ -28,9 +28,10 @@ Forecaster = Callable[[Sequence[Family], CostTables], Forecasts]
 
 
 class Priced(NamedTuple):
-    """Forecasts of the families that were timed; why others were not."""
+    """Forecasts of the families that were timed, and their costs; why others were not."""
 
     forecasts: Forecasts
+    tables: CostTables
     notes: tuple[str, ...]
 
 
@@ -47,6 +48,7 @@ def priced(
     plain, own = book.plain(), Remembered(own)
     bounds = {family.base: _score(forecast([family], _tables(own, plain, family, FreeDrafts()))) for family in families}
     merged = Forecasts(speedups={}, plain=forecast([], CostTables(target=own, drafts={PLAIN: plain})).plain, depths={})
+    drafts: dict[str, DraftCosts] = {PLAIN: plain}
     beaten: list[str] = []
     late: list[str] = []
     best = 0.0
@@ -61,6 +63,7 @@ def priced(
         if costs is None:
             tell(f"timing the drafts of {family.base}")
             costs = book.measure(family)
+        drafts |= dict.fromkeys((one.text for one in family.settings), costs)
         found = forecast([family], _tables(own, plain, family, costs))
         best = max(best, _score(found))
         merged = Forecasts(
@@ -74,7 +77,7 @@ def priced(
         notes.append(f"not timed, since their scores with free drafts are below the best: {', '.join(beaten)}")
     if late:
         notes.append(f"not timed for lack of time: {', '.join(late)}")
-    return Priced(merged, tuple(notes))
+    return Priced(merged, CostTables(target=own, drafts=drafts), tuple(notes))
 
 
 @final
@@ -102,5 +105,5 @@ def _tables(own: TargetCosts, plain: DraftCosts, family: Family, costs: DraftCos
 
 
 def _score(forecasts: Forecasts) -> float:
-    """Return the best score of any setting, with the adaptive budget."""
-    return predicted_choices(forecasts.speedups)[0].score
+    """Return the largest promise of any setting."""
+    return max(promise_of(setting, forecasts.speedups) for setting in forecasts.speedups)

@@ -10,6 +10,7 @@ Example: answers of three and one steps at two slots are three batch steps, of t
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 from outrider.bench.cells import Cell, Group
 from outrider.bench.contender import Name
@@ -19,10 +20,10 @@ from outrider.results.unit import Answer, UnitResult
 from outrider.tuning.replays.replay import Walk
 from outrider.tuning.replays.texts import Text
 
-__all__ = ["batched", "units_of"]
+__all__ = ["ONE_S", "answer_of", "batched", "units_of"]
 
 Key = tuple[str, int]
-ONE_S = 1.0
+ONE_S: Final = 1.0
 
 
 def units_of(
@@ -73,11 +74,12 @@ def _unit(
     for turn in range(max(len(conversation.turns) for conversation in group)):
         keys = [(conversation.id, turn) for conversation in group if (conversation.id, turn) in walks]
         steps += batched([walks[key] for key in keys], cell.batch, len(answers))
-        answers += [_answer(texts[key], number) for number, key in enumerate(keys, len(answers))]
+        answers += [answer_of(texts[key], number) for number, key in enumerate(keys, len(answers))]
     return name.result(cell, group, rules, answers, ONE_S, steps=tuple(steps))
 
 
-def _answer(text: Text, request: int) -> Answer:
+def answer_of(text: Text, request: int) -> Answer:
+    """Return a known answer as the record of a request."""
     return Answer(
         conversation=text.conversation,
         turn=text.turn,
