@@ -62,6 +62,13 @@ class StepRecord:
     host_s: float
 
     @property
+    def context_per_row(self) -> float:
+        """Mean over the rows of the forward of the tokens in its slot: rows of long texts have more to read."""
+        rows = [1 + slot.num_nodes for slot in self.slots]
+        tokens = (slot.context_length * count for slot, count in zip(self.slots, rows, strict=True))
+        return sum(tokens) / sum(rows)
+
+    @property
     def total_s(self) -> float:
         return self.propose_s + self.verify_s + self.accept_s + self.commit_s + self.host_s
 

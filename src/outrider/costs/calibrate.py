@@ -220,6 +220,8 @@ class _Scratch:
         tokens = torch.randint(self._spec.vocab_size, (point.slots, point.rows), generator=self._random).tolist()
         draft = Draft.of_chains([row[1:] for row in tokens], self._spec.device)
         cache.extend(slots, [point.context] * point.slots)
+        # steps of one kind follow each other in decoding; the first of another kind finds its code and buffers cold
+        self._session.forward(slots, [row[0] for row in tokens], draft)
         clock = Clock(self._spec.device)
         with clock("verify"):
             forward = self._session.forward(slots, [row[0] for row in tokens], draft)

@@ -58,7 +58,7 @@ class TargetCosts(ABC):
 
         Args:
             num_rows: real rows of all slots together, at least `num_slots`; a mean may be fractional.
-            context: committed tokens per slot, on average.
+            context: committed tokens of the slot of a row, on average over the rows.
         """
 
     @abstractmethod

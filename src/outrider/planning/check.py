@@ -120,11 +120,10 @@ def _retimed_step(step: StepRecord, target: TargetCosts, drafts: DraftCosts, gre
     nodes = sum(slot.num_nodes for slot in step.slots)
     accepted = sum(slot.num_accepted for slot in step.slots)
     depth = max(slot.draft_depth for slot in step.slots)
-    context = sum(slot.context_length for slot in step.slots) / slots
     return replace(
         step,
         propose_s=drafts.propose_s(slots, nodes, depth),
-        verify_s=target.forward_s(slots, slots + nodes, context),
+        verify_s=target.forward_s(slots, slots + nodes, step.context_per_row),
         accept_s=target.accept_s(slots, slots + accepted, greedy),
         commit_s=0.0,
         host_s=target.rest_s(slots),

@@ -125,7 +125,7 @@ class _PricedBudget(Budget):
         self._states: Sequence[SlotState] = ()
         self._limits: Sequence[DraftLimit] = ()
         self._propose_s = 0.0
-        self._num_verified = 0
+        self._num_nodes: Sequence[int] = ()
         self.seconds: Mapping[str, float] = {}
 
     def limits(self, slot_states: Sequence[SlotState], num_waiting: int = 0) -> list[DraftLimit]:
@@ -139,17 +139,17 @@ class _PricedBudget(Budget):
         read = [one.num_pending for one, limit in zip(self._states, self._limits, strict=True) if limit.num_nodes]
         self._propose_s += self._drafts.pending_s(sum(read))
         pruned = self._budget.prune(draft)
-        self._num_verified = sum(pruned.num_nodes)
+        self._num_nodes = pruned.num_nodes
         return pruned
 
     def observe(self, commits: Sequence[Commit], seconds: Mapping[str, float]) -> None:
-        slots, states = len(self._states), self._states
-        context = sum(state.context_length for state in states) / slots
+        states, slots, nodes = self._states, len(self._states), sum(self._num_nodes)
+        tokens = [one.context_length * (1 + count) for one, count in zip(states, self._num_nodes, strict=True)]
         accepted = sum(len(commit.rows) - 1 for commit in commits)
         greedy = all(state.greedy for state in states)
         self.seconds = {
             "propose_s": self._propose_s,
-            "verify_s": self._target.forward_s(slots, slots + self._num_verified, context),
+            "verify_s": self._target.forward_s(slots, slots + nodes, sum(tokens) / (slots + nodes)),
             "accept_s": self._target.accept_s(slots, slots + accepted, greedy),
             "host_s": self._target.rest_s(slots),
         }
