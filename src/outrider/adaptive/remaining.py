@@ -1,4 +1,4 @@
-"""How many tokens a request will still emit, learned from the answers that have ended.
+"""Tokens that a request will still emit, learned from the answers that have ended.
 
 A request may emit up to its limit, and most end earlier. With e tokens emitted, the expectation is the mean of L - e
 over the lengths L of recent answers that were longer than e; without such answers, `TYPICAL`. Never more than the limit

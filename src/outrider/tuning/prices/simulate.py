@@ -56,7 +56,7 @@ def simulated(job: Simulating, families: Sequence[Family], forecasts: Forecasts)
     late: list[str] = []
     for setting in sorted(promises, key=lambda one: (-promises[one], one.depth)):
         scores = sorted(map(score_of, (*forecasts.speedups.values(), *adaptive.values())), reverse=True)
-        if promises[setting] <= max(1.0, *scores[MOST - 1 : MOST]):
+        if promises[setting] <= max([1.0, *scores[MOST - 1 : MOST]]):
             break
         if adaptive and monotonic() > job.end:
             late.append(f"{setting.text} auto")

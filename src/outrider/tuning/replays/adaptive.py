@@ -164,7 +164,7 @@ class KnownChains(Proposer):
     """Chains that were drafted before at every position of known answers.
 
     Args:
-        reaches: what is right of them, by answer.
+        reaches: lengths and right tokens of the drafts, by answer.
         num_nodes: the most tokens of a draft.
         reads: the drafter has a cache of its own, and reads a text before it drafts.
     """
