@@ -95,6 +95,7 @@ def tuned(
     Raises:
         OutriderError: as `tune`.
     """
+    start = monotonic()  # loading, and compiling kernels for the first time, count too
     target = target_of(config, listen) if target is None else target
     sample = sampled(config, target)
     listen(Progress(0, None, "looking for drafters"))
@@ -103,7 +104,7 @@ def tuned(
     directory = config.run_dir or choose_directory(RUNS, "tune", manifest, resume=True)
     files = RunFiles(directory, manifest)
     started(files.directory)
-    report = _Tuning(config, target, sample, candidates, files, listen).run()
+    report = _Tuning(config, target, sample, candidates, files, listen, start).run()
     files.finish(dumps(report))
     return report
 
@@ -140,6 +141,7 @@ class _Tuning:
         candidates: Candidates,
         files: RunFiles,
         listen: Listener,
+        start: float,
     ) -> None:
         self.config = config
         self.target = target
@@ -148,7 +150,7 @@ class _Tuning:
         self.files = files
         self.listen = listen
         self.rules: Rules = sample.rules(config, target)
-        self.schedule = Schedule(monotonic(), config.seconds)
+        self.schedule = Schedule(start, config.seconds)
         self.max_len = longest(sample.conversations, target, self.rules)
 
     def run(self) -> TuneReport:
