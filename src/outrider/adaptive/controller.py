@@ -262,6 +262,9 @@ class AdaptiveBudget(Budget):
 
     def _worth_verifying(self, draft: Draft) -> list[list[int]]:
         """Return the nodes of a probe to verify, now that the time of drafting is spent."""
+        if not any(draft.num_nodes):
+            self.drafting &= not self._step.drafts_all
+            return [[] for _ in draft.trees]
         best = self._best(self._ranked([shape_of(tuple(tree.parents)) for tree in draft.trees]), spent=True)
         pays = best.gain >= self._least_gain * best.nothing
         if self._step.drafts_all:
@@ -296,14 +299,16 @@ class AdaptiveBudget(Budget):
         Reading pending tokens is not booked: it serves the drafts to come.
         """
         step, slots = self._step, len(commits)
-        num_tokens = [len(commit.tokens) for commit in commits]
         idle_s = self.draft_cost.idle_s(slots)
         drafting_s = idle_s + self.draft_cost.extra_s(slots, step.most_nodes)
         pending_s = max(0.0, propose_s - drafting_s) if step.num_pending else 0.0
-        steps = (drafting_s + self._cost.seconds(step.num_nodes, sum(num_tokens))) / (idle_s + self._cost.plain_s)
-        emitted = [float(count) for count in num_tokens]
-        if len(step.owners) < slots:
-            emitted = [sum(num_tokens) / slots]
+        if step.num_nodes:
+            emitted = [float(len(commit.tokens)) for commit in commits]
+            read_s = self._cost.seconds(step.num_nodes, sum(emitted))
+            emitted = emitted if len(step.owners) == slots else [sum(emitted) / slots]
+        else:
+            emitted, read_s = [1.0] * len(step.owners), self._cost.plain_s
+        steps = (drafting_s + read_s) / (idle_s + self._cost.plain_s)
         for owner, count in zip(step.owners, emitted, strict=True):
             self.slowdown.book(owner, count - steps)
         if step.is_probe and not self.drafting and not self._measuring:

@@ -41,7 +41,7 @@ class TuneConfig:
     drafters: tuple[str, ...] = ()
     """Heads and draft models to try beside those that ship: directories, hub ids, or METHOD:checkpoint=DIR."""
     time: str = "10m"
-    """Time to spend, such as 90s, 10m or 1h; loading is not counted."""
+    """Time to spend, such as 90s, 10m or 1h."""
     engine: DeployEngine = "outrider"
     """Engine that the result is for: outrider, vllm, sglang or llama.cpp."""
     output: Path | None = None
