@@ -214,9 +214,10 @@ class Engine:
             yield from self.outboxes.take()
             if not self.busy:
                 return
-            self._advance()
+            self.advance()
 
-    def _advance(self) -> None:
+    def advance(self) -> None:
+        """Admit waiting requests and step once; `take` returns the events."""
         with self.decoding_threads():
             self.admit()
             self.step()
@@ -246,7 +247,7 @@ class Engine:
                 for id in [id for id in ids if id not in self.outboxes]:
                     yield Event(request=ids.pop(id), finished="cancelled")
                 if ids:
-                    self._advance()
+                    self.advance()
         finally:
             self.cancelled |= ids.keys()
             self._drop_cancelled()

@@ -17,6 +17,7 @@ from outrider.errors import ConfigError
 
 __all__ = [
     "PACKAGE",
+    "api_key",
     "cache_home",
     "check_variables",
     "cpu_isa",
@@ -75,6 +76,18 @@ def cuda_graphs() -> bool:
     return _one_of("OUTRIDER_CUDA_GRAPHS", ("0", "1")) != "0"
 
 
+def api_key() -> str | None:
+    """Return OUTRIDER_API_KEY, the key that clients of `outrider serve` must send, or None where none is needed.
+
+    Raises:
+        ConfigError: if a header cannot hold it; the message does not show it.
+    """
+    key = _given("OUTRIDER_API_KEY")
+    if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
+        raise ConfigError("OUTRIDER_API_KEY has characters that a header cannot hold; use printable ASCII, or unset it")
+    return key
+
+
 def cache_home() -> Path:
     """Return OUTRIDER_CACHE, the directory of converted models and profiles, by default `~/.cache/outrider`.
 
@@ -96,7 +109,7 @@ def check_variables() -> None:
     Raises:
         ConfigError: naming the first one, and what it may be.
     """
-    for read in (num_kernel_threads, draft_weights, cpu_isa, gpu_ops, cuda_graphs):
+    for read in (num_kernel_threads, draft_weights, cpu_isa, gpu_ops, cuda_graphs, api_key):
         read()
     path = cache_home()
     if any(place.exists() and not place.is_dir() for place in (path, *path.parents)):

@@ -28,6 +28,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "bench": "outrider.cli.bench:Bench",
+    "chat": "outrider.cli.chat:Chat",
     "drafters": "outrider.cli.drafters:Drafters",
     "export": "outrider.cli.export:ExportCommand",
     "fetch": "outrider.cli.fetch:Fetch",
@@ -35,6 +36,7 @@ COMMANDS = {
     "plan": "outrider.cli.plan:Plan",
     "profile": "outrider.cli.profile:ProfileCommand",
     "quality": "outrider.cli.quality:QualityCommand",
+    "serve": "outrider.cli.serve:Serve",
     "synthesize": "outrider.cli.synthesize:Synthesize",
     "train": "outrider.cli.train:Train",
     "tune": "outrider.cli.tune:Tune",

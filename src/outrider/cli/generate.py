@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from outrider.metrics import PrefillRecord, StepRecord
     from outrider.requests.text import Piece, Prompt
 
-__all__ = ["Generate"]
+__all__ = ["DIM", "PLAIN", "Generate", "marking", "plain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +75,8 @@ class Generate:
         from outrider.cli.loading import loaded
         from outrider.engine import Engine
         from outrider.errors import ConfigError
-        from outrider.proposers import AUTO
-        from outrider.proposers.auto import Pick, picked
-        from outrider.proposers.method_spec import load_method, method_specs
+        from outrider.proposers.auto import check_method, named_or_picked
+        from outrider.proposers.method_spec import load_method
         from outrider.requests.text import encode
         from outrider.sampling import SamplingParams
 
@@ -92,9 +91,9 @@ class Generate:
             max_tokens=self.max_new_tokens,
             stop=self.stop,
         )
-        choice = None if self.method == AUTO else method_specs([self.method])[0]
+        check_method(self.method)
         target = loaded(self)
-        pick = picked(target) if choice is None else Pick(choice, "fixed", "it was named")
+        pick = named_or_picked(self.method, target)
         proposer = load_method(pick.spec, target)
         prompt = encode(target.tokenizer, self._prompt(target.tokenizer))
         records: list[StepRecord | PrefillRecord] = []
@@ -106,7 +105,7 @@ class Generate:
             budget=self.budget or pick.budget,
             record=records.append,
         )
-        show = _marking(is_styled(sys.stdout)) if self.show_drafts else _plain
+        show = marking(is_styled(sys.stdout)) if self.show_drafts else plain
         clean = visible if sys.stdout.isatty() else str
         finished = None
         events = engine.stream([prompt], params)
@@ -172,11 +171,13 @@ def _standard_input() -> str:
         ) from error
 
 
-def _plain(pieces: "Sequence[Piece]") -> str:
+def plain(pieces: "Sequence[Piece]") -> str:
+    """Return the text of pieces."""
     return "".join(piece.text for piece in pieces)
 
 
-def _marking(is_coloured: bool) -> "Callable[[Sequence[Piece]], str]":
+def marking(is_coloured: bool) -> "Callable[[Sequence[Piece]], str]":
+    """Return a function that gives the text of pieces with accepted drafts marked."""
     before, after = (DRAFTED, PLAIN) if is_coloured else ("[", "]")
 
     def shown(pieces: "Sequence[Piece]") -> str:

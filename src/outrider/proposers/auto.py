@@ -20,7 +20,7 @@ from outrider.proposers import AUTO, DEFAULT_HEAD, DEFAULT_LOOKUP, REGISTRY, con
 from outrider.proposers.method_spec import MethodSpec, method_specs, written
 from outrider.target import Target
 
-__all__ = ["Pick", "picked"]
+__all__ = ["Pick", "check_method", "named_or_picked", "picked"]
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,27 @@ def picked(target: Target) -> Pick:
     adaptive = " with the adaptive budget" if pick.budget == "auto" else ""
     log.info("%s picked %s%s: %s", AUTO, pick.text, adaptive, on_one_line(pick.why))
     return pick
+
+
+def check_method(text: str) -> None:
+    """Refuse a method as written on a command line, before a target is loaded for it.
+
+    Raises:
+        ConfigError: for an unknown method or setting.
+    """
+    if text != AUTO:
+        method_specs([text])
+
+
+def named_or_picked(text: str, target: Target) -> Pick:
+    """Return the method that is written on a command line, or pick one for "auto".
+
+    Raises:
+        ConfigError: for an unknown method or setting.
+    """
+    if text == AUTO:
+        return picked(target)
+    return Pick(method_specs([text])[0], "fixed", "it was named")
 
 
 def _tuned(target: Target) -> Pick | None:

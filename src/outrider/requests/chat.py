@@ -33,8 +33,11 @@ class _EndlessTemplateError(BaseException):
     """Raised inside a template; not an `Exception`, which a template engine might catch."""
 
 
-def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
+def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
     """Return the text of a conversation under the chat template, ready for the next answer.
+
+    Args:
+        variables: further variables of the template, such as `tools`.
 
     Raises:
         RequestError: if the template refuses these messages, fails, does not end, or gives no text.
@@ -48,7 +51,9 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
     try:
         with _limited():
             text = guarded(
-                lambda: tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True),
+                lambda: tokenizer.apply_chat_template(
+                    list(messages), **variables, tokenize=False, add_generation_prompt=True
+                ),
                 _refuse_messages,
             )
     except _EndlessTemplateError:

@@ -26,6 +26,8 @@ BAD = [
     ("OUTRIDER_NUM_THREADS", "9" * 5000),
     ("OUTRIDER_DRAFT_WEIGHTS", "int3"),
     ("OUTRIDER_GPU_OPS", "cuda"),
+    ("OUTRIDER_API_KEY", "schlüssel"),
+    ("OUTRIDER_API_KEY", "two\nlines"),
     ("OUTRIDER_CUDA_GRAPHS", "yes"),
     ("OUTRIDER_CACHE", "~nobody-of-that-name/cache"),
     ("OUTRIDER_CACHE", __file__),

@@ -1,0 +1,92 @@
+"""Settings of `outrider serve`; the command's options are these fields.
+
+Example: `ServeConfig(target="smollm2-135m", max_batch=4, port=0)` serves at most four requests at once, on a free port.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from outrider.errors import ConfigError
+from outrider.models.weight_kinds import WeightsChoice
+
+__all__ = ["LOOPBACK", "ServeConfig"]
+
+LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+LIMITS: Final = {
+    "port": (0, 65535),
+    "max_batch": (1, 1024),
+    "max_len": (2, 2**24),
+    "max_waiting": (0, 100_000),
+    "max_tokens": (1, 2**24),
+    "max_body_bytes": (1024, 2**30),
+    "grace_s": (0, 3600),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Settings of a server.
+
+    Raises:
+        ConfigError: for a number out of range, or an empty host or key.
+    """
+
+    target: str = "smollm2-135m"
+    """The target model: a directory, a GGUF file, a hub id, or smollm2-135m."""
+    method: str = "auto"
+    """The drafting method and its settings, such as suffix or ngram:num_nodes=8; by default auto, which picks what tune
+    found for this target, else a shipped head, else suffix decoding, and says so."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every network, then set a key."""
+    port: int = 8000
+    """Port to listen on; 0 picks a free one."""
+    api_key: str | None = field(default=None, repr=False)
+    """Key that clients must send; by default that in OUTRIDER_API_KEY, which other users cannot read."""
+    served_model_name: str | None = None
+    """Name of the model for clients; by default the target as given."""
+    max_batch: int = 8
+    """Requests that decode at the same time."""
+    max_len: int = 4096
+    """Longest text in tokens, prompt included; at most the target's own limit."""
+    max_waiting: int = 64
+    """Requests that may wait; more are refused with status 503."""
+    max_tokens: int | None = None
+    """Longest answer that a request may ask for; by default only max-len limits it."""
+    max_body_bytes: int = 4 * 2**20
+    """Largest request body."""
+    grace_s: float = 30.0
+    """Seconds that running requests may take after SIGTERM or Ctrl-C."""
+    budget: Literal["fixed", "auto"] | None = None
+    """fixed drafts as much as the method is set to; auto as much as pays here, which may be nothing; by default fixed,
+    or what was picked with the method."""
+    verification: str = "coupled"
+    """Verification rule: coupled, rejection or block."""
+    dtype: str = "bfloat16"
+    """Dtype of the cache and of plain weights: bfloat16, float16, float32, float64."""
+    weights: WeightsChoice = "stored"
+    """Weights on the CPU: stored as the file holds them, bf16 widened, int8 or int4 quantised while loading."""
+    device: str | None = None
+    """cpu, cuda, ...; by default the GPU if there is one."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the target and its draft models; read it first."""
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ConfigError(f"{name}={value} must be between {low} and {high}")
+        for name in ("host", "api_key", "served_model_name"):
+            if getattr(self, name) == "":
+                raise ConfigError(f"{name} is empty; leave it out, or give a value")
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise ConfigError("api_key has characters that a header cannot hold; use printable ASCII")
+
+    @property
+    def model(self) -> str:
+        """The model's name for clients."""
+        return self.served_model_name or self.target
+
+    @property
+    def is_local(self) -> bool:
+        """True if only this machine can connect."""
+        return self.host in LOOPBACK

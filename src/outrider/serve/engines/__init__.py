@@ -1,0 +1,1 @@
+"""The engines of a server, in a thread of their own."""
