@@ -102,10 +102,10 @@ class Grid:
         return cls({**parts[0].axes, name: points}, np.concatenate([part.measured for part in parts]))
 
     @classmethod
-    def median(cls, grids: Sequence[Self]) -> Self:
-        """Return the median of several grids of the same points, point by point."""
+    def quantile(cls, grids: Sequence[Self], share: float) -> Self:
+        """Return a quantile of several grids of the same points, point by point; a share of 0.5 is the median."""
         assert all(grid.axes == grids[0].axes for grid in grids), "the same points"
-        return cls(grids[0].axes, np.median([grid.measured for grid in grids], axis=0))
+        return cls(grids[0].axes, np.quantile([grid.measured for grid in grids], share, axis=0))
 
     def to_plain(self) -> dict[str, Any]:
         """Return the axes by name and `seconds`, nested in their order."""

@@ -31,8 +31,8 @@ from outrider.costs.tables import (
     MeasuredCosts,
     MeasuredDraftCosts,
     joined_draft_costs,
-    median_costs,
     spread,
+    typical_costs,
     write_costs,
 )
 from outrider.env import PACKAGE
@@ -170,7 +170,7 @@ class _Measuring:
         sweeps = self._sweeps()
         return CostFile(
             identity=identity,
-            target=median_costs(sweeps),
+            target=typical_costs(sweeps),
             drafts={drafter.choice.label: self._drafts(drafter) for drafter in self._drafters},
             facts={
                 **_provenance(),

@@ -99,7 +99,7 @@ def test_calls_are_chains_on_a_filled_cache_while_the_target_hosts(world: World)
     assert not world.hosted
 
 
-def test_a_point_counts_with_its_median(world: World) -> None:
+def test_a_point_counts_with_its_lower_quartile(world: World) -> None:
     # the first forward at a point, and that of the first sweep, may take any time
     delays = [50.0] * NUM_POINTS + [0.0] * NUM_POINTS + [9.0] * NUM_POINTS + [0.0] * NUM_POINTS
     world.delays = [delay for timed in delays for delay in (70.0, timed)]

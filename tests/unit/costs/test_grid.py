@@ -77,7 +77,7 @@ def test_joining_and_the_median_of_grids() -> None:
     joined = Grid.joined([four, one, two])
     assert joined == Grid({"slots": (1, 2, 4), "rows": (1, 8)}, [[1, 2], [2, 4], [4, 8]])
     others = [Grid(joined.axes, joined.measured * factor) for factor in (0.5, 9)]
-    assert Grid.median([joined, *others]) == joined
+    assert Grid.quantile([joined, *others], 0.5) == joined
 
 
 def test_the_worked_example() -> None:

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, final
 from outrider.costs.calibrate import sweeps
 from outrider.costs.calibrate_draft import measure_draft
 from outrider.costs.identity import identity_of, profile_path
-from outrider.costs.tables import CostFile, MeasuredCosts, MeasuredDraftCosts, median_costs, spread
+from outrider.costs.tables import CostFile, MeasuredCosts, MeasuredDraftCosts, spread, typical_costs
 from outrider.env import cache_home
 from outrider.errors import RunError
 from outrider.proposer import Proposer
@@ -146,4 +146,4 @@ def _swept(target: Target, grid: CostGrid, limit_s: float) -> tuple[MeasuredCost
         spent = perf_counter() - start
         if len(found) == MOST_SWEEPS or spent + spent / (len(found) + 1) > limit_s:
             break
-    return median_costs(found), spread(found) if len(found) > 1 else None
+    return typical_costs(found), spread(found) if len(found) > 1 else None
