@@ -107,12 +107,14 @@ def test_a_text_is_read_before_the_first_draft_and_where_that_pays(
     by_key = {text.key: text for text in texts}
     reading = KnownChains(by_key, reaches, 4, reads=True)
     units = run(known, reading, by_key, FLAT, _Reading(token_s))
-    first = next(step for step in steps_of(units) if step.propose_s > 0) if drafts else None
-    if first is None:
-        assert not any(slot.num_nodes for step in steps_of(units) for slot in step.slots)
-    else:
-        [slot] = first.slots
-        assert first.propose_s == pytest.approx(token_s * (slot.context_length - 1))
+    read = [step for step in steps_of(units) if step.propose_s > 0]
+    assert bool(read) == drafts, "texts of a few tokens cost nothing, and longer ones are not read where that is dear"
+    for step in read:
+        [slot] = step.slots
+        assert step.propose_s <= token_s * (slot.context_length - 1) * (1 + 1e-9)
+    if read:
+        [slot] = read[0].slots
+        assert read[0].propose_s == pytest.approx(token_s * (slot.context_length - 1))
 
 
 def test_prices_take_the_place_of_the_clock(target: Target) -> None:

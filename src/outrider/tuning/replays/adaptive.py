@@ -16,7 +16,7 @@ from typing import Any, Final, final
 
 from torch import Tensor
 
-from outrider.adaptive.controller import AdaptiveBudget
+from outrider.adaptive.controller import FEW, AdaptiveBudget
 from outrider.bench.cells import Cell, Group
 from outrider.bench.contender import Name
 from outrider.bench.engine_contender import WARM_UP_TOKENS
@@ -136,7 +136,9 @@ class _PricedBudget(Budget):
     def prune(self, draft: Draft) -> Draft:
         depth = max((max(tree.depths(), default=0) for tree in draft.trees), default=0)
         self._propose_s = self._drafts.propose_s(len(self._states), sum(draft.num_nodes), depth)
-        read = [one.num_pending for one, limit in zip(self._states, self._limits, strict=True) if limit.num_nodes]
+        most = self._budget.num_nodes + FEW  # the price of a draft includes the tokens of the step before
+        pending = zip(self._states, self._limits, strict=True)
+        read = [one.num_pending for one, limit in pending if limit.num_nodes and one.num_pending > most]
         self._propose_s += self._drafts.pending_s(sum(read))
         pruned = self._budget.prune(draft)
         self._num_nodes = pruned.num_nodes
