@@ -12,6 +12,8 @@ Example: with prices of 5 ms for any forward and 0.1 ms for drafting, a budget d
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from statistics import median
+from time import perf_counter
 from typing import Any, Final, final
 
 from torch import Tensor
@@ -50,12 +52,14 @@ def adaptive_units(
     *,
     method: str,
     max_len: int,
+    counts_itself: bool = True,
 ) -> list[UnitResult]:
     """Return the units of a method with the adaptive budget in all cells, timed by the tables.
 
     Args:
         label: name in tables.
         method: the method's name in the cost tables.
+        counts_itself: add the time that the budget itself takes, measured while it runs.
     """
     found: list[UnitResult] = []
     for batch, members in groupby(cells, key=lambda cell: cell.batch):
@@ -65,7 +69,16 @@ def adaptive_units(
             run.engine.reset()
             for group in cell.groups:
                 found.append(run.unit(Name("outrider", label), cell, group, texts, rules))
+        if counts_itself:
+            own_s = run.budget.own_s()
+            found = [_slowed(unit, own_s) if unit.batch == batch else unit for unit in found]
     return found
+
+
+def _slowed(unit: UnitResult, own_s: Mapping[bool, float]) -> UnitResult:
+    """Add the seconds of steps without and with a draft."""
+    steps = [replace(one, host_s=one.host_s + own_s[any(slot.num_nodes for slot in one.slots)]) for one in unit.steps]
+    return replace(unit, steps=tuple(steps))
 
 
 class _Run:
@@ -125,12 +138,20 @@ class _PricedBudget(Budget):
         self._states: Sequence[SlotState] = ()
         self._limits: Sequence[DraftLimit] = ()
         self._propose_s = 0.0
+        self._own_s: dict[bool, list[float]] = {False: [0.0], True: [0.0]}
         self._num_nodes: Sequence[int] = ()
+        self._limits_s = 0.0
         self.seconds: Mapping[str, float] = {}
+
+    def own_s(self) -> Mapping[bool, float]:
+        """Return the median seconds of the budget itself in steps without and with a draft."""
+        return {drafted: median(seconds) for drafted, seconds in self._own_s.items()}
 
     def limits(self, slot_states: Sequence[SlotState], num_waiting: int = 0) -> list[DraftLimit]:
         self._states = slot_states
+        start = perf_counter()
         self._limits = limits = self._budget.limits(slot_states, num_waiting)
+        self._limits_s = perf_counter() - start
         return limits
 
     def prune(self, draft: Draft) -> Draft:
@@ -140,7 +161,9 @@ class _PricedBudget(Budget):
         pending = zip(self._states, self._limits, strict=True)
         read = [one.num_pending for one, limit in pending if limit.num_nodes and one.num_pending > most]
         self._propose_s += self._drafts.pending_s(sum(read))
+        start = perf_counter()
         pruned = self._budget.prune(draft)
+        self._limits_s += perf_counter() - start
         self._num_nodes = pruned.num_nodes
         return pruned
 
@@ -155,7 +178,9 @@ class _PricedBudget(Budget):
             "accept_s": self._target.accept_s(slots, slots + accepted, greedy),
             "host_s": self._target.rest_s(slots),
         }
+        start = perf_counter()
         self._budget.observe(commits, self.seconds)
+        self._own_s[nodes > 0].append(self._limits_s + perf_counter() - start)
 
     def reset(self) -> None:
         self._budget.reset()
