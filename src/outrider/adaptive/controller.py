@@ -316,8 +316,10 @@ class AdaptiveBudget(Budget):
             self.steps_to_probe = min(MAX_WAIT, max(0.0, lost) / self.config.probe_share)
 
     def _drafts_all(self) -> bool:
+        """Return whether the proposer is cheap and has no text to read before it drafts."""
         extra_s = self.draft_cost.extra_s(len(self._step.slot_states), self.num_nodes)
-        return self._may_prune and extra_s <= self.config.cheap_share * self._cost.plain_s
+        is_cheap = extra_s <= self.config.cheap_share * self._cost.plain_s
+        return self._may_prune and is_cheap and not any(self._step.pending)
 
     def _expected_shape(self, state: SlotState) -> Shape:
         """Return the shape of the draft to expect: the widest one seen, continued as a chain."""
