@@ -17,7 +17,7 @@ __all__ = ["Metrics"]
 
 LABELS: Final = ("engine", "model_name")
 COUNTERS: Final = {
-    "prompt_tokens": "Prompt tokens read.",
+    "prompt_tokens": "Tokens of prompts.",
     "generation_tokens": "Tokens written.",
     "spec_decode_num_drafts": "Steps of a request that had a draft.",
     "spec_decode_num_draft_tokens": "Drafted tokens.",
@@ -65,7 +65,6 @@ class Metrics:
     def record(self, record: StepRecord | PrefillRecord) -> None:
         """Count a step, or an admission."""
         if isinstance(record, PrefillRecord):
-            self._counts["prompt_tokens"].inc(record.num_tokens + len(record.requests))
             return
         for slot in record.slots:
             self._counts["generation_tokens"].inc(slot.num_emitted)
@@ -75,6 +74,10 @@ class Metrics:
                 self._counts["spec_decode_num_accepted_tokens"].inc(slot.num_accepted)
             for place in range(slot.num_accepted):
                 self._per_pos.labels(*self._labels, str(place)).inc()
+
+    def taken(self, num_tokens: int) -> None:
+        """Count the prompt tokens of a request that the engines have taken."""
+        self._counts["prompt_tokens"].inc(num_tokens)
 
     def ended(self, reason: str) -> None:
         """Count a finished request."""

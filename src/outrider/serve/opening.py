@@ -7,14 +7,19 @@ target's weights, and plain decoding runs in the main engine with a limit of no 
 Example: `opened(target, ServeConfig(method="none")).methods` begins with "none" and lists the lookups.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 from outrider.budget import BudgetChoice
+from outrider.engine import Engine
+from outrider.errors import CheckpointError, ConfigError
+from outrider.proposers import proposer_class, proposer_names
 from outrider.proposers.auto import named_or_picked
-from outrider.proposers.method_spec import load_method
+from outrider.proposers.method_spec import MethodSpec, load_method, method_specs, with_heads
 from outrider.serve.config import ServeConfig
 from outrider.serve.engines.lane import Lane, Send, open_engine
+from outrider.serve.engines.tracing import Watch
 from outrider.serve.metrics import Metrics
 from outrider.serve.service import Service
 from outrider.target import Target
@@ -35,7 +40,28 @@ def opened(target: Target, config: ServeConfig) -> Service:
     main = partial(open_engine, target, proposer, config, budget)
 
     def lanes(metrics: Metrics) -> Mapping[str, Callable[[Send], Lane]]:
-        return {pick.spec.label: lambda send: Lane(main, metrics.record, send)}
+        open = {pick.spec.label: main}
+        open |= {
+            spec.label: partial(_other, target, spec, config) for spec in _others(target) if spec.label not in open
+        }
+        return {label: partial(Lane, one, metrics.record) for label, one in open.items()}
 
     facts = {"num_nodes": proposer.spec.max_nodes, "budget": budget}
     return Service(target, config, pick.spec.label, lanes, facts)
+
+
+def _others(target: Target) -> Iterator[MethodSpec]:
+    """Yield the methods that can be loaded here under their names alone."""
+    for name in proposer_names():
+        if proposer_class(name).scripted:
+            continue
+        try:
+            yield from with_heads(method_specs([name]), target)
+        except (ConfigError, CheckpointError):
+            continue  # it needs a checkpoint that is not here
+
+
+def _other(target: Target, spec: MethodSpec, config: ServeConfig, watch: Watch) -> Engine:
+    """Open an engine for one request at a time."""
+    proposer = load_method(spec, target)
+    return open_engine(target, proposer, replace(config, max_batch=1), config.budget or "fixed", watch)

@@ -82,7 +82,8 @@ async def run(
         try:
             while not server.started and not running.done():
                 await asyncio.sleep(0.005)
-            started(_url(listener))
+            if server.started:
+                started(_url(listener))
             await running
         finally:
             stopping.cancel()
@@ -115,9 +116,13 @@ def _listening(config: ServeConfig) -> socket.socket:
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+        except OSError:
+            listener.close()
+            raise
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(

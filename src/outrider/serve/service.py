@@ -93,6 +93,7 @@ class Service:
             raise RefusalError(str(error)) from None
         exchange = Exchange(self.worker, asked)
         await exchange.begin()
+        self.metrics.taken(sum(map(len, prompts)))
         return Asking(exchange, Reply(body, self.config.model, prompts, self.texts), start)
 
     async def choices(self, asking: Asking) -> AsyncIterator[Choice]:

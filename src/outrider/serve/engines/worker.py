@@ -18,6 +18,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import final
 
+from outrider.errors import OutriderError
 from outrider.serve.engines.lane import Lane, Send
 from outrider.serve.engines.ticket import Asked, Failure, Ticket, Update
 from outrider.serve.failures import RefusalError
@@ -28,6 +29,10 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 1
 """Seconds after which a refused client may try again."""
+STOP_S = 5.0
+"""Seconds that the end of the thread may take: a step that hangs does not keep the process."""
+MOST_LANES = 3
+"""Engines that are open at the same time; of more, one that has been idle is closed."""
 
 
 @final
@@ -51,8 +56,11 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="outrider-engine", daemon=True)
 
     def open_lane(self, label: str) -> Lane:
-        """Return the engine with a label; open it if it is not."""
+        """Return the engine with a label; open it if it is not. The first one stays open."""
         if label not in self._lanes:
+            idle = [one for one in list(self._lanes)[1:] if not self._lanes[one].busy]
+            for one in idle[: max(0, len(self._lanes) + 1 - MOST_LANES)]:
+                del self._lanes[one]
             self._lanes[label] = self._openers[label](self._send)
         return self._lanes[label]
 
@@ -65,7 +73,7 @@ class Worker:
         """End the thread after its current step."""
         self._inbox.put(None)
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(STOP_S)
 
     @property
     def is_alive(self) -> bool:
@@ -152,6 +160,8 @@ class Worker:
         try:
             lane = self.open_lane(ticket.asked.method)
             lane.add(ticket)
+        except OutriderError as error:
+            self._send(ticket, Failure(str(error), 503))
         except Exception as error:
             log.exception("a request cannot be taken")
             self._send(ticket, Failure(f"the engine failed ({type(error).__name__})", 500))
