@@ -21,7 +21,7 @@ from outrider.serve.schema import ChatRequest, GenerationRequest
 from outrider.serve.steps import Texts, step_json
 from outrider.serve.tools import ToolCall, ToolParser, wants_tools
 
-__all__ = ["ChatForm", "Choice", "CompletionForm", "Form", "Reply"]
+__all__ = ["Answer", "ChatForm", "CompletionForm", "Form", "Reply"]
 
 FINISH: Final = {"eos": "stop", "stop": "stop", "length": "length", "context": "length", "cancelled": "abort"}
 
@@ -29,7 +29,7 @@ Json = dict[str, Any]
 
 
 @dataclass(kw_only=True)
-class Choice:
+class Answer:
     """The answer to one prompt, as far as it has come; `delta` holds what the last step brought."""
 
     index: int
@@ -69,12 +69,12 @@ class Reply:
         self.key = uuid4().hex
         with_tools = isinstance(body, ChatRequest) and wants_tools(body)
         self.choices = [
-            Choice(index=index, prompt=prompt, parser=ToolParser() if with_tools else None)
+            Answer(index=index, prompt=prompt, parser=ToolParser() if with_tools else None)
             for index, prompt in enumerate(prompts)
         ]
         self._texts = texts
 
-    def take(self, step: Step) -> Choice:
+    def take(self, step: Step) -> Answer:
         """Add a step to its answer."""
         choice, event = self.choices[step.number], step.event
         choice.new_tokens = event.tokens
@@ -108,11 +108,11 @@ class Form(ABC):
     chunk_name: str
 
     @abstractmethod
-    def message(self, choice: Choice, body: GenerationRequest) -> Json:
+    def message(self, choice: Answer, body: GenerationRequest) -> Json:
         """Return the fields of a whole answer."""
 
     @abstractmethod
-    def delta(self, choice: Choice, body: GenerationRequest) -> Json:
+    def delta(self, choice: Answer, body: GenerationRequest) -> Json:
         """Return the fields of what the last step brought."""
 
     @abstractmethod
@@ -124,7 +124,7 @@ class Form(ABC):
         choices = [_choice(choice, self.message(choice, reply.body)) for choice in reply.choices]
         return self.head(reply, self.whole_name) | {"choices": choices, "usage": reply.usage}
 
-    def chunk(self, reply: Reply, choice: Choice) -> Json | None:
+    def chunk(self, reply: Reply, choice: Answer) -> Json | None:
         """Return the chunk of the last step; None if it has nothing to say."""
         body = reply.body
         if not (choice.new_text or choice.new_calls or choice.finish_reason or body.return_token_ids or choice.shown):
@@ -149,7 +149,7 @@ class Form(ABC):
         }
 
 
-def _choice(choice: Choice, fields: Mapping[str, Any]) -> Json:
+def _choice(choice: Answer, fields: Mapping[str, Any]) -> Json:
     return {
         "index": choice.index,
         **fields,
@@ -164,14 +164,14 @@ class ChatForm(Form):
 
     prefix, whole_name, chunk_name = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def message(self, choice: Choice, body: GenerationRequest) -> Json:
+    def message(self, choice: Answer, body: GenerationRequest) -> Json:
         message: Json = {"role": "assistant", "content": choice.text}
         if choice.calls:
             message |= {"content": choice.text or None, "tool_calls": [call.json for call in choice.calls]}
         found: Json = {"message": message, "logprobs": None}
         return found | ({"token_ids": choice.tokens} if body.return_token_ids else {})
 
-    def delta(self, choice: Choice, body: GenerationRequest) -> Json:
+    def delta(self, choice: Answer, body: GenerationRequest) -> Json:
         delta: Json = {"content": choice.new_text}
         if choice.new_calls:
             start = len(choice.calls) - len(choice.new_calls)
@@ -199,12 +199,12 @@ class CompletionForm(Form):
 
     prefix, whole_name, chunk_name = "cmpl", "text_completion", "text_completion"
 
-    def message(self, choice: Choice, body: GenerationRequest) -> Json:
+    def message(self, choice: Answer, body: GenerationRequest) -> Json:
         found: Json = {"text": choice.text, "logprobs": None}
         ids = {"token_ids": choice.tokens, "prompt_token_ids": list(choice.prompt)}
         return found | (ids if body.return_token_ids else {})
 
-    def delta(self, choice: Choice, body: GenerationRequest) -> Json:
+    def delta(self, choice: Answer, body: GenerationRequest) -> Json:
         found: Json = {"text": choice.new_text, "logprobs": None}
         if not body.return_token_ids:
             return found

@@ -1,4 +1,4 @@
-"""Opening a service: the target, the method, and the engines that may be asked for.
+"""Set-up of a service: the target, the method, and the engines that may be asked for.
 
 The method that serves has an engine with all slots. Every other method whose weights are on this machine can be named
 by a request (`outrider_method`); its engine, with a single slot, opens at the first such request. All share the

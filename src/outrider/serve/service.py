@@ -21,7 +21,7 @@ from outrider.serve.engines.ticket import Asked
 from outrider.serve.engines.worker import Worker
 from outrider.serve.exchange import Exchange
 from outrider.serve.failures import RefusalError
-from outrider.serve.forms import Choice, Reply
+from outrider.serve.forms import Answer, Reply
 from outrider.serve.metrics import Metrics
 from outrider.serve.params import chat_ids, completion_ids, sampling_params
 from outrider.serve.schema import ChatRequest, CompletionRequest, GenerationRequest
@@ -96,7 +96,7 @@ class Service:
         self.metrics.taken(sum(map(len, prompts)))
         return Asking(exchange, Reply(body, self.config.model, prompts, self.texts), start)
 
-    async def choices(self, asking: Asking) -> AsyncIterator[Choice]:
+    async def choices(self, asking: Asking) -> AsyncIterator[Answer]:
         """Yield the answer that each step went to, with what it brought.
 
         Raises:
