@@ -9,7 +9,7 @@ const MOST_ROWS = 300;
 const OUTCOMES = {
   accepted: ["\u2713", "accepted"],
   rejected: ["\u2715", "rejected"],
-  unread: ["\u2219", "fell with its parent"],
+  unread: ["\u2219", "fell with it"],
   bonus: ["+", "bonus"],
   plain: ["+", "plain"],
   root: ["", "before"],
@@ -97,7 +97,7 @@ function treeRow(row, step, before, lanes) {
 function probability(prob) {
   const bar = el("i", { class: "prob-bar", "aria-hidden": "true" });
   bar.style.width = `${Math.round(Math.min(prob, 1) * 32)}px`;
-  return el("span", {}, bar, fixed(prob, prob < 0.01 ? 4 : 2));
+  return el("span", {}, bar, prob > 0 && prob < 0.005 ? "< 0.01" : fixed(prob, 2));
 }
 
 /** Return the edges and dots of a tree, drawn over the first column: the accepted path last, on top. */
