@@ -71,12 +71,14 @@ function tree(step, before) {
     "table",
     { class: "tree" },
     el("caption", { class: "visually-hidden" }, "Draft tree of this step"),
-    el("thead", {}, el("tr", {}, ...["Token", "Draft's probability", "Outcome"].map((name) => el("th", { scope: "col" }, name)))),
+    el("thead", {}, el("tr", {}, ...["Token", "Target's probability", "Outcome"].map((name) => el("th", { scope: "col" }, name)))),
     body,
   );
   const hidden = rows.length - shown.length;
   const more = hidden ? el("p", { class: "card-note" }, `and ${counted(hidden, "node")} more`) : null;
-  return el("div", { class: "tree-block" }, el("div", { class: "tree-scroll" }, table, lines(shown, lanes)), more);
+  const known = step.nodes.some((node) => node.prob !== null);
+  const says = el("p", { class: "card-note" }, `Draft tree${known ? ", with the target's probability of each token" : ""}`);
+  return el("div", { class: "tree-block" }, says, el("div", { class: "tree-scroll" }, table, lines(shown, lanes)), more);
 }
 
 function treeRow(row, step, before, lanes) {
