@@ -127,7 +127,7 @@ def test_an_answer_streams_and_every_token_shows_who_wrote_it(page: Page) -> Non
 def test_a_token_opens_the_card_of_its_step(page: Page) -> None:
     page.ask("Show a tree")
     page.hover(page.all(".turn .token")[1])
-    assert page.text(".card h3") == "Step 0"
+    assert page.text(".card h3") == "Step 1 of 16"
     assert page.text(".card-headline") == "5 tokens in 18.0 ms \u00b7 kept 4 of 9"
     outcomes = page.js("return [...document.querySelectorAll('.tree tbody tr')].map((row) => row.className)")
     assert outcomes == ["root", "rejected", "unread", "rejected", *["accepted"] * 4, "rejected", "unread", "bonus"]
@@ -136,15 +136,15 @@ def test_a_token_opens_the_card_of_its_step(page: Page) -> None:
     spent = page.js("return [...document.querySelectorAll('.times dt')].map((name) => name.textContent)")
     assert spent == ["propose", "verify", "accept", "commit", "host"]
     page.hover(page.all(".turn .column")[1])
-    assert page.text(".card h3") == "Step 1"
+    assert page.text(".card h3") == "Step 2 of 16"
     page.all(".turn .token")[7].click()
     assert page.js("return document.activeElement.dataset.token") == "7"
-    assert page.text(".card h3") == "Step 2"
+    assert page.text(".card h3") == "Step 3 of 16"
     page.hover(page.all(".turn .token")[1])  # the click holds the step until the next one
-    assert page.text(".card h3") == "Step 2"
+    assert page.text(".card h3") == "Step 3 of 16"
     page.all(".turn .token")[7].click()
     page.hover(page.all(".turn .token")[1])
-    assert page.text(".card h3") == "Step 0"
+    assert page.text(".card h3") == "Step 1 of 16"
 
 
 def test_the_keyboard_reaches_everything(page: Page) -> None:
@@ -156,13 +156,13 @@ def test_the_keyboard_reaches_everything(page: Page) -> None:
     def at() -> tuple[str, str]:
         return page.js("return document.activeElement.dataset.token"), page.text(".card h3")
 
-    assert at() == ("0", "Step 0")
+    assert at() == ("0", "Step 1 of 16")
     page.press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_LEFT)
-    assert at() == ("1", "Step 0")
+    assert at() == ("1", "Step 1 of 16")
     page.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
-    assert at() == ("6", "Step 2")
+    assert at() == ("6", "Step 3 of 16")
     page.press(Keys.ARROW_UP)
-    assert at() == ("5", "Step 1")
+    assert at() == ("5", "Step 2 of 16")
     page.press(Keys.END)
     assert at()[0] == str(len(TEXT) - 1)
     page.press(Keys.HOME, Keys.ENTER)
@@ -171,7 +171,7 @@ def test_the_keyboard_reaches_everything(page: Page) -> None:
     assert page.js("return document.querySelector('.turn .card').hidden")
     assert page.js("return document.activeElement.dataset.token") == "0"
     label = page.js("return document.activeElement.getAttribute('aria-label')")
-    assert label == "Sunlight, draft, accepted, step 0"
+    assert label == "Sunlight, draft, accepted, step 1"
     assert page.text("#status").startswith(f"Answer of {len(TEXT)} tokens: ")
     page.js("document.querySelector('#tab-chat').focus()")
     page.press(Keys.ARROW_RIGHT)

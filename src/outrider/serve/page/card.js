@@ -77,7 +77,7 @@ function tree(step, before) {
   const hidden = rows.length - shown.length;
   const more = hidden ? el("p", { class: "card-note" }, `and ${counted(hidden, "node")} more`) : null;
   const known = step.nodes.some((node) => node.prob !== null);
-  const says = el("p", { class: "card-note" }, `Draft tree${known ? ", with the target's probability of each token" : ""}`);
+  const says = el("p", { class: "card-note" }, `Draft tree${known ? ", with the target's probabilities" : ""}`);
   return el("div", { class: "tree-block" }, says, el("div", { class: "tree-scroll" }, table, lines(shown, lanes)), more);
 }
 

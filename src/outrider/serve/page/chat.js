@@ -20,7 +20,7 @@ export async function decode(body, { signal, key, ribbon = null }) {
     if (!raw) continue;
     answer.firstMs ??= performance.now() - began;
     if (piece.step) {
-      const step = readStep(raw, answer.steps.length);
+      const step = readStep(raw, answer.steps.length + 1);
       answer.steps.push({ raw, step, atMs: performance.now() - began });
       answer.tally.add(step);
       answer.ids.push(...step.tokens.map((token) => token.id));

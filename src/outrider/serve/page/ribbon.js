@@ -107,7 +107,7 @@ export class AcceptanceRibbon extends HTMLElement {
   }
 
   #add(raw) {
-    const step = readStep(raw, this.#steps.length);
+    const step = readStep(raw, this.#steps.length + 1);
     this.#steps.push(step);
     this.#starts.push(step.tokens.length ? this.#tokens.length : -1);
     this.#tally.add(step);
@@ -180,7 +180,7 @@ export class AcceptanceRibbon extends HTMLElement {
   #fill(step) {
     const record = this.#steps[step];
     const earlier = this.#steps.slice(0, step).findLast((other) => other.tokens.length);
-    this.heading.textContent = `Step ${fixed(record.number)}`;
+    this.heading.textContent = `Step ${fixed(record.number)} of ${fixed(this.#steps.length)}`;
     this.content.replaceChildren(...stepCard(record, earlier?.tokens.at(-1).text ?? "(prompt)", this.#plainMs));
     this.card.hidden = false;
     this.hint.hidden = true;

@@ -12,7 +12,7 @@ export const WRITERS = { draft: "draft, accepted", bonus: "bonus, by the target"
 const MAX_NODES = 4096;
 const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\u{e0000}-\u{e007f}]/gu;
 
-/** Return a step with every field present and of the right type, whatever came in. */
+/** Return the `number`th step of a text, from 1, with every field present and of the right type, whatever came in. */
 export function readStep(raw, number) {
   const given = isObject(raw) ? raw : {};
   const tokens = list(given.tokens).map((token) => ({
@@ -21,7 +21,7 @@ export function readStep(raw, number) {
     by: Object.hasOwn(WRITERS, token?.by) ? token.by : "plain",
   }));
   return {
-    number: Number.isInteger(given.step) ? given.step : number,
+    number,
     tokens,
     nodes: readNodes(isObject(given.draft) ? given.draft : {}),
     ms: readTimes(given.ms),

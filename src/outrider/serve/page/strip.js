@@ -6,7 +6,7 @@
 import { counted, el, ms } from "./dom.js";
 
 const CELL = 6;
-const MOST_NEEDED = 24;
+const MOST_NEEDED = 12;
 const MOST_REJECTED = 12;
 
 export class Strip {
