@@ -192,7 +192,9 @@ def measure_steps(bed: Bed, method: str, slots: int, context: int, num_steps: in
             steps.append(item)
 
     room = (num_steps + WARM_UPS + 1) * (1 + METHODS[method])
-    engine = Engine(bed.target, proposer, max_batch=slots, max_len=context + room + 8, record=record)
+    engine = Engine(
+        bed.target, proposer, max_batch=slots, max_len=context + room + 8, prefill_chunk=slots * context, record=record
+    )
     generator = torch.Generator().manual_seed(0)
     for _ in range(slots):
         prompt = torch.randint(0, bed.target.spec.vocab_size, (context,), generator=generator).tolist()

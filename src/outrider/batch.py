@@ -1,25 +1,30 @@
-"""The running requests, by slot, and how a verified step changes them.
+"""The requests in the slots, and how a verified step changes the running ones.
 
+A request takes a slot, has its prompt read there, piece by piece between steps (`Reading`), and then runs (`Running`).
 `advance` emits token by token, inside an accepted path too, and stops at the first of: an end-of-text token, a complete
 stop string, the request's limit, the context limit. Accepted tokens behind a stop are neither emitted nor counted.
 
 Example: accepted [5, EOS, 9], bonus 4 emits 5 and EOS; the step counts two accepted tokens and no bonus.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import final
+
+import torch
+from torch import Tensor
 
 from outrider.budget import SlotState
 from outrider.draft import Draft
-from outrider.metrics import SlotStep
-from outrider.proposer import Commit, Session
+from outrider.metrics import PrefillRecord, SlotStep
+from outrider.proposer import Commit, Reused, Session
 from outrider.requests.events import Event, FinishReason, Outbox
 from outrider.requests.text import Piece, TextStream
 from outrider.sampling import NO_TOKEN, SamplingParams
 from outrider.verify import AcceptedPath
 
-__all__ = ["Batch", "Event", "FinishReason", "Request", "Running"]
+__all__ = ["Batch", "Event", "FinishReason", "Reading", "Request", "Running", "prefill_record"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +35,47 @@ class Request:
     prompt: tuple[int, ...]
     params: SamplingParams
     outbox: Outbox = field(default_factory=Outbox, compare=False)
+    arrival_s: float = field(default_factory=perf_counter, compare=False)
+
+
+@dataclass
+class Reading:
+    """A request whose prompt is being read in a slot.
+
+    reused     its beginning that is known from an earlier text, or None
+    num_read   tokens whose keys and values the slot holds
+    features   of the tokens that were read, in parts [t, F]
+    """
+
+    request: Request
+    slot: int
+    reused: Reused | None = None
+    num_read: int = 0
+    features: list[Tensor] = field(default_factory=list)
+
+    @property
+    def unread(self) -> tuple[int, ...]:
+        """The tokens that are left; the last one of the prompt is the root, which the first step reads."""
+        return self.request.prompt[self.num_read : -1]
+
+    @property
+    def num_cached(self) -> int:
+        """Tokens that need not be read."""
+        return 0 if self.reused is None else self.reused.length
+
+    def take(self, features_TF: Tensor | None, num_tokens: int) -> None:
+        """Note that the next tokens were read, with these features."""
+        self.num_read += num_tokens
+        self.features += [] if features_TF is None else [features_TF]
+
+    def features_TF(self) -> Tensor | None:
+        """Return the features of the tokens that were read, or None without feature layers."""
+        return torch.cat(self.features) if len(self.features) > 1 else self.features[0] if self.features else None
 
 
 @dataclass
 class Running:
-    """A request in a slot. `tokens` are all committed tokens: the prompt and the emitted ones."""
+    """A request that takes part in steps. `tokens` are all committed tokens: the prompt and the emitted ones."""
 
     request: Request
     slot: int
@@ -67,6 +108,7 @@ class Batch:
 
     def __init__(self, num_slots: int, max_positions: int, eos_ids: Sequence[int]) -> None:
         self.running: dict[int, Running] = {}
+        self.reading: dict[int, Reading] = {}
         self.num_slots = num_slots
         self.max_positions = max_positions
         self.eos_ids = frozenset(eos_ids)
@@ -98,11 +140,24 @@ class Batch:
             for slot, running in self.running.items()
         ]
 
+    @property
+    def requests(self) -> dict[int, Request]:
+        """The request of every taken slot."""
+        running = {slot: one.request for slot, one in self.running.items()}
+        return running | {slot: one.request for slot, one in self.reading.items()}
+
     def free_slots(self) -> list[int]:
-        return [slot for slot in range(self.num_slots) if slot not in self.running]
+        return [slot for slot in range(self.num_slots) if slot not in self.running and slot not in self.reading]
+
+    def pieces(self, num_rows: int) -> dict[int, tuple[int, ...]]:
+        """Return the next tokens to read, by slot: equal shares of `num_rows`, and at least one token of each."""
+        width = max(1, num_rows // max(1, len(self.reading)))
+        return {slot: one.unread[:width] for slot, one in self.reading.items()}
 
     def place(self, request: Request, slot: int, text: TextStream) -> None:
+        """Let a request whose prompt is read take part in steps."""
         self.running[slot] = Running.of(request, slot, text)
+        self.reading.pop(slot, None)
 
     def restore(self, text_of: Callable[[Request], TextStream]) -> None:
         """Set every request back to the state of its outbox, and drop those that have ended."""
@@ -112,8 +167,13 @@ class Batch:
             else:
                 self.place(running.request, slot, text_of(running.request))
 
-    def release(self, slot: int) -> Running:
-        return self.running.pop(slot)
+    def release(self, slot: int) -> None:
+        self.running.pop(slot, None)
+        self.reading.pop(slot, None)
+
+    def clear(self) -> None:
+        self.running.clear()
+        self.reading.clear()
 
     def advance(self, draft: Draft, accepted: Sequence[AcceptedPath]) -> tuple[list[SlotStep], list[Event]]:
         """Emit into the outboxes. The events' `finished` marks requests that ended; their slots are still taken."""
@@ -181,6 +241,23 @@ class Batch:
         if running.num_emitted >= params.max_tokens:
             return "length"
         return "context" if len(running.tokens) >= self.max_positions else None
+
+
+def prefill_record(
+    read: Sequence[Reading], pieces: Mapping[int, Sequence[int]], seconds: Mapping[str, float]
+) -> PrefillRecord:
+    """Return the record of a chunk, just read: the pieces by slot, and a clock's seconds."""
+    now = perf_counter()
+    return PrefillRecord(
+        requests=tuple(one.request.id for one in read),
+        num_tokens=sum(map(len, pieces.values())),
+        target_s=seconds["verify_s"],
+        proposer_s=seconds["propose_s"],
+        cached_tokens=tuple(
+            one.num_cached if one.num_read == one.num_cached + len(pieces[one.slot]) else 0 for one in read
+        ),
+        waited_s=tuple(now - one.request.arrival_s for one in read),
+    )
 
 
 def _not_finite(running: Running) -> str:

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+from torch import Tensor
 
-__all__ = ["CachePlan", "KVCache"]
+__all__ = ["CachePlan", "CachedText", "KVCache"]
 
 TRANSPOSED = 32
 """Transposed keys are stored for an odd multiple of so many positions: whole vectors, and no power of two as stride,
@@ -70,6 +71,22 @@ class CachePlan:
         return self.bytes_per_slot * self.num_slots
 
 
+@dataclass(frozen=True, eq=False)
+class CachedText:
+    """A copy of the first positions of a slot: keys and values [L, H, S, D], stored as the cache stores them."""
+
+    keys_LHSD: Tensor
+    values_LHSD: Tensor
+
+    @property
+    def length(self) -> int:
+        return self.values_LHSD.shape[2]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.keys_LHSD.nbytes + self.values_LHSD.nbytes
+
+
 @final
 class KVCache:
     """Keys and values of all layers and slots, and the number of committed positions of each slot."""
@@ -104,6 +121,24 @@ class KVCache:
                     cached_LHSD = cached_LCHSD[:, slot]
                     cached_LHSD[:, :, to] = cached_LHSD[:, :, source]
         self.extend(slots, [1 + len(path) for path in paths])
+
+    def copy(self, slot: int, length: int) -> CachedText:
+        """Return a copy of the first `length` positions of a slot."""
+        assert 0 <= length <= self.lengths[slot]
+        keys_LHSD, values_LHSD = (side[:, slot, :, :length] for side in (self.keys_LCHSD, self.values_LCHSD))
+        if self.plan.transposed_keys:  # in the order of memory: whole runs of positions
+            keys_LHSD = keys_LHSD.transpose(-1, -2).clone(memory_format=torch.contiguous_format).transpose(-1, -2)
+        else:
+            keys_LHSD = keys_LHSD.clone(memory_format=torch.contiguous_format)
+        return CachedText(keys_LHSD, values_LHSD.clone(memory_format=torch.contiguous_format))
+
+    def paste(self, slot: int, text: CachedText, length: int) -> None:
+        """Fill an empty slot with the first `length` positions of a copy."""
+        assert self.lengths[slot] == 0, f"slot {slot} is not empty"
+        assert length <= min(text.length, self.plan.capacity)
+        self.keys_LCHSD[:, slot, :, :length] = text.keys_LHSD[:, :, :length]
+        self.values_LCHSD[:, slot, :, :length] = text.values_LHSD[:, :, :length]
+        self.lengths[slot] = length
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget everything behind the first `length` positions of a slot."""

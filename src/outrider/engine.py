@@ -10,33 +10,35 @@ draft.
     root: "The"    draft: "cat sat down"    target after each row: "cat", "sat", "on", ...
     accepted: "cat sat", bonus: "on"        one forward, three tokens
 
-Requests wait until a slot is free, while others go on (continuous admission), and leave it at an end-of-text token, a
-stop string or a limit. Their events wait in outboxes (`requests/events.py`) until they are read. The outboxes are the
-truth: after an exception anywhere in a step, cache and session are rebuilt from them (`loop/guard.py`).
+Requests wait until a slot is free, while others go on (continuous admission). Their prompts are read in chunks between
+steps; then they run, and leave the slot at an end-of-text token, a stop string or a limit. Their events wait in
+outboxes (`requests/events.py`) until they are read. The outboxes are the truth: after an exception anywhere in a step,
+cache and session are rebuilt from them (`loop/guard.py`). A finished text is kept for prompts that begin like it
+(`loop/prefixes.py`).
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import final
 
-from outrider.batch import Batch, Request
+from outrider.batch import Batch, Reading, Request, prefill_record
 from outrider.budget import Budget, BudgetChoice, load_budget
-from outrider.errors import ConfigError
+from outrider.loop.arguments import check_types, checked_chunk
 from outrider.loop.clock import Clock
 from outrider.loop.draft_check import check_draft
 from outrider.loop.guard import Guard
 from outrider.loop.memory import MemoryPlan, check_fits
+from outrider.loop.prefixes import PrefixStore
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.noise import Stream
-from outrider.proposer import Proposer, SessionPlan
-from outrider.records.display import shown
+from outrider.proposer import Proposer, Reused, SessionPlan
 from outrider.requests.events import Completion, Event, Outboxes
 from outrider.requests.prompts import Prompt, as_params, as_params_of_each, as_prompts, check_fit
 from outrider.requests.text import TextStream, encode
 from outrider.sampling import SamplingParams
 from outrider.target import Target
+from outrider.targets.prefill import prefill_rows
 from outrider.verify import VerifyInput, verifier
 
 __all__ = ["Engine"]
@@ -55,6 +57,11 @@ class Engine:
         max_len: the longest text in tokens, prompt included; at most (and by default) the target's own limit.
         num_nodes: nodes that each slot may draft per step; by default the proposer's `max_nodes`.
         verification: "coupled", "rejection" or "block"; see `outrider.verify`.
+        prefix_cache_bytes: memory for keys and values of finished texts; a prompt that begins like one of them is read
+            from there on. 0 keeps none; by default as much as the slots take, at most 1 GiB, where that changes no
+            bit (`TargetSpec.batch_invariant`), and else 0.
+        prefill_chunk: tokens of prompts read between two steps, so that a long prompt does not stall running requests;
+            by default 256 on the CPU and 8192 on a GPU. Requests that are being read share it.
         budget: "fixed" drafts `num_nodes` in every step; "auto" drafts up to that many, as many as pay, or none
             (`outrider.adaptive.controller`); or a budget of your own.
         record: callback for every step and prefill record.
@@ -72,17 +79,20 @@ class Engine:
         max_batch: int = 1,
         max_len: int | None = None,
         num_nodes: int | None = None,
+        prefix_cache_bytes: int | None = None,
+        prefill_chunk: int | None = None,
         verification: str = "coupled",
         budget: BudgetChoice | Budget = "fixed",
         record: Recorder = lambda record: None,
     ) -> None:
-        _check_types(target, proposer, record)
+        check_types(target, proposer, record)
         spec = target.spec
         self.spec = spec
         self.tokenizer = target.tokenizer
         self.record = record
-        self.memory = MemoryPlan.of(target, proposer, max_batch, max_len, num_nodes)
+        self.memory = MemoryPlan.of(target, proposer, max_batch, max_len, num_nodes, prefix_cache_bytes)
         check_fits(self.memory, spec.device)
+        self.prefill_chunk = checked_chunk(prefill_chunk, prefill_rows(spec.device))
         self.verifier = verifier(verification)
         self.decoding_threads = target.decoding_threads
         self.target = target.open(self.memory.cache, proposer.spec.feature_layers)
@@ -96,6 +106,7 @@ class Engine:
         self.session = proposer.open(self.session_plan)
         self.budget = budget if isinstance(budget, Budget) else load_budget(budget, target, self.memory.num_nodes)
         self.batch = Batch(self.memory.cache.num_slots, self.memory.cache.capacity, spec.eos_ids)
+        self.prefixes = PrefixStore(self.memory.prefix_bytes)
         self.waiting: deque[Request] = deque()
         self.outboxes = Outboxes()
         self.cancelled: set[int] = set()
@@ -138,29 +149,44 @@ class Engine:
         self.record(StepRecord(self.num_steps, draft.num_rows, draft.is_chain, tuple(steps), **clock.seconds()))
 
     def admit(self) -> None:
-        """Place waiting requests in the free slots and read their prompts, all in one prefill."""
+        """Give waiting requests the free slots, and read the next chunk of the prompts; those read to the end run."""
         self._drop_cancelled()
-        if not self.waiting:
+        if not self.batch.reading and not (self.waiting and self.batch.free_slots()):
             return
         with self.guard:
-            free = self.batch.free_slots()
-            requests = list(islice(self.waiting, len(free)))
-            if not requests:
-                return
-            clock = Clock(self.spec.device)
-            slots = free[: len(requests)]
+            clock, batch = Clock(self.spec.device), self.batch
             with clock("verify"):
-                features = self.target.prefill(slots, [request.prompt[:-1] for request in requests])
-            with clock("propose"):
-                for slot, request, features_TF in zip(slots, requests, features, strict=True):
-                    self.batch.place(request, slot, self._text(request))
-                    self.session.admit(slot, request.prompt, request.params, features_TF)
+                for slot, request in zip(batch.free_slots(), list(self.waiting), strict=False):
+                    batch.reading[slot] = self._begun(request, slot)
                     self.waiting.popleft()
-                if self.budget.reads_ahead:
-                    self.session.catch_up(slots)
-        ids, seconds = tuple(one.id for one in requests), clock.seconds()
-        num_tokens = sum(len(request.prompt) - 1 for request in requests)
-        self.record(PrefillRecord(ids, num_tokens, seconds["verify_s"], seconds["propose_s"]))
+                pieces = batch.pieces(self.prefill_chunk)
+                features = self.target.prefill(list(pieces), list(pieces.values()))
+            with clock("propose"):
+                read = [batch.reading[slot] for slot in pieces]
+                for one, features_TF in zip(read, features, strict=True):
+                    one.take(features_TF, len(pieces[one.slot]))
+                self._start([one for one in read if not one.unread])
+        self.record(prefill_record(read, pieces, clock.seconds()))
+
+    def _begun(self, request: Request, slot: int) -> Reading:
+        """Fill the slot with what is known of the beginning of a prompt."""
+        found = self.prefixes.find(request.prompt, with_features=bool(self.proposer.spec.feature_layers))
+        if found is None:
+            return Reading(request, slot)
+        self.target.cache.paste(slot, found.prefix.cached, found.length)
+        return Reading(request, slot, Reused(found.prefix.kept, found.length), num_read=found.length)
+
+    def _start(self, read: Sequence[Reading]) -> None:
+        """Let requests whose prompts are read take part in steps."""
+        for one in read:
+            prompt, params, features_TF = one.request.prompt, one.request.params, one.features_TF()
+            self.batch.place(one.request, one.slot, self._text(one.request))
+            if one.reused is None:
+                self.session.admit(one.slot, prompt, params, features_TF)
+            else:
+                self.session.reuse(one.slot, prompt, params, features_TF, one.reused)
+        if read and self.budget.reads_ahead:
+            self.session.catch_up([one.slot for one in read])
 
     def _rebuild(self) -> None:
         """Rebuild batch, cache, session and budget from the outboxes. What the proposer had learnt is lost."""
@@ -168,7 +194,9 @@ class Engine:
         batch.restore(self._text)
         self.outboxes.announce_all()
         running = {one.request.id for one in batch.running.values()}
-        self.waiting = deque(request for request in self.waiting if request.id not in running)
+        queued = {one.id: one for one in (*batch.requests.values(), *self.waiting) if one.id not in running}
+        self.waiting = deque(queued.values())  # prompts that were being read are read again
+        batch.reading.clear()
         cache.clear()
         self.session = self.proposer.open(self.session_plan)
         self.budget.reset()
@@ -180,8 +208,8 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """True while a request is running or waiting, or has unread events."""
-        return bool(self.batch.running or self.waiting or self.outboxes.pending)
+        """True while a request is running, being read or waiting, or has unread events."""
+        return bool(self.batch.requests or self.waiting or self.outboxes.pending)
 
     def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Add a request to the queue and return its id.
@@ -267,19 +295,20 @@ class Engine:
 
         Called during a step (from a signal handler or another thread), it takes effect before the next one.
         """
-        known = [*self.waiting, *(running.request for running in self.batch.running.values())]
+        known = [*self.waiting, *self.batch.requests.values()]
         self.cancelled.add(request)
         self._drop_cancelled()
         return any(one.id == request for one in known)
 
     def reset(self) -> None:
-        """Drop all requests, and everything the proposer and the budget learnt from earlier ones."""
+        """Drop all requests, and everything that was kept or learnt of earlier ones."""
         if self.guard.sound or self.guard.held:
             with self.guard:
-                self._release([running.request.id for running in self.batch.running.values()])
+                self._release([request.id for request in self.batch.requests.values()])
                 self.session.reset()
                 self.budget.reset()
-        for requests in (self.batch.running, self.waiting, self.outboxes):  # enough for an unsound engine
+        self.prefixes.clear()
+        for requests in (self.batch, self.waiting, self.outboxes):  # enough for an unsound engine
             requests.clear()
 
     def _drop_cancelled(self) -> None:
@@ -290,26 +319,19 @@ class Engine:
         if self.guard.sound:
             with self.guard:
                 self._release(requests)
-        for slot in [slot for slot, one in self.batch.running.items() if one.request.id in self.cancelled]:
+        for slot in [slot for slot, one in self.batch.requests.items() if one.id in self.cancelled]:
             self.batch.release(slot)  # left over in an unsound engine, whose batch will be rebuilt
         for request in requests:
             self.outboxes.close(request)
         self.cancelled.difference_update(requests)
 
     def _release(self, requests: Sequence[int]) -> None:
-        for slot in [slot for slot, running in self.batch.running.items() if running.request.id in requests]:
-            self.session.release(slot)
+        for slot in [slot for slot, one in self.batch.requests.items() if one.id in requests]:
+            if slot in self.batch.running:
+                self.prefixes.keep(self.batch.running[slot].tokens, slot, self.target.cache, self.session)
+                self.session.release(slot)
             self.target.cache.reset(slot)
             self.batch.release(slot)
 
     def _text(self, request: Request) -> TextStream:
         return TextStream(self.tokenizer, request.params.stop)
-
-
-def _check_types(target: object, proposer: object, record: object) -> None:
-    if not isinstance(target, Target):
-        raise ConfigError(f"target={shown(target)} must be a target, for example outrider.load_target('smollm2-135m')")
-    if not isinstance(proposer, Proposer):
-        raise ConfigError(f"proposer={shown(proposer)} must be a proposer, for example load_proposer('ngram', target)")
-    if not callable(record):
-        raise ConfigError(f"record={shown(record)} must be a function that takes a record")

@@ -21,7 +21,7 @@ draft_acceptance_rate = 1/3, acceptance_per_pos = (0.5, 0.5, 0).
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["PrefillRecord", "SlotStep", "StepRecord", "Summary", "expected_tau", "summarize"]
+__all__ = ["PrefillRecord", "SlotStep", "StepRecord", "Summary", "expected_tau", "summarize", "ttft_s"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +75,18 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class PrefillRecord:
-    """One admission of requests: the tokens read, and the seconds of target and proposer."""
+    """One chunk of prompts: the tokens read, and the seconds of target and proposer. A long prompt takes several.
+
+    cached_tokens   tokens of each request that an earlier text had made known, in the first of its records (then 0)
+    waited_s        seconds since each request was added, after this chunk
+    """
 
     requests: tuple[int, ...]
     num_tokens: int
     target_s: float
     proposer_s: float
+    cached_tokens: tuple[int, ...] = ()
+    waited_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +140,16 @@ def summarize(steps: Sequence[StepRecord], prefills: Sequence[PrefillRecord] = (
         prefill_s=sum(prefill.target_s + prefill.proposer_s for prefill in prefills),
         shares=_shares(steps),
     )
+
+
+def ttft_s(steps: Sequence[StepRecord], prefills: Sequence[PrefillRecord]) -> dict[int, float]:
+    """Return each request's time to its first token: what it waited until its prompt was read, and its first step."""
+    waited = {request: seconds for one in prefills for request, seconds in zip(one.requests, one.waited_s, strict=True)}
+    first: dict[int, float] = {}
+    for step in steps:
+        for slot in step.slots:
+            first.setdefault(slot.request, step.total_s)
+    return {request: seconds + first[request] for request, seconds in waited.items() if request in first}
 
 
 def expected_tau(conditional_acceptance: Sequence[float]) -> float:

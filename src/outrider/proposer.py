@@ -8,6 +8,9 @@ The engine calls a session in this order:
     observe(commits, ...) the committed tokens, and the target's features of them
     release(slot)         the request ended
 
+Where the target reuses what it knows of an earlier text with the same beginning, `reuse` takes the place of `admit`,
+and `keep` comes before `release`; both have defaults.
+
 A draft may be wrong; it can never make the output wrong. A session must not assume that its draft was verified: the
 engine may cut it, end the request, or reset the session. All that it knows about a slot comes from `admit` and
 `observe`.
@@ -19,17 +22,18 @@ or in the entry-point group `outrider.proposers` of your package, and run `outri
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, final
 
 import torch
 from torch import Tensor
 
+from outrider.cache import CachedText
 from outrider.draft import Draft
 from outrider.noise import Stream
 from outrider.sampling import SamplingParams
 from outrider.target import Target
 
-__all__ = ["Commit", "DraftLimit", "NoSettings", "Proposer", "ProposerSpec", "Session", "SessionPlan"]
+__all__ = ["Commit", "DraftLimit", "Kept", "NoSettings", "Proposer", "ProposerSpec", "Reused", "Session", "SessionPlan"]
 
 
 class DraftLimit(NamedTuple):
@@ -90,6 +94,45 @@ class ProposerSpec:
     num_bytes: int = 0
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What a session keeps of a text, for requests that begin with the same tokens: copies, which nothing changes.
+
+    num_positions  the text's first positions that a request may begin with: it needs no features of them
+    num_again      of the positions that a new request shares, the last ones that the session reads again
+    caches         copies of the session's own caches
+    features_TF    features of positions that the session had not read
+    """
+
+    num_positions: int
+    num_again: int = 0
+    caches: tuple[CachedText, ...] = ()
+    features_TF: Tensor | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the copies, in bytes."""
+        return sum(text.num_bytes for text in self.caches) + (
+            0 if self.features_TF is None else self.features_TF.nbytes
+        )
+
+    def reusable(self, length: int) -> int:
+        """Return how many of `length` shared positions a request may begin with."""
+        return max(0, min(length - self.num_again, self.num_positions))
+
+
+class Reused(NamedTuple):
+    """The known beginning of a request: `length` positions of an earlier text, which the token behind them shares too.
+
+    kept      what `Session.keep` returned for that text, or None
+    length    positions whose keys and values the target took over; it read the rest
+    """
+
+    kept: Kept | None
+    length: int
+
+
 class Session(ABC):
     """The state of one running batch, by slot.
 
@@ -105,6 +148,25 @@ class Session(ABC):
             sampling: the request's settings, for drafters that sample.
             features_TF: the target's feature states for all prompt tokens but the last, or None without feature layers.
         """
+
+    def keep(self, slot: int) -> Kept | None:
+        """Copy what this session knows of the text in `slot`, before `release`.
+
+        None keeps nothing. Then a session with feature layers gets the features of whole prompts, which the target
+        therefore reads whole; one without feature layers reads a prompt itself, as after `admit`.
+        """
+        return None
+
+    def reuse(
+        self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None, reused: Reused
+    ) -> None:
+        """Start a request, as `admit` does, with a beginning that is known from an earlier text.
+
+        Args:
+            features_TF: the target's feature states from position `reused.length` on, at least one; None without
+                feature layers. With feature layers, `reused.kept` is given and lets a request begin there.
+        """
+        self.admit(slot, tokens, sampling, features_TF)
 
     def num_pending(self, slot: int) -> int:
         """Return how many committed tokens a draft for this slot must read first; 0 without a cache of its own."""

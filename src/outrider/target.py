@@ -108,10 +108,10 @@ class TargetSession(ABC):
 
     @abstractmethod
     def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[Tensor | None]:
-        """Read `prompts[b]` (without the root) into the empty slot `slots[b]`.
+        """Read `prompts[b]`, a prompt without its root or a piece of it, behind what slot `slots[b]` holds.
 
         Returns:
-            Features [T, F] of each prompt, or None without feature layers.
+            Features [T, F] of these tokens, or None without feature layers.
         """
 
     @abstractmethod

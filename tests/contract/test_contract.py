@@ -48,6 +48,7 @@ def cases(draw: st.DrawFn) -> Case:
         max_batch=draw(st.integers(1, 3)),
         num_nodes=draw(st.sampled_from([None, 1, 3, 7])),
         ignore_eos=draw(st.booleans()),
+        prefill_chunk=draw(st.sampled_from([None, 1, 5])),
     )
 
 

@@ -121,6 +121,7 @@ class EngineContender(Contender):
             max_len=self.max_len,
             verification=self.verification,
             budget=self.budget,
+            prefix_cache_bytes=0,  # every unit reads its prompts whole, whatever ran before it
             record=self._log,
         )
         for temperature in self.temperatures:

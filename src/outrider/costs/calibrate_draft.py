@@ -93,7 +93,14 @@ class _Run:
         self.read_s: list[float] = []
         """Seconds per token of reading prompts."""
         self._engine = Engine(
-            target, proposer, max_batch=batch, max_len=max_len, num_nodes=num_nodes, record=self._record
+            target,
+            proposer,
+            max_batch=batch,
+            max_len=max_len,
+            num_nodes=num_nodes,
+            prefix_cache_bytes=0,
+            prefill_chunk=batch * PROMPT,  # all slots start in the same step
+            record=self._record,
         )
         random = torch.Generator().manual_seed(0)
         period = torch.randint(target.spec.vocab_size, (batch, PERIOD), generator=random).tolist()

@@ -1,6 +1,6 @@
 """The memory plan of an engine, checked before anything is allocated.
 
-    weights of target and proposer + (capacity + tail + 1) positions x bytes per position x slots
+    weights of target and proposer + (capacity + tail + 1) positions x bytes per position x slots + kept prefixes
 
 A batch that does not fit is refused with the largest one that would.
 """
@@ -8,7 +8,7 @@ A batch that does not fit is refused with the largest one that would.
 import ctypes
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import psutil
@@ -19,26 +19,37 @@ from outrider.errors import CapacityError, ConfigError
 from outrider.proposer import Proposer
 from outrider.records.display import shown
 from outrider.records.values import whole
-from outrider.target import Target
+from outrider.target import Target, TargetSpec
 
 __all__ = ["MemoryPlan", "check_fits", "free_bytes", "give_back"]
 
 MOST_SLOTS = 2**20
+MOST_KEPT = 2**30
+"""Bytes of kept prefixes by default, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """The bytes of each part. All engines of a target share its weights; the cache is this engine's own."""
+    """The bytes of each part. All engines of a target share its weights; cache and prefixes are this engine's own."""
 
     target_weight_bytes: int
     proposer_weight_bytes: int
     cache: CachePlan
     num_nodes: int
     logits_bytes: int
+    prefix_bytes: int = 0
 
     @classmethod
-    def of(cls, target: Target, proposer: Proposer, max_batch: int, max_len: int | None, num_nodes: int | None) -> Self:
-        """Plan an engine.
+    def of(
+        cls,
+        target: Target,
+        proposer: Proposer,
+        max_batch: int,
+        max_len: int | None,
+        num_nodes: int | None,
+        prefix_bytes: int | None = 0,
+    ) -> Self:
+        """Plan an engine. With None, `prefix_bytes` is what the slots take, as far as half of the free memory allows.
 
         Raises:
             ConfigError: if a limit is out of range, or no whole number.
@@ -55,18 +66,29 @@ class MemoryPlan:
             )
         if not 0 <= nodes <= 1024:
             raise ConfigError(f"num_nodes={shown(nodes)} must be between 0 and 1024")
-        return cls(
+        cache = target.plan(max_batch, capacity, tail=nodes + 1)
+        plan = cls(
             target_weight_bytes=spec.weight_bytes,
             proposer_weight_bytes=proposer.spec.num_bytes,
-            cache=target.plan(max_batch, capacity, tail=nodes + 1),
+            cache=cache,
             num_nodes=nodes,
             logits_bytes=max_batch * (nodes + 1) * spec.vocab_size * 4,
         )
+        return replace(plan, prefix_bytes=plan._kept_bytes(prefix_bytes, spec))
+
+    def _kept_bytes(self, wanted: int | None, spec: TargetSpec) -> int:
+        """Return the bytes for kept prefixes; by default none where a row's bits depend on what is read with it."""
+        if wanted is not None:
+            if (num_bytes := whole("prefix_cache_bytes", wanted, ConfigError)) < 0:
+                raise ConfigError(f"prefix_cache_bytes={shown(num_bytes)} must be at least 0; 0 keeps nothing")
+            return num_bytes
+        spare = free_bytes(spec.device) - self.new_bytes
+        return min(self.cache.num_bytes, MOST_KEPT, max(0, spare // 2)) if spec.batch_invariant else 0
 
     @property
     def new_bytes(self) -> int:
-        """Bytes that opening the engine allocates, and those of a step's outputs."""
-        return self.cache.num_bytes + self.logits_bytes
+        """Bytes that opening the engine allocates, those of a step's outputs, and the most of kept prefixes."""
+        return self.cache.num_bytes + self.logits_bytes + self.prefix_bytes
 
     def __str__(self) -> str:
         cache = self.cache
@@ -74,6 +96,7 @@ class MemoryPlan:
             f"target weights {_size(self.target_weight_bytes)}, proposer weights {_size(self.proposer_weight_bytes)}, "
             f"cache {_size(cache.num_bytes)} ({cache.num_slots} slots x {cache.stored_positions} positions x "
             f"{cache.bytes_per_token} B), step outputs {_size(self.logits_bytes)}"
+            + (f", kept prefixes up to {_size(self.prefix_bytes)}" if self.prefix_bytes else "")
         )
 
 
@@ -86,8 +109,13 @@ def check_fits(plan: MemoryPlan, device: torch.device) -> None:
     free = free_bytes(device)
     if plan.new_bytes <= free:
         return
-    cache = plan.cache
-    per_slot = plan.new_bytes / cache.num_slots
+    cache, prefix_bytes = plan.cache, plan.prefix_bytes
+    if (left := free - plan.new_bytes + prefix_bytes) >= 0:
+        raise CapacityError(
+            f"prefix_cache_bytes={prefix_bytes} beside max_batch={cache.num_slots} and max_len={cache.capacity} needs "
+            f"{_size(plan.new_bytes)} and {_size(free)} are free; prefix_cache_bytes={left} would fit"
+        )
+    per_slot = (plan.new_bytes - prefix_bytes) / cache.num_slots
     slots = int(free // per_slot)
     tokens = max(
         0, int((free / cache.num_slots - plan.logits_bytes / cache.num_slots) // cache.bytes_per_token) - cache.tail

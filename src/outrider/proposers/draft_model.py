@@ -27,7 +27,7 @@ from outrider.errors import ConfigError
 from outrider.formats.locate import locate
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
 from outrider.ops.graphs import default_graph_pool
-from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
+from outrider.proposer import Commit, DraftLimit, Kept, Proposer, ProposerSpec, Reused, Session, SessionPlan
 from outrider.proposers.drafting.chain import ChainDrafter
 from outrider.proposers.drafting.model_reader import ModelReader, Row
 from outrider.proposers.drafting.trees import Growth, ranked
@@ -162,6 +162,14 @@ class DraftModelSession(Session):
 
     def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
         self.reader.admit(slot, tokens, sampling)
+
+    def keep(self, slot: int) -> Kept:
+        return self.reader.kept(slot)
+
+    def reuse(
+        self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None, reused: Reused
+    ) -> None:
+        self.reader.reuse(slot, tokens, sampling, reused)
 
     def num_pending(self, slot: int) -> int:
         return self.reader.num_pending(slot)

@@ -28,7 +28,7 @@ from outrider import proposers as registry
 from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError
 from outrider.formats.token_ranking import check_draft_vocab
-from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
+from outrider.proposer import Commit, DraftLimit, Kept, Proposer, ProposerSpec, Reused, Session, SessionPlan
 from outrider.proposers.lookup.suffix_index import SuffixCache
 from outrider.proposers.settings import check_bounds
 from outrider.sampling import SamplingParams
@@ -156,10 +156,22 @@ class HybridSession(Session):
         self.lookups: dict[int, _Lookup] = {}
 
     def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
+        self._open(slot, tokens)
+        self.head.admit(slot, tokens, sampling, features_TF)
+
+    def _open(self, slot: int, tokens: Sequence[int]) -> None:
         self.num_requests += 1
         self.requests[slot] = self.num_requests
         self.strings.open(self.num_requests, tokens)
-        self.head.admit(slot, tokens, sampling, features_TF)
+
+    def keep(self, slot: int) -> Kept | None:
+        return self.head.keep(slot)
+
+    def reuse(
+        self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None, reused: Reused
+    ) -> None:
+        self._open(slot, tokens)
+        self.head.reuse(slot, tokens, sampling, features_TF, reused)
 
     def num_pending(self, slot: int) -> int:
         return self.head.num_pending(slot)

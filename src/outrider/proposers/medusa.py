@@ -28,7 +28,7 @@ from outrider.formats.locate import locate
 from outrider.formats.medusa import MedusaCheckpoint, read_medusa
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
 from outrider.models.medusa import TOKEN_MAP, MedusaHeads, MedusaShape, Output
-from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
+from outrider.proposer import Commit, DraftLimit, Kept, Proposer, ProposerSpec, Session, SessionPlan
 from outrider.proposers.drafting.medusa_tree import Accuracies, RankTree, default_accuracies, grown_paths
 from outrider.proposers.drafting.recurrent_tree import Paths, parse_paths
 from outrider.proposers.drafting.sampler import ChainSampler
@@ -193,6 +193,9 @@ class MedusaSession(Session):
             self.states[slot] = features_TF[-1].clone()
         self.lengths[slot] = len(tokens)
         self.samplings[slot] = sampling
+
+    def keep(self, slot: int) -> Kept:
+        return Kept(self.lengths[slot])  # only the last feature counts, and that of a new prompt is always read
 
     def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
         """Draft for every slot that has a state; a text of a single token has none yet."""

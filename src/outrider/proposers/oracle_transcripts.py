@@ -61,7 +61,7 @@ class Transcripts:
         return None
 
     def _write(self, target: Target, tokens: list[int], sampling: SamplingParams, length: int) -> Text:
-        engine = Engine(target, NoProposer(), max_len=len(tokens) + length)
+        engine = Engine(target, NoProposer(), max_len=len(tokens) + length, prefix_cache_bytes=0)
         answer = engine.generate([tokens], replace(sampling, ignore_eos=True, max_tokens=length))[0]
         text: Text = np.array([*tokens, *answer.tokens], dtype=np.int32)
         self._texts.append((sampling, text))

@@ -32,7 +32,7 @@ from outrider.formats.locate import locate
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
 from outrider.noise import Stream, chain_law
 from outrider.placement import place_tokens
-from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
+from outrider.proposer import Commit, DraftLimit, Kept, Proposer, ProposerSpec, Reused, Session, SessionPlan
 from outrider.proposers.draft_model import cut_from
 from outrider.proposers.drafting.fused_chain import FusedChain, Law
 from outrider.proposers.drafting.model_reader import ModelReader, Row
@@ -161,6 +161,14 @@ class PardSession(Session):
 
     def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
         self.reader.admit(slot, tokens, sampling)
+
+    def keep(self, slot: int) -> Kept:
+        return self.reader.kept(slot)
+
+    def reuse(
+        self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None, reused: Reused
+    ) -> None:
+        self.reader.reuse(slot, tokens, sampling, reused)
 
     def num_pending(self, slot: int) -> int:
         return self.reader.num_pending(slot)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from outrider.draft import Draft, Tree
-from outrider.proposer import Commit, DraftLimit, Session, SessionPlan
+from outrider.proposer import Commit, DraftLimit, Kept, Reused, Session, SessionPlan
 from outrider.sampling import SamplingParams
 
 __all__ = ["ReachSession", "within_reach"]
@@ -47,6 +47,16 @@ class ReachSession(Session):
     def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
         if len(tokens) < self.num_positions:
             self.inner.admit(slot, tokens, sampling, features_TF)
+            self.lengths[slot] = len(tokens)
+
+    def keep(self, slot: int) -> Kept | None:
+        return self.inner.keep(slot) if slot in self.lengths else None
+
+    def reuse(
+        self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None, reused: Reused
+    ) -> None:
+        if len(tokens) < self.num_positions:
+            self.inner.reuse(slot, tokens, sampling, features_TF, reused)
             self.lengths[slot] = len(tokens)
 
     def num_pending(self, slot: int) -> int:

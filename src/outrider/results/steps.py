@@ -2,7 +2,7 @@
 
     {"step": 7, "rows": 4, "chain": true, "s": [propose, verify, accept, commit, host],
      "slots": [[request, context_length, num_nodes, draft_depth, num_accepted, num_emitted, finished], ...]}
-    {"prefill": [request, ...], "tokens": 93, "s": [target, proposer]}
+    {"prefill": [request, ...], "tokens": 93, "s": [target, proposer], "cached": [tokens, ...], "waited": [s, ...]}
 
 Seconds are kept to the nanosecond. A step of one slot takes about 120 bytes.
 """
@@ -40,7 +40,13 @@ def event_of(record: Record) -> dict[str, Any]:
     """Return the record as a plain JSON object."""
     if isinstance(record, PrefillRecord):
         seconds = _rounded(record.target_s, record.proposer_s)
-        return {"prefill": list(record.requests), "tokens": record.num_tokens, "s": seconds}
+        known = {"cached": list(record.cached_tokens), "waited": _rounded(*record.waited_s)}
+        return {
+            "prefill": list(record.requests),
+            "tokens": record.num_tokens,
+            "s": seconds,
+            **{name: values for name, values in known.items() if values},
+        }
     return {
         "step": record.step,
         "rows": record.num_rows,
@@ -77,7 +83,15 @@ def prefill_of(event: Any) -> PrefillRecord:
         RunError: if it is not a prefill.
     """
     with _damage(event):
-        return PrefillRecord(tuple(map(_count, event["prefill"])), _count(event["tokens"]), *_seconds(event, 2))
+        target_s, proposer_s = _seconds(event, 2)
+        return PrefillRecord(
+            tuple(map(_count, event["prefill"])),
+            _count(event["tokens"]),
+            target_s,
+            proposer_s,
+            cached_tokens=tuple(map(_count, event.get("cached", []))),
+            waited_s=tuple(_seconds(event, len(event["prefill"]), "waited")) if "waited" in event else (),
+        )
 
 
 @contextmanager
@@ -112,9 +126,9 @@ def _count(value: Any) -> int:
     return value
 
 
-def _seconds(event: Any, num: int) -> list[float]:
+def _seconds(event: Any, num: int, name: str = "s") -> list[float]:
     """Return the `num` times of an event."""
-    times = event["s"]
+    times = event[name]
     if not isinstance(times, list) or len(times) != num:
         raise ValueError(f"there are {num} times")
     if not all(type(value) in (int, float) and 0 <= value <= LONGEST_S for value in times):

@@ -36,7 +36,7 @@ def read_prompts(
     read: Reader,
     feature: Tensor | None = None,
 ) -> list[Tensor | None]:
-    """Read `prompts[b]` into the empty slot `slots[b]` and keep it.
+    """Read `prompts[b]` behind what slot `slots[b]` holds, and keep it.
 
     Args:
         read: the model on one chunk: maps tokens [B, M] and their placement to features [B, M, F], or None without
@@ -46,19 +46,21 @@ def read_prompts(
     Returns:
         Features [T, F] of each prompt, or None without feature layers.
     """
-    assert not any(cache.lengths_of(slots)), f"slots {list(slots)} are not empty: {cache.lengths_of(slots)}"
     features: dict[int, Tensor] = {}
     if feature is not None:
         lengths = map(len, prompts)
         features = {slot: feature.new_empty(length, len(feature)) for slot, length in zip(slots, lengths, strict=True)}
-    while rest := [pair for pair in zip(slots, prompts, strict=True) if cache.lengths[pair[0]] < len(pair[1])]:
-        # fewer prompts left, longer chunks: the number of rows is constant
-        width = max(1, prefill_rows(cache.device) // len(rest))
-        heads = {slot: list(prompt[cache.lengths[slot] : cache.lengths[slot] + width]) for slot, prompt in rest}
+    at = dict.fromkeys(slots, 0)
+    while rest := [(slot, prompt) for slot, prompt in zip(slots, prompts, strict=True) if at[slot] < len(prompt)]:
+        # fewer prompts left, longer chunks: the number of rows is constant; padding must not leave the longest slot
+        free = cache.trash - max(cache.lengths[slot] for slot, _ in rest)
+        width = min(max(1, prefill_rows(cache.device) // len(rest)), free)
+        heads = {slot: list(prompt[at[slot] : at[slot] + width]) for slot, prompt in rest}
         features_BMF = _read_chunk(cache, heads, read)
+        at |= {slot: at[slot] + len(head) for slot, head in heads.items()}
         if features_BMF is not None:
             for (slot, head), features_MF in zip(heads.items(), features_BMF, strict=True):
-                end = cache.lengths[slot]
+                end = at[slot]
                 features[slot][end - len(head) : end] = features_MF[: len(head)]
     return [features.get(slot) for slot in slots]
 

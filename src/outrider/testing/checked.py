@@ -18,7 +18,7 @@ from outrider.batch import Batch
 from outrider.draft import Draft, Tree
 from outrider.errors import ProposerError
 from outrider.loop.draft_check import check_draft, check_siblings
-from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session
+from outrider.proposer import Commit, DraftLimit, Kept, Proposer, ProposerSpec, Reused, Session
 from outrider.sampling import SamplingParams
 from outrider.target import Target, TargetSpec
 
@@ -62,6 +62,16 @@ class CheckedSession(Session):
     def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
         with explained(f"admit(slot={slot}, {len(tokens)} tokens)"):
             self.inner.admit(slot, tokens, sampling, features_TF)
+
+    def keep(self, slot: int) -> Kept | None:
+        with explained(f"keep(slot={slot})"):
+            return self.inner.keep(slot)
+
+    def reuse(
+        self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None, reused: Reused
+    ) -> None:
+        with explained(f"reuse(slot={slot}, {len(tokens)} tokens, length={reused.length})"):
+            self.inner.reuse(slot, tokens, sampling, features_TF, reused)
 
     def num_pending(self, slot: int) -> int:
         with explained(f"num_pending(slot={slot})"):

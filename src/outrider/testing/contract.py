@@ -10,9 +10,10 @@
     C10  what is emitted ends at the first stop, and the counts are of emitted tokens
     C11  `reset` forgets, a method that does not say `learns` learns nothing, and state belongs to the session
     C12  each slot gets the draft of its own request
+    C13  a beginning that is known from an earlier request changes neither text nor drafts
 
 C6 and C7 concern the engine. `check_contract` draws cases of traffic (`play.py`) and runs every check on each. The
-session of `checked.py`, between the engine and the proposer's, holds C8; C11 and C12 are in `drafts.py`.
+session of `checked.py`, between the engine and the proposer's, holds C8; C11 to C13 are in `drafts.py`.
 """
 
 import traceback
@@ -35,7 +36,7 @@ from outrider.requests.events import Completion
 from outrider.sampling import SamplingParams
 from outrider.target import Target
 from outrider.testing.checked import ContractError, checked_example
-from outrider.testing.drafts import check_memory, check_slots
+from outrider.testing.drafts import check_memory, check_prefixes, check_slots
 from outrider.testing.play import Case, Outcome, Player, WatchedSession, draw_case, only, play, steady_case
 from outrider.testing.tiny import tiny_target
 
@@ -55,8 +56,8 @@ def check_cache_length(target: Target, proposer: Proposer, case: Case) -> None:
     def look(engine: Engine, watched: WatchedSession) -> None:
         cache = watched.cache
         for slot in range(cache.plan.num_slots):
-            running = engine.batch.running.get(slot)
-            want = len(running.tokens) - 1 if running else 0
+            running, reading = engine.batch.running.get(slot), engine.batch.reading.get(slot)
+            want = len(running.tokens) - 1 if running else reading.num_read if reading else 0
             assert cache.lengths[slot] == want, f"slot {slot} has {cache.lengths[slot]} positions and not {want}"
             for side_LCHSD in (cache.keys_LCHSD, cache.values_LCHSD):
                 side_LCHSD[:, slot, :, cache.lengths[slot] :] = poison
@@ -180,6 +181,7 @@ CHECKS: dict[str, Check] = {
     "C10-stops": check_stops,
     "C11-memory": check_memory,
     "C12-slots": check_slots,
+    "C13-prefixes": check_prefixes,
 }
 
 

@@ -18,8 +18,9 @@ from outrider.target import Target
 from outrider.testing.checked import ContractError, trees_of
 from outrider.testing.play import Case, Player, only, play, steady_case
 
-__all__ = ["check_memory", "check_slots"]
+__all__ = ["check_memory", "check_prefixes", "check_slots"]
 
+KEPT_BYTES = 2**24
 Drafts = Sequence[Sequence[Tree]]
 
 
@@ -66,6 +67,27 @@ def check_slots(target: Target, proposer: Proposer, case: Case) -> None:
         [play(target, proposer, only(case, index)).drafts[0] for index in range(len(case.prompts))],
         "C12: {where}: it drafted {a} in company and {b} alone; a draft may not depend on the other slots",
     )
+
+
+def check_prefixes(target: Target, proposer: Proposer, case: Case) -> None:
+    """Check C13: first turns, then second ones that begin with them, with and without kept texts."""
+    case = replace(case, budget=FixedBudget, cancels=(None,) * len(case.cancels))
+    most = target.spec.max_positions - 3
+    outcomes = []
+    for num_bytes in (0, KEPT_BYTES):
+        player = Player(target, proposer, replace(case, prefix_cache_bytes=num_bytes))
+        first = player.run(case)
+        prompts = [(*prompt, *tokens, 1, 2) for prompt, tokens in zip(case.prompts, first.tokens, strict=True)]
+        outcomes.append([first, player.run(replace(case, prompts=tuple(prompt[:most] for prompt in prompts)))])
+    for whole, kept in zip(*outcomes, strict=True):
+        if whole.tokens != kept.tokens:
+            raise ContractError("C13: the text differs when the beginning of a prompt is known from an earlier request")
+        _compare(
+            whole.drafts,
+            kept.drafts,
+            "C13: {where}: it drafted {a} for a prompt that was read whole and {b} for one whose beginning was known; "
+            "reuse() must leave a slot as admit() does",
+        )
 
 
 def _compare_orders(target: Target, proposer: Proposer, num_steps: int) -> None:

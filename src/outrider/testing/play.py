@@ -35,6 +35,7 @@ class Case:
     arrivals   the step before which the request is added
     cancels    the step after which it is cancelled, or None
     budget     makes one for at most so many nodes per slot
+    prefill_chunk, prefix_cache_bytes   as `Engine` takes them
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -47,6 +48,8 @@ class Case:
     verification: str = "coupled"
     budget: Callable[[int], Budget] = FixedBudget
     ignore_eos: bool = False
+    prefill_chunk: int | None = None
+    prefix_cache_bytes: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -108,6 +111,8 @@ class Player:
             proposer,
             max_batch=case.max_batch,
             num_nodes=case.num_nodes,
+            prefix_cache_bytes=case.prefix_cache_bytes,
+            prefill_chunk=case.prefill_chunk,
             verification=case.verification,
             budget=case.budget(proposer.spec.max_nodes if case.num_nodes is None else case.num_nodes),
             record=self._record,
@@ -234,4 +239,5 @@ def draw_case(
         num_nodes=draw.choice([None, 1, 3, 7]),
         budget=budget,
         ignore_eos=draw.random() < 0.5,
+        prefill_chunk=draw.choice([None, 1, 5]),
     )

@@ -17,7 +17,7 @@ from outrider.models.draft_network import Reading
 from outrider.models.recurrent import RecurrentHead
 from outrider.ops.base import GraphCache
 from outrider.placement import place_tokens
-from outrider.proposer import SessionPlan
+from outrider.proposer import Kept, Reused, SessionPlan
 from outrider.proposers.drafting.chain import ChainReader
 from outrider.proposers.drafting.pending import Pending, inputs_of
 from outrider.sampling import SamplingParams
@@ -61,6 +61,27 @@ class HeadReader(ChainReader):
         self.pending[slot] = Pending()
         self.pending[slot].add(features_TF, list(tokens[1:]))
         self.samplings[slot] = sampling
+
+    def kept(self, slot: int) -> Kept:
+        """Copy the pairs of a slot that were read, and the features of those that were not."""
+        num_read, features = self.cache.lengths[slot], self.pending[slot].features
+        features_TF = torch.cat(features) if features else None
+        num_positions = num_read + self.num_pending(slot)
+        return Kept(num_positions, caches=(self.cache.copy(slot, num_read),), features_TF=features_TF)
+
+    def reuse(
+        self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor, reused: Reused
+    ) -> None:
+        """Take over pairs that were read, and make those behind them pending."""
+        kept, length = reused
+        assert kept is not None, "a session with feature layers reuses what it kept"
+        (cached,) = kept.caches
+        num_read = min(length, cached.length)
+        self.cache.paste(slot, cached, num_read)
+        if num_read < length:
+            assert kept.features_TF is not None, "as many positions are kept"
+            features_TF = torch.cat([kept.features_TF[: length - num_read], features_TF])
+        self.admit(slot, tokens[num_read:], sampling, features_TF)
 
     def release(self, slot: int) -> None:
         """Free a slot."""

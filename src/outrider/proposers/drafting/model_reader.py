@@ -8,8 +8,8 @@ committed for longer than one step.
     accepted a b c, bonus d                   tokens [c, d]
     accepted a, bonus x                       cache truncated behind a, tokens [x]
 
-A prompt is read by one prefill. The pending tokens grow over steps without a draft, and are then read in pieces that
-fit the cache's tail.
+A prompt, or the rest of one whose beginning is known, is read by one prefill. Pending tokens grow over steps without a
+draft, and are then read in pieces that fit the cache's tail, or as a prompt where they are many.
 
 Worked example: tail 8, 20 tokens pending, 3 of the tail's rows needed for more: pieces of 5, 5, 5, and the last 5 stay.
 
@@ -26,13 +26,17 @@ from outrider.draft import Draft
 from outrider.models.draft_decoder import DraftDecoder
 from outrider.models.draft_network import Reading
 from outrider.models.output_head import OutputHead
-from outrider.proposer import SessionPlan
+from outrider.proposer import Kept, Reused, SessionPlan
 from outrider.proposers.drafting.chain import ChainReader
 from outrider.proposers.drafting.pending import Pending
 from outrider.sampling import SamplingParams
 from outrider.target import Target
 
 __all__ = ["ModelReader", "Row"]
+
+
+MANY = 32
+"""More pending tokens than so many are read as a prompt is."""
 
 
 class Row(NamedTuple):
@@ -78,6 +82,19 @@ class ModelReader(ChainReader):
         self.samplings[slot] = sampling
         self.num_drafted_read[slot] = 0
 
+    def kept(self, slot: int) -> Kept:
+        """Copy what was read of a slot's text."""
+        num_read = self.cache.lengths[slot]
+        return Kept(num_read, caches=(self.cache.copy(slot, num_read),))
+
+    def reuse(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, reused: Reused) -> None:
+        """Take over what was read of a text with the same beginning; the rest is pending."""
+        kept, num_read = reused.kept, 0
+        if kept is not None:
+            num_read = kept.reusable(reused.length)
+            self.cache.paste(slot, kept.caches[0], num_read)
+        self.admit(slot, tokens[num_read:], sampling)
+
     def commit(self, slot: int, tokens: Sequence[int]) -> None:
         """Make committed tokens pending, but for those that were read while drafting; forget the other drafted ones."""
         # The last committed token is the bonus, which no drafter has read.
@@ -100,7 +117,8 @@ class ModelReader(ChainReader):
     def catch_up(self, slots: Sequence[int], most: int | None = None) -> None:
         """Read pending tokens until no slot has more than `most`; by default, so many that a proposal fits the tail."""
         most = self.max_pending if most is None else most
-        prompts = [slot for slot in slots if not self.cache.lengths[slot] and len(self.tokens[slot]) > 1]
+        many = {slot: max(most, MANY) if self.cache.lengths[slot] else 1 for slot in slots}
+        prompts = [slot for slot in slots if len(self.tokens[slot]) > many[slot]]
         if prompts:
             self.model.prefill(prompts, [self.tokens[slot][:-1] for slot in prompts])
             self.tokens |= {slot: self.tokens[slot][-1:] for slot in prompts}

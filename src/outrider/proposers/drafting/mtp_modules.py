@@ -27,7 +27,7 @@ from outrider.draft import Draft
 from outrider.models.recurrent import RecurrentHead
 from outrider.ops.base import GraphCache
 from outrider.placement import place_tokens
-from outrider.proposer import Commit, DraftLimit, Session, SessionPlan
+from outrider.proposer import Commit, DraftLimit, Kept, Reused, Session, SessionPlan
 from outrider.proposers.drafting.recurrent import rows_of
 from outrider.proposers.drafting.sampler import ChainSampler
 from outrider.sampling import SamplingParams
@@ -97,6 +97,20 @@ class MtpModulesSession(Session):
         assert features_TF is not None, "the target was opened without feature layers"
         self.texts[slot] = Text(tokens, sampling, len(self.modules))
         self.texts[slot].add(0, self.modules[0].fuse(features_TF))
+
+    def keep(self, slot: int) -> Kept:
+        lengths = [cache.lengths[slot] for cache in self.caches]
+        copies = tuple(cache.copy(slot, length) for cache, length in zip(self.caches, lengths, strict=True))
+        # module k read k tokens further: its last k shared positions may hold another text's tokens
+        return Kept(min(lengths), num_again=len(self.modules) - 1, caches=copies)
+
+    def reuse(
+        self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None, reused: Reused
+    ) -> None:
+        assert reused.kept is not None, "the session has feature layers"
+        for cache, text in zip(self.caches, reused.kept.caches, strict=True):
+            cache.paste(slot, text, reused.length)
+        self.admit(slot, tokens, sampling, features_TF)
 
     def num_pending(self, slot: int) -> int:
         return self.texts[slot].count(0)

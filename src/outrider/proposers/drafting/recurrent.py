@@ -25,7 +25,7 @@ from torch import Tensor
 from outrider.draft import Draft, Tree
 from outrider.models.recurrent import RecurrentHead
 from outrider.ops.graphs import GraphPool, default_graph_pool
-from outrider.proposer import Commit, DraftLimit, Session, SessionPlan
+from outrider.proposer import Commit, DraftLimit, Kept, Reused, Session, SessionPlan
 from outrider.proposers.drafting.chain import ChainDrafter
 from outrider.proposers.drafting.head_reader import SHORT, HeadReader
 from outrider.proposers.drafting.recurrent_tree import Paths, draft_trees, num_tree_rows
@@ -83,6 +83,15 @@ class RecurrentSession(Session):
     def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
         assert features_TF is not None, "the target was opened without feature layers"
         self.reader.admit(slot, tokens, sampling, features_TF)
+
+    def keep(self, slot: int) -> Kept:
+        return self.reader.kept(slot)
+
+    def reuse(
+        self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None, reused: Reused
+    ) -> None:
+        assert features_TF is not None, "the session has feature layers"
+        self.reader.reuse(slot, tokens, sampling, features_TF, reused)
 
     def num_pending(self, slot: int) -> int:
         return self.reader.num_pending(slot)

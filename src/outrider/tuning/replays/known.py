@@ -112,10 +112,11 @@ class _ReplaySession(TargetSession):
     def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[Tensor | None]:
         found: list[Tensor | None] = []
         for slot, prompt in zip(slots, prompts, strict=True):
-            self._prompts[slot] = tuple(prompt)
+            start = self._cache.lengths[slot]  # a prompt comes in pieces
+            self._prompts[slot] = (*(self._prompts[slot] if start else ()), *prompt)
             self._texts.pop(slot, None)
             self._cache.extend([slot], [len(prompt)])
-            found.append(self._states(self._beginning(slot), range(len(prompt))))
+            found.append(self._states(self._beginning(slot), range(start, start + len(prompt))))
         return found
 
     def forward(self, slots: Sequence[int], roots: Sequence[int], draft: Draft) -> Forward:
@@ -142,7 +143,7 @@ class _ReplaySession(TargetSession):
     def _beginning(self, slot: int) -> KnownText:
         """Return a text that begins as a slot's prompt, whose last token is not known yet."""
         prompt = self._prompts[slot]
-        return next(text for text in self._target.texts.values() if text.prompt[:-1] == prompt)
+        return next(text for text in self._target.texts.values() if text.prompt[:-1][: len(prompt)] == prompt)
 
     def _text(self, slot: int, root: int) -> KnownText:
         if slot not in self._texts:

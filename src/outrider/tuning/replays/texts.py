@@ -81,7 +81,7 @@ def write_texts(
         told: called with the number of tokens written so far.
     """
     keeper, log = _Keeper(tuple(layers)), _Log()
-    engine = Engine(target, keeper, max_batch=batch, max_len=max_len, record=log)
+    engine = Engine(target, keeper, max_batch=batch, max_len=max_len, prefix_cache_bytes=0, record=log)
     dialogues = [Dialogue(one) for one in conversations]
     texts: list[Text] = []
     num_tokens = 0
