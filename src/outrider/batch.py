@@ -44,7 +44,7 @@ class Reading:
 
     reused     its beginning that is known from an earlier text, or None
     num_read   tokens whose keys and values the slot holds
-    features   of the tokens that were read, in parts [t, F]
+    features   features of the tokens that were read, in parts [t, F]
     """
 
     request: Request

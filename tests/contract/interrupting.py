@@ -13,6 +13,8 @@ from outrider.loop.guard import Guard
 
 WATCHED: tuple[Callable[..., Any], ...] = (
     Engine.admit,
+    Engine._begun,
+    Engine._start,
     Engine.step,
     Engine._release,
     Engine._rebuild,

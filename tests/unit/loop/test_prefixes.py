@@ -244,7 +244,9 @@ def test_the_plan_counts_kept_texts_and_refuses_too_many(target: Target, monkeyp
     with pytest.raises(ConfigError, match=r"prefix_cache_bytes=-1 must be at least 0"):
         Engine(target, NoProposer(), prefix_cache_bytes=-1)
     monkeypatch.setattr("outrider.loop.memory.free_bytes", lambda device: plain.new_bytes + 1000)
-    with pytest.raises(CapacityError, match=r"prefix_cache_bytes=5000 beside max_batch=1 .* prefix_cache_bytes=1000 would fit"):
+    with pytest.raises(
+        CapacityError, match=r"prefix_cache_bytes=5000 beside max_batch=1 .* prefix_cache_bytes=1000 would fit"
+    ):
         Engine(target, NoProposer(), prefix_cache_bytes=5000)
     assert Engine(target, NoProposer()).memory.prefix_bytes == 500
 
