@@ -20,7 +20,7 @@ import statistics
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -53,7 +53,7 @@ class Config:
     repeats: int = 3
     long_prompt: int = 1500
     chunks: tuple[int, ...] = (64, 128, 256, 512)
-    part: str = "both"
+    part: Literal["both", "turns", "pauses"] = "both"
 
 
 class Asked:
@@ -81,7 +81,10 @@ class Asked:
 
 def turns(target: Target, proposer: Proposer, config: Config) -> list[dict[str, float]]:
     """Hold the chats, and return a row for each turn."""
-    engines = {"kept": Asked(target, proposer), "whole": Asked(target, proposer, prefix_cache_bytes=0)}
+    engines = {
+        "kept": Asked(target, proposer, max_len=2048, prefix_cache_bytes=2**28),
+        "whole": Asked(target, proposer, max_len=2048, prefix_cache_bytes=0),
+    }
     params = SamplingParams(max_tokens=config.max_new_tokens)
     for engine in engines.values():
         engine.ask(list(range(40)), params)
@@ -122,7 +125,8 @@ def _chat(
 def pauses(target: Target, proposer: Proposer, config: Config) -> list[dict[str, float]]:
     """Let a long prompt arrive beside a running request, with every size of chunk; return a row for each."""
     chunks = (*config.chunks, WHOLE)
-    engines = {size: Engine(target, proposer, max_batch=2, prefix_cache_bytes=0, prefill_chunk=size) for size in chunks}
+    room = {"max_batch": 2, "max_len": config.long_prompt + 512, "prefix_cache_bytes": 0}
+    engines = {size: Engine(target, proposer, prefill_chunk=size, **room) for size in chunks}
     longest: dict[int, list[float]] = defaultdict(list)
     first: dict[int, list[float]] = defaultdict(list)
     for repeat in range(config.repeats + 1):

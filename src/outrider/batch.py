@@ -257,6 +257,7 @@ def prefill_record(
             one.num_cached if one.num_read == one.num_cached + len(pieces[one.slot]) else 0 for one in read
         ),
         waited_s=tuple(now - one.request.arrival_s for one in read),
+        started=tuple(one.request.id for one in read if not one.unread),
     )
 
 

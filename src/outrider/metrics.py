@@ -79,6 +79,7 @@ class PrefillRecord:
 
     cached_tokens   tokens of each request that an earlier text had made known, in the first of its records (then 0)
     waited_s        seconds since each request was added, after this chunk
+    started         requests whose prompt was read to the end
     """
 
     requests: tuple[int, ...]
@@ -87,6 +88,7 @@ class PrefillRecord:
     proposer_s: float
     cached_tokens: tuple[int, ...] = ()
     waited_s: tuple[float, ...] = ()
+    started: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

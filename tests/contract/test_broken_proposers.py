@@ -22,6 +22,7 @@ from outrider import (
     Target,
     Tree,
 )
+from outrider.proposer import Reused
 from outrider.testing import ContractError, check_contract, tiny_target
 
 VOCAB = 31
@@ -114,6 +115,15 @@ def a_fork(tokens: list[int], parents: list[int]) -> dict[str, Any]:
         return Draft.of_trees([Tree(tokens, parents) if fit else Tree([], []) for fit in fits], self.device)
 
     return proposing(propose)
+
+
+class Forgetful(Follows):
+    """Takes only the unknown part of a prompt for its text."""
+
+    def reuse(
+        self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None, reused: Reused
+    ) -> None:
+        self.admit(slot, tokens[reused.length :], sampling, features_TF)
 
 
 class Learner(Follows):
@@ -282,6 +292,9 @@ BROKEN = {
         ("C12", "slot 1 was given [1, 2, 3]", "order of `slots`"),
     ),
     "places taken for slots": Broken({"session": Mixed}, ("C12", "request", "in company", "alone")),
+    "forgets a known beginning": Broken(
+        {"session": Forgetful}, ("C13", "request", "whose beginning was known", "as admit() does")
+    ),
     "never drafts": Broken(
         chains_of(lambda chain, limit: []), ("never drafted", "0 nodes in", "max_nodes is 3", "says max_nodes = 0")
     ),

@@ -2,7 +2,8 @@
 
     {"step": 7, "rows": 4, "chain": true, "s": [propose, verify, accept, commit, host],
      "slots": [[request, context_length, num_nodes, draft_depth, num_accepted, num_emitted, finished], ...]}
-    {"prefill": [request, ...], "tokens": 93, "s": [target, proposer], "cached": [tokens, ...], "waited": [s, ...]}
+    {"prefill": [request, ...], "tokens": 93, "s": [target, proposer], "cached": [tokens, ...], "waited": [s, ...],
+     "started": [request, ...]}
 
 Seconds are kept to the nanosecond. A step of one slot takes about 120 bytes.
 """
@@ -40,7 +41,11 @@ def event_of(record: Record) -> dict[str, Any]:
     """Return the record as a plain JSON object."""
     if isinstance(record, PrefillRecord):
         seconds = _rounded(record.target_s, record.proposer_s)
-        known = {"cached": list(record.cached_tokens), "waited": _rounded(*record.waited_s)}
+        known: dict[str, list[Any]] = {
+            "cached": list(record.cached_tokens),
+            "waited": _rounded(*record.waited_s),
+            "started": list(record.started),
+        }
         return {
             "prefill": list(record.requests),
             "tokens": record.num_tokens,
@@ -91,6 +96,7 @@ def prefill_of(event: Any) -> PrefillRecord:
             proposer_s,
             cached_tokens=tuple(map(_count, event.get("cached", []))),
             waited_s=tuple(_seconds(event, len(event["prefill"]), "waited")) if "waited" in event else (),
+            started=tuple(map(_count, event.get("started", []))),
         )
 
 

@@ -18,6 +18,8 @@ __all__ = ["Metrics"]
 LABELS: Final = ("engine", "model_name")
 COUNTERS: Final = {
     "prompt_tokens": "Tokens of prompts.",
+    "prefix_cache_queries": "Prompt tokens that were looked up among kept texts.",
+    "prefix_cache_hits": "Prompt tokens that an earlier text had made known.",
     "generation_tokens": "Tokens written.",
     "spec_decode_num_drafts": "Steps of a request that had a draft.",
     "spec_decode_num_draft_tokens": "Drafted tokens.",
@@ -63,8 +65,12 @@ class Metrics:
             gauge.labels(*self._labels).set_function(count)
 
     def record(self, record: StepRecord | PrefillRecord) -> None:
-        """Count a step, or an admission."""
+        """Count a step, or a chunk of prompts."""
         if isinstance(record, PrefillRecord):
+            num_cached = sum(record.cached_tokens)
+            num_tokens = record.num_tokens + num_cached + len(record.started)  # the root is read by the first step
+            self._counts["prefix_cache_queries"].inc(num_tokens)
+            self._counts["prefix_cache_hits"].inc(num_cached)
             return
         for slot in record.slots:
             self._counts["generation_tokens"].inc(slot.num_emitted)

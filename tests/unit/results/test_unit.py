@@ -37,12 +37,22 @@ steps = st.builds(
     commit_s=seconds,
     host_s=seconds,
 )
-prefills = st.builds(
+old_prefills = st.builds(
     PrefillRecord,
     requests=st.lists(count, max_size=3).map(tuple),
     num_tokens=count,
     target_s=seconds,
     proposer_s=seconds,
+)
+prefills = old_prefills | st.builds(
+    PrefillRecord,
+    requests=st.tuples(count, count),
+    num_tokens=count,
+    target_s=seconds,
+    proposer_s=seconds,
+    cached_tokens=st.tuples(count, count),
+    waited_s=st.tuples(seconds, seconds),
+    started=st.lists(count, max_size=2).map(tuple),
 )
 verdicts = st.builds(
     Verdict,

@@ -116,7 +116,7 @@ class Lane:
                 self._send(ticket, failure)
 
     def _due(self) -> Iterator[int]:
-        later = [request.id for request in self.engine.waiting][self.engine.batch.num_slots :]
+        later = [request.id for request in self.engine.waiting][len(self.engine.batch.free_slots()) :]
         return (id for id in list(self.tickets) if id not in later)
 
     def _forget(self, id: int) -> None:
