@@ -71,7 +71,8 @@ def check_slots(target: Target, proposer: Proposer, case: Case) -> None:
 
 def check_prefixes(target: Target, proposer: Proposer, case: Case) -> None:
     """Check C13: first turns, then second ones that begin with them, with and without kept texts."""
-    case = replace(case, budget=FixedBudget, cancels=(None,) * len(case.cancels))
+    # whole prompts in one chunk: requests start in the same steps, which matters to a method that learns
+    case = replace(case, budget=FixedBudget, cancels=(None,) * len(case.cancels), prefill_chunk=None)
     most = target.spec.max_positions - 3
     outcomes = []
     for num_bytes in (0, KEPT_BYTES):
