@@ -37,7 +37,7 @@ SYSTEM = (
     "short, and use plain words. Say so when you do not know something, and never invent a title, a number or a "
     "person. Where a reader asks for advice on health, law or money, give general information and tell them whom to "
     "ask. Do not repeat the question. Write in the language of the reader. Use lists only where they help. The library "
-    "is open from Tuesday to Saturday, from ten to six; it lends books, games and tools, and it has a reading room."
+    "is open from Tuesday to Saturday, from ten to six; it has books, games and tools, and a reading room."
 )
 WHOLE = 10**6
 

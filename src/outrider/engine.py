@@ -3,18 +3,16 @@
 Plain decoding asks the target for one token per forward pass. A forward pass is limited by reading the weights, so a
 few more rows in the same pass cost little. A *proposer* therefore guesses the next tokens. The target reads the last
 committed token (the *root*) together with all guesses in one pass. The verifier keeps the guesses that the target would
-have written itself, and the target's own next token after them (the *bonus*). Every step yields at least one token, and
-the text is the target's own. `Engine.step` below is the whole algorithm; plain decoding is the same step with an empty
-draft.
+have written itself, and the target's own next token after them (the *bonus*). Every step yields at least one token;
+the text is the target's own. `Engine.step` is the whole algorithm; plain decoding is the same with an empty draft.
 
     root: "The"    draft: "cat sat down"    target after each row: "cat", "sat", "on", ...
     accepted: "cat sat", bonus: "on"        one forward, three tokens
 
 Requests wait until a slot is free, while others go on (continuous admission). Their prompts are read in chunks between
-steps; then they run, and leave the slot at an end-of-text token, a stop string or a limit. Their events wait in
-outboxes (`requests/events.py`) until they are read. The outboxes are the truth: after an exception anywhere in a step,
-cache and session are rebuilt from them (`loop/guard.py`). A finished text is kept for prompts that begin like it
-(`loop/prefixes.py`).
+steps; then they run until an end-of-text token, a stop or a limit. Events wait in outboxes
+(`requests/events.py`) until they are read; after an exception anywhere in a step, cache and session are rebuilt from
+them (`loop/guard.py`). A finished text is kept for prompts that begin like it (`loop/prefixes.py`).
 """
 
 from collections import deque

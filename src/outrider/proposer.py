@@ -97,10 +97,10 @@ class ProposerSpec:
 @final
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """What a session keeps of a text, for requests that begin with the same tokens: copies, which nothing changes.
+    """Copies of what a session knows of a text, for requests that begin with the same tokens; nothing changes them.
 
     num_positions  the text's first positions that a request may begin with: it needs no features of them
-    num_again      of the positions that a new request shares, the last ones that the session reads again
+    num_again      positions at the end of what a new request shares that the session reads again
     caches         copies of the session's own caches
     features_TF    features of positions that the session had not read
     """
@@ -125,7 +125,7 @@ class Kept:
 class Reused(NamedTuple):
     """The known beginning of a request: `length` positions of an earlier text, which the token behind them shares too.
 
-    kept      what `Session.keep` returned for that text, or None
+    kept      the copies that `Session.keep` returned for that text, or None
     length    positions whose keys and values the target took over; it read the rest
     """
 

@@ -7,12 +7,12 @@ new request takes the longest beginning that it shares with any kept text:
     new      s s s q q a a a a q q q    the next turn: 8 positions are copied, 4 tokens read
     other    s s s p p p                another chat: 2 positions are copied, 4 tokens read
 
-The last shared token is read again: its feature is needed by heads, which read each token with the feature before it.
-So is the last token before the root, whose feature every head drafts from.
+The last shared token is read again, since a head reads each token with the feature before it; so is the last token
+before the root, whose feature heads draft from.
 
 Texts are sorted, so the one that shares most with a prompt stands beside the place where the prompt would stand. No
 kept text is the beginning of another one. What was used longest ago is dropped first when the copies exceed the bound.
-A change is one assignment and copies never change, so an exception leaves the store whole.
+A change is one assignment, so an exception leaves the store whole.
 """
 
 from bisect import bisect_left

@@ -12,8 +12,8 @@
     C12  each slot gets the draft of its own request
     C13  a beginning that is known from an earlier request changes neither text nor drafts
 
-C6 and C7 concern the engine. `check_contract` draws cases of traffic (`play.py`) and runs every check on each. The
-session of `checked.py`, between the engine and the proposer's, holds C8; C11 to C13 are in `drafts.py`.
+`check_contract` draws cases of traffic (`play.py`) and runs every check on each. The session of `checked.py` holds C8;
+C11 to C13 are in `drafts.py`.
 """
 
 import traceback
