@@ -3,13 +3,16 @@
 In the table `*` marks a peer's figure above every one of ours in the same column and at the same number of requests.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from typing import Any
 
 from figures import ALL, OURS, Loss, Row, losses
 from ledger import Identity, Key
 
 from outrider.results.statistics import Interval
+from outrider.results.tables.sheet import Column, Sheet
 
 
 def page(
@@ -49,8 +52,7 @@ def table(rows: list[Row], missing: dict[Key, str]) -> str:
         "same as own",
         "ended",
     ]
-    lines = [head, ["---:", "---", "---", *["---:"] * (len(head) - 3)]]
-    best = _best(rows)
+    best, lines = _best(rows), list[list[str]]()
     for row in rows:
         lines.append(
             [
@@ -69,7 +71,7 @@ def table(rows: list[Row], missing: dict[Key, str]) -> str:
         )
     for key, reason in missing.items():
         lines.append(["", key.engine, key.method, f"did not run: {reason}".replace("|", "/"), *[""] * (len(head) - 4)])
-    return _lines(lines)
+    return _markdown(head, lines, ("engine", "method"))
 
 
 def losing(lost: list[Loss]) -> str:
@@ -86,12 +88,13 @@ def losing(lost: list[Loss]) -> str:
         ]
         for loss in lost
     ]
-    return _lines([head, ["---:", "---", "---", "---:", "---", "---:", "---:"], *body])
+    return _markdown(head, body, ("category", "faster", "our best"))
 
 
 def identity_table(identities: dict[Key, Identity], order: list[Key]) -> str:
+    head = ["engine", "method", "version", "dtype", "notes", "settings"]
     body = [[key.engine, key.method, *asdict(identities[key]).values()] for key in order if key in identities]
-    return _lines([["engine", "method", "version", "dtype", "notes", "settings"], ["---"] * 6, *body])
+    return _markdown(head, body, head)
 
 
 def _best(rows: list[Row]) -> dict[tuple[int, str], float]:
@@ -124,5 +127,9 @@ def interval(found: Interval | None) -> str:
     return f"{found.point:.2f}" if found.low is None else f"{found.point:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
-def _lines(cells: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+def _markdown(head: Sequence[str], body: Sequence[Sequence[str]], words: Collection[str]) -> str:
+    """Return a table; columns of words are aligned left."""
+    columns: list[Column[Sequence[str]]] = [
+        Column(name, itemgetter(place), kind="raw" if name in words else "number") for place, name in enumerate(head)
+    ]
+    return Sheet("", columns, body).markdown

@@ -53,6 +53,7 @@ def test_tune_ends_with_a_result_that_can_be_used(
     assert found["sentence"].startswith(("Use ", "Leave it off: "))
     assert found["concurrency"] == [1, 2]
     assert any(note.startswith("not measured: 8 requests at once") for note in found["notes"])
+    assert any("no drafter with weights takes part, so lookups alone were tried" in note for note in found["notes"])
     assert {row["lossless"] for row in found["rows"]} == {"exact"}
     assert {(check["method"], check["budget"]) for check in found["checks"]} <= {
         (one["method"], one["budget"]) for one in found["forecasts"]
@@ -117,7 +118,12 @@ def test_other_hardware_is_predicted_and_nothing_is_timed(
     [
         (("--time", "10s"), "time=10s is less than the 30s"),
         (("--prompts", "empty.jsonl"), "empty.jsonl holds no prompt"),
+        (
+            ("--prompts", "long.jsonl"),
+            "no prompt leaves room for an answer: all 1 have more than 509 of the 511 tokens",
+        ),
         (("--drafters", "nowhere"), "nowhere"),
+        (("--drafters", "head"), "head was trained for another, whose embedding differs from that of "),
         (("--concurrency", "9"), "concurrency=9 needs as many prompts, and 4 can be used"),
     ],
 )
@@ -125,6 +131,9 @@ def test_bad_input_is_one_sentence(
     options: tuple[str, ...], said: str, tiny_model: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("empty.jsonl").write_text("")
+    Path("long.jsonl").write_text(json.dumps({"prompt": "so " * 600}) + "\n")
+    Path("head").mkdir()
+    Path("head/config.json").write_text(json.dumps({"outrider": {"target": "another", "target_fingerprint": "x"}}))
     assert main(words(tiny_model, prompts, *options)) == 2
     [*_, last] = capsys.readouterr().err.splitlines()
     assert last.startswith("outrider: ")

@@ -24,7 +24,10 @@ class Tune(TuneConfig):
     target: tyro.conf.Positional[str] = "smollm2-135m"
     """The target model: a directory, a GGUF file, a hub id, or smollm2-135m."""
     engine: Annotated[DeployEngine, tyro.conf.arg(name="for")] = "outrider"
-    """Engine that the result is for: outrider, vllm, sglang or llama.cpp."""
+    """Engine that the result is for: outrider, vllm, sglang or llama.cpp; by default that of the --endpoint."""
+    endpoints: Annotated[tuple[str, ...], tyro.conf.arg(name="endpoint")] = ()
+    """A server of the target that already runs: its address up to and with /v1. With none=URL beside it, the same
+    without speculation, what its drafts gain is measured."""
 
     def run(self) -> None:
         from outrider.cli.interruption import resumable

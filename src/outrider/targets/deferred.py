@@ -6,7 +6,7 @@ weights only to export a head. So a benchmark of a 70B model behind vLLM loads n
 Example: `DeferredTarget("smollm2-135m", dtype="bfloat16").spec.vocab_size` reads `config.json` and no weights.
 """
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -72,7 +72,7 @@ class DeferredTarget(Target):
         return self.loaded.open(plan, feature_layers)
 
     def decoding_threads(self) -> AbstractContextManager[None]:
-        return self.loaded.decoding_threads()
+        return self.loaded.decoding_threads() if "loaded" in self.__dict__ else nullcontext()
 
     def project(self, states_RE: Tensor) -> Tensor:
         return self.loaded.project(states_RE)

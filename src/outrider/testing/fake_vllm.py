@@ -13,6 +13,7 @@ in bursts and counts drafts: every other step accepts all. A child process stand
     cut        it closes the connection there              stop       it ends the answer there, as if it were whole
     refuse     it answers with status 500                  error      an error comes in the middle of the stream
     other      its text depends on whether it speculates   deaf       it ignores being asked to end
+    mute       it has no page of counters
 
 `FAKE_VLLM_PIDS` names a file to which it appends its process ids. `write_environment` makes a directory that
 `OUTRIDER_VLLM` can point to, with this server in vLLM's place.
@@ -114,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
             "/metrics": self.fake.metrics(),
             "/v1/models": json.dumps({"object": "list", "data": [{"id": self.fake.model}]}),
         }
-        known = self.path in pages and not (FAULT == "unhealthy" and self.path == "/health")
+        known = self.path in pages and (FAULT, self.path) not in (("unhealthy", "/health"), ("mute", "/metrics"))
         self._whole(200 if known else 503, pages.get(self.path, "no such page"))
 
     def do_POST(self) -> None:

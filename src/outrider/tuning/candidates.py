@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from outrider.catalogue.drafters import drafters_of
+from outrider.catalogue.drafters import Drafter, drafters_of
 from outrider.env import data_directory
 from outrider.errors import CheckpointError, ConfigError, OutriderError, on_one_line
 from outrider.formats.locate import CONFIG, locate
@@ -87,6 +87,13 @@ class Candidates:
         """Feature layers that any of them reads."""
         return tuple(sorted({layer for family in self.families for layer in family.deepest.spec.feature_layers}))
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence where no drafter with weights takes part."""
+        if any(family.deepest.spec.num_bytes for family in self.families):
+            return ()
+        return ("no drafter with weights takes part, so lookups alone were tried; name one with --drafters",)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
@@ -98,13 +105,17 @@ class Tried:
 
 
 def find_candidates(
-    target: Target, drafters: Sequence[str] = (), listen: Callable[[str], None] = lambda name: None
+    target: Target,
+    drafters: Sequence[str] = (),
+    listen: Callable[[str], None] = lambda name: None,
+    known: Sequence[Drafter] | None = None,
 ) -> Candidates:
     """Load every method that fits the target.
 
     Args:
         drafters: checkpoints to try, or methods with settings.
         listen: told the name of each method before it is loaded.
+        known: drafters to try beside those; by default all that are known for the target.
 
     Raises:
         CheckpointError: if no method can use one of `drafters`.
@@ -112,11 +123,11 @@ def find_candidates(
     tried = {
         name: read_record(Tried, table, f"tune/settings.toml, {name}") for name, table in read_toml(_recipe()).items()
     }
-    known = drafters_of(target)
+    known = drafters_of(target) if known is None else known
     families: list[Family] = []
     refused = [Refused(one.name, one.why) for one in known if not one.is_ready]
-    known.sort(key=lambda one: one.kind == "target")  # untrained layers are slow, and seldom right
-    ready = [one.text for one in known if one.is_ready and one.text is not None]
+    ordered = sorted(known, key=lambda one: one.kind == "target")  # untrained layers are slow, and seldom right
+    ready = [one.text for one in ordered if one.is_ready and one.text is not None]
     for base in (*ready, *_installed(), *_given(target, drafters)):
         listen(base)
         try:

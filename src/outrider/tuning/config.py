@@ -44,6 +44,13 @@ class TuneConfig:
     """Time to spend, such as 90s, 10m or 1h."""
     engine: DeployEngine = "outrider"
     """Engine that the result is for: outrider, vllm, sglang or llama.cpp."""
+    endpoints: tuple[str, ...] = ()
+    """A server of the target that already runs: its address up to and with /v1. With none=URL beside it, the same
+    without speculation, what its drafts gain is measured."""
+    endpoint_model: str | None = None
+    """Name of the model at the endpoints, if they serve several."""
+    endpoint_metrics: tuple[str, ...] = ()
+    """Prometheus pages whose counters are added, where several replicas answer; by default the endpoint's own."""
     output: Path | None = None
     """The recipe, a TOML file for outrider bench --preset; by default recipe.toml in the run's directory."""
     run_dir: Path | None = None
@@ -64,7 +71,7 @@ class TuneConfig:
     """Run Python code that comes with the target and its draft models; read it first."""
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "concurrency", "drafters"):
+        for name in ("prompts", "concurrency", "drafters", "endpoints"):
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         object.__setattr__(self, "concurrency", tuple(sorted(self.concurrency)))
         if not self.concurrency:
@@ -79,6 +86,8 @@ class TuneConfig:
             for value in values if isinstance(values, tuple) else (values,):
                 if value is not None and not low <= value <= high:
                     raise ConfigError(f"{name}={value} must be between {low} and {high}")
+        if self.endpoints and self.hardware:
+            raise ConfigError("a server shows its own costs; leave out --hardware or --endpoint")
         _ = self.seconds
 
     @property

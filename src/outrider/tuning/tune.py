@@ -14,7 +14,7 @@ Example: `tune("smollm2-135m", concurrency=(1, 4), time="5m").sentence`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -23,18 +23,18 @@ from typing import Any, Final
 from outrider.bench.cells import Cell
 from outrider.costs.tables import STEADY
 from outrider.data.dialogue import Rules
-from outrider.data.workloads import Conversation, workload_hash
+from outrider.data.workloads import Conversation
 from outrider.errors import ConfigError, nearest
 from outrider.planning.check import CostTables
 from outrider.records.codec import dumps
 from outrider.records.progress import Listener, Progress, unheard
-from outrider.records.provenance import collect_manifest, template_hash
-from outrider.results.store import choose_directory
 from outrider.results.unit import UnitResult
 from outrider.target import Target
 from outrider.targets import target_of
 from outrider.tuning.candidates import Candidates, Family, find_candidates, loaded
 from outrider.tuning.config import TuneConfig
+from outrider.tuning.endpoint.server import tuned_server
+from outrider.tuning.opening import open_files
 from outrider.tuning.outcome.conclude import Findings, concluded
 from outrider.tuning.outcome.report import TuneReport
 from outrider.tuning.prices.book import CostBook, cost_grid
@@ -53,7 +53,6 @@ from outrider.tuning.verify import Trial, verify
 
 __all__ = ["tune", "tuned"]
 
-RUNS: Final = Path("runs")
 WRITING_SLOTS: Final = 8
 WARM_UP: Final = 48
 
@@ -95,29 +94,17 @@ def tuned(
     Raises:
         OutriderError: as `tune`.
     """
+    if config.endpoints:
+        return tuned_server(config, target, started=started, listen=listen)
     start = monotonic()  # loading, and compiling kernels for the first time, count too
     target = target_of(config, listen) if target is None else target
     sample = sampled(config, target)
     listen(Progress(0, None, "looking for drafters"))
     candidates = find_candidates(target, config.drafters, lambda name: listen(Progress(0, None, f"loading {name}")))
-    manifest = _manifest(config, target, sample)
-    directory = config.run_dir or choose_directory(RUNS, "tune", manifest, resume=True)
-    files = RunFiles(directory, manifest)
-    started(files.directory)
+    files = open_files(config, target, sample, started)
     report = _Tuning(config, target, sample, candidates, files, listen, start).run()
     files.finish(dumps(report))
     return report
-
-
-def _manifest(config: TuneConfig, target: Target, sample: Sample) -> Any:
-    left_out = ("time", "output", "run_dir", "engine")
-    settings = {name: value for name, value in asdict(config).items() if name not in left_out}
-    return collect_manifest(
-        seed=config.seed,
-        settings=settings,
-        workload_hash=workload_hash(sample.conversations),
-        template_hash=template_hash(target.tokenizer),
-    )
 
 
 @dataclass

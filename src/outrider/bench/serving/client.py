@@ -43,6 +43,7 @@ class Client:
         self.url = url.rstrip("/")
         self.metrics = tuple(metrics) or (f"{self.url.removesuffix('/v1')}/metrics",)
         self.dialect: Dialect = OpenaiDialect()
+        self.owner: str | None = None
         self._http = ServerHttp(timeout_s=stall_s)
 
     async def close(self) -> None:
@@ -50,7 +51,7 @@ class Client:
         await self._http.close()
 
     async def model(self, wanted: str | None = None) -> str:
-        """Return the model's name at the server, and learn its words.
+        """Return the model's name at the server, and learn its owner and its words.
 
         Raises:
             EndpointError: if it serves several and none is wanted by name, or the wanted one is not there.
@@ -64,7 +65,7 @@ class Client:
             raise EndpointError(f"{self.url} serves {len(names)} models ({listed}); name one with --endpoint-model")
         if wanted is not None and wanted not in names:
             raise EndpointError(f"{self.url} has no model '{wanted}'{on_one_line(nearest(wanted, names))}")
-        self.dialect = DIALECTS.get(owner or "", self.dialect)
+        self.owner, self.dialect = owner, DIALECTS.get(owner or "", self.dialect)
         return wanted or names[0]
 
     async def counters(self) -> Counters | None:

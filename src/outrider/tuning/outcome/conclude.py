@@ -99,7 +99,13 @@ def concluded(found: Findings) -> TuneReport:
         refused=tuple(RefusedDrafter(name=one.name, reason=one.reason) for one in found.candidates.refused),
         num_prompts=len(found.conversations),
         num_degenerate=found.num_degenerate,
-        notes=(*found.notes, *_unverified(found, verdict), *_unfilled(found), *_contamination(found, decision)),
+        notes=(
+            *found.notes,
+            *found.candidates.notes,
+            *_unverified(found, verdict),
+            *_unfilled(found),
+            *_contamination(found, decision),
+        ),
         deploy=deployed(config, decision.choice),
         seconds=found.seconds,
     )

@@ -13,7 +13,7 @@ from typing import Any
 from outrider.records.files import write_text
 from outrider.results.rows import PLAIN
 from outrider.tuning.config import TuneConfig
-from outrider.tuning.outcome.deploy import deployed, python_lines
+from outrider.tuning.outcome.deploy import python_lines
 from outrider.tuning.outcome.report import TuneReport
 from outrider.tuning.prices.predict import Pick
 from outrider.tuning.prompts import MOST_NEW_TOKENS
@@ -51,11 +51,15 @@ def write_recipe(report: TuneReport, config: TuneConfig, directory: Path, verifi
         "temperatures": [config.temperature],
         "seed": config.seed,
     }
+    if config.endpoints:
+        settings |= {"methods": [PLAIN], "engines": [], "endpoints": list(config.endpoints)}
+    lines_of_python = (
+        [] if config.endpoints else ["As Python:", *(f"    {line}" for line in python_lines(config, choice))]
+    )
     comments = [
         "Written by `outrider tune`. Measure it again: outrider bench --preset " + str(path),
-        *deployed(config, choice),
-        "As Python:",
-        *(f"    {line}" for line in python_lines(config, choice)),
+        *report.deploy,
+        *lines_of_python,
         *([f"Measured: {', '.join(dict.fromkeys(verified))}"] if verified else []),
     ]
     lines = [f"# {line}".rstrip() for line in comments]

@@ -14,6 +14,7 @@ from typing import Final, Literal
 from outrider.costs.tuned import TunedSpeedup
 from outrider.results.rows import Waterfall
 from outrider.results.statistics import Interval
+from outrider.tuning.endpoint.facts import ServedFacts
 
 __all__ = ["TUNE_SCHEMA", "CheckedChoice", "Forecast", "RefusedDrafter", "TuneReport", "TuneRow"]
 
@@ -84,6 +85,8 @@ class TuneReport:
     kept            file in which `--method auto` finds the result
     deploy          lines that start the engine that was asked for
     seconds         time that each stage took
+    served          facts of the server that was looked at; None where the target ran here. `method` "served" is then
+                    what the server does now
     """
 
     schema: str = TUNE_SCHEMA
@@ -113,6 +116,7 @@ class TuneReport:
     kept: str | None = None
     deploy: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    served: ServedFacts | None = None
 
     def rows_of(self, category: str) -> Sequence[TuneRow]:
         """Return the measured rows of a category."""

@@ -4,12 +4,14 @@ Example: `print_tuned(report, console)` prints the verdict, one table of cells, 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 
 from outrider.results.statistics import Interval
 from outrider.results.tables.cells import interval_text, number_text
 from outrider.results.tables.fitting import print_note, print_sheet
+from outrider.results.tables.serving import serving_sheets
 from outrider.results.tables.sheet import LOSES, WINS, Column, Sheet
 from outrider.tuning.outcome.report import CheckedChoice, Forecast, TuneReport, TuneRow
 
@@ -32,14 +34,14 @@ def print_tuned(report: TuneReport, console: Console) -> None:
         print_note(line, console)
 
 
-def sheets_of(report: TuneReport) -> list[Sheet[TuneRow] | Sheet[CheckedChoice] | Sheet[Forecast]]:
+def sheets_of(report: TuneReport) -> list[Sheet[Any]]:
     """Return the tables: the choice by category, all that was measured, predictions beside it."""
-    sheets: list[Sheet[TuneRow] | Sheet[CheckedChoice] | Sheet[Forecast]] = []
+    sheets = [] if report.served is None else serving_sheets(report.served.rows)
     own = [row for row in report.rows if (row.method, row.budget) == (report.method, report.budget)]
-    if own and report.method != "none":
+    if own and report.method != "none" and not sheets:
         sheets.append(Sheet(f"{report.method}, budget {report.budget}", CELLS, own, _style))
     whole = [row for row in report.rows if row.category == ALL and row.speedup is not None]
-    if whole:
+    if whole and not sheets:
         sheets.append(Sheet("all that was measured, over all prompts", WHOLE, whole, _style))
     if report.checks:
         sheets.append(Sheet("predicted beside measured", CHECKS, report.checks))

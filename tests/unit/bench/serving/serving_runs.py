@@ -12,8 +12,9 @@ Run = Callable[..., Report]
 
 
 def running(pids: Path) -> list[int]:
-    """Which of the fake servers' processes still run."""
-    named = [int(pid) for line in pids.read_text().splitlines() for pid in line.split()[:2]]
+    """Which of the fake servers' processes still run; one that was ended before it could write its id has none."""
+    lines = pids.read_text().splitlines() if pids.exists() else []
+    named = [int(pid) for line in lines for pid in line.split()[:2]]
     return [pid for pid in named if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
 
 
