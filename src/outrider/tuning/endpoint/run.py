@@ -185,8 +185,8 @@ class _EndpointTuning:
         config, batches = self.config, tuple(sorted({cell.batch for cell in cells}))
         costs = served_costs(unit for unit in units if unit.method == PLAIN)
         asked = [unit for unit in units if unit.batch in batches]
-        rows = derive_rows(asked)
-        now = sorted((row for row in overall(rows) if row.method == NOW), key=lambda row: row.batch)
+        rows = sorted(derive_rows(asked), key=lambda row: row.batch)
+        now = [row for row in overall(rows) if row.method == NOW]
         predicted = [] if costs is None else forecasts(found, costs, cells, self.rules, config, self.engine)
         verdict = verdict_of(
             drafts=answered.drafts,
