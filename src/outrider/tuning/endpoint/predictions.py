@@ -30,7 +30,7 @@ from outrider.tuning.endpoint.costs import BytesOfDrafter, ServedCosts
 from outrider.tuning.endpoint.texts import with_states
 from outrider.tuning.endpoint.verdict import Bound
 from outrider.tuning.prices.forecast import Replaying, forecasts_of
-from outrider.tuning.prices.predict import Predicted, predicted_choices
+from outrider.tuning.prices.predict import Predicted
 from outrider.tuning.replays.kept import Replays, RunFiles
 from outrider.tuning.replays.known import ReplayTarget
 from outrider.tuning.replays.replay import Key
@@ -55,6 +55,13 @@ class Replayed:
     texts: Mapping[Key, Text]
     candidates: Candidates
     weight_bytes: int
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on what was not tried."""
+        late = [family.base for family in self.candidates.families if family not in self.families]
+        told = (f"not replayed for lack of time: {', '.join(late)}",) if late else ()
+        return (*self.candidates.notes, *told)
 
 
 def replayed(
@@ -115,8 +122,7 @@ def forecasts(
         drafts |= {one.text: BytesOfDrafter(share, costs) for one in family.settings}
     tables = CostTables(target=costs, drafts=drafts)
     priced = forecasts_of(found.families, found.replays, found.texts, cells, tables, rules)
-    fixed = [one for one in predicted_choices(priced.speedups) if one.choice.budget == "fixed"]
-    return [one for one in fixed if _runs(one.choice.text, config.target, engine)]
+    return [one for one in priced.predicted if _runs(one.choice.text, config.target, engine)]
 
 
 def bounds(found: Replayed, config: TuneConfig, engine: DeployEngine, *, tau: float, rows: float) -> list[Bound]:

@@ -51,6 +51,8 @@ ANSWERS_SHARE, ROUNDS_SHARE, REPLAYS_SHARE = 0.3, 0.8, 0.95
 SPARE: Final = 1.25
 """Prompts that are asked for each that counts: some answers are loops."""
 MOST_FORECASTS: Final = 200
+MOST_SPREAD: Final = 0.2
+"""Spread of the repeats up to which a server counts as undisturbed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,8 +223,9 @@ class _EndpointTuning:
             num_degenerate=answered.num_degenerate,
             notes=(
                 *self.sample.notes,
-                *found.candidates.notes,
+                *found.notes,
                 *_notes(answered, units, costs, config, batches, self.engine),
+                *_disturbed(rows),
             ),
             deploy=self._deployed(verdict),
             seconds=dict(self.schedule.stages),
@@ -272,6 +275,16 @@ def _forecasts(predicted: Sequence[Predicted], batches: Sequence[int]) -> tuple[
         )
         for one in predicted[:MOST_FORECASTS]
     )
+
+
+def _disturbed(rows: Sequence[Row]) -> list[str]:
+    """Return a note where repeats differ too much to decide by."""
+    spread = max((row.repeat_spread or 0.0 for row in overall(rows)), default=0.0)
+    if spread <= MOST_SPREAD:
+        return []
+    return [
+        f"repeats were up to {100 * spread:.0f} % apart: the server or its machine was busy; measure again when idle"
+    ]
 
 
 def _notes(
