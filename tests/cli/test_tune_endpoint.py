@@ -132,6 +132,18 @@ def test_drafts_are_compared_with_a_second_server(
     assert (tmp_path / "run/rounds/units.jsonl").read_text() == units
 
 
+def test_our_own_server_is_asked_not_to_draft(
+    words: Callable[..., list[str]], serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = serve(*SPECULATION, "--owned-by", "outrider")
+    assert main(words(url)) == 0
+    served = result(capsys)["served"]
+    assert (served["engine"], served["drafts"], served["baseline"]) == ("outrider", True, url)
+    taus = {(row["method"], row["batch"]): row["tau"] for row in served["rows"]}
+    assert taus["none", 1] == taus["none", 2] == 1
+    assert min(taus["served", 1], taus["served", 2]) >= 2
+
+
 @pytest.mark.parametrize("engine", ["vllm", "llama.cpp"])
 def test_what_cannot_be_measured_on_a_server_that_drafts_is_said(
     engine: str, words: Callable[..., list[str]], serve: Serve, capsys: pytest.CaptureFixture[str]

@@ -1,10 +1,11 @@
 """A server that looks like vLLM's from outside, for tests of everything that drives one; standard library alone.
 
-    python fake_vllm.py [-m MODULE] --model NAME --host HOST --port PORT [--speculative-config JSON] [...]
+    python fake_vllm.py [-m MODULE] --model NAME --host HOST --port PORT [--speculative-config JSON] [--owned-by NAME]
 
 It answers `/health`, `/v1/models`, `/metrics` and streamed `/v1/completions`. Its text is a function of the prompt
 alone, in tokens that byte-level vocabularies have. With a speculative configuration it writes the same text
-in bursts and counts drafts: every other step accepts all. A child process stands for its workers.
+in bursts and counts drafts: every other step accepts all; as Outrider's server, it drafts nothing for a request whose
+`outrider_method` is "none". A child process stands for its workers.
 
 `FAKE_VLLM_FAULT` chooses the fault, from the request number `FAKE_VLLM_AFTER` on:
 
@@ -48,6 +49,7 @@ class Fake:
 
     def __init__(self, flags: dict[str, str]) -> None:
         self.model = flags["model"]
+        self.owner = flags.get("owned-by", "")
         self.speculative: dict[str, Any] = json.loads(flags.get("speculative-config", "{}"))
         self.num_drafted = int(self.speculative.get("num_speculative_tokens", 0))
         self.lock = threading.Lock()
@@ -68,11 +70,11 @@ class Fake:
         end = 7 + seed % 16
         return tokens if ignore_eos or limit <= end else [*tokens[:end], END]
 
-    def bursts(self, tokens: list[int]) -> Iterator[list[int]]:
-        """Yield the tokens step by step, and count them."""
+    def bursts(self, tokens: list[int], most: int) -> Iterator[list[int]]:
+        """Yield the tokens step by step with at most so many drafted ones, and count them."""
         at, step = 0, 0
         while at < len(tokens):
-            drafts = self.num_drafted if step else 0  # the first token comes with the prompt
+            drafts = min(most, self.num_drafted) if step else 0  # the first token comes with the prompt
             accepted = drafts if step % 2 else 0
             burst = tokens[at : at + 1 + accepted]
             with self.lock:
@@ -110,10 +112,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer `/health`, `/metrics`, `/v1/models`."""
+        model = {"id": self.fake.model} | ({"owned_by": self.fake.owner} if self.fake.owner else {})
         pages = {
             "/health": "",
             "/metrics": self.fake.metrics(),
-            "/v1/models": json.dumps({"object": "list", "data": [{"id": self.fake.model}]}),
+            "/v1/models": json.dumps({"object": "list", "data": [model]}),
         }
         known = self.path in pages and (FAULT, self.path) not in (("unhealthy", "/health"), ("mute", "/metrics"))
         self._whole(200 if known else 503, pages.get(self.path, "no such page"))
@@ -134,7 +137,8 @@ class Handler(BaseHTTPRequestHandler):
     def _stream(self, asked: dict[str, Any], fault: str) -> None:
         tokens = self.fake.text(asked["prompt"], asked["max_tokens"], asked.get("ignore_eos", False))
         sent = 0
-        for burst in self.fake.bursts(tokens):
+        most = 0 if asked.get("outrider_method") == "none" else self.fake.num_drafted
+        for burst in self.fake.bursts(tokens, most):
             time.sleep(STEP_S)
             if sent and self._broke(fault):
                 return

@@ -10,7 +10,7 @@ the counts of the answers are kept; where there are none, the figures that need 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter, sleep
 from typing import Any, NamedTuple, final
@@ -58,6 +58,7 @@ class ServedContender(Contender):
         model: its name at the server; None for the only one.
         metrics: addresses of Prometheus pages, as `Client` takes them.
         stall_s: seconds that the server may be silent.
+        extra: fields of every request that only some engines have.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class ServedContender(Contender):
         stall_s: float,
         model: str | None = None,
         metrics: Sequence[str] = (),
+        extra: Mapping[str, Any] | None = None,
     ) -> None:
         self.service = service
         self.reader = reader
@@ -77,6 +79,7 @@ class ServedContender(Contender):
         self.stall_s = stall_s
         self.model = model
         self.metrics = tuple(metrics)
+        self.extra = dict(extra or {})
         self._name = name
         self._loop: asyncio.Runner | None = None
         self._client: Client | None = None
@@ -164,6 +167,7 @@ class ServedContender(Contender):
             seed=0,
             ends=(),
             ignore_eos=True,
+            extra=self.extra,
         )
         await gathered(self.client.ask(request, self._model) for _ in range(batch))
 
@@ -190,6 +194,7 @@ class ServedContender(Contender):
                     seed=sampling.seed,
                     ends=self.reader.eos_ids,
                     ignore_eos=rules.ignore_eos,
+                    extra=self.extra,
                 )
                 reply = await self.client.ask(request, self._model)
                 heard.append(Heard(self._answer(conversation.id, turn, request, reply, start), reply.counters))

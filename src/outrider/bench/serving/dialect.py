@@ -34,6 +34,7 @@ class CompletionRequest:
     """One request: token ids in, at most `limit` tokens out; `ends` are tokens that end the answer, unless ignored.
 
     vocab_size   above every token id that the target has
+    extra        fields of the body that only some engines have
     """
 
     prompt: Sequence[int]
@@ -43,6 +44,7 @@ class CompletionRequest:
     seed: int
     ends: Sequence[int]
     ignore_eos: bool
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)

@@ -45,6 +45,7 @@ def body_of(request: CompletionRequest, model: str) -> dict[str, Any]:
         "stream_options": {"include_usage": True},
         "return_token_ids": True,
         **ending,
+        **request.extra,
     }
 
 

@@ -8,7 +8,7 @@ One group of every cell is measured whatever the time. Units lie in the run's di
 Example: `measure(job, contenders, cells, end=monotonic() + 60)` returns every unit of the run.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -23,6 +23,7 @@ from outrider.data.dialogue import Rules
 from outrider.data.workloads import Conversation
 from outrider.records.progress import Listener, Progress
 from outrider.records.provenance import Manifest
+from outrider.results.rows import PLAIN
 from outrider.results.store import RunStore
 from outrider.results.unit import UnitResult
 from outrider.target import Target
@@ -30,11 +31,13 @@ from outrider.tuning.config import TuneConfig
 from outrider.tuning.endpoint.probe import Server
 from outrider.tuning.prompts import capped
 
-__all__ = ["ANSWERS", "Job", "answers_cell", "contender_of", "measure"]
+__all__ = ["ANSWERS", "NO_DRAFTS", "Job", "answers_cell", "contender_of", "measure"]
 
 ANSWERS: Final = "answers"
 ENGINE: Final = "endpoint"
 STALL_S: Final = 120.0
+NO_DRAFTS: Final[Mapping[str, Mapping[str, str]]] = {"outrider": {"outrider_method": PLAIN}}
+"""Engine that can be asked not to draft -> fields of such a request."""
 
 
 class _TimeIsUpError(Exception):
@@ -56,8 +59,14 @@ class Job:
     listen: Listener
 
 
-def contender_of(server: Server, method: str, reader: Reader, config: TuneConfig) -> ServedContender:
-    """Return a server as a contender of the benchmark, under a method's name."""
+def contender_of(
+    server: Server, method: str, reader: Reader, config: TuneConfig, *, drafts: bool = True
+) -> ServedContender:
+    """Return a server as a contender of the benchmark, under a method's name.
+
+    Args:
+        drafts: ask the server not to draft where this is False.
+    """
     return ServedContender(
         Name(ENGINE, method),
         Remote(server.endpoint.url),
@@ -66,6 +75,7 @@ def contender_of(server: Server, method: str, reader: Reader, config: TuneConfig
         stall_s=STALL_S,
         model=server.model,
         metrics=config.endpoint_metrics,
+        extra={} if drafts else NO_DRAFTS[server.engine or ""],
     )
 
 

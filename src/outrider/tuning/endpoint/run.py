@@ -28,7 +28,7 @@ from outrider.target import Target
 from outrider.tuning.config import DeployEngine, TuneConfig
 from outrider.tuning.endpoint.costs import ServedCosts, served_costs
 from outrider.tuning.endpoint.facts import NOW, ServedFacts
-from outrider.tuning.endpoint.measure import Job, answers_cell, contender_of, measure
+from outrider.tuning.endpoint.measure import NO_DRAFTS, Job, answers_cell, contender_of, measure
 from outrider.tuning.endpoint.predictions import Replayed, bounds, forecasts, replayed
 from outrider.tuning.endpoint.probe import Server
 from outrider.tuning.endpoint.servers import Servers
@@ -163,6 +163,8 @@ class _EndpointTuning:
         contenders = [contender_of(main, NOW if answered.drafts else PLAIN, reader, self.config)]
         if answered.drafts and plain is not None:
             contenders.append(contender_of(plain, PLAIN, reader, self.config))
+        elif answered.drafts and main.engine in NO_DRAFTS:
+            contenders.append(contender_of(main, PLAIN, reader, self.config, drafts=False))
         cells = [cell for number in range(ROUNDS) for cell in self._cells(answered, number)]
         units = measure(self.job, contenders, cells, into="rounds", end=self._end(ROUNDS_SHARE))
         of_plain = [unit.counters for unit in units if unit.method == PLAIN and unit.counters is not None]
@@ -173,11 +175,18 @@ class _EndpointTuning:
             )
         return units
 
+    def _baseline(self, answered: _Answered) -> Server | None:
+        """Return the server that gives plain decoding: one that does not draft, or can be asked not to."""
+        main, plain, _ = self.servers
+        if not answered.drafts:
+            return main
+        return plain or (main if main.engine in NO_DRAFTS else None)
+
     def _cells(self, answered: _Answered, number: int) -> list[Cell]:
         """Return the cells of a round; where plain decoding's costs are wanted, one with more requests at once too."""
         most = max(self.config.concurrency)
         more = min(4 * most, len(answered.conversations))
-        has_plain = not answered.drafts or self.servers.plain is not None
+        has_plain = not answered.drafts or self._baseline(answered) is not None
         wanted = (*self.config.concurrency, *((more,) if has_plain and more > most and number == 0 else ()))
         return cells_for(replace(self.config, concurrency=wanted), answered.conversations, number)
 
@@ -197,8 +206,7 @@ class _EndpointTuning:
             predicted=predicted,
             bounds=[] if costs is not None else self._bounds(now, asked, found),
         )
-        main, plain = self.servers.main, self.servers.plain
-        baseline = main if not answered.drafts else plain
+        main, baseline = self.servers.main, self._baseline(answered)
         report = TuneReport(
             run=str(self.files.directory),
             target=config.target,
