@@ -2,9 +2,8 @@
 
     python fake_vllm.py [-m MODULE] --model NAME --host HOST --port PORT [--speculative-config JSON] [--owned-by NAME]
 
-It answers `/health`, `/v1/models`, `/metrics` and streamed `/v1/completions`. Its text is a function of the prompt
-alone, in tokens that byte-level vocabularies have. With a speculative configuration it writes the same text
-in bursts and counts drafts: every other step accepts all; as Outrider's server, it drafts nothing for a request whose
+It answers `/health`, `/v1/models`, `/metrics` and streamed `/v1/completions`. Its text depends on the prompt alone. With
+a speculative configuration it writes in bursts: every other step accepts all of its draft, and nothing is drafted where
 `outrider_method` is "none". A child process stands for its workers.
 
 `FAKE_VLLM_FAULT` chooses the fault, from the request number `FAKE_VLLM_AFTER` on:

@@ -75,7 +75,7 @@ def replayed(
     end: float,
     listen: Listener,
 ) -> Replayed:
-    """Replay every method that can be tried, until monotonic time `end`.
+    """Run every method that can be tried along the texts, until monotonic time `end`.
 
     Args:
         described: the target by its files; its weights are loaded where heads are tried.

@@ -41,7 +41,7 @@ class Bound(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What to do.
+    """A verdict.
 
     method         "served" is what the server does now, "none" plain decoding
     is_prediction  nothing of the method itself was timed
@@ -69,7 +69,7 @@ def verdict_of(
     """Return the verdict.
 
     Args:
-        drafts: whether the server drafts.
+        drafts: True if the server drafts.
         now: measured speedups of its drafts, by requests at once; empty where they are unknown.
         tau: its tokens a step.
         predicted: methods that the engine can run, the best first.
