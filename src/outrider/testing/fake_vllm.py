@@ -4,7 +4,7 @@
 
 It answers `/health`, `/v1/models`, `/metrics` and streamed `/v1/completions`. Its text depends on the prompt alone. With
 a speculative configuration it writes in bursts: every other step accepts all of its draft, and nothing is drafted where
-`outrider_method` is "none". A child process stands for its workers.
+`outrider_method` is "none". A child stands for its workers.
 
 `FAKE_VLLM_FAULT` chooses the fault, from the request number `FAKE_VLLM_AFTER` on:
 
@@ -16,7 +16,7 @@ a speculative configuration it writes in bursts: every other step accepts all of
     mute       it has no page of counters
 
 `FAKE_VLLM_PIDS` names a file to which it appends its process ids. `write_environment` makes a directory that
-`OUTRIDER_VLLM` can point to, with this server in vLLM's place.
+`OUTRIDER_VLLM` can point to, with this server.
 
 Example: `FAKE_VLLM_FAULT=hang FAKE_VLLM_AFTER=2` answers two requests, and half of the third.
 """
