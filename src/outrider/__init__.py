@@ -30,10 +30,10 @@ if TYPE_CHECKING:
         RequestError,
         RunError,
     )
+    from outrider.params import SamplingParams, StructuredOutputs
     from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
     from outrider.proposers import load_proposer, proposer_names
     from outrider.requests.events import Completion, Event
-    from outrider.sampling import SamplingParams
     from outrider.target import Forward, Target, TargetSession, TargetSpec
     from outrider.targets import load_target
     from outrider.tuning.tune import tune
@@ -60,6 +60,7 @@ __all__ = [
     "SamplingParams",
     "Session",
     "SessionPlan",
+    "StructuredOutputs",
     "Target",
     "TargetSession",
     "TargetSpec",
@@ -85,9 +86,9 @@ _HOMES = {
         "RequestError",
         "RunError",
     ),
+    "params": ("SamplingParams", "StructuredOutputs"),
     "proposer": ("Commit", "DraftLimit", "Proposer", "ProposerSpec", "Session", "SessionPlan"),
     "proposers": ("load_proposer", "proposer_names"),
-    "sampling": ("SamplingParams",),
     "target": ("Forward", "Target", "TargetSession", "TargetSpec"),
     "targets": ("load_target",),
     "tuning.tune": ("tune",),

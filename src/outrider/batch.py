@@ -8,7 +8,7 @@ Example: accepted [5, EOS, 9], bonus 4 emits 5 and EOS; the step counts two acce
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import final
 
@@ -18,22 +18,28 @@ from torch import Tensor
 from outrider.budget import SlotState
 from outrider.draft import Draft
 from outrider.metrics import PrefillRecord, SlotStep
+from outrider.processors.base import ProcessorState
 from outrider.proposer import Commit, Reused, Session
 from outrider.requests.events import Event, FinishReason, Outbox
+from outrider.requests.logprobs import token_logprobs
 from outrider.requests.text import Piece, TextStream
 from outrider.sampling import NO_TOKEN, SamplingParams
+from outrider.target import Logits
 from outrider.verify import AcceptedPath
 
 __all__ = ["Batch", "Event", "FinishReason", "Reading", "Request", "Running", "prefill_record"]
 
+NO_CHAINS: Mapping[int, Sequence[int]] = {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One prompt and how to continue it."""
+    """One prompt and how to continue it. `processors` is their state behind the prompt, None without any."""
 
     id: int
     prompt: tuple[int, ...]
     params: SamplingParams
+    processors: ProcessorState | None = field(default=None, compare=False)
     outbox: Outbox = field(default_factory=Outbox, compare=False)
     arrival_s: float = field(default_factory=perf_counter, compare=False)
 
@@ -75,12 +81,14 @@ class Reading:
 
 @dataclass
 class Running:
-    """A request that takes part in steps. `tokens` are all committed tokens: the prompt and the emitted ones."""
+    """A request that takes part in steps. `tokens` are all committed tokens, the prompt and the emitted ones;
+    `processors` is the state of the request's processors behind them."""
 
     request: Request
     slot: int
     text: TextStream
     tokens: list[int] = field(default_factory=list)
+    processors: ProcessorState | None = None
 
     @property
     def num_emitted(self) -> int:
@@ -93,13 +101,20 @@ class Running:
         >>> Running.of(request, 0, text).tokens == [*request.prompt, *tokens_of_all_its_events]
         True
         """
-        running = cls(request, slot, text, list(request.prompt))
+        processors = None if request.processors is None else request.processors.fork()
+        running = cls(request, slot, text, list(request.prompt), processors)
         for event in request.outbox.events:
-            running.tokens += event.tokens
             # the text stream is rebuilt by pushing the same tokens again; its pieces were already emitted
             for index, token in enumerate(event.tokens):
+                running.append(token)
                 text.push(token, drafted=index < event.num_accepted)
         return running
+
+    def append(self, token: int) -> None:
+        """Commit a token."""
+        self.tokens.append(token)
+        if self.processors is not None:
+            self.processors.advance(token)
 
 
 @final
@@ -125,20 +140,38 @@ class Batch:
     def samplings(self) -> list[SamplingParams]:
         return [running.request.params for running in self.running.values()]
 
-    def slot_states(self, session: Session) -> list[SlotState]:
-        """Return the state of each slot for the budget; `session` is the proposer's."""
+    @property
+    def processors(self) -> list[ProcessorState | None]:
+        """The state of each slot's processors; empty if no slot has any, so that a step without them pays nothing."""
+        found = [running.processors for running in self.running.values()]
+        return found if any(one is not None for one in found) else []
+
+    def forced(self, most: int) -> dict[int, list[int]]:
+        """Return the tokens that forms leave no choice about, at most so many, by the places of their slots."""
+        chains = {
+            place: running.processors.forced(min(most, self._num_remaining(running) - 1))
+            for place, running in enumerate(self.running.values())
+            if running.processors is not None
+        }
+        return {place: tokens for place, tokens in chains.items() if tokens}
+
+    def slot_states(self, session: Session, forced: Mapping[int, Sequence[int]]) -> list[SlotState]:
+        """Return the state of each slot for the budget; `session` is the proposer's, `forced` as above."""
         return [
             SlotState(
                 request=running.request.id,
-                num_remaining=min(
-                    running.request.params.max_tokens - running.num_emitted, self.max_positions - len(running.tokens)
-                ),
+                num_remaining=self._num_remaining(running),
                 context_length=len(running.tokens),
                 greedy=running.request.params.greedy,
                 num_pending=session.num_pending(slot),
+                num_forced=len(forced.get(place, ())),
             )
-            for slot, running in self.running.items()
+            for place, (slot, running) in enumerate(self.running.items())
         ]
+
+    def _num_remaining(self, running: Running) -> int:
+        """Return how many tokens a request may still emit."""
+        return min(running.request.params.max_tokens - running.num_emitted, self.max_positions - len(running.tokens))
 
     @property
     def requests(self) -> dict[int, Request]:
@@ -175,12 +208,29 @@ class Batch:
         self.running.clear()
         self.reading.clear()
 
-    def advance(self, draft: Draft, accepted: Sequence[AcceptedPath]) -> tuple[list[SlotStep], list[Event]]:
-        """Emit into the outboxes. The events' `finished` marks requests that ended; their slots are still taken."""
+    def advance(
+        self,
+        draft: Draft,
+        accepted: Sequence[AcceptedPath],
+        logits_BMV: Logits | None = None,
+        forced: Mapping[int, Sequence[int]] = NO_CHAINS,
+    ) -> tuple[list[SlotStep], list[Event]]:
+        """Emit into the outboxes. The events' `finished` marks requests that ended; their slots are still taken.
+
+        Args:
+            logits_BMV: the target's, for requests that want log-probabilities.
+            forced: chains that no proposer drafted, by the places of their slots.
+        """
         steps, events = [], []
-        for running, path, tree in zip(list(self.running.values()), accepted, draft.trees, strict=True):
+        for slot, (running, path, tree) in enumerate(
+            zip(list(self.running.values()), accepted, draft.trees, strict=True)
+        ):
             context_length = len(running.tokens)
             event = self._emit(running, path)
+            if running.request.params.logprobs is not None and logits_BMV is not None and event.tokens:
+                rows = [0, *path.rows][: len(event.tokens)]
+                logprobs = token_logprobs(logits_BMV[slot], rows, event.tokens, running.request.params.logprobs)
+                event = replace(event, logprobs=logprobs)
             running.request.outbox.events.append(event)
             events.append(event)
             steps.append(
@@ -192,6 +242,7 @@ class Batch:
                     num_accepted=event.num_accepted,
                     num_emitted=len(event.tokens),
                     finished=event.finished is not None,
+                    num_forced=len(forced.get(slot, ())),
                 )
             )
         return steps, events
@@ -211,7 +262,7 @@ class Batch:
             if token == NO_TOKEN:
                 finished = "error"
             else:
-                running.tokens.append(token)
+                running.append(token)
                 emitted.append(token)
                 pieces += running.text.push(token, drafted=index < len(path.tokens))
                 finished = self._reason_to_stop(running, token)
@@ -228,7 +279,7 @@ class Batch:
             num_accepted=min(len(path.tokens), len(emitted)),
             pieces=tuple(pieces),
             finished=finished,
-            error=_not_finite(running) if finished == "error" else None,
+            error=_failure(running) if finished == "error" else None,
         )
 
     def _reason_to_stop(self, running: Running, token: int) -> FinishReason | None:
@@ -261,7 +312,10 @@ def prefill_record(
     )
 
 
-def _not_finite(running: Running) -> str:
+def _failure(running: Running) -> str:
+    """Return why no token could be chosen."""
+    if running.processors is not None and (said := running.processors.failure()):
+        return f"the form of structured_outputs cannot go on behind {running.num_emitted} tokens: {said}"
     return (
         f"the target's logits behind {len(running.tokens)} tokens are not finite, so no token can be chosen; "
         "the dtype overflows (load the target in bfloat16 or float32) or its weights are damaged"

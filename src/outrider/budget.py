@@ -41,6 +41,7 @@ class SlotState(NamedTuple):
     context_length  committed tokens, the root included
     greedy          True at temperature 0
     num_pending     committed tokens that the proposer must read before it can draft
+    num_forced      tokens that the form of its answer forces now: they are its draft, and the proposer is not asked
     """
 
     request: int
@@ -48,6 +49,7 @@ class SlotState(NamedTuple):
     context_length: int
     greedy: bool
     num_pending: int = 0
+    num_forced: int = 0
 
 
 class Budget(ABC):
@@ -92,7 +94,9 @@ class FixedBudget(Budget):
 
     def limits(self, slot_states: Sequence[SlotState], num_waiting: int = 0) -> list[DraftLimit]:
         return [
-            DraftLimit(self.num_nodes if state.num_remaining > 1 else 0, state.num_remaining - 1)
+            DraftLimit(
+                self.num_nodes if state.num_remaining > 1 and not state.num_forced else 0, state.num_remaining - 1
+            )
             for state in slot_states
         ]
 

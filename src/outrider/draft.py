@@ -15,7 +15,7 @@ of depth d sits at position `length + d`, so siblings share a position.
 Shapes: B slots, N nodes (padded to the longest draft of the batch), M = N + 1 rows, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -194,6 +194,26 @@ class Draft:
         trees = [tree.keep(nodes) for tree, nodes in zip(self.trees, kept, strict=True)]
         num_rows = 1 + max(map(len, kept), default=0)
         return Draft.of_trees(trees, self.device, None if self.probs_BMV is None else self._rows_kept(kept, num_rows))
+
+    def with_chains(self, chains: Mapping[int, Sequence[int]]) -> "Draft":
+        """Return the draft in which some slots, by their place, hold these chains and nothing else.
+
+        >>> Draft.of_chains([[5, 6], []]).with_chains({1: [7]}).trees
+        [Tree(tokens=[5, 6], parents=[-1, 0]), Tree(tokens=[7], parents=[-1])]
+        """
+        if not chains:
+            return self
+        trees = [Tree.chain(chains[place]) if place in chains else tree for place, tree in enumerate(self.trees)]
+        if self.probs_BMV is None:
+            return Draft.of_trees(trees, self.device)
+        num_rows = 1 + max(len(tree.tokens) for tree in trees)
+        probs_BMV = self.probs_BMV.new_zeros(self.num_slots, num_rows, self.probs_BMV.shape[2])
+        for place, (tree, count) in enumerate(zip(trees, self.num_nodes, strict=True)):
+            if place in chains:  # a deterministic draft is one-hot
+                probs_BMV[place, range(len(tree.tokens)), tree.tokens] = 1.0
+            else:
+                probs_BMV[place, : count + 1] = self.probs_BMV[place, : count + 1]
+        return Draft.of_trees(trees, self.device, probs_BMV)
 
     def _rows_kept(self, kept: Sequence[Sequence[int]], num_rows: int) -> Tensor:
         """Return the probabilities of the kept rows, [B, M, V], padded with zeros."""

@@ -30,7 +30,8 @@ from outrider.loop.memory import MemoryPlan, check_fits
 from outrider.loop.prefixes import PrefixStore
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.noise import Stream
-from outrider.proposer import Proposer, Reused, SessionPlan
+from outrider.processors.start import start_processors
+from outrider.proposer import NOTHING, Proposer, Reused, SessionPlan
 from outrider.requests.events import Completion, Event, Outboxes
 from outrider.requests.prompts import Prompt, as_params, as_params_of_each, as_prompts, check_fit
 from outrider.requests.text import TextStream, encode
@@ -120,18 +121,21 @@ class Engine:
             clock, batch, cache = Clock(self.spec.device), self.batch, self.target.cache
             slots = batch.slots
             with clock("propose"):
-                limits = self.budget.limits(batch.slot_states(self.session), len(self.waiting))
+                forced = batch.forced(self.memory.num_forced)  # what a form leaves no choice about is drafted for free
+                limits = self.budget.limits(batch.slot_states(self.session, forced), len(self.waiting))
+                limits = [NOTHING if place in forced else limit for place, limit in enumerate(limits)]
                 proposed = self.session.propose(slots, limits)  # may be wrong, never unsafe
                 draft = self.budget.prune(check_draft(proposed, slots, limits, self.spec.vocab_size, check_depth=False))
+                draft = draft.with_chains(forced)
             with clock("verify"):
                 forward = self.target.forward(slots, batch.roots, draft)  # the only target call in the loop
             with clock("accept"):
-                given = VerifyInput(forward.logits_BMV, cache.lengths_of(slots), batch.samplings)
+                given = VerifyInput(forward.logits_BMV, cache.lengths_of(slots), batch.samplings, batch.processors)
                 accepted = self.verifier(draft, given)
             with clock("commit"):
                 cache.commit(slots, [path.rows for path in accepted])  # it holds every token but the root
             with clock("host"):
-                steps, events = batch.advance(draft, accepted)  # emit, and stop where a text ends
+                steps, events = batch.advance(draft, accepted, forward.logits_BMV, forced)  # emit, and stop
                 self.outboxes.announce(event.request for event in events)
             if any(event.finished == "error" for event in events):
                 with clock("host"):
@@ -222,9 +226,11 @@ class Engine:
         params = as_params(params)
         tokens = tuple(encode(self.tokenizer, prompt))
         check_fit(tokens, params, self.tokenizer, self.spec.vocab_size, self.batch.max_positions)
+        processors = start_processors(params, tokens, self.tokenizer, self.spec.vocab_size, self.spec.eos_ids)
         self.num_requests += 1
         outbox = self.outboxes.open(self.num_requests)
-        self.waiting.append(Request(id=self.num_requests, prompt=tokens, params=params, outbox=outbox))
+        request = Request(id=self.num_requests, prompt=tokens, params=params, processors=processors, outbox=outbox)
+        self.waiting.append(request)
         return self.num_requests
 
     def take(self) -> list[Event]:
@@ -332,4 +338,4 @@ class Engine:
             self.batch.release(slot)
 
     def _text(self, request: Request) -> TextStream:
-        return TextStream(self.tokenizer, request.params.stop)
+        return TextStream(self.tokenizer, request.params.stop, request.params.min_tokens)

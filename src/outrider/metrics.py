@@ -12,6 +12,8 @@ slot-steps,
     wasted_rows                 verified and rejected nodes / verified nodes
     ..._share                   part of the step time spent proposing, verifying, accepting, committing, on the host
 
+Tokens that an answer's form forces count in tau, but not as drafts: `num_forced_tokens` counts them alone.
+
 For a chain with conditional acceptance a_1..a_k, tau = 1 + sum_i prod_{j<=i} a_j. Names follow vLLM's counters.
 
 Worked example: two steps, drafts of 3 nodes, accepted 2 and 0: E = 3 + 1, tau = 2, mean_acceptance_length = 2,
@@ -32,6 +34,7 @@ class SlotStep:
     num_nodes        nodes drafted; `draft_depth` is the depth of the deepest
     num_accepted     accepted nodes whose token was emitted
     num_emitted      emitted tokens: accepted ones and the bonus, without those behind a stop
+    num_forced       nodes that the form of the answer forced, all or none of `num_nodes`; no proposer drafted them
     """
 
     request: int
@@ -41,6 +44,7 @@ class SlotStep:
     num_accepted: int
     num_emitted: int
     finished: bool
+    num_forced: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,8 @@ class Summary:
     num_drafts: int
     num_draft_tokens: int
     num_accepted_tokens: int
+    num_forced_tokens: int
+    num_accepted_forced_tokens: int
     num_emitted_tokens: int
     tokens_per_target_forward: float | None
     mean_acceptance_length: float | None
@@ -117,7 +123,7 @@ class Summary:
 def summarize(steps: Sequence[StepRecord], prefills: Sequence[PrefillRecord] = ()) -> Summary:
     """Compute every count and ratio of a run."""
     slots = [slot for step in steps for slot in step.slots]
-    drafted = [slot for slot in slots if slot.num_nodes > 0]
+    drafted = [slot for slot in slots if slot.num_nodes > 0 and not slot.num_forced]
     num_nodes = sum(slot.num_nodes for slot in drafted)
     accepted = sum(slot.num_accepted for slot in drafted)
     emitted = sum(slot.num_emitted for slot in slots)
@@ -129,6 +135,8 @@ def summarize(steps: Sequence[StepRecord], prefills: Sequence[PrefillRecord] = (
         num_drafts=len(drafted),
         num_draft_tokens=num_nodes,
         num_accepted_tokens=accepted,
+        num_forced_tokens=sum(slot.num_forced for slot in slots),
+        num_accepted_forced_tokens=sum(slot.num_accepted for slot in slots if slot.num_forced),
         num_emitted_tokens=emitted,
         tokens_per_target_forward=_ratio(emitted, len(slots)),
         mean_acceptance_length=None if not drafted else 1 + accepted / len(drafted),

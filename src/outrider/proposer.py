@@ -13,7 +13,7 @@ and `keep` comes before `release`; both have defaults.
 
 A draft may be wrong; it can never make the output wrong. A session must not assume that its draft was verified: the
 engine may cut it, end the request, or reset the session. All that it knows about a slot comes from `admit` and
-`observe`.
+`observe`, and committed tokens may be ones that it did not draft.
 
 To add a method, write one file with a final `Proposer` and a final `Session`, name it in `outrider.proposers.REGISTRY`
 or in the entry-point group `outrider.proposers` of your package, and run `outrider.testing.check_contract` on it.
@@ -33,7 +33,18 @@ from outrider.noise import Stream
 from outrider.sampling import SamplingParams
 from outrider.target import Target
 
-__all__ = ["Commit", "DraftLimit", "Kept", "NoSettings", "Proposer", "ProposerSpec", "Reused", "Session", "SessionPlan"]
+__all__ = [
+    "NOTHING",
+    "Commit",
+    "DraftLimit",
+    "Kept",
+    "NoSettings",
+    "Proposer",
+    "ProposerSpec",
+    "Reused",
+    "Session",
+    "SessionPlan",
+]
 
 
 class DraftLimit(NamedTuple):
@@ -43,8 +54,14 @@ class DraftLimit(NamedTuple):
     max_depth: int
 
 
+NOTHING = DraftLimit(0, 0)
+"""The limit of a slot that may not draft."""
+
+
 class Commit(NamedTuple):
     """The result of a step for one slot.
+
+    The accepted rows need not be of the session's own draft: a form may have forced them (`outrider.processors`).
 
     slot      the slot
     rows      the committed rows: 0 (the root), then the accepted path

@@ -8,7 +8,8 @@ decoding: the distribution is one-hot at the largest logit, ties going to the lo
             the threshold stays (Holtzman et al., arXiv 1904.09751)
     min-p   keep tokens with at least `min_p` times the largest probability (Nguyen et al., arXiv 2407.01082)
 
-The acceptance rules, and proposers that sample, see the transformed distribution only.
+The acceptance rules, and proposers that sample, see the transformed distribution only. Penalties, biases and bans come
+before all of this and depend on the text: `outrider.processors` applies them.
 
 Example: at temperature 0.5, logits (2, 1, 0) become (4, 2, 0); top_k=2 makes them (4, 2, -inf).
 
@@ -16,112 +17,19 @@ Shapes: R rows, V vocabulary. The computation keeps the logits' own precision, a
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.errors import RequestError
 from outrider.kernels.nucleus import nucleus
 from outrider.noise import Stream, pick, position_key, position_keys
-from outrider.records.display import shown
-from outrider.records.values import check_text, flag, native, real, whole
+from outrider.params import SamplingParams
 
 __all__ = ["NO_TOKEN", "SamplingParams", "choose", "choose_one", "distribution", "has_law", "largest", "transform"]
 
-REALS = ("temperature", "top_p", "min_p")
-
 NO_TOKEN = -1
 """Placeholder for the token of a row without a distribution: its logits are not finite."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingParams:
-    """The sampling and stop settings of one request. The field names are vLLM's; the defaults are greedy decoding.
-
-    temperature       divisor of the logits, from 0.01 to 100; 0 is greedy decoding
-    top_k             number of tokens kept; 0 (or -1) keeps all
-    top_p             probability mass kept, in (0, 1]; 1 keeps all
-    min_p             least probability kept, as a share of the largest, in [0, 1); 0 keeps all
-    seed              64-bit number; the request's randomness is a function of it and of positions in the text
-    max_tokens        the most tokens of the answer
-    stop              strings that end the answer and are cut from its text; a single string counts as a list of one
-    stop_token_ids    tokens that end the answer, besides the target's own end-of-text tokens
-    ignore_eos        continue after an end-of-text token
-
-    Example: `SamplingParams(temperature=0.7, top_p=0.9, seed=1, max_tokens=64, stop="\\n\\n")`.
-
-    Raises:
-        RequestError: for a value of a wrong type or out of range.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
-    max_tokens: int = 128
-    stop: str | Sequence[str] = ()
-    stop_token_ids: Sequence[int] = ()
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        taken: dict[str, Any] = {name: real(name, getattr(self, name), RequestError) for name in REALS}
-        taken |= {name: whole(name, getattr(self, name), RequestError) for name in ("top_k", "seed", "max_tokens")}
-        taken |= {"stop": _stops(self.stop), "stop_token_ids": _token_ids(self.stop_token_ids)}
-        taken |= {"ignore_eos": flag("ignore_eos", self.ignore_eos, RequestError)}
-        for name, value in taken.items():  # frozen, so normalised values are set past the dataclass
-            object.__setattr__(self, name, value)
-        if not (self.temperature == 0 or 0.01 <= self.temperature <= 100):
-            raise RequestError(f"temperature={self.temperature} must be 0 (greedy) or between 0.01 and 100")
-        if self.top_k < -1:
-            raise RequestError(f"top_k={shown(self.top_k)} must be 0 (keep all) or positive")
-        if not 0 < self.top_p <= 1:
-            raise RequestError(f"top_p={self.top_p} must be above 0 and at most 1 (keep all)")
-        if not 0 <= self.min_p < 1:
-            raise RequestError(f"min_p={self.min_p} must be at least 0 (keep all) and below 1")
-        if not -(2**63) <= self.seed < 2**63:
-            raise RequestError(f"seed={shown(self.seed)} must fit in 64 bits")
-        if self.max_tokens < 1:
-            raise RequestError(f"max_tokens={shown(self.max_tokens)} must be at least 1")
-
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0
-
-    @property
-    def law(self) -> tuple[float, int, float, float]:
-        """The settings that the distribution depends on."""
-        return self.temperature, self.top_k, self.top_p, self.min_p
-
-    @property
-    def filters(self) -> bool:
-        """True if the settings cut off some tokens."""
-        return not self.greedy and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
-
-
-def _stops(stop: Any) -> tuple[str, ...]:
-    found = native([] if stop is None else [stop] if isinstance(stop, str) else stop)
-    if not isinstance(found, Iterable) or isinstance(found, Mapping | bytes | bytearray):
-        raise RequestError(f"stop={shown(stop)} must be a string or a list of strings")
-    strings = tuple(found)
-    for string in strings:
-        if not isinstance(string, str):
-            raise RequestError(f"the stop string {shown(string)} is a {type(string).__name__}; give strings")
-        if not string:
-            raise RequestError("a stop string is empty; give at least one character")
-        check_text(string, f"the stop string {shown(string)}")
-    return tuple(dict.fromkeys(str(string) for string in strings))
-
-
-def _token_ids(ids: Any) -> tuple[int, ...]:
-    found = native(ids)
-    if not isinstance(found, Iterable) or isinstance(found, Mapping | str | bytes | bytearray):
-        raise RequestError(f"stop_token_ids={shown(ids)} must be a list of token ids")
-    return tuple(whole("a stop token", one, RequestError) for one in found)
 
 
 def transform(logits_RV: Tensor, sampling: SamplingParams) -> Tensor:
@@ -216,7 +124,7 @@ def choose_one(logits_V: Tensor, position: int, sampling: SamplingParams) -> int
         return token if math.isfinite(logits_V[token]) else NO_TOKEN
     if not has_law(logits_V[None]).item():
         return NO_TOKEN
-    return int(_chosen(logits_V[None], torch.tensor([position]), [sampling], Stream.TARGET, 0))
+    return int(_chosen(logits_V[None], torch.tensor([position], device=logits_V.device), [sampling], Stream.TARGET, 0))
 
 
 def has_law(logits_RV: Tensor) -> Tensor:

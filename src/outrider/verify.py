@@ -1,6 +1,6 @@
 """Acceptance rules: which drafted nodes the target would have written itself.
 
-p is the target's distribution after a row, q the draft's. Each rule keeps the law of plain decoding exactly.
+p is the target's distribution after a row (with the request's processors), q the draft's. Rules keep its law.
 
 **coupled** (default). The target's token after a row is y = argmax(log p + gumbel(seed, position)). Walk from the root
 while y is a child of the current row (Daliri et al., arXiv 2408.07978).
@@ -12,6 +12,7 @@ The bonus is drawn from the p that is left (Leviathan et al., arXiv 2211.17192; 
 S_i = sum_v max(r_i p_{i+1}(v) - q_{i+1}(v), 0), accept the largest i with u_i <= h_i, where h_i = S_i / (S_i + 1 - r_i)
 and h_K = r_K.
 
+
 Example: p = (0.5, 0.5), draft x = 0 with q = (0.8, 0.2). `rejection` accepts with probability 0.625; otherwise the
 residual (0, 0.3) says 1. In total P(0) = 0.8 * 0.625 = 0.5.
 
@@ -19,10 +20,11 @@ Shapes: B slots, N nodes, M = N + 1 rows, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -30,6 +32,8 @@ from torch import Tensor
 from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError, nearest
 from outrider.noise import Stream, pick, position_key
+from outrider.processors.base import ProcessorState
+from outrider.processors.path import NoLawError, PathLogits, PathProbs
 from outrider.sampling import NO_TOKEN, SamplingParams, choose, choose_one, distribution, has_law
 from outrider.target import Logits, as_tensor
 
@@ -99,11 +103,18 @@ class VerifyInput:
     logits_BMV   raw target logits of every row
     lengths      committed tokens of each slot in the cache, which is the root's position
     samplings    the settings of each slot's request
+    processors   the state of each slot's processors behind the root, None where it has none; empty if no slot has any
     """
 
     logits_BMV: Logits
     lengths: list[int]
     samplings: list[SamplingParams]
+    processors: Sequence[ProcessorState | None] = ()
+
+    def path_logits(self, slot: int, tree: Tree) -> PathLogits | None:
+        """Return the changed logits along a walk down this slot's tree, or None without processors."""
+        state = self.processors[slot] if self.processors else None
+        return None if state is None else PathLogits(self.logits_BMV[slot], tree, state)
 
 
 def coupled(draft: Draft, given: VerifyInput) -> list[AcceptedPath]:
@@ -113,14 +124,19 @@ def coupled(draft: Draft, given: VerifyInput) -> list[AcceptedPath]:
     """
     if isinstance(given.logits_BMV, list) or given.logits_BMV.device.type == "cpu":
         return [walk(tree, _OwnTokens(given, slot, tree)) for slot, tree in enumerate(draft.trees)]
-    return _coupled_at_once(draft, given)
+    accepted = _coupled_at_once(draft, given)
+    for slot, state in enumerate(given.processors):
+        if state is not None:
+            tree = draft.trees[slot]
+            accepted[slot] = walk(tree, _OwnTokens(given, slot, tree))
+    return accepted
 
 
 class _OwnTokens:
     """A function from a row of one slot to the target's own token after it."""
 
     def __init__(self, given: VerifyInput, slot: int, tree: Tree) -> None:
-        self._logits_MV = given.logits_BMV[slot]
+        self._logits_MV = given.path_logits(slot, tree) or given.logits_BMV[slot]
         self._sampling = given.samplings[slot]
         self._positions = [given.lengths[slot] + 1 + depth for depth in [0, *tree.depths()]]
 
@@ -193,32 +209,33 @@ def walk(tree: Tree, own: Callable[[int], int]) -> AcceptedPath:
 
 def rejection(draft: Draft, given: VerifyInput) -> list[AcceptedPath]:
     """Apply the ratio test down the tree of each slot."""
-    return [
-        reject_tree(tree, *_distributions(draft, given, slot), given.lengths[slot] + 1, _chance(given, slot))
-        if _has_laws(given, slot, tree)
-        else AcceptedPath([], [], NO_TOKEN)
-        for slot, tree in enumerate(draft.trees)
-    ]
+    return [_judged(reject_tree, draft, given, slot, tree) for slot, tree in enumerate(draft.trees)]
 
 
 def block(draft: Draft, given: VerifyInput) -> list[AcceptedPath]:
     """Apply the block rule to the chain of each slot."""
     if not draft.is_chain:
         raise ConfigError("verification 'block' needs chain drafts; use 'rejection' or 'coupled' for trees")
-    return [
-        judge_block(tree.tokens, *_distributions(draft, given, slot), given.lengths[slot] + 1, _chance(given, slot))
-        if _has_laws(given, slot, tree)
-        else AcceptedPath([], [], NO_TOKEN)
-        for slot, tree in enumerate(draft.trees)
-    ]
+    return [_judged(judge_block, draft, given, slot, tree.tokens) for slot, tree in enumerate(draft.trees)]
 
 
-def _has_laws(given: VerifyInput, slot: int, tree: Tree) -> bool:
-    return bool(has_law(given.logits_BMV[slot][: len(tree.tokens) + 1]).all())
+def _judged(
+    rule: Callable[..., AcceptedPath], draft: Draft, given: VerifyInput, slot: int, drafted: Any
+) -> AcceptedPath:
+    """Apply a ratio test to one slot; where a row has no distribution, nothing is accepted."""
+    if bool(has_law(given.logits_BMV[slot][: draft.num_nodes[slot] + 1]).all()):
+        with suppress(NoLawError):
+            return rule(drafted, *_distributions(draft, given, slot), given.lengths[slot] + 1, _chance(given, slot))
+    return AcceptedPath([], [], NO_TOKEN)
 
 
-def _distributions(draft: Draft, given: VerifyInput, slot: int) -> tuple[Tensor, Tensor | None]:
-    p_MV = distribution(given.logits_BMV[slot], given.samplings[slot])
+def _distributions(draft: Draft, given: VerifyInput, slot: int) -> tuple[Tensor | PathProbs, Tensor | None]:
+    path_MV = given.path_logits(slot, draft.trees[slot])
+    p_MV: Tensor | PathProbs
+    if path_MV is None:
+        p_MV = distribution(given.logits_BMV[slot], given.samplings[slot])
+    else:
+        p_MV = PathProbs(path_MV, given.samplings[slot])
     return p_MV, None if draft.probs_BMV is None else draft.probs_BMV[slot].to(p_MV.dtype)
 
 
@@ -226,11 +243,13 @@ def _chance(given: VerifyInput, slot: int) -> Chance:
     return NoiseChance(given.samplings[slot].seed)
 
 
-def reject_tree(tree: Tree, p_MV: Tensor, q_MV: Tensor | None, position: int, chance: Chance) -> AcceptedPath:
+def reject_tree(
+    tree: Tree, p_MV: Tensor | PathProbs, q_MV: Tensor | None, position: int, chance: Chance
+) -> AcceptedPath:
     """Return the accepted path of one tree under recursive rejection sampling.
 
     Args:
-        p_MV: the target's distribution after every row.
+        p_MV: the target's distribution after every row; a row is read when the walk gets there.
         q_MV: the distribution each row's children were drawn from, without replacement; None for deterministic drafts.
         position: index in the text of the first token to be decided.
     """
@@ -254,25 +273,28 @@ def reject_tree(tree: Tree, p_MV: Tensor, q_MV: Tensor | None, position: int, ch
             return AcceptedPath(path, [tree.tokens[row - 1] for row in path], chance.pick(p_V, position + len(path)))
 
 
-def judge_block(tokens: list[int], p_MV: Tensor, q_MV: Tensor | None, position: int, chance: Chance) -> AcceptedPath:
+def judge_block(
+    tokens: list[int], p_MV: Tensor | PathProbs, q_MV: Tensor | None, position: int, chance: Chance
+) -> AcceptedPath:
     """Return the accepted path of one chain under the block rule; the arguments are those of `reject_tree`."""
     length = len(tokens)
-    if q_MV is None:
-        q_MV = torch.zeros_like(p_MV)
-        for row, token in enumerate(tokens):
-            q_MV[row, token] = 1.0
+    p_V = p_MV[0]
+    q_rows = [_one_hot(p_V, token) for token in tokens] if q_MV is None else q_MV
     ratio, num_accepted = 1.0, 0
-    residual_V = p_MV[0] if length == 0 else _residual(p_MV[0], q_MV[0])
+    residual_V = p_V if length == 0 else _residual(p_V, q_rows[0])
     for i, token in enumerate(tokens, start=1):
-        q = float(q_MV[i - 1, token])
-        ratio = min(1.0, ratio * float(p_MV[i - 1, token]) / q) if q > 0 else 0.0
-        excess_V = p_MV[i] * ratio if i == length else (p_MV[i] * ratio - q_MV[i]).clamp_(min=0)
+        q = float(q_rows[i - 1][token])
+        ratio = min(1.0, ratio * float(p_V[token]) / q) if q > 0 else 0.0
+        if ratio == 0:
+            break  # no later token can be accepted, and a form has no state behind a token that it forbids
+        p_V = p_MV[i]
+        excess_V = p_V * ratio if i == length else (p_V * ratio - q_rows[i]).clamp_(min=0)
         excess = float(excess_V.sum())
         keep = ratio if i == length else excess / (excess + 1 - ratio) if excess + 1 - ratio > 0 else 1.0
         # keyed by the step's first position: a later step decides about position + i - 1 again, with a fresh number
-        if ratio > 0 and chance.accept(keep, position, i - 1):
+        if chance.accept(keep, position, i - 1):
             num_accepted = i
-            residual_V = excess_V / excess if excess > 0 else p_MV[i]
+            residual_V = excess_V / excess if excess > 0 else p_V
     path = list(range(1, num_accepted + 1))
     return AcceptedPath(path, tokens[:num_accepted], chance.pick(residual_V, position + num_accepted))
 

@@ -126,6 +126,19 @@ class Forgetful(Follows):
         self.admit(slot, tokens[reused.length :], sampling, features_TF)
 
 
+class OwnDrafts(Follows):
+    """Takes the accepted tokens for those of its last draft, and forgets what else was committed in front of them."""
+
+    def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
+        draft = super().propose(slots, limits)
+        self.known = dict(zip(slots, [len(tree.tokens) for tree in draft.trees], strict=True))
+        return draft
+
+    def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
+        for commit in commits:
+            self.texts[commit.slot] += commit.tokens[max(0, len(commit.tokens) - 1 - self.known[commit.slot]) :]
+
+
 class Learner(Follows):
     """Keeps a memory over all requests; `reset` clears it."""
 
@@ -291,6 +304,7 @@ BROKEN = {
         },
         ("C12", "slot 1 was given [1, 2, 3]", "order of `slots`"),
     ),
+    "tokens read only where a draft was made": Broken({"session": OwnDrafts}, ("C14", "plain steps", "`observe`")),
     "places taken for slots": Broken({"session": Mixed}, ("C12", "request", "in company", "alone")),
     "forgets a known beginning": Broken(
         {"session": Forgetful}, ("C13", "request", "whose beginning was known", "as admit() does")

@@ -7,6 +7,7 @@ from functools import cache
 import torch
 from transformers.generation.logits_process import TopPLogitsWarper
 
+import processor_cases
 from outrider import verify
 from outrider.adaptive.controller import AdaptiveBudget
 from outrider.audit.enumerate import (
@@ -16,6 +17,7 @@ from outrider.audit.enumerate import (
     Model,
     Text,
     draw_tree,
+    fixed_tree,
     law_error,
     mean_accepted,
     random_model,
@@ -96,6 +98,13 @@ def request_acceptance() -> None:
     accepted = mean_accepted(lambda text: q_V, draw_tree(lambda text: q_V, (1,)), rule)
     overlap = torch.minimum(logits_V.softmax(-1), q_V).sum().item()
     assert abs(accepted - overlap) < EXACT
+
+
+def processor_law(rule: str) -> None:
+    """The law of penalties, over several steps with trees (chains under the block rule)."""
+    tree = Tree.chain([0, 1]) if rule == "block" else Tree([0, 1, 1, 2, 0], [-1, -1, 1, 1, 2])
+    case = processor_cases.CASES[2]
+    assert processor_cases.law_error(case, 2, fixed_tree(tree), rule) < EXACT
 
 
 def _exact(model: Model, drafter: Drafter, rule: str, length: int, num_steps: int = 1) -> None:

@@ -22,6 +22,7 @@ from outrider.batch import Batch
 from outrider.cache import KVCache
 from outrider.draft import Draft
 from outrider.ops.torch import TorchOps
+from outrider.processors.path import PathLogits
 from outrider.targets import native
 
 
@@ -39,6 +40,9 @@ request = partial(plant, verify, name="_distributions")
 placed = partial(plant, placement, native, name="place_real_rows")
 committed = partial(plant, KVCache, name="commit", old="1 + len(path) for path in paths")
 emitted = partial(plant, Batch, name="_emit")
+path_row = partial(
+    plant, PathLogits, name="__getitem__", old="self._state.advance(self._tree.tokens[row - 1])"
+)  # fmt: skip
 
 
 def coupled_by_argmax(patch: pytest.MonkeyPatch) -> None:
@@ -228,6 +232,21 @@ BUGS = [
             new="given.lengths[slot] + 1 + depth + slot",
         ),
         partial(checks.engine_text, "lopsided", max_batch=3),
+    ),
+    Bug(
+        "a walk advances the request's own processors",
+        plant(PathLogits, name="__init__", old="state.fork()", new="state"),
+        partial(checks.processor_law, "coupled"),
+    ),
+    Bug(
+        "processors read the rejected siblings in front of a row",
+        path_row(new="[self._state.advance(token) for token in self._tree.tokens[:row]]"),
+        partial(checks.processor_law, "rejection"),
+    ),
+    Bug(
+        "processors read no drafted token",
+        path_row(new="pass"),
+        partial(checks.processor_law, "block"),
     ),
 ]
 

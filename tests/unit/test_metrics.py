@@ -55,6 +55,8 @@ def test_every_figure_of_a_ragged_run() -> None:
         "num_drafts": 3,
         "num_draft_tokens": 10,
         "num_accepted_tokens": 5,
+        "num_forced_tokens": 0,
+        "num_accepted_forced_tokens": 0,
         "num_emitted_tokens": 10,
         "tokens_per_target_forward": 2.0,
         "mean_acceptance_length": pytest.approx(1 + 5 / 3),
@@ -113,3 +115,13 @@ def test_expected_tau() -> None:
     assert expected_tau([0.5, 0.5]) == 1.75
     assert expected_tau([1.0] * 7) == 8.0
     assert expected_tau([0.0, 1.0]) == 1.0
+
+
+def test_forced_tokens_count_in_tau_and_in_nothing_about_drafts() -> None:
+    forced = dataclasses.replace(slot(4, 3), num_forced=4)
+    summary = summarize([step(slot(3, 1)), step(forced), step(slot(0, 0))])
+    assert summary.tokens_per_target_forward == pytest.approx((2 + 4 + 1) / 3)
+    assert (summary.num_forced_tokens, summary.num_accepted_forced_tokens) == (4, 3)
+    assert (summary.num_drafts, summary.num_draft_tokens, summary.num_accepted_tokens) == (1, 3, 1)
+    assert summary.mean_acceptance_length == 2
+    assert summary.draft_coverage == pytest.approx(1 / 3)

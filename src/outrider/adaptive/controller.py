@@ -30,7 +30,7 @@ from outrider.budget import Budget, SlotState
 from outrider.costs.calibrate import costs_for
 from outrider.costs.tables import TargetCosts
 from outrider.draft import Draft
-from outrider.proposer import Commit, DraftLimit
+from outrider.proposer import NOTHING, Commit, DraftLimit
 from outrider.target import Target
 
 __all__ = ["AdaptiveBudget", "AdaptiveConfig"]
@@ -74,7 +74,6 @@ MAX_WAIT = 512
 """Most steps between probes."""
 NOT_NOW = 16
 """Steps after which a probe that no owner could afford is considered again."""
-NOTHING = DraftLimit(0, 0)
 
 
 @dataclass(slots=True)
@@ -85,7 +84,7 @@ class _Step:
     drafts_all    the proposer is cheap and drafts all it can
     is_probe      the proposer drafts before it is decided what to verify
     most_nodes    nodes of the largest limit
-    num_nodes     verified nodes of all slots
+    num_nodes     verified nodes of all slots, forced ones included
     pending       pending tokens of each slot; 0 where there are few enough to be free
     num_pending   pending tokens of the slots that draft
     """
@@ -150,7 +149,7 @@ class AdaptiveBudget(Budget):
         self._has_news = False
         step.pending = [state.num_pending if state.num_pending > self.num_nodes + FEW else 0 for state in slot_states]
         limits = [
-            DraftLimit(count, state.num_remaining - 1) if state.num_remaining > 1 else NOTHING
+            DraftLimit(count, state.num_remaining - 1) if state.num_remaining > 1 and not state.num_forced else NOTHING
             for state, count in zip(slot_states, self._counts(), strict=True)
         ]
         step.most_nodes = max((limit.num_nodes for limit in limits), default=0)
@@ -169,7 +168,7 @@ class AdaptiveBudget(Budget):
                 self._widest = tuple(tree.parents)
         if step.is_probe and self._may_prune:
             draft = draft.keep(self._worth_verifying(draft))
-        step.num_nodes = sum(draft.num_nodes)
+        step.num_nodes += sum(draft.num_nodes)
         return draft
 
     def observe(self, commits: Sequence[Commit], seconds: Mapping[str, float]) -> None:
@@ -205,7 +204,8 @@ class AdaptiveBudget(Budget):
             self.acceptance.admit({state.request: state.greedy for state in slot_states})
             self.remaining.admit(requests)
             self.slowdown.admit(requests)
-        self._step = _Step(slot_states, requests, [TOGETHER] if num_waiting else requests)
+        num_forced = sum(state.num_forced for state in slot_states)
+        self._step = _Step(slot_states, requests, [TOGETHER] if num_waiting else requests, num_nodes=num_forced)
         return self._step
 
     def _counts(self) -> list[int]:
@@ -323,6 +323,8 @@ class AdaptiveBudget(Budget):
 
     def _expected_shape(self, state: SlotState) -> Shape:
         """Return the shape of the draft to expect: the widest one seen, continued as a chain."""
+        if state.num_forced:
+            return shape_of(())
         most = max(0, min(self.num_nodes, 2 * max(1, self.draft_cost.most_nodes), state.num_remaining - 1))
         seen = self._widest[:most]
         return shape_of((*seen, *range(len(seen) - 1, most - 1)))

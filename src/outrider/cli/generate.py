@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
@@ -18,6 +19,7 @@ from outrider.records.display import visible
 
 if TYPE_CHECKING:
     from outrider.metrics import PrefillRecord, StepRecord
+    from outrider.requests.logprobs import TokenLogprob
     from outrider.requests.text import Piece, Prompt
 
 __all__ = ["DIM", "PLAIN", "Generate", "marking", "plain"]
@@ -51,6 +53,30 @@ class Generate:
     """Seed of all sampling; the text does not depend on the method."""
     stop: tuple[str, ...] = ()
     """Strings that end the answer."""
+    min_tokens: int = 0
+    """Tokens before which the answer does not end by a token or a stop string."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens that the answer holds, from -2 to 2."""
+    frequency_penalty: float = 0.0
+    """The same for each time that a token occurs in the answer."""
+    repetition_penalty: float = 1.0
+    """Makes tokens of prompt and answer less probable above 1, more probable below."""
+    bad_words: tuple[str, ...] = ()
+    """Strings that the answer must not hold."""
+    logprobs: int | None = None
+    """Show on standard error the log-probability of every token, and so many of the most probable ones."""
+    json_schema: Path | None = None
+    """File with a JSON schema that the answer must fit."""
+    json_object: bool = False
+    """The answer is a JSON object."""
+    compact_json: bool = False
+    """Allow no white space between the parts of JSON."""
+    regex: str | None = None
+    """Regular expression that the whole answer must match."""
+    choice: tuple[str, ...] = ()
+    """Strings of which the answer is one."""
+    grammar: Path | None = None
+    """File with a grammar, in the notation of Lark or GBNF, that the answer must fit."""
     system: str | None = None
     """The system message."""
     chat: bool = True
@@ -72,25 +98,13 @@ class Generate:
     """Run Python code that comes with the target and its draft models; read it first."""
 
     def run(self) -> None:
-        from outrider.cli.loading import loaded
+        from outrider.cli.loading import loaded, logprob_lines, params_of
         from outrider.engine import Engine
-        from outrider.errors import ConfigError
         from outrider.proposers.auto import check_method, named_or_picked
         from outrider.proposers.method_spec import load_method
         from outrider.requests.text import encode
-        from outrider.sampling import SamplingParams
 
-        if self.max_new_tokens < 1:  # `SamplingParams` would name its own field, max_tokens
-            raise ConfigError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
-        params = SamplingParams(
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            seed=self.seed,
-            max_tokens=self.max_new_tokens,
-            stop=self.stop,
-        )
+        params = params_of(self)
         check_method(self.method)
         target = loaded(self)
         pick = named_or_picked(self.method, target)
@@ -108,15 +122,18 @@ class Generate:
         show = marking(is_styled(sys.stdout)) if self.show_drafts else plain
         clean = visible if sys.stdout.isatty() else str
         finished = None
+        logprobs: list[TokenLogprob] = []
         events = engine.stream([prompt], params)
         for event in events:
             sys.stdout.write(show([piece._replace(text=clean(piece.text)) for piece in event.pieces]))
             sys.stdout.flush()
             event.raise_for_error()
             finished = event.finished
+            logprobs += event.logprobs
         sys.stdout.write("\n")
         sys.stdout.flush()
-        for line in (ENDS.get(str(finished), f"ended: {finished}"), statistics(records)):
+        ends = (ENDS.get(str(finished), f"ended: {finished}"), statistics(records))
+        for line in (*logprob_lines(logprobs, target.tokenizer), *ends):
             print(f"{DIM}{line}{PLAIN}" if is_styled(sys.stderr) else line, file=sys.stderr)
 
     def _prompt(self, tokenizer: object) -> "Prompt":
@@ -196,7 +213,8 @@ def statistics(records: "Sequence[StepRecord | PrefillRecord]") -> str:
     prefills = [record for record in records if isinstance(record, PrefillRecord)]
     found = summarize(steps, prefills)
     tau = found.tokens_per_target_forward or 0.0
+    forced = f", {found.num_accepted_forced_tokens} of them forced" if found.num_forced_tokens else ""
     return (
-        f"{found.num_emitted_tokens} tokens in {found.num_steps} target forwards (tau {tau:.2f}), "
+        f"{found.num_emitted_tokens} tokens{forced} in {found.num_steps} target forwards (tau {tau:.2f}), "
         f"{found.num_emitted_tokens / found.decode_s:.1f} tokens/s; prompt read in {found.prefill_s:.2f} s"
     )

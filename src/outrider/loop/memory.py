@@ -2,7 +2,8 @@
 
     weights of target and proposer + (capacity + tail + 1) positions x bytes per position x slots + kept prefixes
 
-A batch that does not fit is refused with the largest one that would.
+The tail has room for the root, and for `num_nodes` or eight forced tokens, whichever is more. A batch that does not fit
+is refused with the largest one that would.
 """
 
 import ctypes
@@ -26,6 +27,8 @@ __all__ = ["MemoryPlan", "check_fits", "free_bytes", "give_back"]
 MOST_SLOTS = 2**20
 MOST_KEPT = 2**30
 """Bytes of kept prefixes by default, at most."""
+LEAST_FORCED = 8
+"""Tokens of an answer's form that a step can draft at least, however few nodes the proposer has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +69,14 @@ class MemoryPlan:
             )
         if not 0 <= nodes <= 1024:
             raise ConfigError(f"num_nodes={shown(nodes)} must be between 0 and 1024")
-        cache = target.plan(max_batch, capacity, tail=nodes + 1)
+        rows = max(nodes, LEAST_FORCED) + 1
+        cache = target.plan(max_batch, capacity, tail=rows)
         plan = cls(
             target_weight_bytes=spec.weight_bytes,
             proposer_weight_bytes=proposer.spec.num_bytes,
             cache=cache,
             num_nodes=nodes,
-            logits_bytes=max_batch * (nodes + 1) * spec.vocab_size * 4,
+            logits_bytes=max_batch * rows * spec.vocab_size * 4,
         )
         return replace(plan, prefix_bytes=plan._kept_bytes(prefix_bytes, spec))
 
@@ -84,6 +88,11 @@ class MemoryPlan:
             return num_bytes
         spare = free_bytes(spec.device) - self.new_bytes
         return min(self.cache.num_bytes, MOST_KEPT, max(0, spare // 2)) if spec.batch_invariant else 0
+
+    @property
+    def num_forced(self) -> int:
+        """The most tokens of an answer's form that a step drafts."""
+        return max(self.num_nodes, LEAST_FORCED)
 
     @property
     def new_bytes(self) -> int:

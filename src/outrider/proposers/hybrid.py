@@ -181,7 +181,7 @@ class HybridSession(Session):
 
     def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
         limit_of = dict(zip(slots, limits, strict=True))
-        self.lookups = {slot: self._look_up(slot, limit) for slot, limit in limit_of.items()}
+        self.lookups = {slot: self._look_up(slot, limit) for slot, limit in limit_of.items() if min(limit) > 0}
         trees = {slot: Tree.chain(found.tokens) for slot, found in self.lookups.items() if found.taken}
         drafting = [slot for slot in slots if slot not in trees]
         if drafting:
@@ -197,8 +197,6 @@ class HybridSession(Session):
 
     def _look_up(self, slot: int, limit: DraftLimit) -> _Lookup:
         count = min(limit.num_nodes, limit.max_depth, self.config.lookup_nodes)
-        if count < 1:
-            return _Lookup([], 0, False)
         found = self.strings.speculate(self.requests[slot], count)
         where = bucket(found.match_length)
         tokens = found.tokens.tolist()

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal, final
 
 from outrider.errors import RequestError
+from outrider.requests.logprobs import TokenLogprob
 from outrider.requests.text import Piece
 
 __all__ = ["Completion", "Event", "FinishReason", "Outbox", "Outboxes"]
@@ -36,6 +37,7 @@ class Event:
     pieces        their text, as far as it is certain
     finished      reason for the end of the request, or None while it continues
     error         message if `finished` is "error"
+    logprobs      one entry per token if the request asked for `logprobs`
     """
 
     request: int
@@ -44,6 +46,7 @@ class Event:
     pieces: tuple[Piece, ...] = ()
     finished: FinishReason | None = None
     error: str | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
     def text(self) -> str:
@@ -79,6 +82,7 @@ class Completion:
     finished      reason for its end
     error         message if `finished` is "error"
     num_forwards  target forwards that gave it tokens
+    logprobs      one entry per token if the request asked for `logprobs`
     """
 
     request: int
@@ -88,6 +92,7 @@ class Completion:
     finished: FinishReason
     error: str | None = None
     num_forwards: int = field(default=0, compare=False)
+    logprobs: tuple[TokenLogprob, ...] = field(default=(), compare=False)
 
     @classmethod
     def of(cls, request: int, prompt: Sequence[int], events: Sequence[Event]) -> "Completion":
@@ -102,6 +107,7 @@ class Completion:
             finished=last.finished,
             error=last.error,
             num_forwards=sum(bool(event.tokens) for event in events),
+            logprobs=tuple(one for event in events for one in event.logprobs),
         )
 
     @property

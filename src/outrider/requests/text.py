@@ -71,10 +71,11 @@ class _Segment:
 
 @final
 class TextStream:
-    """The text of one growing answer."""
+    """The text of one growing answer. Stop strings are not searched in the text of the first `min_tokens` tokens."""
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
         self._stop = tuple(stop)
+        self._num_unsearched = min_tokens
         self._held: list[_Segment] = []
         self._drafted = False
         self.stopped = False
@@ -95,6 +96,9 @@ class TextStream:
         if not self._stop:
             return [piece]
         raw = piece.text if self._raw is self._text else self._raw.push(token)
+        if self._num_unsearched > 0:
+            self._num_unsearched -= 1
+            return [piece]
         before, hidden = ("", 0) if special is None else (self._text.tail, len(special))
         self._held.append(_Segment(raw=raw, piece=piece, hidden=hidden, before=before))
         held = self._joined()

@@ -2,6 +2,7 @@
 
     {"step": 7, "rows": 4, "chain": true, "s": [propose, verify, accept, commit, host],
      "slots": [[request, context_length, num_nodes, draft_depth, num_accepted, num_emitted, finished], ...]}
+     (and `num_forced` behind `finished` where it is not 0)
     {"prefill": [request, ...], "tokens": 93, "s": [target, proposer], "cached": [tokens, ...], "waited": [s, ...],
      "started": [request, ...]}
 
@@ -117,13 +118,14 @@ def _slot_of(slot: SlotStep) -> list[int | bool]:
         slot.num_accepted,
         slot.num_emitted,
         slot.finished,
+        *([slot.num_forced] if slot.num_forced else []),
     ]
 
 
 def _checked_slot(slot: Any) -> Any:
-    if [type(value) for value in slot] != [int] * 6 + [bool]:
-        raise ValueError("a slot is six whole numbers and true or false")
-    return [*map(_count, slot[:6]), slot[6]]
+    if [type(value) for value in slot] not in ([int] * 6 + [bool], [int] * 6 + [bool, int]):
+        raise ValueError("a slot is six whole numbers and true or false, and perhaps a number of forced tokens")
+    return [*map(_count, slot[:6]), slot[6], *map(_count, slot[7:])]
 
 
 def _count(value: Any) -> int:

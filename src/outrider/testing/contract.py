@@ -8,12 +8,13 @@
     C8   the probabilities given with a draft are distributions, and every drafted token has some
     C9   a request's text does not depend on its neighbours, its admission, or what ran before it
     C10  what is emitted ends at the first stop, and the counts are of emitted tokens
-    C11  `reset` forgets, a method that does not say `learns` learns nothing, and state belongs to the session
+    C11  `reset` forgets, a method without `learns` learns nothing, and state belongs to the session
     C12  each slot gets the draft of its own request
-    C13  a beginning that is known from an earlier request changes neither text nor drafts
+    C13  a beginning known from an earlier request changes neither text nor drafts
+    C14  tokens that a form forced are read
 
-`check_contract` draws cases of traffic (`play.py`) and runs every check on each. The session of `checked.py` holds C8;
-C11 to C13 are in `drafts.py`.
+`check_contract` draws cases of traffic (`play.py`) and runs every check on each. `checked.py` holds C8, `drafts.py`
+C11 to C13, `forced.py` C14.
 """
 
 import traceback
@@ -37,6 +38,7 @@ from outrider.sampling import SamplingParams
 from outrider.target import Target
 from outrider.testing.checked import ContractError, checked_example
 from outrider.testing.drafts import check_memory, check_prefixes, check_slots
+from outrider.testing.forced import check_forced
 from outrider.testing.play import Case, Outcome, Player, WatchedSession, draw_case, only, play, steady_case
 from outrider.testing.tiny import tiny_target
 
@@ -182,6 +184,7 @@ CHECKS: dict[str, Check] = {
     "C11-memory": check_memory,
     "C12-slots": check_slots,
     "C13-prefixes": check_prefixes,
+    "C14-forced": check_forced,
 }
 
 

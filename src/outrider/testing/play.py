@@ -19,6 +19,7 @@ from outrider.cache import KVCache
 from outrider.draft import Draft, Tree
 from outrider.engine import Engine
 from outrider.metrics import PrefillRecord, StepRecord
+from outrider.processors.base import Processor, ProcessorState
 from outrider.proposer import Proposer, Session
 from outrider.requests.events import Event
 from outrider.sampling import SamplingParams
@@ -36,6 +37,7 @@ class Case:
     cancels    the step after which it is cancelled, or None
     budget     makes one for at most so many nodes per slot
     prefill_chunk, prefix_cache_bytes   as `Engine` takes them
+    forced     a fake form of each answer, or None
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -50,6 +52,7 @@ class Case:
     ignore_eos: bool = False
     prefill_chunk: int | None = None
     prefix_cache_bytes: int | None = None
+    forced: tuple[Processor, ...] | None = None
 
 
 @dataclass(kw_only=True)
@@ -168,9 +171,11 @@ def play(target: Target, proposer: Proposer, case: Case, after_step: Hook = lamb
 
 
 def _add(engine: Engine, case: Case, index: int) -> int:
-    return engine.add(
-        case.prompts[index], replace(case.samplings[index], max_tokens=case.limits[index], ignore_eos=case.ignore_eos)
-    )
+    params = replace(case.samplings[index], max_tokens=case.limits[index], ignore_eos=case.ignore_eos)
+    id = engine.add(case.prompts[index], params)
+    if case.forced is not None:
+        engine.waiting[-1] = replace(engine.waiting[-1], processors=ProcessorState([case.forced[index]]))
+    return id
 
 
 def _take(event: Event, ids: dict[int, int], tokens: list[list[int]], finished: list[str | None]) -> None:

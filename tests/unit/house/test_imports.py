@@ -15,7 +15,8 @@ import outrider
 SOURCE = Path(outrider.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 STOREYS = [
-    *("errors", "env", "kernels", "records", "draft", "noise", "sampling", "cache", "placement", "ops", "models"),
+    *("errors", "env", "kernels", "records", "params", "draft", "noise", "sampling", "processors"),
+    *("cache", "placement", "ops", "models"),
     *("target", "formats", "proposer", "loop", "targets", "requests", "metrics", "verify", "budget", "batch", "engine"),
     *("costs", "adaptive", "proposers", "http", "data", "audit", "results", "catalogue", "export", "vllm", "llama_cpp"),
     *("train", "bench"),

@@ -50,7 +50,7 @@ class StepTrace:
 
 @final
 class CappedBudget(Budget):
-    """A budget with an upper limit of nodes for some requests; `watch` receives each verified draft."""
+    """A budget with an upper limit of nodes for some requests; `watch` learns which requests a step has."""
 
     def __init__(self, inner: Budget, watch: "Watch") -> None:
         self.inner = inner
@@ -66,9 +66,7 @@ class CappedBudget(Budget):
         ]
 
     def prune(self, draft: Draft) -> Draft:
-        pruned = self.inner.prune(draft)
-        self.watch.drafts(pruned)
-        return pruned
+        return self.inner.prune(draft)
 
     def observe(self, commits: Sequence[Commit], seconds: Mapping[str, float]) -> None:
         self.inner.observe(commits, seconds)
@@ -112,7 +110,7 @@ class Watch:
         if isinstance(record, StepRecord):
             self.last = record
 
-    def drafts(self, draft: Draft) -> None:
+    def _keep(self, draft: Draft) -> None:
         """Keep the draft of every traced request."""
         if self.traced:
             self._trees = {
@@ -122,9 +120,10 @@ class Watch:
             }
 
     def verifying(self, verify: Verifier) -> Verifier:
-        """Return the rule, which also keeps the target's probabilities of traced drafts."""
+        """Return the rule, which also keeps traced drafts and the target's probabilities of their nodes."""
 
         def watched(draft: Draft, given: VerifyInput) -> list[AcceptedPath]:
+            self._keep(draft)  # what is verified, forced tokens included
             for index, (request, sampling) in enumerate(zip(self.requests, given.samplings, strict=True)):
                 tree = self._trees.get(request)
                 if tree is not None:

@@ -1,0 +1,104 @@
+"""Forms of structured output, compiled for a tokenizer by llguidance and kept.
+
+A tokenizer is prepared once (some 0.1 to 1 s for a large vocabulary); a form is compiled once, and every request takes
+a copy of its matcher, in microseconds.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Final, final
+from weakref import WeakKeyDictionary
+
+from transformers import PreTrainedTokenizerFast
+
+from outrider.errors import RequestError, is_failure, on_one_line
+from outrider.params import StructuredOutputs
+
+__all__ = ["Forms"]
+
+NUM_KEPT: Final = 64
+
+
+@final
+class Forms:
+    """The compiled forms of one tokenizer."""
+
+    def __init__(self, tokenizer: Any, vocab_size: int, eos_ids: Sequence[int]) -> None:
+        self._tokenizer = _prepared(tokenizer, vocab_size, eos_ids)
+        self._matchers: OrderedDict[StructuredOutputs, Any] = OrderedDict()
+
+    @classmethod
+    def of(cls, tokenizer: Any, vocab_size: int, eos_ids: Sequence[int]) -> "Forms":
+        """Return the forms of this tokenizer, shared by all engines.
+
+        Raises:
+            RequestError: if llguidance is not installed, or cannot read the tokenizer.
+        """
+        known = _KNOWN.setdefault(tokenizer, {})
+        key = (vocab_size, tuple(eos_ids))
+        if key not in known:
+            known[key] = cls(tokenizer, vocab_size, eos_ids)
+        return known[key]
+
+    def matcher(self, wanted: StructuredOutputs) -> Any:
+        """Return a new `LLMatcher` at the start of a form.
+
+        Raises:
+            RequestError: if the form cannot be compiled; it says why.
+        """
+        if wanted not in self._matchers:
+            self._matchers[wanted] = self._compiled(wanted)
+            if len(self._matchers) > NUM_KEPT:
+                self._matchers.popitem(last=False)
+        self._matchers.move_to_end(wanted)
+        return self._matchers[wanted].deep_copy()
+
+    def _compiled(self, wanted: StructuredOutputs) -> Any:
+        from llguidance import LLMatcher, grammar_from
+
+        kind, text = wanted.form
+        try:
+            if kind == "json":
+                options = {"whitespace_flexible": not wanted.disable_any_whitespace}
+                grammar = LLMatcher.grammar_from_json_schema(text, defaults=options)
+            else:
+                grammar = grammar_from(kind, text)
+        except ValueError as error:
+            raise _refusal(kind, str(error)) from error
+        wrong = LLMatcher.validate_grammar(grammar, self._tokenizer)
+        if wrong and not wrong.startswith("WARNING"):
+            raise _refusal(kind, wrong)
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+        if matcher.is_error():
+            raise _refusal(kind, matcher.get_error())
+        return matcher
+
+
+def _refusal(kind: str, said: str) -> RequestError:
+    return RequestError(f"{kind} of structured_outputs cannot be compiled: {on_one_line(said)}")
+
+
+def _prepared(tokenizer: Any, vocab_size: int, eos_ids: Sequence[int]) -> Any:
+    """Return llguidance's form of a tokenizer."""
+    try:
+        from llguidance.hf import from_tokenizer
+    except ImportError as error:
+        raise RequestError(
+            "structured outputs need the package llguidance; install it with: pip install 'outrider[structured]'"
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise RequestError(
+            f"structured outputs need a fast tokenizer, and this target's is a {type(tokenizer).__name__}"
+        )
+    if not eos_ids:
+        raise RequestError("structured outputs need an end-of-text token, and this target has none")
+    try:
+        return from_tokenizer(tokenizer, n_vocab=vocab_size, eos_token=list(eos_ids))
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        said = on_one_line(str(error))
+        raise RequestError(f"structured outputs cannot read the tokenizer of this target: {said}") from error
+
+
+_KNOWN: WeakKeyDictionary[Any, dict[tuple[int, tuple[int, ...]], Forms]] = WeakKeyDictionary()
