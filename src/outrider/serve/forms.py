@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, final
 from uuid import uuid4
 
+from outrider.requests.logprobs import TokenLogprob
 from outrider.serve.exchange import Step
+from outrider.serve.logprobs import chat_logprobs, completion_logprobs
 from outrider.serve.schema import ChatRequest, GenerationRequest
 from outrider.serve.steps import Texts, step_json
 from outrider.serve.tools import ToolCall, ToolParser, wants_tools
@@ -41,6 +43,8 @@ class Answer:
     new_tokens: Sequence[int] = ()
     new_text: str = ""
     shown: Json | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    new_logprobs: Sequence[TokenLogprob] = ()
     calls: list[ToolCall] = field(default_factory=list)
     new_calls: Sequence[ToolCall] = ()
     parser: ToolParser | None = None
@@ -72,14 +76,16 @@ class Reply:
             Answer(index=index, prompt=prompt, parser=ToolParser() if with_tools else None)
             for index, prompt in enumerate(prompts)
         ]
-        self._texts = texts
+        self.texts = texts
 
     def take(self, step: Step) -> Answer:
         """Add a step to its answer."""
         choice, event = self.choices[step.number], step.event
         choice.new_tokens = event.tokens
         choice.tokens += event.tokens
-        choice.shown = None if step.trace is None else step_json(step.trace, event, self._texts)
+        choice.new_logprobs = event.logprobs
+        choice.logprobs += event.logprobs
+        choice.shown = None if step.trace is None else step_json(step.trace, event, self.texts)
         if event.finished is not None:
             choice.finish_reason = FINISH[event.finished]
             choice.stop_reason = self._stop_reason(event.tokens) if event.finished == "stop" else None
@@ -108,11 +114,11 @@ class Form(ABC):
     chunk_name: str
 
     @abstractmethod
-    def message(self, choice: Answer, body: GenerationRequest) -> Json:
+    def message(self, choice: Answer, reply: Reply) -> Json:
         """Return the fields of a whole answer."""
 
     @abstractmethod
-    def delta(self, choice: Answer, body: GenerationRequest) -> Json:
+    def delta(self, choice: Answer, reply: Reply) -> Json:
         """Return the fields of what the last step brought."""
 
     @abstractmethod
@@ -121,15 +127,22 @@ class Form(ABC):
 
     def whole(self, reply: Reply) -> Json:
         """Return the finished answers."""
-        choices = [_choice(choice, self.message(choice, reply.body)) for choice in reply.choices]
+        choices = [_choice(choice, self.message(choice, reply)) for choice in reply.choices]
         return self.head(reply, self.whole_name) | {"choices": choices, "usage": reply.usage}
 
     def chunk(self, reply: Reply, choice: Answer) -> Json | None:
         """Return the chunk of the last step; None if it has nothing to say."""
         body = reply.body
-        if not (choice.new_text or choice.new_calls or choice.finish_reason or body.return_token_ids or choice.shown):
+        if not (
+            choice.new_text
+            or choice.new_calls
+            or choice.finish_reason
+            or body.return_token_ids
+            or choice.shown
+            or choice.new_logprobs
+        ):
             return None
-        chunk = self.head(reply, self.chunk_name) | {"choices": [_choice(choice, self.delta(choice, body))]}
+        chunk = self.head(reply, self.chunk_name) | {"choices": [_choice(choice, self.delta(choice, reply))]}
         if body.stream_options is not None and body.stream_options.continuous_usage_stats:
             chunk["usage"] = reply.usage
         return chunk if choice.shown is None else chunk | {"outrider": choice.shown}
@@ -164,21 +177,21 @@ class ChatForm(Form):
 
     prefix, whole_name, chunk_name = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def message(self, choice: Answer, body: GenerationRequest) -> Json:
+    def message(self, choice: Answer, reply: Reply) -> Json:
         message: Json = {"role": "assistant", "content": choice.text}
         if choice.calls:
             message |= {"content": choice.text or None, "tool_calls": [call.json for call in choice.calls]}
-        found: Json = {"message": message, "logprobs": None}
-        return found | ({"token_ids": choice.tokens} if body.return_token_ids else {})
+        found: Json = {"message": message, "logprobs": chat_logprobs(choice.logprobs, reply.texts)}
+        return found | ({"token_ids": choice.tokens} if reply.body.return_token_ids else {})
 
-    def delta(self, choice: Answer, body: GenerationRequest) -> Json:
+    def delta(self, choice: Answer, reply: Reply) -> Json:
         delta: Json = {"content": choice.new_text}
         if choice.new_calls:
             start = len(choice.calls) - len(choice.new_calls)
             calls = enumerate(choice.new_calls, start)
             delta["tool_calls"] = [{"index": index, **call.json} for index, call in calls]
-        found: Json = {"delta": delta, "logprobs": None}
-        return found | ({"token_ids": list(choice.new_tokens)} if body.return_token_ids else {})
+        found: Json = {"delta": delta, "logprobs": chat_logprobs(choice.new_logprobs, reply.texts)}
+        return found | ({"token_ids": list(choice.new_tokens)} if reply.body.return_token_ids else {})
 
     def whole(self, reply: Reply) -> Json:
         return super().whole(reply) | _prompt_ids(reply)
@@ -199,14 +212,17 @@ class CompletionForm(Form):
 
     prefix, whole_name, chunk_name = "cmpl", "text_completion", "text_completion"
 
-    def message(self, choice: Answer, body: GenerationRequest) -> Json:
-        found: Json = {"text": choice.text, "logprobs": None}
+    def message(self, choice: Answer, reply: Reply) -> Json:
+        found: Json = {"text": choice.text, "logprobs": completion_logprobs(choice.logprobs, reply.texts, 0)}
         ids = {"token_ids": choice.tokens, "prompt_token_ids": list(choice.prompt)}
-        return found | (ids if body.return_token_ids else {})
+        return found | (ids if reply.body.return_token_ids else {})
 
-    def delta(self, choice: Answer, body: GenerationRequest) -> Json:
-        found: Json = {"text": choice.new_text, "logprobs": None}
-        if not body.return_token_ids:
+    def delta(self, choice: Answer, reply: Reply) -> Json:
+        known = choice.tokens[: -len(choice.new_tokens)] if choice.new_logprobs else []
+        start = sum(len(reply.texts.of(token)) for token in known)
+        logprobs = completion_logprobs(choice.new_logprobs, reply.texts, start)
+        found: Json = {"text": choice.new_text, "logprobs": logprobs}
+        if not reply.body.return_token_ids:
             return found
         is_first = len(choice.tokens) == len(choice.new_tokens)
         ids = {"prompt_token_ids": list(choice.prompt)} if is_first else {}

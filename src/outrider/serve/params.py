@@ -1,8 +1,7 @@
 """The conversion of a body to what an engine takes: token ids, settings, and who drafts.
 
-What this version of the engine does not know is refused by its name, so that no setting is silently dropped. A
-temperature below 0.01 but above 0 counts as 0.01, as vLLM does it; without a temperature it is 1, OpenAI's default.
-Without a seed one is drawn.
+What cannot be honoured is refused by its name, so that no setting is silently dropped. A temperature below 0.01 but
+above 0 counts as 0.01, as vLLM does it; without a temperature it is 1, OpenAI's default. Without a seed one is drawn.
 
 Example: `{"max_tokens": 5, "temperature": 0}` is `SamplingParams(max_tokens=5)`.
 """
@@ -10,10 +9,10 @@ Example: `{"max_tokens": 5, "temperature": 0}` is `SamplingParams(max_tokens=5)`
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any, Final
 
-from outrider.errors import RequestError
+from outrider.errors import RequestError, on_one_line
+from outrider.params import StructuredOutputs
 from outrider.records.values import check_text
 from outrider.requests.chat import render, tokenize
 from outrider.requests.prompts import as_prompt
@@ -25,16 +24,15 @@ __all__ = ["chat_ids", "completion_ids", "sampling_params"]
 
 LEAST_TEMPERATURE: Final = 0.01
 SEED_BITS: Final = 62
-NEUTRAL: Final[dict[str, Any]] = {
-    "min_tokens": 0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "repetition_penalty": 1.0,
-    "logit_bias": {},
-    "bad_words": [],
-}
-"""Settings that another processor of logits takes -> the value that changes nothing."""
-KNOWN: Final = frozenset(field.name for field in fields(SamplingParams))
+PROCESSED: Final = (
+    "min_tokens",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "bad_words",
+)
+"""Settings of `SamplingParams` that a body has under the same names."""
 
 
 def sampling_params(body: GenerationRequest, max_tokens: int) -> SamplingParams:
@@ -56,13 +54,11 @@ def sampling_params(body: GenerationRequest, max_tokens: int) -> SamplingParams:
         "stop_token_ids": body.stop_token_ids or (),
         "ignore_eos": body.ignore_eos,
     }
-    for name, neutral in NEUTRAL.items():
-        value = getattr(body, name)
-        if value is not None and value != neutral:
-            values[name] = _supported(name, value)
-    values |= _structure(body) | _logprobs(body)
+    given = {name: getattr(body, name) for name in PROCESSED}
+    values |= {name: value for name, value in given.items() if value is not None}
+    values |= {"logprobs": _logprobs(body), "logit_bias": _biases(body.logit_bias)}
     try:
-        return SamplingParams(**values)
+        return SamplingParams(**values, structured_outputs=_structure(body))
     except RequestError as error:
         raise RefusalError(str(error)) from None
 
@@ -77,25 +73,36 @@ def _check_common(body: GenerationRequest) -> None:
             raise RefusalError(f"best_of={body.best_of} is not supported; leave it out", param="best_of")
 
 
-def _supported(name: str, value: Any) -> Any:
-    if name not in KNOWN:
-        raise RefusalError(f"{name} is not supported by this server; leave it out", param=name)
-    return value
+def _biases(given: Mapping[str, float] | None) -> dict[int, float]:
+    """Return biases by token id; JSON has strings for keys."""
+    biases = given or {}
+    for key in biases:
+        if not (key.isascii() and key.isdigit() and len(key) < 10):
+            raise RefusalError(f"logit_bias has the key '{on_one_line(key)}'; give token ids", param="logit_bias")
+    return {int(key): bias for key, bias in biases.items()}
 
 
-def _structure(body: GenerationRequest) -> dict[str, Any]:
-    for name in ("structured_outputs", "response_format"):
-        given = getattr(body, name)
-        if given is not None and not (name == "response_format" and given.type == "text"):
-            raise RefusalError(f"{name} is not supported by this server; leave it out", param=name)
-    return {}
+def _structure(body: GenerationRequest) -> StructuredOutputs | None:
+    """Return the form of the answer, under OpenAI's names or vLLM's."""
+    form, given = body.response_format, body.structured_outputs
+    if form is not None and form.type != "text":
+        if given is not None:
+            raise RefusalError("give response_format or structured_outputs, not both", param="response_format")
+        if form.type == "json_object":
+            return StructuredOutputs(json_object=True)
+        if form.json_schema is None or form.json_schema.schema_ is None:
+            raise RefusalError("response_format needs json_schema with a schema", param="response_format")
+        return StructuredOutputs(json=form.json_schema.schema_)
+    return None if given is None else StructuredOutputs(**given.model_dump(by_alias=True, exclude_none=True))
 
 
-def _logprobs(body: GenerationRequest) -> dict[str, Any]:
-    wanted = body.logprobs if isinstance(body, ChatRequest | CompletionRequest) else None
-    if wanted is not None and wanted is not False:
-        raise RefusalError("logprobs is not supported by this server; leave it out", param="logprobs")
-    return {}
+def _logprobs(body: GenerationRequest) -> int | None:
+    """Return how many of the most probable tokens to tell; None for no log-probabilities."""
+    if isinstance(body, ChatRequest):
+        if body.top_logprobs and not body.logprobs:
+            raise RefusalError("top_logprobs needs logprobs to be true", param="top_logprobs")
+        return (body.top_logprobs or 0) if body.logprobs else None
+    return body.logprobs if isinstance(body, CompletionRequest) else None
 
 
 def chat_ids(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:

@@ -55,11 +55,12 @@ class ResponseFormat(BaseModel):
 class Structure(BaseModel):
     """Form of the answer under vLLM's names; exactly one."""
 
-    json_: str | dict[str, Any] | bool | None = Field(None, alias="json")
+    json_: str | dict[str, Any] | None = Field(None, alias="json")
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
+    disable_any_whitespace: bool | None = None
 
 
 class GenerationRequest(BaseModel):
