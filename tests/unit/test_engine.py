@@ -217,7 +217,7 @@ def test_the_plan_is_what_is_allocated() -> None:
     engine = Engine(target, NoProposer(), max_batch=3, num_nodes=5)
     cache = engine.target.cache
     assert engine.memory.cache.num_bytes == cache.keys_LCHSD.nbytes + cache.values_LCHSD.nbytes
-    assert "3 slots x 103 positions" in str(engine.memory)
+    assert "3 slots x 106 positions" in str(engine.memory)
     before = cache.keys_LCHSD.data_ptr()
     engine.generate(PROMPTS, SamplingParams(max_tokens=40, ignore_eos=True))
     assert cache.keys_LCHSD.data_ptr() == before

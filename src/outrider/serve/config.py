@@ -20,6 +20,8 @@ LIMITS: Final = {
     "max_tokens": (1, 2**24),
     "max_body_bytes": (1024, 2**30),
     "grace_s": (0, 3600),
+    "prefix_cache_bytes": (0, 2**50),
+    "prefill_chunk": (1, 2**24),
 }
 
 
@@ -56,6 +58,11 @@ class ServeConfig:
     """Largest request body."""
     grace_s: float = 30.0
     """Seconds that running requests may take after SIGTERM or Ctrl-C."""
+    prefix_cache_bytes: int | None = None
+    """Memory for keys and values of finished texts, from which prompts that begin alike go on; 0 keeps none, by default
+    as much as the slots take, at most 1 GiB."""
+    prefill_chunk: int | None = None
+    """Tokens of prompts that are read between two steps; by default 256 on the CPU and 8192 on a GPU."""
     budget: Literal["fixed", "auto"] | None = None
     """fixed drafts as much as the method is set to; auto as much as pays here, which may be nothing; by default fixed,
     or what was picked with the method."""

@@ -35,6 +35,8 @@ def open_engine(target: Target, proposer: Proposer, config: ServeConfig, budget:
         proposer,
         max_batch=config.max_batch,
         max_len=min(config.max_len, target.spec.max_positions),
+        prefix_cache_bytes=config.prefix_cache_bytes,
+        prefill_chunk=config.prefill_chunk,
         verification=config.verification,
         budget=CappedBudget(inner, watch),
         record=watch.record,
