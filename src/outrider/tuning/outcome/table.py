@@ -63,7 +63,7 @@ def _notes(report: TuneReport) -> list[str]:
         )
     if report.median_error is not None:
         notes.append(
-            f"predictions were off by {100 * report.median_error:.1f} % (median of those measured, fixed budget)"
+            f"predictions were off by {100 * report.median_error:.1f} % (median of those measured)"
         )
     counted = f"{report.num_prompts} prompts; {report.num_degenerate} others had a loop as their answer"
     notes.append(counted if report.num_degenerate else f"{report.num_prompts} prompts, no answer of which is a loop")
