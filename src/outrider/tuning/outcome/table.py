@@ -62,9 +62,7 @@ def _notes(report: TuneReport) -> list[str]:
             else f"drafting in every step breaks even at about {report.crossover:.1f} requests at once"
         )
     if report.median_error is not None:
-        notes.append(
-            f"predictions were off by {100 * report.median_error:.1f} % (median of those measured)"
-        )
+        notes.append(f"predictions were off by {100 * report.median_error:.1f} % (median of those measured)")
     counted = f"{report.num_prompts} prompts; {report.num_degenerate} others had a loop as their answer"
     notes.append(counted if report.num_degenerate else f"{report.num_prompts} prompts, no answer of which is a loop")
     notes += report.notes
