@@ -2,9 +2,9 @@
 
     python fake_vllm.py [-m MODULE] --model NAME --host HOST --port PORT [--speculative-config JSON] [--owned-by NAME]
 
-It answers `/health`, `/v1/models`, `/metrics` and streamed `/v1/completions`. Its text depends on the prompt alone. With
-a speculative configuration it writes in bursts: every other step accepts all of its draft, and nothing is drafted where
-`outrider_method` is "none". A child stands for its workers.
+It answers `/health`, `/v1/models`, `/metrics` and streamed `/v1/completions`. Its text depends on the prompt alone.
+With a speculative configuration it writes in bursts: every other step accepts all of its draft, and nothing is drafted
+where `outrider_method` is "none". A child stands for its workers.
 
 `FAKE_VLLM_FAULT` chooses the fault, from the request number `FAKE_VLLM_AFTER` on:
 
