@@ -143,8 +143,16 @@ class Batch:
     @property
     def processors(self) -> list[ProcessorState | None]:
         """The state of each slot's processors; empty if no slot has any, so that a step without them pays nothing."""
-        found = [running.processors for running in self.running.values()]
+        states = [running.processors for running in self.running.values()]
+        found = [None if state is None or state.is_idle else state for state in states]
         return found if any(one is not None for one in found) else []
+
+    def is_broken(self, events: Sequence[Event]) -> bool:
+        """Return whether a request ended because the target's numbers are not finite, and not for its form alone."""
+        return any(
+            event.finished == "error" and (running.processors is None or running.processors.failure() is None)
+            for running, event in zip(self.running.values(), events, strict=True)
+        )
 
     def forced(self, most: int) -> dict[int, list[int]]:
         """Return the tokens that forms leave no choice about, at most so many, by the places of their slots."""

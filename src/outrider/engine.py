@@ -137,13 +137,13 @@ class Engine:
             with clock("host"):
                 steps, events = batch.advance(draft, accepted, forward.logits_BMV, forced)  # emit, and stop
                 self.outboxes.announce(event.request for event in events)
-            if any(event.finished == "error" for event in events):
+            if batch.is_broken(events):
                 with clock("host"):
                     self._rebuild()  # numbers that are not finite may be anywhere behind a length
             else:
                 commits = batch.commits(accepted, events)
                 with clock("propose"):
-                    self.session.observe(commits, forward.features_BMF)
+                    self.session.observe([one for one in commits if one.tokens], forward.features_BMF)
                 with clock("host"):
                     self.budget.observe(commits, clock.seconds())
                     self._release([event.request for event in events if event.finished])
@@ -332,7 +332,8 @@ class Engine:
     def _release(self, requests: Sequence[int]) -> None:
         for slot in [slot for slot, one in self.batch.requests.items() if one.id in requests]:
             if slot in self.batch.running:
-                self.prefixes.keep(self.batch.running[slot].tokens, slot, self.target.cache, self.session)
+                running, needs = self.batch.running[slot], bool(self.proposer.spec.feature_layers)
+                self.prefixes.keep(running.tokens, slot, self.target.cache, self.session, with_features=needs)
                 self.session.release(slot)
             self.target.cache.reset(slot)
             self.batch.release(slot)

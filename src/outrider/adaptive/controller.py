@@ -144,6 +144,8 @@ class AdaptiveBudget(Budget):
     def limits(self, slot_states: Sequence[SlotState], num_waiting: int = 0) -> list[DraftLimit]:
         step = self._begin(slot_states, num_waiting)
         self._cost = self._costs.of(slot_states)
+        if all(state.num_remaining <= 1 or state.num_forced for state in slot_states):
+            return [NOTHING] * len(slot_states)  # says nothing about drafts
         if not (self.drafting or self.steps_to_probe < 1 or self._has_news or self._measuring):
             return [NOTHING] * len(slot_states)
         self._has_news = False

@@ -80,11 +80,14 @@ class PrefixStore:
         """Forget all texts."""
         self._held = _Held({}, [])
 
-    def keep(self, tokens: Sequence[int], slot: int, cache: KVCache, session: Session) -> None:
+    def keep(
+        self, tokens: Sequence[int], slot: int, cache: KVCache, session: Session, *, with_features: bool = False
+    ) -> None:
         """Copy a text that leaves its slot, before its session releases it, unless more of it is kept already.
 
         Args:
             tokens: the committed text; the slot holds all of it but the last, or more.
+            with_features: as in `find`; a text is not kept whose session keeps nothing of it then.
         """
         text = tuple(tokens)
         if not self.max_bytes or len(text) < 2 or cache.plan.bytes_per_token * (len(text) - 1) > self.max_bytes:
@@ -93,7 +96,10 @@ class PrefixStore:
         if at < len(self._held.order) and self._held.order[at][: len(text)] == text:
             self._use(self._held.order[at])
             return
-        self._add(Prefix(text, cache.copy(slot, len(text) - 1), session.keep(slot)))
+        kept = session.keep(slot)
+        if with_features and (kept is None or kept.reusable(len(text) - 1) < 1):
+            return
+        self._add(Prefix(text, cache.copy(slot, len(text) - 1), kept))
 
     def find(self, prompt: Sequence[int], *, with_features: bool) -> Match | None:
         """Return the kept text that a prompt can take over most of, or None.

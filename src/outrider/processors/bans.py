@@ -61,5 +61,9 @@ class MinTokens(Processor):
     def fork(self) -> "MinTokens":
         return MinTokens(self.num_left, self.ends)
 
+    @property
+    def is_idle(self) -> bool:
+        return self.num_left <= 0
+
     def transform(self, logits_V: Tensor) -> Tensor:
         return _without(logits_V, self.ends) if self.num_left > 0 else logits_V

@@ -43,6 +43,11 @@ class Processor(ABC):
     def transform(self, logits_V: Tensor) -> Tensor:
         """Return the changed logits, at the tensor's own precision; the argument keeps its values."""
 
+    @property
+    def is_idle(self) -> bool:
+        """True if it changes no logits from here on."""
+        return False
+
     def forced(self, most: int) -> list[int]:
         """Return at most so many tokens that the text very likely goes on with, since the form leaves no choice."""
         return []
@@ -78,6 +83,10 @@ class ProcessorState(Processor):
             elif one.failure() is not None:
                 return torch.full_like(logits_V, -torch.inf)
         return logits_V
+
+    @property
+    def is_idle(self) -> bool:
+        return all(one.is_idle for one in self.processors)
 
     def forced(self, most: int) -> list[int]:
         return next((tokens for one in self.processors if (tokens := one.forced(most))), []) if most > 0 else []

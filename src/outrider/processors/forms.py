@@ -1,11 +1,13 @@
 """Forms of structured output, compiled for a tokenizer by llguidance and kept.
 
 A tokenizer is prepared once (some 0.1 to 1 s for a large vocabulary); a form is compiled once, and every request takes
-a copy of its matcher, in microseconds.
+a copy of its matcher, in microseconds. llguidance compiles by recursion, and a chain of 2,500 references would overflow
+the stack of an ordinary thread and end the process. So forms are limited in length and compiled on a deep stack.
 """
 
+import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, final
 from weakref import WeakKeyDictionary
 
@@ -17,6 +19,10 @@ from outrider.params import StructuredOutputs
 __all__ = ["Forms"]
 
 NUM_KEPT: Final = 64
+LONGEST: Final = 2**17
+"""The most characters of a form."""
+STACK_BYTES: Final = 2**28
+_STACK_SIZE: Final = threading.Lock()
 
 
 @final
@@ -26,6 +32,7 @@ class Forms:
     def __init__(self, tokenizer: Any, vocab_size: int, eos_ids: Sequence[int]) -> None:
         self._tokenizer = _prepared(tokenizer, vocab_size, eos_ids)
         self._matchers: OrderedDict[StructuredOutputs, Any] = OrderedDict()
+        self._lock = threading.Lock()
 
     @classmethod
     def of(cls, tokenizer: Any, vocab_size: int, eos_ids: Sequence[int]) -> "Forms":
@@ -46,17 +53,25 @@ class Forms:
         Raises:
             RequestError: if the form cannot be compiled; it says why.
         """
-        if wanted not in self._matchers:
-            self._matchers[wanted] = self._compiled(wanted)
+        with self._lock:
+            found = self._matchers.get(wanted)
+        if found is None:
+            found = _on_a_deep_stack(lambda: self._compiled(wanted))
+        with self._lock:
+            self._matchers[wanted] = found
+            self._matchers.move_to_end(wanted)
             if len(self._matchers) > NUM_KEPT:
                 self._matchers.popitem(last=False)
-        self._matchers.move_to_end(wanted)
-        return self._matchers[wanted].deep_copy()
+            return found.deep_copy()
 
     def _compiled(self, wanted: StructuredOutputs) -> Any:
         from llguidance import LLMatcher, grammar_from
 
         kind, text = wanted.form
+        if len(text) > LONGEST:
+            raise RequestError(
+                f"{kind} of structured_outputs has {len(text)} characters; at most {LONGEST} can be compiled"
+            )
         try:
             if kind == "json":
                 options = {"whitespace_flexible": not wanted.disable_any_whitespace}
@@ -72,6 +87,30 @@ class Forms:
         if matcher.is_error():
             raise _refusal(kind, matcher.get_error())
         return matcher
+
+
+def _on_a_deep_stack(work: Callable[[], Any]) -> Any:
+    """Return what a function returns in a thread of its own; its exception is raised here."""
+    found: list[Any] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="outrider-forms")
+    with _STACK_SIZE:
+        before = threading.stack_size(STACK_BYTES)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    if errors:
+        raise errors[0]
+    return found[0]
 
 
 def _refusal(kind: str, said: str) -> RequestError:

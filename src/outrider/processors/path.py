@@ -1,7 +1,7 @@
 """The logits of one walk down a draft, as the processors of its request change them.
 
 Every acceptance rule walks one path: it looks at a row only after it has taken the row's token. So the state is forked
-once, at the root, and advanced with the walk; the rows of other branches are never looked at.
+once, at the first accepted token, and advanced with the walk; the rows of other branches are never looked at.
 
     draft      root ── cat ── sat           rows read by a walk that accepts "cat" and then misses: root, cat
                     └─ dog
@@ -32,7 +32,8 @@ class PathLogits:
     def __init__(self, logits_MV: Tensor, tree: Tree, state: ProcessorState) -> None:
         self._logits_MV = logits_MV
         self._tree = tree
-        self._state = state.fork()
+        self._state = state
+        self._is_forked = False  # the row of the root needs no copy: changing logits changes no state
         self._row = 0
 
     @property
@@ -43,6 +44,8 @@ class PathLogits:
     def __getitem__(self, row: int) -> Tensor:
         if row != self._row:
             assert self._tree.parents[row - 1] + 1 == self._row, f"row {row} is not a child of row {self._row}"
+            if not self._is_forked:
+                self._state, self._is_forked = self._state.fork(), True
             self._state.advance(self._tree.tokens[row - 1])
             self._row = row
         return self._state.transform(self._logits_MV[row])

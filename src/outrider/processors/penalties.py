@@ -26,21 +26,30 @@ __all__ = ["Penalties"]
 class Penalties(Processor):
     """The three penalties of one request."""
 
-    def __init__(self, params: SamplingParams, prompt: frozenset[int], counts: dict[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: frozenset[int],
+        counts: dict[int, int] | None = None,
+        prompt_K: Tensor | None = None,
+    ) -> None:
         self.params = params
         self.prompt = prompt
         self.counts = {} if counts is None else counts
+        self._prompt_K = torch.tensor(sorted(prompt), dtype=torch.int64) if prompt_K is None else prompt_K
 
     def advance(self, token: int) -> None:
         self.counts[token] = self.counts.get(token, 0) + 1
 
     def fork(self) -> "Penalties":
-        return Penalties(self.params, self.prompt, dict(self.counts))
+        return Penalties(self.params, self.prompt, dict(self.counts), self._prompt_K)
 
     def transform(self, logits_V: Tensor) -> Tensor:
         logits_V, device, params = logits_V.clone(), logits_V.device, self.params
-        if params.repetition_penalty != 1 and (seen := self.prompt.union(self.counts)):
-            seen_K = torch.tensor(list(seen), device=device)
+        if params.repetition_penalty != 1:
+            self._prompt_K = self._prompt_K.to(device)
+            more = [token for token in self.counts if token not in self.prompt]
+            seen_K = torch.cat([self._prompt_K, torch.tensor(more, dtype=torch.int64, device=device)])
             seen_logits_K = logits_V[seen_K]
             factor = params.repetition_penalty
             logits_V[seen_K] = torch.where(seen_logits_K > 0, seen_logits_K / factor, seen_logits_K * factor)

@@ -42,7 +42,9 @@ def start_processors(
         matcher = Forms.of(tokenizer, vocab_size, eos_ids).matcher(params.structured_outputs)
         found.append(Grammar(matcher, vocab_size, tuple(eos_ids)))
     if params.bad_words:
-        found.append(BadWords(_bad_tokens(params.bad_words, tokenizer)))
+        words = _bad_tokens(params.bad_words, tokenizer)
+        if possible := [word for word in words if max(word) < vocab_size]:  # the rest has no logits
+            found.append(BadWords(possible))
     ends = [token for token in {*eos_ids, *params.stop_token_ids} if 0 <= token < vocab_size]
     if params.min_tokens and ends:
         found.append(MinTokens(params.min_tokens, ends))

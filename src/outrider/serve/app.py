@@ -80,8 +80,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
     @app.get("/health")
     async def health() -> Response:
-        is_well = service.worker.is_alive and not service.worker.is_draining
-        return Response(status_code=200 if is_well else 503)
+        return Response(status_code=200 if service.worker.is_well else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:

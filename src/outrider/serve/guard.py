@@ -1,7 +1,8 @@
 """The checks of every request: its body, the key, the name of the host; and the headers of every answer.
 
-    host   a server for this machine alone answers only to its own names: a page of the web whose name is made to
-           point here (DNS rebinding) gets status 403
+    host   a server for this machine alone, without a key, answers only to its own names: a page of the web whose name
+           is made to point here (DNS rebinding) gets status 403
+    type   bodies for `/v1` must be `application/json`, else status 415
     key    `/v1` and `/outrider` need `Authorization: Bearer KEY`, compared in constant time
     body   counted as it arrives, also where it has no length; beyond the limit status 413
 
@@ -53,7 +54,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = self._refusal(scope["path"], {name.lower(): value for name, value in scope["headers"]})
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        refusal = self._refusal(scope["method"], scope["path"], headers)
         is_large, size = False, 0
 
         async def counted() -> Message:
@@ -78,13 +80,17 @@ class Guard:
         if refusal is not None:
             await _answer(refusal, send)
 
-    def _refusal(self, path: str, headers: Mapping[bytes, bytes]) -> RefusalError | None:
-        if self._config.is_local and _host(headers.get(b"host", b"").decode("latin-1")) not in LOOPBACK:
-            return RefusalError("this server answers to localhost only; start it with --host for other names", 403)
+    def _refusal(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> RefusalError | None:
+        is_open = self._config.is_local and self._key is None
+        if is_open and _host(headers.get(b"host", b"").decode("latin-1")) not in LOOPBACK:
+            return RefusalError("without a key this server answers to localhost only; set a key, or --host", 403)
         if self._key is not None and path.startswith(GUARDED):
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
             if not hmac.compare_digest(given.strip(), self._key) or scheme.lower() != b"bearer":
                 return RefusalError("the API key is missing or wrong; send it as Authorization: Bearer KEY", 401)
+        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if method == "POST" and path.startswith("/v1") and kind != b"application/json":
+            return RefusalError("send the body as Content-Type: application/json", 415)
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and len(length) < 20 and int(length) > self._config.max_body_bytes:
             return self._too_large()

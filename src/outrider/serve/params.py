@@ -52,7 +52,7 @@ def sampling_params(body: GenerationRequest, max_tokens: int) -> SamplingParams:
         "max_tokens": max_tokens,
         "stop": body.stop or (),
         "stop_token_ids": body.stop_token_ids or (),
-        "ignore_eos": body.ignore_eos,
+        "ignore_eos": bool(body.ignore_eos),
     }
     given = {name: getattr(body, name) for name in PROCESSED}
     values |= {name: value for name, value in given.items() if value is not None}
@@ -133,7 +133,7 @@ def _call(call: Any) -> Any:
     if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return call
     try:
-        arguments = json.loads(function["arguments"])
+        arguments = json.loads(function["arguments"] or "{}")
     except (ValueError, RecursionError):
         raise RequestError("the arguments of a tool call are not JSON; send them as the model wrote them") from None
     return {**call, "function": {**function, "arguments": arguments}}

@@ -19,19 +19,22 @@ MOST_TOP_LOGPROBS: Final = 20
 MOST_PROMPTS: Final = 64
 MOST_MESSAGES: Final = 4096
 MOST_IDS: Final = 2**20
+MOST_PARTS: Final = 1024
 
 Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
-Prompt = Annotated[list[TokenId], Field(min_length=1, max_length=MOST_IDS)]
+# a list of a million wrong items would be a million errors
+Prompt = Annotated[list[TokenId], Field(min_length=1, max_length=MOST_IDS, fail_fast=True)]
+Parts = Annotated[list[dict[str, Any]], Field(max_length=MOST_PARTS, fail_fast=True)]
 
 
 class StreamOptions(BaseModel):
     """Options of a stream."""
 
-    include_usage: bool = False
+    include_usage: bool | None = False
     """Send the counts of tokens in a last chunk."""
-    continuous_usage_stats: bool = False
+    continuous_usage_stats: bool | None = False
     """Send the counts so far in every chunk."""
 
 
@@ -67,7 +70,7 @@ class GenerationRequest(BaseModel):
     """Fields of both kinds of completions."""
 
     model: str | None = None
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
     n: int | None = None
     temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
@@ -79,7 +82,7 @@ class GenerationRequest(BaseModel):
     min_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MOST_STOPS)] | None = None
-    ignore_eos: bool = False
+    ignore_eos: bool | None = False
     presence_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] | None = None
@@ -88,7 +91,7 @@ class GenerationRequest(BaseModel):
     response_format: ResponseFormat | None = None
     structured_outputs: Structure | None = None
     return_token_ids: bool | None = None
-    return_steps: bool = False
+    return_steps: bool | None = False
     """Show the draft of every step in each chunk of a stream."""
     outrider_method: Annotated[str, Field(max_length=1024)] | None = None
     """Method that drafts: none, or one of those that /outrider/info lists."""
@@ -98,7 +101,7 @@ class GenerationRequest(BaseModel):
     @property
     def has_usage(self) -> bool:
         """True if a stream ends with the counts of tokens."""
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
 class CompletionRequest(GenerationRequest):
@@ -106,7 +109,7 @@ class CompletionRequest(GenerationRequest):
 
     prompt: str | Prompt | Annotated[list[str | Prompt], Field(min_length=1, max_length=MOST_PROMPTS)]
     logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOGPROBS)] | None = None
-    echo: bool = False
+    echo: bool | None = False
     best_of: int | None = None
 
     @property
@@ -125,7 +128,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Annotated[str, Field(min_length=1, max_length=64)]
-    content: str | list[dict[str, Any]] | None = None
+    content: str | Parts | None = None
 
 
 class ChatRequest(GenerationRequest):

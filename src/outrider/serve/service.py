@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any, Final, NamedTuple, final
 
 from outrider.errors import RequestError
+from outrider.processors.start import start_processors
 from outrider.requests.prompts import check_fit
 from outrider.sampling import SamplingParams
 from outrider.serve.config import ServeConfig
@@ -74,6 +75,9 @@ class Service:
         self.texts = Texts(target.tokenizer)
         self.facts = dict(facts)
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="outrider-tokens")
+        self._num_reading = 0
+        longest = max(map(len, target.tokenizer.get_vocab())) if target.tokenizer is not None else 1
+        self._most_chars = self.max_len * longest
 
     async def ask(self, body: ChatRequest | CompletionRequest) -> Asking:
         """Send the prompts of a body to an engine.
@@ -83,14 +87,16 @@ class Service:
         """
         start = perf_counter()
         self._check(body)
-        if self.worker.is_full:
+        if self.worker.is_full or len(self.worker.open) + self._num_reading >= self.worker.capacity:
             raise self.worker.busy
         loop = asyncio.get_running_loop()
+        self._num_reading += 1
         try:
-            prompts = await loop.run_in_executor(self._readers, self._prompts, body)
-            asked = [self._asked(body, prompt) for prompt in prompts]
+            prompts, asked = await loop.run_in_executor(self._readers, self._read, body)
         except RequestError as error:
             raise RefusalError(str(error)) from None
+        finally:
+            self._num_reading -= 1
         exchange = Exchange(self.worker, asked)
         await exchange.begin()
         self.metrics.taken(sum(map(len, prompts)))
@@ -118,12 +124,23 @@ class Service:
             raise RefusalError(f"the model '{body.model}' is not served; use '{self.config.model}'", 404, "model")
         if isinstance(body, ChatRequest):
             check_tools(body, self.target.tokenizer)
+        if (chars := _num_chars(body)) > self._most_chars:
+            raise RefusalError(f"the prompt has {chars} characters, more than {self.max_len} tokens hold; shorten it")
         method = body.outrider_method
         if method is not None and method not in self.methods:
             raise RefusalError(
                 f"outrider_method '{method}' is not served; use one of {', '.join(self.methods)}",
                 param="outrider_method",
             )
+
+    def _read(self, body: ChatRequest | CompletionRequest) -> tuple[list[list[int]], list[Asked]]:
+        """Return the prompts of a body as tokens, and what is asked of the engine; a form is compiled here already."""
+        prompts = self._prompts(body)
+        asked = [self._asked(body, prompt) for prompt in prompts]
+        for one in asked:
+            spec = self.target.spec
+            start_processors(one.params, one.prompt, self.target.tokenizer, spec.vocab_size, spec.eos_ids)
+        return prompts, asked
 
     def _prompts(self, body: ChatRequest | CompletionRequest) -> list[list[int]]:
         if isinstance(body, ChatRequest):
@@ -140,7 +157,7 @@ class Service:
             params=params,
             method=self.method if is_plain or body.outrider_method is None else body.outrider_method,
             most_nodes=0 if is_plain else body.outrider_num_nodes,
-            is_traced=body.return_steps,
+            is_traced=bool(body.return_steps),
         )
 
     def _params(self, body: GenerationRequest, prompt: Sequence[int]) -> SamplingParams:
@@ -157,3 +174,11 @@ class Service:
         """End the threads."""
         self.worker.stop()
         self._readers.shutdown(wait=False, cancel_futures=True)
+
+
+def _num_chars(body: GenerationRequest) -> int:
+    """Return the characters of the longest text to tokenise."""
+    if isinstance(body, CompletionRequest):
+        return max((len(one) for one in body.prompts if isinstance(one, str)), default=0)
+    messages = body.messages if isinstance(body, ChatRequest) else ()
+    return sum(len(one.content) for one in messages if isinstance(one.content, str))

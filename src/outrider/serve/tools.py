@@ -91,7 +91,12 @@ def _call(text: str) -> ToolCall | None:
         return None
     if not isinstance(found, dict) or not isinstance(found.get("name"), str):
         return None
-    return ToolCall(found["name"], json.dumps(found.get("arguments", {}), ensure_ascii=False))
+    arguments = json.dumps(found.get("arguments", {}), ensure_ascii=False)
+    try:
+        (found["name"] + arguments).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which no answer can carry
+        return None
+    return ToolCall(found["name"], arguments)
 
 
 def wants_tools(body: ChatRequest) -> bool:

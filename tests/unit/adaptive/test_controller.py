@@ -365,3 +365,11 @@ def test_a_named_budget_is_calibrated_for_the_target() -> None:
     assert engine.generate([prompt], SamplingParams(max_tokens=40)) == plain.generate(
         [prompt], SamplingParams(max_tokens=40)
     )
+
+
+def test_a_step_whose_tokens_are_forced_says_nothing_about_drafts() -> None:
+    budget = AdaptiveBudget(COSTS, 4)
+    budget.drafting = True
+    forced = SlotState(1, 100, 50, greedy=True, num_forced=3)
+    assert [limit.num_nodes for limit in budget.limits([forced])] == [0]
+    assert budget.drafting

@@ -125,3 +125,29 @@ def test_every_answer_has_the_headers_of_a_safe_page(server: Served) -> None:
         assert "unsafe" not in policy
         assert response.headers["x-content-type-options"] == "nosniff"
         assert "access-control-allow-origin" not in response.headers
+
+
+def test_null_is_as_if_a_switch_were_left_out(server: Served) -> None:
+    nulls = {"stream": None, "stream_options": {"include_usage": None}, "ignore_eos": None, "stop": None}
+    for path, body in (("chat/completions", CHAT), ("completions", {"prompt": "abc", "max_tokens": 4, "echo": None})):
+        assert server.http.post(f"/v1/{path}", json=body | nulls).status_code == 200
+
+
+def test_a_body_of_another_type_is_refused(server: Served) -> None:
+    # a page of another origin can send these without asking first
+    for headers in ({}, {"Content-Type": "text/plain"}):
+        response = server.http.post("/v1/chat/completions", content=json.dumps(CHAT), headers=headers)
+        assert response.status_code == 415
+        assert "application/json" in response.json()["error"]["message"]
+
+
+def test_a_prompt_that_no_tokens_can_hold_is_not_read(server: Served) -> None:
+    response = server.http.post("/v1/completions", json={"prompt": "a" * 1_000_000})
+    assert response.status_code == 400
+    assert "1000000 characters" in response.json()["error"]["message"]
+
+
+def test_a_list_of_wrong_items_is_one_error(server: Served) -> None:
+    response = server.http.post("/v1/completions", json={"prompt": [["a"] * 100_000]})
+    assert response.status_code == 400
+    assert len(response.text) < 1000

@@ -12,7 +12,7 @@ from typing import final
 
 from outrider.budget import load_budget
 from outrider.engine import Engine
-from outrider.errors import RequestError, on_one_line
+from outrider.errors import RequestError, is_failure, on_one_line
 from outrider.proposer import Proposer
 from outrider.requests.events import Event
 from outrider.serve.config import ServeConfig
@@ -103,19 +103,20 @@ class Lane:
                 self._forget(event.request)
             self._send(ticket, Failure.of(event) or Update(event=event, trace=trace))
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """End the requests of a step that failed: all but those that were not yet due."""
         log.error("a step failed: %s", on_one_line(str(error)), exc_info=error)
         failure = Failure(f"the engine failed in a step ({type(error).__name__}: {on_one_line(str(error))})", 500)
         try:
             for id in list(self._due()):
                 self.cancel(self.tickets[id], failure)
-        except Exception:
+        except BaseException as worse:
+            if not is_failure(worse):
+                raise
             log.exception("the engine cannot be mended and is opened anew")
-            tickets = list(self.tickets.values())
-            self._start()
-            for ticket in tickets:
+            for ticket in self.tickets.values():
                 self._send(ticket, failure)
+            self._start()
 
     def _due(self) -> Iterator[int]:
         later = [request.id for request in self.engine.waiting][len(self.engine.batch.free_slots()) :]

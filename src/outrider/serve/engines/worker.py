@@ -18,7 +18,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import final
 
-from outrider.errors import OutriderError
+from outrider.errors import OutriderError, is_failure
 from outrider.serve.engines.lane import Lane, Send
 from outrider.serve.engines.ticket import Asked, Failure, Ticket, Update
 from outrider.serve.failures import RefusalError
@@ -31,6 +31,8 @@ RETRY_S = 1
 """Seconds after which a refused client may try again."""
 STOP_S = 5.0
 """Seconds that the end of the thread may take: a step that hangs does not keep the process."""
+MOST_FAILURES = 3
+"""Failed steps in a row after which the server calls itself ill."""
 MOST_LANES = 3
 """Engines that are open at the same time; of more, one that has been idle is closed."""
 
@@ -48,6 +50,7 @@ class Worker:
         self.capacity = capacity
         self.open: set[Ticket] = set()
         self.is_draining = False
+        self.num_failures = 0
         self._openers = lanes
         self._lanes: dict[str, Lane] = {}
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -78,6 +81,11 @@ class Worker:
     @property
     def is_alive(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def is_well(self) -> bool:
+        """True while requests can be expected to succeed."""
+        return self.is_alive and not self.is_draining and self.num_failures < MOST_FAILURES
 
     @property
     def num_running(self) -> int:
@@ -134,6 +142,14 @@ class Worker:
                 await asyncio.wait_for(self._idle.wait(), 1.0)
 
     def _run(self) -> None:
+        try:
+            self._step_lanes()
+        finally:
+            with suppress(RuntimeError):  # the loop has ended, and every handler with it
+                assert self._loop is not None
+                self._loop.call_soon_threadsafe(self._end)
+
+    def _step_lanes(self) -> None:
         while True:
             busy = [lane for lane in self._lanes.values() if lane.busy]
             if not self._read(wait=not busy):
@@ -141,8 +157,17 @@ class Worker:
             for lane in busy:
                 try:
                     lane.advance()
-                except Exception as error:
+                    self.num_failures = 0
+                except BaseException as error:
+                    if not is_failure(error):
+                        raise
+                    self.num_failures += 1
                     lane.fail(error)
+
+    def _end(self) -> None:
+        """Tell every open ticket that the thread has ended."""
+        for ticket in list(self.open):
+            self._deliver(ticket, Failure("the engine has ended", 500))
 
     def _read(self, *, wait: bool) -> bool:
         """Do what the inbox says; return False at its end."""
@@ -162,7 +187,9 @@ class Worker:
             lane.add(ticket)
         except OutriderError as error:
             self._send(ticket, Failure(str(error), 503))
-        except Exception as error:
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             log.exception("a request cannot be taken")
             self._send(ticket, Failure(f"the engine failed ({type(error).__name__})", 500))
 
@@ -171,7 +198,9 @@ class Worker:
         if lane is not None:
             try:
                 lane.cancel(ticket, failure)
-            except Exception as error:
+            except BaseException as error:
+                if not is_failure(error):
+                    raise
                 lane.fail(error)
 
     def _send(self, ticket: Ticket, update: Update) -> None:

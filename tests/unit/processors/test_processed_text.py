@@ -245,3 +245,30 @@ def test_without_llguidance_the_remedy_is_named(
     fresh = load_target(str(directory), dtype="float64", device="cpu")
     with pytest.raises(RequestError, match=r"pip install 'outrider\[structured\]'"):
         Engine(fresh, NoProposer()).add("x", SamplingParams(structured_outputs=FORM))
+
+
+def test_a_deep_form_is_compiled_and_a_longer_one_refused(target: Target) -> None:
+    # on the stack of an ordinary thread, 2,500 references end the process
+    links = {f"a{n}": {"$ref": f"#/$defs/a{n + 1}"} for n in range(2500)}
+    deep = {"$ref": "#/$defs/a0", "$defs": {**links, "a2500": {"const": 1}}}
+    [answer] = Engine(target, NoProposer()).generate(
+        "abc", SamplingParams(max_tokens=8, structured_outputs=StructuredOutputs(json=deep))
+    )
+    assert answer.text == "1"
+    with pytest.raises(RequestError, match="characters; at most 131072 can be compiled"):
+        Engine(target, NoProposer()).add("abc", SamplingParams(structured_outputs=StructuredOutputs(regex="a" * 2**18)))
+
+
+def test_a_bad_word_without_logits_is_no_setting(target: Target) -> None:
+    params = SamplingParams(bad_words=["abc"])
+    assert start_processors(params, [1], target.tokenizer, 1, (0,)) is None
+    assert start_processors(params, [1], target.tokenizer, target.spec.vocab_size, (0,)) is not None
+
+
+def test_a_ban_that_is_over_costs_nothing(target: Target) -> None:
+    state = start_processors(SamplingParams(min_tokens=2), [1], target.tokenizer, target.spec.vocab_size, (0,))
+    assert state is not None
+    assert not state.is_idle
+    state.advance(5)
+    state.advance(6)
+    assert state.is_idle
