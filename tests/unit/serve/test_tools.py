@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from outrider.serve.tools import ToolParser
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
-HALF = r'<tool_call>{"name": "say", "arguments": {"t": "\ud83d"}}</tool_call>'  # of a surrogate pair
+LONE = r'<tool_call>{"name": "say", "arguments": {"t": "\ud83d"}}</tool_call>'  # of a surrogate pair
 CASES: list[tuple[str, str, list[tuple[str, str]]]] = [
     ("plain text", "plain text", []),
     (f"Let me look. {CALL}", "Let me look. ", [("weather", '{"city": "Rome"}')]),
@@ -18,7 +18,7 @@ CASES: list[tuple[str, str, list[tuple[str, str]]]] = [
     ("ends in <tool_", "ends in <tool_", []),
     ('<tool_call>{"name": "f"}', "", [("f", "{}")]),
     ("<tool_call>{", "<tool_call>{", []),
-    (HALF, HALF, []),
+    (LONE, LONE, []),
 ]
 
 
