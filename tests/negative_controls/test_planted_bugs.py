@@ -235,7 +235,7 @@ BUGS = [
     ),
     Bug(
         "a walk advances the request's own processors",
-        plant(PathLogits, name="__init__", old="state.fork()", new="state"),
+        plant(PathLogits, name="__getitem__", old="self._state.fork()", new="self._state"),
         partial(checks.processor_law, "coupled"),
     ),
     Bug(
