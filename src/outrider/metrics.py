@@ -20,10 +20,19 @@ Worked example: two steps, drafts of 3 nodes, accepted 2 and 0: E = 3 + 1, tau =
 draft_acceptance_rate = 1/3, acceptance_per_pos = (0.5, 0.5, 0).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["PrefillRecord", "SlotStep", "StepRecord", "Summary", "expected_tau", "summarize", "ttft_s"]
+__all__ = [
+    "PrefillRecord",
+    "SlotStep",
+    "StepRecord",
+    "Summary",
+    "context_per_row",
+    "expected_tau",
+    "summarize",
+    "ttft_s",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +76,8 @@ class StepRecord:
 
     @property
     def context_per_row(self) -> float:
-        """Mean over the rows of the forward of the tokens in its slot: rows of long texts have more to read."""
-        rows = [1 + slot.num_nodes for slot in self.slots]
-        tokens = (slot.context_length * count for slot, count in zip(self.slots, rows, strict=True))
-        return sum(tokens) / sum(rows)
+        """Mean over the rows of the forward of the tokens in their slots."""
+        return context_per_row((slot.context_length, slot.num_nodes) for slot in self.slots)
 
     @property
     def total_s(self) -> float:
@@ -160,6 +167,19 @@ def ttft_s(steps: Sequence[StepRecord], prefills: Sequence[PrefillRecord]) -> di
         for slot in step.slots:
             first.setdefault(slot.request, step.total_s)
     return {request: seconds + first[request] for request, seconds in waited.items() if request in first}
+
+
+def context_per_row(slots: Iterable[tuple[int, int]]) -> float:
+    """Return the mean over the rows of a forward of the tokens in their slots: rows of long texts have more to read.
+
+    Args:
+        slots: committed tokens and verified nodes of each slot.
+
+    >>> context_per_row([(100, 0), (400, 2)])
+    325.0
+    """
+    found = list(slots)
+    return sum(tokens * (1 + nodes) for tokens, nodes in found) / sum(1 + nodes for _, nodes in found)
 
 
 def expected_tau(conditional_acceptance: Sequence[float]) -> float:

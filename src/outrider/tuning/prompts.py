@@ -21,7 +21,7 @@ from outrider.errors import ConfigError
 from outrider.target import Target
 from outrider.tuning.config import TuneConfig
 
-__all__ = ["Sample", "capped", "cells_for", "longest", "sampled"]
+__all__ = ["Sample", "capped", "cells_for", "first_cells", "longest", "sampled"]
 
 MOST_PROMPTS: Final = 60
 MOST_NEW_TOKENS: Final = 64
@@ -120,6 +120,21 @@ def cells_for(config: TuneConfig, conversations: Sequence[Conversation], repeat:
                     )
                 )
                 first += len(groups)
+    return cells
+
+
+def first_cells(config: TuneConfig, conversations: Sequence[Conversation]) -> list[Cell]:
+    """Return the cells of the first repeat.
+
+    Raises:
+        ConfigError: if the prompts fill none.
+    """
+    cells = cells_for(config, conversations)
+    if not cells:
+        raise ConfigError(
+            f"concurrency={min(config.concurrency)} needs as many prompts, and {len(conversations)} can be used; give "
+            "more --prompts, or a smaller --concurrency"
+        )
     return cells
 
 

@@ -24,7 +24,7 @@ from outrider.results.unit import UnitResult
 from outrider.tuning.prices.predict import Pick, Predicted
 from outrider.tuning.prompts import capped
 
-__all__ = ["Schedule", "Shortlist", "shortlist"]
+__all__ = ["MOST", "Schedule", "Shortlist", "shortlist"]
 
 WRITE, REPLAY, FORWARDS, DRAFTS, RUNS, END = 0.04, 0.2, 0.08, 0.12, 0.06, 0.95
 MOST, LEAST = 6, 2

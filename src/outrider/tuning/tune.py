@@ -43,7 +43,7 @@ from outrider.tuning.prices.predict import Predicted
 from outrider.tuning.prices.pricing import Forecaster, Priced, priced
 from outrider.tuning.prices.sheet import sheet_costs
 from outrider.tuning.prices.simulate import Simulating, simulated
-from outrider.tuning.prompts import Sample, cells_for, longest, sampled
+from outrider.tuning.prompts import Sample, cells_for, first_cells, longest, sampled
 from outrider.tuning.replays.kept import RunFiles
 from outrider.tuning.replays.known import ReplayTarget
 from outrider.tuning.replays.replay import Key
@@ -143,12 +143,7 @@ class _Tuning:
     def run(self) -> TuneReport:
         with self.schedule.stage("answers"):
             answered = self._answered()
-        cells = cells_for(self.config, answered.conversations)
-        if not cells:
-            raise ConfigError(
-                f"concurrency={min(self.config.concurrency)} needs as many prompts, and {len(answered.conversations)} "
-                "can be used; give more --prompts, or a smaller --concurrency"
-            )
+        cells = first_cells(self.config, answered.conversations)
         found = self._forecasts(answered, cells)
         forecasts, predicted = found.forecasts, found.forecasts.predicted
         with self.schedule.stage("verifying"):

@@ -38,7 +38,7 @@ from outrider.tuning.outcome.decide import overall, tune_rows
 from outrider.tuning.outcome.recipe import write_recipe
 from outrider.tuning.outcome.report import Forecast, RefusedDrafter, TuneReport
 from outrider.tuning.prices.predict import Pick, Predicted
-from outrider.tuning.prompts import Sample, cells_for, longest
+from outrider.tuning.prompts import Sample, cells_for, first_cells, longest
 from outrider.tuning.replays.kept import RunFiles
 from outrider.tuning.replays.replay import Key
 from outrider.tuning.replays.texts import Text, is_degenerate
@@ -110,12 +110,7 @@ class _EndpointTuning:
     def run(self) -> TuneReport:
         with self.schedule.stage("answers"):
             answered = self._answered()
-        cells = cells_for(self.config, answered.conversations)
-        if not cells:
-            raise ConfigError(
-                f"concurrency={min(self.config.concurrency)} needs as many prompts, and {len(answered.conversations)} "
-                "can be used; give more --prompts, or a smaller --concurrency"
-            )
+        cells = first_cells(self.config, answered.conversations)
         with self.schedule.stage("rounds"):
             units = self._rounds(answered)
         with self.schedule.stage("replays"):

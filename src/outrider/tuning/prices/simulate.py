@@ -8,7 +8,7 @@ Worked example: promises 1.4, 1.3 and 1.1, and six fixed settings between 1.15 a
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import monotonic
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from outrider.bench.cells import Cell
 from outrider.data.dialogue import Rules
@@ -23,10 +23,9 @@ from outrider.tuning.replays.kept import Replays
 from outrider.tuning.replays.known import ReplayTarget
 from outrider.tuning.replays.replay import Key
 from outrider.tuning.replays.texts import Text
+from outrider.tuning.schedule import MOST
 
 __all__ = ["Simulating", "simulated"]
-
-MOST: Final = 6
 
 
 class Simulating(NamedTuple):

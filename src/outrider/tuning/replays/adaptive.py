@@ -26,7 +26,7 @@ from outrider.budget import Budget, SlotState
 from outrider.data.dialogue import Rules
 from outrider.draft import Draft
 from outrider.engine import Engine
-from outrider.metrics import PrefillRecord, StepRecord
+from outrider.metrics import PrefillRecord, StepRecord, context_per_row
 from outrider.planning.check import CostTables
 from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
 from outrider.results.unit import UnitResult
@@ -169,12 +169,12 @@ class _PricedBudget(Budget):
 
     def observe(self, commits: Sequence[Commit], seconds: Mapping[str, float]) -> None:
         states, slots, nodes = self._states, len(self._states), sum(self._num_nodes)
-        tokens = [one.context_length * (1 + count) for one, count in zip(states, self._num_nodes, strict=True)]
+        context = context_per_row(zip((state.context_length for state in states), self._num_nodes, strict=True))
         accepted = sum(len(commit.rows) - 1 for commit in commits)
         greedy = all(state.greedy for state in states)
         self.seconds = {
             "propose_s": self._propose_s,
-            "verify_s": self._target.forward_s(slots, slots + nodes, sum(tokens) / (slots + nodes)),
+            "verify_s": self._target.forward_s(slots, slots + nodes, context),
             "accept_s": self._target.accept_s(slots, slots + accepted, greedy),
             "host_s": self._target.rest_s(slots),
         }
