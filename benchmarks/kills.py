@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from outrider.cli import main as outrider_main
-from outrider.cli.train import with_methods
+from outrider.cli.commands.train import with_methods
 from outrider.testing.directory import write_tiny_model
 
 SIGNALS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}

@@ -13,7 +13,7 @@ from benchmarks.fuzz.mutate import json_text, mutate_bytes, mutate_json, mutate_
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from outrider.cli.train import _resumed, with_methods
+from outrider.cli.commands.train import _resumed, with_methods
 from outrider.data.directory import DataDirectory, Shard
 from outrider.data.prompts import FilePrompts
 from outrider.data.shards import Dataset, Text, prompt_hash

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from outrider.cli import main
-from outrider.cli.bench import with_settings
+from outrider.cli.commands.bench import with_settings
 from outrider.testing.fake_vllm import write_environment
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from outrider.cli import main
-from outrider.cli.train import _objective
+from outrider.cli.commands.train import _objective
 from outrider.data.shards import MANIFEST, SCHEMA, Text, prompt_hash, write_shard
 from outrider.engine import Engine
 from outrider.formats.store import fingerprint

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from outrider.cli import COMMANDS, main
-from outrider.cli.generate import Generate
+from outrider.cli.commands.generate import Generate
 
 REFUSED = [
     ([], "give a command: bench, chat, drafters, export"),

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from toys import play, setup, small
 
-from outrider.cli.train import TrainMethod
+from outrider.cli.commands.train import TrainMethod
 from outrider.data.config import SynthesisConfig
 from outrider.data.identity import Identity
 from outrider.data.shards import Dataset

@@ -27,25 +27,25 @@ from outrider.records.display import visible, visible_line
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
-    "bench": "outrider.cli.bench:Bench",
-    "chat": "outrider.cli.chat:Chat",
-    "drafters": "outrider.cli.drafters:Drafters",
-    "export": "outrider.cli.export:ExportCommand",
-    "fetch": "outrider.cli.fetch:Fetch",
-    "generate": "outrider.cli.generate:Generate",
-    "plan": "outrider.cli.plan:Plan",
-    "profile": "outrider.cli.profile:ProfileCommand",
-    "quality": "outrider.cli.quality:QualityCommand",
-    "serve": "outrider.cli.serve:Serve",
-    "synthesize": "outrider.cli.synthesize:Synthesize",
-    "train": "outrider.cli.train:Train",
-    "tune": "outrider.cli.tune:Tune",
+    "bench": "outrider.cli.commands.bench:Bench",
+    "chat": "outrider.cli.commands.chat:Chat",
+    "drafters": "outrider.cli.commands.drafters:Drafters",
+    "export": "outrider.cli.commands.export:ExportCommand",
+    "fetch": "outrider.cli.commands.fetch:Fetch",
+    "generate": "outrider.cli.commands.generate:Generate",
+    "plan": "outrider.cli.commands.plan:Plan",
+    "profile": "outrider.cli.commands.profile:ProfileCommand",
+    "quality": "outrider.cli.commands.quality:QualityCommand",
+    "serve": "outrider.cli.commands.serve:Serve",
+    "synthesize": "outrider.cli.commands.synthesize:Synthesize",
+    "train": "outrider.cli.commands.train:Train",
+    "tune": "outrider.cli.commands.tune:Tune",
 }
 
-LATE = {"bench": "outrider.cli.bench:with_settings", "train": "outrider.cli.train:with_methods"}
+LATE = {"bench": "outrider.cli.commands.bench:with_settings", "train": "outrider.cli.commands.train:with_methods"}
 """Command -> function that builds its options from other classes; called only when that command is asked for."""
 
-SPELLED = {"train": "outrider.cli.train:spelled"}
+SPELLED = {"train": "outrider.cli.commands.train:spelled"}
 """Command -> function that gives a method the spelling that the command knows."""
 
 

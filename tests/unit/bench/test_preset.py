@@ -12,7 +12,7 @@ import outrider
 from outrider.bench.cells import cells_of
 from outrider.bench.config import BenchConfig
 from outrider.bench.preset import chosen, read_preset
-from outrider.cli.bench import with_settings
+from outrider.cli.commands.bench import with_settings
 from outrider.data.workloads import Conversation, load_category
 from outrider.errors import ConfigError
 from outrider.proposers.method_spec import method_specs

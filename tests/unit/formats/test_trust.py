@@ -73,7 +73,7 @@ def test_the_flag_of_commands_that_load_models_is_off(name: str) -> None:
 
 
 def test_train_has_the_flag_and_keeps_it_out_of_its_record() -> None:
-    from outrider.cli.train import OWN, TrainMethod
+    from outrider.cli.commands.train import OWN, TrainMethod
 
     assert TrainMethod.trust_remote_code is False
     assert "trust_remote_code" in OWN

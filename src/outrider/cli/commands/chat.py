@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from outrider.cli.generate import DIM, PLAIN, marking, plain
+from outrider.cli.commands.generate import DIM, PLAIN, marking, plain
 from outrider.cli.terminal import is_styled
 from outrider.models.weight_kinds import WeightsChoice
 from outrider.records.display import visible, visible_line
