@@ -1,8 +1,10 @@
 """Our proposers as vLLM's custom class: rows that move, requests that come and go, and drafts as in our own engine."""
 
+import json
 import random
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 
 from outrider.errors import ConfigError
 from outrider.proposer import Commit, DraftLimit
+from outrider.proposers.corpus.store import Vocabulary, joined, write_corpus
 from outrider.sampling import SamplingParams
 from outrider.vllm.custom_class import OutriderDrafter, first_path, spec_of
 from outrider.vllm.custom_drafters import METHOD, on_custom_class
@@ -176,3 +179,14 @@ def test_vllms_process_needs_nothing_that_it_has_not_got() -> None:
     assert not {"tyro", "gguf", "accelerate", "datasets", "httpx", "rich", "transformers", "vllm"} & {
         *done.stdout.split()
     }
+
+
+def test_a_corpus_drafts_in_vllms_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_corpus(Path("day.corpus"), joined([[7, 8, 9, 10, 11]]), Vocabulary(size=50, digest="of the target"))
+    spec = spec_of(vllm_config({}).model_config)
+    exported = on_custom_class("suffix", {"corpus": "day.corpus"}, spec)
+    settings = json.loads(exported.flags["additional-config"])["outrider"]["settings"]
+    assert settings["corpus"] == str(tmp_path / "day.corpus")
+    monkeypatch.chdir("/")
+    assert Rows(drafter("suffix", **settings)).step([[1, 2, 7, 8]], [1]) == [[9, 10]]

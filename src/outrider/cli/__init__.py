@@ -29,6 +29,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "bench": "outrider.cli.commands.bench:Bench",
     "chat": "outrider.cli.commands.chat:Chat",
+    "corpus": "outrider.cli.commands.corpus:CorpusCommand",
     "drafters": "outrider.cli.commands.drafters:Drafters",
     "export": "outrider.cli.commands.export:ExportCommand",
     "fetch": "outrider.cli.commands.fetch:Fetch",

@@ -29,7 +29,7 @@ from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError
 from outrider.formats.token_ranking import check_draft_vocab
 from outrider.proposer import Commit, DraftLimit, Kept, Proposer, ProposerSpec, Reused, Session, SessionPlan
-from outrider.proposers.lookup.suffix_index import SuffixCache
+from outrider.proposers.lookup.slot_index import NO_FILES, SlotIndex, TextFiles
 from outrider.proposers.settings import check_bounds
 from outrider.sampling import SamplingParams
 from outrider.target import Target
@@ -57,6 +57,8 @@ class HybridConfig:
     lookup_nodes         the most tokens of a lookup
     max_depth            cap on match and lookup together
     max_cached_requests  earlier answers that are looked up, first in first out; 0 none, -1 all
+    corpus               a file of `outrider corpus build`, looked up beside the request and earlier answers
+    save                 corpus file that answers are merged into when the program ends; it may be the same file
     """
 
     drafter: str = registry.DEFAULT_HEAD
@@ -66,6 +68,8 @@ class HybridConfig:
     lookup_nodes: int = 6
     max_depth: int = 24
     max_cached_requests: int = 10_000
+    corpus: str | None = None
+    save: str | None = None
 
     def __post_init__(self) -> None:
         check_draft_vocab(self.draft_vocab)
@@ -100,16 +104,18 @@ class HybridProposer(Proposer):
 
     Config = HybridConfig
 
-    def __init__(self, head: Proposer, config: HybridConfig) -> None:
+    def __init__(self, head: Proposer, config: HybridConfig, files: TextFiles = NO_FILES) -> None:
         self.head = head
         self.config = config
+        self.files = files
 
     @classmethod
     def load(cls, target: Target, config: HybridConfig) -> Self:
         name, settings = config.drafter, {key: getattr(config, key) for key in settings_of(config.drafter)}
         head = registry.configure(name, settings)
         head = registry.with_checkpoint(name, head, target, f"hybrid:drafter={name},checkpoint=DIR")
-        return cls(registry.proposer_class(name).load(target, head), config)
+        files = TextFiles.of(config.corpus, config.save, target)
+        return cls(registry.proposer_class(name).load(target, head), config, files)
 
     @classmethod
     def example(cls, target: Target, seed: int) -> Self:
@@ -129,7 +135,8 @@ class HybridProposer(Proposer):
         )
 
     def open(self, plan: SessionPlan) -> Session:
-        return HybridSession(self.head.open(plan), self.head.spec.max_nodes, self.config, plan.device)
+        index = SlotIndex(self.config.max_depth, self.config.max_cached_requests, self.files)
+        return HybridSession(self.head.open(plan), self.head.spec.max_nodes, self.config, index, plan.device)
 
 
 class _Lookup(NamedTuple):
@@ -144,25 +151,20 @@ class _Lookup(NamedTuple):
 class HybridSession(Session):
     """The head's session, the tree of strings, and what both have been worth."""
 
-    def __init__(self, head: Session, head_nodes: int, config: HybridConfig, device: torch.device) -> None:
+    def __init__(
+        self, head: Session, head_nodes: int, config: HybridConfig, strings: SlotIndex, device: torch.device
+    ) -> None:
         self.head = head
         self.head_nodes = head_nodes
         self.config = config
+        self.strings = strings
         self.device = device
-        self.strings = SuffixCache(config.max_depth, config.max_cached_requests)
         self.worth = Worth()
-        self.requests: dict[int, int] = {}
-        self.num_requests = 0
         self.lookups: dict[int, _Lookup] = {}
 
     def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
-        self._open(slot, tokens)
+        self.strings.open(slot, tokens)
         self.head.admit(slot, tokens, sampling, features_TF)
-
-    def _open(self, slot: int, tokens: Sequence[int]) -> None:
-        self.num_requests += 1
-        self.requests[slot] = self.num_requests
-        self.strings.open(self.num_requests, tokens)
 
     def keep(self, slot: int) -> Kept | None:
         return self.head.keep(slot)
@@ -170,7 +172,7 @@ class HybridSession(Session):
     def reuse(
         self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None, reused: Reused
     ) -> None:
-        self._open(slot, tokens)
+        self.strings.open(slot, tokens)
         self.head.reuse(slot, tokens, sampling, features_TF, reused)
 
     def num_pending(self, slot: int) -> int:
@@ -197,14 +199,14 @@ class HybridSession(Session):
 
     def _look_up(self, slot: int, limit: DraftLimit) -> _Lookup:
         count = min(limit.num_nodes, limit.max_depth, self.config.lookup_nodes)
-        found = self.strings.speculate(self.requests[slot], count)
+        found = self.strings.speculate(slot, count)
         where = bucket(found.match_length)
         tokens = found.tokens.tolist()
         return _Lookup(tokens, where, bool(tokens) and self.worth.prefers_lookup(where, len(tokens)))
 
     def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
         for commit in commits:
-            self.strings.append(self.requests[commit.slot], commit.tokens)
+            self.strings.append(commit.slot, commit.tokens)
             found = self.lookups.pop(commit.slot, None)
             if found is None:
                 continue
@@ -215,7 +217,7 @@ class HybridSession(Session):
         self.head.observe(commits, features_BMF)
 
     def release(self, slot: int) -> None:
-        self.strings.close(self.requests.pop(slot))
+        self.strings.close(slot)
         self.head.release(slot)
 
     def reset(self) -> None:
@@ -225,7 +227,7 @@ class HybridSession(Session):
 
     @property
     def num_bytes(self) -> int:
-        return self.head.num_bytes + self.strings.memory_bytes
+        return self.head.num_bytes + self.strings.num_bytes
 
 
 @final

@@ -9,7 +9,7 @@ of tokens it expects to be accepted.
 
 Agents, batch jobs and any traffic that repeats itself profit most, the more the longer the engine runs: `learns` is
 true, and benchmarks reset it between repeats or are marked "warm". Defaults are those of Arctic Inference and vLLM.
-`lookup/suffix_index.py` is the index.
+`lookup/suffix_index.py` is the index, `corpus/` the files that hold texts between processes.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,8 @@ from torch import Tensor
 from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError, nearest
 from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
-from outrider.proposers.lookup.suffix_index import Mode, SuffixCache
+from outrider.proposers.lookup.slot_index import NO_FILES, SlotIndex, TextFiles
+from outrider.proposers.lookup.suffix_index import Mode
 from outrider.proposers.settings import check_bounds
 from outrider.sampling import SamplingParams
 from outrider.target import Target
@@ -40,6 +41,8 @@ class SuffixConfig:
     factor, offset       a match of length m drafts at most m * factor + offset tokens
     min_token_prob       stop where a path becomes less probable than this
     mode                 "path" drafts a chain, "tree" the most probable nodes of all continuations
+    corpus               a file of `outrider corpus build`, looked up beside the request and earlier answers
+    save                 corpus file that answers are merged into when the program ends; it may be the same file
     """
 
     num_nodes: int = 16
@@ -49,6 +52,8 @@ class SuffixConfig:
     offset: float = 0.0
     min_token_prob: float = 0.1
     mode: Mode = "path"
+    corpus: str | None = None
+    save: str | None = None
 
     def __post_init__(self) -> None:
         check_bounds(self, num_nodes=(1, 256), max_depth=(2, 256))
@@ -66,7 +71,14 @@ class SuffixProposer(Proposer):
     """Suffix decoding with its settings."""
 
     Config = SuffixConfig
-    config: SuffixConfig
+
+    def __init__(self, config: SuffixConfig, files: TextFiles = NO_FILES) -> None:
+        self.config = config
+        self.files = files
+
+    @classmethod
+    def load(cls, target: Target, config: SuffixConfig) -> Self:
+        return cls(config, TextFiles.of(config.corpus, config.save, target))
 
     @classmethod
     def example(cls, target: Target, seed: int) -> Self:
@@ -80,52 +92,49 @@ class SuffixProposer(Proposer):
         return ProposerSpec(max_nodes=self.config.num_nodes, learns=self.config.max_cached_requests != 0)
 
     def open(self, plan: SessionPlan) -> Session:
-        return SuffixSession(self.config, plan.device)
+        index = SlotIndex(self.config.max_depth, self.config.max_cached_requests, self.files)
+        return SuffixSession(self.config, index, plan.device)
 
 
 @final
 class SuffixSession(Session):
-    """The trees of the running requests and of earlier answers; requests are numbered in order of admission."""
+    """The trees of the running requests and of earlier answers."""
 
-    def __init__(self, config: SuffixConfig, device: torch.device) -> None:
+    def __init__(self, config: SuffixConfig, index: SlotIndex, device: torch.device) -> None:
         self.config = config
+        self.index = index
         self.device = device
-        self.cache = SuffixCache(config.max_depth, config.max_cached_requests)
-        self.requests: dict[int, int] = {}
-        self.num_requests = 0
 
     def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
-        self.num_requests += 1
-        self.requests[slot] = self.num_requests
-        self.cache.open(self.num_requests, tokens)
+        self.index.open(slot, tokens)
 
     def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
         return Draft.of_trees(
-            [self._draft(self.requests[slot], limit) for slot, limit in zip(slots, limits, strict=True)], self.device
+            [self._draft(slot, limit) for slot, limit in zip(slots, limits, strict=True)], self.device
         )
 
-    def _draft(self, request: int, limit: DraftLimit) -> Tree:
+    def _draft(self, slot: int, limit: DraftLimit) -> Tree:
         if min(limit) < 1:
             return Tree([], [])
         config = self.config
-        found = self.cache.speculate(
-            request, limit.num_nodes, config.factor, config.offset, config.min_token_prob, config.mode
+        found = self.index.speculate(
+            slot, limit.num_nodes, config.factor, config.offset, config.min_token_prob, config.mode
         )
         return _cut(Tree(found.tokens.tolist(), found.parents.tolist()), limit.max_depth)
 
     def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
         for commit in commits:
-            self.cache.append(self.requests[commit.slot], commit.tokens)
+            self.index.append(commit.slot, commit.tokens)
 
     def release(self, slot: int) -> None:
-        self.cache.close(self.requests.pop(slot))
+        self.index.close(slot)
 
     def reset(self) -> None:
-        self.cache.clear()
+        self.index.clear()
 
     @property
     def num_bytes(self) -> int:
-        return self.cache.memory_bytes
+        return self.index.num_bytes
 
 
 def _cut(tree: Tree, max_depth: int) -> Tree:

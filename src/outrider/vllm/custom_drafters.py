@@ -16,6 +16,8 @@ __all__ = ["METHOD", "import_path", "on_custom_class"]
 
 METHOD: Final = "custom_class"
 """vLLM's name of the method."""
+FILES: Final = frozenset({"corpus"})
+"""Settings that name files."""
 MEMORY: Final = "max_cached_requests"
 """The setting of methods that keep earlier answers."""
 
@@ -30,6 +32,8 @@ def on_custom_class(method: str, settings: Mapping[str, Any], spec: TargetSpec) 
         ConfigError: for a method that needs more than token ids.
     """
     given = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+    for name in FILES & given.keys():
+        given[name] = str(Path(given[name]).absolute())  # a server runs in a directory of its own
     notes = []
     # answers of earlier benchmark runs must not help later ones
     if MEMORY in {one.name for one in fields(proposer_class(method).Config)}:

@@ -12,6 +12,7 @@ from outrider.draft import Draft
 from outrider.errors import ConfigError
 from outrider.proposer import Commit, DraftLimit, Session
 from outrider.proposers.hybrid import HybridConfig, HybridSession, Worth, bucket, num_equal
+from outrider.proposers.lookup.slot_index import SlotIndex
 from outrider.sampling import SamplingParams
 
 REPEATED = [5, 6, 7, 8, 9, 10, 11, 12, 13, 5, 6, 7, 8, 9, 10, 11, 12, 13, 5, 6, 7, 8, 9]
@@ -54,7 +55,8 @@ def head() -> Nines:
 
 @pytest.fixture
 def session(head: Nines) -> HybridSession:
-    return HybridSession(head, 2, HybridConfig(drafter="mtp", checkpoint="", lookup_nodes=8), torch.device("cpu"))
+    config = HybridConfig(drafter="mtp", checkpoint="", lookup_nodes=8)
+    return HybridSession(head, 2, config, SlotIndex(24, 10_000), torch.device("cpu"))
 
 
 def test_a_long_match_is_looked_up_and_the_head_asked_for_the_others(session: HybridSession, head: Nines) -> None:
@@ -80,7 +82,7 @@ def test_lookups_that_fail_are_given_up_and_come_back_when_they_would_have_been_
         session.propose([0], [LIMIT])
         assert session.lookups[0].tokens[:1] == [found.trees[0].tokens[0]]
         session.observe([Commit(slot=0, rows=[0], tokens=[found.trees[0].tokens[0]], place=0)], None)
-        session.strings.close(session.requests[0])
+        session.strings.close(0)
         session.admit(0, REPEATED, SamplingParams(), None)
     assert session.propose([0], [LIMIT]).trees[0].tokens == found.trees[0].tokens
 

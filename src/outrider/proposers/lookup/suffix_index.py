@@ -7,8 +7,9 @@ Inference):
 - one global tree over responses only, added as they are produced, kept after their requests close, and evicted first in
   first out beyond `max_cached_requests` (0: no global tree, -1: no limit).
 
-Both are searched at each step; the draft with the higher score, the expected number of accepted tokens, wins, and the
-local one on a tie. `suffix_draft` describes the drafting, `suffix_edit` the counting, `suffix_nodes` the memory.
+A corpus on disk may come third. All are searched at each step; the draft with the higher score, the expected number of
+accepted tokens, wins; on a tie the local one, then the global one. `suffix_draft` describes the drafting, `suffix_edit`
+the counting, `suffix_nodes` the memory, `proposers/corpus` the files.
 
 Worked example:
 
@@ -23,14 +24,14 @@ allows a draft of two (factor 1); the score is 1.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Protocol, final
 
 from outrider.errors import ConfigError, RequestError
 from outrider.kernels.compiled import Int32Array, as_tokens
 from outrider.proposers.lookup.suffix_nodes import BLOCK
 from outrider.proposers.lookup.suffix_tree import NO_SEQUENCE, NO_TOKENS, Mode, Speculation, SuffixTree
 
-__all__ = ["Mode", "Speculation", "SuffixCache", "SuffixTree"]
+__all__ = ["FixedIndex", "Mode", "Speculation", "SuffixCache", "SuffixTree"]
 
 
 @dataclass(slots=True)
@@ -44,20 +45,41 @@ class _Request:
     response_length: int
 
 
+class FixedIndex(Protocol):
+    """Counts of strings in texts that do not change, as `outrider.proposers.corpus.index` keeps them on disk."""
+
+    def speculate(
+        self,
+        context: Int32Array,
+        max_spec_tokens: int,
+        factor: float,
+        offset: float,
+        min_token_prob: float,
+        mode: Mode,
+        *,
+        max_match: int,
+        floor: float,
+    ) -> Speculation:
+        """Draft the likeliest continuation of `context`; empty if its score is not above `floor`."""
+
+
 @final
 class SuffixCache:
-    """Suffix decoding for many requests: local trees, and a global tree of cached responses.
+    """Suffix decoding for many requests: local trees, a global tree of cached responses, and a corpus on disk.
 
-    `max_depth` caps match and draft together (24 in vLLM). A request is any hashable name; it may come again after
-    `close`, and its earlier response is then evicted.
+    `max_depth` caps match and draft together (24 in vLLM); the corpus has its own cap, and its matches have this one. A
+    request is any hashable name; it may come again after `close`, and its earlier response is then evicted.
     """
 
-    def __init__(self, max_depth: int = 24, max_cached_requests: int = 10_000) -> None:
+    def __init__(
+        self, max_depth: int = 24, max_cached_requests: int = 10_000, corpus: FixedIndex | None = None
+    ) -> None:
         if max_cached_requests < -1:
             raise ConfigError(
                 f"max_cached_requests {max_cached_requests} is out of range; use -1 (no limit), 0 or more"
             )
         self._max_cached_requests = max_cached_requests
+        self._corpus = corpus
         self._global = SuffixTree(max_depth, reserve=1 << 16 if max_cached_requests else BLOCK)
         self._open: dict[Hashable, _Request] = {}
         self._cached: dict[Hashable, int] = {}
@@ -110,20 +132,26 @@ class SuffixCache:
         min_token_prob: float = 0.1,
         mode: Mode = "path",
     ) -> Speculation:
-        """Return the better of the local and the global draft after the request's context; of equals, the local one."""
+        """Return the draft with the highest score after the request's context: local, global, or of the corpus."""
         state = self._state(request)
         settings = (max_spec_tokens, factor, offset, min_token_prob, mode)
-        local = state.local.speculate(NO_TOKENS, *settings, sequence=state.local_sequence, context_length=state.length)
-        if self._global.num_tokens == 0:
-            return local
-        own = state.global_sequence
-        # The global tree holds responses alone; a match that may reach into the prompt needs the context.
-        covered = own != NO_SEQUENCE and state.response_length >= min(self._global.max_depth, state.length) - 1
-        context = NO_TOKENS if covered else state.local.tail(state.local_sequence)
-        better = self._global.speculate(
-            context, *settings, sequence=own, context_length=state.length, floor=local.score
-        )
-        return better if len(better.tokens) else local
+        best = state.local.speculate(NO_TOKENS, *settings, sequence=state.local_sequence, context_length=state.length)
+        context = NO_TOKENS
+        if self._global.num_tokens:
+            own = state.global_sequence
+            # The global tree holds responses alone; a match that may reach into the prompt needs the context.
+            covered = own != NO_SEQUENCE and state.response_length >= min(self._global.max_depth, state.length) - 1
+            context = NO_TOKENS if covered else state.local.tail(state.local_sequence)
+            found = self._global.speculate(
+                context, *settings, sequence=own, context_length=state.length, floor=best.score
+            )
+            best = found if len(found.tokens) else best
+        if self._corpus is not None:
+            context = context if len(context) else state.local.tail(state.local_sequence)
+            most = min(state.length, self._global.max_depth) - 1
+            found = self._corpus.speculate(context, *settings, max_match=most, floor=best.score)
+            best = found if len(found.tokens) else best
+        return best
 
     def close(self, request: Hashable) -> None:
         """End a request: free its local tree; its response stays cached until it is evicted."""
