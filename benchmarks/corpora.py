@@ -58,6 +58,7 @@ def save(target: outrider.Target, path: Path, texts: Sequence[str], params: outr
     """Answer yesterday's prompts in a session that saves them."""
     engine = outrider.Engine(target, outrider.load_proposer("suffix", target, save=str(path)), max_len=2048)
     engine.generate(list(texts), params)
+    engine.close()
 
 
 def race(target: outrider.Target, count: int, rounds: int, length: int) -> list[dict[str, Any]]:

@@ -315,6 +315,10 @@ class Engine:
         for requests in (self.batch, self.waiting, self.outboxes):  # enough for an unsound engine
             requests.clear()
 
+    def close(self) -> None:
+        """Let the proposer save what it was asked to; without this call it does so when Python exits."""
+        self.session.close()
+
     def _drop_cancelled(self) -> None:
         if not self.cancelled or self.guard.held:
             return

@@ -207,6 +207,9 @@ class Session(ABC):
     def reset(self) -> None:  # noqa: B027 (a default, not an abstract method)
         """Forget what was learnt from finished requests, while no slot is in use. A method that learns overrides it."""
 
+    def close(self) -> None:  # noqa: B027 (a default, not an abstract method)
+        """Write what is to outlive the session; it may be called again, and the session stays usable."""
+
     @property
     def num_bytes(self) -> int:
         """Memory that this session holds, in bytes."""

@@ -225,6 +225,10 @@ class HybridSession(Session):
         self.worth = Worth()
         self.head.reset()
 
+    def close(self) -> None:
+        self.strings.save()
+        self.head.close()
+
     @property
     def num_bytes(self) -> int:
         return self.head.num_bytes + self.strings.num_bytes

@@ -132,6 +132,9 @@ class SuffixSession(Session):
     def reset(self) -> None:
         self.index.clear()
 
+    def close(self) -> None:
+        self.index.save()
+
     @property
     def num_bytes(self) -> int:
         return self.index.num_bytes

@@ -222,9 +222,15 @@ def test_answers_are_saved_when_the_session_ends_and_found_by_the_next(tmp_path:
     session.observe([Commit(0, [0], [5, 6, 7, 8], 0)], None)
     session.release(0)
     assert not path.exists()
-    del session
-    gc.collect()
+    session.close()
     assert [text.tolist() for text in Corpus.open(path).documents()] == [[5, 6, 7, 8]]
+    session.close()
+    session.admit(0, [9, 9], SamplingParams(), None)
+    session.observe([Commit(0, [0], [4, 4], 0)], None)
+    session.release(0)
+    del session  # as when the program ends
+    gc.collect()
+    assert [text.tolist() for text in Corpus.open(path).documents()] == [[5, 6, 7, 8], [4, 4]]
     later = SuffixProposer.load(target, SuffixConfig(corpus=str(path))).open(plan())
     later.admit(1, [1, 5, 6], SamplingParams(), None)
     [tree] = later.propose([1], [DraftLimit(8, 8)]).trees

@@ -22,12 +22,13 @@ MOST_LEARNED: Final = 1 << 23
 
 @final
 class LearnedAnswers:
-    """The answers of one session; `save` runs when this object is dropped, or when Python exits."""
+    """The answers of one session; what was not saved is saved when this object is dropped, or when Python exits."""
 
     def __init__(self, path: Path, vocabulary: Vocabulary) -> None:
         self._open: dict[int, list[int]] = {}
         self._finished: list[list[int]] = []
-        self._saving = weakref.finalize(self, _save, path, self._finished, vocabulary)
+        self._path, self._vocabulary = path, vocabulary
+        weakref.finalize(self, _save, path, self._finished, vocabulary)
 
     def append(self, request: int, tokens: Sequence[int]) -> None:
         """Add tokens to the answer of a request."""
@@ -39,8 +40,8 @@ class LearnedAnswers:
             self._finished.append(answer)
 
     def save(self) -> None:
-        """Merge what was kept into the file, once."""
-        self._saving()
+        """Merge the answers that ended into the file."""
+        _save(self._path, self._finished, self._vocabulary)
 
 
 def _save(path: Path, answers: list[list[int]], vocabulary: Vocabulary) -> None:
@@ -49,5 +50,6 @@ def _save(path: Path, answers: list[list[int]], vocabulary: Vocabulary) -> None:
     try:
         merge_into(path, answers, vocabulary, MOST_LEARNED)
         log.info("%d answers are saved in %s", len(answers), path)
+        answers.clear()
     except (OutriderError, OSError, MemoryError) as error:
         log.warning("the answers of this run are not saved: %s", error)

@@ -111,6 +111,11 @@ class SlotIndex:
         """Forget earlier answers; those to save are kept for the file."""
         self._cache.clear()
 
+    def save(self) -> None:
+        """Merge the answers that ended into the file to save to, if there is one."""
+        if self._learned is not None:
+            self._learned.save()
+
     @property
     def num_bytes(self) -> int:
         """Memory of the trees, in bytes; a corpus is mapped from its file, and the system may drop its pages."""
