@@ -4,7 +4,7 @@
     tokens     [N] int32: the documents, oldest first, each followed by -1
     suffixes   [N] int32: the order of all suffixes by their first `depth` tokens
 
-Opening takes milliseconds whatever the size; the system reads the pages that lookups touch, shares them between
+A file opens in milliseconds whatever its size; the system reads the pages that lookups touch, shares them between
 processes and may drop them again. A file is replaced as a whole, so whoever has the old one open keeps it. Damaged
 content cannot do more than draft badly (`index.py`); `Corpus.check` finds it by its checksum.
 
