@@ -1,6 +1,6 @@
 """Tiny GGUF files, written from `transformers` models the way llama.cpp's converter lays them out; a made-up report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +184,15 @@ def row(method: str, category: str, speedup: tuple[float, float | None, float | 
     }
     interval = None if speedup is None else Interval(point=speedup[0], low=speedup[1], high=speedup[2])
     return Row(method=method, category=category, speedup=interval, **(fields | changes))
+
+
+@pytest.fixture(scope="session")
+def driver() -> Iterator[Any]:
+    """One browser for all tests of pages."""
+    from browsing import chromium
+
+    with chromium() as running:
+        yield running
 
 
 @pytest.fixture

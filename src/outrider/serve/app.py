@@ -2,7 +2,7 @@
 
     POST /v1/chat/completions, /v1/completions     GET /v1/models, /health, /metrics, /openapi.json
     GET /outrider/info                             the method, those that can be asked for, and limits
-    GET / and /page/...                            the page, if the package has one
+    GET /, /page/... and /ribbon/...               the page, if the package has one
 
 Example: a body without messages gets status 400 and `{"error": {"message": "messages: Field required", ...}}`.
 """
@@ -28,6 +28,7 @@ __all__ = ["create_app"]
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 PAGE: Final = Path(str(files("outrider.serve"))) / "page"
+RIBBON: Final = Path(str(files("outrider.traces"))) / "ribbon"
 
 
 def create_app(service: Service) -> FastAPI:
@@ -96,6 +97,7 @@ def _add_page(app: FastAPI, page: Path) -> None:
         return FileResponse(page / "index.html")
 
     app.mount("/page", StaticFiles(directory=page))
+    app.mount("/ribbon", StaticFiles(directory=RIBBON))
 
 
 async def _refused(request: Request, error: Exception) -> Response:

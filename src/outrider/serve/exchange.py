@@ -12,9 +12,9 @@ from typing import NamedTuple, final
 
 from outrider.requests.events import Event
 from outrider.serve.engines.ticket import Asked, Failure, Ticket, Update
-from outrider.serve.engines.tracing import StepTrace
 from outrider.serve.engines.worker import Worker
 from outrider.serve.failures import RefusalError
+from outrider.traces.watch import WatchedStep
 
 __all__ = ["Exchange", "Step"]
 
@@ -24,7 +24,7 @@ class Step(NamedTuple):
 
     number: int
     event: Event
-    trace: StepTrace | None
+    trace: WatchedStep | None
 
 
 @final

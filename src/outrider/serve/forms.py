@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final, final
 from uuid import uuid4
 
+from outrider.records.codec import to_plain
 from outrider.requests.logprobs import TokenLogprob
 from outrider.serve.exchange import Step
 from outrider.serve.logprobs import chat_logprobs, completion_logprobs
 from outrider.serve.schema import ChatRequest, GenerationRequest
-from outrider.serve.steps import Texts, step_json
 from outrider.serve.tools import ToolCall, ToolParser, wants_tools
+from outrider.traces.trace import Texts, step_trace
 
 __all__ = ["Answer", "ChatForm", "CompletionForm", "Form", "Reply"]
 
@@ -85,7 +86,7 @@ class Reply:
         choice.tokens += event.tokens
         choice.new_logprobs = event.logprobs
         choice.logprobs += event.logprobs
-        choice.shown = None if step.trace is None else step_json(step.trace, event, self.texts)
+        choice.shown = None if step.trace is None else to_plain(step_trace(step.trace, event, self.texts))
         if event.finished is not None:
             choice.finish_reason = FINISH[event.finished]
             choice.stop_reason = self._stop_reason(event.tokens) if event.finished == "stop" else None

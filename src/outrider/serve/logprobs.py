@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from outrider.requests.logprobs import TokenLogprob
-from outrider.serve.steps import Texts
+from outrider.traces.trace import Texts
 
 __all__ = ["chat_logprobs", "completion_logprobs"]
 

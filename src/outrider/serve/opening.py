@@ -19,10 +19,10 @@ from outrider.proposers.auto import named_or_picked
 from outrider.proposers.method_spec import MethodSpec, load_method, method_specs, with_heads
 from outrider.serve.config import ServeConfig
 from outrider.serve.engines.lane import Lane, Send, open_engine
-from outrider.serve.engines.tracing import Watch
 from outrider.serve.metrics import Metrics
 from outrider.serve.service import Service
 from outrider.target import Target
+from outrider.traces.watch import Watch
 
 __all__ = ["opened"]
 
@@ -61,7 +61,7 @@ def _others(target: Target) -> Iterator[MethodSpec]:
             continue  # it needs a checkpoint that is not here
 
 
-def _other(target: Target, spec: MethodSpec, config: ServeConfig, watch: Watch) -> Engine:
+def _other(target: Target, spec: MethodSpec, config: ServeConfig, watch: Watch, caps: Mapping[int, int]) -> Engine:
     """Open an engine for one request at a time."""
     proposer = load_method(spec, target)
-    return open_engine(target, proposer, replace(config, max_batch=1), config.budget or "fixed", watch)
+    return open_engine(target, proposer, replace(config, max_batch=1), config.budget or "fixed", watch, caps)

@@ -26,9 +26,9 @@ from outrider.serve.forms import Answer, Reply
 from outrider.serve.metrics import Metrics
 from outrider.serve.params import chat_ids, completion_ids, sampling_params
 from outrider.serve.schema import ChatRequest, CompletionRequest, GenerationRequest
-from outrider.serve.steps import Texts
 from outrider.serve.tools import check_tools, wants_tools
 from outrider.target import Target
+from outrider.traces.trace import Texts
 
 __all__ = ["Asking", "Service"]
 

@@ -18,6 +18,7 @@ STOREYS = [
     *("errors", "env", "kernels", "records", "params", "draft", "noise", "sampling", "processors"),
     *("cache", "placement", "ops", "models"),
     *("target", "formats", "proposer", "loop", "targets", "requests", "metrics", "verify", "budget", "batch", "engine"),
+    "traces",
     *("costs", "adaptive", "proposers", "http", "data", "audit", "results", "catalogue", "export", "vllm", "llama_cpp"),
     *("train", "bench"),
     *("planning", "profiling", "quality", "tuning", "serve", "testing", "outrider", "cli", "__main__"),

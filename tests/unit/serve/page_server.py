@@ -17,6 +17,10 @@ from typing import Any
 SELF = ("script-src", "style-src", "connect-src", "img-src")
 POLICY = "default-src 'none'; frame-ancestors 'none'; " + "; ".join(f"{kind} 'self'" for kind in SELF)
 KINDS = {"html": "text/html; charset=utf-8", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+FOLDERS = {
+    "page": resources.files("outrider.serve") / "page",
+    "ribbon": resources.files("outrider.traces") / "ribbon",
+}
 FACTS = {
     "target": "tiny-llama",
     "method": "hybrid",
@@ -120,9 +124,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/outrider/info":
             return self._send(200, "application/json", json.dumps(FACTS).encode())
-        name = "index.html" if self.path == "/" else self.path.removeprefix("/page/")
-        file = resources.files("outrider.serve") / "page" / name
-        if "/" in name or not file.is_file():
+        folder, name = ("page", "index.html") if self.path == "/" else self.path[1:].split("/", 1)
+        file = FOLDERS.get(folder, FOLDERS["page"]) / name
+        if folder not in FOLDERS or "/" in name or not file.is_file():
             return self._send(404, "text/plain", b"no such file")
         return self._send(200, KINDS[name.rsplit(".", 1)[1]], file.read_bytes())
 

@@ -1,61 +1,29 @@
 """The served page in headless Chromium, against scripted answers. One browser; it is skipped where there is none."""
 
-import os
-import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from page_server import FACTS, HOSTILE, TEXT, Server, running
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: the page is not tested")
-from selenium.webdriver import ActionChains, Keys  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.remote.webelement import WebElement  # noqa: E402
+from browsing import Keys, Page
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-NO_BROWSER = "no Chromium with chromedriver: apt-get install chromium chromium-driver; the page is not tested"
 ANSWER = "".join(TEXT)
 PLAIN_MS = 10 * len(TEXT)
 """Time of the scripted plain answer."""
 
 
-class Page:
-    """The page in a browser, and what a person does with it."""
+class ServedPage(Page):
+    """The served page, and what a person does with it."""
 
     def __init__(self, driver: Any, server: Server) -> None:
-        self.driver = driver
+        super().__init__(driver)
         self.server = server
         self.address = server.address
 
     def open(self) -> None:
         self.driver.get(self.address)
         self.wait(lambda: self.js("return 'ready' in document.documentElement.dataset"))
-
-    def js(self, script: str, *arguments: object) -> Any:
-        return self.driver.execute_script(script, *arguments)
-
-    def wait(self, condition: Callable[[], object]) -> None:
-        end = time.monotonic() + 120
-        while not condition():
-            assert time.monotonic() < end, f"still waiting; log: {self.log()}"
-            time.sleep(0.02)
-
-    def all(self, selector: str) -> list[WebElement]:
-        return self.driver.find_elements(By.CSS_SELECTOR, selector)
-
-    def one(self, selector: str) -> WebElement:
-        return self.all(selector)[-1]
-
-    def text(self, selector: str) -> str:
-        return self.js("return document.querySelector(arguments[0])?.textContent ?? ''", selector)
-
-    def press(self, *keys: str) -> None:
-        ActionChains(self.driver, duration=0).send_keys(*keys).perform()
-
-    def hover(self, element: WebElement) -> None:
-        ActionChains(self.driver, duration=0).move_to_element(element).perform()
 
     def say(self, message: str) -> None:
         self.one("#message").send_keys(message, Keys.ENTER)
@@ -65,43 +33,18 @@ class Page:
         self.say(message)
         self.wait(lambda: self.js("return document.querySelector('.turn:last-child .turn-foot').childElementCount"))
 
-    def log(self) -> list[str]:
-        return [entry["message"] for entry in self.driver.get_log("browser")]
-
-
-@pytest.fixture(scope="module")
-def driver() -> Iterator[Any]:
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    tool = shutil.which("chromedriver") or shutil.which("chromedriver", path=os.environ.get("CHROMEWEBDRIVER", ""))
-    if browser is None or tool is None:
-        pytest.skip(NO_BROWSER)
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1400,900",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(tool))
-    yield driver
-    driver.quit()
-
 
 @pytest.fixture
-def page(driver: Any) -> Iterator[Page]:
+def page(driver: Any) -> Iterator[ServedPage]:
     with running() as server:
-        page = Page(driver, server)
+        page = ServedPage(driver, server)
         page.open()
         yield page
         assert page.log() == []
         driver.get("about:blank")
 
 
-def test_an_answer_streams_and_every_token_shows_who_wrote_it(page: Page) -> None:
+def test_an_answer_streams_and_every_token_shows_who_wrote_it(page: ServedPage) -> None:
     assert FACTS["target"] in page.text("#facts")
     page.ask("Why is the sky blue?")
     tokens = page.js(
@@ -124,7 +67,7 @@ def test_an_answer_streams_and_every_token_shows_who_wrote_it(page: Page) -> Non
     assert page.server.asked[1]["messages"][1]["content"] == ANSWER
 
 
-def test_a_token_opens_the_card_of_its_step(page: Page) -> None:
+def test_a_token_opens_the_card_of_its_step(page: ServedPage) -> None:
     page.ask("Show a tree")
     page.hover(page.all(".turn .token")[1])
     assert page.text(".card h3") == "Step 1 of 16"
@@ -147,7 +90,7 @@ def test_a_token_opens_the_card_of_its_step(page: Page) -> None:
     assert page.text(".card h3") == "Step 1 of 16"
 
 
-def test_the_keyboard_reaches_everything(page: Page) -> None:
+def test_the_keyboard_reaches_everything(page: ServedPage) -> None:
     page.ask("Show a tree")
     stops = page.js("return document.querySelectorAll('.turn .token[tabindex=\"0\"]').length")
     assert stops == 1
@@ -179,7 +122,7 @@ def test_the_keyboard_reaches_everything(page: Page) -> None:
     assert not page.one("#chat").is_displayed()
 
 
-def test_hostile_output_does_nothing(page: Page) -> None:
+def test_hostile_output_does_nothing(page: ServedPage) -> None:
     before = page.js("return document.querySelectorAll('script, style, img, iframe').length")
     page.ask("Be hostile")
     assert page.js("return document.querySelectorAll('script, style, img, iframe').length") == before
@@ -204,7 +147,7 @@ def test_hostile_output_does_nothing(page: Page) -> None:
     assert [line for line in page.log() if "503" not in line] == []  # the browser itself notes the status
 
 
-def test_a_stopped_answer_keeps_what_was_written(page: Page) -> None:
+def test_a_stopped_answer_keeps_what_was_written(page: ServedPage) -> None:
     page.say("slow please")
     page.wait(lambda: len(page.all(".turn .token")) > 5)
     assert page.js("return document.querySelector('acceptance-ribbon').getAttribute('aria-busy')") == "true"
@@ -218,7 +161,7 @@ def test_a_stopped_answer_keeps_what_was_written(page: Page) -> None:
     assert page.server.asked[1]["messages"][1]["content"] == written
 
 
-def test_a_race_shows_both_runs_in_proportion(page: Page) -> None:
+def test_a_race_shows_both_runs_in_proportion(page: ServedPage) -> None:
     page.one("#tab-race").click()
     page.js("document.querySelector('#race-prompt').value = 'Why is the sky blue?'")
     page.one(".race-form button").click()
@@ -248,7 +191,7 @@ def test_a_race_shows_both_runs_in_proportion(page: Page) -> None:
     assert page.text(".gain dd") == f"{PLAIN_MS / fast:.2f}\u00d7"
 
 
-def test_a_race_says_when_texts_differ(page: Page) -> None:
+def test_a_race_says_when_texts_differ(page: ServedPage) -> None:
     page.one("#tab-race").click()
     page.js("document.querySelector('#race-prompt').value = 'This one differs'")
     page.one(".race-form button").click()
@@ -259,7 +202,7 @@ def test_a_race_says_when_texts_differ(page: Page) -> None:
     )
 
 
-def test_method_and_budget_are_sent_and_the_gain_is_measured(page: Page) -> None:
+def test_method_and_budget_are_sent_and_the_gain_is_measured(page: ServedPage) -> None:
     page.js(
         """
         const nodes = document.querySelector("[name=nodes]");
@@ -287,7 +230,7 @@ def test_method_and_budget_are_sent_and_the_gain_is_measured(page: Page) -> None
     assert {by.get_attribute("class").split()[1] for by in page.all(".turn:last-child .token")} == {"plain"}
 
 
-def test_a_ribbon_stands_alone_with_its_data_beside_it(page: Page) -> None:
+def test_a_ribbon_stands_alone_with_its_data_beside_it(page: ServedPage) -> None:
     """A report uses the same element: its steps stand in a block of JSON within it."""
     heights = page.js(
         """
@@ -305,7 +248,7 @@ def test_a_ribbon_stands_alone_with_its_data_beside_it(page: Page) -> None:
     assert heights == ["ab", 3, 2, None]
 
 
-def test_the_page_fits_a_small_window_in_both_themes(page: Page) -> None:
+def test_the_page_fits_a_small_window_in_both_themes(page: ServedPage) -> None:
     size = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:

@@ -7,22 +7,26 @@ from itertools import product
 import pytest
 
 PAGE = resources.files("outrider.serve") / "page"
-NAMES = sorted(file.name for file in PAGE.iterdir())
+RIBBON = resources.files("outrider.traces") / "ribbon"
+FILES = {file.name: file for folder in (PAGE, RIBBON) for file in folder.iterdir()}
+NAMES = sorted(FILES)
 SHEETS = [name for name in NAMES if name.endswith(".css")]
 SCRIPTS = [name for name in NAMES if name.endswith(".js")]
 PALETTE = re.compile(r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\);")
 TEXT_ON = [
-    *product(("ink", "muted", "draft", "bonus", "rejected"), ("paper", "sheet")),
-    *product(("ink",), ("draft-tint", "bonus-tint", "plain-tint")),
+    *product(("ink", "muted", "draft", "bonus", "rejected", "forced"), ("paper", "sheet")),
+    *product(("ink",), ("draft-tint", "bonus-tint", "forced-tint", "plain-tint")),
     *product(("paper",), ("ink",)),
 ]
 """Colours of text and what lies behind it: 4.5 to 1 (WCAG 2.2, 1.4.3)."""
-MARKS_ON = list(product(("draft", "bonus", "plain", "rejected", "edge", "focus", "verify"), ("paper", "sheet")))
+MARKS_ON = list(
+    product(("draft", "bonus", "forced", "plain", "rejected", "edge", "focus", "verify"), ("paper", "sheet"))
+)
 """Colours of marks and edges and what lies behind them: 3 to 1 (WCAG 2.2, 1.4.11)."""
 
 
 def read(name: str) -> str:
-    return (PAGE / name).read_text(encoding="utf-8")
+    return FILES[name].read_text(encoding="utf-8")
 
 
 def palette(theme: int) -> dict[str, str]:
@@ -50,8 +54,12 @@ def test_the_package_holds_the_page() -> None:
 def test_nothing_is_fetched_from_elsewhere(name: str) -> None:
     text = read(name).replace("http://www.w3.org/2000/svg", "")
     assert not re.search(r"https?:|@import|url\(|//cdn", text)
-    quoted = re.findall(r"""(?:from|import) "\./([^"]+)"|(?:src|href)="([^"#]+)\"""", text)
-    assert {one or other.removeprefix("page/") for one, other in quoted} <= set(NAMES)
+    quoted = re.findall(r"""(?:from|import) "([^"]+)"|(?:src|href)="([^"#]+)\"""", text)
+    places = {(one or other).rsplit("/", 1)[-1]: one or other for one, other in quoted}
+    assert set(places) <= set(NAMES)
+    assert all(
+        ("ribbon/" in place) == (FILES[one] in set(RIBBON.iterdir())) or "./" in place for one, place in places.items()
+    )
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -7,7 +7,7 @@ Example: after an exception in a step of requests 3 and 4, with 5 waiting, `fail
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import final
 
 from outrider.budget import load_budget
@@ -16,9 +16,10 @@ from outrider.errors import RequestError, is_failure, on_one_line
 from outrider.proposer import Proposer
 from outrider.requests.events import Event
 from outrider.serve.config import ServeConfig
+from outrider.serve.engines.caps import CappedBudget
 from outrider.serve.engines.ticket import Failure, Ticket, Update
-from outrider.serve.engines.tracing import CappedBudget, Recorder, Watch
 from outrider.target import Target
+from outrider.traces.watch import Recorder, Watch
 
 __all__ = ["Lane", "open_engine"]
 
@@ -27,8 +28,10 @@ log = logging.getLogger(__name__)
 Send = Callable[[Ticket, Update], None]
 
 
-def open_engine(target: Target, proposer: Proposer, config: ServeConfig, budget: str, watch: Watch) -> Engine:
-    """Open an engine that a watch observes."""
+def open_engine(
+    target: Target, proposer: Proposer, config: ServeConfig, budget: str, watch: Watch, caps: Mapping[int, int]
+) -> Engine:
+    """Open an engine that a watch observes; `caps` limit the nodes of requests, by id."""
     inner = load_budget(budget, target, proposer.spec.max_nodes)
     engine = Engine(
         target,
@@ -38,7 +41,7 @@ def open_engine(target: Target, proposer: Proposer, config: ServeConfig, budget:
         prefix_cache_bytes=config.prefix_cache_bytes,
         prefill_chunk=config.prefill_chunk,
         verification=config.verification,
-        budget=CappedBudget(inner, watch),
+        budget=CappedBudget(inner, caps),
         record=watch.record,
     )
     engine.verifier = watch.verifying(engine.verifier)
@@ -50,12 +53,13 @@ class Lane:
     """An engine and its tickets.
 
     Args:
-        open: function that opens the engine under a watch; called again if the engine cannot be mended.
+        open: function that opens the engine under a watch, with caps of nodes by request; called again if the engine
+            cannot be mended.
         record: callback for every step and prefill record.
         send: function that hands an update to a ticket.
     """
 
-    def __init__(self, open: Callable[[Watch], Engine], record: Recorder, send: Send) -> None:
+    def __init__(self, open: Callable[[Watch, Mapping[int, int]], Engine], record: Recorder, send: Send) -> None:
         self._open = open
         self._record = record
         self._send = send
@@ -63,7 +67,8 @@ class Lane:
 
     def _start(self) -> None:
         self.watch = Watch(self._record)
-        self.engine = self._open(self.watch)
+        self.caps: dict[int, int] = {}
+        self.engine = self._open(self.watch, self.caps)
         self.tickets: dict[int, Ticket] = {}
 
     @property
@@ -80,7 +85,7 @@ class Lane:
             return
         self.tickets[id] = ticket
         if ticket.asked.most_nodes is not None:
-            self.watch.caps[id] = ticket.asked.most_nodes
+            self.caps[id] = ticket.asked.most_nodes
         if ticket.asked.is_traced:
             self.watch.traced.add(id)
         self._send(ticket, Update())
@@ -98,7 +103,7 @@ class Lane:
         self.engine.advance()
         for event in self.engine.take():
             ticket = self.tickets[event.request]
-            trace = self.watch.trace(event)
+            trace = self.watch.step_of(event)
             if event.finished is not None:
                 self._forget(event.request)
             self._send(ticket, Failure.of(event) or Update(event=event, trace=trace))
@@ -124,4 +129,5 @@ class Lane:
 
     def _forget(self, id: int) -> None:
         del self.tickets[id]
-        self.watch.forget(id)
+        self.caps.pop(id, None)
+        self.watch.traced.discard(id)

@@ -13,7 +13,7 @@ from typing import final
 
 from outrider.requests.events import Event
 from outrider.sampling import SamplingParams
-from outrider.serve.engines.tracing import StepTrace
+from outrider.traces.watch import WatchedStep
 
 __all__ = ["Asked", "Failure", "Ticket", "Update"]
 
@@ -39,7 +39,7 @@ class Update:
     """News of a request; without an event, that the engine took it."""
 
     event: Event | None = None
-    trace: StepTrace | None = None
+    trace: WatchedStep | None = None
 
 
 @final

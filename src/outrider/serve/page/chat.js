@@ -1,8 +1,8 @@
 // A chat of several turns. Each answer streams into a ribbon; a plain run of the same turn gives its gain.
 
-import { counted, el, fixed, ms } from "./dom.js";
+import { counted, el, fixed, ms } from "../ribbon/dom.js";
 import { PLAIN } from "./settings.js";
-import { Tally, readStep } from "./steps.js";
+import { Tally, readStep } from "../ribbon/steps.js";
 import { completion } from "./stream.js";
 
 const INDENTED = /```|\n {2,}\S/;

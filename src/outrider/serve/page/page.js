@@ -1,6 +1,6 @@
 // The page: tabs, theme and the parts of it.
 
-import "./ribbon.js";
+import "../ribbon/ribbon.js";
 import { Chat } from "./chat.js";
 import { Race } from "./race.js";
 import { Settings } from "./settings.js";

@@ -5,7 +5,7 @@
 // find the whole answer of a plain run. Two short runs before the race, on another prompt, warm up both.
 
 import { decode } from "./chat.js";
-import { counted, el, fixed, ms } from "./dom.js";
+import { counted, el, fixed, ms } from "../ribbon/dom.js";
 import { PLAIN, shortened } from "./settings.js";
 
 const WARM_UP = [{ role: "user", content: "Count from one to nine." }];

@@ -2,7 +2,7 @@
 //
 // An event "plain" says that the plain speed is known anew, "change" that a setting or the server's facts changed.
 
-import { el } from "./dom.js";
+import { el } from "../ribbon/dom.js";
 import { serverFacts } from "./stream.js";
 
 export const PLAIN = "none";

@@ -34,7 +34,7 @@ export class Strip {
 
   add(step, plainMs) {
     const up = el("span", { class: "up" });
-    for (const by of ["draft", "bonus", "plain"]) {
+    for (const by of ["draft", "forced", "bonus", "plain"]) {
       const number = step.tokens.filter((token) => token.by === by).length;
       if (number) up.append(block(`cells ${by}`, number * CELL));
     }

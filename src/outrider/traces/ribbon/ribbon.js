@@ -42,7 +42,7 @@ export class AcceptanceRibbon extends HTMLElement {
     this.hint = el("p", { class: "hint" }, "Point at a token, or move along the text with the arrow keys, to see its step; a click holds it.");
     this.card = this.#emptyCard(id);
     const margin = el("aside", { class: "ribbon-margin", "aria-label": "Figures and steps" }, this.figures, this.strip.element, this.hint, this.card);
-    this.append(el("div", { class: "ribbon-reading" }, this.body), margin);
+    this.append(el("div", { class: "ribbon-layout" }, el("div", { class: "ribbon-reading" }, this.body), margin));
     this.body.addEventListener("pointerover", (event) => this.#point(this.#at(event.target), false));
     this.body.addEventListener("click", (event) => this.#point(this.#at(event.target), true));
     this.body.addEventListener("focusin", (event) => !this.#quiet && this.#open(this.#at(event.target)));

@@ -1,14 +1,21 @@
-// The records of a decoded text, one per step, as the server sends them. Nothing here touches the document.
+// The records of a decoded text, one per step, as server, report and notebook give them (traces/trace.py). Nothing here
+// touches the document.
 //
-//   {"step": 3, "tokens": [{"id": 5, "text": " sky", "by": "draft"}, ...],
+//   {"step": 3, "tokens": [{"id": 5, "text": " sky", "by": "draft", "prob": 0.9, "top": [{"text": " sky", "prob": 0.9}]}],
 //    "draft": {"ids": [...], "texts": [...], "parents": [-1, 0, 0], "accepted": [0, 2], "probs": [0.9, null, 0.1]},
 //    "ms": {"propose": 0.4, "verify": 6.1, "accept": 0.1, "commit": 0.1, "host": 0.3, "total": 7.0}}
 //
 // A node whose parent was accepted is rejected or accepted; below a rejected node, nodes fall with it, unread.
 
 export const PARTS = ["propose", "verify", "accept", "commit", "host"];
-export const WRITERS = { draft: "draft, accepted", bonus: "bonus, by the target", plain: "plain, no draft" };
+export const WRITERS = {
+  draft: "draft, accepted",
+  bonus: "bonus, by the target",
+  plain: "plain, no draft",
+  forced: "forced by the form of the answer",
+};
 
+const OWN = new Set(["bonus", "plain"]);
 const MAX_NODES = 4096;
 const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\u{e0000}-\u{e007f}]/gu;
 
@@ -19,6 +26,8 @@ export function readStep(raw, number) {
     id: Number.isInteger(token?.id) ? token.id : null,
     text: text(token?.text),
     by: Object.hasOwn(WRITERS, token?.by) ? token.by : "plain",
+    prob: finite(token?.prob),
+    top: list(token?.top).map((one) => ({ text: text(one?.text), prob: finite(one?.prob) })),
   }));
   return {
     number,
@@ -52,6 +61,11 @@ function readTimes(raw) {
   return times.total > 0 ? times : null;
 }
 
+/** Return whether the form of the answer gave a step its tokens, and no method drafted. */
+export function isForced(step) {
+  return step.tokens.some((token) => token.by === "forced");
+}
+
 /** Counts and times of the steps so far; every figure is a ratio of these sums. */
 export class Tally {
   numSteps = 0;
@@ -64,7 +78,7 @@ export class Tally {
   add(step) {
     this.numSteps += 1;
     this.numTokens += step.tokens.length;
-    this.numDrafted += step.nodes.length;
+    this.numDrafted += isForced(step) ? 0 : step.nodes.length;
     this.numAccepted += step.tokens.filter((token) => token.by === "draft").length;
     if (step.ms) {
       this.numTimed += step.tokens.length;
@@ -117,7 +131,7 @@ export function treeRows(step) {
       rows.push({ kind, lane: visit.lane, above: visit.above, node: visit.node });
     }
     const children = [...(below.get(visit.node) ?? [])];
-    const onwards = visit.node === tip && last && last.by !== "draft" ? "added" : acceptedChild(step, below, visit.node) ?? children[0];
+    const onwards = visit.node === tip && last && OWN.has(last.by) ? "added" : acceptedChild(step, below, visit.node) ?? children[0];
     const aside = children.filter((child) => child !== onwards || visit.node === tip);
     if (onwards !== undefined && (onwards === "added" || visit.node !== tip)) push([onwards], visit.lane, row);
     push(aside, visit.lane + 1, row);

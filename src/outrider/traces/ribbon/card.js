@@ -1,7 +1,7 @@
 // The card of one step: what it won or lost, where its time went, and the draft tree with the fate of every node.
 
 import { counted, el, fixed, ms, svg } from "./dom.js";
-import { labelled, PARTS, treeRows } from "./steps.js";
+import { isForced, labelled, PARTS, treeRows } from "./steps.js";
 
 const ROW = 24;
 const LANE = 14;
@@ -22,13 +22,15 @@ export function stepCard(step, before, plainMs) {
     verdict(step, plainMs),
     step.ms ? times(step.ms) : null,
     step.nodes.length ? tree(step, before) : el("p", { class: "card-note" }, "Nothing was drafted: a step of plain decoding."),
+    choices(step),
   ].filter((part) => part !== null);
 }
 
 function headline(step) {
-  const accepted = step.tokens.filter((token) => token.by === "draft").length;
+  const accepted = step.tokens.filter((token) => token.by === "draft" || token.by === "forced").length;
   const took = step.ms ? ` in ${ms(step.ms.total)}` : "";
-  const drafted = step.nodes.length ? ` \u00b7 kept ${fixed(accepted)} of ${fixed(step.nodes.length)}` : "";
+  const verb = isForced(step) ? "forced" : "kept";
+  const drafted = step.nodes.length ? ` \u00b7 ${verb} ${fixed(accepted)} of ${fixed(step.nodes.length)}` : "";
   return `${counted(step.tokens.length, "token")}${took}${drafted}`;
 }
 
@@ -100,6 +102,16 @@ function probability(prob) {
   const bar = el("i", { class: "prob-bar", "aria-hidden": "true" });
   bar.style.width = `${Math.round(Math.min(prob, 1) * 32)}px`;
   return el("span", {}, bar, prob > 0 && prob < 0.005 ? "< 0.01" : fixed(prob, 2));
+}
+
+/** Return what the target would most probably have written in the place of the step's last token. */
+function choices(step) {
+  const last = step.tokens.at(-1);
+  const top = last?.top.filter((one) => one.prob !== null) ?? [];
+  if (!top.length) return null;
+  const named = top.map((one) => el("li", {}, el("bdi", {}, labelled(one.text, 24)), " ", probability(one.prob)));
+  const place = el("p", { class: "card-note" }, "The target\u2019s choices for ", el("bdi", {}, `\u201c${labelled(last.text, 24)}\u201d`));
+  return el("div", { class: "choices" }, place, el("ol", {}, ...named));
 }
 
 /** Return the edges and dots of a tree, drawn over the first column: the accepted path last, on top. */

@@ -1,0 +1,96 @@
+// <ribbon-shelf>: the answers of several prompts and methods, one ribbon at a time.
+//
+// A child <script type="application/json"> holds a list of traces. Two ordinary selects choose prompt and method; what
+// stood in the element before (the first trace as plain markup, for readers without scripts) is replaced.
+
+import { el } from "./dom.js";
+import { visible, WRITERS } from "./steps.js";
+
+const INDENTED = /```|\n {2,}\S/;
+const LEGEND = {
+  draft: ["draft", "guessed by the method, accepted by the target"],
+  forced: ["forced", "the form of the answer left no choice"],
+  bonus: ["bonus", "added by the target at the end of a step"],
+  plain: ["plain", "written without a draft"],
+};
+let numShelves = 0;
+
+class RibbonShelf extends HTMLElement {
+  #traces = [];
+  #at = null;
+
+  connectedCallback() {
+    this.start();
+  }
+
+  /** Show the traces, once the parser has read them: a later element of a page is connected while it is still empty. */
+  start() {
+    const data = this.querySelector('script[type="application/json"]');
+    if (this.ribbon || !data) return;
+    this.#traces = JSON.parse(data.textContent);
+    if (!this.#traces.length) return;
+    numShelves += 1;
+    this.prompts = choice();
+    this.methods = choice();
+    this.said = el("p", { class: "shelf-said", dir: "auto" });
+    this.ribbon = el("acceptance-ribbon", { label: "Answer, token by token" });
+    const controls = el("div", { class: "shelf-controls" }, this.#named("Prompt", this.prompts), this.#named("Method", this.methods));
+    this.replaceChildren(data, controls, this.said, this.#legend(), this.ribbon);
+    this.prompts.addEventListener("change", () => this.#choose());
+    this.methods.addEventListener("change", () => this.#show());
+    const named = new Map(this.#traces.map((trace) => [promptOf(trace), trace]));
+    this.prompts.replaceChildren(...[...named].map(([key, trace]) => el("option", { value: key }, titleOf(trace))));
+    controls.hidden = this.#traces.length < 2;
+    this.#choose(promptOf(this.#traces[0]), this.#traces[0].method);
+  }
+
+  #named(name, select) {
+    select.id = `shelf-${numShelves}-${name}`;
+    return el("span", { class: "shelf-choice" }, el("label", { for: select.id }, name), select);
+  }
+
+  #legend() {
+    const present = new Set(this.#traces.flatMap((trace) => trace.steps.flatMap((step) => step.tokens.map((token) => token.by))));
+    const items = Object.keys(WRITERS)
+      .filter((by) => present.has(by))
+      .map((by) => el("li", {}, el("span", { class: `token ${by}` }, LEGEND[by][0]), ` ${LEGEND[by][1]}`));
+    const tick = el("li", {}, el("span", { class: "token first" }, "a"), " a tick begins a step");
+    return el("ul", { class: "shelf-legend", "aria-label": "Who wrote a token" }, ...items, tick);
+  }
+
+  /** Offer the methods that answered the prompt, and keep the chosen one where it did. */
+  #choose(prompt = this.prompts.value, wanted = this.methods.value) {
+    this.prompts.value = prompt;
+    const methods = this.#traces.filter((trace) => promptOf(trace) === prompt).map((trace) => trace.method);
+    this.methods.replaceChildren(...methods.map((name) => el("option", { value: name }, visible(name))));
+    this.methods.value = methods.includes(wanted) ? wanted : methods[0];
+    this.#show();
+  }
+
+  #show() {
+    const trace = this.#traces.find((one) => promptOf(one) === this.prompts.value && one.method === this.methods.value);
+    if (!trace || trace === this.#at) return;
+    this.#at = trace;
+    this.said.textContent = visible(trace.prompt);
+    this.ribbon.plainMs = trace.plain_ms;
+    this.ribbon.steps = trace.steps;
+    this.ribbon.classList.toggle("code", INDENTED.test(this.ribbon.text));
+  }
+}
+
+function choice() {
+  return el("select");
+}
+
+function promptOf(trace) {
+  return JSON.stringify([trace.target, trace.category, trace.prompt_id, trace.temperature, trace.prompt]);
+}
+
+function titleOf(trace) {
+  const start = [...visible(trace.prompt).replace(/\s+/g, " ")];
+  const short = start.length > 48 ? `${start.slice(0, 47).join("")}\u2026` : start.join("");
+  const hot = trace.temperature > 0 ? `temperature ${trace.temperature}` : "";
+  return [visible(trace.category), hot, short].filter(Boolean).join(" \u00b7 ");
+}
+
+customElements.define("ribbon-shelf", RibbonShelf);
