@@ -2,6 +2,7 @@
 
     fragment(traces)    style, data, the first answer as plain markup, and the script that brings it to life
     page(traces)        the same as a file of its own
+    Ribbon(traces)      the same as the value of a notebook's cell
 
 The fragment needs no network and no `eval`; its style applies within it alone. It follows `color-scheme` of what is
 around it. Prompts, model output and names are untrusted: data is JSON in which no character can end its block, markup
@@ -17,6 +18,7 @@ import html
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from typing import Any, Final
@@ -25,7 +27,7 @@ from outrider.records.codec import to_plain
 from outrider.records.display import visible
 from outrider.traces.trace import StepTrace, Trace
 
-__all__ = ["fragment", "page", "script_hash", "style_hash"]
+__all__ = ["Ribbon", "fragment", "page", "script_hash", "style_hash"]
 
 PLAIN: Final = "none"
 MOST_BYTES: Final = 2_000_000
@@ -61,6 +63,17 @@ PAGE_STYLE: Final = (
     "body { max-width: 78rem; margin: 0 auto; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; }"
     "h1 { font-size: 1.25rem; overflow-wrap: anywhere; }"
 )
+
+
+@dataclass(frozen=True)
+class Ribbon:
+    """Traces that a notebook shows as a fragment."""
+
+    traces: Sequence[Trace]
+    note: str = ""
+
+    def _repr_html_(self) -> str:
+        return fragment(self.traces, self.note)
 
 
 def fragment(traces: Sequence[Trace], note: str = "", most_bytes: int = MOST_BYTES) -> str:

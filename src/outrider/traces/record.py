@@ -3,8 +3,8 @@
     trace = record_trace(engine, "Why is the sky blue?", SamplingParams(max_tokens=64))
     trace.text, trace.steps[0].draft.texts
 
-The steps are the engine's own, and so are their times; what a trace needs beyond them is computed between steps. In a
-notebook a trace shows itself as a ribbon.
+The steps are the engine's own, and so are their times; what a trace needs beyond them is computed between steps.
+`outrider.traces.html` shows traces.
 """
 
 from typing import Any, Final
@@ -31,6 +31,7 @@ def record_trace(
     method: str | None = None,
     category: str = "",
     prompt_id: str = "",
+    said: str | None = None,
 ) -> Trace:
     """Decode one prompt and return the trace of its answer, of at most 512 steps.
 
@@ -39,6 +40,7 @@ def record_trace(
         params: sampling and stop settings; by default greedy, with at most 128 tokens.
         method: label of the method; by default the name of the engine's proposer.
         category, prompt_id: place of the prompt in a benchmark.
+        said: text to show as the prompt; by default the user's last message.
 
     Raises:
         RequestError: for a prompt or settings that the engine refuses, and if no token can be chosen.
@@ -61,7 +63,7 @@ def record_trace(
         method=type(engine.proposer).__name__.removesuffix(SUFFIX).lower() if method is None else method,
         category=category,
         prompt_id=prompt_id,
-        prompt=_shortened(_message(found, tokens, engine.tokenizer)),
+        prompt=_shortened(_message(found, tokens, engine.tokenizer) if said is None else said),
         temperature=0.0 if params is None else params.temperature,
         num_prompt_tokens=len(tokens),
         finished=finished,

@@ -133,11 +133,6 @@ class Trace:
             raise RunError(f"a trace cannot be read: step {flaw}")
         return trace
 
-    def _repr_html_(self) -> str:
-        from outrider.traces.html import fragment  # notebooks alone need it
-
-        return fragment([self])
-
 
 @final
 class Texts:

@@ -125,7 +125,7 @@ class Watch:
 
 @contextmanager
 def watching(engine: Engine) -> Iterator[Watch]:
-    """Watch an engine's steps within the block."""
+    """Observe an engine's steps within the block."""
     watch, verifier, record = Watch(engine.record), engine.verifier, engine.record
     engine.verifier, engine.record = watch.verifying(verifier), watch.record
     try:

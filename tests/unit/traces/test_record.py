@@ -1,7 +1,6 @@
 """A trace against the engine's own records, its plain text, and the target's own distributions."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from outrider.metrics import StepRecord, summarize
 from outrider.params import StructuredOutputs
 from outrider.target import Target
 from outrider.testing.directory import write_tiny_model
+from outrider.traces.html import Ribbon, fragment
 from outrider.traces.record import MOST_STEPS, record_trace
 from outrider.traces.trace import Trace
 
@@ -126,7 +126,8 @@ def test_forced_tokens_are_named(target: Target) -> None:
     assert len(forced) == summarize(recorded.steps).num_accepted_forced_tokens > 0
 
 
-def test_a_trace_shows_itself_in_a_notebook(target: Target, tmp_path: Path) -> None:
-    trace = record_trace(Recorded(target, "ngram").engine, PROMPT, SamplingParams(max_tokens=8))
-    assert "<ribbon-shelf>" in trace._repr_html_()
+def test_a_notebook_shows_traces(target: Target) -> None:
+    trace = record_trace(Recorded(target, "ngram").engine, PROMPT, SamplingParams(max_tokens=8), said="shown")
+    assert trace.prompt == "shown"
+    assert Ribbon([trace], "A note.")._repr_html_() == fragment([trace], "A note.")
     assert Trace.from_json(trace.to_json()) == trace
