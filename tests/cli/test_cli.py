@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -231,6 +232,21 @@ def test_generate_marks_what_was_drafted(
     assert "\x1b" not in marked
     assert marked == shown.replace("\x1b[32m", "[").replace("\x1b[0m", "]")
     assert "[" in marked.replace(plain, "")
+
+
+def test_generate_writes_a_ribbon(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("ab ab ab", "--method", "ngram", "--max-new-tokens", "12")
+    assert generate(tiny_model, *arguments) == 0
+    text = capsys.readouterr().out
+    assert generate(tiny_model, *arguments, "--ribbon", str(tmp_path / "a.html")) == 0
+    assert capsys.readouterr().out == text
+    [data] = re.findall(r'json">(.*?)</script>', (tmp_path / "a.html").read_text(encoding="utf-8"))
+    [trace] = json.loads(data)
+    tokens = [token for step in trace["steps"] for token in step["tokens"]]
+    assert "".join(token["text"] for token in tokens) == text.removesuffix("\n")
+    assert (len(tokens), trace["method"], trace["prompt"]) == (12, "ngram", "ab ab ab")
+    assert generate(tiny_model, *arguments, "--ribbon", str(tmp_path / "none" / "a.html")) == 2
+    assert "is no directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
     plan     loads the target and everything that is to be measured, and refuses what cannot be run
     store    the run's directory, new or resumed
     runner   measures the units that are missing
+    tracing  records a few answers step by step, behind the measurements
     report   derived from what is on disk
 
 Example: `benchmark(BenchConfig(methods=("none",), categories=("chat",)), Path("runs/try"))`.
@@ -17,6 +18,7 @@ from outrider.bench.closing import closing_lines
 from outrider.bench.config import BenchConfig
 from outrider.bench.plan import RunPlan
 from outrider.bench.runner import BASELINE, Runner
+from outrider.bench.tracing import record_traces
 from outrider.costs.bandwidth import memory_bytes_per_s
 from outrider.records.progress import Listener, unheard
 from outrider.results.derive import Machine, derive_rows
@@ -57,6 +59,7 @@ def benchmark(
         started(store.directory)
         runner = plan.runner(store, listen)
         runner.run()
+        record_traces(plan, store, listen)
         report = _report(plan, runner)
         store.finish(to_json(report), markdown(report))
     return report

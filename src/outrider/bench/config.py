@@ -102,6 +102,9 @@ class BenchConfig:
     """Prompts of each category that the external baselines answer."""
     external_repeats: int = 1
     """Times that the external baselines are measured."""
+    traces: int = 1
+    """Prompts of each category whose answers are recorded step by step for the report, by every method, one request at
+    a time and in a pass of its own behind the measurements; 0 records none."""
     optional: tuple[str, ...] = ()
     """Methods and external baselines that are left out, with a note, where they do not fit the target; and engines
     whose servers are left out where they are not built, do not start, or end."""
@@ -162,4 +165,5 @@ LIMITS = (
     ("stall_timeout", 0.1, 1_000_000),
     ("external_prompts", 1, 1_000_000),
     ("external_repeats", 1, 1000),
+    ("traces", 0, 1000),
 )

@@ -26,12 +26,15 @@ from outrider.bench.cells import Cell, Group
 from outrider.bench.contender import Contender, Name
 from outrider.budget import BudgetChoice
 from outrider.data.dialogue import Dialogue, Rules
+from outrider.data.workloads import Conversation
 from outrider.engine import Engine
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.proposer import Proposer, Session
 from outrider.results.unit import Answer, UnitResult
 from outrider.sampling import SamplingParams
 from outrider.target import Target
+from outrider.traces.record import record_trace
+from outrider.traces.trace import Trace
 
 __all__ = ["EngineContender", "session_bytes_per_token"]
 
@@ -165,6 +168,28 @@ class EngineContender(Contender):
                 "proposer_cache_per_token": self._bytes_per_token,
                 "target_cache_per_token": self.engine.memory.cache.bytes_per_token,
             },
+        )
+
+    def trace(self, conversation: Conversation, category: str, rules: Rules) -> Trace | None:
+        """Answer the first turn of a conversation, with nothing learnt, and return the trace.
+
+        Returns:
+            None where the prompt leaves no room for an answer.
+        """
+        prompt, sampling = Dialogue(conversation).ask(0, self.engine.tokenizer), rules.sampling(conversation, 0)
+        if len(prompt) >= rules.max_len:
+            return None
+        self.reset()
+        if self.proposer.scripted:
+            _play(self.engine, (conversation,), rules)
+        return record_trace(
+            self.engine,
+            prompt,
+            replace(sampling, max_tokens=rules.limit(conversation), ignore_eos=rules.ignore_eos),
+            method=self.name.method,
+            category=category,
+            prompt_id=conversation.id,
+            said=conversation.turns[0],
         )
 
 

@@ -49,6 +49,7 @@ class RunPlan:
 
     methods        methods that take part
     contenders     contenders of this process, plain decoding first; none where only servers answer
+    traced         those of them whose answers can be traced: one for each method and budget
     engines        engines whose servers the run starts
     contamination  records of training about the benchmark's prompts, by method
     notes          notes for readers of the results; serving contenders add theirs
@@ -60,6 +61,7 @@ class RunPlan:
     workload: Workload
     methods: tuple[MethodSpec, ...]
     contenders: tuple[Contender, ...]
+    traced: tuple[EngineContender, ...]
     engines: Engines
     contamination: Mapping[str, Mapping[str, Any]]
     manifest: Manifest
@@ -83,7 +85,8 @@ class RunPlan:
         workload = read_workload(config, target)
         notes = Notes(config.title, *absent, *workload.notes)
         loaded = load_methods(config, target, notes)
-        contenders = _contenders(config, loaded, target, workload, notes)
+        ours = _contenders(config, loaded, target, workload)
+        others = external_contenders(config, target, workload.warm_up, notes) if ours else []
         methods = tuple(one.spec for one in loaded)
         contamination = contamination_of(methods)
         notes.texts += [f"{one.label}: {one.settings}" for one in methods if one.settings]
@@ -93,7 +96,8 @@ class RunPlan:
             target=target,
             workload=workload,
             methods=methods,
-            contenders=tuple(contenders),
+            contenders=(*ours, *others),
+            traced=tuple(one for one in ours if one.name.state == STATES[0]),
             engines=engines,
             contamination=contamination,
             manifest=_manifest(config, target, workload),
@@ -162,10 +166,10 @@ def _load_target(config: BenchConfig, listen: Listener) -> Target:
 
 
 def _contenders(
-    config: BenchConfig, methods: Sequence[LoadedMethod], target: Target, workload: Workload, notes: Notes
-) -> list[Contender]:
-    """Return the contenders of this process: ours, plain decoding first, then external baselines."""
-    contenders: list[Contender] = []
+    config: BenchConfig, methods: Sequence[LoadedMethod], target: Target, workload: Workload
+) -> list[EngineContender]:
+    """Return our contenders, plain decoding first."""
+    contenders: list[EngineContender] = []
     for spec, proposer in methods:
         if proposer is None:
             continue
@@ -185,7 +189,7 @@ def _contenders(
                     temperatures=config.temperatures,
                 )
             )
-    return [*contenders, *external_contenders(config, target, workload.warm_up, notes)] if contenders else []
+    return contenders
 
 
 def _manifest(config: BenchConfig, target: Target, workload: Workload) -> Manifest:

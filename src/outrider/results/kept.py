@@ -18,8 +18,9 @@ from outrider.errors import RunError, on_one_line
 from outrider.records.codec import from_plain, parsed
 from outrider.results.counters import Counters
 from outrider.results.unit import Answer, UnitResult, unit_id
+from outrider.traces.trace import Trace, TraceKey
 
-__all__ = ["REMEDY", "Kept", "Verdicts", "flaw_of", "judged", "read_units", "read_verdicts"]
+__all__ = ["REMEDY", "Kept", "Verdicts", "flaw_of", "judged", "read_traces", "read_units", "read_verdicts"]
 
 REMEDY = "delete the line and run the same command again"
 LONGEST_S = 1e9
@@ -84,6 +85,22 @@ def read_verdicts(path: Path, units: Mapping[str, Kept]) -> Verdicts:
 
     _take_all(path, take)
     return Verdicts(found, bool(strays))
+
+
+def read_traces(path: Path) -> dict[TraceKey, Trace]:
+    """Return the traces of a file by their keys, in order; none if there is no file.
+
+    Raises:
+        RunError: if the file cannot be read, or lines are damaged; names the first.
+    """
+    traces: dict[TraceKey, Trace] = {}
+
+    def take(line: _Line) -> None:
+        trace = Trace.from_json(line.text)
+        traces[trace.key] = trace
+
+    _take_all(path, take)
+    return traces
 
 
 def _take_all(path: Path, take: Callable[[_Line], None]) -> None:

@@ -4,6 +4,7 @@
     units.jsonl      one line per finished unit, appended and synced; a torn last line is cut off on resuming, and a
                      damaged one is named: without it, its unit is measured again
     verdicts.jsonl   one line per unit that was compared with plain decoding: its answers' verdicts
+    traces.jsonl     one line per answer that was recorded step by step, behind the measurements
     report.json      the result, one line; its presence says that the run is finished
     report.md        the same as tables
 
@@ -24,12 +25,14 @@ from outrider.errors import RunError, on_one_line
 from outrider.records.codec import to_plain
 from outrider.records.files import LOCK, lock_directory, replacing
 from outrider.records.provenance import Manifest, manifest_from_json, manifest_to_json
-from outrider.results.kept import judged, read_units, read_verdicts
+from outrider.results.kept import judged, read_traces, read_units, read_verdicts
 from outrider.results.unit import UnitResult
+from outrider.traces.trace import Trace
 
-__all__ = ["RunStore", "choose_directory"]
+__all__ = ["TRACES", "RunStore", "choose_directory"]
 
 MANIFEST, UNITS, VERDICTS, REPORT, TABLE = "manifest.json", "units.jsonl", "verdicts.jsonl", "report.json", "report.md"
+TRACES = "traces.jsonl"
 T = TypeVar("T")
 MOST_DIFFERENCES = 5
 
@@ -94,6 +97,8 @@ class RunStore:
         try:
             self.manifest = self._adopt(manifest)
             self.units = self._read_units()
+            self._mend_end(TRACES)
+            self.traces = read_traces(self.directory / TRACES)
         except BaseException:
             self.close()
             raise
@@ -118,6 +123,11 @@ class RunStore:
         """Keep the verdicts on the answers of a unit, in their order."""
         self._append_line(VERDICTS, _line_of(name, verdicts))
         self.units[name] = judged(self.units[name], verdicts)
+
+    def keep_trace(self, trace: Trace) -> None:
+        """Keep the trace of an answer."""
+        self._append_line(TRACES, trace.to_json())
+        self.traces[trace.key] = trace
 
     def finish(self, report: str, table: str) -> None:
         """Write the result; the run is finished."""

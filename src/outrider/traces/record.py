@@ -7,16 +7,18 @@ The steps are the engine's own, and so are their times; what a trace needs beyon
 `outrider.traces.html` shows traces.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from outrider.engine import Engine
+from outrider.requests.events import Event
 from outrider.requests.prompts import Prompt, as_prompt
 from outrider.requests.text import encode
 from outrider.sampling import SamplingParams
 from outrider.traces.trace import StepTrace, Texts, Trace, step_trace
 from outrider.traces.watch import watching
 
-__all__ = ["record_trace"]
+__all__ = ["record_trace", "traced_events"]
 
 MOST_STEPS: Final = 512
 MOST_CHARS: Final = 2000
@@ -47,17 +49,12 @@ def record_trace(
     """
     found = as_prompt(prompt)
     tokens = encode(engine.tokenizer, found)
-    texts, steps, finished = Texts(engine.tokenizer), list[StepTrace](), None
-    with watching(engine) as watch:
-        request = engine.num_requests + 1  # the id that the engine gives next
-        watch.traced.add(request)
-        for event in engine.stream([tokens], params):  # dropped before its end, it cancels the request
-            event.raise_for_error()
-            if (step := watch.step_of(event, request)) is not None:
-                steps.append(step_trace(step, event, texts))
-            finished = event.finished
-            if len(steps) == MOST_STEPS:
-                break
+    steps, finished = list[StepTrace](), None
+    for event in traced_events(engine, tokens, params, steps):  # dropped before its end, it cancels the request
+        event.raise_for_error()
+        finished = event.finished
+        if len(steps) == MOST_STEPS:
+            break
     return Trace(
         target=engine.spec.name,
         method=type(engine.proposer).__name__.removesuffix(SUFFIX).lower() if method is None else method,
@@ -69,6 +66,20 @@ def record_trace(
         finished=finished,
         steps=tuple(steps),
     )
+
+
+def traced_events(
+    engine: Engine, tokens: Sequence[int], params: SamplingParams | None, steps: list[StepTrace]
+) -> Iterator[Event]:
+    """Decode one prompt of token ids as `Engine.stream` does, and append the trace of each step to `steps`."""
+    texts = Texts(engine.tokenizer)
+    with watching(engine) as watch:
+        request = engine.num_requests + 1  # the id that the engine gives next
+        watch.traced.add(request)
+        for event in engine.stream([tokens], params):
+            if (step := watch.step_of(event, request)) is not None:
+                steps.append(step_trace(step, event, texts))
+            yield event
 
 
 def _message(prompt: str | list[int] | list[dict[str, Any]], tokens: list[int], tokenizer: Any) -> str:

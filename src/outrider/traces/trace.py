@@ -22,10 +22,12 @@ from outrider.requests.detokenize import Vocabulary
 from outrider.requests.events import Event
 from outrider.traces.watch import WatchedStep
 
-__all__ = ["SCHEMA", "Candidate", "DraftTrace", "StepTrace", "Texts", "TokenTrace", "Trace", "step_trace"]
+__all__ = ["SCHEMA", "Candidate", "DraftTrace", "StepTrace", "Texts", "TokenTrace", "Trace", "TraceKey", "step_trace"]
 
 SCHEMA: Final = "outrider.trace/1"
 MOST_TEXTS = 8192
+TraceKey = tuple[str, str, str, float]
+"""Method, category, id of the prompt and temperature: unique in a run."""
 Writer = Literal["draft", "forced", "bonus", "plain"]
 
 
@@ -110,8 +112,7 @@ class Trace:
         return sum(step.ms.get("total", 0.0) for step in self.steps)
 
     @property
-    def key(self) -> tuple[str, str, str, float]:
-        """Fields that are unique in a run."""
+    def key(self) -> TraceKey:
         return (self.method, self.category, self.prompt_id, self.temperature)
 
     def to_json(self) -> str:

@@ -5,7 +5,7 @@ the model's.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -18,9 +18,13 @@ from outrider.models.weight_kinds import WeightsChoice
 from outrider.records.display import visible
 
 if TYPE_CHECKING:
+    from outrider.engine import Engine
     from outrider.metrics import PrefillRecord, StepRecord
+    from outrider.requests.events import Event
     from outrider.requests.logprobs import TokenLogprob
     from outrider.requests.text import Piece, Prompt
+    from outrider.sampling import SamplingParams
+    from outrider.traces.trace import StepTrace
 
 __all__ = ["DIM", "PLAIN", "Generate", "marking", "plain"]
 
@@ -83,6 +87,8 @@ class Generate:
     """Use the target's chat template; --no-chat continues the prompt as it is."""
     show_drafts: bool = False
     """Colour the text that was accepted from drafts; without colours, put it in [brackets]."""
+    ribbon: Path | None = None
+    """HTML file to write: the answer with the writer of each token, and each step's draft, probabilities and times."""
     budget: Literal["fixed", "auto"] | None = None
     """fixed drafts as much as the method is set to; auto as much as pays here, which may be nothing; by default fixed,
     or what was picked with the method."""
@@ -106,6 +112,7 @@ class Generate:
 
         params = params_of(self)
         check_method(self.method)
+        self._check_ribbon()
         target = loaded(self)
         pick = named_or_picked(self.method, target)
         proposer = load_method(pick.spec, target)
@@ -123,8 +130,8 @@ class Generate:
         clean = visible if sys.stdout.isatty() else str
         finished = None
         logprobs: list[TokenLogprob] = []
-        events = engine.stream([prompt], params)
-        for event in events:
+        steps: list[StepTrace] = []
+        for event in self._events(engine, prompt, params, steps):
             sys.stdout.write(show([piece._replace(text=clean(piece.text)) for piece in event.pieces]))
             sys.stdout.flush()
             event.raise_for_error()
@@ -135,6 +142,31 @@ class Generate:
         ends = (ENDS.get(str(finished), f"ended: {finished}"), statistics(records))
         for line in (*logprob_lines(logprobs, target.tokenizer), *ends):
             print(f"{DIM}{line}{PLAIN}" if is_styled(sys.stderr) else line, file=sys.stderr)
+        self._write_ribbon(target.spec.name, pick.spec.label, steps)
+
+    def _events(
+        self, engine: "Engine", prompt: list[int], params: "SamplingParams", steps: "list[StepTrace]"
+    ) -> "Iterator[Event]":
+        """Decode the prompt; `steps` gets a trace of each step if the ribbon is wanted."""
+        from outrider.traces.record import traced_events
+
+        return engine.stream([prompt], params) if self.ribbon is None else traced_events(engine, prompt, params, steps)
+
+    def _check_ribbon(self) -> None:
+        from outrider.errors import ConfigError
+
+        if self.ribbon is not None and not self.ribbon.parent.is_dir():
+            raise ConfigError(f"--ribbon: {self.ribbon.parent} is no directory; make it first, or name another file")
+
+    def _write_ribbon(self, target: str, method: str, steps: "list[StepTrace]") -> None:
+        from outrider.records.files import write_text
+        from outrider.traces.html import page
+        from outrider.traces.trace import Trace
+
+        if self.ribbon is not None:
+            said = "(standard input)" if self.prompt == "-" else self.prompt
+            trace = Trace(target=target, method=method, prompt=said, temperature=self.temperature, steps=tuple(steps))
+            write_text(self.ribbon, page([trace], f"{target} with {method}"), "name another file with --ribbon")
 
     def _prompt(self, tokenizer: object) -> "Prompt":
         from outrider.errors import RequestError
