@@ -1,6 +1,7 @@
 """Every registered proposer, under every check of the contract, on drawn traffic."""
 
 import pytest
+import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -8,7 +9,7 @@ from outrider.proposer import Proposer
 from outrider.proposers import proposer_class, proposer_names
 from outrider.sampling import SamplingParams
 from outrider.target import Target
-from outrider.testing import Adversary, Case, Oracle, RandomTrees, tiny_target
+from outrider.testing import Adversary, Case, Oracle, RandomTrees, check_contract, tiny_gemma3, tiny_target
 from outrider.testing.contract import CHECKS
 
 VOCAB, POSITIONS = 31, 64
@@ -71,3 +72,14 @@ def test_contract(name: str, check: str, case: Case, seed: int) -> None:
     target = target_of(seed % 2)
     proposer = scripted(name, target, seed) if name in SCRIPTED else proposer_class(name).example(target, seed)
     CHECKS[check](target, proposer, case)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, torch.float32) for name in proposer_names()), ("draft_model", torch.float64)],
+    ids=lambda value: str(value).removeprefix("torch."),
+)
+def test_windows_and_two_rotations(name: str, dtype: torch.dtype) -> None:
+    """Gemma 3: prompts longer than a window, norms behind every product, scaled embeddings in recorded chains."""
+    target = tiny_target(dtype=dtype, spec=tiny_gemma3(VOCAB, POSITIONS, window=9))
+    check_contract(proposer_class(name), num_cases=1, target=target)

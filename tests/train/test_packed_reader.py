@@ -7,7 +7,8 @@ import pytest
 import torch
 from toys import texts
 
-from outrider.testing import tiny_spec, tiny_target
+from outrider.models.spec import DecoderSpec
+from outrider.testing import tiny_gemma3, tiny_spec, tiny_target
 from outrider.train.batch import fill_rows
 from outrider.train.features import FeatureReader, Live
 
@@ -18,7 +19,15 @@ FEATURE_LAYERS = (2, 0, 1)
     "changes", [{}, {"qk_norm": True, "family": "qwen3"}, {"qkv_bias": True, "family": "qwen2"}, {"windows": (3, None)}]
 )
 def test_packed_features_are_those_of_each_text_alone(changes: dict[str, Any]) -> None:
-    target, data = tiny_target(spec=replace(tiny_spec(), **changes)), texts(30, seed=0)
+    _check_packed(replace(tiny_spec(), **changes))
+
+
+def test_packed_features_of_two_rotations_and_normed_additions() -> None:
+    _check_packed(tiny_gemma3(window=5))
+
+
+def _check_packed(spec: DecoderSpec) -> None:
+    target, data = tiny_target(spec=spec), texts(30, seed=0)
     reader = FeatureReader(target, FEATURE_LAYERS, 24)
     assert reader.packed is not None, "fp64 is not exact by row, so packing is allowed"
     rows = fill_rows([data.num_tokens(index) for index in range(len(data))], 24)

@@ -19,6 +19,7 @@ ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "mistral": "MistralForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
 }
 SCALING_KEYS = {
     "default": (),
@@ -63,11 +64,26 @@ def config_of(spec: DecoderSpec, dtype: torch.dtype) -> dict[str, Any]:
     if not spec.eos_ids:
         config["eos_token_id"] = None
     # Qwen2 and Mistral have fixed biases and no such key
-    if spec.family in ("llama", "qwen3"):
+    if spec.family in ("llama", "qwen3", "gemma3_text"):
         config["attention_bias"] = spec.qkv_bias
     if spec.family == "llama":
         config["mlp_bias"] = spec.mlp_bias
-    return config | _window(spec)
+    return config | (_gemma3(spec) if spec.family == "gemma3_text" else _window(spec))
+
+
+def _gemma3(spec: DecoderSpec) -> dict[str, Any]:
+    """Return the keys of Gemma 3, whose layers with a window rotate by a base of their own."""
+    assert spec.local_rope is not None
+    assert spec.local_rope.type == "default", "no older key says how windows are scaled"
+    assert spec.attention_scale is not None
+    windows = [window for window in spec.windows if window is not None]
+    return {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": round(spec.attention_scale**-2, 6),
+        "rope_local_base_freq": spec.local_rope.theta,
+        "sliding_window": windows[0] if windows else None,
+        "layer_types": _kinds(spec),
+    }
 
 
 def _scaling(rope: RopeSpec) -> dict[str, Any] | None:
@@ -85,5 +101,8 @@ def _window(spec: DecoderSpec) -> dict[str, Any]:
         return {"sliding_window": windows[0] if windows else None}
     if not windows:
         return {"use_sliding_window": False, "sliding_window": None, "max_window_layers": spec.num_layers}
-    kinds = ["full_attention" if window is None else "sliding_attention" for window in spec.windows]
-    return {"use_sliding_window": True, "sliding_window": windows[0], "layer_types": kinds}
+    return {"use_sliding_window": True, "sliding_window": windows[0], "layer_types": _kinds(spec)}
+
+
+def _kinds(spec: DecoderSpec) -> list[str]:
+    return ["full_attention" if window is None else "sliding_attention" for window in spec.windows]

@@ -3,6 +3,8 @@
     x += W_o attend(qkv)
     x += W_down (silu(W_gate norm(x)) * W_up norm(x))
 
+Gemma 3 has GELU for silu, and normalises what is added.
+
 The caller makes `qkv`: a decoder projects the norm of x, an EAGLE-3 head projects a token embedding and a feature side
 by side.
 
@@ -17,16 +19,19 @@ import torch
 from torch import Tensor
 
 from outrider.models.spec import DecoderSpec
-from outrider.ops.base import AttentionShape, HeadNorm, Ops, Packed, Rope
+from outrider.ops.base import Activation, AttentionShape, HeadNorm, Ops, Packed, Rope
 from outrider.ops.quantised import Matrix, dense
 from outrider.placement import Placement
 
-__all__ = ["Block"]
+__all__ = ["Block", "norm_weight"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Packed weights of one layer."""
+    """Packed weights of one layer.
+
+    attended_norm_E, down_norm_E   norms of what attention and MLP add, where a family has them (Gemma 3)
+    """
 
     input_norm_E: Tensor
     qkv: Packed
@@ -37,6 +42,9 @@ class Block:
     gate_up: Packed
     down: Packed
     eps: float
+    activation: Activation = "silu"
+    attended_norm_E: Tensor | None = None
+    down_norm_E: Tensor | None = None
 
     @classmethod
     def packed(
@@ -51,7 +59,7 @@ class Block:
         """Pack the weights under `prefix` ("model.layers.0."), which have their Hugging Face names."""
 
         def vector(name: str) -> Tensor:
-            return dense(weights[prefix + name]).to(device, ops.activation_dtype)
+            return norm_weight(spec, weights[prefix + name], ops.activation_dtype).to(device)
 
         attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
         # One product for queries, keys and values.
@@ -69,16 +77,19 @@ class Block:
                 num_heads=spec.num_heads,
                 num_kv_heads=spec.num_kv_heads,
                 head_dim=spec.head_dim,
-                scale=spec.head_dim**-0.5,
+                scale=spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale,
                 sliding_window=window,
             ),
             out=ops.pack(
                 weights[f"{attention}o_proj.weight"], dense(weights[f"{attention}o_proj.bias"]) if spec.o_bias else None
             ),
-            post_norm_E=vector("post_attention_layernorm.weight"),
+            post_norm_E=vector(f"{'pre_feedforward' if spec.post_norms else 'post_attention'}_layernorm.weight"),
             gate_up=ops.pack_gate_up(weights[f"{mlp}gate_proj.weight"], weights[f"{mlp}up_proj.weight"]),
             down=ops.pack(weights[f"{mlp}down_proj.weight"]),
             eps=spec.rms_norm_eps,
+            activation=spec.activation,
+            attended_norm_E=vector("post_attention_layernorm.weight") if spec.post_norms else None,
+            down_norm_E=vector("post_feedforward_layernorm.weight") if spec.post_norms else None,
         )
 
     @property
@@ -103,6 +114,19 @@ class Block:
 
     def finish(self, ops: Ops, x_RE: Tensor, attended_RD: Tensor) -> None:
         """Add the projected attention, then the MLP, to the residual stream in place."""
-        ops.project_add(attended_RD, self.out, x_RE)
-        inner_RI = ops.gate_up(x_RE, self.post_norm_E, self.eps, self.gate_up)
-        ops.project_add(inner_RI, self.down, x_RE)
+        self._add(ops, attended_RD, self.out, self.attended_norm_E, x_RE)
+        inner_RI = ops.gate_up(x_RE, self.post_norm_E, self.eps, self.gate_up, self.activation)
+        self._add(ops, inner_RI, self.down, self.down_norm_E, x_RE)
+
+    def _add(self, ops: Ops, rows_RF: Tensor, packed: Packed, norm_E: Tensor | None, x_RE: Tensor) -> None:
+        if norm_E is None:
+            ops.project_add(rows_RF, packed, x_RE)
+        else:
+            ops.project_norm_add(rows_RF, packed, norm_E, self.eps, x_RE)
+
+
+def norm_weight(spec: DecoderSpec, weight: Matrix, dtype: torch.dtype) -> Tensor:
+    """Return the weight of a norm as it multiplies; Gemma 3 stores it less one, and its sum is at least fp32."""
+    if not spec.norm_offset:
+        return dense(weight).to(dtype)
+    return dense(weight).to(torch.promote_types(dtype, torch.float32)) + spec.norm_offset

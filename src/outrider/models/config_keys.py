@@ -37,6 +37,9 @@ OTHER_SIZES: Final = {
     "sliding_window": 2**30,
 }
 FLAGS: Final = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
+LAYERED: Final = ("gemma3_text",)
+"""Families with rotary settings per kind of layers."""
+LAYER_KINDS: Final = {"full_attention", "sliding_attention"}
 ROPE_NUMBERS: Final = {
     "factor",
     "attention_factor",
@@ -89,6 +92,8 @@ def check_types(config: Fields, *, partial: bool = False) -> None:
     for name in FLAGS:
         config.flag(name, None)
     config.text("hidden_act", None)
+    config.text("hidden_activation", None)
+    config.number("query_pre_attn_scalar", None, above=0.0)
     config.texts("layer_types", None)
     config.texts("architectures", None)
     config.section("quantization_config", None)
@@ -108,10 +113,14 @@ def check_eos(config: Fields) -> list[int]:
 def check_rope(config: Fields) -> None:
     """Refuse rotary settings of other types, unknown ones, and two that disagree."""
     config.number("rope_theta", None, above=1.0)
+    config.number("rope_local_base_freq", None, above=1.0)
     config.number("partial_rotary_factor", None, above=0.0, high=1.0)
     old, new = config.section("rope_scaling", None), config.section("rope_parameters", None)
     for name, rope in (("rope_scaling", old), ("rope_parameters", new)):
-        if rope is not None:
+        if rope is not None and config.get("model_type") in LAYERED and {*rope} <= LAYER_KINDS:
+            for kind in rope:
+                _check_rope_section(config, f"{name}.{kind}", rope.section(kind))
+        elif rope is not None:
             _check_rope_section(config, name, rope)
     # `rope_scaling` is the older name of the section; a file may hold both.
     if old and new and (left := _rule(old)) != (right := _rule(new)):
@@ -201,7 +210,7 @@ def check_keys(raw: Fields, own: Collection[str], config: Any, theta: object) ->
 def _meaningless_values(raw: Fields, config: Any, theta: object) -> Mapping[str, tuple[object, ...]]:
     """Return per key the values that do not change what the family does."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    eps, has_norm = config.rms_norm_eps, config.model_type == "qwen3"
+    eps, has_norm = config.rms_norm_eps, config.model_type in ("qwen3", "gemma3_text")
     scales = ("attention_multiplier", "attention_scale", "attn_scale", "softmax_scale")
     bases = ("rotary_emb_base", "rope_base", "rotary_base", "rope_freq_base")
     norms = ("layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "layernorm_epsilon")

@@ -1,4 +1,4 @@
-"""The native decoder: Llama 2/3, SmolLM2, Qwen2/2.5, Qwen3 and Mistral, on the five operations of `ops/base.py`.
+"""The native decoder: Llama 2/3, SmolLM2, Qwen2/2.5, Qwen3, Mistral and Gemma 3, on the operations of `ops/base.py`.
 
 One function reads any rows for any slots: a prompt chunk, the root of plain decoding, or the root and the tree of a
 draft. The `Placement` says what a row may see and where it is written, so the network itself is short:
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from outrider.cache import KVCache
-from outrider.models.block import Block
+from outrider.models.block import Block, norm_weight
 from outrider.models.draft_network import DraftStep
 from outrider.models.rope import KeptRope
 from outrider.models.spec import DecoderSpec
@@ -62,12 +62,12 @@ class Decoder:
         self.embed_VE = ops.table(weights["model.embed_tokens.weight"])
         if isinstance(self.embed_VE, Tensor):
             self.embed_VE = self.embed_VE.to(device)
-        self.norm_E = self._vector(weights["model.norm.weight"])
+        self.norm_E = norm_weight(spec, weights["model.norm.weight"], self.ops.activation_dtype).to(self.device)
         if not spec.tie_word_embeddings:
             self.head = ops.pack(weights["lm_head.weight"])
         else:
             self.head = self.embed_VE if isinstance(self.embed_VE, Packed) else ops.pack(self.embed_VE)
-        self._rope = KeptRope(spec, self.device, ops.activation_dtype)
+        self._set_ropes()
         self._special: tuple[int, Tensor] | None = None
 
     def keep(self, layers: Sequence[int]) -> "Decoder":
@@ -86,9 +86,15 @@ class Decoder:
             Block.packed(spec, weights, f"model.layers.{index}.", self.ops.narrow(), self.device, spec.windows[index])
             for index in range(spec.num_layers)
         ]
-        other.norm_E = self._vector(weights["model.norm.weight"])
-        other._rope = KeptRope(spec, self.device, self.ops.activation_dtype)
+        other.norm_E = norm_weight(spec, weights["model.norm.weight"], self.ops.activation_dtype).to(self.device)
+        other._set_ropes()
         return other
+
+    def _set_ropes(self) -> None:
+        spec, dtype = self.spec, self.ops.activation_dtype
+        self._rope = self._local_rope = KeptRope(spec, self.device, dtype)
+        if spec.local_rope is not None:
+            self._local_rope = KeptRope(replace(spec, rope=spec.local_rope), self.device, dtype)
 
     def read_as(self, token: int, vector_E: Tensor) -> None:
         """Read this token as a vector of its own, not as its row of the embedding, which may be shared."""
@@ -110,9 +116,13 @@ class Decoder:
         shared = self.embed_VE is self.head
         return (0 if shared else table) + self.head.num_bytes + sum(layer.num_bytes for layer in self.layers)
 
-    def rope(self, num_positions: int, beyond: int = 0) -> Rope:
-        """Return rotary tables for at least that many positions of a text and `beyond`, made once and kept."""
-        return self._rope.reaching(num_positions, beyond)
+    def rope(self, num_positions: int, beyond: int = 0, window: int | None = None) -> Rope:
+        """Return rotary tables for at least that many positions of a text and `beyond`, made once and kept.
+
+        Args:
+            window: the window of the layer that they are for.
+        """
+        return (self._rope if window is None else self._local_rope).reaching(num_positions, beyond)
 
     @torch.inference_mode()
     def __call__(
@@ -136,18 +146,26 @@ class Decoder:
         def body(x_RE: Tensor, placement: Placement) -> Result:
             return self._read(x_RE, placement, cache, feature_layers, want_logits)
 
-        if graph_cache is None or any(window is not None for window in self.spec.windows):
+        if graph_cache is None or not self._fits_windows(placement):
             result = body(x_RE, placement)
         else:
             result = self.ops.replay(graph_cache, (feature_layers, want_logits), body, x_RE, placement)
         return Output(*(None if rows is None else rows.view(B, M, -1) for rows in result))
+
+    def _fits_windows(self, placement: Placement) -> bool:
+        """Return whether no row of a draft is beyond a window from another, so that every layer has this placement."""
+        windows = [window for window in self.spec.windows if window is not None]
+        return not windows or all(placement.within(window) is placement for window in {*windows})
 
     def _read(
         self, x_RE: Tensor, placement: Placement, cache: KVCache, feature_layers: tuple[int, ...], want_logits: bool
     ) -> Result:
         """Run all layers, by operations alone, so that a back end may record them."""
         ops, eps = self.ops, self.spec.rms_norm_eps
-        rope = self.rope(cache.plan.capacity, cache.plan.num_positions - cache.plan.capacity)
+        capacity, beyond = cache.plan.capacity, cache.plan.num_positions - cache.plan.capacity
+        ropes = {window: self.rope(capacity, beyond, window) for window in {*self.spec.windows}}
+        if self.spec.embed_scale != 1:
+            ops.scale(x_RE, self.spec.embed_scale)
         R, E = x_RE.shape
         features_RF = x_RE.new_empty(R, len(feature_layers) * E) if feature_layers else None
 
@@ -159,6 +177,7 @@ class Decoder:
         for index, layer in enumerate(self.layers):
             keep_features(index, None)
             qkv_RQ = ops.norm_project(x_RE, layer.input_norm_E, eps, layer.qkv)
+            rope = ropes[self.spec.windows[index]]
             layer.apply(ops, x_RE, qkv_RQ, rope, cache.keys_LCHSD[index], cache.values_LCHSD[index], placement)
         keep_features(len(self.layers), self.norm_E)
         keep_features(len(self.layers) + 1, None)

@@ -19,10 +19,9 @@ __all__ = ["DraftDecoder"]
 
 @final
 class DraftDecoder(DraftNetwork):
-    """A decoder without sliding windows and its packed output head."""
+    """A decoder and its packed output head; the rows of a call must fit every sliding window."""
 
     def __init__(self, decoder: Decoder, output: OutputHead) -> None:
-        assert all(window is None for window in decoder.spec.windows), "rows under a window need a mask of their own"
         self.decoder = decoder
         self.output = output
 

@@ -16,25 +16,20 @@ from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from transformers import GenerationConfig, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+from transformers import GenerationConfig, PreTrainedConfig
 
 from outrider.errors import CheckpointError, as_error
 from outrider.models.config_keys import check_eos, check_keys, check_types
-from outrider.models.quant_scheme import QUANTIZATION, QuantScheme, quant_scheme
+from outrider.models.support import FAMILIES, head_dim_of, is_supported, ropes_of
 from outrider.records.display import shown_json
 from outrider.records.json_fields import Fields, read_json
 
 __all__ = ["FAMILIES", "DecoderSpec", "RopeSpec", "filled_config", "is_supported", "read_config"]
 
-FAMILIES: Mapping[str, type[PreTrainedConfig]] = {
-    "llama": LlamaConfig,
-    "qwen2": Qwen2Config,
-    "qwen3": Qwen3Config,
-    "mistral": MistralConfig,
-}
-ROPE_TYPES = ("default", "linear", "llama3", "yarn", "dynamic")
+OLD_KEYS = {"gemma3_text": frozenset({"rope_local_base_freq", "sliding_window_pattern"})}
+"""Earlier spellings that a family's class still reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +54,8 @@ class RopeSpec:
     truncate: bool = True
 
     @classmethod
-    def from_config(cls, config: PreTrainedConfig) -> Self:
-        """Read a normalised config's `rope_parameters`, a flat dict with `rope_type` and `rope_theta`."""
-        rope = config.rope_parameters
+    def from_config(cls, config: PreTrainedConfig, rope: Mapping[str, Any]) -> Self:
+        """Read a normalised config's rotary parameters, a flat dict with `rope_type` and `rope_theta`."""
         original = rope.get("original_max_position_embeddings")
         factor = rope.get("factor")
         if factor is None:
@@ -88,6 +82,10 @@ class DecoderSpec:
 
     `windows` has one entry per layer: None for full attention, else `w`, where a query at position `q` sees the keys
     at positions `q - w + 1 .. q`. `eos_ids` are all ids that end a text, the generation config's first.
+
+    Gemma 3: embeddings are multiplied by `embed_scale`, the weights of norms lack `norm_offset`, the outputs of
+    attention and MLP are normalised (`post_norms`), layers with a window have rotary positions of their own
+    (`local_rope`), and scores are multiplied by `attention_scale` (None: head_dim ** -0.5).
     """
 
     family: str
@@ -108,6 +106,12 @@ class DecoderSpec:
     qk_norm: bool = False
     windows: tuple[int | None, ...]
     eos_ids: tuple[int, ...] = ()
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    embed_scale: float = 1.0
+    norm_offset: float = 0.0
+    post_norms: bool = False
+    local_rope: RopeSpec | None = None
+    attention_scale: float | None = None
 
     @classmethod
     def from_config_file(cls, path: str | Path) -> Self:
@@ -145,7 +149,8 @@ class DecoderSpec:
                 f'this model cannot run on the native decoder: {reason}; use the hf target (backend="hf")'
             )
         family = config.model_type
-        bias = family in ("llama", "qwen3") and config.attention_bias
+        is_gemma = family == "gemma3_text"
+        bias = family in ("llama", "qwen3", "gemma3_text") and config.attention_bias
         eos = _ids(generation.eos_token_id if generation else None) + _ids(config.eos_token_id)
         return cls(
             family=family,
@@ -155,17 +160,18 @@ class DecoderSpec:
             num_layers=config.num_hidden_layers,
             num_heads=config.num_attention_heads,
             num_kv_heads=config.num_key_value_heads,
-            head_dim=_head_dim(config),
+            head_dim=head_dim_of(config),
             rms_norm_eps=config.rms_norm_eps,
             max_position_embeddings=config.max_position_embeddings,
-            rope=RopeSpec.from_config(config),
+            rope=RopeSpec.from_config(config, _rope_of(config)),
             tie_word_embeddings=config.tie_word_embeddings,
             qkv_bias=bias or family == "qwen2",
             o_bias=bias,
             mlp_bias=family == "llama" and config.mlp_bias,
-            qk_norm=family == "qwen3",
+            qk_norm=family == "qwen3" or is_gemma,
             windows=_windows(config),
             eos_ids=tuple(dict.fromkeys(eos)),
+            **(_gemma(config) if is_gemma else {}),
         )
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -198,6 +204,8 @@ class DecoderSpec:
             shapes[f"{name}.weight"] = (rows, columns)
             if has_bias:
                 shapes[f"{name}.bias"] = (rows,)
+        if self.post_norms:
+            shapes |= dict.fromkeys(("pre_feedforward_layernorm.weight", "post_feedforward_layernorm.weight"), (width,))
         if self.qk_norm:
             shapes |= {"self_attn.q_norm.weight": (self.head_dim,), "self_attn.k_norm.weight": (self.head_dim,)}
         return shapes
@@ -238,58 +246,29 @@ def filled_config(
     with as_error(CheckpointError, raw.where, raw.remedy):
         config = FAMILIES[family].from_dict(deepcopy(raw.plain()))
         config.standardize_rope_params()  # as the model does again, with a context that stands outside the section
-        rope = config.rope_parameters or {}
+        rope = _rope_of(config)
         if rope.get("rope_theta") is None:
             raise raw.error(f"{raw.where}: rope_theta is null but must be a number above 1; {raw.remedy}")
-        check_keys(raw, frozenset(FAMILIES[family]().to_dict()) | set(own), config, rope.get("rope_theta"))
+        known = frozenset(FAMILIES[family]().to_dict()) | OLD_KEYS.get(family, frozenset()) | set(own)
+        check_keys(raw, known, config, rope.get("rope_theta"))
     return config
 
 
-def is_supported(config: PreTrainedConfig) -> str | None:
-    """Explain, as the middle of a sentence, why the native decoder cannot run this model exactly; None when it can."""
-    if config.model_type not in FAMILIES:
-        return f"model_type {shown_json(config.model_type)} is not one of {', '.join(FAMILIES)}"
-    if config.hidden_act not in ("silu", "swish"):
-        return f"hidden_act is {shown_json(config.hidden_act)}, not 'silu'"
-    scheme = _quant_scheme(config)
-    if isinstance(scheme, str):
-        return f"{scheme} (the original checkpoint runs with weights int8 or int4)"
-    if config.is_heterogeneous:
-        return "its layers differ (per_layer_config)"
-    return _heads_reason(config) or _rope_reason(config) or _layers_reason(config)
+def _rope_of(config: PreTrainedConfig) -> Mapping[str, Any]:
+    """Return the rotary parameters of layers with full attention."""
+    return ropes_of(config)[0]
 
 
-def _quant_scheme(config: PreTrainedConfig) -> QuantScheme | str | None:
-    values = getattr(config, QUANTIZATION, None)
-    if values is not None and not isinstance(values, Mapping):
-        values = values.to_dict()  # the config of a model in memory
-    return quant_scheme({QUANTIZATION: values})
-
-
-def _heads_reason(config: PreTrainedConfig) -> str | None:
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    if kv_heads < 1 or heads % kv_heads:
-        return f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
-    if _head_dim(config) % 2:
-        return f"head_dim {_head_dim(config)} is odd"
-    return None
-
-
-def _rope_reason(config: PreTrainedConfig) -> str | None:
-    rope = config.rope_parameters or {}
-    if rope.get("rope_type") not in ROPE_TYPES:
-        return f"rope_type {shown_json(rope.get('rope_type'))} is not one of {', '.join(ROPE_TYPES)}"
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        return f"partial_rotary_factor is {rope['partial_rotary_factor']}, not 1"
-    return None
-
-
-def _layers_reason(config: PreTrainedConfig) -> str | None:
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if config.model_type == "mistral" and kinds:
-        return "a mistral config with layer_types mixes attention kinds"
-    unknown = sorted(kinds - {"full_attention", "sliding_attention"})
-    return f"layer_types holds {shown_json(unknown[0])}" if unknown and config.model_type != "llama" else None
+def _gemma(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return what only Gemma 3 has."""
+    return {
+        "activation": "gelu_tanh",
+        "embed_scale": config.hidden_size**0.5,
+        "norm_offset": 1.0,
+        "post_norms": True,
+        "local_rope": RopeSpec.from_config(config, config.rope_parameters["sliding_attention"]),
+        "attention_scale": config.query_pre_attn_scalar**-0.5,
+    }
 
 
 def _windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
@@ -299,11 +278,6 @@ def _windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
     if config.model_type == "mistral":
         return (window,) * int(config.num_hidden_layers)
     return tuple(window if kind == "sliding_attention" else None for kind in config.layer_types)
-
-
-def _head_dim(config: PreTrainedConfig) -> int:
-    # Qwen2's config class declares no head_dim, yet its model obeys one that the file holds.
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _ids(value: int | list[int] | None) -> list[int]:

@@ -24,7 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ from outrider.ops.quantised import Matrix, dense
 from outrider.placement import Placement
 
 __all__ = [
+    "Activation",
     "AttentionShape",
     "GraphBody",
     "GraphCache",
@@ -132,6 +133,7 @@ class GraphCache(dict[Hashable, Any]):
         return self._logits_buffer[: R * V].view(R, V)
 
 
+Activation = Literal["silu", "gelu_tanh"]
 Replay = Callable[[GraphCache, Hashable, GraphBody, Tensor, Placement], Result]
 """Runs a body or repeats its recording; see `Ops.replay`."""
 
@@ -190,10 +192,22 @@ class Ops(ABC):
         """Add the projection of `x_RF` to `residual_RO` in place."""
 
     @abstractmethod
-    def gate_up(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
-        """Apply RMSNorm, both projections, and silu(gate) * up; return a new tensor [R, I].
+    def project_norm_add(self, x_RF: Tensor, packed: Packed, norm_O: Tensor, eps: float, residual_RO: Tensor) -> None:
+        """Add the RMSNorm of the projection of `x_RF` to `residual_RO` in place (Gemma 3)."""
 
-        `packed` is from `pack_gate_up`.
+    @abstractmethod
+    def scale(self, x_RF: Tensor, factor: float) -> None:
+        """Multiply `x_RF` by `factor` in place."""
+
+    @abstractmethod
+    def gate_up(
+        self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed, activation: Activation = "silu"
+    ) -> Tensor:
+        """Apply RMSNorm, both projections, and activation(gate) * up; return a new tensor [R, I].
+
+        Args:
+            packed: from `pack_gate_up`.
+            activation: "silu", or "gelu_tanh", GELU in its tanh form.
         """
 
     @abstractmethod

@@ -31,14 +31,14 @@ from outrider.kernels.cpu.arena import Arena
 from outrider.kernels.cpu.attention import MAX_HEAD_DIM, MAX_ROWS, POSITIONS, attention, scores_in, scratch_size
 from outrider.kernels.cpu.drawn import drawn_tokens
 from outrider.kernels.cpu.greedy import next_tokens, shift
-from outrider.kernels.cpu.linear import collect, embed
+from outrider.kernels.cpu.linear import add_normed, collect, embed, scale
 from outrider.kernels.cpu.quant_embed import quant_embed
-from outrider.kernels.cpu.rows import ADD, ASSIGN, GATED
+from outrider.kernels.cpu.rows import ADD, ASSIGN, GATED, GATED_GELU
 from outrider.kernels.cpu.softmax import MAX_HEADS
 from outrider.kernels.cpu.threads import launch
 from outrider.kernels.torch_threads import lone_torch_thread, num_threads
 from outrider.noise import ChainLaws
-from outrider.ops.base import AttentionShape, GraphBody, GraphCache, HeadNorm, Ops, Packed, Result, Rope
+from outrider.ops.base import Activation, AttentionShape, GraphBody, GraphCache, HeadNorm, Ops, Packed, Result, Rope
 from outrider.ops.cpu_graphs import Calls, CpuGraph, CpuGraphRecorder
 from outrider.ops.cpu_packing import Packing, pack_gated, pack_matrices, unpacked
 from outrider.ops.cpu_placement import address, bits_of, checked_addresses, placement_addresses, placement_shape
@@ -131,9 +131,23 @@ class CpuOps(Ops):
     def project_add(self, x_RF: Tensor, packed: Packed, residual_RO: Tensor) -> None:
         self._product(x_RF, None, 0.0, packed, residual_RO, ADD)
 
-    def gate_up(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
+    def project_norm_add(self, x_RF: Tensor, packed: Packed, norm_O: Tensor, eps: float, residual_RO: Tensor) -> None:
+        R, num_outputs = residual_RO.shape
+        out_RO = self._empty(R, num_outputs)
+        self._product(x_RF, None, 0.0, packed, out_RO, ASSIGN)
+        tensors = (out_RO, norm_O, residual_RO)
+        arguments = (_floats(out_RO), _floats(norm_O), bits_of(eps), num_outputs, _floats(residual_RO), R)
+        self._run(add_normed.address, tensors, *arguments)
+
+    def scale(self, x_RF: Tensor, factor: float) -> None:
+        R, F = x_RF.shape
+        self._run(scale.address, (x_RF,), _floats(x_RF), bits_of(factor), F, R)
+
+    def gate_up(
+        self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed, activation: Activation = "silu"
+    ) -> Tensor:
         out_RI = self._empty(x_RF.shape[0], packed.out_features // 2)
-        self._product(x_RF, norm_F, eps, packed, out_RI, GATED)
+        self._product(x_RF, norm_F, eps, packed, out_RI, GATED if activation == "silu" else GATED_GELU)
         return out_RI
 
     def _product(

@@ -22,9 +22,9 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, scaled_dot_product_attention, silu
+from torch.nn.functional import gelu, linear, scaled_dot_product_attention, silu
 
-from outrider.ops.base import AttentionShape, HeadNorm, Ops, Packed, Rope
+from outrider.ops.base import Activation, AttentionShape, HeadNorm, Ops, Packed, Rope
 from outrider.ops.graph_buckets import Replayer
 from outrider.ops.graphs import GraphPool
 from outrider.ops.quantised import Matrix, dense
@@ -82,9 +82,17 @@ class TorchOps(Ops):
     def project_add(self, x_RF: Tensor, packed: Packed, residual_RO: Tensor) -> None:
         residual_RO += linear(x_RF, packed.data, packed.bias)
 
-    def gate_up(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
+    def project_norm_add(self, x_RF: Tensor, packed: Packed, norm_O: Tensor, eps: float, residual_RO: Tensor) -> None:
+        residual_RO += rms_norm(linear(x_RF, packed.data, packed.bias), norm_O, eps)
+
+    def scale(self, x_RF: Tensor, factor: float) -> None:
+        x_RF *= factor
+
+    def gate_up(
+        self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed, activation: Activation = "silu"
+    ) -> Tensor:
         gate_RI, up_RI = self.norm_project(x_RF, norm_F, eps, packed).chunk(2, dim=-1)
-        return silu(gate_RI) * up_RI
+        return (silu(gate_RI) if activation == "silu" else gelu(gate_RI, approximate="tanh")) * up_RI
 
     def attend(
         self,

@@ -16,10 +16,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import gelu, linear
 
 from outrider.kernels import triton as kernels
-from outrider.ops.base import AttentionShape, HeadNorm, Ops, Packed, Rope
+from outrider.ops.base import Activation, AttentionShape, HeadNorm, Ops, Packed, Rope
 from outrider.ops.graph_buckets import Replayer
 from outrider.ops.graphs import GraphPool
 from outrider.ops.quantised import Matrix
@@ -96,7 +96,20 @@ class TritonOps(Ops):
         if packed.bias is not None:
             residual_RO += packed.bias
 
-    def gate_up(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed) -> Tensor:
+    def project_norm_add(self, x_RF: Tensor, packed: Packed, norm_O: Tensor, eps: float, residual_RO: Tensor) -> None:
+        out_RO = linear(x_RF, packed.data, packed.bias)
+        self._norm(out_RO, norm_O, eps, out_RO)
+        residual_RO += out_RO
+
+    def scale(self, x_RF: Tensor, factor: float) -> None:
+        x_RF *= factor
+
+    def gate_up(
+        self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed, activation: Activation = "silu"
+    ) -> Tensor:
+        if activation != "silu":
+            gate_RI, up_RI = self.norm_project(x_RF, norm_F, eps, packed).chunk(2, dim=-1)
+            return gelu(gate_RI, approximate="tanh") * up_RI
         both_RI = self.norm_project(x_RF, norm_F, eps, packed)
         R, inner = both_RI.shape[0], packed.out_features // 2
         out_RI = both_RI.new_empty(R, inner)

@@ -12,7 +12,7 @@ from torch import Tensor
 from outrider.models.spec import DecoderSpec, RopeSpec
 from outrider.targets.native import NativeTarget
 
-__all__ = ["tiny_spec", "tiny_target", "tiny_weights"]
+__all__ = ["tiny_gemma3", "tiny_spec", "tiny_target", "tiny_weights"]
 
 
 def tiny_spec(vocab_size: int = 31, max_positions: int = 96, **changes: Any) -> DecoderSpec:
@@ -33,6 +33,25 @@ def tiny_spec(vocab_size: int = 31, max_positions: int = 96, **changes: Any) -> 
     }
     fields |= changes
     return DecoderSpec(windows=fields.pop("windows", (None,) * fields["num_layers"]), **fields)
+
+
+def tiny_gemma3(vocab_size: int = 31, max_positions: int = 96, window: int = 12) -> DecoderSpec:
+    """Return the shape of a tiny Gemma 3: a layer with a window, one with full attention."""
+    return tiny_spec(
+        vocab_size,
+        max_positions,
+        family="gemma3_text",
+        windows=(window, None),
+        qk_norm=True,
+        activation="gelu_tanh",
+        embed_scale=4.0,
+        norm_offset=1.0,
+        post_norms=True,
+        rope=RopeSpec(theta=1_000_000.0),
+        local_rope=RopeSpec(),
+        attention_scale=6**-0.5,
+        tie_word_embeddings=True,
+    )
 
 
 def tiny_weights(spec: DecoderSpec, seed: int) -> dict[str, Tensor]:

@@ -45,8 +45,9 @@ class PackedReader:
     def read(self, batch: Batch) -> Tensor:
         """Return the features [B, L, F] of every position; those of padding mean nothing."""
         decoder, ops, eps = self.decoder, self.decoder.ops, self.decoder.spec.rms_norm_eps
-        rope = decoder.rope(self._num_positions)
         x_RE = ops.embed(decoder.embed_VE, batch.tokens_BL.flatten())
+        if decoder.spec.embed_scale != 1:
+            ops.scale(x_RE, decoder.spec.embed_scale)
         R, E = x_RE.shape
         features_RF = x_RE.new_empty(R, len(self.feature_layers) * E)
         biases = {window: _bias(batch, window, x_RE.dtype) for window in {*decoder.spec.windows}}
@@ -57,7 +58,8 @@ class PackedReader:
             if not is_end:
                 layer = decoder.layers[index]
                 qkv_RQ = ops.norm_project(x_RE, layer.input_norm_E, eps, layer.qkv)
-                bias = biases[layer.shape.sliding_window]
+                window = layer.shape.sliding_window
+                rope, bias = decoder.rope(self._num_positions, window=window), biases[window]
                 layer.finish(ops, x_RE, _attend(layer, qkv_RQ, rope, batch.positions_BL, bias))
         return features_RF.view(*batch.tokens_BL.shape, -1).to(self.dtype)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedConfig,
@@ -56,6 +57,12 @@ LLAMA3 = {
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0}
 WINDOW = 5
+GEMMA3 = {
+    "head_dim": 10,
+    "sliding_window": WINDOW,
+    "query_pre_attn_scalar": 14,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
 
 
 def family(name: str) -> PreTrainedConfig:
@@ -85,6 +92,12 @@ def family(name: str) -> PreTrainedConfig:
             return Qwen3Config(**TINY | {"head_dim": 4, "attention_bias": True, "tie_word_embeddings": True})
         case "mistral":
             return MistralConfig(**TINY | {"sliding_window": WINDOW, "head_dim": 8})
+        case "gemma3":
+            return Gemma3TextConfig(**TINY | GEMMA3)
+        case "gemma3_linear":
+            long = {"rope_type": "linear", "rope_theta": 1_000_000.0, "factor": 8.0}
+            both = {"full_attention": long, "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0}}
+            return Gemma3TextConfig(**TINY | GEMMA3 | {"rope_parameters": both, "tie_word_embeddings": False})
     raise AssertionError(name)
 
 
@@ -100,6 +113,8 @@ FAMILIES = (
     "qwen3",
     "qwen3_bias",
     "mistral",
+    "gemma3",
+    "gemma3_linear",
 )
 
 
@@ -115,6 +130,8 @@ def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
 
 
 def _norm(self: nn.Module, x: Tensor) -> Tensor:
+    if type(self).__name__.startswith("Gemma"):
+        return nn.functional.rms_norm(x, x.shape[-1:], 1 + self.weight, self.eps)
     return nn.functional.rms_norm(x, x.shape[-1:], self.weight, self.variance_epsilon)
 
 
@@ -233,16 +250,20 @@ def draw_config(seed: int) -> PreTrainedConfig:
         "tie_word_embeddings": draw.random() < 0.5,
     }
     bias = {"attention_bias": draw.random() < 0.5}
-    match draw.choice(["llama", "qwen3", "mistral"]):
+    match draw.choice(["llama", "qwen3", "mistral", "gemma3"]):
         case "llama":
             return LlamaConfig(**TINY | sizes | bias | {"hidden_size": kv_heads * group * draw.randint(1, 5)})
         case "qwen3":
             return Qwen3Config(**TINY | sizes | bias)
+        case "gemma3":
+            # its class insists on heads that divide the hidden size
+            sizes["hidden_size"] = kv_heads * group * draw.randint(1, 5)
+            return Gemma3TextConfig(**TINY | sizes | bias | {"sliding_window": draw.choice([1, 3])})
     return MistralConfig(**TINY | sizes | {"sliding_window": draw.choice([None, 1, 3])})
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(12))
 def test_any_sizes(seed: int, dtype: torch.dtype, tmp_path: Path) -> None:
     draw = random.Random(seed)
     model = random_model(draw_config(seed), seed)
@@ -263,8 +284,9 @@ LONG = {"max_position_embeddings": 8192, "num_hidden_layers": 2, "num_key_value_
         LlamaConfig(**TINY | LONG | {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 1024}}),
         LlamaConfig(**TINY | LONG | {"rope_parameters": YARN | {"original_max_position_embeddings": 1024}}),
         MistralConfig(**TINY | LONG | {"sliding_window": 300}),
+        Gemma3TextConfig(**TINY | LONG | {"sliding_window": 300, "layer_types": GEMMA3["layer_types"][:2]}),
     ],
-    ids=["llama3", "yarn", "mistral"],
+    ids=["llama3", "yarn", "mistral", "gemma3"],
 )
 def test_thousands_of_positions(config: PreTrainedConfig, dtype: torch.dtype, tmp_path: Path) -> None:
     draw = random.Random(0)

@@ -14,7 +14,7 @@ from torch import Tensor
 from outrider.errors import ConfigError
 from outrider.kernels.cpu.isa import has_bf16_dots
 from outrider.kernels.torch_threads import num_threads
-from outrider.ops.base import AttentionShape, HeadNorm, Packed, Rope
+from outrider.ops.base import Activation, AttentionShape, HeadNorm, Packed, Rope
 from outrider.ops.cpu import CpuOps
 from outrider.ops.select import choose_ops
 from outrider.ops.torch import TorchOps
@@ -86,11 +86,44 @@ def test_projections_match_fp64(
     wrong = (residual.double() - expected).abs()
     assert (wrong <= rounding * (x.double().abs() @ weight.double().abs().T) + 2e-5 * (1 + expected.abs())).all()
 
-    expected = REFERENCE.gate_up(x.double(), wide_norm, EPS, REFERENCE.pack_gate_up(weight, up))
-    wrong = (ops.gate_up(x, norm_F, EPS, ops.pack_gate_up(weight, up)).double() - expected).abs()
-    # The slope of silu is at most 1.1.
-    spread = rounding * (1.1 * terms_RO * (terms_up_RO + rounding * terms_up_RO) + terms_RO * terms_up_RO)
-    assert (wrong <= spread + 5e-5 * (1 + expected.abs())).all()
+    activations: tuple[Activation, ...] = ("silu", "gelu_tanh")
+    for activation in activations:
+        expected = REFERENCE.gate_up(x.double(), wide_norm, EPS, REFERENCE.pack_gate_up(weight, up), activation)
+        wrong = (ops.gate_up(x, norm_F, EPS, ops.pack_gate_up(weight, up), activation).double() - expected).abs()
+        # The slopes of silu and GELU are at most 1.13.
+        spread = rounding * (1.13 * terms_RO * (terms_up_RO + rounding * terms_up_RO) + terms_RO * terms_up_RO)
+        assert (wrong <= spread + 5e-5 * (1 + expected.abs())).all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=SEEDS, rows=SIZES, features=SIZES, outputs=SIZES, threads=st.integers(1, 3), data=st.data())
+def test_normed_additions_match_fp64_and_have_the_same_bits_in_any_call(
+    seed: int, rows: int, features: int, outputs: int, threads: int, data: st.DataObject
+) -> None:
+    ops, alone = CpuOps(torch.float32, threads), CpuOps(torch.float32, 1)
+    x, norm_O, residual = randn(seed, rows, features), randn(seed + 1, outputs), randn(seed + 2, rows, outputs)
+    weight = randn(seed + 3, outputs, features) / features**0.5
+    packed = ops.pack(weight)
+    row = data.draw(st.integers(0, rows - 1))
+    one = residual[row : row + 1].clone()
+    projected = x.double() @ weight.double().T
+    expected = residual + projected / (projected.square().mean(-1, keepdim=True) + EPS).sqrt() * norm_O
+    ops.project_norm_add(x, packed, norm_O, EPS, residual)
+    alone.project_norm_add(x[row : row + 1].clone(), packed, norm_O, EPS, one)
+    assert torch.equal(residual[row : row + 1], one)
+    ops.scale(residual, 25.5)
+    # a row of small products is divided by a small number
+    smallest = (projected.square().mean(-1, keepdim=True) + EPS).sqrt()
+    assert ((residual / 25.5 - expected).abs() <= 2e-5 * (1 + expected.abs() + norm_O.abs() / smallest)).all()
+
+
+def test_gelu_has_its_known_values() -> None:
+    ops = CpuOps(torch.float32)
+    packed = ops.pack_gate_up(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
+    x = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [0.0, 1.0], [3.0, 2.0], [50.0, 1.0], [-50.0, 1.0]])
+    out = ops.gate_up(x, None, 0.0, packed, "gelu_tanh")
+    # 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), with 16 digits
+    assert out.flatten().tolist() == pytest.approx([0.8411919906, -0.1588080094, 0.0, 5.9927252, 50.0, 0.0], abs=1e-6)
 
 
 @settings(deadline=None, max_examples=40)

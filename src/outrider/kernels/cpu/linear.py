@@ -20,7 +20,7 @@ from typing import Any
 from numba import types
 
 from outrider.kernels.cpu.isa import has_bf16_dots
-from outrider.kernels.cpu.rows import COLUMNS, FETCHED, GATED, LEVEL, finish, lay_out, tile_start
+from outrider.kernels.cpu.rows import COLUMNS, FETCHED, GATED, LEVEL, dot, finish, lay_out, tile_start
 from outrider.kernels.cpu.threads import draw, finished, stack, ticket, wait_for
 from outrider.kernels.cpu.vector import (
     F32,
@@ -44,7 +44,7 @@ from outrider.kernels.cpu.vector import (
     vector,
 )
 
-__all__ = ["BF16", "FP32", "PAIRS", "collect", "embed", "linear"]
+__all__ = ["BF16", "FP32", "PAIRS", "add_normed", "collect", "embed", "linear", "scale"]
 
 FP32, BF16, PAIRS = 0, 1, 2  # fp32 and bf16 weights, and bf16 weights in pairs of features
 KINDS = (FP32, BF16, PAIRS) if has_bf16_dots() else (FP32, BF16)
@@ -217,7 +217,7 @@ def linear(block: int, lane: int) -> None:
     x, norm, eps, scratch = a[0], a[1], f64(block)[2], a[3]
     weight, kind, bias, F, outputs, out, R, mode = a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11]
     num_blocks, chunk, panel_rows, columns = a[12], a[13], a[14], a[15]
-    width = WIDTH if mode == GATED else COLUMNS
+    width = WIDTH if mode >= GATED else COLUMNS
     block_bytes = F * COLUMNS * size_of(kind)
     num_chunks = (num_blocks + chunk - 1) // chunk
     first = draw(block, lane, 2, num_chunks) * chunk
@@ -280,6 +280,33 @@ def collect(block: int, lane: int) -> None:
     r = ticket(block, 0)
     while r < R:
         lay_out(x + r * F * 4, norm, eps, out + r * columns * 4, 1, F)
+        r = ticket(block, 0)
+
+
+@kernel
+def add_normed(block: int, lane: int) -> None:
+    """Run the second half of `CpuOps.project_norm_add`: out[r] += x[r] / sqrt(mean(x[r]^2) + eps) * norm."""
+    a = i64(block)
+    x, norm, eps, F, out, R = a[0], f32(a[1]), f64(block)[2], a[3], a[4], a[5]
+    r = ticket(block, 0)
+    while r < R:
+        source, target = f32(x + r * F * 4), f32(out + r * F * 4)
+        factor = types.float32(1.0 / (dot(x + r * F * 4, x + r * F * 4, F) / F + eps) ** 0.5)
+        for i in range(F):
+            target[i] += source[i] * factor * norm[i]
+        r = ticket(block, 0)
+
+
+@kernel
+def scale(block: int, lane: int) -> None:
+    """Run `CpuOps.scale`, with its arguments."""
+    a = i64(block)
+    x, factor, F, R = a[0], types.float32(f64(block)[1]), a[2], a[3]
+    r = ticket(block, 0)
+    while r < R:
+        row = f32(x + r * F * 4)
+        for i in range(F):
+            row[i] = row[i] * factor
         r = ticket(block, 0)
 
 

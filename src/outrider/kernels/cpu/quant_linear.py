@@ -46,7 +46,7 @@ def quant_linear(layout: Layout, isa: str) -> Any:
         weight, bias, F, outputs = a[4], a[6], a[7], a[8]
         out, R, mode = a[9], a[10], a[11]
         num_blocks, chunk, panel_rows, columns = a[12], a[13], a[14], a[15]
-        width = WIDTH if mode == GATED else COLUMNS
+        width = WIDTH if mode >= GATED else COLUMNS
         blocks = F // BLOCK
         strip = blocks * strip_block + blocks // 8 * first_bytes
         row = blocks * per_row

@@ -73,8 +73,10 @@ class ModelReader(ChainReader):
         self.samplings: dict[int, SamplingParams] = {}
         self.num_drafted_read: dict[int, int] = {}
         decoder = None if output.packed is None else model.native
-        has_windows = decoder is not None and any(window is not None for window in decoder.spec.windows)
-        self.network = None if decoder is None or has_windows else DraftDecoder(decoder, output)
+        self.network = None
+        # recorded reads have one placement for all layers, so no row of a call may be beyond a window from another
+        if decoder is not None and all(window is None or window >= tail for window in decoder.spec.windows):
+            self.network = DraftDecoder(decoder, output)
 
     def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams) -> None:
         """Make a prompt pending; its last token is the root."""

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, scaled_dot_product_attention
 
+from outrider.errors import ConfigError
 from outrider.formats.hf_draft import EMBEDDING, HEAD, MASK
 from outrider.models.spec import DecoderSpec
 from outrider.train.objective import Teacher
@@ -82,6 +83,11 @@ class DraftNetwork(nn.Module):
 
     def __init__(self, spec: DecoderSpec, shared: Teacher | None, mask_id: int | None = None) -> None:
         super().__init__()
+        if spec.post_norms:
+            raise ConfigError(
+                f"a drafter of the family {spec.family} cannot be trained here; train a head (eagle3, medusa, mtp), "
+                "or start from a llama, qwen2 or qwen3 model with the same tokenizer"
+            )
         self.spec = spec
         self.shared = shared
         self.mask_id = mask_id

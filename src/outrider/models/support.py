@@ -1,0 +1,97 @@
+"""Families of the native decoder, and why a config of one may still be beyond it.
+
+Example: `is_supported(PhiConfig())` is "model_type 'phi' is not one of llama, qwen2, ..."; that of `LlamaConfig()` is
+None.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+
+from outrider.models.quant_scheme import QUANTIZATION, QuantScheme, quant_scheme
+from outrider.records.display import shown_json
+
+__all__ = ["FAMILIES", "head_dim_of", "is_supported", "ropes_of"]
+
+FAMILIES: Mapping[str, type[PreTrainedConfig]] = {
+    "llama": LlamaConfig,
+    "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
+    "mistral": MistralConfig,
+    "gemma3_text": Gemma3TextConfig,
+}
+LAYER_KINDS = ("full_attention", "sliding_attention")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn", "dynamic")
+
+
+def is_supported(config: PreTrainedConfig) -> str | None:
+    """Explain, as the middle of a sentence, why the native decoder cannot run this model exactly; None when it can."""
+    if config.model_type not in FAMILIES:
+        return f"model_type {shown_json(config.model_type)} is not one of {', '.join(FAMILIES)}"
+    if reason := _activation_reason(config):
+        return reason
+    scheme = _quant_scheme(config)
+    if isinstance(scheme, str):
+        return f"{scheme} (the original checkpoint runs with weights int8 or int4)"
+    if config.is_heterogeneous:
+        return "its layers differ (per_layer_config)"
+    return _heads_reason(config) or _rope_reason(config) or _layers_reason(config)
+
+
+def _activation_reason(config: PreTrainedConfig) -> str | None:
+    if config.model_type == "gemma3_text":
+        if config.hidden_activation != "gelu_pytorch_tanh":
+            return f"hidden_activation is {shown_json(config.hidden_activation)}, not 'gelu_pytorch_tanh'"
+        if config.use_bidirectional_attention:
+            return "its attention is bidirectional"
+        softcap = config.final_logit_softcapping or config.attn_logit_softcapping
+        return f"it caps logits at {softcap}" if softcap else None
+    return (
+        None if config.hidden_act in ("silu", "swish") else f"hidden_act is {shown_json(config.hidden_act)}, not 'silu'"
+    )
+
+
+def _quant_scheme(config: PreTrainedConfig) -> QuantScheme | str | None:
+    values = getattr(config, QUANTIZATION, None)
+    if values is not None and not isinstance(values, Mapping):
+        values = values.to_dict()  # the config of a model in memory
+    return quant_scheme({QUANTIZATION: values})
+
+
+def _heads_reason(config: PreTrainedConfig) -> str | None:
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    if kv_heads < 1 or heads % kv_heads:
+        return f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+    if head_dim_of(config) % 2:
+        return f"head_dim {head_dim_of(config)} is odd"
+    return None
+
+
+def _rope_reason(config: PreTrainedConfig) -> str | None:
+    for rope in ropes_of(config):
+        if rope.get("rope_type") not in ROPE_TYPES:
+            return f"rope_type {shown_json(rope.get('rope_type'))} is not one of {', '.join(ROPE_TYPES)}"
+        if rope.get("partial_rotary_factor", 1.0) != 1.0:
+            return f"partial_rotary_factor is {rope['partial_rotary_factor']}, not 1"
+    return None
+
+
+def _layers_reason(config: PreTrainedConfig) -> str | None:
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if config.model_type == "mistral" and kinds:
+        return "a mistral config with layer_types mixes attention kinds"
+    unknown = sorted(kinds - {*LAYER_KINDS})
+    return f"layer_types holds {shown_json(unknown[0])}" if unknown and config.model_type != "llama" else None
+
+
+def ropes_of(config: PreTrainedConfig) -> list[Mapping[str, Any]]:
+    """Return the rotary parameters of all kinds of layers."""
+    rope = config.rope_parameters or {}
+    return [rope[kind] for kind in LAYER_KINDS if rope.get(kind)] if config.model_type == "gemma3_text" else [rope]
+
+
+def head_dim_of(config: PreTrainedConfig) -> int:
+    """Return the size of a head."""
+    # Qwen2's config class declares no head_dim, yet its model obeys one that the file holds.
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
