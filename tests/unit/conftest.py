@@ -38,16 +38,21 @@ STEMS = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+GEMMA3_STEMS = STEMS | {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 TOPS = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 GgufWriter = Callable[..., Path]
 
 
-def gguf_name(name: str) -> str:
+def gguf_name(name: str, stems: dict[str, str] = STEMS) -> str:
     stem, kind = name.rsplit(".", 1)
     if stem in TOPS:
         return f"{TOPS[stem]}.{kind}"
     _, _, layer, inner = stem.split(".", 3)
-    return f"blk.{layer}.{STEMS[inner]}.{kind}"
+    return f"blk.{layer}.{stems[inner]}.{kind}"
 
 
 def interleaved(rows: np.ndarray, num_heads: int) -> np.ndarray:
@@ -64,6 +69,7 @@ def interleaved(rows: np.ndarray, num_heads: int) -> np.ndarray:
 
 def gguf_metadata(model: PreTrainedModel, architecture: str) -> dict[str, Any]:
     config = model.config
+    rope = config.rope_parameters
     return {
         f"{architecture}.block_count": config.num_hidden_layers,
         f"{architecture}.context_length": config.max_position_embeddings,
@@ -73,7 +79,7 @@ def gguf_metadata(model: PreTrainedModel, architecture: str) -> dict[str, Any]:
         f"{architecture}.attention.head_count_kv": config.num_key_value_heads,
         f"{architecture}.attention.key_length": getattr(config, "head_dim", None),
         f"{architecture}.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        f"{architecture}.rope.freq_base": float(config.rope_parameters["rope_theta"]),
+        f"{architecture}.rope.freq_base": float(rope.get("full_attention", rope)["rope_theta"]),
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "smollm",
         "tokenizer.ggml.tokens": TOKENS,
@@ -106,9 +112,12 @@ def write_gguf(
 
     `tensors` come in addition; `blocks` (by GGUF name: bytes and their type) in place of the model's own values.
     """
-    architecture = architecture or model.config.model_type
-    writer = gguf.GGUFWriter(path, architecture)
-    for key, value in (gguf_metadata(model, model.config.model_type) | (metadata or {})).items():
+    is_gemma3 = model.config.model_type == "gemma3_text"
+    own = "gemma3" if is_gemma3 else model.config.model_type
+    stems = GEMMA3_STEMS if is_gemma3 else STEMS
+    writer = gguf.GGUFWriter(path, architecture or own)
+    window = {"gemma3.attention.sliding_window": model.config.sliding_window} if is_gemma3 else {}
+    for key, value in (gguf_metadata(model, own) | window | (metadata or {})).items():
         if value is not None:
             add_value(writer, key, value)
     heads = {"q_proj": model.config.num_attention_heads, "k_proj": model.config.num_key_value_heads}
@@ -118,9 +127,11 @@ def write_gguf(
         values = tensor.float().numpy()
         if model.config.model_type == "llama" and name.split(".")[-2] in heads:
             values = interleaved(values, heads[name.split(".")[-2]])
+        if is_gemma3 and name.endswith("norm.weight"):
+            values = values + 1
         stored = kind if values.ndim == 2 else gguf.GGMLQuantizationType.F32
-        data, stored = (blocks or {}).get(gguf_name(name)) or (gguf.quants.quantize(values, stored), stored)
-        writer.add_tensor(gguf_name(name), data, raw_dtype=stored)
+        data, stored = (blocks or {}).get(gguf_name(name, stems)) or (gguf.quants.quantize(values, stored), stored)
+        writer.add_tensor(gguf_name(name, stems), data, raw_dtype=stored)
     for name, values in (tensors or {}).items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()

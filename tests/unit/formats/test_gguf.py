@@ -12,6 +12,8 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -57,6 +59,7 @@ MODELS = [
     (Qwen2ForCausalLM, Qwen2Config, {}),
     (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True, "rms_norm_eps": 1e-5}),
     (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 16}),
+    (Gemma3ForCausalLM, Gemma3TextConfig, {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 5}),
 ]
 
 
@@ -136,7 +139,7 @@ def test_llama3_rope_is_recovered_from_the_stored_divisors(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "gemma"}, "has architecture 'gemma'; GGUF files of llama, qwen2, qwen3 are converted"),
+        ({"architecture": "gemma"}, "has architecture 'gemma'; GGUF files of llama, qwen2, qwen3, gemma3 are"),
         ({"metadata": {"llama.block_count": None}}, r"no metadata key \.block_count"),
         ({"metadata": {"llama.expert_count": 8}}, "mixture of experts"),
         ({"metadata": {"llama.attention.sliding_window": 8}}, "sliding attention window"),
@@ -148,7 +151,8 @@ def test_llama3_rope_is_recovered_from_the_stored_divisors(
         ({"metadata": {"llama.rope.scaling.type": "longrope"}}, "rope scaling 'longrope'"),
         ({"tensors": {"blk.0.mystery.weight": np.ones(2, np.float32)}}, r"holds tensor blk\.0\.mystery\.weight"),
         ({"tensors": {"blk.0.attn_q.bias": np.ones(32, np.float32)}}, "biases on attn_q only"),
-        ({"metadata": {"tokenizer.ggml.model": "llama"}}, r"tokenizer model is 'llama', only 'gpt2'"),
+        ({"metadata": {"tokenizer.ggml.model": "t5"}}, r"tokenizer model is 't5', only 'gpt2'"),
+        ({"metadata": {"tokenizer.ggml.model": "llama"}}, r"tokenizer\.ggml\.scores is missing"),
         ({"metadata": {"tokenizer.ggml.pre": "qwen"}}, "pre-tokenizer 'qwen' is not known; did you mean 'qwen2'"),
     ],
 )

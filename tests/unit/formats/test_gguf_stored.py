@@ -14,8 +14,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_gguf_blocks import KINDS, random_blocks
 from test_gguf_parts import split
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
+from outrider import load_target
+from outrider.draft import Draft
 from outrider.errors import CheckpointError
 from outrider.formats.gguf.checkpoint import convert_gguf
 from outrider.formats.gguf.stored import StoredModel, open_stored
@@ -26,6 +36,7 @@ from outrider.ops.quantised import QuantisedMatrix, QuantRows, dequantised
 
 Kind = gguf.GGMLQuantizationType
 GgufWriter = Callable[..., Path]
+Rounding = Callable[[PreTrainedModel], PreTrainedModel]
 WIDE = {"hidden_size": 256, "intermediate_size": 512}
 PLACES = [
     *("token_embd", "output", "blk.0.attn_q", "blk.0.attn_k", "blk.0.attn_v", "blk.0.attn_output", "blk.0.ffn_gate"),
@@ -318,3 +329,23 @@ def test_an_unknown_weight_is_refused(tiny_llama: PreTrainedModel, write_gguf: G
     assert "model.norm.bias" not in weights
     with pytest.raises(CheckpointError, match=r"no tensor model\.norm\.bias; did you mean 'model\.norm\.weight'"):
         weights["model.norm.bias"]
+
+
+def test_gemma_3_runs_as_stored_and_equals_the_model_that_was_written(
+    tiny_sizes: dict[str, int],
+    with_bf16_weights: Callable[..., PreTrainedModel],
+    write_gguf: GgufWriter,
+    tmp_path: Path,
+) -> None:
+    """Seven layers, so that the sixth alone sees the whole text; prompts are longer than a window."""
+    sizes = tiny_sizes | {"num_hidden_layers": 7, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 5}
+    model = with_bf16_weights(Gemma3ForCausalLM(Gemma3TextConfig(**sizes)))
+    file = write_gguf(tmp_path / "tiny.gguf", model, kind=gguf.GGMLQuantizationType.F32)
+    target = load_target(str(file), dtype="float32")
+    tokens = list(range(3, 40))
+    session = target.open(target.plan(1, 64, 4))
+    session.prefill([0], [tokens[:-1]])
+    logits_V = session.forward([0], [tokens[-1]], Draft.empty(1)).logits_BMV[0][0]
+    with torch.no_grad():
+        wanted_V = model(torch.tensor([tokens])).logits[0, -1]
+    torch.testing.assert_close(logits_V, wanted_V, atol=2e-4, rtol=1e-4)

@@ -28,6 +28,7 @@ from torch import Tensor
 from outrider.errors import CheckpointError, as_error
 from outrider.formats.gguf.config import config_of_gguf
 from outrider.formats.gguf.file import GgufFile, open_gguf
+from outrider.formats.gguf.gemma3 import norm_offset
 from outrider.formats.gguf.layout import (
     check_tensors,
     generation_config,
@@ -102,6 +103,7 @@ def _tensor(source: GgufFile, name: str, config: Mapping[str, Any]) -> Tensor:
     if num_heads is not None:
         values = halves_first(values, num_heads)
     check_finite(values, f"tensor {name} in {source.path}")
+    values -= norm_offset(source, name)
     return cast(values, torch.bfloat16, f"tensor {name} in {source.path}").contiguous()
 
 

@@ -15,11 +15,17 @@ import torch
 
 from outrider.errors import CheckpointError
 from outrider.formats.gguf.file import ORIGINAL, GgufFile
+from outrider.formats.gguf.gemma3 import GEMMA3, OWN_KEYS, gemma3_keys
 from outrider.records.display import shown_json
 
 __all__ = ["ARCHITECTURES", "config_of_gguf"]
 
-ARCHITECTURES: Final = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+ARCHITECTURES: Final = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    GEMMA3: "Gemma3ForCausalLM",
+}
 EMBEDDING: Final = "token_embd.weight"
 SHAPE: Final = {
     *("context_length", "embedding_length", "block_count", "feed_forward_length", "vocab_size"),
@@ -78,7 +84,6 @@ def config_of_gguf(source: GgufFile) -> dict[str, Any]:
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
-        "hidden_act": "silu",
         "rms_norm_eps": _number(source, ".attention.layer_norm_rms_epsilon", low=0.0, high=1.0),
         "max_position_embeddings": source.integer(".context_length"),
         "tie_word_embeddings": "output.weight" not in source.tensors,
@@ -87,7 +92,8 @@ def config_of_gguf(source: GgufFile) -> dict[str, Any]:
     }
     config |= _token_ids(source, config["vocab_size"])
     scaling = _rope_scaling(source, head_dim, config["rope_theta"])
-    return config | _biases(source) | ({"rope_scaling": scaling} if scaling else {})
+    own = gemma3_keys(source, config) if architecture == GEMMA3 else {"hidden_act": "silu"} | _biases(source)
+    return config | own | ({"rope_scaling": scaling} if scaling else {})
 
 
 def _check_architecture(source: GgufFile) -> None:
@@ -96,7 +102,7 @@ def _check_architecture(source: GgufFile) -> None:
         raise CheckpointError(
             f"{source.path} has architecture {source.architecture!r}; GGUF files of {known} are converted"
         )
-    if source.get(".attention.sliding_window", 0):
+    if source.get(".attention.sliding_window", 0) and source.architecture != GEMMA3:
         raise CheckpointError(
             f"{source.path} has a sliding attention window, which is not converted; use its original checkpoint"
         )
@@ -109,7 +115,8 @@ def _check_keys(source: GgufFile) -> None:
     # keys without the architecture's name describe the file and its tokenizer, not the network
     for key, value in source.metadata.items():
         name = key.removeprefix(prefix)
-        if not key.startswith(prefix) or name in SHAPE | ROPE | HARMLESS:
+        own = OWN_KEYS if source.architecture == GEMMA3 else frozenset()
+        if not key.startswith(prefix) or name in SHAPE | ROPE | HARMLESS | own:
             continue
         if value not in NEUTRAL.get(name, ()):
             raise CheckpointError(

@@ -14,7 +14,9 @@ from typing import Any, Final
 from torch import Tensor
 
 from outrider.errors import CheckpointError
+from outrider.formats.gguf import gemma3
 from outrider.formats.gguf.file import GgufFile
+from outrider.formats.gguf.gemma3 import GEMMA3
 from outrider.formats.gguf.tokenizer import end_ids
 from outrider.formats.weights import StoredTensor, Weights
 from outrider.models.spec import DecoderSpec
@@ -44,16 +46,17 @@ def hugging_face_names(source: GgufFile) -> dict[str, str]:
     Raises:
         CheckpointError: for a tensor that no supported architecture has.
     """
-    return {_hugging_face_name(name, source.path): name for name in source.tensors if name != ROPE_FREQUENCIES}
+    inner = LAYER_NAMES | (gemma3.LAYER_NAMES if source.architecture == GEMMA3 else {})
+    return {_hugging_face_name(name, inner, source.path): name for name in source.tensors if name != ROPE_FREQUENCIES}
 
 
-def _hugging_face_name(name: str, path: Path) -> str:
+def _hugging_face_name(name: str, layer_names: Mapping[str, str], path: Path) -> str:
     stem, _, kind = name.rpartition(".")
     block, _, inner = stem.removeprefix("blk.").partition(".")
     if stem in TOP_NAMES and kind == "weight":
         return f"{TOP_NAMES[stem]}.weight"
-    if stem.startswith("blk.") and block.isdecimal() and inner in LAYER_NAMES and kind in ("weight", "bias"):
-        return f"model.layers.{block}.{LAYER_NAMES[inner]}.{kind}"
+    if stem.startswith("blk.") and block.isdecimal() and inner in layer_names and kind in ("weight", "bias"):
+        return f"model.layers.{block}.{layer_names[inner]}.{kind}"
     raise CheckpointError(
         f"{path} holds tensor {name}, which no supported architecture has; use the original checkpoint"
     )

@@ -28,6 +28,7 @@ from outrider.errors import CheckpointError, as_error, nearest
 from outrider.formats.gguf.blocks import BLOCK_TYPES, decode
 from outrider.formats.gguf.config import config_of_gguf
 from outrider.formats.gguf.file import GgufFile, open_gguf
+from outrider.formats.gguf.gemma3 import norm_offset
 from outrider.formats.gguf.layout import (
     check_tensors,
     generation_config,
@@ -89,6 +90,7 @@ class StoredWeights(Mapping[str, Tensor | QuantisedMatrix]):
     def __init__(self, source: GgufFile, names: Mapping[str, str], config: Mapping[str, Any]) -> None:
         self._tensors = {name: source.tensors[given] for name, given in names.items()}
         self._heads = {name: rotated_heads(source, given, config) for name, given in names.items()}
+        self._offsets = {name: norm_offset(source, given) for name, given in names.items()}
 
     def __getitem__(self, name: str) -> Tensor | QuantisedMatrix:
         """Return a quantised matrix unread, any other tensor in its stored dtype.
@@ -106,6 +108,8 @@ class StoredWeights(Mapping[str, Tensor | QuantisedMatrix]):
             values = torch.from_numpy(tensor.read().reshape(-1)).view(DTYPES[tensor.kind])
         values = values.reshape(tensor.shape)
         check_finite(values, f"tensor {tensor.name} in {tensor.file}")
+        if offset := self._offsets[name]:
+            values = values.float() - offset
         return values if heads is None else halves_first(values, heads)
 
     def __iter__(self) -> Iterator[str]:

@@ -9,6 +9,8 @@ a name, `tokenizer.ggml.pre`. The rule decides token ids as much as the merges d
     llama-bpe   as qwen2 but up to three digits, and a word that is one token is never split; text starts with BOS
     gpt-2       GPT-2's words (also the meaning of `default`)
 
+A file of SentencePiece's pieces has neither merges nor such a rule; see `sentencepiece.py`.
+
 Example: smollm splits "in 2024" into "in", " ", "2", "0", "2", "4"; gpt-2 into "in", " 2024".
 """
 
@@ -22,13 +24,16 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 
 from outrider.errors import CheckpointError, as_error, nearest
+from outrider.formats.gguf.sentencepiece import MODEL, piece_tokenizer
 from outrider.records.display import shown_json
 from outrider.records.json_fields import Fields
 
 __all__ = ["build_tokenizer", "end_ids", "write_tokenizer"]
 
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
-END_TOKENS: Final = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
+END_TOKENS: Final = (
+    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<end_of_turn>"),
+)
 SIGNED_WORDS: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -65,21 +70,25 @@ CUTS: Final[Mapping[str, Cut]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class StoredVocabulary:
-    """Tokens with their types, merges, and the ids of special tokens by name (bos, eos, padding, unknown, eot, eom)."""
+    """Tokens with their types, merges, and the ids of special tokens by name (bos, eos, padding, unknown, eot, eom).
+
+    Without merges the tokens are SentencePiece's pieces (`has_pieces`).
+    """
 
     tokens: list[str]
     kinds: list[int]
     merges: list[tuple[str, str]]
     ids: Mapping[str, int]
+    has_pieces: bool = False
 
     @classmethod
     def read(cls, metadata: Fields) -> "StoredVocabulary":
         """Read and check the tables: one type per token, merges of pairs, ids within the vocabulary."""
         model = metadata.text("tokenizer.ggml.model", "None")
-        if model != "gpt2":
+        if model not in ("gpt2", MODEL):
             raise CheckpointError(
-                f"{metadata.where}: the GGUF tokenizer model is {model!r}, only 'gpt2' (byte-level BPE) is"
-                " converted; use the original checkpoint"
+                f"{metadata.where}: the GGUF tokenizer model is {model!r}, only 'gpt2' (byte-level BPE) and {MODEL!r}"
+                " (SentencePiece's BPE) are converted; use the original checkpoint"
             )
         tokens = metadata.texts("tokenizer.ggml.tokens")
         kinds = metadata.integers("tokenizer.ggml.token_type", low=0, high=6, length=len(tokens))
@@ -87,9 +96,11 @@ class StoredVocabulary:
             name: metadata.integer(f"tokenizer.ggml.{name}_token_id", None, low=0, high=len(tokens) - 1)
             for name in ("bos", "eos", "padding", "unknown", "eot", "eom")
         }
-        merges = [_pair(merge, metadata) for merge in metadata.texts("tokenizer.ggml.merges")]
+        merges = []
+        if model == "gpt2":
+            merges = [_pair(merge, metadata) for merge in metadata.texts("tokenizer.ggml.merges")]
         known = {name: place for name, place in ids.items() if place is not None}
-        return cls(tokens=tokens, kinds=kinds, merges=merges, ids=known)
+        return cls(tokens=tokens, kinds=kinds, merges=merges, ids=known, has_pieces=model == MODEL)
 
 
 def _pair(merge: str, metadata: Fields) -> tuple[str, str]:
@@ -127,16 +138,12 @@ def build_tokenizer(metadata: Mapping[str, Any], architecture: str) -> Tokenizer
     """Build the tokenizer that this metadata describes."""
     fields = _fields(metadata)
     stored = StoredVocabulary.read(fields)
-    cut = _cut(fields, architecture)
     tokens, kinds = stored.tokens, stored.kinds
-    # unused entries fill the vocabulary up and must not match text
-    vocabulary = {token: index for index, token in enumerate(tokens) if kinds[index] != UNUSED}
-    with as_error(CheckpointError, f"{fields.where}: its tokenizer cannot be built", "use the original checkpoint"):
-        tokenizer = Tokenizer(BPE(vocabulary, stored.merges, ignore_merges=cut.ignore_merges))
-    if cut.nfc:
-        tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(cut.steps))
-    tokenizer.decoder = decoders.ByteLevel()
+    if stored.has_pieces:
+        tokenizer, adds_bos = piece_tokenizer(fields, tokens, kinds, stored.ids), True
+    else:
+        cut = _cut(fields, architecture)
+        tokenizer, adds_bos = _byte_tokenizer(fields, stored, cut), cut.adds_bos
     tokenizer.add_tokens(
         [
             AddedToken(token, special=kind == CONTROL, normalized=False)
@@ -145,10 +152,22 @@ def build_tokenizer(metadata: Mapping[str, Any], architecture: str) -> Tokenizer
         ]
     )
     bos = stored.ids.get("bos")
-    if bos is not None and fields.flag("tokenizer.ggml.add_bos_token", cut.adds_bos):
+    if bos is not None and fields.flag("tokenizer.ggml.add_bos_token", adds_bos):
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{tokens[bos]} $A", pair=f"{tokens[bos]} $A $B", special_tokens=[(tokens[bos], bos)]
         )
+    return tokenizer
+
+
+def _byte_tokenizer(fields: Fields, stored: StoredVocabulary, cut: Cut) -> Tokenizer:
+    # unused entries fill the vocabulary up and must not match text
+    vocabulary = {token: index for index, token in enumerate(stored.tokens) if stored.kinds[index] != UNUSED}
+    with as_error(CheckpointError, f"{fields.where}: its tokenizer cannot be built", "use the original checkpoint"):
+        tokenizer = Tokenizer(BPE(vocabulary, stored.merges, ignore_merges=cut.ignore_merges))
+    if cut.nfc:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(cut.steps))
+    tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
