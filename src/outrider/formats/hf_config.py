@@ -79,7 +79,7 @@ def _gemma3(spec: DecoderSpec) -> dict[str, Any]:
     windows = [window for window in spec.windows if window is not None]
     return {
         "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": round(spec.attention_scale**-2, 6),
+        "query_pre_attn_scalar": round(spec.attention_scale**-2),
         "rope_local_base_freq": spec.local_rope.theta,
         "sliding_window": windows[0] if windows else None,
         "layer_types": _kinds(spec),

@@ -48,7 +48,7 @@ def tiny_gemma3(vocab_size: int = 31, max_positions: int = 96, window: int = 12)
         norm_offset=1.0,
         post_norms=True,
         rope=RopeSpec(theta=1_000_000.0),
-        local_rope=RopeSpec(),
+        local_rope=RopeSpec(original_max_position_embeddings=max_positions),
         attention_scale=6**-0.5,
         tie_word_embeddings=True,
     )

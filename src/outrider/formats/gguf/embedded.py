@@ -1,7 +1,7 @@
 """Models that Python packages carry, so that a machine with pip alone can run them.
 
     smollm2-135m   SmolLM2-135M-Instruct (Apache-2.0), 4 bits: the target of the benchmarks
-    gemma3-270m    Gemma 3 270M (base; Gemma Terms of Use), in parts: a second one, of another family
+    gemma3-270m    Gemma 3 270M (base, under the licence of Gemma), in parts: a second one, of another family
 
 Example: `EMBEDDED["gemma3-270m"].size` is "240 MB".
 """
@@ -26,7 +26,7 @@ class EmbeddedTarget:
     """A model that Python packages carry as a GGUF file.
 
     parts      a package, and the path of a part of the file inside its wheel, for each part
-    size       of the download, as a message says it
+    size       size of the download, as a message says it
     licence    the licence, where it is not a free one
     """
 
@@ -65,7 +65,7 @@ GEMMA3: Final = EmbeddedTarget(
     ),
     sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     size="240 MB",
-    licence="the Gemma Terms of Use (https://ai.google.dev/gemma/terms)",
+    licence="the licence of Gemma (https://ai.google.dev/gemma/terms)",
 )
 EMBEDDED: Final = {one.name: one for one in (SMOLLM2, GEMMA3)}
 

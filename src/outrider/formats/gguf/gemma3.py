@@ -1,4 +1,4 @@
-"""What a GGUF file of Gemma 3 says otherwise than its Hugging Face checkpoint.
+"""Differences between a GGUF file of Gemma 3 and its Hugging Face checkpoint.
 
 llama.cpp fixes what the file leaves out: every sixth layer sees the whole text, layers with a window rotate by base
 10,000, and scores are divided by the root of the head size (of `hidden_size / heads` in the model of 27B). Weights of
