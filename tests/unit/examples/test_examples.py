@@ -1,6 +1,7 @@
 """The examples run as they are written, on a target of milliseconds, and stay short."""
 
 import json
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -44,3 +45,20 @@ def test_the_notebook_trains_a_head_whose_acceptance_rises() -> None:
     assert names["curve"][-1] > names["curve"][0] > 1
     assert names["tau"] > 1
     assert names["same"]
+
+
+def test_the_tour_shows_what_its_cells_gave_and_its_prose_holds_no_figure() -> None:
+    """Its cells run in `tests/model`, on the real model."""
+    text = (EXAMPLES.parent / "docs" / "start" / "tour.ipynb").read_text(encoding="utf-8")
+    notebook = json.loads(text)
+    assert len(text) < 400_000
+    assert not re.search(r"/(root|work|home|tmp|Users)/", text)
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            assert cell["outputs"]
+            assert all(output["output_type"] != "error" for output in cell["outputs"])
+            assert len(source.splitlines()) <= 40
+            continue
+        prose = re.sub(r"^#.*$|EAGLE-3|eagle3|section 2|\]\(.*?\)|`.*?`", "", source, flags=re.MULTILINE)
+        assert not re.search(r"\d", prose), prose
