@@ -40,7 +40,7 @@ from outrider.target import Target
 from outrider.targets.prefill import prefill_rows
 from outrider.verify import VerifyInput, verifier
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "Recorder"]
 
 Recorder = Callable[[StepRecord | PrefillRecord], None]
 

@@ -196,6 +196,13 @@ class Session(ABC):
     def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
         """Draft for these slots: return one entry per slot, in this order, each within its limit; it may be empty."""
 
+    def part(self, slot: int) -> str:
+        """Return the part of the method that made the slot's last draft, for traces; empty for a method of one part.
+
+        It is asked between `propose` and `observe`.
+        """
+        return ""
+
     @abstractmethod
     def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
         """Take in the result of a step, for the slots whose request continues or has just ended."""

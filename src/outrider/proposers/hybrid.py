@@ -36,6 +36,7 @@ from outrider.target import Target
 
 __all__ = ["HybridConfig", "HybridProposer", "Worth"]
 
+LOOKUP = "look-up"
 LOOKUP_GAIN = 0.25
 """Tokens that a step without the head saves."""
 PRIOR = (0.1, 0.4, 1.0, 2.0, 4.0)
@@ -193,6 +194,10 @@ class HybridSession(Session):
             assert draft.probs_BMV is None, "a head that samples cannot be mixed with lookups"
             trees |= dict(zip(drafting, draft.trees, strict=True))
         return Draft.of_trees([trees[slot] for slot in slots], self.device)
+
+    def part(self, slot: int) -> str:
+        found = self.lookups.get(slot)
+        return LOOKUP if found is not None and found.taken else self.config.drafter
 
     def _within(self, limit: DraftLimit) -> DraftLimit:
         return DraftLimit(min(limit.num_nodes, self.head_nodes), limit.max_depth)

@@ -76,6 +76,9 @@ class ReachSession(Session):
         draft = self.inner.propose(list(within), list(within.values()))
         return draft if len(within) == len(slots) else _spread(draft, list(within), slots)
 
+    def part(self, slot: int) -> str:
+        return self.inner.part(slot) if slot in self.lengths else ""
+
     def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
         known = [commit for commit in commits if commit.slot in self.lengths]
         if known:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 from outrider.budget import BudgetChoice
-from outrider.engine import Engine
+from outrider.engine import Engine, Recorder
 from outrider.errors import CheckpointError, ConfigError
 from outrider.proposers import proposer_class, proposer_names
 from outrider.proposers.auto import named_or_picked
@@ -22,7 +22,6 @@ from outrider.serve.engines.lane import Lane, Send, open_engine
 from outrider.serve.metrics import Metrics
 from outrider.serve.service import Service
 from outrider.target import Target
-from outrider.traces.watch import Watch
 
 __all__ = ["opened"]
 
@@ -61,7 +60,7 @@ def _others(target: Target) -> Iterator[MethodSpec]:
             continue  # it needs a checkpoint that is not here
 
 
-def _other(target: Target, spec: MethodSpec, config: ServeConfig, watch: Watch, caps: Mapping[int, int]) -> Engine:
+def _other(target: Target, spec: MethodSpec, config: ServeConfig, caps: Mapping[int, int], record: Recorder) -> Engine:
     """Open an engine for one request at a time."""
     proposer = load_method(spec, target)
-    return open_engine(target, proposer, replace(config, max_batch=1), config.budget or "fixed", watch, caps)
+    return open_engine(target, proposer, replace(config, max_batch=1), config.budget or "fixed", caps, record)

@@ -92,6 +92,10 @@ class CheckedSession(Session):
             self.drafts.setdefault(self.batch.running[slot].request.id, []).append(tree)
         return draft
 
+    def part(self, slot: int) -> str:
+        with explained(f"part(slot={slot})"):
+            return self.inner.part(slot)
+
     def observe(self, commits: Sequence[Commit], features_BMF: Tensor | None) -> None:
         with explained(f"observe(commits of slots {[commit.slot for commit in commits]})"):
             self.inner.observe(commits, features_BMF)

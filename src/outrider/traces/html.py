@@ -184,7 +184,13 @@ def _shown_step(step: StepTrace) -> Mapping[str, Any]:
     if step.tokens:
         tokens[-1] |= {"prob": step.tokens[-1].prob, "top": step.tokens[-1].top}
     draft = step.draft
-    tree = {"texts": draft.texts, "parents": draft.parents, "accepted": draft.accepted, "probs": draft.probs}
+    tree: dict[str, Any] = {
+        "texts": draft.texts,
+        "parents": draft.parents,
+        "accepted": draft.accepted,
+        "probs": draft.probs,
+    }
+    tree |= {"part": draft.part} if draft.part else {}
     return {"tokens": tokens, "ms": step.ms} | ({"draft": tree} if draft.texts else {})
 
 

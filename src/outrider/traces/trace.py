@@ -57,13 +57,17 @@ class TokenTrace:
 
 @dataclass(frozen=True, kw_only=True)
 class DraftTrace:
-    """A draft: node i has the token `ids[i]` under node `parents[i]`, -1 for the root; `accepted` are node indices."""
+    """A draft: node i has the token `ids[i]` under node `parents[i]`, -1 for the root; `accepted` are node indices.
+
+    part  the part of the method that drafted, such as "look-up"; empty for a method of one part
+    """
 
     ids: tuple[int, ...]
     texts: tuple[str, ...]
     parents: tuple[int, ...]
     accepted: tuple[int, ...]
     probs: tuple[float | None, ...]
+    part: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +177,7 @@ def step_trace(watched: WatchedStep, event: Event, texts: Texts) -> StepTrace:
             parents=tuple(tree.parents),
             accepted=watched.accepted,
             probs=watched.probs,
+            part="" if watched.is_forced or not tree.tokens else watched.part,
         ),
         ms={name: round(1000 * seconds, 3) for name, seconds in watched.seconds.items()},
     )

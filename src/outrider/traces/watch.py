@@ -9,7 +9,7 @@ are taken already: logits hold until the next forward.
 Shapes: M rows, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, final
@@ -29,8 +29,6 @@ __all__ = ["Chosen", "Watch", "WatchedStep", "watching"]
 PARTS = ("propose", "verify", "accept", "commit", "host")
 NUM_TOP = 3
 """The most probable tokens that are kept of each row behind which a token was emitted."""
-Verifier = Callable[[Draft, VerifyInput], list[AcceptedPath]]
-Recorder = Callable[[StepRecord | PrefillRecord], None]
 
 
 class Chosen(NamedTuple):
@@ -47,6 +45,7 @@ class WatchedStep:
     step       number of the step at the engine
     tree       the draft that was verified
     is_forced  True if the form of the answer forced the draft
+    part       the part of the method that drafted, as `outrider.proposer.Session.part` names it
     accepted   indices of its accepted nodes whose token was emitted, from the root down
     probs      the target's probability of each node after its parent; None where its logits are not finite
     chosen     the target's probabilities at each emitted token
@@ -56,44 +55,52 @@ class WatchedStep:
     step: int
     tree: Tree
     is_forced: bool
+    part: str
     accepted: tuple[int, ...]
     probs: tuple[float | None, ...]
     chosen: tuple[Chosen, ...]
     seconds: Mapping[str, float]
 
 
+class _Verified(NamedTuple):
+    """What was verified, forced tokens included, and the part that drafted for each slot."""
+
+    draft: Draft
+    given: VerifyInput
+    parts: list[str]
+
+
 @final
 class Watch:
-    """The last step of one engine, with the drafts of traced requests.
+    """The last step of one engine, with the drafts of traced requests, from now until `leave`."""
 
-    Args:
-        inner: the engine's callback for records, which goes on getting them.
-    """
-
-    def __init__(self, inner: Recorder) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.traced: set[int] = set()
-        self._inner = inner
+        self._engine = engine
+        self._verifier, self._recorder = engine.verifier, engine.record
         self._last: StepRecord | None = None
-        self._verified: tuple[Draft, VerifyInput] | None = None
+        self._verified: _Verified | None = None
+        engine.verifier, engine.record = self._verify, self._record
+
+    def leave(self) -> None:
+        """Let the engine be as it was."""
+        self._engine.verifier, self._engine.record = self._verifier, self._recorder
 
     def begin(self) -> None:
         """Start a step: nothing is known of it."""
         self._last = self._verified = None
 
-    def record(self, record: StepRecord | PrefillRecord) -> None:
-        """Keep a step's record, and hand it on."""
-        self._inner(record)
+    def _record(self, record: StepRecord | PrefillRecord) -> None:
+        self._recorder(record)
         if isinstance(record, StepRecord):
             self._last = record
 
-    def verifying(self, verify: Verifier) -> Verifier:
-        """Return the rule, which also keeps what is verified, forced tokens included."""
-
-        def watched(draft: Draft, given: VerifyInput) -> list[AcceptedPath]:
-            self._verified = (draft, given) if self.traced else None
-            return verify(draft, given)
-
-        return watched
+    def _verify(self, draft: Draft, given: VerifyInput) -> list[AcceptedPath]:
+        self._verified = None
+        if self.traced:
+            session = self._engine.session
+            self._verified = _Verified(draft, given, [session.part(slot) for slot in self._engine.batch.slots])
+        return self._verifier(draft, given)
 
     def step_of(self, event: Event, request: int | None = None) -> WatchedStep | None:
         """Return the step that an event comes from; None for a request that is not traced or was in no step.
@@ -107,7 +114,7 @@ class Watch:
         slots = [slot.request for slot in self._last.slots]
         if request not in slots:
             return None
-        place, (draft, given) = slots.index(request), self._verified
+        place, (draft, given, parts) = slots.index(request), self._verified
         tree, record = draft.trees[place], self._last
         accepted = path_of(tree, event.tokens[: event.num_accepted])
         probs_MV = probabilities(given.logits_BMV[place][: 1 + len(tree.tokens)], given.samplings[place])
@@ -116,6 +123,7 @@ class Watch:
             step=record.step,
             tree=tree,
             is_forced=record.slots[place].num_forced > 0,
+            part=parts[place],
             accepted=accepted,
             probs=node_probs(probs_MV, tree),
             chosen=chosen(probs_MV, [0, *(node + 1 for node in accepted)], event.tokens),
@@ -126,12 +134,11 @@ class Watch:
 @contextmanager
 def watching(engine: Engine) -> Iterator[Watch]:
     """Observe an engine's steps within the block."""
-    watch, verifier, record = Watch(engine.record), engine.verifier, engine.record
-    engine.verifier, engine.record = watch.verifying(verifier), watch.record
+    watch = Watch(engine)
     try:
         yield watch
     finally:
-        engine.verifier, engine.record = verifier, record
+        watch.leave()
 
 
 def probabilities(logits_MV: Tensor, sampling: SamplingParams) -> Tensor:

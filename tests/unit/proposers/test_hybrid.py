@@ -65,6 +65,7 @@ def test_a_long_match_is_looked_up_and_the_head_asked_for_the_others(session: Hy
     draft = session.propose([3, 1], [LIMIT, LIMIT])
     assert [tree.tokens for tree in draft.trees] == [[10, 11, 12, 13, 5, 6, 7, 8], [99, 99]]
     assert head.asked == [[1]]
+    assert (session.part(3), session.part(1)) == ("look-up", "mtp")
 
 
 def test_lookups_that_fail_are_given_up_and_come_back_when_they_would_have_been_right(

@@ -109,6 +109,25 @@ def test_a_long_answer_is_cut_and_a_refused_one_leaves_the_engine_as_it_was(
     assert engine.verifier is before
 
 
+def test_a_method_of_parts_says_which_one_drafted(target: Target) -> None:
+    engine = Recorded(target, "hybrid", drafter="ngram").engine
+    asked: list[str] = []
+    propose = engine.session.propose
+
+    def noting(*given: object) -> object:
+        draft = propose(*given)  # type: ignore[arg-type]
+        asked.append(engine.session.part(0) if draft.num_nodes[0] else "")
+        return draft
+
+    engine.session.propose = noting  # type: ignore[method-assign, assignment]
+    trace = record_trace(engine, PROMPT, SamplingParams(max_tokens=40, ignore_eos=True))
+    assert [step.draft.part for step in trace.steps] == asked
+    assert set(asked) - {""} <= {"look-up", "ngram"}
+    assert set(asked) != {""}
+    plain = record_trace(Recorded(target, "ngram").engine, PROMPT, SamplingParams(max_tokens=8))
+    assert {step.draft.part for step in plain.steps} == {""}
+
+
 def test_forced_tokens_are_named(target: Target) -> None:
     schema = {
         "type": "object",

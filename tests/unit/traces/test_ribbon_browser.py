@@ -1,6 +1,7 @@
 """The ribbon as a file in headless Chromium: what a reader sees and reaches, with the numbers of the trace."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_prompt_and_method_are_chosen_by_ordinary_controls(shown: Shown) -> None
     assert shown.options(1) == ["ngram"]
     assert shown.text(".shelf-said") == "Write f"
     assert "code" in shown.js("return [...document.querySelector('acceptance-ribbon').classList]")
-    assert shown.text(".shelf-legend").count("plain") == 1
+    assert "plain" not in shown.text(".shelf-legend")  # none of this answer's tokens is
 
 
 def test_a_token_shows_its_step(shown: Shown) -> None:
@@ -108,6 +109,28 @@ def test_a_token_shows_its_step(shown: Shown) -> None:
     assert shown.js("return document.activeElement.getAttribute('aria-label')") == "\u00b7is, draft, accepted, step 2"
     shown.press(Keys.ESCAPE)
     assert shown.js("return document.querySelector('.card').hidden")
+
+
+def test_the_parts_of_a_method_are_told_apart(shown: Shown) -> None:
+    first, second = step(1, ("a",), "b"), step(2, ("c",), "d")
+    steps = tuple(
+        replace(one, draft=replace(one.draft, part=part)) for one, part in ((first, "eagle3"), (second, "<look-up>"))
+    )
+    shown.open(page([trace("hybrid", steps)], "A run"))
+    other = shown.js("return [...document.querySelectorAll('.ribbon-text .token.other')].map((one) => one.textContent)")
+    assert other == ["c"]
+    patterns = shown.js(
+        "return [...document.querySelectorAll('.ribbon-text .token.draft')]"
+        ".map((one) => getComputedStyle(one).backgroundImage)"
+    )
+    assert len(set(patterns)) == 2
+    legend = shown.js("return [...document.querySelectorAll('.shelf-legend li')].map((one) => one.textContent)")
+    assert legend[0].endswith("; by eagle3")
+    assert legend[1] == "draft by <look-up>"
+    shown.hover(shown.all("acceptance-ribbon .token")[2])
+    assert "Draft tree by <look-up>" in shown.text(".tree-block")
+    label = shown.js("return document.querySelectorAll('.token[role=option]')[2].getAttribute('aria-label')")
+    assert label == "c, draft, accepted (<look-up>), step 2"
 
 
 def test_every_control_has_a_name(shown: Shown) -> None:

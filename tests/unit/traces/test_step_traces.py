@@ -20,6 +20,7 @@ def watched(is_forced: bool = False) -> WatchedStep:
         step=3,
         tree=TREE,
         is_forced=is_forced,
+        part="look-up",
         accepted=(1, 3),
         probs=(0.1, 0.2, None, 0.4),
         chosen=(Chosen(0.2, ((6, 0.2),)), Chosen(0.4, ()), Chosen(None, ())),
@@ -56,6 +57,7 @@ def test_tokens_that_a_form_forced_are_not_the_drafts() -> None:
     event = Event(request=1, tokens=(6, 8, 9), num_accepted=2)
     found = step_trace(watched(is_forced=True), event, Texts(None))
     assert [token.by for token in found.tokens] == ["forced", "forced", "bonus"]
+    assert (found.draft.part, trace().steps[0].draft.part) == ("", "look-up")
 
 
 def trace() -> Trace:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import final
 
 from outrider.budget import load_budget
-from outrider.engine import Engine
+from outrider.engine import Engine, Recorder
 from outrider.errors import RequestError, is_failure, on_one_line
 from outrider.proposer import Proposer
 from outrider.requests.events import Event
@@ -19,7 +19,7 @@ from outrider.serve.config import ServeConfig
 from outrider.serve.engines.caps import CappedBudget
 from outrider.serve.engines.ticket import Failure, Ticket, Update
 from outrider.target import Target
-from outrider.traces.watch import Recorder, Watch
+from outrider.traces.watch import Watch
 
 __all__ = ["Lane", "open_engine"]
 
@@ -29,11 +29,11 @@ Send = Callable[[Ticket, Update], None]
 
 
 def open_engine(
-    target: Target, proposer: Proposer, config: ServeConfig, budget: str, watch: Watch, caps: Mapping[int, int]
+    target: Target, proposer: Proposer, config: ServeConfig, budget: str, caps: Mapping[int, int], record: Recorder
 ) -> Engine:
-    """Open an engine that a watch observes; `caps` limit the nodes of requests, by id."""
+    """Open an engine; `caps` limit the nodes of requests, by id."""
     inner = load_budget(budget, target, proposer.spec.max_nodes)
-    engine = Engine(
+    return Engine(
         target,
         proposer,
         max_batch=config.max_batch,
@@ -42,10 +42,8 @@ def open_engine(
         prefill_chunk=config.prefill_chunk,
         verification=config.verification,
         budget=CappedBudget(inner, caps),
-        record=watch.record,
+        record=record,
     )
-    engine.verifier = watch.verifying(engine.verifier)
-    return engine
 
 
 @final
@@ -53,22 +51,22 @@ class Lane:
     """An engine and its tickets.
 
     Args:
-        open: function that opens the engine under a watch, with caps of nodes by request; called again if the engine
+        open: function that opens the engine, given caps of nodes by request and `record`; called again if the engine
             cannot be mended.
         record: callback for every step and prefill record.
         send: function that hands an update to a ticket.
     """
 
-    def __init__(self, open: Callable[[Watch, Mapping[int, int]], Engine], record: Recorder, send: Send) -> None:
+    def __init__(self, open: Callable[[Mapping[int, int], Recorder], Engine], record: Recorder, send: Send) -> None:
         self._open = open
         self._record = record
         self._send = send
         self._start()
 
     def _start(self) -> None:
-        self.watch = Watch(self._record)
         self.caps: dict[int, int] = {}
-        self.engine = self._open(self.watch, self.caps)
+        self.engine = self._open(self.caps, self._record)
+        self.watch = Watch(self.engine)
         self.tickets: dict[int, Ticket] = {}
 
     @property

@@ -1,7 +1,7 @@
 // The card of one step: what it won or lost, where its time went, and the draft tree with the fate of every node.
 
 import { counted, el, fixed, ms, svg } from "./dom.js";
-import { isForced, labelled, PARTS, treeRows } from "./steps.js";
+import { isForced, labelled, PARTS, treeRows, visible } from "./steps.js";
 
 const ROW = 24;
 const LANE = 14;
@@ -79,7 +79,8 @@ function tree(step, before) {
   const hidden = rows.length - shown.length;
   const more = hidden ? el("p", { class: "card-note" }, `and ${counted(hidden, "node")} more`) : null;
   const known = step.nodes.some((node) => node.prob !== null);
-  const says = el("p", { class: "card-note" }, `Draft tree${known ? ", with the target's probabilities" : ""}`);
+  const by = step.part ? ` by ${visible(step.part)}` : "";
+  const says = el("p", { class: "card-note" }, `Draft tree${by}${known ? ", with the target's probabilities" : ""}`);
   return el("div", { class: "tree-block" }, says, el("div", { class: "tree-scroll" }, table, lines(shown, lanes)), more);
 }
 

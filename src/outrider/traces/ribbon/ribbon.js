@@ -25,6 +25,7 @@ export class AcceptanceRibbon extends HTMLElement {
   #pinned = false;
   #plainMs = null;
   #tally = new Tally();
+  #parts = [];
 
   connectedCallback() {
     if (this.body) return;
@@ -70,6 +71,7 @@ export class AcceptanceRibbon extends HTMLElement {
     this.#starts = [];
     this.#tabStop = 0;
     this.#tally = new Tally();
+    this.#parts = [];
     this.body.replaceChildren();
     this.strip.clear();
     for (const step of raw) this.#add(step);
@@ -120,17 +122,29 @@ export class AcceptanceRibbon extends HTMLElement {
   #token(token, step, place) {
     const index = this.#tokens.length;
     const blank = token.text === "" ? " empty" : /^[\r\n]+$/.test(token.text) ? " line-end" : "";
+    const byPart = step.part && token.by === "draft";
     const attributes = {
-      class: `token ${token.by}${place === 0 ? " first" : ""}${blank}`,
+      class: `token ${token.by}${byPart && this.#partOf(step) > 0 ? " other" : ""}${place === 0 ? " first" : ""}${blank}`,
       role: "option",
       "aria-selected": "false",
-      "aria-label": `${labelled(token.text)}, ${WRITERS[token.by]}, step ${step.number}`,
+      "aria-label": `${labelled(token.text)}, ${WRITERS[token.by]}${byPart ? ` (${labelled(step.part)})` : ""}, step ${step.number}`,
       tabindex: index === this.#tabStop ? "0" : "-1",
       "data-token": index,
     };
     const span = el("span", attributes, visible(token.text));
     this.#tokens.push({ span, step: this.#steps.length - 1 });
     return span;
+  }
+
+  /** Return the place of the part that drafted a step among those of the text. */
+  #partOf(step) {
+    if (!this.#parts.includes(step.part)) this.#parts.push(step.part);
+    return this.#parts.indexOf(step.part);
+  }
+
+  /** The parts of a method that drafted, as they came; tokens of any but the first have a ribbon of two lines. */
+  get parts() {
+    return [...this.#parts];
   }
 
   #showFigures() {

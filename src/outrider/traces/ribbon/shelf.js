@@ -35,7 +35,8 @@ class RibbonShelf extends HTMLElement {
     this.said = el("p", { class: "shelf-said", dir: "auto" });
     this.ribbon = el("acceptance-ribbon", { label: "Answer, token by token" });
     const controls = el("div", { class: "shelf-controls" }, this.#named("Prompt", this.prompts), this.#named("Method", this.methods));
-    this.replaceChildren(data, controls, this.said, this.#legend(), this.ribbon);
+    this.legend = el("ul", { class: "shelf-legend", "aria-label": "Who wrote a token" });
+    this.replaceChildren(data, controls, this.said, this.legend, this.ribbon);
     this.prompts.addEventListener("change", () => this.#choose());
     this.methods.addEventListener("change", () => this.#show());
     const named = new Map(this.#traces.map((trace) => [promptOf(trace), trace]));
@@ -49,13 +50,15 @@ class RibbonShelf extends HTMLElement {
     return el("span", { class: "shelf-choice" }, el("label", { for: select.id }, name), select);
   }
 
-  #legend() {
-    const present = new Set(this.#traces.flatMap((trace) => trace.steps.flatMap((step) => step.tokens.map((token) => token.by))));
+  /** Say who wrote a token: of the kinds in this answer, and of the parts of its method where it has several. */
+  #explain() {
+    const present = new Set(this.#at.steps.flatMap((step) => step.tokens.map((token) => token.by)));
+    const [first, ...others] = this.ribbon.parts;
     const items = Object.keys(WRITERS)
       .filter((by) => present.has(by))
-      .map((by) => el("li", {}, el("span", { class: `token ${by}` }, LEGEND[by][0]), ` ${LEGEND[by][1]}`));
-    const tick = el("li", {}, el("span", { class: "token first" }, "a"), " a tick begins a step");
-    return el("ul", { class: "shelf-legend", "aria-label": "Who wrote a token" }, ...items, tick);
+      .map((by) => item(by, LEGEND[by][0], by === "draft" && others.length ? `${LEGEND.draft[1]}; by ${visible(first)}` : LEGEND[by][1]));
+    if (others.length) items.splice(1, 0, item("draft other", "draft", `by ${others.map(visible).join(", ")}`));
+    this.legend.replaceChildren(...items, item("first", "a", "a tick begins a step"));
   }
 
   /** Offer the methods that answered the prompt, and keep the chosen one where it did. */
@@ -75,7 +78,12 @@ class RibbonShelf extends HTMLElement {
     this.ribbon.plainMs = trace.plain_ms;
     this.ribbon.steps = trace.steps;
     this.ribbon.classList.toggle("code", INDENTED.test(this.ribbon.text));
+    this.#explain();
   }
+}
+
+function item(kind, name, says) {
+  return el("li", {}, el("span", { class: `token ${kind}` }, name), ` ${says}`);
 }
 
 function choice() {

@@ -29,10 +29,12 @@ export function readStep(raw, number) {
     prob: finite(token?.prob),
     top: list(token?.top).map((one) => ({ text: text(one?.text), prob: finite(one?.prob) })),
   }));
+  const draft = isObject(given.draft) ? given.draft : {};
   return {
     number,
     tokens,
-    nodes: readNodes(isObject(given.draft) ? given.draft : {}),
+    part: text(draft.part),
+    nodes: readNodes(draft),
     ms: readTimes(given.ms),
   };
 }
