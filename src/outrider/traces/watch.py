@@ -63,7 +63,7 @@ class WatchedStep:
 
 
 class _Verified(NamedTuple):
-    """What was verified, forced tokens included, and the part that drafted for each slot."""
+    """A verified draft, forced tokens included, its input, and the part that drafted for each slot."""
 
     draft: Draft
     given: VerifyInput
