@@ -3,7 +3,7 @@
 Logits of one text differ in their last bits with the number of rows in the pass, which may flip the order of two
 tokens: a *tie*. To tell it from a bug, the target reads the text again in several ways (`outrider.audit.replay`):
 
-    noise    = the largest difference of a logit between these ways
+    noise    = the largest difference of a logit between these ways, as the request's processors leave them
     margin   = distance of the worse of the two tokens from the best, in logits; at temperature T > 0 in perturbed
                scores, log p + gumbel, times T
     tie      if 0 < noise <= 32 eps * max |logit|, which is rounding, and one logit moved by c * noise makes the target
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from outrider.audit.replay import DEFAULT_ROWS, replay
 from outrider.noise import Stream, gumbel, position_keys
+from outrider.processors.start import start_processors
 from outrider.sampling import SamplingParams, choose, transform
 from outrider.target import Target
 
@@ -89,6 +90,7 @@ def judge(
         return Verdict(kind="violation", position=position, **counts)
     context = [*prompt_tokens, *want_tokens[:position]]
     logits_RV = replay(target, context, len(prompt_tokens), num_rows, num_slots)
+    logits_RV = _processed(logits_RV, target, prompt_tokens, want_tokens[:position], sampling)
     pair = want_tokens[position], got_tokens[position]
     judged = judge_logits(logits_RV, *pair, sampling, len(context), target.spec.dtype)
     kind: Literal["tie", "violation"] = "tie" if judged.is_tie else "violation"
@@ -116,10 +118,24 @@ def judge_logits(
     """
     logits_RV = logits_RV.double()
     plain_V = logits_RV[0]
-    noise = float((logits_RV - plain_V).abs().max())
-    is_rounding = 0 < noise <= NOISE_LIMIT_EPS * torch.finfo(dtype).eps * float(plain_V.abs().max())
+    allowed_V = plain_V.isfinite()  # a mask's -inf is no number that rounding moves
+    noise = float((logits_RV - plain_V)[:, allowed_V].abs().max())
+    is_rounding = 0 < noise <= NOISE_LIMIT_EPS * torch.finfo(dtype).eps * float(plain_V[allowed_V].abs().max())
     can_flip = all(_could_choose(token, plain_V, TIE_FACTOR * noise, sampling, position) for token in (want, got))
     return Judgement(is_rounding and can_flip, _margin(plain_V, (want, got), sampling, position), noise)
+
+
+def _processed(
+    logits_RV: Tensor, target: Target, prompt: Sequence[int], answer: Sequence[int], sampling: SamplingParams
+) -> Tensor:
+    """Return the logits as the request's processors leave them behind prompt and answer."""
+    spec = target.spec
+    state = start_processors(sampling, prompt, target.tokenizer, spec.vocab_size, spec.eos_ids)
+    if state is None:
+        return logits_RV
+    for token in answer:
+        state.advance(token)
+    return torch.stack([state.transform(logits_V) for logits_V in logits_RV])
 
 
 def _could_choose(token: int, logits_V: Tensor, slack: float, sampling: SamplingParams, position: int) -> bool:

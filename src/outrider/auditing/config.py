@@ -1,0 +1,101 @@
+"""Settings of `outrider audit`; the command's options are these fields.
+
+Example: `AuditConfig(methods=("ngram",), temperatures=(0.0,), thorough=True)`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from outrider.errors import ConfigError, nearest
+from outrider.models.weight_kinds import WeightsChoice
+
+__all__ = ["PROCESSORS", "AuditConfig", "Processing"]
+
+Processing = Literal["none", "penalties", "biases", "structured"]
+PROCESSORS: Final[tuple[Processing, ...]] = ("none", "penalties", "biases", "structured")
+RULES: Final = ("coupled", "rejection", "block")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig:
+    """Settings of an audit. Repeated entries count once.
+
+    Raises:
+        ConfigError: for a value out of range.
+    """
+
+    target: str = "smollm2-135m"
+    """The target model: a directory, a GGUF file, a hub id, or smollm2-135m."""
+    methods: tuple[str, ...] = ("auto",)
+    """Methods to audit, each with its settings, such as suffix or ngram:num_nodes=8, installed ones included."""
+    verification: tuple[str, ...] = ("coupled",)
+    """Acceptance rules: coupled, rejection, block."""
+    batches: tuple[int, ...] = (1, 4)
+    """Requests at once; plain decoding always decodes one."""
+    temperatures: tuple[float, ...] = (0.0, 0.7)
+    """Sampling temperatures; 0 is greedy."""
+    processors: tuple[Processing, ...] = PROCESSORS
+    """Changes of the logits: none, penalties, biases, structured (a form, where llguidance is installed)."""
+    budget: Literal["fixed", "auto"] = "fixed"
+    """fixed drafts as much as the method is set to; auto as much as pays here."""
+    prompts: tuple[Path, ...] = ()
+    """Prompts of your own: JSONL files; by default the benchmark's, from all categories in turn."""
+    num_prompts: int | None = None
+    """Prompts of each comparison; by default 4, with --thorough 16."""
+    max_new_tokens: int | None = None
+    """Longest answer in tokens; by default 48, with --thorough 128."""
+    thorough: bool = False
+    """Compare every processor at every batch size, with more and longer answers."""
+    seed: int = 0
+    """Seed of all sampling."""
+    alpha: float = 0.001
+    """Probability that an audit of a lossless method fails by chance, for rules whose law is tested by samples."""
+    time_limit: float = 600.0
+    """Seconds after which one comparison counts as hung."""
+    output: Path | None = None
+    """File for the whole result as JSON."""
+    backend: Literal["auto", "native", "hf"] = "auto"
+    """native is our decoder, hf the one of transformers; auto takes ours if it supports the model."""
+    dtype: str = "bfloat16"
+    """Dtype of the cache and of plain weights: bfloat16, float16, float32, float64."""
+    weights: WeightsChoice = "stored"
+    """Weights on the CPU: stored as the file holds them, bf16 widened, int8 or int4 quantised while loading."""
+    device: str | None = None
+    """cpu, cuda, ...; by default the GPU if there is one."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the target and its draft models; read it first."""
+
+    def __post_init__(self) -> None:
+        for name in ("methods", "verification", "batches", "temperatures", "processors", "prompts"):
+            values = tuple(dict.fromkeys(getattr(self, name)))
+            object.__setattr__(self, name, values)
+            if not values and name != "prompts":
+                raise ConfigError(f"{name} is empty; give at least one value")
+        for rule in self.verification:
+            if rule not in RULES:
+                raise ConfigError(f"unknown verification '{rule}'{nearest(rule, RULES)}")
+        for processing in self.processors:
+            if processing not in PROCESSORS:
+                raise ConfigError(f"unknown processor '{processing}'{nearest(processing, PROCESSORS)}")
+        for name, low, high in (
+            ("batches", 1, 256),
+            ("num_prompts", 1, 10_000),
+            ("max_new_tokens", 2, 100_000),
+            ("seed", 0, 2**62),
+            ("alpha", 1e-9, 0.1),
+            ("time_limit", 1.0, 1e6),
+        ):
+            found = getattr(self, name)
+            for value in found if isinstance(found, tuple) else (found,):
+                if value is not None and not low <= value <= high:
+                    raise ConfigError(f"{name}={value} must be between {low} and {high}")
+        for value in self.temperatures:
+            if not (value == 0 or 0.01 <= value <= 100):
+                raise ConfigError(f"temperatures={value} must be 0 (greedy) or between 0.01 and 100")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Prompts of a comparison, and tokens of an answer."""
+        prompts, tokens = (16, 128) if self.thorough else (4, 48)
+        return self.num_prompts or prompts, self.max_new_tokens or tokens
