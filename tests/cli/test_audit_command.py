@@ -93,6 +93,17 @@ def test_a_third_party_method_is_audited_by_name(
     (metadata / "entry_points.txt").write_text("\n".join(["[outrider.proposers]", *lines, ""]))
     (tmp_path / "outrider_bigram.py").write_text((EXAMPLE / "outrider_bigram.py").read_text())
     monkeypatch.syspath_prepend(tmp_path)
-    words = ["audit", "--target", str(tiny_model), "--prompts", str(prompts), *QUICK, "--processors", "none"]
+    words = [
+        "audit",
+        "--target",
+        str(tiny_model),
+        "--prompts",
+        str(prompts),
+        *QUICK,
+        "--processors",
+        "none",
+        "--temperatures",
+        "0",
+    ]
     assert main([*words, "--methods", "bigram"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["methods"] == ["bigram"]

@@ -57,6 +57,8 @@ def cells_of(config: AuditConfig, target: Target, method: str) -> list[Cell]:
         config.verification, config.temperatures, config.processors, sorted(config.batches)
     ):
         cell = Cell(method, rule, batch, temperature, processing)
+        if not cell.is_exact and batch != max(config.batches) and not config.thorough:
+            continue  # a law takes many tokens
         if processing == "structured" and not (can_structure(target) and cell.is_exact):
             continue
         if processing == "none" or config.thorough or batch == max(config.batches) or "none" not in config.processors:

@@ -6,7 +6,7 @@ They are planted behind the checks of drafts, at the seams of one engine object;
     the bonus by argmax   in place of a drawn token
     the runner-up         every 16th bonus is the target's second choice
     a cache one short     the last accepted token is missing from it
-    false probabilities   every draft says that it was drawn uniformly
+    false probabilities   every draft says that its tokens were unlikely, and so is always accepted
 
 A fault may find no occasion: nothing is rejected, say, or a draft is always empty. Its occasions are counted.
 
@@ -30,6 +30,7 @@ from outrider.verify import AcceptedPath, Verifier, VerifyInput
 __all__ = ["FAULTS", "Fault", "Tally", "faults_of"]
 
 RARE: Final = 16
+UNLIKELY: Final = 1e-9
 
 
 @dataclass
@@ -118,9 +119,11 @@ def _false_probabilities(tally: Tally) -> Plant:
         def faulty(slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
             draft = propose(slots, limits)
             tally.occasions += sum(draft.num_nodes)
-            uniform = torch.full((1, 1, 1), 1 / vocab_size, device=draft.device)
-            probs_BMV = uniform.expand(len(slots), draft.num_rows, vocab_size)
-            return Draft.of_trees(trees_of(draft), draft.device, probs_BMV)
+            probs_BMV = torch.full((len(slots), draft.num_rows, vocab_size), 1 / vocab_size)
+            trees = trees_of(draft)
+            for place, tree in enumerate(trees):
+                probs_BMV[place, [parent + 1 for parent in tree.parents], tree.tokens] = UNLIKELY
+            return Draft.of_trees(trees, draft.device, probs_BMV.to(draft.device))
 
         vars(session)["propose"] = faulty
 

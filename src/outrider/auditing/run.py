@@ -3,6 +3,7 @@
     rule       acceptance rules, enumerated
     contract   the class of each method on a tiny target, and every draft on the audited one
     text       answers, token by token
+    law        answers of rules that keep only the law
     controls   faults that are planted into the same engine and must be seen
 
 Example: `audit(AuditConfig(methods=("ngram",))).verdict` is "PASS".
@@ -18,6 +19,7 @@ from outrider.auditing.cells import Bench, Cell, cells_of
 from outrider.auditing.config import AuditConfig
 from outrider.auditing.contract import contract_controls, kept_contract
 from outrider.auditing.faults import Fault, Tally, faults_of
+from outrider.auditing.law import ORDERS, Sample, holm, sampled
 from outrider.auditing.report import AuditReport, Finding, Layer, combined, detectable_rate
 from outrider.auditing.requests import Requests
 from outrider.auditing.rules import rule_controls, rule_layer
@@ -38,12 +40,17 @@ __all__ = ["audit"]
 
 @dataclass
 class Work:
-    """The findings so far, by layer, and the progress."""
+    """The findings and samples so far, and the progress.
+
+    num_tests   tests of a law that the whole audit makes
+    """
 
     listen: Listener
     total: int = 0
+    num_tests: int = 0
     done: int = 0
     findings: dict[str, list[Finding]] = field(default_factory=lambda: {"contract": [], "text": [], "controls": []})
+    samples: dict[str, Sample] = field(default_factory=dict)
 
     def begin(self, words: str) -> None:
         """Say what comes next."""
@@ -80,6 +87,7 @@ def audit(
     cells = {name: cells_of(config, target, name) for name in loaded}
     work = Work(listen)
     work.total = sum(len(found) + len(_controlled(found)) + 1 for found in cells.values()) + 1
+    work.num_tests = len(ORDERS) * sum(not cell.is_exact for found in cells.values() for cell in found)
     work.begin("acceptance rules, enumerated")
     rules = rule_layer(config.verification)
     work.findings["controls"] += [*rule_controls(config.verification), *contract_controls()]
@@ -89,7 +97,7 @@ def audit(
             num_cases = 3 if config.thorough else 1
             work.findings["contract"].append(kept_contract(name, classes[name], config.time_limit, num_cases))
         _audit_method(name, proposer, cells[name], texts, work)
-    layers = [rules, *_layers(work)]
+    layers = [rules, *_layers(work, config.alpha)]
     return _report(config, target, bench.requests, tuple(loaded), layers, monotonic() - start)
 
 
@@ -118,20 +126,25 @@ def _audit_method(name: str, proposer: Proposer, cells: list[Cell], texts: Texts
     for cell in cells:
         work.begin(cell.name)
         try:
-            finding = texts.compared(proposer, cell)
+            if cell.is_exact:
+                finding = texts.compared(proposer, cell)
+                work.findings["text"].append(finding)
+                counts = finding.counts["num_drafted"], finding.counts["num_accepted"]
+            else:
+                sample = work.samples[cell.name] = sampled(texts.bench, proposer, cell)
+                counts = sample.num_drafted, sample.num_accepted
         except ContractError as error:
             work.findings["contract"].append(Finding(name=cell.name, verdict="FAIL", detail=str(error)))
             return
-        drafted += finding.counts["num_drafted"]
-        accepted += finding.counts["num_accepted"]
-        work.findings["text"].append(finding)
+        drafted, accepted = drafted + counts[0], accepted + counts[1]
     if not accepted and proposer.spec.max_nodes:
         said = f"none of {drafted:.0f} drafted tokens was accepted, so acceptance was not tried; give other prompts"
         work.findings["controls"].append(Finding(name=f"{name}, drafts", verdict="INCONCLUSIVE", detail=said))
+    level = texts.bench.config.alpha / max(1, work.num_tests)
     for cell in _controlled(cells):
         work.begin(f"{cell.name}: planted faults")
         for fault_name, fault in faults_of(cell).items():
-            work.findings["controls"].append(_planted(fault_name, fault, proposer, cell, texts))
+            work.findings["controls"].append(_planted(fault_name, fault, proposer, cell, texts, level))
 
 
 def _controlled(cells: list[Cell]) -> list[Cell]:
@@ -143,11 +156,19 @@ def _simplicity(cell: Cell) -> tuple[bool, int]:
     return cell.processing == "none", cell.batch
 
 
-def _planted(name: str, fault: Fault, proposer: Proposer, cell: Cell, texts: Texts) -> Finding:
-    """Return whether a planted fault is caught. One that found no occasion proves nothing, and fails nothing."""
+def _planted(name: str, fault: Fault, proposer: Proposer, cell: Cell, texts: Texts, level: float) -> Finding:
+    """Return whether a planted fault is caught. One that found no occasion proves nothing, and fails nothing.
+
+    Args:
+        level: chance at which a law counts as another, in the strictest of all tests.
+    """
     tally = Tally()
     try:
-        caught, how = texts.differs(proposer, cell, fault.plant(tally)), "the text differs"
+        if cell.is_exact:
+            caught, how = texts.differs(proposer, cell, fault.plant(tally)), "the text differs"
+        else:
+            chance = min(sampled(texts.bench, proposer, cell, fault.plant(tally)).chances)
+            caught, how = chance <= level, f"chance gives such a text with at most {chance:.1g}"
     except (ContractError, OutriderError) as error:
         caught, how = True, f"it ends with {error}"
     if not tally.occasions:
@@ -164,7 +185,28 @@ def _planted(name: str, fault: Fault, proposer: Proposer, cell: Cell, texts: Tex
     )
 
 
-def _layers(work: Work) -> Iterator[Layer]:
+def _law_layer(samples: Mapping[str, Sample], alpha: float) -> Layer:
+    """Return the verdict on all samples together."""
+    rejected = holm([chance for sample in samples.values() for chance in sample.chances], alpha)
+    findings = []
+    for place, (name, sample) in enumerate(samples.items()):
+        wrong = any(rejected[place * len(ORDERS) : (place + 1) * len(ORDERS)])
+        said = "is not the target's" if wrong else "agrees with the target's"
+        findings.append(
+            Finding(
+                name=name,
+                verdict="FAIL" if wrong else "PASS",
+                detail=f"the law of {sample.num_tokens} tokens {said}: D={max(sample.distances):.3f}, which chance "
+                f"exceeds with at most {min(sample.chances):.2g}",
+                counts={"num_tokens": sample.num_tokens, "chance": min(sample.chances)},
+            )
+        )
+    tokens = sum(sample.num_tokens for sample in samples.values())
+    budget = f"false alarms of all {len(rejected)} tests together: at most {alpha:g}"
+    return Layer.of("law", findings, f"{tokens} sampled tokens have the target's law ({budget})")
+
+
+def _layers(work: Work, alpha: float) -> Iterator[Layer]:
     found = work.findings
     if found["contract"]:
         yield Layer.of("contract", found["contract"], _kept(found["contract"]))
@@ -174,6 +216,8 @@ def _layers(work: Work) -> Iterator[Layer]:
         explained = f", {ties} numerical ties explained by measured noise" if ties else ""
         equal = f"{compared} tokens of {answers} answers are plain decoding's{explained}"
         yield Layer.of("text", found["text"], equal)
+    if work.samples:
+        yield _law_layer(work.samples, alpha)
     caught = sum(finding.detail.startswith("caught") for finding in found["controls"])
     yield Layer.of("controls", found["controls"], f"{caught} planted faults, all caught")
 
