@@ -6,7 +6,7 @@ command runs, so that help is instant.
     exit 0     done
     exit 1     a fault of Outrider's own; the traceback belongs into a report
     exit 2     bad input, or a run that cannot go on; one sentence on standard error says why
-    exit 3, 4  verdicts: what `audit` looked at has a fault, or too little could be seen
+    exit 3, 4  verdicts: what audit or doctor looked at has a problem; too little could be seen
     exit 130   interrupted; where work can be resumed, the sentence says how
     exit 143   terminated (SIGTERM), in the same way
 """
@@ -32,6 +32,7 @@ COMMANDS = {
     "bench": "outrider.cli.commands.bench:Bench",
     "chat": "outrider.cli.commands.chat:Chat",
     "corpus": "outrider.cli.commands.corpus:CorpusCommand",
+    "doctor": "outrider.cli.commands.doctor:DoctorCommand",
     "drafters": "outrider.cli.commands.drafters:Drafters",
     "export": "outrider.cli.commands.export:ExportCommand",
     "fetch": "outrider.cli.commands.fetch:Fetch",
