@@ -125,8 +125,7 @@ def test_the_parts_of_a_method_are_told_apart(shown: Shown) -> None:
     )
     assert len(set(patterns)) == 2
     legend = shown.js("return [...document.querySelectorAll('.shelf-legend li')].map((one) => one.textContent)")
-    assert legend[0].endswith("; by eagle3")
-    assert legend[1] == "draft by <look-up>"
+    assert legend[:2] == ["draft by eagle3, accepted by the target", "draft by <look-up>, accepted too"]
     shown.hover(shown.all("acceptance-ribbon .token")[2])
     assert "Draft tree by <look-up>" in shown.text(".tree-block")
     label = shown.js("return document.querySelectorAll('.token[role=option]')[2].getAttribute('aria-label')")
@@ -155,10 +154,13 @@ def test_hostile_text_does_nothing(shown: Shown) -> None:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_small_window_in_both_themes(shown: Shown, theme: str) -> None:
     with shown.sized(400, theme=theme):
-        shown.open(page([*TRACES, trace("a" * 300, (step(1, ("x" * 900,), "y"),), prompt="p" * 900)], "t" * 300))
+        shown.open(page([*TRACES, trace("a" * 300, (step(1, ("x" * 900,), "y"),), prompt="p" * 1900)], "t" * 300))
         shown.hover(shown.all("acceptance-ribbon .token")[1])
         assert shown.js("return document.documentElement.scrollWidth <= innerWidth")
         ink = shown.js("return getComputedStyle(document.querySelector('.card-headline')).color")
+        assert shown.js("return document.querySelector('.shelf-said').tabIndex") == -1  # a short prompt
+        shown.choose(0, "ppp")
+        assert shown.js("return document.querySelector('.shelf-said').tabIndex") == 0
         assert ink == {"light": "rgb(27, 29, 32)", "dark": "rgb(232, 230, 225)"}[theme]
 
 

@@ -53,11 +53,11 @@ class RibbonShelf extends HTMLElement {
   /** Say who wrote a token: of the kinds in this answer, and of the parts of its method where it has several. */
   #explain() {
     const present = new Set(this.#at.steps.flatMap((step) => step.tokens.map((token) => token.by)));
-    const [first, ...others] = this.ribbon.parts;
+    const [first, ...others] = this.ribbon.parts.map(visible);
     const items = Object.keys(WRITERS)
       .filter((by) => present.has(by))
-      .map((by) => item(by, LEGEND[by][0], by === "draft" && others.length ? `${LEGEND.draft[1]}; by ${visible(first)}` : LEGEND[by][1]));
-    if (others.length) items.splice(1, 0, item("draft other", "draft", `by ${others.map(visible).join(", ")}`));
+      .map((by) => item(by, LEGEND[by][0], by === "draft" && others.length ? `by ${first}, accepted by the target` : LEGEND[by][1]));
+    if (others.length) items.splice(1, 0, item("draft other", "draft", `by ${others.join(", ")}, accepted too`));
     this.legend.replaceChildren(...items, item("first", "a", "a tick begins a step"));
   }
 
@@ -75,6 +75,8 @@ class RibbonShelf extends HTMLElement {
     if (!trace || trace === this.#at) return;
     this.#at = trace;
     this.said.textContent = visible(trace.prompt);
+    if (this.said.scrollHeight > this.said.clientHeight) this.said.tabIndex = 0; // or no key scrolls a long prompt
+    else this.said.removeAttribute("tabindex");
     this.ribbon.plainMs = trace.plain_ms;
     this.ribbon.steps = trace.steps;
     this.ribbon.classList.toggle("code", INDENTED.test(this.ribbon.text));
