@@ -11,7 +11,7 @@ from outrider.cli import COMMANDS, main
 from outrider.cli.commands.generate import Generate
 
 REFUSED = [
-    ([], "give a command: bench, chat, drafters, export"),
+    ([], f"give a command: {', '.join(COMMANDS)};"),
     (["benhc"], "there is no command 'benhc'; did you mean 'bench'?"),
     (["--versoin"], "there is no option '--versoin'; did you mean '--version'?"),
     (["bench", "--targt", "x"], "bench has no option --targt; did you mean '--target'?"),
