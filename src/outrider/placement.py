@@ -4,7 +4,8 @@
 
 Each builder serves one kind of call: `place_draft` trees on any device, `place_chains` chains on a GPU in one copy,
 `place_real_rows` drafts on the CPU without padding, `place_chunk` a prompt, `place_tokens` the tokens that a drafter
-reads, `place_level` the nodes of one level of its tree, `place_pending` and `place_next` its chains in a graph.
+reads, `place_level` the nodes of one level of its tree, `place_pending` and `place_next` its chains in a graph,
+`place_context` and `place_block` those of a drafter that reads the target's states and drafts a block at once.
 
 Shapes: R rows of the call, B slots, M rows of one slot, T tail positions, S cached positions, P rotary positions.
 """
@@ -23,8 +24,10 @@ from outrider.draft import Draft, Tree
 __all__ = [
     "Placed",
     "Placement",
+    "place_block",
     "place_chains",
     "place_chunk",
+    "place_context",
     "place_draft",
     "place_level",
     "place_next",
@@ -276,6 +279,36 @@ def place_next(cache: KVCache, slots_B: Tensor, at_B: Tensor, counts_B: Tensor, 
         write_BM=at_B.where(counts_B > 0, cache.trash)[:, None],
         mask_BMT=None,
         limit=limit,
+    )
+
+
+def place_context(cache: KVCache, slots: Sequence[int], counts: Sequence[int]) -> Placement:
+    """Place the next `counts[b]` tokens of each slot as rows [R, 1] that are written and see nothing."""
+    starts_R = np.repeat(np.array(cache.lengths_of(slots), dtype=np.int64), counts)
+    rows_R = np.concatenate([np.arange(count) for count in counts])
+    at_R1 = upload((starts_R + rows_R)[:, None], cache.device)
+    return Placement(
+        slots_B=upload(np.repeat(np.array(slots, dtype=np.int64), counts), cache.device),
+        lengths_B=torch.zeros(len(rows_R), dtype=torch.int64, device=cache.device),
+        positions_BM=at_R1,
+        write_BM=at_R1,
+        mask_BMT=torch.zeros(len(rows_R), 1, 1, dtype=torch.bool, device=cache.device),
+        limit=1,
+    )
+
+
+def place_block(cache: KVCache, slots: Sequence[int], width: int, *, is_causal: bool) -> Placement:
+    """Place `width` rows behind each slot's tokens that all see each other, or in a causal layer only earlier ones."""
+    lengths = cache.lengths_of(slots)
+    lengths_B = upload(np.array(lengths, dtype=np.int64), cache.device)
+    at_BM = lengths_B[:, None] + torch.arange(width, device=cache.device)
+    return Placement(
+        slots_B=upload(np.array(slots, dtype=np.int64), cache.device),
+        lengths_B=lengths_B,
+        positions_BM=at_BM,
+        write_BM=at_BM,
+        mask_BMT=None if is_causal else torch.ones(len(slots), width, width, dtype=torch.bool, device=cache.device),
+        limit=max(lengths) + width,
     )
 
 

@@ -46,6 +46,7 @@ REGISTRY: dict[str, str] = {
     "draft_model": "outrider.proposers.draft_model:DraftModelProposer",
     "eagle3": "outrider.proposers.eagle3:Eagle3Proposer",
     "pard": "outrider.proposers.pard:PardProposer",
+    "dflash": "outrider.proposers.dflash:DFlashProposer",
     "medusa": "outrider.proposers.medusa:MedusaProposer",
     "mtp": "outrider.proposers.mtp:MtpProposer",
     "hybrid": "outrider.proposers.hybrid:HybridProposer",

@@ -91,9 +91,9 @@ def test_common_targets_have_heads_that_can_be_fetched(target: str, drafter: str
 
 
 def test_a_layout_that_is_not_read_is_listed_with_the_reason() -> None:
-    found = named(drafters_of("Qwen/Qwen3-8B"), "z-lab/Qwen3-8B-DFlash-b16")
+    found = named(drafters_of("Qwen/Qwen3-8B"), "RedHatAI/Qwen3-8B-speculator.dflash2")
     assert (found.text, found.fits) == (None, False)
-    assert "DFlash" in found.why
+    assert "DFlash-2" in found.why
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_online_a_config_is_fetched_and_compared_before_any_weights(
     assert (found.is_local, found.fits, found.is_ready) == (False, fits, False)
     assert why in found.why
     assert TARGET in asked
-    assert "z-lab/LLaMA3.1-8B-Instruct-DFlash-UltraChat" not in asked  # no method reads it, so nobody asks
+    assert "amd/PARD2-Llama-3.1-8B" not in asked  # no method reads it, so nobody asks
 
 
 def test_a_hub_that_cannot_be_reached_ends_in_one_sentence() -> None:

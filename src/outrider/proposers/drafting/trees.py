@@ -10,6 +10,8 @@ and f (0.1). Path probabilities: a 0.6, b 0.3, c 0.30, e 0.27, d 0.12, f 0.03. W
 e.
 """
 
+import heapq
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, final
 
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from outrider.draft import Tree
 
-__all__ = ["Growth", "Ranked", "ranked"]
+__all__ = ["Growth", "Ranked", "best_nodes", "ranked"]
 
 FEW = 12
 """Largest width for which repeated argmax beats sorting on the CPU: 10 us against 50 us for 4 of 8,192."""
@@ -81,3 +83,30 @@ class Growth:
         index = {node: place for place, node in enumerate(kept)}
         parents = [index.get(self.candidates.parents[node], -1) for node in kept]
         return Tree([self.candidates.tokens[node] for node in kept], parents)
+
+
+def best_nodes(log_probs: Sequence[Sequence[float]], num_nodes: int) -> list[tuple[int, ...]]:
+    """Return the `num_nodes` most probable paths of ranks, best first, where every depth has one list for all parents.
+
+    `log_probs[d]` falls. No path is more probable than its parent, or than its sibling of the rank before, so a heap
+    that receives the first child and the next sibling of every path taken gives all paths in order.
+
+    >>> best_nodes([[-0.5, -1.0], [-0.25, -2.0]], 3)
+    [(0,), (0, 0), (1,)]
+    """
+    kept: list[tuple[int, ...]] = []
+    heap: list[tuple[float, int, tuple[int, ...], float]] = []
+
+    def add(path: tuple[int, ...], above: float) -> None:
+        row = log_probs[len(path) - 1] if len(path) <= len(log_probs) else ()
+        if path[-1] < len(row) and row[path[-1]] > -math.inf:
+            # a tie goes to the shorter path, then to the better ranks
+            heapq.heappush(heap, (-(above + row[path[-1]]), len(path), path, above))
+
+    add((0,), 0.0)
+    while heap and len(kept) < num_nodes:
+        cost, _, path, above = heapq.heappop(heap)
+        kept.append(path)
+        add((*path[:-1], path[-1] + 1), above)
+        add((*path, 0), -cost)
+    return kept

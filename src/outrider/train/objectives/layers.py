@@ -110,10 +110,17 @@ class Attention(nn.Module):
 
     def heads(self, x_BLX: Tensor, turned: Rotation) -> Heads:
         """Project, normalise and rotate."""
-        q, k, v = (part(x_BLX).unflatten(-1, self.shape) for part in (self.q_proj, self.k_proj, self.v_proj))
+        q = self.q_proj(x_BLX).unflatten(-1, self.shape)
         if self.has_head_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        return Heads(turned.turn(q), turned.turn(k), v)
+            q = self.q_norm(q)
+        return Heads(turned.turn(q), *self.keys_and_values(x_BLX, turned))
+
+    def keys_and_values(self, x_BLX: Tensor, turned: Rotation) -> tuple[Tensor, Tensor]:
+        """Return rotated keys and values [B, L, G, D] of rows that are not queried from."""
+        k, v = (part(x_BLX).unflatten(-1, self.shape) for part in (self.k_proj, self.v_proj))
+        if self.has_head_norm:
+            k = self.k_norm(k)
+        return turned.turn(k), v
 
     def output(self, mixed_BLHD: Tensor) -> Tensor:
         """Project the mixed values back to the hidden size, [B, L, E]."""

@@ -181,9 +181,13 @@ class Depths:
         return (values_BL * self.anchors_BL).flatten()
 
 
-def mean_by_text(losses_R: Tensor, texts_R: Tensor) -> TextMeans:
-    """Group losses by text number, 0 or above."""
+def mean_by_text(losses_R: Tensor, texts_R: Tensor, weights_R: Tensor | None = None) -> TextMeans:
+    """Group losses by text number, 0 or above; with weights above 0, the means are weighted."""
     num_numbers = int(texts_R.max()) + 1 if len(texts_R) else 0
-    sums = losses_R.new_zeros(num_numbers).index_add(0, texts_R, losses_R)
-    counts = torch.bincount(texts_R, minlength=num_numbers)  # numbers without a position add 0
-    return TextMeans((sums / counts.clamp(min=1)).sum(), int((counts > 0).sum()))
+    if weights_R is None:
+        weights_R = torch.ones_like(losses_R)
+    weights_R = weights_R.to(losses_R.dtype)
+    sums = losses_R.new_zeros(num_numbers).index_add(0, texts_R, losses_R * weights_R)
+    totals = losses_R.new_zeros(num_numbers).index_add(0, texts_R, weights_R)
+    has_any = totals > 0  # numbers without a position add 0
+    return TextMeans((sums[has_any] / totals[has_any]).sum(), int(has_any.sum()))

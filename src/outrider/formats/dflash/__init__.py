@@ -1,0 +1,1 @@
+"""DFlash networks on disk."""

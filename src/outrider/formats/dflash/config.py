@@ -1,0 +1,161 @@
+"""The spec of a DFlash network from its config, in the authors' layout or that of the speculators library.
+
+The authors' layout (z-lab, SpecForge, SGLang, vLLM) is a Qwen3 config with a section of its own:
+
+    {"architectures": ["DFlashDraftModel"], "model_type": "qwen3", "block_size": 16, "num_target_layers": 24,
+     "dflash_config": {"mask_token_id": 151669, "target_layer_ids": [1, 6, 11, 16, 21]}, ...}
+
+The section's keys may stand outside it, and `block_size` in it. A target layer id k means the state after layer k. The
+speculators layout has the layers' config in `transformer_layer_config` and our meaning of layer ids:
+
+    {"speculators_model_type": "dflash", "block_size": 8, "aux_hidden_state_layer_ids": [2, 7, 12, 17, 22],
+     "mask_token_id": 151669, "sample_from_anchor": false, "sliding_window_non_causal": false, ...}
+
+Whether a slot sees later slots: `is_causal`, else `dflash_config.causal`, else no in layers with a sliding window and
+yes in others. A key that is not known here and can change the numbers is refused by name.
+
+Example: ids [1, 6, 11, 16, 21] of the first layout and [2, 7, 12, 17, 22] of the second give the same spec.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from outrider.errors import CheckpointError
+from outrider.models.dflash import DFlashSpec, default_layer_ids
+from outrider.models.spec import DecoderSpec, filled_config, is_supported
+from outrider.records.display import shown_json
+from outrider.records.json_fields import Fields
+
+__all__ = ["KIND", "LAYER_CONFIG", "SECTION", "Shapes", "native_of", "spec_of"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shape of each tensor by its published name."""
+
+SECTION: Final = "dflash_config"
+KIND: Final = "speculators_model_type"
+LAYER_CONFIG: Final = "transformer_layer_config"
+LAYER_IDS: Final = "aux_hidden_state_layer_ids"
+FAMILIES: Final = ("qwen3", "llama", "qwen2", "mistral")
+UNREAD: Final = ("torch_dtype", "dtype", "architectures", "outrider", "auto_map", SECTION)
+SECTION_KEYS: Final = ("mask_token_id", "target_layer_ids", "block_size", "causal")
+OWN: Final = (*SECTION_KEYS, "num_target_layers", "is_causal", "sliding_window_non_causal", "sample_from_anchor")
+MOST_SLOTS: Final = 256
+
+
+def native_of(config: Fields, file: Path) -> dict[str, Any]:
+    """Convert a config of the speculators layout to the authors' layout.
+
+    Raises:
+        CheckpointError: for another kind of drafter, or if a key that decides the arithmetic is missing.
+    """
+    if config[KIND] != "dflash":
+        raise CheckpointError(f"{file} has {KIND} {shown_json(config[KIND])}; only 'dflash' is read here")
+    layer = config.section(LAYER_CONFIG).plain()
+    ids = config.integers(LAYER_IDS, low=1, high=10_000)
+    section: dict[str, Any] = {
+        "mask_token_id": config.integer("mask_token_id", low=0),
+        "target_layer_ids": [layer_id - 1 for layer_id in ids],
+    }
+    if "sliding_attention" in (layer.get("layer_types") or ()):
+        flag = config.flag("sliding_window_non_causal", None)
+        if flag is None:
+            raise CheckpointError(
+                f"{file} does not say sliding_window_non_causal, which engines read differently; add it as it was "
+                "trained"
+            )
+        if flag:
+            section["causal"] = False
+    outer = {KIND, LAYER_CONFIG, LAYER_IDS, "mask_token_id", "speculators_config", "speculators_version", "model_type"}
+    return {**layer, **{key: value for key, value in config.items() if key not in outer}, SECTION: section}
+
+
+def spec_of(config: Mapping[str, Any], file: Path, shapes: Shapes, target_layers: int) -> DFlashSpec:
+    """Return the spec of a network from its config in the authors' layout and the shapes of its tensors.
+
+    Args:
+        target_layers: layers of the target.
+
+    Raises:
+        CheckpointError: naming the key that has a wrong type, contradicts the tensors, or is not supported.
+    """
+    fields = Fields(config, str(file))
+    section = _section(fields, file)
+    decoder = _decoder(fields, file, shapes)
+    told = fields.integer("num_target_layers", None, low=1)
+    if told not in (None, target_layers):
+        raise CheckpointError(
+            f"{file} was made for a target with {told} layers, but this one has {target_layers}; load it with its own"
+        )
+    ids = section.integers("target_layer_ids", None, low=0, high=10_000)
+    layer_ids = tuple(layer + 1 for layer in ids) if ids else default_layer_ids(target_layers, decoder.num_layers)
+    if any(layer > target_layers for layer in layer_ids):
+        raise CheckpointError(
+            f"{file} reads the state after layer {max(layer_ids) - 1}, but the target has layers 0 to "
+            f"{target_layers - 1}; load it with its own target"
+        )
+    fc, columns = shapes.get("fc.weight", ()), shapes.get("lm_head.weight", ())
+    if len(fc) != 2 or fc[1] % len(layer_ids):
+        raise CheckpointError(
+            f"{file} fuses {len(layer_ids)} states, but fc.weight has shape {fc}; correct target_layer_ids"
+        )
+    return DFlashSpec(
+        decoder=decoder,
+        block_size=section.integer("block_size", low=2, high=MOST_SLOTS),
+        mask_id=section.integer("mask_token_id", low=0),
+        layer_ids=layer_ids,
+        target_hidden_size=fc[1] // len(layer_ids),
+        draft_vocab_size=columns[0] if columns else decoder.vocab_size,
+        drafts_at_root=bool(fields.flag("sample_from_anchor", None)),
+        causal=_causal(fields, section, decoder),
+    )
+
+
+def _section(fields: Fields, file: Path) -> Fields:
+    """Return the method's own keys, wherever they stand."""
+    inner = fields.section(SECTION, None) or Fields({}, str(file))
+    for key in inner:
+        if key not in SECTION_KEYS:
+            raise CheckpointError(
+                f"{file}: {SECTION}.{key} is {shown_json(inner[key])}, which is not supported; remove the key if it "
+                "means nothing here"
+            )
+        if fields.get(key) not in (None, inner[key]):
+            raise CheckpointError(f"{file} has two values of {key}; keep the right one")
+    outer = {key: fields[key] for key in SECTION_KEYS if fields.get(key) is not None}
+    return Fields({**inner.plain(), **outer}, str(file))
+
+
+def _causal(fields: Fields, section: Fields, decoder: DecoderSpec) -> tuple[bool, ...]:
+    for one, key in ((fields, "is_causal"), (section, "causal")):
+        if (flag := one.flag(key, None)) is not None:
+            return (flag,) * decoder.num_layers
+    return tuple(window is not None for window in decoder.windows)
+
+
+def _decoder(fields: Fields, file: Path, shapes: Shapes) -> DecoderSpec:
+    """Return the layers, with the biases and norms that their tensors have."""
+    family = fields.text("model_type", "qwen3")
+    if family not in FAMILIES:
+        raise CheckpointError(f"{file} has model_type {shown_json(family)}; known: {', '.join(FAMILIES)}")
+    known = {key: value for key, value in fields.plain().items() if key not in UNREAD} | {"model_type": family}
+    kinds = fields.texts("layer_types", None)
+    if kinds is not None and len(kinds) != fields.integer("num_hidden_layers", low=1):
+        raise CheckpointError(f"{file} names {len(kinds)} layer_types for another number of layers; correct the list")
+    filled = filled_config(known, family, file, own=(*OWN, "layer_types", "sliding_window"))
+    reason = is_supported(filled)
+    if reason is None and any(".mlp." in name and name.endswith(".bias") for name in shapes):
+        reason = "its MLP has biases"
+    if reason is not None:
+        raise CheckpointError(f"{file} describes layers that cannot be run: {reason}; give another network")
+    spec = replace(DecoderSpec.from_config(filled), tie_word_embeddings=False, mlp_bias=False, eos_ids=())
+    if kinds is not None:  # the list decides, whatever use_sliding_window says
+        window = fields.integer("sliding_window", low=1) if "sliding_attention" in kinds else None
+        spec = replace(spec, windows=tuple(window if kind == "sliding_attention" else None for kind in kinds))
+    return replace(
+        spec,
+        qkv_bias=any(name.endswith(("q_proj.bias", "k_proj.bias", "v_proj.bias")) for name in shapes),
+        o_bias=any(name.endswith("o_proj.bias") for name in shapes),
+        qk_norm=any(name.endswith("q_norm.weight") for name in shapes),
+    )

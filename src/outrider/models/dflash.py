@@ -1,0 +1,224 @@
+"""The DFlash network (arXiv 2602.06036): a few decoder layers that draft a whole block of tokens in one pass.
+
+A block is the root and B - 1 copies of a mask token. It reads the target's states of the text before the root, which
+every layer takes as further keys and values, and never as queries:
+
+    c = norm(fc [h_1 ; ... ; h_A])                     context, one row per position before the root
+    K = [W_k c ; W_k norm(x)]   V = [W_v c ; W_v norm(x)]   Q = W_q norm(x)        in each layer, x the block
+    x = x + W_o attention(Q, K, V);   x = x + mlp(norm(x))
+    logits of slot j = lm_head(norm(x_j))              the token j places after the root
+
+Slots see the context and each other, later ones too, unless a layer is causal. With `drafts_at_root` slot j drafts the
+token j + 1 places after the root instead. Rotary positions are those of the text. Only context is kept in the cache.
+
+Worked example: text x0 x1 x2 r, B = 4. Context rows 0, 1, 2; slots r, m, m, m at positions 3, 4, 5, 6 draft three
+tokens.
+
+Shapes: R context rows, B slots of the batch, M rows of a block, N = B * M, E hidden size, F = A * the target's hidden
+size, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from outrider.cache import CachePlan, KVCache
+from outrider.models.block import Block
+from outrider.models.rope import KeptRope
+from outrider.models.spec import DecoderSpec
+from outrider.ops.select import choose_ops
+from outrider.placement import Placement, place_block, place_context
+
+__all__ = ["DFlashNetwork", "DFlashSpec", "default_layer_ids"]
+
+
+def default_layer_ids(num_target_layers: int, num_layers: int) -> tuple[int, ...]:
+    """Return the published choice: states after layers evenly spaced from 1 to n - 3, within a target of few layers.
+
+    >>> default_layer_ids(24, 5)
+    (2, 7, 12, 17, 22)
+    """
+    last = num_target_layers - 3
+    if num_layers == 1:
+        after = [num_target_layers // 2]
+    else:
+        after = [round(1 + place * (last - 1) / (num_layers - 1)) for place in range(num_layers)]
+    return tuple(sorted(max(1, min(layer + 1, num_target_layers - 1)) for layer in after))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DFlashSpec:
+    """The config of a network.
+
+    decoder             its layers: sizes, rotary positions, windows; `vocab_size` is the target's
+    block_size          slots of a block that it was trained with, the root's among them
+    mask_id             the mask token
+    layer_ids           k, from 1, is the target's state before layer k, which is the state after layer k - 1
+    target_hidden_size  the width of each of these states
+    draft_vocab_size    columns of its output head
+    drafts_at_root      the root's own slot drafts, so that a block drafts `block_size` tokens
+    causal              for each layer, whether a slot sees no later slot
+    """
+
+    decoder: DecoderSpec
+    block_size: int
+    mask_id: int
+    layer_ids: tuple[int, ...]
+    target_hidden_size: int
+    draft_vocab_size: int
+    drafts_at_root: bool = False
+    causal: tuple[bool, ...]
+
+    @property
+    def features(self) -> int:
+        """Width of the features, F."""
+        return len(self.layer_ids) * self.target_hidden_size
+
+    @property
+    def first_slot(self) -> int:
+        """The first slot that drafts."""
+        return 0 if self.drafts_at_root else 1
+
+    def feature_layers(self, num_layers: int) -> tuple[int, ...]:
+        """Return the feature layers on a target of that depth: behind its last layer, the stream before its norm."""
+        return tuple(num_layers + 1 if layer == num_layers else layer for layer in self.layer_ids)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every trained tensor, under its published name."""
+        width = self.decoder.hidden_size
+        shapes = {
+            name.removeprefix("model."): shape
+            for name, shape in self.decoder.weight_shapes().items()
+            if name.startswith(("model.layers.", "model.norm."))
+        }
+        return shapes | {"fc.weight": (width, self.features), "hidden_norm.weight": (width,)}
+
+
+@final
+class DFlashNetwork:
+    """Packed weights of one network, without the output head.
+
+    Args:
+        weights: the tensors of `spec.shapes()`, in their own dtype.
+        embedding_VE: the input tokens' embedding, the checkpoint's own or the target's.
+        mask_E: the embedding of the mask's slots; None for the mask token's row.
+        owns_embedding: the embedding counts as memory of the network.
+        dtype: the packed weights'.
+    """
+
+    def __init__(
+        self,
+        spec: DFlashSpec,
+        weights: Mapping[str, Tensor],
+        *,
+        embedding_VE: Tensor,
+        mask_E: Tensor | None,
+        owns_embedding: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.spec, self.dtype, self.device = spec, dtype, device
+        self.ops = ops = choose_ops(device, dtype)
+        packer = ops.narrow()
+        cast = {name: weights[name].to(device, dtype) for name in spec.shapes()}
+        self.blocks = [
+            Block.packed(spec.decoder, cast, f"layers.{layer}.", packer, device, window)
+            for layer, window in enumerate(spec.decoder.windows)
+        ]
+        self.fc = packer.pack(cast["fc.weight"])
+        self.context_norm_E = cast["hidden_norm.weight"].to(ops.activation_dtype)
+        self.norm_E = cast["norm.weight"].to(ops.activation_dtype)
+        self.embedding_VE = embedding_VE.to(device)
+        self.mask_E = None if mask_E is None else mask_E.to(device, ops.activation_dtype)
+        self.owns_embedding = owns_embedding
+        self._rope = KeptRope(spec.decoder, device, ops.activation_dtype)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the weights that are not the target's, in bytes."""
+        own = self.embedding_VE.nbytes if self.owns_embedding else 0
+        return sum(block.num_bytes for block in self.blocks) + self.fc.num_bytes + own
+
+    def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
+        """Return the plan of the cache that it needs."""
+        decoder = self.spec.decoder
+        return CachePlan(
+            num_layers=decoder.num_layers,
+            num_slots=num_slots,
+            num_kv_heads=decoder.num_kv_heads,
+            head_dim=decoder.head_dim,
+            capacity=capacity,
+            tail=tail,
+            dtype=self.dtype,
+            transposed_keys=self.ops.transposes_keys,
+        )
+
+    @torch.inference_mode()
+    def fuse(self, features_RF: Tensor) -> Tensor:
+        """Return the context rows [R, E] of the target's features."""
+        features_RF = features_RF.to(self.device, self.ops.activation_dtype).contiguous()
+        fused_RE = self.ops.norm_project(features_RF, None, 0.0, self.fc)
+        context_RE = torch.empty_like(fused_RE)
+        self.ops.collect(fused_RE, self.context_norm_E, self.spec.decoder.rms_norm_eps, context_RE, 0)
+        return context_RE
+
+    @torch.inference_mode()
+    def read(self, cache: KVCache, slots: Sequence[int], counts: Sequence[int], context_RE: Tensor) -> None:
+        """Commit the keys and values of the next `counts[b]` context rows of each slot."""
+        if len(context_RE):
+            self._run(cache, context_RE, place_context(cache, slots, counts), None, [])
+        cache.extend(slots, counts)
+
+    @torch.inference_mode()
+    def draft(
+        self, cache: KVCache, slots: Sequence[int], counts: Sequence[int], context_RE: Tensor, tokens_BM: Tensor
+    ) -> Tensor:
+        """Read context rows as `read` does, and a block of each slot behind them.
+
+        Returns:
+            The block's states after the final norm, [B, M, E].
+        """
+        context = place_context(cache, slots, counts) if len(context_RE) else None
+        cache.extend(slots, counts)
+        B, M = tokens_BM.shape
+        free = place_block(cache, slots, M, is_causal=False)
+        causal = place_block(cache, slots, M, is_causal=True) if any(self.spec.causal) else free
+        places = [causal if is_causal else free for is_causal in self.spec.causal]
+        x_NE = self._run(cache, context_RE, context, self._embed(tokens_BM), places)
+        states_NE = torch.empty_like(x_NE)
+        self.ops.collect(x_NE, self.norm_E, self.spec.decoder.rms_norm_eps, states_NE, 0)
+        return states_NE.view(B, M, -1)
+
+    def _embed(self, tokens_BM: Tensor) -> Tensor:
+        x_BME = self.embedding_VE[tokens_BM].to(self.ops.activation_dtype)
+        if self.mask_E is not None:
+            x_BME[:, 1:] = self.mask_E
+        return x_BME.flatten(0, 1)
+
+    def _run(
+        self,
+        cache: KVCache,
+        context_RE: Tensor,
+        context: Placement | None,
+        x_NE: Tensor | None,
+        places: Sequence[Placement],
+    ) -> Tensor:
+        """Write the context's keys and values, and run the block, one product per layer for both; return the block."""
+        ops, eps, R = self.ops, self.spec.decoder.rms_norm_eps, len(context_RE)
+        rope = self._rope.reaching(0, beyond=cache.plan.num_positions)
+        rows_XE = context_RE if x_NE is None else torch.cat([context_RE, x_NE])
+        for layer, block in enumerate(self.blocks):
+            keys_CHSD, values_CHSD = cache.keys_LCHSD[layer], cache.values_LCHSD[layer]
+            if x_NE is not None:
+                ops.collect(x_NE, block.input_norm_E, eps, rows_XE[R:], 0)
+            # context rows were normalised once, by `fuse`
+            qkv_XQ = ops.norm_project(rows_XE, None, 0.0, block.qkv)
+            if context is not None:
+                # its own attention is not used: the rows see nothing
+                ops.attend(qkv_XQ[:R], block.shape, rope, keys_CHSD, values_CHSD, context, block.head_norm)
+            if x_NE is not None:
+                block.apply(ops, x_NE, qkv_XQ[R:], rope, keys_CHSD, values_CHSD, places[layer])
+        return rows_XE if x_NE is None else x_NE

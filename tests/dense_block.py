@@ -1,0 +1,62 @@
+"""The DFlash network written out densely in fp64: one text, one block, every row from scratch, one mask."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from outrider.models.dflash import DFlashSpec
+from outrider.models.rope import rope_tables
+
+
+def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+def turn(x_SHD: Tensor, cos_SD: Tensor, sin_SD: Tensor) -> Tensor:
+    left, right = x_SHD.chunk(2, dim=-1)
+    return x_SHD * cos_SD[:, None] + torch.cat([-right, left], -1) * sin_SD[:, None]
+
+
+def seen(spec: DFlashSpec, layer: int, num_context: int, num_slots: int) -> Tensor:
+    """Which of the context and the slots each slot sees in a layer, bool [M, S]."""
+    window = spec.decoder.windows[layer] or 10**9
+    rows = torch.zeros(num_slots, num_context + num_slots, dtype=torch.bool)
+    for slot in range(num_slots):
+        for position in range(num_context + num_slots):
+            later = position > num_context + slot
+            rows[slot, position] = num_context + slot - position < window and not (later and spec.causal[layer])
+    return rows
+
+
+def block_states(
+    spec: DFlashSpec,
+    weights: Mapping[str, Tensor],
+    features_TF: Tensor,
+    embedded_ME: Tensor,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Return the states of a block behind a text after the final norm, [M, E]."""
+    decoder = spec.decoder
+    context_TE = norm(features_TF @ weights["fc.weight"].T, weights["hidden_norm.weight"], eps)
+    x_ME, (T, M) = embedded_ME, (len(features_TF), len(embedded_ME))
+    repeat, (cos_SD, sin_SD) = decoder.num_heads // decoder.num_kv_heads, rope_tables(decoder, T + M)
+    for layer in range(decoder.num_layers):
+        w = {name.removeprefix(f"layers.{layer}."): weight for name, weight in weights.items()}
+        normed_ME = norm(x_ME, w["input_layernorm.weight"], eps)
+        both_SE = torch.cat([context_TE, normed_ME])
+        q = (normed_ME @ w["self_attn.q_proj.weight"].T).unflatten(-1, (-1, decoder.head_dim))
+        k = (both_SE @ w["self_attn.k_proj.weight"].T).unflatten(-1, (-1, decoder.head_dim))
+        v = (both_SE @ w["self_attn.v_proj.weight"].T).unflatten(-1, (-1, decoder.head_dim))
+        if decoder.qk_norm:
+            q, k = norm(q, w["self_attn.q_norm.weight"], eps), norm(k, w["self_attn.k_norm.weight"], eps)
+        q, k = turn(q, cos_SD[T:], sin_SD[T:]), turn(k, cos_SD, sin_SD)
+        k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+        scores_HMS = torch.einsum("mhd,shd->hms", q, k) * decoder.head_dim**-0.5
+        probs_HMS = scores_HMS.masked_fill(~seen(spec, layer, T, M), -torch.inf).softmax(-1)
+        x_ME = x_ME + torch.einsum("hms,shd->mhd", probs_HMS, v).flatten(1) @ w["self_attn.o_proj.weight"].T
+        inner_ME = norm(x_ME, w["post_attention_layernorm.weight"], eps)
+        gated_MI = silu(inner_ME @ w["mlp.gate_proj.weight"].T) * (inner_ME @ w["mlp.up_proj.weight"].T)
+        x_ME = x_ME + gated_MI @ w["mlp.down_proj.weight"].T
+    return norm(x_ME, weights["norm.weight"], eps)
