@@ -36,6 +36,7 @@ SGLANG_FLAGS = {
     *("model-path", "speculative-algorithm", "speculative-draft-model-path", "speculative-num-steps"),
     *("speculative-eagle-topk", "speculative-num-draft-tokens", "speculative-ngram-min-match-window-size"),
     *("speculative-ngram-max-match-window-size", "speculative-ngram-max-bfs-breadth"),
+    "speculative-dflash-block-size",
 }
 """Of SGLang: its page on speculative decoding."""
 
@@ -107,6 +108,24 @@ def test_published_heads_are_served_as_they_are() -> None:
     assert "--to sglang" in deployed(f"eagle3:checkpoint={library}", "sglang").commands[0]
     pard = speculative(deployed("pard:checkpoint=amd/PARD-Qwen3-0.6B", "vllm"))
     assert (pard["method"], pard["parallel_drafting"]) == ("draft_model", True)
+
+
+def test_blocks_are_told_in_each_engine_s_own_count() -> None:
+    """vLLM counts drafted tokens, SGLang slots; both draft chains."""
+    text = "dflash:checkpoint=z-lab/Qwen3-8B-DFlash-b16,num_nodes=7"
+    found = deployed(text, "vllm")
+    assert len(found.commands) == 1
+    assert speculative(found)["num_speculative_tokens"] == 7
+    assert speculative(found)["method"] == "dflash"
+    found = deployed(text, "sglang")
+    assert "--to sglang" in found.commands[0]
+    assert flags(found)["speculative-dflash-block-size"] == "8"
+    assert deployed("dflash:checkpoint=deepseek-ai/dflash_qwen3_8b_block7", "vllm").commands[0].startswith("outrider")
+    for engine in ("vllm", "sglang"):
+        refused = deployed(text + ",width=4", engine)
+        assert "not trees" in (refused.refused or "")
+        assert refused.nearest is not None
+        assert refused.nearest.method == text
 
 
 def test_sglang_grows_the_tree() -> None:

@@ -1,6 +1,7 @@
 """What is exported loads again and drafts the same; what cannot be exported is refused in a sentence."""
 
 import json
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from outrider.train.objective import OBJECTIVES, Objective, Teacher
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "eagle3": {"draft_vocab": 100},
+    "dflash": {"num_layers": 2, "block_size": 5},
     "medusa": {"output": "shared", "draft_vocab": 100},
     "pard": {"layers": "0,1"},
     "mtp": {"state": "normed"},
@@ -113,6 +115,27 @@ def test_flags_for_sglang(target: Target, tmp_path: Path) -> None:
     command = export_checkpoint(export).command(export)
     assert "--speculative-algorithm EAGLE3" in command
     assert "--speculative-num-draft-tokens 5" in command
+
+
+@pytest.mark.parametrize(
+    ("engine", "served"),
+    [
+        ("vllm", '"method": "dflash"'),
+        ("speculators", '"num_speculative_tokens": 3'),
+        ("sglang", "--speculative-algorithm DFLASH"),
+    ],
+)
+def test_a_block_is_exported_in_every_layout(engine: Any, served: str, target: Target, tmp_path: Path) -> None:
+    checkpoint = trained("dflash", target, tmp_path / "trained")
+    output = tmp_path / "exported"
+    output.mkdir()
+    export = Export(checkpoint=checkpoint, target=target, output=output, engine=engine, num_nodes=3)
+    command = export_checkpoint(export).command(export)
+    assert served in command
+    assert engine != "sglang" or "--speculative-dflash-block-size 4" in command  # the root has a slot
+    assert drafted(target, "dflash", output) == drafted(target, "dflash", checkpoint)
+    with pytest.raises(ConfigError, match="num_nodes=5 exceeds the 4 tokens that a block of"):
+        export_checkpoint(replace(export, num_nodes=5))
 
 
 @pytest.mark.parametrize(

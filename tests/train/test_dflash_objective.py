@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from dense_block import block_states
 from drafts import batch_of, corpus_of, files_of, stored_target, tau, teacher_of, texts_of, train
 from torch import Tensor
 
+from dense_block import block_states
 from outrider import Commit, ConfigError, DraftLimit, SamplingParams, SessionPlan, load_proposer
 from outrider.noise import Stream
 from outrider.proposers.dflash import DFlashProposer
 from outrider.target import Target
 from outrider.train.batch import Batch, collate
 from outrider.train.objective import OBJECTIVES
-from outrider.train.objectives.dflash.objective import DFlashObjective, DFlashObjectiveConfig, drawn_anchors
+from outrider.train.objectives.blocks.dflash import DFlashObjective, DFlashObjectiveConfig, drawn_anchors
 from outrider.train.objectives.scoring import Scorer
 
 FP64 = torch.float64
@@ -94,7 +94,7 @@ def test_many_blocks_are_computed_in_parts_with_the_same_gradient(
 ) -> None:
     grads = []
     for chunk in (10_000, 5):
-        monkeypatch.setattr("outrider.train.objectives.dflash.network.CHUNK", chunk)
+        monkeypatch.setattr("outrider.train.objectives.blocks.dflash_network.CHUNK", chunk)
         objective = made(target, FP64)
         objective(batch_for(objective, target), torch.Generator().manual_seed(1)).loss.backward()
         grads.append([parameter.grad for parameter in objective.module.parameters()])
@@ -223,7 +223,7 @@ def test_the_published_decays() -> None:
         ({"mask_id": 999}, "mask_id=999 is not one of the target's 258 tokens"),
         ({"mask_id": 1}, "mask_id=1 occurs in the target's texts"),
         ({"layer_ids": "9"}, "layer 9 does not exist"),
-        ({"layer_ids": "0,1"}, "layer_ids=0,1 names the embedding, which no layout can; start from layer 1"),
+        ({"layer_ids": "0,1"}, "layer_ids=0,1 names the embedding, which the layout cannot; start at 1"),
     ],
 )
 def test_bad_settings_get_one_sentence(target: Target, options: dict[str, object], message: str) -> None:

@@ -34,6 +34,8 @@ LOOKUP: Final = MethodSpec("ngram", "ngram", {})
 """The method that every engine has."""
 MOST_HEADS: Final = 5
 """Medusa heads of a checkpoint whose config is not at hand, as published."""
+BLOCK: Final = 16
+"""Slots of a DFlash block whose config is not at hand, as published."""
 MODULES: Final = 3
 """Tokens that prediction modules draft unless their settings say so."""
 
@@ -48,7 +50,7 @@ def chain_of(task: Task) -> MethodSpec | None:
             dropped = {"mode": None}
         case "eagle3" if config.width > 1 or config.tree is not None:
             dropped = {"width": None, "tree": None, "depth": None, "num_nodes": chain_depth(config)}
-        case "draft_model" if config.width > 1:
+        case "draft_model" | "dflash" if config.width > 1:
             dropped = {"width": None}
         case "mtp" if config.width > 1:
             dropped = {"width": None, "depth": None, "num_nodes": config.depth or config.num_nodes}
@@ -81,6 +83,10 @@ def num_drafted(task: Task) -> int:
             return min(int(config.num_nodes), heads if isinstance(heads, int) else MOST_HEADS)
         case "mtp":
             return int(config.num_nodes or config.depth or MODULES)
+        case "dflash":
+            known = head_config(task)
+            slots = config.block_size or known.get("block_size", BLOCK)
+            return min(int(config.num_nodes), slots - 1 if isinstance(slots, int) else BLOCK - 1)
     return int(config.num_nodes)
 
 

@@ -1,4 +1,4 @@
-"""Deployments on SGLang: EAGLE3 for heads, as a chain or a dynamic tree, STANDALONE for draft models, NGRAM.
+"""Deployments on SGLang: EAGLE3 for heads, as a chain or a dynamic tree, DFLASH, STANDALONE, NGRAM.
 
 SGLang loads published heads in the native layout as they are; other checkpoints are exported first. Its flags are those
 of its documentation (advanced features, speculative decoding); they were not run here.
@@ -21,13 +21,14 @@ from outrider.export.deploy_parts import (
     prepared,
 )
 from outrider.export.deployment import Deployment, Task
+from outrider.export.dflash import block_flags
 from outrider.export.exported import sglang_command, sglang_flags
 from outrider.results.rows import PLAIN
 
 __all__ = ["on_sglang"]
 
 ENGINE: Final = "sglang"
-ALGORITHMS: Final = {"eagle3": "EAGLE3", "draft_model": "STANDALONE"}
+ALGORITHMS: Final = {"eagle3": "EAGLE3", "dflash": "DFLASH", "draft_model": "STANDALONE"}
 AS_THEY_ARE: Final = ("eagle3", "draft")
 """Layouts that SGLang loads."""
 REASONS: Final = {
@@ -52,7 +53,7 @@ def on_sglang(task: Task) -> Deployment:
     chain = chain_of(task)
     if chain is not None and (name != "eagle3" or config.tree is not None):
         fixed = "it grows trees from the head's probabilities, not fixed ones"
-        return task.refused(ENGINE, fixed if name == "eagle3" else "its draft models draft chains, not trees", chain)
+        return task.refused(ENGINE, fixed if name == "eagle3" else "it drafts chains there, not trees", chain)
     if name == "draft_model" and config.layers is not None:
         return task.refused(ENGINE, "a draft of the target's own layers is not exported for it", LOOKUP)
     if head_config(task).get("norm_before_residual") is True:
@@ -81,6 +82,8 @@ def _drafted(task: Task) -> Deployment:
         commands = (command,)
     num_nodes = config.num_nodes if config.width > 1 else None
     flags = sglang_flags(ALGORITHMS[name], model, depth, config.width, num_nodes)
+    if name == "dflash":
+        flags = block_flags(model, depth + 1)
     notes = (note for note, holds in notes_on(config).items() if holds)
     found = _served(task, flags, *notes)
     return Deployment(engine=ENGINE, method=found.method, commands=(*commands, *found.commands), notes=found.notes)

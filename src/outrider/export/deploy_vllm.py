@@ -1,6 +1,7 @@
 """Deployments on vLLM: `vllm serve` with the configuration that the export of the method's name writes.
 
-vLLM loads published EAGLE-3 heads, draft models and PARD models as they are; other checkpoints are exported first.
+vLLM loads published EAGLE-3 heads, DFlash networks, draft models and PARD models as they are; other checkpoints are
+exported first.
 
 Example: suffix decoding keeps its cache of earlier answers here, which benchmarks switch off.
 """
@@ -30,7 +31,7 @@ from outrider.results.rows import PLAIN
 __all__ = ["on_vllm"]
 
 ENGINE: Final = "vllm"
-AS_THEY_ARE: Final = ("eagle3", "speculators", "pard", "draft")
+AS_THEY_ARE: Final = ("eagle3", "speculators", "dflash", "pard", "draft")
 """Layouts that vLLM loads."""
 KEPT_ANSWERS: Final = "suffix_decoding_max_cached_requests"
 

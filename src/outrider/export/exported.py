@@ -42,7 +42,7 @@ __all__ = [
 Engine = Literal["vllm", "speculators", "sglang"]
 ENGINES: tuple[Engine, ...] = ("vllm", "speculators", "sglang")
 
-EXPORTERS = ("eagle3", "medusa", "mtp", "pard", "draft_model")  # modules of this folder; the first that reads wins
+EXPORTERS = ("dflash", "eagle3", "medusa", "mtp", "pard", "draft_model")  # modules here; the first that reads wins
 
 MARKER = "serving.json"
 """The file of every export that is written last: the engine, and the fields of `Exported`."""
@@ -55,7 +55,7 @@ class Export:
     checkpoint   a directory written by `outrider train`, or any published one that Outrider reads
     output       an existing, empty directory
     served_from  the final path of `output`; None if it stays in place
-    engine       "vllm", "speculators" (vLLM's other layout, EAGLE-3 only) or "sglang"
+    engine       "vllm", "speculators" (vLLM's other layout, EAGLE-3 and DFlash only) or "sglang"
     num_nodes    tokens to draft per step
     """
 
@@ -185,8 +185,8 @@ def export_checkpoint(export: Export) -> Exported:
                 part.write_text(_marker(export, exported), encoding="utf-8")
             return exported
     raise CheckpointError(
-        f"{export.checkpoint} is none of the checkpoints that can be exported: an EAGLE-3, Medusa or MTP head, or a "
-        "draft model"
+        f"{export.checkpoint} is none of the checkpoints that can be exported: an EAGLE-3, DFlash, Medusa or MTP head, "
+        "or a draft model"
     )
 
 

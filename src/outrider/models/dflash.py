@@ -1,18 +1,16 @@
 """The DFlash network (arXiv 2602.06036): a few decoder layers that draft a whole block of tokens in one pass.
 
-A block is the root and B - 1 copies of a mask token. It reads the target's states of the text before the root, which
-every layer takes as further keys and values, and never as queries:
+A block is the root and copies of a mask token. Every layer takes the target's states of the text before the root as
+further keys and values:
 
     c = norm(fc [h_1 ; ... ; h_A])                     context, one row per position before the root
     K = [W_k c ; W_k norm(x)]   V = [W_v c ; W_v norm(x)]   Q = W_q norm(x)        in each layer, x the block
     x = x + W_o attention(Q, K, V);   x = x + mlp(norm(x))
     logits of slot j = lm_head(norm(x_j))              the token j places after the root
 
-Slots see the context and each other, later ones too, unless a layer is causal. With `drafts_at_root` slot j drafts the
-token j + 1 places after the root instead. Rotary positions are those of the text. Only context is kept in the cache.
+Slots see the context and each other, in a causal layer earlier ones only. Only context is kept in the cache.
 
-Worked example: text x0 x1 x2 r, B = 4. Context rows 0, 1, 2; slots r, m, m, m at positions 3, 4, 5, 6 draft three
-tokens.
+Worked example: text x0 x1 x2 r: context rows 0, 1, 2; slots r, m, m, m at positions 3 to 6 draft three tokens.
 
 Shapes: R context rows, B slots of the batch, M rows of a block, N = B * M, E hidden size, F = A * the target's hidden
 size, V vocabulary.
@@ -60,7 +58,7 @@ class DFlashSpec:
     target_hidden_size  the width of each of these states
     draft_vocab_size    columns of its output head
     drafts_at_root      the root's own slot drafts, so that a block drafts `block_size` tokens
-    causal              for each layer, whether a slot sees no later slot
+    causal              True for each layer in which a slot sees no later slot
     """
 
     decoder: DecoderSpec

@@ -5,11 +5,10 @@ block of the root and mask tokens. All tokens of a draft come from one pass, so 
 
     committed ... x y r         features of x and y; the block r [m] [m] [m] drafts 1, 2, 3
 
-Tokens of a block are independent of each other given the text. A chain of the best of each slot is one draft; the other
-is a tree (`width` above 1): every depth has one list of candidates, whatever its parent, so a node is a path of ranks
-and its probability a product. The tree holds the most probable paths, as many as the budget allows
-(`drafting/trees.py`). It is a function of the text, hence lossless under every rule. A sampled chain's distribution is
-the product of its slots', so the ratio tests receive true probabilities.
+Tokens of a block are independent of each other given the text. With `width` above 1 they draft a tree: every depth has
+one list of candidates, whatever its parent, so a node is a path of ranks and its probability a product, and the tree
+holds the most probable paths that the budget allows (`drafting/trees.py`). It is a function of the text, hence lossless
+under every rule. A sampled chain's distribution is the product of its slots', as the ratio tests need it.
 
 Worked example: `load_proposer("dflash", target, checkpoint=DIR, num_nodes=24, width=4)` drafts trees of 24 nodes.
 
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError
-from outrider.formats.dflash.checkpoint import DFlashCheckpoint, read_dflash
+from outrider.formats.blocks.dflash import DFlashCheckpoint, read_dflash
 from outrider.formats.locate import locate
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
 from outrider.models.dflash import DFlashNetwork, DFlashSpec, default_layer_ids
@@ -280,7 +279,7 @@ def random_checkpoint(target: Target, seed: int) -> DFlashCheckpoint:
         max_position_embeddings=found.max_positions,
         rope=RopeSpec(original_max_position_embeddings=found.max_positions),
         qk_norm=seed % 4 != 1,
-        windows=tuple(5 if (seed + layer) % 4 == 3 else None for layer in range(num_layers)),
+        windows=tuple(7 if (seed + layer) % 4 == 3 else None for layer in range(num_layers)),
     )
     owns = seed % 3 == 2
     # as files can say it: sliding layers, no layer, or every layer

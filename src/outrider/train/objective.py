@@ -32,7 +32,7 @@ __all__ = ["OBJECTIVES", "Objective", "Outcome", "Teacher", "objective_name"]
 
 OBJECTIVES: dict[str, str] = {
     "eagle3": "outrider.train.objectives.eagle3:Eagle3Objective",
-    "dflash": "outrider.train.objectives.dflash.objective:DFlashObjective",
+    "dflash": "outrider.train.objectives.blocks.dflash:DFlashObjective",
     "medusa": "outrider.train.objectives.medusa:MedusaObjective",
     "pard": "outrider.train.objectives.pard:PardObjective",
     "mtp": "outrider.train.objectives.mtp:MtpObjective",

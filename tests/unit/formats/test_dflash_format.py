@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from outrider import CheckpointError, load_proposer
-from outrider.formats.dflash.checkpoint import DFlashCheckpoint, read_dflash, write_native, write_speculators
+from outrider.formats.blocks.dflash import DFlashCheckpoint, read_dflash, write_native, write_speculators
 from outrider.formats.store import provenance
 from outrider.models.dflash import default_layer_ids
 from outrider.proposers.dflash import random_checkpoint
@@ -97,9 +97,13 @@ def test_a_config_as_the_authors_publish_it(tmp_path: Path) -> None:
     assert (spec.drafts_at_root, spec.causal, spec.decoder.qk_norm) == (False, (False,), True)
     assert spec.decoder.rope.theta == 1e6
     assert load_proposer("dflash", TARGET, checkpoint=str(directory)).spec.max_nodes == 15
-    # DeepSpec writes the same keys outside the section
-    edit(directory, lambda config: config.update(config.pop("dflash_config")))
-    assert read_dflash(directory, TARGET).spec == spec
+    # DeepSpec writes the same keys outside the section, and its root drafts too
+    edit(directory, lambda config: config.update(config.pop("dflash_config"), architectures=["Qwen3DSparkModel"]))
+    assert read_dflash(directory, TARGET).spec == replace(spec, drafts_at_root=True)
+    edit(directory, lambda config: config.update(markov_rank=0, num_anchors=512, enable_confidence_head=False))
+    assert read_dflash(directory, TARGET).spec == replace(spec, drafts_at_root=True)
+    edit(directory, lambda config: config.update(target_layer_ids=[-1, *config["target_layer_ids"][1:]]))
+    assert read_dflash(directory, TARGET).spec.layer_ids[0] == 0
 
 
 def test_both_layouts_count_layers_differently(tmp_path: Path) -> None:
@@ -122,7 +126,7 @@ def test_without_ids_the_published_default_is_read(tmp_path: Path) -> None:
     assert read_dflash(directory, TARGET).spec.layer_ids == (4,)  # after layer 6 // 2
 
 
-SLIDING = {"layer_types": ["sliding_attention"], "sliding_window": 5}
+SLIDING = {"layer_types": ["sliding_attention"], "sliding_window": 9}
 
 
 @pytest.mark.parametrize(
@@ -131,16 +135,16 @@ SLIDING = {"layer_types": ["sliding_attention"], "sliding_window": 5}
         ({}, {}, (None,), (False,)),
         ({}, {"causal": True}, (None,), (True,)),
         ({"is_causal": False}, {"causal": True}, (None,), (False,)),
-        (SLIDING, {}, (5,), (True,)),
-        (SLIDING, {"causal": False}, (5,), (False,)),
-        ({**SLIDING, "use_sliding_window": False}, {}, (5,), (True,)),
+        (SLIDING, {}, (9,), (True,)),
+        (SLIDING, {"causal": False}, (9,), (False,)),
+        ({**SLIDING, "use_sliding_window": False}, {}, (9,), (True,)),
     ],
 )
 def test_windows_and_causality(
     keys: dict[str, Any], section: dict[str, Any], windows: object, causal: object, tmp_path: Path
 ) -> None:
     directory = write(tmp_path / "head", random_checkpoint(TARGET, 6))
-    edit(directory, lambda config: config["dflash_config"].pop("causal", None))
+    edit(directory, lambda config: config.pop("is_causal", None))
     edit(directory, lambda config: config["dflash_config"].update(section))
     edit(directory, lambda config: config.update(keys))
     spec = read_dflash(directory, TARGET).spec
@@ -179,6 +183,10 @@ REFUSED: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("native", lambda c: c.update(layer_types=["full_attention"] * 3), "names 3 layer_types"),
     ("native", lambda c: c.update(hidden_act="gelu"), "hidden_act is 'gelu', not 'silu'"),
     ("native", lambda c: c.update(intermediate_size=33), "mlp.gate_proj.weight .* expected"),
+    ("native", lambda c: c.update(SLIDING, sliding_window=3), "sliding_window of fewer positions than a block's 4"),
+    ("native", lambda c: c.update(markov_rank=256), "has markov_rank 256, a network that is not run here"),
+    ("speculators", lambda c: c.update(projector_type="domino"), "has projector_type 'domino', a network that is not"),
+    ("speculators", lambda c: c.update(shift_label=True), "has shift_label true, a network that is not run here"),
     ("speculators", lambda c: c.update(speculators_model_type="eagle3"), "'eagle3'; only 'dflash' is read"),
     ("speculators", lambda c: c.pop("aux_hidden_state_layer_ids"), "aux_hidden_state_layer_ids is missing"),
     ("speculators", lambda c: c.update(aux_hidden_state_layer_ids=[0]), r"aux_hidden_state_layer_ids\[0\] is 0"),

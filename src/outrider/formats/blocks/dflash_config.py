@@ -5,14 +5,15 @@ The authors' layout (z-lab, SpecForge, SGLang, vLLM) is a Qwen3 config with a se
     {"architectures": ["DFlashDraftModel"], "model_type": "qwen3", "block_size": 16, "num_target_layers": 24,
      "dflash_config": {"mask_token_id": 151669, "target_layer_ids": [1, 6, 11, 16, 21]}, ...}
 
-The section's keys may stand outside it, and `block_size` in it. A target layer id k means the state after layer k. The
+`block_size` may stand in the section too. A target layer id k means the state after layer k. DeepSpec (`DSparkModel` in
+the class's name) writes the section's keys at the top, -1 for the embedding, and its root's slot drafts as well. The
 speculators layout has the layers' config in `transformer_layer_config` and our meaning of layer ids:
 
     {"speculators_model_type": "dflash", "block_size": 8, "aux_hidden_state_layer_ids": [2, 7, 12, 17, 22],
      "mask_token_id": 151669, "sample_from_anchor": false, "sliding_window_non_causal": false, ...}
 
-Whether a slot sees later slots: `is_causal`, else `dflash_config.causal`, else no in layers with a sliding window and
-yes in others. A key that is not known here and can change the numbers is refused by name.
+Whether a layer is causal: `is_causal`, else `dflash_config.causal`, else if it has a sliding window. A key that is not
+known here and can change the numbers is refused by name.
 
 Example: ids [1, 6, 11, 16, 21] of the first layout and [2, 7, 12, 17, 22] of the second give the same spec.
 """
@@ -41,6 +42,9 @@ FAMILIES: Final = ("qwen3", "llama", "qwen2", "mistral")
 UNREAD: Final = ("torch_dtype", "dtype", "architectures", "outrider", "auto_map", SECTION)
 SECTION_KEYS: Final = ("mask_token_id", "target_layer_ids", "block_size", "causal")
 OWN: Final = (*SECTION_KEYS, "num_target_layers", "is_causal", "sliding_window_non_causal", "sample_from_anchor")
+OTHER_NETWORKS: Final = {"projector_type": (None, "dflash"), "shift_label": (None, False), "markov_rank": (None, 0)}
+"""Keys of networks that share the layout, and the values with which they change nothing."""
+DEEPSPEC: Final = "DSparkModel"
 MOST_SLOTS: Final = 256
 
 
@@ -82,32 +86,39 @@ def spec_of(config: Mapping[str, Any], file: Path, shapes: Shapes, target_layers
     """
     fields = Fields(config, str(file))
     section = _section(fields, file)
+    for key, neutral in OTHER_NETWORKS.items():
+        if fields.get(key) not in neutral:
+            raise CheckpointError(f"{file} has {key} {shown_json(fields[key])}, a network that is not run here")
     decoder = _decoder(fields, file, shapes)
     told = fields.integer("num_target_layers", None, low=1)
     if told not in (None, target_layers):
         raise CheckpointError(
             f"{file} was made for a target with {told} layers, but this one has {target_layers}; load it with its own"
         )
-    ids = section.integers("target_layer_ids", None, low=0, high=10_000)
+    ids = section.integers("target_layer_ids", None, low=-1, high=10_000)
     layer_ids = tuple(layer + 1 for layer in ids) if ids else default_layer_ids(target_layers, decoder.num_layers)
     if any(layer > target_layers for layer in layer_ids):
         raise CheckpointError(
             f"{file} reads the state after layer {max(layer_ids) - 1}, but the target has layers 0 to "
             f"{target_layers - 1}; load it with its own target"
         )
+    is_deepspec = any(DEEPSPEC in name for name in fields.texts("architectures", None) or ())
     fc, columns = shapes.get("fc.weight", ()), shapes.get("lm_head.weight", ())
     if len(fc) != 2 or fc[1] % len(layer_ids):
         raise CheckpointError(
             f"{file} fuses {len(layer_ids)} states, but fc.weight has shape {fc}; correct target_layer_ids"
         )
+    block_size = section.integer("block_size", low=2, high=MOST_SLOTS)
+    if any(window is not None and window < block_size for window in decoder.windows):
+        raise CheckpointError(f"{file} has a sliding_window of fewer positions than a block's {block_size}; correct it")
     return DFlashSpec(
         decoder=decoder,
-        block_size=section.integer("block_size", low=2, high=MOST_SLOTS),
+        block_size=block_size,
         mask_id=section.integer("mask_token_id", low=0),
         layer_ids=layer_ids,
         target_hidden_size=fc[1] // len(layer_ids),
         draft_vocab_size=columns[0] if columns else decoder.vocab_size,
-        drafts_at_root=bool(fields.flag("sample_from_anchor", None)),
+        drafts_at_root=is_deepspec or bool(fields.flag("sample_from_anchor", None)),
         causal=_causal(fields, section, decoder),
     )
 

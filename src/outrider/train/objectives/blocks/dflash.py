@@ -1,7 +1,7 @@
 """Training a DFlash network, which drafts a block of tokens in one pass (arXiv 2602.06036).
 
-Blocks stand at random anchors, positions after which the target wrote; `network.py` says what their slots see. Slot k
-learns the token k places after its anchor, as far as the target wrote every token up to it:
+Blocks stand at random anchors, positions after which the target wrote; `dflash_network.py` says what their slots see.
+Slot k learns the token k places after its anchor, as far as the target wrote every token up to it:
 
     loss = mean over a text's slots of  w_k * -log q_k(x_{a+k}),     w_k = exp(-(k - 1) / gamma)
 
@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 from outrider.data.texts import Corpus
 from outrider.errors import ConfigError, check_setting
-from outrider.formats.dflash.checkpoint import DFlashCheckpoint, write_native
+from outrider.formats.blocks.dflash import DFlashCheckpoint, write_native
 from outrider.formats.store import provenance
 from outrider.models.dflash import DFlashSpec, default_layer_ids
 from outrider.target import Target
 from outrider.train.batch import Batch
 from outrider.train.objective import Objective, Outcome, Teacher
+from outrider.train.objectives.blocks.dflash_network import Blocks, DFlashTraining
 from outrider.train.objectives.columns import Columns
-from outrider.train.objectives.dflash.network import Blocks, DFlashTraining
 from outrider.train.objectives.eagle3_network import plain
 from outrider.train.objectives.eagle3_start import decoder_spec, parse_layer_ids
 from outrider.train.objectives.layers import draw_weights
@@ -209,7 +209,7 @@ def spec_of(target: Target, config: DFlashObjectiveConfig, mask_id: int) -> DFla
     if config.layer_ids is not None:
         layer_ids = parse_layer_ids(config.layer_ids, target)
     if 0 in layer_ids:
-        raise ConfigError(f"layer_ids={config.layer_ids} names the embedding, which no layout can; start from layer 1")
+        raise ConfigError(f"layer_ids={config.layer_ids} names the embedding, which the layout cannot; start at 1")
     return DFlashSpec(
         decoder=decoder,
         block_size=config.block_size,

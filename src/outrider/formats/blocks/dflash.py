@@ -1,4 +1,4 @@
-"""DFlash networks on disk: reading both layouts (`config.py`), and writing them.
+"""DFlash networks on disk: reading both layouts (`dflash_config.py`), and writing them.
 
     fc.weight                                     [E, A * target's hidden size]
     hidden_norm.weight, norm.weight               [E]
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from outrider.errors import CheckpointError
-from outrider.formats.dflash.config import KIND, LAYER_CONFIG, SECTION, native_of, spec_of
+from outrider.formats.blocks.dflash_config import KIND, LAYER_CONFIG, SECTION, native_of, spec_of
 from outrider.formats.eagle3 import offsets_of
 from outrider.formats.eagle3_tensors import column_ids
 from outrider.formats.hf_config import config_of
@@ -183,7 +183,7 @@ def write_speculators(
             "verifier": {"name_or_path": verifier, "architectures": list(architectures)},
         },
     }
-    if native[SECTION].get("causal"):
+    if native.get("is_causal"):
         config["is_causal"] = True
     config |= {"outrider": dict(checkpoint.provenance)} if checkpoint.provenance else {}
     write_checkpoint(directory, _stored(checkpoint, dtype), config)
@@ -208,8 +208,6 @@ def native_config(checkpoint: DFlashCheckpoint, target_layers: int, dtype: torch
         "mask_token_id": spec.mask_id,
         "target_layer_ids": [layer - 1 for layer in spec.layer_ids],
     }
-    if spec.causal != tuple(window is not None for window in spec.decoder.windows):
-        section["causal"] = all(spec.causal)
     config = config_of(spec.decoder, dtype) | {
         "architectures": ["DFlashDraftModel"],
         "block_size": spec.block_size,
@@ -219,4 +217,6 @@ def native_config(checkpoint: DFlashCheckpoint, target_layers: int, dtype: torch
     }
     if spec.drafts_at_root:
         config["sample_from_anchor"] = True
+    if spec.causal != tuple(window is not None for window in spec.decoder.windows):
+        config["is_causal"] = all(spec.causal)
     return config | ({"outrider": dict(checkpoint.provenance)} if checkpoint.provenance else {})

@@ -1,0 +1,1 @@
+"""Networks on disk that draft a block of tokens in one pass."""

@@ -1,1 +1,0 @@
-"""DFlash networks on disk."""

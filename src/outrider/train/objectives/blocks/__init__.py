@@ -1,0 +1,1 @@
+"""Training of networks that draft a block of tokens in one pass."""
