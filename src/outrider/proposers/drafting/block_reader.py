@@ -115,5 +115,6 @@ class BlockReader:
     def _context(self, feeds: Sequence[Pending]) -> Tensor:
         parts = [part for feed in feeds for part in feed.features]
         if not parts:
-            return torch.empty(0, self.network.spec.decoder.hidden_size, device=self.cache.device)
+            width, dtype = self.network.spec.decoder.hidden_size, self.network.ops.activation_dtype
+            return torch.empty(0, width, dtype=dtype, device=self.cache.device)
         return self.network.fuse(torch.cat(parts))
