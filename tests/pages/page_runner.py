@@ -45,7 +45,7 @@ NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 HELP = (
     "Make it run: name what the reader has by a placeholder that tests/pages/page_world.py makes (MODEL, "
     "my_prompts.jsonl, runs/DIRECTORY, ...), shorten it by <!-- example: with OPTIONS --> above the fence, or say why "
-    "it cannot run: <!-- example: only parsed: REASON --> (commands) or <!-- example: not run: REASON --> (no example). "
+    "it cannot run: <!-- example: only parsed: REASON --> (commands), <!-- example: not run: REASON --> (no example). "
     "tests/pages/page_blocks.py lists the directives."
 )
 
