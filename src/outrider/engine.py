@@ -25,6 +25,7 @@ from outrider.budget import Budget, BudgetChoice, load_budget
 from outrider.loop.arguments import check_types, checked_chunk
 from outrider.loop.clock import Clock
 from outrider.loop.draft_check import check_draft
+from outrider.loop.free_memory import allocating
 from outrider.loop.guard import Guard
 from outrider.loop.memory import MemoryPlan, check_fits
 from outrider.loop.prefixes import PrefixStore
@@ -94,7 +95,8 @@ class Engine:
         self.prefill_chunk = checked_chunk(prefill_chunk, prefill_rows(spec.device))
         self.verifier = verifier(verification)
         self.decoding_threads = target.decoding_threads
-        self.target = target.open(self.memory.cache, proposer.spec.feature_layers)
+        with allocating(f"an engine ({self.memory})", self.memory.remedy, spec.device):
+            self.target = target.open(self.memory.cache, proposer.spec.feature_layers)
         self.proposer = proposer
         self.session_plan = SessionPlan(
             max_slots=self.memory.cache.num_slots,
@@ -102,7 +104,8 @@ class Engine:
             noise=Stream.TARGET if verification == "coupled" else Stream.DRAFT,
             device=spec.device,
         )
-        self.session = proposer.open(self.session_plan)
+        with allocating(f"the proposer of an engine ({self.memory})", self.memory.remedy, spec.device):
+            self.session = proposer.open(self.session_plan)
         self.budget = budget if isinstance(budget, Budget) else load_budget(budget, target, self.memory.num_nodes)
         self.batch = Batch(self.memory.cache.num_slots, self.memory.cache.capacity, spec.eos_ids)
         self.prefixes = PrefixStore(self.memory.prefix_bytes)

@@ -21,7 +21,7 @@ from importlib import import_module
 from typing import Annotated, Any, Union
 
 from outrider.env import check_variables
-from outrider.errors import OutriderError, Terminated, nearest
+from outrider.errors import OutriderError, Terminated, nearest, said
 from outrider.records.display import visible, visible_line
 
 __all__ = ["COMMANDS", "main"]
@@ -77,12 +77,8 @@ def _guarded(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt as stop:
         is_terminated = isinstance(stop, Terminated)
         return _say(str(stop) or ("terminated" if is_terminated else "interrupted"), 143 if is_terminated else 130)
-    except OSError as error:
-        return _failed_system_call(error)
-    except MemoryError as error:
-        return _say(f"there is not enough memory ({error or 'an allocation failed'}); use a smaller batch or model", 2)
     except Exception as error:
-        return _our_fault(error)
+        return _failed(error)
 
 
 def _run(words: list[str]) -> int:
@@ -188,6 +184,24 @@ def _discard(stream: Any) -> None:
     """Let what is left in a buffer go nowhere, so that the interpreter does not complain when it ends."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _failed(error: Exception) -> int:
+    """Say what ended a command that no part of it has explained."""
+    if "torch" in sys.modules or isinstance(error, MemoryError):  # what has no PyTorch takes no memory
+        import torch
+
+        from outrider.loop.free_memory import free_bytes, is_out_of_memory
+        from outrider.records.files import size
+
+        if is_out_of_memory(error):
+            free = size(free_bytes(torch.device("cpu")))
+            return _say(
+                f"there is not enough memory ({said(error)}), with {free} free; use fewer requests at once, shorter "
+                "texts, --weights int4 or a smaller model",
+                2,
+            )
+    return _failed_system_call(error) if isinstance(error, OSError) else _our_fault(error)
 
 
 def _our_fault(error: Exception) -> int:

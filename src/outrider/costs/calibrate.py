@@ -38,7 +38,7 @@ from outrider.costs.tables import CostFile, MeasuredCosts, TargetCosts, typical_
 from outrider.draft import Draft
 from outrider.errors import CapacityError, ConfigError, RunError
 from outrider.loop.clock import Clock
-from outrider.loop.memory import free_bytes
+from outrider.loop.free_memory import free_bytes
 from outrider.requests.text import TextStream
 from outrider.sampling import SamplingParams, choose
 from outrider.target import Target, as_tensor
@@ -190,9 +190,15 @@ def _check_fits(target: Target, grid: _Grid) -> None:
     per_slot = plan.bytes_per_slot + 2 * rows * target.spec.vocab_size * 4  # logits, and a copy to choose from
     free = free_bytes(target.spec.device)
     if slots * per_slot > free:
+        fitting = int(free // per_slot)
+        remedy = (
+            f"batches={fitting} would fit"
+            if fitting
+            else f"not even one fits; give contexts below {max(grid.contexts)}"
+        )
         raise CapacityError(
             f"batches={slots} with contexts={max(grid.contexts)} and rows={rows} needs {slots * per_slot / 1e9:.1f} GB"
-            f" and {free / 1e9:.1f} GB are free; batches={int(free // per_slot)} would fit"
+            f" and {free / 1e9:.1f} GB are free; {remedy}"
         )
 
 

@@ -12,17 +12,17 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Self
 
-import psutil
 import torch
 
 from outrider.cache import CachePlan
 from outrider.errors import CapacityError, ConfigError
+from outrider.loop.free_memory import free_bytes
 from outrider.proposer import Proposer
 from outrider.records.display import shown
 from outrider.records.values import whole
 from outrider.target import Target, TargetSpec
 
-__all__ = ["MemoryPlan", "check_fits", "free_bytes", "give_back"]
+__all__ = ["MemoryPlan", "check_fits", "give_back"]
 
 MOST_SLOTS = 2**20
 MOST_KEPT = 2**30
@@ -90,6 +90,14 @@ class MemoryPlan:
         return min(self.cache.num_bytes, MOST_KEPT, max(0, spare // 2)) if spec.batch_invariant else 0
 
     @property
+    def remedy(self) -> str:
+        """Settings to reduce where memory ends in spite of the plan."""
+        cache = self.cache
+        slots, capacity = max(1, cache.num_slots // 2), max(2, cache.capacity // 2)
+        kept = "prefix_cache_bytes=0, " if self.prefix_bytes else ""
+        return f"use {kept}max_batch={slots} or max_len={capacity}"
+
+    @property
     def num_forced(self) -> int:
         """The most tokens of an answer's form that a step drafts."""
         return max(self.num_nodes, LEAST_FORCED)
@@ -119,27 +127,37 @@ def check_fits(plan: MemoryPlan, device: torch.device) -> None:
     if plan.new_bytes <= free:
         return
     cache, prefix_bytes = plan.cache, plan.prefix_bytes
+    asked = f"max_batch={cache.num_slots} with max_len={cache.capacity}"
     if (left := free - plan.new_bytes + prefix_bytes) >= 0:
         raise CapacityError(
-            f"prefix_cache_bytes={prefix_bytes} beside max_batch={cache.num_slots} and max_len={cache.capacity} needs "
+            f"prefix_cache_bytes={prefix_bytes} beside {asked.replace(' with ', ' and ')} needs "
             f"{_size(plan.new_bytes)} and {_size(free)} are free; prefix_cache_bytes={left} would fit"
         )
-    per_slot = (plan.new_bytes - prefix_bytes) / cache.num_slots
-    slots = int(free // per_slot)
-    tokens = max(
-        0, int((free / cache.num_slots - plan.logits_bytes / cache.num_slots) // cache.bytes_per_token) - cache.tail
-    )
-    raise CapacityError(
-        f"max_batch={cache.num_slots} with max_len={cache.capacity} needs {_size(plan.new_bytes)} and "
-        f"{_size(free)} are free; max_batch={slots} or max_len={tokens} would fit"
-    )
+    raise CapacityError(f"{asked} needs {_size(plan.new_bytes)} and {_size(free)} are free; {_remedy(plan, free)}")
 
 
-def free_bytes(device: torch.device) -> int:
-    """Return the bytes that are free on the device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+def _remedy(plan: MemoryPlan, free: int) -> str:
+    """Return the settings that would fit in this memory, without kept prefixes."""
+    cache = plan.cache
+    slots = free // ((plan.new_bytes - plan.prefix_bytes) // cache.num_slots)
+    longest = _longest(plan, cache.num_slots, free)
+    fits = [f"max_batch={slots}"] * (slots >= 1) + [f"max_len={longest}"] * (longest >= 2)
+    if not fits and (longest := _longest(plan, 1, free)) >= 2:
+        fits = [f"max_batch=1 with max_len={longest}"]
+    if not fits:
+        return "no setting fits beside the weights; use a smaller target, or weights of fewer bits (weights='int4')"
+    return f"{' or '.join(fits)} would fit" + (" with prefix_cache_bytes=0" if plan.prefix_bytes else "")
+
+
+def _longest(plan: MemoryPlan, num_slots: int, free: int) -> int:
+    """Return the largest max_len at which so many slots fit; below 2 where none does."""
+    logits_bytes = plan.logits_bytes // plan.cache.num_slots * num_slots
+    low, high = 1, plan.cache.capacity
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = replace(plan.cache, num_slots=num_slots, capacity=middle).num_bytes + logits_bytes <= free
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low
 
 
 def give_back() -> None:

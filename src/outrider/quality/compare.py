@@ -25,7 +25,7 @@ from torch import Tensor
 
 from outrider.draft import Draft
 from outrider.errors import CapacityError, ConfigError, RunError
-from outrider.loop.memory import free_bytes
+from outrider.loop.free_memory import free_bytes
 from outrider.records.progress import Listener, Progress, unheard
 from outrider.target import Target, TargetSession
 

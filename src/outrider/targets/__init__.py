@@ -14,6 +14,7 @@ from outrider.errors import ConfigError, nearest
 from outrider.formats.directory import CONFIG, check_directory
 from outrider.formats.locate import locate
 from outrider.formats.tokenizer import load_tokenizer
+from outrider.loop.free_memory import allocating
 from outrider.models.weight_kinds import WeightsChoice
 from outrider.records.files import size
 from outrider.records.json_fields import read_json
@@ -104,13 +105,22 @@ def load_target(
             )
         kind = "bf16"
     # 2. a GGUF file runs as it is
-    file = stored_file(name, kind) if kind != "bf16" else None
-    if file is not None:
-        target = _from_gguf(file, name, numbers, listen)
-    else:
-        target = _from_directory(name, kind, numbers, place, backend, trusts, listen)
+    with allocating(f"loading {name} with weights={kind!r} in {dtype}", _smaller(kind, numbers), place):
+        file = stored_file(name, kind) if kind != "bf16" else None
+        if file is not None:
+            target = _from_gguf(file, name, numbers, listen)
+        else:
+            target = _from_directory(name, kind, numbers, place, backend, trusts, listen)
     log.info("%s: %s, %s", name, target.spec.weights, size(target.spec.weight_bytes))
     return target
+
+
+def _smaller(kind: WeightsChoice, dtype: torch.dtype) -> str:
+    """Return what takes less memory than these weights."""
+    if kind == "int4":
+        return "use a smaller model"
+    narrower = " and dtype='bfloat16'" if dtype in (torch.float32, torch.float64) else ""
+    return f"use weights='int4'{narrower}, which takes about a quarter of bf16, or a smaller model"
 
 
 def _from_gguf(file: Path, name: str, dtype: torch.dtype, listen: Listener) -> Target:

@@ -16,6 +16,7 @@ Worked example: a head of 250 million parameters for Qwen2.5-7B (V 152064, E 358
 from dataclasses import dataclass, fields
 from typing import Self
 
+from outrider.errors import CapacityError
 from outrider.records.files import size
 from outrider.train.config import TrainConfig
 from outrider.train.features import FeatureReader
@@ -24,6 +25,8 @@ from outrider.train.objective import Objective, Teacher
 __all__ = ["Estimate", "num_parameters"]
 
 BYTES_PER_PARAMETER = 16
+LEAST_ROW = 16
+"""Tokens of a row below which hardly a text is left."""
 LOGITS_ALIVE = 3
 
 
@@ -52,6 +55,31 @@ class Estimate:
             features=tokens * reader.width * reader.dtype.itemsize,
             logits=tokens * spec.vocab_size * 4 * LOGITS_ALIVE,
         )
+
+    def check_fits(self, config: TrainConfig, free: int) -> None:
+        """Refuse a run whose passes do not fit in the memory that is free beside what is loaded already.
+
+        Raises:
+            CapacityError: naming rows that would fit, or a row length.
+        """
+        tokens = config.rows * config.row_length
+        fixed, of_pass = self.trained + self.reading, self.features + self.logits
+        if fixed + of_pass <= free:
+            return
+        # activations come on top, so twice of what is known
+        fitting = max(0, free - fixed) * tokens // (2 * of_pass)
+        asked = (
+            f"rows={config.rows} of row_length={config.row_length} need {size(fixed + of_pass)} and activations, and "
+        )
+        if fitting >= config.row_length:
+            rows = fitting // config.row_length
+            passes = -(-config.rows * config.accumulation // rows)
+            steps = f"rows={rows} would fit, with accumulation={passes} for equal steps"
+        elif fitting >= LEAST_ROW:
+            steps = f"rows=1 with row_length={fitting} would fit"
+        else:
+            steps = "no rows fit beside the weights that are trained; use a smaller target or a smaller head"
+        raise CapacityError(f"{asked}{size(free)} are free; {steps}")
 
     @property
     def total(self) -> int:

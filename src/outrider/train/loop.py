@@ -32,6 +32,7 @@ from torch.optim import AdamW
 
 from outrider.errors import RunError
 from outrider.formats.token_ranking import write_ranking
+from outrider.loop.free_memory import allocating
 from outrider.records.files import replacing_directory, writing
 from outrider.train.batch import Batch
 from outrider.train.checkpoints import Progressed, load_checkpoint, newest, save_checkpoint
@@ -143,7 +144,8 @@ class Trainer:
         """Take one step and do what is due after it; return whether to stop now."""
         before, number = self.progressed, self.progressed.step
         start = perf_counter()
-        sums = self._gradients(number)
+        with allocating(f"a step of rows={self.config.rows} x {self.config.row_length}", self._less, self.device):
+            sums = self._gradients(number)
         rate = learning_rate(number, self.num_steps, self.config)
         norm = self._update(sums, number, rate)
         spent = perf_counter() - start
@@ -161,6 +163,13 @@ class Trainer:
         self._tell(step.epoch, loss, rate)
         self._save_if_due(sums.stop)
         return sums.stop
+
+    @property
+    def _less(self) -> str:
+        """Settings to reduce where a step does not fit in memory."""
+        rows, length, accumulation = self.config.rows, self.config.row_length, self.config.accumulation
+        fewer = f"rows={rows // 2} and accumulation={2 * accumulation}" if rows > 1 else f"row_length={length // 2}"
+        return f"use {fewer}; the run resumes with its own settings, so start a new one"
 
     def _gradients(self, number: int) -> _Sums:
         """Run backward over the micro-batches of a step; leave gradients as sums over the texts of all processes."""

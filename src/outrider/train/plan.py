@@ -20,6 +20,7 @@ from outrider.data.texts import Corpus, Data, Texts, count
 from outrider.errors import ConfigError
 from outrider.formats.store import fingerprint
 from outrider.formats.token_ranking import rank_tokens
+from outrider.loop.free_memory import free_bytes
 from outrider.records.files import size
 from outrider.records.provenance import collect_manifest, template_hash
 from outrider.target import Target
@@ -136,7 +137,9 @@ class TrainPlan:
         say(f"{setup.method} for {target.spec.name}: {num_parameters(objective) / 1e6:.2f} million trained weights")
         _describe(setup, corpus, schedule, processes, say)
         is_live = setup.features == "live"
-        say(f"memory on {processes.device}: {Estimate.of(teacher, objective, config, reader, is_live)}")
+        estimate = Estimate.of(teacher, objective, config, reader, is_live)
+        say(f"memory on {processes.device}: {estimate}")
+        estimate.check_fits(config, free_bytes(processes.device))
         longest_prompt = max(1, target.spec.max_positions - config.real_tau_tokens)
         return cls(
             setup=setup,

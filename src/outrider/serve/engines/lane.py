@@ -12,7 +12,8 @@ from typing import final
 
 from outrider.budget import load_budget
 from outrider.engine import Engine, Recorder
-from outrider.errors import RequestError, is_failure, on_one_line
+from outrider.errors import RequestError, is_failure, on_one_line, said
+from outrider.loop.free_memory import is_out_of_memory
 from outrider.proposer import Proposer
 from outrider.requests.events import Event
 from outrider.serve.config import ServeConfig
@@ -109,7 +110,11 @@ class Lane:
     def fail(self, error: BaseException) -> None:
         """End the requests of a step that failed: all but those that were not yet due."""
         log.error("a step failed: %s", on_one_line(str(error)), exc_info=error)
-        failure = Failure(f"the engine failed in a step ({type(error).__name__}: {on_one_line(str(error))})", 500)
+        if is_out_of_memory(error):
+            plan = self.engine.memory
+            failure = Failure(f"memory ended in a step ({plan}); send shorter prompts, or {plan.remedy}", 503)
+        else:
+            failure = Failure(f"the engine failed in a step ({said(error)})", 500)
         try:
             for id in list(self._due()):
                 self.cancel(self.tickets[id], failure)
