@@ -5,6 +5,7 @@ a copy of its matcher, in microseconds. llguidance compiles by recursion, and a 
 the stack of an ordinary thread and end the process. So forms are limited in length and compiled on a deep stack.
 """
 
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -16,11 +17,13 @@ from transformers import PreTrainedTokenizerFast
 from outrider.errors import RequestError, is_failure, on_one_line
 from outrider.params import StructuredOutputs
 
-__all__ = ["Forms"]
+__all__ = ["Forms", "words_of"]
 
 NUM_KEPT: Final = 64
 LONGEST: Final = 2**17
 """The most characters of a form."""
+META: Final = frozenset(r"\.+*?()|[]{}^$#&-~")
+"""Characters that stand for themselves behind a backslash alone."""
 STACK_BYTES: Final = 2**28
 _STACK_SIZE: Final = threading.Lock()
 
@@ -76,6 +79,8 @@ class Forms:
             if kind == "json":
                 options = {"whitespace_flexible": not wanted.disable_any_whitespace}
                 grammar = LLMatcher.grammar_from_json_schema(text, defaults=options)
+            elif kind == "choice":  # as alternatives of a grammar at most 2,000 would do
+                grammar = LLMatcher.grammar_from_regex("|".join(map(_literal, json.loads(text))))
             else:
                 grammar = grammar_from(kind, text)
         except ValueError as error:
@@ -84,8 +89,10 @@ class Forms:
         if wrong and not wrong.startswith("WARNING"):
             raise _refusal(kind, wrong)
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
-        if matcher.is_error():
-            raise _refusal(kind, matcher.get_error())
+        first = matcher.deep_copy()
+        first.compute_bitmask()  # some forms fail here alone, such as one that refers to nothing but itself
+        if first.is_error():
+            raise _refusal(kind, words_of(first))
         return matcher
 
 
@@ -111,6 +118,20 @@ def _on_a_deep_stack(work: Callable[[], Any]) -> Any:
     if errors:
         raise errors[0]
     return found[0]
+
+
+def words_of(matcher: Any) -> str:
+    """Return the error of a matcher on one line, without its state, which takes pages."""
+    return on_one_line(str(matcher.get_error()).partition("\n<state>")[0])
+
+
+def _literal(text: str) -> str:
+    """Return an expression for this text alone.
+
+    >>> _literal("a.b")
+    'a\\\\.b'
+    """
+    return "".join(f"\\{char}" if char in META else char for char in text)
 
 
 def _refusal(kind: str, said: str) -> RequestError:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from outrider.processors.base import Processor
+from outrider.processors.forms import words_of
 
 __all__ = ["Grammar"]
 
@@ -78,4 +79,4 @@ class Grammar(Processor):
 
     def failure(self) -> str | None:
         self._allowed()  # an error may show up only here
-        return str(self.matcher.get_error()) if self.matcher.is_error() else None
+        return words_of(self.matcher) if self.matcher.is_error() else None

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -272,3 +273,42 @@ def test_a_ban_that_is_over_costs_nothing(target: Target) -> None:
     state.advance(5)
     state.advance(6)
     assert state.is_idle
+
+
+def test_a_choice_may_have_thousands_of_strings(target: Target) -> None:
+    choice = [f"{number:b}" for number in range(3000)] + ["a.b\n$^", "(é|#) -&~"]
+    for params in (
+        SamplingParams(),
+        SamplingParams(logit_bias={7: 100, 65: 100}),
+        SamplingParams(temperature=1, seed=5),
+    ):
+        form = StructuredOutputs(choice=choice)
+        [answer] = Engine(target, NoProposer()).generate("x", replace(params, max_tokens=40, structured_outputs=form))
+        assert answer.finished == "eos"
+        assert answer.text in choice
+    special = SamplingParams(structured_outputs=StructuredOutputs(choice=["a.b*c"]), max_tokens=9)
+    assert Engine(target, NoProposer()).generate("x", special)[0].text == "a.b*c"
+
+
+@pytest.mark.parametrize("grammar", ["start: start", "root ::= root"])
+def test_a_form_without_a_first_token_is_refused_before_decoding(target: Target, grammar: str) -> None:
+    wanted = SamplingParams(structured_outputs=StructuredOutputs(grammar=grammar))
+    with pytest.raises(RequestError) as refused:
+        Engine(target, NoProposer()).add("x", wanted)
+    assert str(refused.value).startswith("grammar of structured_outputs cannot be compiled: ")
+    assert str(refused.value).isprintable()
+
+
+def test_a_form_that_fails_on_the_way_says_why_on_one_line(target: Target) -> None:
+    params = SamplingParams(structured_outputs=StructuredOutputs(regex="(a{1000}){1000}"), max_tokens=5)
+    engine = Engine(target, NoProposer())
+    try:
+        [answer] = engine.generate("x", params)
+    except RequestError as error:  # llguidance notices it at the first token or behind it
+        said = str(error)
+    else:
+        assert answer.error is not None
+        said = answer.error
+    assert "too many expressions" in said
+    assert said.isprintable()
+    assert len(said) < 400
