@@ -12,7 +12,7 @@ taken; where two do not fit, fewer groups of each cell are measured.
 Example: 100 s and passes of 20 s are five passes: n = 6 takes 3.5 + 1.3 = 4.8 of them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
@@ -20,6 +20,9 @@ from time import monotonic
 from typing import Any, Final, Self
 
 from outrider.bench.cells import Cell
+from outrider.errors import ConfigError
+from outrider.proposers.method_spec import method_specs
+from outrider.records.json_fields import Fields
 from outrider.results.unit import UnitResult
 from outrider.tuning.prices.predict import Pick, Predicted
 from outrider.tuning.prompts import capped
@@ -102,13 +105,31 @@ class Shortlist:
         return {"choices": [list(choice) for choice in self.choices], "share": self.share}
 
     @classmethod
-    def from_plain(cls, value: Mapping[str, Any]) -> Self:
-        """Return the shortlist that a run has kept."""
-        return cls(tuple(Pick(*choice) for choice in value["choices"]), float(value["share"]))
+    def from_plain(cls, kept: Fields) -> Self:
+        """Return the shortlist that a run has kept.
+
+        Raises:
+            OutriderError: of the class of `kept`, if it is damaged.
+        """
+        choices = kept.array("choices")
+        if not all(map(_is_choice, choices)):
+            kept.refuse("choices", "a list of methods, each with fixed or auto")
+        return cls(tuple(Pick(text, budget) for text, budget in choices), kept.number("share", above=0.0, high=1.0))
 
     def capped(self, cell: Cell) -> Cell:
         """Return a cell with its share of the groups, one at least."""
         return capped(cell, ceil(self.share * len(cell.groups)))
+
+
+def _is_choice(value: object) -> bool:
+    """Return whether a value is a method that is known, with its settings, and a budget."""
+    match value:
+        case [str(text), "fixed" | "auto"]:
+            try:
+                return bool(method_specs([text]))
+            except ConfigError:
+                return False
+    return False
 
 
 def shortlist(

@@ -274,7 +274,7 @@ class _Tuning:
         kept = self.files.shortlist()
         plan = (
             Shortlist.from_plain(kept)
-            if kept
+            if kept is not None
             else shortlist(predicted, forecasts.plain, seconds, self.schedule.prefill_s)
         )
         self.files.keep_shortlist(plan.to_plain())

@@ -14,16 +14,16 @@ Example: `RunFiles(Path("runs/x")).replays` is empty in a new run.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, TypeVar, final
 
 from outrider.data.workloads import Conversation
-from outrider.errors import RunError
+from outrider.errors import RunError, on_one_line
 from outrider.metrics import SlotStep
-from outrider.records.codec import parsed
 from outrider.records.files import write_text, writing
+from outrider.records.json_fields import Fields, parse_json, read_json
 from outrider.records.provenance import Manifest, manifest_from_json, manifest_to_json
 from outrider.results.store import difference
 from outrider.tuning.replays.replay import Key, Reach, Walk
@@ -31,12 +31,15 @@ from outrider.tuning.replays.texts import Text
 
 __all__ = ["Replays", "RunFiles"]
 
+T = TypeVar("T")
+
 MANIFEST: Final = "manifest.json"
 PROMPTS: Final = "prompts.jsonl"
 ANSWERS: Final = "answers.json"
 REPLAYS: Final = "replays.json"
 SHORTLIST: Final = "shortlist.json"
 REPORT: Final = "report.json"
+DELETE: Final = "delete it and run the same command again"
 REMEDY: Final = "free space or give another --run-dir"
 ANY: Final = 0
 """Number of requests of steps that are the same for all."""
@@ -73,7 +76,11 @@ class RunFiles:
         if not path.exists():
             self._write(MANIFEST, manifest_to_json(manifest))
             return manifest
-        started = manifest_from_json(path.read_text(encoding="utf-8"))
+        try:
+            started = manifest_from_json(path.read_text(encoding="utf-8"))
+        except (RunError, OSError, ValueError) as error:
+            flaw = on_one_line(str(error).partition(";")[0])
+            raise RunError(f"{path} cannot be read ({flaw}); give a new --run-dir") from error
         if differs := difference(started, manifest):
             raise RunError(
                 f"{self.directory} was started with {differs}; tune with the same settings or give a new --run-dir"
@@ -91,24 +98,42 @@ class RunFiles:
 
     def ids(self) -> list[str]:
         """Return the ids of the prompts that were answered; none in a new run."""
-        return [str(id) for id in self._read(ANSWERS).get("ids", [])]
+        kept = self._read(ANSWERS)
+        return [] if kept is None else kept.texts("ids")
 
     def prompt_ids(self) -> frozenset[str]:
         """Return the ids of the prompts that count; none in a new run."""
         path = self.directory / PROMPTS
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-        return frozenset(str(parsed(line, str(path))["id"]) for line in lines if line.strip())
+        if not path.exists():
+            return frozenset()
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} cannot be read ({on_one_line(str(error))}); {DELETE}") from error
+        rows = (parse_json(line, str(path), RunError, DELETE) for line in lines if line.strip())
+        return frozenset(row.text("id") for row in rows)
 
     def replays(self, texts: Mapping[Key, Text]) -> Replays:
-        """Return the finished replays along these answers."""
-        found, plain = Replays(), self._read(REPLAYS)
-        for base, reaches in plain.get("reaches", {}).items():
-            found.reaches[base] = {(id, turn): Reach(tuple(a), tuple(b)) for id, turn, a, b in reaches}
-        for setting, by_batch in plain.get("walks", {}).items():
-            found.walks[setting] = {
-                int(batch): {(id, turn): _walk(texts[id, turn], steps) for id, turn, steps in walks}
-                for batch, walks in by_batch.items()
-            }
+        """Return the finished replays along these answers; one along others counts as not made."""
+        found, kept = Replays(), self._read(REPLAYS)
+        if kept is None:
+            return found
+        try:
+            for base, reaches in kept.section("reaches").items():
+                along = {(id, turn): Reach(_counts(lengths), _counts(right)) for id, turn, lengths, right in reaches}
+                if _fits(along, texts, _is_reach):
+                    found.reaches[base] = along
+            for setting, by_batch in kept.section("walks").items():
+                walks = {
+                    int(batch): {
+                        (id, turn): _walk(texts[id, turn], steps) for id, turn, steps in walks if (id, turn) in texts
+                    }
+                    for batch, walks in by_batch.items()
+                }
+                if walks and all(_fits(along, texts, _is_walk) for along in walks.values()):
+                    found.walks[setting] = walks
+        except (AttributeError, TypeError, ValueError) as error:  # values of other kinds than this file holds
+            raise RunError(f"{kept.where} is damaged ({on_one_line(str(error))}); {DELETE}") from error
         return found
 
     def keep_replays(self, replays: Replays) -> None:
@@ -123,8 +148,8 @@ class RunFiles:
         }
         self._write(REPLAYS, json.dumps({"reaches": reaches, "walks": walks}))
 
-    def shortlist(self) -> dict[str, Any]:
-        """Return what `keep_shortlist` kept; empty in a new run."""
+    def shortlist(self) -> Fields | None:
+        """Return what `keep_shortlist` kept; None in a new run."""
         return self._read(SHORTLIST)
 
     def keep_shortlist(self, plain: Mapping[str, Any]) -> None:
@@ -138,14 +163,36 @@ class RunFiles:
     def _write(self, name: str, text: str) -> None:
         write_text(self.directory / name, text + "\n", REMEDY)
 
-    def _read(self, name: str) -> dict[str, Any]:
+    def _read(self, name: str) -> Fields | None:
         path = self.directory / name
-        if not path.exists():
-            return {}
-        value = parsed(path.read_text(encoding="utf-8"), str(path))
-        if not isinstance(value, dict):
-            raise RunError(f"{path} is damaged; delete it and run the same command again")
-        return value
+        return read_json(path, RunError, DELETE) if path.exists() else None
+
+
+def _counts(values: Any) -> tuple[int, ...]:
+    """
+    Raises:
+        ValueError: if these are no counts.
+    """
+    if any(type(value) is not int or value < 0 for value in values):
+        raise ValueError("it holds something else where counts belong")
+    return tuple(values)
+
+
+def _fits(along: Mapping[Key, T], texts: Mapping[Key, Text], is_along: Callable[[T, int], bool]) -> bool:
+    """Return whether these are replays along exactly these answers."""
+    return along.keys() == texts.keys() and all(
+        is_along(one, len(texts[key].known.answer)) for key, one in along.items()
+    )
+
+
+def _is_reach(reach: Reach, num_tokens: int) -> bool:
+    return len(reach.lengths) == len(reach.right) == num_tokens
+
+
+def _is_walk(walk: Walk, num_tokens: int) -> bool:
+    return sum(step.num_emitted for step in walk) == num_tokens and all(
+        step.num_accepted <= min(step.num_nodes, step.num_emitted) and step.num_emitted > 0 for step in walk
+    )
 
 
 def _plain(walk: Walk) -> list[list[int]]:
@@ -154,7 +201,7 @@ def _plain(walk: Walk) -> list[list[int]]:
 
 def _walk(text: Text, steps: Sequence[Sequence[int]]) -> Walk:
     place, found = 0, list[SlotStep]()
-    for nodes, depth, accepted, emitted in steps:
+    for nodes, depth, accepted, emitted in map(_counts, steps):
         found.append(
             SlotStep(
                 request=0,
