@@ -84,7 +84,10 @@ def facts_of(target: str | Path | Target) -> TargetFacts:
 
 def cached_snapshot(hub_id: str) -> Path | None:
     """Return the directory of a repository in the hub's cache; None if its config.json is not there."""
-    found = try_to_load_from_cache(hub_id, CONFIG)
+    try:
+        found = try_to_load_from_cache(hub_id, CONFIG)
+    except (OSError, ValueError):  # a damaged reference in the cache, or a name that the hub does not allow
+        return None
     return Path(found).parent if isinstance(found, str) else None
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from outrider.env import data_directory
-from outrider.errors import ConfigError, RunError, nearest
+from outrider.errors import ConfigError, RunError, nearest, on_one_line
 from outrider.records.codec import from_plain
+from outrider.records.display import shown
 
 __all__ = ["preset_file", "read_record", "read_toml"]
 
@@ -43,21 +44,23 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); give a TOML file") from error
+    except (OSError, ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+        raise ConfigError(f"{path} cannot be read ({on_one_line(str(error))}); give a TOML file") from error
 
 
-def read_record(kind: type[T], table: Mapping[str, Any], where: str) -> T:
+def read_record(kind: type[T], table: Any, where: str) -> T:
     """Return a dataclass with the values of a table.
 
     Raises:
-        ConfigError: for a field that is unknown, missing or of the wrong type.
+        ConfigError: for a field that is unknown, missing or of the wrong type, or a value that is no table.
     """
     assert dataclasses.is_dataclass(kind)
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{where} is {shown(table)}, not a table; write its settings under a heading in brackets")
     known = [field.name for field in dataclasses.fields(kind)]
     for name in table:
         if name not in known:
-            raise ConfigError(f"{where} has no setting '{name}'{nearest(name, known)}")
+            raise ConfigError(f"{where} has no setting {shown(name)}{nearest(name, known)}")
     try:
         return from_plain(kind, dict(table))
     except RunError as error:

@@ -7,7 +7,7 @@ Example: `RefusalError("too many requests wait", 503, retry_s=1)` is status 503 
 
 from typing import Any, Final, final
 
-from outrider.records.display import visible_line
+from outrider.errors import on_one_line
 
 __all__ = ["RefusalError", "error_body"]
 
@@ -20,6 +20,9 @@ TYPES: Final = {
     503: "service_unavailable_error",
 }
 """Status -> type; any other is a "server_error"."""
+
+MOST_CHARS: Final = 1000
+"""Longest message: what a client sent comes back shortened."""
 
 
 @final
@@ -50,4 +53,4 @@ def error_body(message: str, status: int, param: str | None = None) -> dict[str,
     """Return the body of an error."""
     kind = TYPES.get(status, "server_error")
     code = "invalid_api_key" if status == 401 else "model_not_found" if param == "model" else None
-    return {"error": {"message": visible_line(message), "type": kind, "param": param, "code": code}}
+    return {"error": {"message": on_one_line(message, MOST_CHARS), "type": kind, "param": param, "code": code}}

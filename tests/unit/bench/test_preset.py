@@ -16,6 +16,7 @@ from outrider.cli.commands.bench import with_settings
 from outrider.data.workloads import Conversation, load_category
 from outrider.errors import ConfigError
 from outrider.proposers.method_spec import method_specs
+from outrider.records.presets import read_record
 
 ROOT = Path(outrider.__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "Makefile"]
@@ -127,3 +128,20 @@ def test_a_batch_larger_than_its_category_is_no_cell() -> None:
 
 def test_an_optional_engine_of_a_preset_stays_optional() -> None:
     assert {"vllm", "llama.cpp"} <= {*chosen("engines", {}).optional}
+
+
+@pytest.mark.parametrize(
+    "text", ["batches = " + "[" * 3000, "seed = " + "9" * 5000, "\x00", "title = '\ud800'", "methods = 'a", "= 1"]
+)
+def test_text_that_is_no_toml_is_one_sentence(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ConfigError, match=r"own\.toml cannot be read \(.*\); give a TOML file") as refused:
+        chosen(str(path), {})
+    assert len(str(refused.value)) < 500
+    assert str(refused.value).isprintable()
+
+
+def test_a_value_where_a_table_belongs_is_one_sentence() -> None:
+    with pytest.raises(ConfigError, match="x is 3, not a table"):
+        read_record(BenchConfig, 3, "x")

@@ -265,3 +265,16 @@ def test_the_embedded_target_has_its_shipped_heads() -> None:
 def test_a_name_that_is_no_model_is_refused(name: str, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         drafters_of(name)
+
+
+@pytest.mark.parametrize("reference", [b"\xff\xfe", b"", b"../..", b"\x00"])
+def test_a_damaged_copy_in_the_cache_counts_as_none(reference: bytes, hub: Path, tmp_path: Path) -> None:
+    target = tmp_path / "Llama-3.1-8B-Instruct"
+    target.mkdir()
+    (target / "config.json").write_text(json.dumps(LLAMA_8B))
+    put(hub, HEAD, HEAD_CONFIG).parents[1].joinpath("refs", "main").write_bytes(reference)
+    assert named(drafters_of(target), HEAD).is_ready is False
+
+
+def test_a_name_that_the_hub_does_not_allow_is_on_no_disk() -> None:
+    assert facts_of("a--b/c..d").has_files is False

@@ -133,6 +133,14 @@ def test_null_is_as_if_a_switch_were_left_out(server: Served) -> None:
         assert server.http.post(f"/v1/{path}", json=body | nulls).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "change", [{"model": "m" * 5000}, {"logit_bias": {"k" * 5000: 1}}, {"outrider_method": "x" * 1024}]
+)
+def test_what_a_client_sent_comes_back_shortened(server: Served, change: dict[str, Any]) -> None:
+    message = server.http.post("/v1/chat/completions", json=CHAT | change).json()["error"]["message"]
+    assert 10 < len(message) <= 1100
+
+
 def test_a_body_of_another_type_is_refused(server: Served) -> None:
     # a page of another origin can send these without asking first
     for headers in ({}, {"Content-Type": "text/plain"}):
