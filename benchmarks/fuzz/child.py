@@ -4,6 +4,7 @@ import faulthandler
 import importlib
 import os
 import random
+import resource
 import sys
 import tempfile
 import traceback
@@ -11,16 +12,16 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.fuzz.driver import READY, rng_of
+from benchmarks.fuzz.driver import MOST_BYTES, MOST_DATA, READY, TOO_LARGE, rng_of
 from benchmarks.fuzz.kinds import KINDS
 
 from outrider.errors import OutriderError
 
-Kind = Callable[[random.Random, Path], None]
+Use = Callable[[random.Random, Path], None]
 MAX_MESSAGE_CHARS = 1000
 
 
-def attempt(kind: Kind, rng: random.Random) -> str:
+def attempt(kind: Use, rng: random.Random) -> str:
     """Return "taken", "refused", or why this input is a failure, on one line."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
         try:
@@ -53,11 +54,17 @@ def main() -> None:
     os.dup2(quiet, 1)
     if not os.environ.get("FUZZ_STDERR"):
         os.dup2(quiet, 2)
-    module, _, function = KINDS[name].partition(":")
-    kind: Kind = getattr(importlib.import_module(module), function)
+    module, _, function = KINDS[name].place.partition(":")
+    kind: Use = getattr(importlib.import_module(module), function)
     print(READY, file=outcomes)
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_DATA, MOST_DATA))
     for seed in range(first, first + num):
-        print(attempt(kind, rng_of(name, seed)), file=outcomes)
+        outcome = attempt(kind, rng_of(name, seed))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if peak > MOST_BYTES:  # of this process for good, so another takes the seeds that are left
+            print(f"{TOO_LARGE} {peak >> 20} MiB ({outcome})", file=outcomes)
+            return
+        print(outcome, file=outcomes)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Damaged GGUF files: bytes, header, metadata, tensors and parts of a tiny model."""
+"""Damaged GGUF files: bytes, header, metadata, tensors and parts of tiny models, plain and of every quantised type."""
 
 import os
 import random
@@ -10,8 +10,11 @@ import gguf
 import numpy as np
 from benchmarks.fuzz.checkpoints import SPECIAL, intact, use
 from benchmarks.fuzz.mutate import ODD_VALUES, mutate_bytes, mutate_text
+from benchmarks.fuzz.quantised import KINDS_OF_WEIGHTS, decode
 from safetensors.torch import load_file
 from tokenizers import pre_tokenizers
+
+from outrider.formats.gguf.blocks import BLOCK_TYPES
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -70,17 +73,87 @@ def _keys() -> dict[str, Any]:
     return KEYS | {"tokenizer.ggml.tokens": letters, "tokenizer.ggml.token_type": kinds}
 
 
-def _write(path: Path, keys: dict[str, Any], tensors: dict[str, np.ndarray], architecture: str = "llama") -> Path:
+def _write(
+    path: Path,
+    keys: dict[str, Any],
+    tensors: dict[str, np.ndarray],
+    architecture: str = "llama",
+    kinds: dict[str, str] | None = None,
+) -> Path:
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in keys.items():
         _add(writer, key, value)
     for name, values in tensors.items():
-        writer.add_tensor(name, values)
+        kind = (kinds or {}).get(name)
+        writer.add_tensor(name, values, raw_dtype=None if kind is None else gguf.GGMLQuantizationType[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+WIDE = {
+    "llama.embedding_length": 256,
+    "llama.feed_forward_length": 512,
+    "llama.block_count": 1,
+    "llama.rope.dimension_count": 64,
+}
+SHAPES = {
+    "token_embd": (260, 256),
+    "output": (260, 256),
+    "blk.0.attn_q": (256, 256),
+    "blk.0.attn_k": (128, 256),
+    "blk.0.attn_v": (128, 256),
+    "blk.0.attn_output": (256, 256),
+    "blk.0.ffn_gate": (512, 256),
+    "blk.0.ffn_up": (512, 256),
+    "blk.0.ffn_down": (256, 512),
+}
+NOT_STORED = ("IQ2_XXS", "IQ3_S", "TQ1_0", "TQ2_0", "Q8_K", "I8", "BF16")
+"""Types that are converted or refused."""
+
+
+def gguf_quantised(rng: random.Random, directory: Path) -> None:
+    """Damage a file whose matrices are of quantised types, each of its own or all of one."""
+    os.environ["OUTRIDER_CACHE"] = str(directory / "cache")
+    tensors, kinds = dict[str, np.ndarray](), dict[str, str]()
+    only = rng.choice((None, rng.choice(sorted(BLOCK_TYPES))))
+    for name, shape in SHAPES.items():
+        kinds[f"{name}.weight"] = kind = only or rng.choice(NOT_STORED if rng.random() < 0.02 else sorted(BLOCK_TYPES))
+        tensors[f"{name}.weight"] = _blocks(kind, shape, rng)
+    for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
+        tensors[f"{name}.weight"] = np.ones(256, np.float32)
+    keys = _keys() | WIDE
+    file = directory / "model.gguf"
+    part = rng.randrange(5)
+    if part == 0:
+        keys[rng.choice((*WIDE, *KEYS, *OTHER_KEYS))] = rng.choice((*ODD_VALUES, 5, 32, 128, 1024))
+    elif part == 1:
+        name = rng.choice(sorted(kinds))
+        tensors[name] = tensors[name][: rng.randrange(1, len(tensors[name]))]
+    data = _write(file, keys, tensors, kinds=kinds).read_bytes()
+    if part == 2:
+        header = 8000
+        data = mutate_bytes(data[:header], rng) + data[header:]
+    elif part == 3:
+        data = data[:12_000] + mutate_bytes(data[12_000:], rng)  # blocks alone: their scales may be anything
+    file.write_bytes(data)
+    decode(file, rng.choice(KINDS_OF_WEIGHTS))
+
+
+def _blocks(kind: str, shape: tuple[int, int], rng: random.Random) -> np.ndarray:
+    """Return random blocks with small scales where they are float16 numbers."""
+    rows, columns = shape
+    features, num_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    random_bytes = np.random.default_rng(rng.getrandbits(32)).integers
+    data = random_bytes(0, 256, (rows, columns // features, num_bytes), np.uint8)
+    for dtype, place, *_ in (BLOCK_TYPES[kind].layout.fields or {}).values() if kind in BLOCK_TYPES else ():
+        if dtype == np.float16:
+            data[..., place + 1] = 0x20 | data[..., place + 1] & 0x83  # between 2^-7 and 2^-6
+    if kind == "MXFP4":
+        data[..., 0] = 120
+    return data.reshape(rows, -1)
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:

@@ -104,7 +104,7 @@ def bench_run(rng: random.Random, directory: Path) -> None:
             found = LINE.match(str(error))
             if found is None:
                 raise
-            _delete_line(Path(found[1]), int(found[2]))
+            delete_line(Path(found[1]), int(found[2]))
         else:
             break
     else:
@@ -127,7 +127,7 @@ def profile(rng: random.Random, directory: Path) -> None:
     shutil.copy(run.costs, costs)
     damaged = costs if rng.random() < 0.6 else copy / rng.choice(("report.json", "units.jsonl"))
     if damaged.suffix == ".jsonl":
-        _damage_lines(damaged, rng)
+        damage_lines(damaged, rng)
     else:
         damaged.write_bytes(json_text(mutate_json(json.loads(damaged.read_bytes()), rng), rng))
     if rng.random() < 0.5:
@@ -151,14 +151,14 @@ def _damage(run: Path, rng: random.Random) -> None:
     if not path.is_file():
         return
     if path.suffix == ".jsonl" and rng.random() < 0.8:
-        _damage_lines(path, rng)
+        damage_lines(path, rng)
     elif path.suffix == ".json" and rng.random() < 0.7:
         path.write_bytes(json_text(mutate_json(_parsed(path.read_bytes()), rng), rng))
     else:
         path.write_bytes(rng.choice((mutate_text, mutate_bytes))(path.read_bytes(), rng))
 
 
-def _damage_lines(path: Path, rng: random.Random) -> None:
+def damage_lines(path: Path, rng: random.Random) -> None:
     """Delete, repeat, cut, split, shuffle or change lines."""
     lines = path.read_bytes().split(b"\n")[:-1]
     if not lines:
@@ -192,7 +192,7 @@ def _parsed(data: bytes) -> Any:
         return data.decode(errors="replace")[:200]
 
 
-def _delete_line(path: Path, number: int) -> None:
+def delete_line(path: Path, number: int) -> None:
     lines = path.read_bytes().split(b"\n")
     del lines[number - 1]
     path.write_bytes(b"\n".join(lines))

@@ -12,16 +12,20 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.fuzz.checkpoints import intact
 from benchmarks.fuzz.mutate import json_text, mutate_bytes, mutate_json, mutate_text
 
 from outrider.bench.serving.client import Client
+from outrider.bench.serving.contender import Reader
 from outrider.bench.serving.dialect import CompletionRequest
+from outrider.bench.serving.endpoint import endpoint_of
 from outrider.data.endpoint import ServerConfig, ServerGenerator
 from outrider.data.generator import Job
 from outrider.formats.tokenizer import load_tokenizer
 from outrider.sampling import SamplingParams
+from outrider.tuning.endpoint.probe import probed
 
 VOCAB_SIZE, LIMIT = 260, 8
 PROMPT = (5, 6, 7)
@@ -292,3 +296,35 @@ def _paced(head: bytes, body: bytes, rng: random.Random) -> Script:
         case 2 if rng.random() < 0.2:
             return Script([(data[: len(data) // 2], 3 * WAIT_S), (data[len(data) // 2 :], 0.0)])
     return Script([(data, 0.0)])
+
+
+_EVENTS = (
+    b"".join(
+        b"data: " + json.dumps(event).encode() + b"\n\n"
+        for event in (
+            {"choices": [{"index": 0, "text": "a", "token_ids": [8, 9, 10, 11], "finish_reason": "length"}]},
+            {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}},
+        )
+    )
+    + b"data: [DONE]\n\n"
+)
+
+
+def probe(rng: random.Random, directory: Path) -> None:
+    """Look at a hostile server as `outrider tune --endpoint` does: its health, models, counters and a few tokens."""
+    models = {"object": "list", "data": [{"id": "m", "owned_by": rng.choice(("vllm", "sglang", "llamacpp", "x"))}]}
+    scripts = [_plain(b"ok"), _plain(json.dumps(models).encode()), _plain(METRICS.encode()), _plain(_EVENTS)]
+    for _ in range(rng.choice((1, 1, 2))):
+        at = rng.randrange(len(scripts))
+        page = METRICS.encode()
+        body = (_json({"status": "ok"}, rng), _json(models, rng), _damaged_page(page, rng), _events(rng))[at]
+        scripts[at] = _script(body, rng)
+    hostile = Hostile(scripts)
+    reader = Reader(tokenizer=load_tokenizer(intact()), vocab_size=VOCAB_SIZE, eos_ids=(2,), warm_up=PROMPT)
+    try:
+        with patch.multiple("outrider.tuning.endpoint.probe", TIMEOUT_S=WAIT_S, HEALTH_S=WAIT_S):
+            found = probed(endpoint_of(f"http://127.0.0.1:{hostile.port}/v1"), reader)
+    finally:
+        hostile.close()
+    found.model.encode()
+    assert found.engine in ("vllm", "sglang", "llama.cpp", "outrider", None)
