@@ -160,7 +160,7 @@ def _check(structure: StructuredOutputs, text: str) -> None:
 
 
 class _Faults(logging.Handler):
-    """What the server logs as an error: a request must not be one."""
+    """Errors that the server logs: no request may cause one."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)

@@ -53,7 +53,7 @@ class Finished(NamedTuple):
 
 @cache
 def finished() -> Finished:
-    """Tune a tiny model; once in a process."""
+    """Return a run that tuned a tiny model; made once in a process."""
     scratch = Path(tempfile.mkdtemp(prefix="fuzz-tune-"))
     prompts = [{"prompt": text} for text in ("ab ab ab", "xy xy", "ba ba")]
     (scratch / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in prompts), encoding="utf-8")

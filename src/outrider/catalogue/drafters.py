@@ -38,6 +38,8 @@ OWN_LICENCE = "Apache-2.0"
 """The licence of Outrider, its methods and its heads."""
 MODULE_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 """Config keys under which targets count their own prediction modules."""
+MOST_LAYERS = 4096
+"""Layers above which a config is taken for damaged; loading it says so."""
 MIMO, OTHER_MODULES = "mimo", "nextn"
 MIMO_TYPES = ("mimo", "qwen2")
 
@@ -118,7 +120,7 @@ def _own(facts: TargetFacts) -> Iterator[Drafter]:
     """Yield drafters made of the target's own weights."""
     yield from _own_modules(facts)
     num_layers = facts.size("num_hidden_layers")
-    if num_layers is None or not facts.has_files or num_layers < 4:
+    if num_layers is None or not facts.has_files or not 4 <= num_layers <= MOST_LAYERS:
         return
     chosen = ",".join(map(str, [*range(max(1, num_layers // 10)), num_layers - 2, num_layers - 1]))
     for name in REGISTRY:

@@ -278,3 +278,9 @@ def test_a_damaged_copy_in_the_cache_counts_as_none(reference: bytes, hub: Path,
 
 def test_a_name_that_the_hub_does_not_allow_is_on_no_disk() -> None:
     assert facts_of("a--b/c..d").has_files is False
+
+
+def test_a_target_of_a_million_million_layers_lists_none_of_them(hub: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA_8B | {"num_hidden_layers": 10**12}))
+    assert not any(one.kind == "target" for one in drafters_of(tmp_path / "model"))

@@ -154,6 +154,7 @@ def test_llama3_rope_is_recovered_from_the_stored_divisors(
         ({"metadata": {"tokenizer.ggml.model": "t5"}}, r"tokenizer model is 't5', only 'gpt2'"),
         ({"metadata": {"tokenizer.ggml.model": "llama"}}, r"tokenizer\.ggml\.scores is missing"),
         ({"metadata": {"tokenizer.ggml.pre": "qwen"}}, "pre-tokenizer 'qwen' is not known; did you mean 'qwen2'"),
+        ({"metadata": {"tokenizer.ggml.pre": "a" * 5000}}, r"pre-tokenizer 'a{60}\.\.\.' is not known"),
     ],
 )
 def test_what_cannot_be_reproduced_is_refused(

@@ -100,7 +100,7 @@ def _check_architecture(source: GgufFile) -> None:
     known = ", ".join(ARCHITECTURES)
     if source.architecture not in ARCHITECTURES:
         raise CheckpointError(
-            f"{source.path} has architecture {source.architecture!r}; GGUF files of {known} are converted"
+            f"{source.path} has architecture {shown_json(source.architecture)}; GGUF files of {known} are converted"
         )
     if source.get(".attention.sliding_window", 0) and source.architecture != GEMMA3:
         raise CheckpointError(
@@ -172,7 +172,9 @@ def _rope_scaling(source: GgufFile, head_dim: int, theta: float) -> dict[str, An
     kind = source.metadata.text(source.key(".rope.scaling.type"), "linear" if factor != 1.0 else "none")
     if "rope_freqs.weight" in source.tensors:
         if kind != "none" and factor != 1.0:
-            raise CheckpointError(f"{source.path} has rope_freqs and rope scaling {kind!r}, which is not converted")
+            raise CheckpointError(
+                f"{source.path} has rope_freqs and rope scaling {shown_json(kind)}, which is not converted"
+            )
         return _llama3_scaling(source, head_dim, theta)
     if kind == "none":
         return None

@@ -87,8 +87,8 @@ class StoredVocabulary:
         model = metadata.text("tokenizer.ggml.model", "None")
         if model not in ("gpt2", MODEL):
             raise CheckpointError(
-                f"{metadata.where}: the GGUF tokenizer model is {model!r}, only 'gpt2' (byte-level BPE) and {MODEL!r}"
-                " (SentencePiece's BPE) are converted; use the original checkpoint"
+                f"{metadata.where}: the GGUF tokenizer model is {shown_json(model)}, only 'gpt2' (byte-level BPE) and "
+                f"{MODEL!r} (SentencePiece's BPE) are converted; use the original checkpoint"
             )
         tokens = metadata.texts("tokenizer.ggml.tokens")
         kinds = metadata.integers("tokenizer.ggml.token_type", low=0, high=6, length=len(tokens))
@@ -188,5 +188,5 @@ def _cut(metadata: Fields, architecture: str) -> Cut:
     fallback = "qwen2" if architecture.startswith("qwen") else "default"
     name = metadata.text("tokenizer.ggml.pre", fallback)
     if name not in CUTS:
-        raise CheckpointError(f"the GGUF pre-tokenizer {name!r} is not known{nearest(name, CUTS)}")
+        raise CheckpointError(f"the GGUF pre-tokenizer {shown_json(name)} is not known{nearest(name, CUTS)}")
     return CUTS[name]
