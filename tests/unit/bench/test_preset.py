@@ -1,62 +1,20 @@
-"""What is asked for wins over a preset, whose caps do not hide it; and every command line that we print can be run."""
+"""What is asked for wins over a preset, whose caps do not hide it."""
 
-import re
-import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tyro
 
-import outrider
 from outrider.bench.cells import cells_of
 from outrider.bench.config import BenchConfig
 from outrider.bench.preset import chosen, read_preset
 from outrider.cli.commands.bench import with_settings
-from outrider.data.workloads import Conversation, load_category
+from outrider.data.workloads import Conversation
 from outrider.errors import ConfigError
-from outrider.proposers.method_spec import method_specs
-
-ROOT = Path(outrider.__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "Makefile"]
 
 
 def asked(*arguments: str) -> BenchConfig:
     return tyro.cli(with_settings(), args=list(arguments)).config()
-
-
-def commands() -> Iterator[tuple[str, str]]:
-    """Every `outrider bench ...` of our pages, with the file that it stands in."""
-    for page in PAGES:
-        if page.name == "add-a-method.md":  # its method is the reader's own
-            continue
-        text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
-        found = re.findall(r"`(outrider bench [^`]*)`|^[\s]*(?:\$\(BIN\)/)?(outrider bench .*)$", text, re.MULTILINE)
-        for quoted, alone in found:
-            yield page.name, " ".join((quoted or alone).split("#")[0].split())
-
-
-COMMANDS = sorted(set(commands()))
-
-
-def test_our_pages_have_such_commands() -> None:
-    assert len({page for page, _ in COMMANDS}) >= 6
-    shown = "outrider bench --methods ngram suffix --categories chat editing --batches 1 4"
-    assert ("quick-start.md", shown) in COMMANDS
-
-
-@pytest.mark.parametrize(("page", "command"), COMMANDS)
-def test_a_command_that_we_print_is_a_run(page: str, command: str) -> None:
-    config = asked(*shlex.split(command)[2:])
-    assert method_specs(config.methods)
-    workload = {category: load_category(category) for category in config.categories}
-    wanted = dict.fromkeys((batch, category) for batch in config.batches for category in workload)
-    if config.pooled:
-        return
-    cells = {(cell.batch, cell.category) for cell in cells_of(config, workload)}
-    assert cells == set(wanted), "every batch of every category can be filled"
-    if "--categories" in command:
-        assert config.max_prompt_tokens is None or "--max-prompt-tokens" in command
 
 
 def test_prompts_alone_are_those_prompts_and_all_of_them() -> None:
