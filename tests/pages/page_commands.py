@@ -169,7 +169,7 @@ def _python(words: Sequence[str]) -> None:
             compile(code, "python -c", "exec")
         case ["-m", "outrider", *rest]:
             _outrider(rest)
-        case ["-m", module, *_] if module.partition(".")[0] in ("pytest", "vllm"):
+        case ["-m", module, *_] if module.partition(".")[0] in ("pytest", "vllm", "pip"):
             pass
         case ["-m", module, *rest]:
             try:

@@ -45,8 +45,8 @@ NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 HELP = (
     "Make it run: name what the reader has by a placeholder that tests/pages/page_world.py makes (MODEL, "
     "my_prompts.jsonl, runs/DIRECTORY, ...), shorten it by <!-- example: with OPTIONS --> above the fence, or say why "
-    "it cannot run: <!-- example: only parsed: REASON --> (commands), <!-- example: not run: REASON --> (no example). "
-    "tests/pages/page_blocks.py lists the directives."
+    "it cannot run: <!-- example: only parsed: REASON --> (commands) or <!-- example: not run: REASON --> (no "
+    "example). tests/pages/page_blocks.py lists the directives."
 )
 
 
@@ -261,7 +261,9 @@ def _shortened(words: Sequence[str]) -> list[str]:
     name = words[0] if words else ""
     if name in ("drafters", "plan"):  # they load no weights
         return list(words)
-    words = ["MODEL" if word in TARGETS else _with_head(word) for word in words if word != "..."]
+    words = ["MODEL" if word in TARGETS else word for word in words if word != "..."]
+    if name != "train":  # its method is what it makes
+        words = [_with_head(word) for word in words]
     return [*words, *SMALL.get(name, ())]
 
 
