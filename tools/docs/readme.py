@@ -6,7 +6,7 @@ decoding at 66.3 tokens per second on chat and `eagle3` at 95.2, `eagle3` is sho
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,8 @@ from grids import lines_of
 from outrider.errors import ConfigError
 from outrider.proposers import REGISTRY, proposer_class
 from outrider.records.display import markdown_code
-from outrider.results.pages.svg import element, escaped, label, picture, wrapped
+from outrider.results.figures.bars import BarFigure, BarRow, Segment
+from outrider.results.figures.canvas import Colour
 
 __all__ = ["Lap", "engine_table", "footnote_of", "laps_of", "method_table", "race_chart", "same_file_table"]
 
@@ -24,8 +25,8 @@ SHOWN = ("chat", "editing")
 OURS, PLAIN = "outrider", "plain"
 PEERS = ("llama.cpp", "vllm", "transformers")
 NAMES = {OURS: "Outrider", "vllm": "vLLM"}
-WIDTH, LEFT, TOP, BAR, PITCH, GAP = 820, 190, 84, 13, 18, 14
-INK, HUES = "#747b85", {"chat": "#2f81c7", "editing": "#c9642a"}
+MEANINGS = {"chat": "chat: written freely", "editing": "editing: copies its prompt"}
+HUES = {"chat": Colour.HUE_1, "editing": Colour.HUE_2}
 
 
 class Lap(NamedTuple):
@@ -128,17 +129,24 @@ def race_chart(laps: Sequence[Lap], footnote: str) -> str:
     shown = [lap for lap in laps if lap.engine == OURS] + [
         lap for engine in _peers(laps) for lap in _best(laps, engine)
     ]
-    most = max(lap.rates[kind] for lap in shown for kind in SHOWN)
-    unit = (WIDTH - LEFT - 60) / most
-    parts, y = [*_head(shown)], float(TOP)
-    for place, lap in enumerate(shown):
-        if place and lap.engine != shown[place - 1].engine:
-            y += GAP
-        parts += _bars(lap, y, unit)
-        y += BAR + PITCH
-    notes = wrapped(footnote, WIDTH - 32, 11)
-    parts += [label(16, y + 22 + 16 * line, note, 11) for line, note in enumerate(notes)]
-    return picture(parts, WIDTH, f"{y + 22 + 16 * len(notes):.0f}", INK)
+    return BarFigure(
+        "Tokens per second, one request at a time, greedy",
+        rows=tuple(_bar(lap, kind) for lap in shown for kind in SHOWN),
+        legend=tuple((HUES[kind], MEANINGS[kind]) for kind in SHOWN),
+        footnote=footnote,
+    ).svg()
+
+
+def _bar(lap: Lap, kind: str) -> BarRow:
+    """Return a bar; the second one of a method stands close to the first, under its name."""
+    rate = lap.rates[kind]
+    return BarRow(
+        _name(lap) if kind == SHOWN[0] else "",
+        segments=(Segment(0, rate, HUES[kind]),),
+        is_close=kind != SHOWN[0],
+        value=f"{rate:.0f}",
+        words=f"{_name(lap)}, {kind}: {rate:.0f} tokens per second.",
+    )
 
 
 def _peers(laps: Sequence[Lap]) -> list[str]:
@@ -155,26 +163,6 @@ def _best(laps: Sequence[Lap], engine: str) -> list[Lap]:
 
 def _name(lap: Lap) -> str:
     return f"{NAMES.get(lap.engine, lap.engine)} {lap.method}"
-
-
-def _head(shown: Sequence[Lap]) -> Iterator[str]:
-    said = (f"{_name(lap)}: " + ", ".join(f"{kind} {lap.rates[kind]:.0f}" for kind in SHOWN) for lap in shown)
-    yield element("title", escaped("Tokens per second, one request at a time, greedy"), id="title")
-    yield element("desc", escaped("; ".join(said) + " tokens per second."), id="desc")
-    yield label(16, 30, "Tokens per second, one request at a time, greedy", 18, font_weight="600")
-    x = 16.0
-    for kind, hue in HUES.items():
-        yield element("rect", x=x, y=45, width=11, height=11, rx=2, fill=hue, fill_opacity=0.7)
-        yield label(x + 17, 55, {"chat": "chat: written freely", "editing": "editing: copies its prompt"}[kind], 12)
-        x += 170
-
-
-def _bars(lap: Lap, y: float, unit: float) -> Iterator[str]:
-    yield label(LEFT - 8, y + BAR + 4, _name(lap), 13, text_anchor="end")
-    for row, kind in enumerate(SHOWN):
-        length, top = lap.rates[kind] * unit, y + row * BAR
-        yield element("rect", x=LEFT, y=top, width=length, height=BAR - 2, fill=HUES[kind], fill_opacity=0.7)
-        yield label(LEFT + length + 6, top + BAR - 3, f"{lap.rates[kind]:.0f}", 11)
 
 
 def _cells(line: str) -> list[str]:

@@ -37,6 +37,7 @@ COMMANDS = {
     "plan": "outrider.cli.commands.plan:Plan",
     "profile": "outrider.cli.commands.profile:ProfileCommand",
     "quality": "outrider.cli.commands.quality:QualityCommand",
+    "report": "outrider.cli.commands.report:ReportCommand",
     "serve": "outrider.cli.commands.serve:Serve",
     "synthesize": "outrider.cli.commands.synthesize:Synthesize",
     "train": "outrider.cli.commands.train:Train",

@@ -16,7 +16,7 @@ __all__ = ["markdown_code", "markdown_text", "shown", "shown_json", "visible", "
 COMMANDS = (
     "\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but for newline and tab
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks and overrides of the writing direction
-    "\u200b\u2028\u2029\u2060-\u2064\u206a-\u206f\ufeff\ufff9-\ufffb"  # line ends and characters without a shape
+    "\u200b\u2028\u2029\u2060-\u2064\u206a-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff"  # line ends, shapeless ones
     "\U000e0000-\U000e001f\ud800-\udfff"
 )
 UNSEEN = re.compile(f"[{COMMANDS}]")

@@ -2,10 +2,10 @@
 
 from itertools import pairwise
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 from blocks import batches, pictures
+from drawings import SVG, parsed, paths, scale, texts
 
 from outrider.errors import RunError
 from outrider.results.pages.batches import batch_chart, batch_table, has_batches
@@ -40,18 +40,20 @@ def sweep() -> Report:
 
 
 def test_lines_are_to_scale(sweep: Report) -> None:
-    drawing = ElementTree.fromstring(batch_chart(sweep))
-    (curve,) = [part for part in drawing.iter() if part.get("class") == "curve"]
-    (plain,) = [part for part in drawing.iter() if part.get("class") == "plain"]
-    (ring,) = [part for part in drawing.iter() if part.get("class") == "cross"]
-    points = [tuple(map(float, pair.split())) for pair in curve.attrib["d"].lstrip("M").split("L")]
-    steps = [right[0] - left[0] for left, right in pairwise(points)]
+    drawing = parsed(batch_chart(sweep))
+    (curve,), (line,) = paths(drawing, "curve"), paths(drawing, "line")
+    steps = [right[0] - left[0] for left, right in pairwise(curve)]
     assert max(steps) - min(steps) < 0.1
-    one = float(plain.attrib["y1"])
-    unit = (one - points[0][1]) / (2.0 - 1.0)
-    assert points[3][1] == pytest.approx(one + 0.25 * unit, abs=0.1)
-    assert points[2][0] < float(ring.attrib["cx"]) < points[3][0]
-    assert curve.attrib["data-method"] == "head <&> (scripted)"
+    zero, unit = scale(drawing, "y")
+    assert [round((y - zero) / unit, 2) for _, y in curve] == [2.0, 1.6, 1.2, 0.75]
+    assert line[0][1] == line[1][1] == pytest.approx(zero + unit, abs=0.1)
+    (ring,) = [
+        use for part in drawing.iter() if part.get("class") == "ring" for use in part.iter() if use.tag == f"{SVG}use"
+    ]
+    # 4 * 2 ** (log 1.2 / (log 1.2 - log 0.75)) = 5.24 is 0.388 of the way from 4 to 8
+    assert float(ring.attrib["x"]) == pytest.approx(curve[2][0] + 0.388 * steps[2], abs=0.2)
+    assert float(ring.attrib["y"]) == pytest.approx(zero + unit, abs=0.1)
+    assert "head <&> (scripted)" in texts(drawing)
     assert "begins to lose at batch 5.2" in batch_chart(sweep)
 
 

@@ -1,101 +1,56 @@
-"""The picture: well-formed, self-contained, and to scale."""
+"""The picture of a run: well-formed, self-contained, and to scale."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
-from xml.etree import ElementTree
-from xml.etree.ElementTree import Element
 
 import pytest
-from hypothesis import given
+from drawings import SVG, parsed, paths, scale, texts
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outrider.errors import RunError
 from outrider.records.provenance import Hardware, collect_manifest, manifest_to_json
-from outrider.results.pages.chart import chart, described, main, speedups
+from outrider.results.figures.bars import NARROW
+from outrider.results.pages.chart import chart, described, main, speedup_figure, speedups
 from outrider.results.rows import Report, Row, to_json
 from outrider.results.statistics import Interval
 
-SVG = "{http://www.w3.org/2000/svg}"
-
-
-def parsed(drawn: str) -> Element:
-    return ElementTree.fromstring(drawn)
-
-
-def classed(drawing: Element, name: str) -> list[Element]:
-    return [part for part in drawing.iter() if part.get("class") == name]
-
-
-def bars_of(drawing: Element) -> dict[tuple[str, str], list[float]]:
-    """Start and end of every bar, by category and method."""
-    return {
-        (bar.attrib["data-category"], bar.attrib["data-method"]): [
-            float(bar.attrib["x"]),
-            float(bar.attrib["x"]) + float(bar.attrib["width"]),
-        ]
-        for bar in classed(drawing, "bar")
-    }
-
-
-def texts(drawing: Element) -> list[str]:
-    return [part.text or "" for part in drawing.iter(f"{SVG}text")]
-
 
 def cold(report: Report) -> Report:
-    return Report(
-        run=None,
-        target="t",
-        dtype="float32",
-        device="cpu",
-        commit=None,
-        rows=tuple(row for row in report.rows if row.state == "cold"),
-    )
+    return replace(report, rows=tuple(row for row in report.rows if row.state == "cold"))
 
 
-def test_bars_are_as_long_as_their_speedup(report: Report) -> None:
+@pytest.mark.parametrize("width", [820, NARROW])
+def test_bars_and_whiskers_are_to_scale(report: Report, width: int) -> None:
+    rows = speedups(cold(report))
+    drawing = parsed(speedup_figure("t", rows).svg(width))
+    zero, unit = scale(drawing, "x")
+    bars = paths(drawing, "bar")
+    assert [round((max(x for x, _ in bar) - zero) / unit, 2) for bar in bars] == [2.5, 0.5, 1.05, 1.5]
+    assert all(min(x for x, _ in bar) == pytest.approx(zero, abs=0.1) for bar in bars)
+    spans = [[round((x - zero) / unit, 2) for x, _ in path] for path in paths(drawing, "whisker")]
+    assert spans == [[2.0, 3.0], [0.4, 0.7], [0.9, 1.2], [1.2, 1.8]]
+    assert paths(drawing, "line")[0][0][0] == pytest.approx(zero + unit, abs=0.1)
+    middles = [sum(y for _, y in bar) / len(bar) for bar in bars]
+    assert middles == sorted(middles)
+    assert [path[0][1] for path in paths(drawing, "whisker")] == [
+        pytest.approx(sum(y for _, y in bar[:4]) / 4, abs=0.1) for bar in bars
+    ]
+
+
+def test_a_losing_bar_has_its_own_colour(report: Report) -> None:
     drawing = parsed(chart(cold(report)))
-    bars = bars_of(drawing)
-    assert bars.keys() == {
-        ("chat | talk", "lookup"),
-        ("editing", "lookup"),
-        ("editing", "slow"),
-        ("all", "lookup"),
-    }
-    starts = {start for start, _ in bars.values()}
-    assert len(starts) == 1
-    one = float(classed(drawing, "plain")[0].attrib["x1"])
-    unit = one - starts.pop()
-    for row in speedups(cold(report)):
-        assert row.speedup is not None
-        start, end = bars[row.category, row.method]
-        assert (end - start) / unit == pytest.approx(row.speedup.point, abs=1e-3)
-
-
-def test_a_losing_bar_ends_before_the_line_and_has_its_own_colour(report: Report) -> None:
-    drawing = parsed(chart(report))
-    bars, one = bars_of(drawing), float(classed(drawing, "plain")[0].attrib["x1"])
-    assert bars["editing", "slow"][1] < one < bars["editing", "lookup"][1]
-    colours = {
-        (bar.attrib["data-category"], bar.attrib["data-method"]): bar.get("fill") for bar in classed(drawing, "bar")
-    }
-    assert len({colours["editing", "slow"], colours["editing", "lookup"], colours["chat | talk", "lookup"]}) == 3
-    assert colours["all", "lookup"] == colours["editing", "lookup"]
-
-
-def test_whiskers_span_the_interval(report: Report) -> None:
-    drawing = parsed(chart(cold(report)))
-    left = next(iter(bars_of(drawing).values()))[0]
-    unit = float(classed(drawing, "plain")[0].attrib["x1"]) - left
-    spans = [[float(x) for x in re.findall(r"M([\d.]+) ", path.attrib["d"])] for path in classed(drawing, "whisker")]
-    found = [((min(span) - left) / unit, (max(span) - left) / unit) for span in spans]
-    wanted = [(row.speedup.low, row.speedup.high) for row in speedups(cold(report)) if row.speedup]
-    assert found == [pytest.approx(pair, abs=1e-3) for pair in wanted]
+    bars = [group for group in drawing.iter(f"{SVG}g") if group.get("class") == "bar"]
+    fast, slow, unsure, total = (bar[0].attrib["fill"] for bar in bars)
+    assert len({fast, slow, unsure}) == 3
+    assert total == fast
 
 
 def test_one_prompt_alone_has_a_bar_and_no_whisker(report: Report) -> None:
     drawing = parsed(chart(report, batch=4, temperature=1.0))
-    assert len(classed(drawing, "bar")) == 1
-    assert not classed(drawing, "whisker")
+    assert len(paths(drawing, "bar")) == 1
+    assert not paths(drawing, "whisker")
     assert "1.25x (NOT LOSSLESS)" in texts(drawing)
 
 
@@ -106,7 +61,7 @@ def test_the_picture_says_what_it_shows(report: Report) -> None:
     assert drawing.findtext(f"{SVG}title") == "Speedup over plain decoding, batch 1, temperature 0"
     described = drawing.findtext(f"{SVG}desc") or ""
     assert "editing, slow: 0.50 times plain decoding (interval 0.40 to 0.70)." in described
-    assert described.count("times plain decoding") == len(classed(drawing, "bar"))
+    assert described.count("times plain decoding") == len(paths(drawing, "bar"))
     assert {"1.05x (unverified)", "3.00x (warm)", "0.50x"} <= set(said)
     assert said.index("chat | talk") > said.index("editing")
     assert said.index("all") > said.index("chat | talk")
@@ -116,16 +71,22 @@ def test_the_picture_says_what_it_shows(report: Report) -> None:
     assert "elsewhere" not in footnote
 
 
-def test_nothing_is_loaded_from_anywhere(report: Report) -> None:
+def test_a_file_loads_nothing_and_a_figure_of_a_page_takes_the_page_s_colours(report: Report) -> None:
     drawn = chart(report).replace("http://www.w3.org/2000/svg", "")
-    assert not re.search(r"https?:|url\(|href|<script|<style|<image", drawn)
+    assert not re.search(r"https?:|url\(|<script|<style|<image|style=|var\(", drawn)
+    inline = speedup_figure("t", speedups(report)).svg(820, "a")
+    assert not re.search(r"#[0-9a-f]{6}|style=", inline)
+    ids = re.findall(r' id="([^"]+)"', inline)
+    assert ids
+    assert all(one.startswith("a-") for one in ids)
 
 
 SPEEDUPS = st.floats(0.05, 30).map(lambda point: Interval(point=point, low=point * 0.9, high=point * 1.2))
 NAMES = st.text(min_size=1, max_size=24)
 
 
-@given(cells=st.lists(st.tuples(NAMES, NAMES, SPEEDUPS), min_size=1, max_size=8), target=NAMES)
+@settings(max_examples=15)
+@given(cells=st.lists(st.tuples(NAMES, NAMES, SPEEDUPS), min_size=1, max_size=4), target=NAMES)
 def test_any_names_and_figures_stay_inside(cells: list[tuple[str, str, Interval]], target: str) -> None:
     """Escaped, and nothing drawn lies outside the picture."""
     rows = [
@@ -143,14 +104,24 @@ def test_any_names_and_figures_stay_inside(cells: list[tuple[str, str, Interval]
     shown = Report(run=None, target=target, dtype="float32", device="cpu", commit=None, rows=tuple(rows))
     drawing = parsed(chart(shown))
     width, height = map(float, drawing.attrib["viewBox"].split()[2:])
-    assert len(classed(drawing, "bar")) == len(rows)
-    for _, end in bars_of(drawing).values():
-        assert 0 < end <= width
-    for path in classed(drawing, "whisker"):
-        assert max(float(x) for x in re.findall(r"[MH]([\d.]+)", path.attrib["d"])) <= width
+    assert len(paths(drawing, "bar")) == len(rows)
+    for path in (*paths(drawing, "bar"), *paths(drawing, "whisker")):
+        assert all(0 <= x <= width and 0 <= y <= height for x, y in path)
     for part in drawing.iter(f"{SVG}text"):
         assert 0 <= float(part.attrib["x"]) <= width
         assert 0 < float(part.attrib["y"]) <= height
+
+
+def test_the_same_run_gives_the_same_bytes_whatever_the_user_s_settings(
+    report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import matplotlib
+
+    before = chart(report)
+    monkeypatch.setitem(matplotlib.rcParams, "axes.grid", True)
+    monkeypatch.setitem(matplotlib.rcParams, "font.size", 30.0)
+    assert chart(report) == before
+    assert matplotlib.rcParams["font.size"] == 30.0
 
 
 @pytest.mark.parametrize(

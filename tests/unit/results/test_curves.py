@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from drawings import parsed, paths, scale
 
 from outrider.results.pages.curves import Head, curve_chart, heads_table, read_heads
 
@@ -35,9 +36,11 @@ def test_the_table_has_a_line_for_each(heads: list[Head]) -> None:
 def test_curves_rise_from_left_to_right_and_say_so_in_words(heads: list[Head]) -> None:
     drawn = curve_chart(heads, "tiny")
     assert "fast: 1.20 after 1.0 and 2.25 after 4.0 million tokens." in drawn
-    paths = [line for line in drawn.splitlines() if "<path" in line]
-    assert len(paths) == 2
-    for path in paths:
-        (x1, y1), (x2, y2) = (map(float, point.split()) for point in path.split('d="M')[1].split('"')[0].split("L"))
-        assert x1 < x2
-        assert y1 > y2, "up is down in SVG"
+    drawing = parsed(drawn)
+    (zero_x, unit_x), (zero_y, unit_y) = scale(drawing, "x"), scale(drawing, "y")
+    found = [
+        [(round((x - zero_x) / unit_x, 1), round((y - zero_y) / unit_y, 2)) for x, y in path]
+        for path in paths(drawing, "curve")
+    ]
+    assert found == [[(1.0, 1.2), (4.0, 2.25)], [(1.0, 1.2), (4.0, 1.5)]]
+    assert unit_y < 0, "up is down in SVG"

@@ -5,46 +5,22 @@
 One line per method over the batch size, which doubles from tick to tick; the line at 1 is plain decoding. The band is
 the 95 % interval, and a ring marks the crossover, where the line falls below 1 (`outrider.results.crossover`).
 
-Example: with ticks 100 pixels apart, batch 4 is 200 pixels right of batch 1.
+Example: at batches 1, 2 and 4 the ticks are equally far apart.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 
 from outrider.errors import RunError
 from outrider.results.crossover import Curve, curves_of
-from outrider.results.pages.svg import element, escaped, label, picture, text_width, wrapped
+from outrider.results.figures.lines import Curve as DrawnCurve
+from outrider.results.figures.lines import LineFigure
 from outrider.results.rows import PLAIN, Report
 from outrider.results.tables.cells import number_text
 from outrider.results.tables.sheet import Column, Sheet
 
-__all__ = ["batch_chart", "batch_table", "has_batches"]
-
-WIDTH, HEIGHT, MARGIN, TOP, LEFT = 820, 420, 16, 84, 64
-SMALL, NORMAL, LARGE = 11, 13, 18
-INK = "#747b85"
-HUES = ("#2f81c7", "#c9642a", "#3f9a55", "#9a5fc0", "#b5872b", "#2a9d9d", "#c2527c", "#6d7d3a")
-DASHES = ("", "7 4", "2 3")
-TICKS = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
-
-
-@dataclass(frozen=True)
-class Plane:
-    """Batch and speedup to pixels: log2 across, linear from 0 upwards."""
-
-    batches: tuple[int, ...]
-    most: float
-    right: float
-    bottom: float = TOP + 270
-
-    def x(self, batch: float) -> float:
-        low, high = math.log2(self.batches[0]), math.log2(self.batches[-1])
-        return LEFT + (math.log2(batch) - low) / (high - low) * (self.right - LEFT)
-
-    def y(self, speedup: float) -> float:
-        return self.bottom - speedup / self.most * (self.bottom - TOP)
+__all__ = ["batch_chart", "batch_figure", "batch_table", "has_batches"]
 
 
 def has_batches(report: Report) -> bool:
@@ -61,13 +37,34 @@ def batch_chart(report: Report, *, temperature: float | None = None, hardware: s
     curves = _drawn(report, temperature)
     if not curves:
         raise RunError(f"the report has no method at several batch sizes, temperature={temperature}; give --batches")
-    plane = _plane(curves)
-    title = f"Speedup over plain decoding by batch size, temperature {curves[0].temperature:g}"
-    body = [part for place, curve in enumerate(curves) for part in _curve(curve, plane, place)]
-    notes = wrapped(_footnote(report, hardware), WIDTH - 2 * MARGIN, SMALL)
-    feet = [label(MARGIN, plane.bottom + 58 + 16 * line, note, SMALL) for line, note in enumerate(notes)]
-    parts = [*_head(title, curves), *_axes(plane), *body, *_names(curves, plane), *feet]
-    return picture(parts, WIDTH, f"{plane.bottom + 52 + 16 * len(notes) + MARGIN:.0f}", INK)
+    return batch_figure(curves, _footnote(report, hardware)).svg()
+
+
+def batch_figure(curves: Sequence[Curve], footnote: str = "") -> LineFigure:
+    """Return the figure of methods at one temperature."""
+    return LineFigure(
+        f"Speedup over plain decoding by batch size, temperature {curves[0].temperature:g}",
+        curves=tuple(map(_drawn_curve, curves)),
+        x_name="batch size",
+        is_log=True,
+        most=1.1,
+        line=1,
+        subtitle="The line at 1 is plain decoding. Bands: 95 % interval. A ring: from there on the method loses.",
+        footnote=footnote,
+    )
+
+
+def _drawn_curve(curve: Curve) -> DrawnCurve:
+    crosses = 0 < curve.crossover < math.inf
+    return DrawnCurve(
+        curve.label,
+        tuple(map(float, curve.batches)),
+        tuple(curve.points),
+        lows=tuple(curve.lows),
+        highs=tuple(curve.highs),
+        rings=((curve.crossover, 1.0),) if crosses else (),
+        words=_words(curve),
+    )
 
 
 def batch_table(report: Report) -> str:
@@ -106,70 +103,9 @@ def _drawn(report: Report, temperature: float | None) -> list[Curve]:
     return [curve for curve in wanted if curve.temperature == wanted[0].temperature]
 
 
-def _plane(curves: Sequence[Curve]) -> Plane:
-    batches = tuple(sorted({batch for curve in curves for batch in curve.batches}))
-    most = 1.08 * max(1.2, *(high for curve in curves for high in curve.highs))
-    room = max(text_width(curve.label, SMALL) for curve in curves) + 14
-    return Plane(batches, most, max(LEFT + 200, WIDTH - MARGIN - room))
-
-
-def _head(title: str, curves: Sequence[Curve]) -> Iterator[str]:
-    yield element("title", escaped(title), id="title")
-    yield element("desc", escaped(" ".join(_words(curve) for curve in curves)), id="desc")
-    yield label(MARGIN, 30, title, LARGE, font_weight="600")
-    said = "Lines: geometric mean. Bands: 95 % interval. Rings: where a method begins to lose."
-    yield label(MARGIN, 52, said, NORMAL)
-
-
 def _words(curve: Curve) -> str:
     values = ", ".join(f"{point:.2f} at {batch}" for batch, point in zip(curve.batches, curve.points, strict=True))
     return f"{curve.label}: {values}; begins to lose at batch {curve.words}."
-
-
-def _axes(plane: Plane) -> Iterator[str]:
-    step = next((tick for tick in TICKS if plane.most / tick <= 8), plane.most)
-    for place in range(int(plane.most / step) + 1):
-        y = plane.y(place * step)
-        yield element("line", x1=LEFT, x2=plane.right, y1=y, y2=y, stroke=INK, stroke_opacity=0.25)
-        yield label(LEFT - 8, y + 4, f"{place * step:g}", SMALL, text_anchor="end")
-    for batch in plane.batches:
-        yield label(plane.x(batch), plane.bottom + 18, str(batch), SMALL, text_anchor="middle")
-    yield label((LEFT + plane.right) / 2, plane.bottom + 36, "batch size", SMALL, text_anchor="middle")
-    one = plane.y(1)
-    yield element("line", x1=LEFT, x2=plane.right, y1=one, y2=one, stroke=INK, stroke_width=1.5, **{"class": "plain"})
-
-
-def _curve(curve: Curve, plane: Plane, place: int) -> Iterator[str]:
-    hue, dash = HUES[place % len(HUES)], DASHES[place // len(HUES) % len(DASHES)]
-    upper = _path(curve.batches, curve.highs, plane)
-    lower = _path(curve.batches[::-1], curve.lows[::-1], plane)
-    yield element("path", d=f"M{upper}L{lower}Z", fill=hue, fill_opacity=0.12, **{"class": "band"})
-    yield element(
-        "path",
-        d=f"M{_path(curve.batches, curve.points, plane)}",
-        fill="none",
-        stroke=hue,
-        stroke_width=2,
-        stroke_dasharray=dash,
-        data_method=curve.label,
-        **{"class": "curve"},
-    )
-    if 0 < curve.crossover < math.inf:
-        x = plane.x(curve.crossover)
-        yield element("circle", cx=x, cy=plane.y(1), r=5, fill="none", stroke=hue, stroke_width=2, **{"class": "cross"})
-
-
-def _path(batches: Sequence[int], values: Sequence[float], plane: Plane) -> str:
-    return "L".join(f"{plane.x(batch):.2f} {plane.y(value):.2f}" for batch, value in zip(batches, values, strict=True))
-
-
-def _names(curves: Sequence[Curve], plane: Plane) -> Iterator[str]:
-    """Draw each method's name at the end of its line, moved down where two would overlap."""
-    free = float(TOP)
-    for place, curve in sorted(enumerate(curves), key=lambda pair: -pair[1].points[-1]):
-        y = max(free, plane.y(curve.points[-1]) + 4)
-        free = y + 14
-        yield label(plane.right + 8, y, curve.label, SMALL, fill=HUES[place % len(HUES)])
 
 
 def _footnote(report: Report, hardware: str | None) -> str:

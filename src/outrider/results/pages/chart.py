@@ -3,82 +3,36 @@
     python -m outrider.results.pages.chart report.json out.svg [--batch 1] [--temperature 0] [--manifest manifest.json]
     python -m outrider.results.pages.chart report.json out.svg --over-batches  over batches
 
-A bar's length is the speedup, from 0: `length = speedup * unit`. The line at 1 is plain decoding, so a bar that ends
-before it lost. The whisker is the 95 % interval, and the colour says what it allows to claim: faster (all of it above
-1), slower (all of it below 1), or neither. Losing cells are drawn like winning ones.
+A bar's length is the speedup, from 0. The line at 1 is plain decoding: a bar that ends before it lost. The whisker is
+the 95 % interval, and the colour says what it allows to claim: faster (all of it above 1), slower (all of it below 1),
+or neither. Losing cells are drawn like winning ones.
 
 The file is one self-contained SVG without scripts or fonts. Its greys and hues have about the same contrast on white
 and on black, its description says every bar in words, and text that comes from the report is escaped.
 
-Example: with 250 pixels for 1, a speedup of 1.92 [1.71, 2.10] is a bar of 480 pixels with a whisker from 427.5 to 525.
+Example: a speedup of 1.92 [1.71, 2.10] is a bar to 1.92 with a whisker from 1.71 to 2.10.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from outrider.errors import OutriderError, RunError
 from outrider.records.provenance import Hardware, manifest_from_json
+from outrider.results.figures.bars import BarFigure, BarRow, Segment
+from outrider.results.figures.canvas import Colour
 from outrider.results.pages.batches import batch_chart
-from outrider.results.pages.svg import element, escaped, label, picture, text_width, wrapped
 from outrider.results.rows import PLAIN, Report, Row, from_json
-from outrider.results.statistics import Interval
 
-__all__ = ["chart", "described", "main", "speedups"]
+__all__ = ["chart", "described", "main", "speedup_figure", "speedups"]
 
-WIDTH, MARGIN, TOP = 820, 16, 112
-BAR, PITCH, HEADING, SMALL, NORMAL, LARGE = 14, 23, 26, 11, 13, 18
-INK, FASTER, SLOWER, NEITHER = "#747b85", "#2f81c7", "#c9642a", "#858d97"
-LEGEND = {FASTER: "faster", SLOWER: "slower", NEITHER: "interval contains 1"}
-TICKS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Speedup to pixels: x = left + speedup * unit, up to `most`."""
-
-    left: float
-    unit: float
-    most: float
-
-    def x(self, speedup: float) -> float:
-        return self.left + speedup * self.unit
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One cell; `note` says what a reader must know about it."""
-
-    category: str
-    method: str
-    note: str
-    speedup: Interval
-
-    @property
-    def low(self) -> float:
-        return self.speedup.point if self.speedup.low is None else self.speedup.low
-
-    @property
-    def high(self) -> float:
-        return self.speedup.point if self.speedup.high is None else self.speedup.high
-
-    @property
-    def colour(self) -> str:
-        if self.speedup.low is None or self.low <= 1 <= self.high:
-            return NEITHER
-        return FASTER if self.low > 1 else SLOWER
-
-    @property
-    def value(self) -> str:
-        return f"{self.speedup.point:.2f}x{self.note}"
-
-    @property
-    def words(self) -> str:
-        interval = "" if self.speedup.low is None else f" (interval {self.low:.2f} to {self.high:.2f})"
-        return f"{self.category}, {self.method}{self.note}: {self.speedup.point:.2f} times plain decoding{interval}."
+LEGEND: Final = (
+    (Colour.FASTER, "faster"),
+    (Colour.SLOWER, "slower"),
+    (Colour.NEITHER, "interval contains 1"),
+)
 
 
 def speedups(report: Report, batch: int | None = None, temperature: float | None = None) -> list[Row]:
@@ -109,18 +63,28 @@ def chart(
         RunError: as `speedups`.
     """
     rows = speedups(report, batch, temperature)
-    bars = [_bar(row) for row in rows]
-    scale = _scale(bars)
-    body, bottom = _plot(bars, scale)
-    notes = wrapped(_footnote(report, rows, hardware), WIDTH - 2 * MARGIN, SMALL)
     title = f"Speedup over plain decoding, {_setting(rows[0])}"
-    feet = [label(MARGIN, bottom + 46 + 16 * line, note, SMALL) for line, note in enumerate(notes)]
-    parts = [*_head(title, bars), *_axis(scale, bottom), *body, *feet]
-    return picture(parts, WIDTH, f"{bottom + 40 + 16 * len(notes) + MARGIN:.0f}", INK)
+    return speedup_figure(title, rows, _footnote(report, rows, hardware)).svg()
 
 
-def _bar(row: Row) -> Bar:
-    assert row.speedup is not None, "rows without a speedup are not drawn"
+def speedup_figure(title: str, rows: Sequence[Row], footnote: str = "") -> BarFigure:
+    """Return the figure of rows with a speedup, in groups by category where there are several."""
+    is_grouped = len({row.category for row in rows}) > 1
+    return BarFigure(
+        title,
+        rows=tuple(_bar(row, is_grouped) for row in rows),
+        subtitle="Bars: geometric mean over prompts. Whiskers: 95 % interval. Longer is faster.",
+        legend=LEGEND,
+        line=1,
+        line_name="plain decoding",
+        least=1.25,
+        footnote=footnote,
+    )
+
+
+def _bar(row: Row, is_grouped: bool) -> BarRow:
+    found = row.speedup
+    assert found is not None, "rows without a speedup are not drawn"
     notes = {
         "warm": row.state == "warm",
         "forced length": row.forced_length,
@@ -129,73 +93,24 @@ def _bar(row: Row) -> Bar:
         "NOT LOSSLESS": row.lossless.verdict == "violated",
     }
     said = ", ".join(note for note, holds in notes.items() if holds)
-    return Bar(row.category, row.method, f" ({said})" if said else "", row.speedup)
-
-
-def _scale(bars: Sequence[Bar]) -> Scale:
-    left = MARGIN + 12 + max(text_width(bar.method, NORMAL) for bar in bars)
-    most = max(1.25, *(bar.high for bar in bars))
-    room = max(text_width(bar.value, NORMAL) for bar in bars) + 10
-    return Scale(left, max(1.0, WIDTH - MARGIN - left - room) / most, most)
-
-
-def _head(title: str, bars: Sequence[Bar]) -> Iterator[str]:
-    yield element("title", escaped(title), id="title")
-    yield element("desc", escaped(" ".join(bar.words for bar in bars)), id="desc")
-    yield label(MARGIN, 30, title, LARGE, font_weight="600")
-    yield label(MARGIN, 52, "Bars: geometric mean over prompts. Whiskers: 95 % interval. Longer is faster.", NORMAL)
-    x = float(MARGIN)
-    for colour, meaning in LEGEND.items():
-        yield element("rect", x=x, y=65, width=11, height=11, rx=2, fill=colour)
-        yield label(x + 17, 75, meaning, SMALL)
-        x += 40 + text_width(meaning, SMALL)
-
-
-def _axis(scale: Scale, bottom: float) -> Iterator[str]:
-    step = next((tick for tick in TICKS if scale.most / tick <= 8), scale.most)
-    for place in range(int(scale.most / step) + 1):
-        x = scale.x(place * step)
-        if place * step != 1:
-            yield element("line", x1=x, x2=x, y1=TOP, y2=bottom, stroke=INK, stroke_opacity=0.25)
-        yield label(x, bottom + 16, f"{place * step:g}", SMALL, text_anchor="middle")
-    one = scale.x(1)
-    yield element("line", x1=one, x2=one, y1=TOP - 6, y2=bottom, stroke=INK, stroke_width=1.5, **{"class": "plain"})
-    yield label(one, TOP - 11, "plain decoding", SMALL, text_anchor="middle")
-
-
-def _plot(bars: Sequence[Bar], scale: Scale) -> tuple[list[str], float]:
-    """Return the bars by category, and where they end."""
-    parts: list[str] = []
-    y = float(TOP)
-    for category, members in groupby(bars, key=lambda bar: bar.category):
-        parts.append(label(MARGIN, y + 17, category, NORMAL, font_weight="600"))
-        y += HEADING
-        for bar in members:
-            parts += _drawn(bar, scale, y)
-            y += PITCH
-    return parts, y + 4
-
-
-def _drawn(bar: Bar, scale: Scale, y: float) -> Iterator[str]:
-    middle = y + BAR / 2
-    yield label(scale.left - 8, middle + 4.5, bar.method, NORMAL, text_anchor="end")
-    yield element(
-        "rect",
-        x=scale.left,
-        y=y,
-        width=bar.speedup.point * scale.unit,
-        height=BAR,
-        fill=bar.colour,
-        fill_opacity=0.45,
-        data_category=bar.category,
-        data_method=bar.method,
-        **{"class": "bar"},
+    note = f" ({said})" if said else ""
+    interval = "" if found.low is None else f" (interval {found.low:.2f} to {found.high:.2f})"
+    return BarRow(
+        row.method,
+        group=row.category if is_grouped else "",
+        segments=(Segment(0, found.point, _colour(row)),),
+        low=found.low,
+        high=found.high,
+        value=f"{found.point:.2f}x{note}",
+        words=f"{row.category}, {row.method}{note}: {found.point:.2f} times plain decoding{interval}.",
     )
-    if bar.speedup.low is not None:
-        low, high = scale.x(bar.low), scale.x(bar.high)
-        ends = f"M{low:.2f} {middle - 4}v8M{low:.2f} {middle}H{high:.2f}M{high:.2f} {middle - 4}v8"
-        yield element("path", d=ends, fill="none", stroke=bar.colour, stroke_width=2, **{"class": "whisker"})
-    yield label(scale.x(scale.most) + 10, middle + 4.5, bar.value, NORMAL)
+
+
+def _colour(row: Row) -> Colour:
+    found = row.speedup
+    if found is None or found.low is None or found.high is None or found.low <= 1 <= found.high:
+        return Colour.NEITHER
+    return Colour.FASTER if found.low > 1 else Colour.SLOWER
 
 
 def _setting(row: Row) -> str:

@@ -2,24 +2,20 @@
 
 Both are made from the `training.json` that every trained checkpoint carries (`outrider.train.card`).
 
-Example: with 40 million tokens across 680 pixels, the evaluation after 10 million stands 170 pixels right of the axis.
+Example: a head that was at tau 1.20 after 1 million tokens and at 2.25 after 4 million is a line between both.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from outrider.records.json_fields import read_json
-from outrider.results.pages.svg import element, escaped, label, picture
+from outrider.results.figures.lines import Curve, LineFigure
 from outrider.results.tables.sheet import Column, Sheet
 
 __all__ = ["Head", "curve_chart", "heads_table", "read_heads"]
 
-WIDTH, TOP, LEFT, RIGHT, BOTTOM, MARGIN = 820, 76, 56, 716, 380, 16
-SMALL, NORMAL, LARGE = 11, 13, 18
-INK = "#747b85"
-HUES = ("#2f81c7", "#c9642a", "#3f9a55", "#9a5fc0", "#b5872b", "#2a9d9d", "#c2527c", "#6d7d3a")
 TRAINING = "training.json"
 WEIGHTS = "*.safetensors"
 
@@ -67,45 +63,21 @@ COLUMNS: tuple[Column[Head], ...] = (
 
 def curve_chart(heads: Sequence[Head], target: str) -> str:
     """Return the SVG of all heads' curves."""
-    most_x = max(x for head in heads for x, _ in head.curve)
-    most_y = max(y for head in heads for _, y in head.curve) * 1.05
-    title = f"Tau on held-out texts by training tokens, {target}"
-    parts = [
-        element("title", escaped(title), id="title"),
-        element("desc", escaped(" ".join(_words(head) for head in heads)), id="desc"),
-        label(MARGIN, 30, title, LARGE, font_weight="600"),
-        label(MARGIN, 52, "Tokens per target forward, predicted from held-out text; 1 is plain decoding.", NORMAL),
-        *_axes(most_x, most_y),
-    ]
-    free = 0.0
-    for head, hue in zip(heads, HUES, strict=False):
-        points = [(_x(x, most_x), _y(y, most_y)) for x, y in head.curve]
-        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-        parts.append(element("path", d=f"M{path}", fill="none", stroke=hue, stroke_width=2, data_method=head.name))
-        free = max(free + 14, points[-1][1] + 4)
-        parts.append(label(RIGHT + 8, free, f"{head.name} {head.curve[-1][1]:.2f}", SMALL, fill=hue))
-    return picture(parts, WIDTH, f"{BOTTOM + 56}", INK)
+    return LineFigure(
+        f"Tau on held-out texts by training tokens, {target}",
+        curves=tuple(_drawn(head) for head in heads),
+        x_name="million tokens read in training",
+        is_origin=True,
+        least=1,
+        subtitle="Tokens per target forward, predicted from held-out text; 1 is plain decoding.",
+    ).svg()
+
+
+def _drawn(head: Head) -> Curve:
+    xs, ys = zip(*head.curve, strict=True)
+    return Curve(f"{head.name} {head.curve[-1][1]:.2f}", xs, ys, words=_words(head))
 
 
 def _words(head: Head) -> str:
     (first_x, first_y), (last_x, last_y) = head.curve[0], head.curve[-1]
     return f"{head.name}: {first_y:.2f} after {first_x:.1f} and {last_y:.2f} after {last_x:.1f} million tokens."
-
-
-def _axes(most_x: float, most_y: float) -> Iterator[str]:
-    for tenth in range(10, int(most_y * 10) + 1, 2):
-        y = _y(tenth / 10, most_y)
-        yield element("line", x1=LEFT, x2=RIGHT, y1=y, y2=y, stroke=INK, stroke_opacity=0.25)
-        yield label(LEFT - 8, y + 4, f"{tenth / 10:.1f}", SMALL, text_anchor="end")
-    step = next((step for step in (0.5, 1, 2, 5, 10, 20, 50) if most_x / step <= 9), most_x)
-    for place in range(int(most_x / step) + 1):
-        yield label(_x(place * step, most_x), BOTTOM + 18, f"{place * step:g}", SMALL, text_anchor="middle")
-    yield label((LEFT + RIGHT) / 2, BOTTOM + 38, "million tokens read in training", SMALL, text_anchor="middle")
-
-
-def _x(value: float, most: float) -> float:
-    return LEFT + value / most * (RIGHT - LEFT)
-
-
-def _y(value: float, most: float) -> float:
-    return BOTTOM - (value - 1) / (most - 1) * (BOTTOM - TOP)

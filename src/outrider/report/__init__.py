@@ -1,0 +1,1 @@
+"""Runs as one self-contained HTML page: sources, sections, and the page that holds them."""
