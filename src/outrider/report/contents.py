@@ -9,7 +9,7 @@ from typing import Final
 from outrider.report.cost import memory, predicted, step_time, waterfall
 from outrider.report.load import acceptance, batches, latency
 from outrider.report.origin import origin
-from outrider.report.others import missing, quality, runs_side_by_side, tuned
+from outrider.report.others import missing, quality, ribbon, runs_side_by_side, tuned
 from outrider.report.parts import Section
 from outrider.report.sources import Source
 from outrider.report.speed import losing, side_by_side, speed
@@ -20,6 +20,7 @@ SECTIONS: Final[tuple[Callable[[Source], Section | None], ...]] = (
     tuned,
     quality,
     speed,
+    ribbon,
     waterfall,
     acceptance,
     step_time,

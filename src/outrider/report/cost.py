@@ -8,7 +8,7 @@ Example: tau 2.40 becomes 2.03 by verifying more rows and 1.89 by drafting, and 
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 from outrider.report.answer import place_of
 from outrider.report.parts import Figure, Section, table_of
@@ -87,13 +87,19 @@ NAMES: Final[tuple[Column[Row], ...]] = (
     Column("Prompts", lambda row: row.category, kind="name"),
     Column("Setting", lambda row: place_of(Setting.of(row)), kind="text"),
 )
+
+
+def _fall(head: str, name: str) -> Column[Row]:
+    return Column(head, lambda row: number_text(getattr(row.waterfall, name)))
+
+
 FALLS: Final[tuple[Column[Row], ...]] = (
     *NAMES,
-    Column("Ideal", lambda row: number_text(row.waterfall and row.waterfall.ideal)),
-    Column("With verifying", lambda row: number_text(row.waterfall and row.waterfall.with_verify)),
-    Column("With drafting", lambda row: number_text(row.waterfall and row.waterfall.with_draft)),
-    Column("With host time", lambda row: number_text(row.waterfall and row.waterfall.with_host)),
-    Column("Measured", lambda row: number_text(row.waterfall and row.waterfall.measured)),
+    _fall("Ideal", "ideal"),
+    _fall("With verifying", "with_verify"),
+    _fall("With drafting", "with_draft"),
+    _fall("With host time", "with_host"),
+    _fall("Measured", "measured"),
 )
 
 
@@ -158,13 +164,8 @@ def predicted(source: Source) -> Section | None:
         f"{len(every)} cells it is off by {_percent(errors[len(errors) // 2])} at the median and by "
         f"{_percent(errors[-1])} at most.",
     )
-    figures = (_figure(title, bars, table_of_checks(title, every)),) if bars else ()
+    figures = (_figure(title, bars, Sheet(title, CHECKS, every)),) if bars else ()
     return Section("predicted", "Predicted and measured", says=says, figures=figures)
-
-
-def table_of_checks(title: str, rows: Sequence[Row]) -> Sheet[Row]:
-    """Return predictions and measurements of rows that have both."""
-    return Sheet(title, CHECKS, rows)
 
 
 CHECKS: Final[tuple[Column[Row], ...]] = (
@@ -215,7 +216,7 @@ def _pair(name: str, group: str, guess: float, measured: float, ends: tuple[floa
     return BarRow(name, group=group, marks=marks, low=low, high=high, value=value, words=words)
 
 
-def _figure(title: str, bars: tuple[BarRow, ...], sheet: Sheet[Row]) -> Figure:
+def _figure(title: str, bars: tuple[BarRow, ...], sheet: Sheet[Any]) -> Figure:
     legend = ((Colour.HUE_2, "predicted (ring)"), (Colour.HUE_1, "measured (disc), with its interval"))
     drawn = BarFigure(title, rows=bars, legend=legend, line=1, line_name="plain decoding", least=1.25)
     return Figure(drawn, table_of(sheet))

@@ -1,4 +1,4 @@
-"""Sections of runs that are no benchmark, and of several runs: tuning, quality of weights, runs side by side.
+"""Sections on tuning, quality of weights, recorded text, missing data, and several runs side by side.
 
 Example: two runs of one target have a bar each for every method that both measured.
 """
@@ -10,7 +10,7 @@ from typing import Final
 from outrider.quality.report import Line
 from outrider.quality.table import sheet_of
 from outrider.records.display import visible_line
-from outrider.report.parts import Figure, Section, table_of
+from outrider.report.parts import Figure, Fragment, Section, table_of
 from outrider.report.sources import Source
 from outrider.results.best import OURS, Setting
 from outrider.results.figures.bars import BarFigure, BarRow, Segment
@@ -18,9 +18,10 @@ from outrider.results.figures.canvas import HUES, Colour
 from outrider.results.rows import SERVING, Row
 from outrider.results.tables.cells import interval_text, number_text, rate_text
 from outrider.results.tables.sheet import Column, Sheet
+from outrider.traces.html import fragment, script_hash, style_hash
 from outrider.tuning.outcome.table import sheets_of
 
-__all__ = ["missing", "quality", "runs_side_by_side", "tuned"]
+__all__ = ["missing", "quality", "ribbon", "runs_side_by_side", "tuned"]
 
 MOST_RUNS: Final = len(HUES)
 
@@ -57,6 +58,15 @@ def tuned(source: Source) -> Section | None:
     says += [f"Drafting pays up to {tune.crossover:.1f} requests at once."] if tune.crossover is not None else []
     tables = tuple(map(table_of, sheets_of(tune)))
     return Section("tuned", "The choice", says=tuple(says), figures=figures, tables=tables)
+
+
+def ribbon(source: Source) -> Section | None:
+    """Return real text of the run, each token marked by who wrote it."""
+    if not source.traces:
+        return None
+    says = ("Answers of this run, step by step: a step's card shows its draft tree, probabilities and cost.",)
+    held = Fragment(html=fragment(source.traces), style_hash=style_hash(), script_hash=script_hash())
+    return Section("ribbon", "Real text, token by token", says=says, fragment=held)
 
 
 def quality(source: Source) -> Section | None:
@@ -145,6 +155,7 @@ def missing(source: Source, names: Sequence[str]) -> Section | None:
         return None
     target = shlex.quote(visible_line(report.target))
     commands = {
+        "ribbon": ("Real text, token by token", f"outrider bench --target {target} --traces 1"),
         "batch": ("Speedup by batch size", f"outrider bench --target {target} --batches 1 4 16"),
         "waterfall": ("Cost of a step", f"outrider bench --target {target}"),
         "engines": ("Other engines beside ours", f"outrider bench --target {target} --preset engines"),

@@ -21,7 +21,7 @@ from outrider.records.display import visible_line
 from outrider.records.files import write_text
 from outrider.report.answer import answer_of, facts_of, other_answers
 from outrider.report.contents import sections_of, shared_sections
-from outrider.report.parts import Section
+from outrider.report.parts import Fragment, Section
 from outrider.report.sources import Source
 from outrider.results.figures.bars import NARROW, WIDE
 
@@ -75,10 +75,8 @@ def page_of(sources: Sequence[Source]) -> str:
         for place, source in enumerate(sources, start=1)
     ]
     shared = shared_sections(sources)
-    own = [section.fragment for run in runs for section in run.sections if section.fragment]
+    fragments = [section.fragment for run in runs for section in run.sections if section.fragment]
     css = (FOLDER / "page.css").read_text(encoding="utf-8")
-    styles = list(dict.fromkeys([css, *(fragment.style for fragment in own if fragment.style)]))
-    scripts = list(dict.fromkeys(fragment.script for fragment in own if fragment.script))
     pages = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
@@ -89,12 +87,11 @@ def page_of(sources: Sequence[Source]) -> str:
     pages.filters["trusted"] = Markup
     heading = runs[0].answer if len(runs) == 1 else f"{len(runs)} runs side by side"
     return pages.get_template("page.html").render(
-        policy=_policy(styles, scripts),
+        policy=_policy(css, fragments),
         version=version(),
         title=", ".join(run.name for run in runs),
         heading=heading,
-        styles=[Markup(style) for style in styles],
-        scripts=[Markup(script) for script in scripts],
+        style=Markup(css),
         runs=runs,
         shared=shared,
         wide=WIDE,
@@ -108,11 +105,14 @@ def _shown(value: Any) -> Any:
     return visible_line(value) if isinstance(value, str) and not is_markup else value
 
 
-def _policy(styles: Sequence[str], scripts: Sequence[str]) -> str:
-    """Return the content security policy that allows these texts and nothing else."""
-    rules = {"style-src": styles, "script-src": scripts}
-    allowed = "; ".join(f"{name} {' '.join(map(_hash, texts)) or _NONE}" for name, texts in rules.items())
-    return f"default-src {_NONE}; img-src data:; base-uri {_NONE}; form-action {_NONE}; {allowed}"
+def _policy(css: str, fragments: Sequence[Fragment]) -> str:
+    """Return the content security policy that allows our own style and the fragments', and nothing else."""
+    styles = dict.fromkeys([_hash(css), *(one.style_hash for one in fragments)])
+    scripts = dict.fromkeys(one.script_hash for one in fragments)
+    return (
+        f"default-src {_NONE}; img-src data:; base-uri {_NONE}; form-action {_NONE}; "
+        f"style-src {' '.join(styles)}; script-src {' '.join(scripts) or _NONE}"
+    )
 
 
 _NONE: Final = "'none'"

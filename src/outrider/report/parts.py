@@ -61,11 +61,11 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Fragment:
-    """HTML that another part of the package makes, safe as it is, with the style and the script that it needs."""
+    """HTML that another part of the package makes, safe as it is, with the hashes of its style and its script."""
 
     html: str
-    style: str = ""
-    script: str = ""
+    style_hash: str
+    script_hash: str
 
 
 @dataclass(frozen=True)

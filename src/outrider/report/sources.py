@@ -18,10 +18,12 @@ from outrider.quality.report import Report as QualityReport
 from outrider.quality.report import read_report
 from outrider.records.codec import loads, parsed
 from outrider.records.provenance import Manifest, manifest_from_json
+from outrider.results.kept import read_traces
 from outrider.results.rows import SCHEMA as BENCH_SCHEMA
 from outrider.results.rows import Report
-from outrider.results.store import MANIFEST, REPORT
+from outrider.results.store import MANIFEST, REPORT, TRACES
 from outrider.results.unit import UnitResult
+from outrider.traces.trace import Trace
 from outrider.tuning.outcome.report import TUNE_SCHEMA, TuneReport
 
 __all__ = ["Source", "read_source"]
@@ -36,6 +38,7 @@ class Source:
 
     name    last part of its path
     units   units of a benchmark, where they were kept
+    traces  answers of a benchmark that were recorded step by step
     """
 
     name: str
@@ -45,6 +48,7 @@ class Source:
     quality: QualityReport | None = None
     manifest: Manifest | None = None
     units: tuple[UnitResult, ...] = ()
+    traces: tuple[Trace, ...] = ()
 
 
 def read_source(path: Path) -> Source:
@@ -69,6 +73,7 @@ def read_source(path: Path) -> Source:
             path=path,
             bench=evidence.report,
             units=evidence.units,
+            traces=tuple(read_traces(path / TRACES).values()) if is_directory else (),
             manifest=_manifest_beside(file),
         )
     try:
