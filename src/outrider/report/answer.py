@@ -88,7 +88,7 @@ def _short(report: Report, setting: Setting) -> str:
 
 def _times(row: Row) -> str:
     found = interval_of(row)
-    ends = "" if found.low is None else f" (95 % interval {found.low:.2f} to {found.high:.2f})"
+    ends = " (one prompt alone)" if found.low is None else f" (95 % interval {found.low:.2f} to {found.high:.2f})"
     return f"{found.point:.2f} times{ends}"
 
 

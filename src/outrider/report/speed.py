@@ -135,9 +135,12 @@ def _by_category(report: Report, setting: Setting, *, is_folded: bool) -> Table:
 def _cell(row: Row | None) -> Cell:
     if row is None or row.speedup is None:
         return Cell("-")
+    text = interval_text(row.speedup)
+    if row.speedup.low is None:  # of one prompt alone nothing is known beyond chance
+        return Cell(text)
     if is_faster(row):
-        return Cell(f"▲ {interval_text(row.speedup)}", "faster")
-    return Cell(f"▼ {interval_text(row.speedup)}", "slower") if is_slower(row) else Cell(interval_text(row.speedup))
+        return Cell(f"▲ {text}", "faster")
+    return Cell(f"▼ {text}", "slower") if is_slower(row) else Cell(text)
 
 
 def _common_category(rows: Sequence[Row]) -> str:

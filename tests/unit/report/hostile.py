@@ -5,6 +5,7 @@ from pathlib import Path
 
 from outrider.records.provenance import Manifest, collect_manifest, manifest_to_json
 from outrider.results.rows import Report, to_json
+from outrider.traces.trace import DraftTrace, StepTrace, TokenTrace, Trace
 
 ATTACK = (
     "</script></style></title><img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
@@ -39,3 +40,14 @@ def write_run(directory: Path, report: Report, manifest: Manifest | None = None)
     if manifest is not None:
         (directory / "manifest.json").write_text(manifest_to_json(manifest), encoding="utf-8")
     return directory
+
+
+def trace() -> Trace:
+    """One step with two tokens, both of which attack."""
+    tokens = tuple(
+        TokenTrace(id=place, text=ATTACK, by=by, prob=0.5, top=()) for place, by in enumerate(("draft", "bonus"))
+    )
+    draft = DraftTrace(ids=(0, 7), texts=(ATTACK, ATTACK), parents=(-1, -1), accepted=(0,), probs=(0.5, None))
+    spent = {"propose": 1.0, "verify": 2.0, "accept": 0.1, "commit": 0.1, "host": 0.1, "total": 3.3}
+    step = StepTrace(step=0, tokens=tokens, draft=draft, ms=spent)
+    return Trace(target=ATTACK, method=ATTACK, category=ATTACK, prompt=ATTACK, steps=(step,))

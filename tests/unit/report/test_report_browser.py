@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile import hostile, hostile_manifest, write_run
+from hostile import hostile, hostile_manifest, trace, write_run
 
 from browser import chromium
 from outrider.report.page import write_page
@@ -57,6 +57,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert filed is not None
     few = replace(filed, rows=filed.rows[:20] + filed.rows[-6:])
     runs = [write_run(place / name, run, hostile_manifest()) for name, run in (("a", hostile(few)), ("b", few))]
+    (runs[0] / "traces.jsonl").write_text(trace().to_json() + "\n", encoding="utf-8")
     write_page([read_source(run) for run in runs], place / "report.html")
     return place / "report.html"
 
@@ -77,7 +78,9 @@ def look(driver: Any, width: int, scheme: str) -> None:
 
 def test_nothing_runs_and_nothing_is_loaded(page: Any) -> None:
     assert page.title.startswith("Outrider report: ")
-    assert page.execute_script("return document.querySelectorAll('img, script, iframe, [onmouseover]').length") == 0
+    assert page.execute_script("return document.querySelectorAll('img, iframe, [onmouseover]').length") == 0
+    assert page.execute_script("return document.querySelectorAll('script').length") == 2  # the ribbon's
+    assert page.execute_script("return document.querySelectorAll('.outrider-ribbons .token').length") == 2
     assert page.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
     asked = {one["params"]["request"]["url"] for one in events if one["method"] == "Network.requestWillBeSent"}
