@@ -5,6 +5,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 SVG = "{http://www.w3.org/2000/svg}"
+TICK = r"[\d.]+( %)?"
 
 
 def parsed(drawn: str) -> Element:
@@ -30,16 +31,16 @@ def scale(drawing: Element, axis: str) -> tuple[float, float]:
     """Pixel of zero and pixels for 1, from the axis's lines and the labels of its ticks, where it is linear."""
     anchor, side = {"x": ("middle", 0), "y": ("end", 1)}[axis]
     labels = [
-        float(part.text)
+        float(part.text.split()[0])
         for part in drawing.iter(f"{SVG}text")
-        if re.fullmatch(r"[\d.]+", part.text or "") and part.get("text-anchor") == anchor
+        if re.fullmatch(TICK, part.text or "") and part.get("text-anchor") == anchor
     ]
     lines = [points(part.attrib["d"]) for part in drawing.iter(f"{SVG}path") if part.get("stroke-opacity") == "0.25"]
     if not lines or lines[0][0][side] != lines[0][1][side]:  # without lines: a label stands at its tick
         lines = [
             [(float(part.attrib["x"]), 0.0)] * 2
             for part in drawing.iter(f"{SVG}text")
-            if re.fullmatch(r"[\d.]+", part.text or "") and part.get("text-anchor") == anchor
+            if re.fullmatch(TICK, part.text or "") and part.get("text-anchor") == anchor
         ]
     places = [line[0][side] for line in lines]
     assert len(labels) == len(places) > 1

@@ -48,7 +48,7 @@ def facts_of(source: Source) -> list[tuple[str, str]]:
             ("Best method", best.label),
             ("Speedup", interval_text(best.speedup)),
             ("Tokens per second", f"{number_text(best.tokens_per_s, '.0f')}"),
-            ("Prompts", f"{max(prompts)}, {best.num_repeats} times"),
+            ("Prompts × repeats", f"{max(prompts)} × {best.num_repeats}"),
         ]
     if source.manifest is not None:
         facts += [("Machine", described(source.manifest.hardware)), ("Measured on", source.manifest.started[:10])]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from blocks import batches, pictures
-from drawings import SVG, parsed, paths, scale, texts
 
+from drawings import SVG, parsed, paths, scale, texts
 from outrider.errors import RunError
 from outrider.results.pages.batches import batch_chart, batch_table, has_batches
 from outrider.results.pages.chart import main

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from drawings import SVG, parsed, paths, scale, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from drawings import SVG, parsed, paths, scale, texts
 from outrider.errors import RunError
 from outrider.records.provenance import Hardware, collect_manifest, manifest_to_json
 from outrider.results.figures.bars import NARROW

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from drawings import parsed, paths, scale
 
+from drawings import parsed, paths, scale
 from outrider.results.pages.curves import Head, curve_chart, heads_table, read_heads
 
 
