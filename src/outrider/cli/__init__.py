@@ -6,6 +6,7 @@ command runs, so that help is instant.
     exit 0     done
     exit 1     a fault of Outrider's own; the traceback belongs into a report
     exit 2     bad input, or a run that cannot go on; one sentence on standard error says why
+    exit 3     done, and what was checked has a problem
     exit 130   interrupted; where work can be resumed, the sentence says how
     exit 143   terminated (SIGTERM), in the same way
 """
@@ -30,6 +31,7 @@ COMMANDS = {
     "bench": "outrider.cli.commands.bench:Bench",
     "chat": "outrider.cli.commands.chat:Chat",
     "corpus": "outrider.cli.commands.corpus:CorpusCommand",
+    "doctor": "outrider.cli.commands.doctor:DoctorCommand",
     "drafters": "outrider.cli.commands.drafters:Drafters",
     "export": "outrider.cli.commands.export:ExportCommand",
     "fetch": "outrider.cli.commands.fetch:Fetch",
@@ -104,9 +106,9 @@ def _run(words: list[str]) -> int:
         command = _command(words)
     except UsageError as error:
         sys.exit(_say(str(error), 2))
-    command.run()
+    status = command.run()
     sys.stdout.flush()  # while a failure can still be told
-    return 0
+    return int(status or 0)
 
 
 def _command(words: list[str]) -> Any:

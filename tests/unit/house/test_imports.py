@@ -21,7 +21,7 @@ STOREYS = [
     "traces",
     *("costs", "adaptive", "proposers", "http", "data", "audit", "results", "catalogue", "export", "vllm", "llama_cpp"),
     *("train", "bench"),
-    *("planning", "profiling", "quality", "tuning", "serve", "testing", "outrider", "cli", "__main__"),
+    *("planning", "profiling", "quality", "tuning", "doctor", "serve", "testing", "outrider", "cli", "__main__"),
 ]
 """From the ground up: a file or folder imports from those before it. `outrider` is the package's own `__init__.py`."""
 MOST_FILES = 18

@@ -1,0 +1,302 @@
+"""The diagnosis of a drafter: why is it accepted so seldom, and what would mend it?
+
+The target answers some prompts once. Along these texts the checkpoint drafts as it is, and then in many variants, each
+with one thing read or arranged differently (`outrider.doctor.heads`). A variant counts as the cause only if it is
+accepted more often by more than chance. The best one is kept, and the others are tried on top of it, since two things
+may be wrong.
+
+    1. is it this target's?             fingerprint, sizes, tokens
+    2. does it load?                    if not, does a variant?
+    3. accuracy at every depth          with the target's states, and with its own
+    4. variants                         the best first, until none is better
+    5. what the record of training says, and what this machine needs
+
+Example: `diagnose(DoctorConfig(target="smollm2-135m", drafter="smollm2-135m/mtp")).findings` has no problem.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from outrider.data.workloads import CATEGORIES, Conversation, load_category, load_prompts
+from outrider.doctor.accuracy import Accuracy, DepthAccuracy, z_score
+from outrider.doctor.config import DoctorConfig
+from outrider.doctor.finding import Finding, ordered
+from outrider.doctor.fix import write_fixed
+from outrider.doctor.heads.kinds import Kind, kind_of, method_of
+from outrider.doctor.price import price_finding
+from outrider.doctor.settings import settings_findings
+from outrider.doctor.stored import tensor_findings
+from outrider.doctor.trial import Known, Trials, known_texts
+from outrider.doctor.variant import Config, Variant
+from outrider.doctor.written import own_state_findings, training_findings
+from outrider.errors import CheckpointError, ConfigError, OutriderError, on_one_line
+from outrider.formats.locate import CONFIG, locate
+from outrider.formats.store import check_target
+from outrider.models.spec import DecoderSpec
+from outrider.proposers import known_method, proposer_class
+from outrider.proposers.method_spec import method_specs, with_heads
+from outrider.records.json_fields import read_json
+from outrider.target import Target
+
+__all__ = ["Diagnosis", "diagnose", "diagnosed", "texts_for"]
+
+BETTER_BY: Final = 0.02
+"""Least gain in right guesses per position, relative, of a variant that counts."""
+SURE_Z: Final = 3.5
+"""Standard errors that a blind variant must be better by."""
+EXPECTED_Z: Final = 2.0
+"""The same for a variant that the target or the file suggests."""
+MOST_ROUNDS: Final = 3
+MOST_LETTERS: Final = 1500
+"""Longest prompt of ours that is used: a diagnosis should take seconds."""
+Listen = Callable[[float, float | None, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """The result.
+
+    method      the drafter's method
+    checkpoint  its directory
+    tau         tokens per target forward; None if it does not load
+    depths      accuracy by depth, as the checkpoint is now
+    findings    problems first
+    fixed_tau   tau with all remedies that were found by trial; None without any
+    output      directory of the corrected copy, if one was written
+    """
+
+    target: str
+    method: str
+    checkpoint: str
+    num_prompts: int
+    num_positions: int
+    tau: float | None
+    depths: tuple[DepthAccuracy, ...]
+    findings: tuple[Finding, ...]
+    fixed_tau: float | None = None
+    fixed_depths: tuple[DepthAccuracy, ...] = ()
+    output: str | None = None
+
+
+def texts_for(target: Target, config: DoctorConfig, layers: Sequence[int], listen: Listen) -> Known:
+    """Let the target answer the prompts, and keep its states at these feature layers."""
+    total = config.num_prompts * config.max_new_tokens
+    return known_texts(
+        target,
+        _prompts(config),
+        layers,
+        num_tokens=config.max_new_tokens,
+        told=lambda count: listen(count, total, "the target answers"),
+    )
+
+
+class _Drafter(NamedTuple):
+    """The checkpoint to diagnose, its method and further settings."""
+
+    method: str
+    settings: dict[str, Any]
+    directory: Path
+    kind: Kind
+
+
+class _Better(NamedTuple):
+    variant: Variant
+    before: Accuracy | None
+    after: Accuracy
+
+
+def diagnose(config: DoctorConfig, listen: Listen = lambda done, total, words: None) -> Diagnosis:
+    """Load the target and return the diagnosis of the drafter.
+
+    Raises:
+        ConfigError, CheckpointError: if the target does not load, or there is no such checkpoint.
+        RunError: if a corrected copy cannot be written.
+    """
+    from outrider.targets import target_of
+
+    return diagnosed(target_of(config, lambda at: listen(*at)), config, listen)
+
+
+def diagnosed(
+    target: Target,
+    config: DoctorConfig,
+    listen: Listen = lambda done, total, words: None,
+    known: Known | None = None,
+) -> Diagnosis:
+    """Return the diagnosis of a drafter of a loaded target.
+
+    Args:
+        known: texts that the target wrote before, with the states of every layer that a variant may read.
+    """
+    drafter = _drafter(config.drafter, target)
+    findings = _other_target(drafter, target)
+    strangers = [_without_fingerprint()] if findings else []
+    known = known or texts_for(target, config, drafter.kind.feature_layers(target.spec.num_layers), listen)
+    with tempfile.TemporaryDirectory(prefix="outrider-doctor-") as scratch:
+        trials = Trials(target, drafter.method, drafter.settings, drafter.directory, Path(scratch))
+        findings += tensor_findings(drafter.directory)
+        base = trials.accuracy(known, strangers)
+        if base is None:
+            findings.append(Finding("loading", "problem", trials.reason, "see the message"))
+        found = _causes(trials, drafter, target, known, base, strangers, listen)
+        findings += map(_finding, found)
+        findings += _measured(trials, drafter, known, base, strangers, config)
+    best = found[-1].after if found else None
+    output = None
+    if config.fix and found:
+        output = write_fixed(drafter.directory, [one.variant for one in found], config)
+    return Diagnosis(
+        target=target.spec.name,
+        method=drafter.method,
+        checkpoint=str(drafter.directory),
+        num_prompts=len(known.texts),
+        num_positions=base.num_positions if base else 0,
+        tau=base.tau if base else None,
+        depths=base.depths if base else (),
+        findings=tuple(ordered(findings)),
+        fixed_tau=best.tau if best else None,
+        fixed_depths=best.depths if best else (),
+        output=None if output is None else str(output),
+    )
+
+
+def _drafter(text: str, target: Target) -> _Drafter:
+    """Return the checkpoint that a text names.
+
+    Raises:
+        ConfigError: for a method without a checkpoint.
+        CheckpointError: if there is no such checkpoint.
+    """
+    settings: dict[str, Any] = {}
+    if known_method(text.partition(":")[0].strip()) is None or Path(text).is_dir():
+        directory = locate(text)
+        method = method_of(directory)
+    else:
+        [choice] = with_heads(method_specs([text]), target)
+        method, settings = choice.name, dict(choice.settings)
+        if proposer_class(method).shipped is None or settings.get("checkpoint") is None:
+            raise ConfigError(f"method '{text}' has no checkpoint to diagnose; give the directory or hub id of one")
+        directory = locate(str(settings.pop("checkpoint")))
+    kind = kind_of(method)
+    if kind is None:
+        raise ConfigError(f"checkpoints of method '{method}' cannot be diagnosed; try `outrider bench` instead")
+    return _Drafter(method, settings, directory.absolute(), kind)
+
+
+def _prompts(config: DoctorConfig) -> list[Conversation]:
+    """Return the prompts, the categories in turn.
+
+    Raises:
+        ConfigError: if they cannot be read.
+    """
+    if config.prompts:
+        read = [one for path in config.prompts for one in load_prompts(path)]
+        return read[: config.num_prompts]
+    pools = [[one for one in load_category(name) if len(one.turns[0]) <= MOST_LETTERS] for name in CATEGORIES]
+    turns = [pool[at] for at in range(max(map(len, pools))) for pool in pools if at < len(pool)]
+    return turns[: config.num_prompts]
+
+
+def _other_target(drafter: _Drafter, target: Target) -> list[Finding]:
+    """Return a finding if the checkpoint says that it was trained for another target."""
+    try:
+        check_target(read_json(drafter.directory / CONFIG), target, drafter.directory)
+    except CheckpointError as error:
+        remedy = "load it with its own target, or train one for this target (outrider train)"
+        return [Finding("target", "problem", on_one_line(str(error), 300).partition(";")[0], remedy)]
+    return []
+
+
+def _without_fingerprint() -> Variant:
+    """Return the variant that lets a stranger load, so that its accuracy can be measured all the same."""
+
+    def change(config: Config) -> None:
+        own = config.get("outrider")
+        if isinstance(own, dict):
+            own.pop("target_fingerprint", None)
+
+    return Variant(check="target", now="of another target", instead="taken all the same", remedy="", config=change)
+
+
+def _causes(
+    trials: Trials,
+    drafter: _Drafter,
+    target: Target,
+    known: Known,
+    base: Accuracy | None,
+    kept: list[Variant],
+    listen: Listen,
+) -> list[_Better]:
+    """Return variants that are better by more than chance, the best first, each on top of those before it."""
+    try:
+        variants = drafter.kind.variants(drafter.directory, target, _spec_of(target))
+    except OutriderError:  # what is wrong was said when it did not load
+        return []
+    found: list[_Better] = []
+    kept = list(kept)
+    for _ in range(MOST_ROUNDS):
+        better: list[_Better] = []
+        checks = {one.variant.check for one in found}
+        for number, variant in enumerate(one for one in variants if one.check not in checks):
+            listen(number, len(variants), f"trying {variant.check}")
+            after = trials.accuracy(known, [*kept, variant])
+            if after is not None and _counts(variant, base, after):
+                better.append(_Better(variant, base, after))
+        if not better:
+            break
+        best = max(better, key=lambda one: one.after.mean_accepted)
+        found.append(best)
+        kept.append(best.variant)
+        base = best.after
+    return found
+
+
+def _counts(variant: Variant, base: Accuracy | None, after: Accuracy) -> bool:
+    """Return whether a variant is better by more than chance, and by more than a trifle."""
+    if base is None:
+        return True
+    gain = after.mean_accepted - base.mean_accepted
+    if after.depth != base.depth or gain <= BETTER_BY * base.mean_accepted:
+        return False
+    return z_score(after, base) >= (EXPECTED_Z if variant.is_expected else SURE_Z)
+
+
+def _finding(better: _Better) -> Finding:
+    variant, before, after = better
+    shares = [f"{one.accepted[0]:.1%}" if one is not None else "none (it does not load)" for one in (before, after)]
+    taus = "" if before is None else f", tau from {before.tau:.2f} to {after.tau:.2f}"
+    evidence = f"{variant.now}; with {variant.instead}, right first guesses go from {shares[0]} to {shares[1]}{taus}"
+    return Finding(variant.check, "problem", evidence, variant.remedy)
+
+
+def _measured(
+    trials: Trials,
+    drafter: _Drafter,
+    known: Known,
+    base: Accuracy | None,
+    kept: Sequence[Variant],
+    config: DoctorConfig,
+) -> list[Finding]:
+    """Return findings on what was measured: against training, with its own states, by settings, and its price."""
+    findings = training_findings(drafter.directory, base, known)
+    if base is None:
+        return findings
+    if drafter.kind.RECURRENT:
+        findings += own_state_findings(base)
+    layers = drafter.kind.feature_layers(trials.target.spec.num_layers)
+    findings += settings_findings(trials, _prompts(config), layers, base, config, kept)
+    return [*findings, price_finding(trials.target, trials.load(kept), drafter.method, known, base.tau)]
+
+
+def _spec_of(target: Target) -> DecoderSpec | None:
+    """Return the target's own sizes, if it is of the Llama family."""
+    if target.native is not None:
+        return target.native.spec
+    directory = target.checkpoint()
+    try:
+        return None if directory is None else DecoderSpec.from_config_file(directory)
+    except CheckpointError:
+        return None

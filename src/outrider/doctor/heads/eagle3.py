@@ -1,0 +1,228 @@
+"""Suspects of an EAGLE-3 head.
+
+    feature layers   ids shifted by 1 or 2, the published three, the reverse order: engines differ on whether id k
+                     is the state before or after layer k
+    norm flags       `norm_before_residual`, `norm_output` and others, which engines read with different defaults
+    vocabulary map   `d2t` as offsets, as ids, or recovered from the output head's rows
+    input halves     token and state the other way round
+    embedding        the target's instead of the head's own
+
+Example: a head of SmolLM2 with ids 3, 16, 28 is right less often than with 2, 15, 27, and the variant says so.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from outrider.doctor.heads.layer import MOVED_NORMS, layer_variants, moved_norms, norm_names
+from outrider.doctor.heads.maps import agreement, recovered_map
+from outrider.doctor.variant import Config, Tensors, Variant
+from outrider.errors import CheckpointError
+from outrider.formats.eagle3_config import LAYER_IDS, TARGET_LAYER_IDS, spec_of
+from outrider.formats.eagle3_speculators import is_speculators, native_of
+from outrider.formats.eagle3_tensors import canonical_names
+from outrider.formats.locate import CONFIG
+from outrider.formats.weights import read_weights
+from outrider.models.eagle3 import default_layer_ids
+from outrider.models.spec import DecoderSpec
+from outrider.records.json_fields import Fields, read_json
+from outrider.target import Target
+
+__all__ = ["RECURRENT", "feature_layers", "reads", "variants"]
+
+RECURRENT: Final = True
+SHIFTS: Final = (-1, 1, -2, 2)
+FLAGS: Final = ("norm_before_residual", "norm_output", "norm_before_fc", "fc_norm")
+OTHER_IDS: Final = ("aux_hidden_state_layer_ids", LAYER_IDS, TARGET_LAYER_IDS)
+TRUSTED: Final = 0.5
+"""Share of columns that resemble their own token, from which on the map needs no recovery."""
+PROJECTIONS: Final = ("q_proj.weight", "k_proj.weight", "v_proj.weight")
+
+
+def reads(config: Mapping[str, Any], names: Collection[str]) -> bool:
+    """Return whether a checkpoint looks like one of these heads."""
+    return (
+        is_speculators(Fields(config, CONFIG))
+        or "draft_vocab_size" in config
+        or any("fc.weight" in name for name in names)
+    )
+
+
+def feature_layers(num_layers: int) -> tuple[int, ...]:
+    """Return every feature layer that a variant may read."""
+    return tuple(range(num_layers + 2))
+
+
+def variants(directory: Path, target: Target, spec: DecoderSpec | None) -> list[Variant]:
+    """Return the variants to try.
+
+    Raises:
+        CheckpointError: if the config or the header of the weights cannot be read.
+    """
+    raw = read_json(directory / CONFIG)
+    weights = read_weights(directory)
+    names = canonical_names(weights, directory)
+    shapes = {name: weights.shape(stored) for name, stored in names.items()}
+    found = [*_layers(raw, directory, shapes, target), *_flags(raw)]
+    found += _maps(directory, names, shapes, target)
+    found += _halves(names, shapes)
+    if "embed_tokens.weight" in names:
+        found.append(_shared_embedding(names["embed_tokens.weight"]))
+    stored = {name: weights.shape(name) for name in weights}
+    found += layer_variants(raw.plain(), stored, spec)
+    norms = norm_names(stored)
+    if norms and min(float(weights[name].float().mean()) for name in norms) < MOVED_NORMS:
+        found.append(moved_norms(norms))
+    return found
+
+
+def _layers(raw: Fields, directory: Path, shapes: Mapping[str, tuple[int, ...]], target: Target) -> Iterator[Variant]:
+    """Yield other feature layers; a list that cannot be read is replaced by the published three."""
+    num_layers, file = target.spec.num_layers, directory / CONFIG
+    published = default_layer_ids(num_layers)
+    try:
+        config = native_of(raw, file) if is_speculators(raw) else raw.plain()
+        spec = spec_of(config, file, shapes, target.spec.hidden_size)
+        ids = published if spec.layer_ids is None else spec.layer_ids
+    except CheckpointError:
+        yield _with_layers("a list that cannot be read", published, is_expected=True)
+        return
+    if not ids:
+        return
+    now = f"states before layers {', '.join(map(str, ids))}"
+    shifted = [tuple(layer + shift for layer in ids) for shift in SHIFTS]
+    for other in dict.fromkeys([published, *shifted, ids[::-1]]):
+        if other != ids and len(other) == len(ids) and all(0 <= layer <= num_layers for layer in other):
+            yield _with_layers(now, other, is_expected=other == published)
+
+
+def _with_layers(now: str, ids: Sequence[int], is_expected: bool) -> Variant:
+    def change(config: Config) -> None:
+        nested = config.get("eagle_config")
+        for place in (config, nested if isinstance(nested, dict) else {}):
+            for key in OTHER_IDS:
+                place.pop(key, None)
+        config[LAYER_IDS] = list(ids)
+
+    listed = ", ".join(map(str, ids))
+    return Variant(
+        check="feature layers",
+        now=now,
+        instead=f"those before layers {listed}" + (", the published choice" if is_expected else ""),
+        remedy=f"set {LAYER_IDS} to [{listed}]: id k is the state before layer k, hidden_states[k]",
+        is_expected=is_expected,
+        config=change,
+    )
+
+
+def _flags(raw: Fields) -> Iterator[Variant]:
+    nested = raw.get("eagle_config")
+    for flag in FLAGS:
+        places = (raw, nested) if isinstance(nested, Mapping) else (raw,)
+        is_set = any(place.get(flag) is True for place in places)
+        yield Variant(
+            check="norm flags",
+            now=f"{flag} is {str(is_set).lower()}",
+            instead=str(not is_set).lower(),
+            remedy=f"set {flag} to {str(not is_set).lower()}",
+            config=_setting_flag(flag, not is_set),
+        )
+
+
+def _setting_flag(flag: str, value: bool) -> Callable[[Config], None]:
+    def change(config: Config) -> None:
+        if isinstance(config.get("eagle_config"), dict):
+            config["eagle_config"].pop(flag, None)
+        config[flag] = value
+
+    return change
+
+
+def _maps(
+    directory: Path, names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], target: Target
+) -> Iterator[Variant]:
+    """Yield other readings of the vocabulary map; each is written as offsets, and `t2d` to match."""
+    if "d2t" not in names or "lm_head.weight" not in names:
+        return
+    weights, vocab_size = read_weights(directory), target.spec.vocab_size
+    d2t_K = weights.integers(names["d2t"])
+    plain_K = torch.arange(len(d2t_K))
+    readings: dict[str, tuple[str, torch.Tensor | None]] = {
+        "offsets": ("token = column + d2t[column]", plain_K + d2t_K),
+        "token ids": ("token = d2t[column]", d2t_K),
+    }
+    if "t2d" in names:
+        marked = weights.integers(names["t2d"]).bool().nonzero().flatten()
+        readings["the tokens that t2d marks"] = ("in rising order", marked)
+    if shapes["lm_head.weight"][1] == target.spec.hidden_size:
+        head_KE, head_VE = weights[names["lm_head.weight"]], target.shared_weights().head_VE
+        if max(agreement(head_KE, ids_K, head_VE) for _, ids_K in readings.values() if ids_K is not None) < TRUSTED:
+            recovered = recovered_map(head_KE, head_VE)  # takes seconds for a large vocabulary
+            readings["the most similar rows of the target's output head"] = ("one for each column", recovered)
+    for name, (how, ids_K) in readings.items():
+        if ids_K is None or len(ids_K) != len(d2t_K) or not _are_tokens(ids_K, vocab_size):
+            continue
+        yield Variant(
+            check="vocabulary map",
+            now="the columns' tokens are as d2t and t2d are read",
+            instead=f"{name}, {how}",
+            remedy=f"write d2t as offsets, token id = column + d2t[column]; its tokens are {name}, {how}",
+            tensors=_with_map(names, ids_K - plain_K, ids_K, vocab_size),
+        )
+
+
+def _are_tokens(ids_K: torch.Tensor, vocab_size: int) -> bool:
+    return bool(((ids_K >= 0) & (ids_K < vocab_size)).all()) and len(torch.unique(ids_K)) == len(ids_K)
+
+
+def _with_map(
+    names: Mapping[str, str], offsets_K: torch.Tensor, ids_K: torch.Tensor, vocab_size: int
+) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        has_column_V = torch.zeros(vocab_size, dtype=torch.bool)
+        has_column_V[ids_K] = True
+        tensors[names["d2t"]] = offsets_K
+        tensors[names.get("t2d", "t2d")] = has_column_V
+
+    return change
+
+
+def _halves(names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Variant]:
+    wide = [
+        name for name in names if name.endswith(PROJECTIONS) and len(shapes[name]) == 2 and shapes[name][1] % 2 == 0
+    ]
+    if len(wide) == len(PROJECTIONS):
+        yield Variant(
+            check="input halves",
+            now="the layer reads the token's embedding first, then the state",
+            instead="the state first",
+            remedy="swap the two halves of the columns of q_proj, k_proj and v_proj: the embedding comes first",
+            tensors=_swapping([names[name] for name in wide]),
+        )
+
+
+def _swapping(stored: Sequence[str]) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        for name in stored:
+            tensors[name] = torch.cat(tensors[name].chunk(2, dim=1)[::-1], dim=1).contiguous()
+
+    return change
+
+
+def _deleting(stored: str) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        del tensors[stored]
+
+    return change
+
+
+def _shared_embedding(stored: str) -> Variant:
+    return Variant(
+        check="embedding",
+        now="the head reads tokens by its own embedding",
+        instead="by the target's",
+        remedy=f"delete {stored}: the head was trained with the target's embedding",
+        tensors=_deleting(stored),
+    )

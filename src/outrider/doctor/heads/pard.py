@@ -1,0 +1,73 @@
+"""Suspects of PARD: those of a draft model, and the mask token.
+
+With a wrong mask the first guess is as good as ever, and the others are hopeless: they read another token's embedding.
+
+Example: `pard_token` 0 where training used 16; the special tokens of the target are tried in its place.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from outrider.doctor.heads.draft_model import looks_like_model, model_variants
+from outrider.doctor.variant import Config, Variant
+from outrider.formats.hf_draft import draft_facts
+from outrider.formats.locate import CONFIG
+from outrider.models.spec import DecoderSpec
+from outrider.proposers.pard import MASK_KEYS, names_mask
+from outrider.records.json_fields import read_json
+from outrider.target import Target
+
+__all__ = ["RECURRENT", "feature_layers", "reads", "variants"]
+
+RECURRENT: Final = False
+MOST_MASKS: Final = 12
+
+
+def reads(config: Mapping[str, Any], names: Collection[str]) -> bool:
+    """Return whether a checkpoint looks like a draft model with a mask token."""
+    return looks_like_model(names) and names_mask(config)
+
+
+def feature_layers(num_layers: int) -> tuple[int, ...]:
+    """Return every feature layer that a variant may read: none."""
+    return ()
+
+
+def variants(directory: Path, target: Target, spec: DecoderSpec | None) -> list[Variant]:
+    """Return the variants to try.
+
+    Raises:
+        CheckpointError: if the config or the header of the weights cannot be read.
+    """
+    config = read_json(directory / CONFIG).plain()
+    return [*_masks(config, target), *model_variants(directory, spec)]
+
+
+def _masks(config: Mapping[str, Any], target: Target) -> Iterator[Variant]:
+    named = next((config[key] for key in MASK_KEYS if config.get(key) is not None), None)
+    stored = draft_facts(config).get("mask_id")
+    tokenizer = target.tokenizer
+    special = [] if tokenizer is None else [one for one in tokenizer.all_special_ids if type(one) is int]
+    if stored is not None:
+        special = [stored]  # its embedding is a tensor of its own, which belongs to this token
+    for token in islice(dict.fromkeys(special[::-1]), MOST_MASKS):
+        if token != named:
+            yield Variant(
+                check="mask token",
+                now=f"the mask is token {named}",
+                instead=f"token {token}" + (", whose embedding is stored" if token == stored else ""),
+                remedy=f"set pard_token to {token}",
+                is_expected=token == stored,
+                config=_setting_mask(token),
+            )
+
+
+def _setting_mask(token: int) -> Callable[[Config], None]:
+    def change(config: Config) -> None:
+        for key in MASK_KEYS:
+            config.pop(key, None)
+        config["pard_token"] = token
+
+    return change

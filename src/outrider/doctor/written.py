@@ -1,0 +1,101 @@
+"""Findings from what is written beside a checkpoint: the record of training against what was measured here.
+
+    training.json   accuracy on held-out text, the length of training rows, prompts of ours among the training texts
+
+Example: a record of 61 % right first guesses beside 5 % measured here is a problem.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from outrider.data.contamination import recorded_contamination
+from outrider.doctor.accuracy import Accuracy
+from outrider.doctor.finding import Finding
+from outrider.doctor.trial import Known
+from outrider.errors import CheckpointError
+from outrider.formats.store import TRAINING
+from outrider.records.json_fields import read_json
+
+__all__ = ["own_state_findings", "training_findings"]
+
+MUCH_LESS: Final = 0.6
+"""Share of the recorded accuracy below which other texts are no explanation."""
+MUCH_LOST: Final = 0.5
+"""Share of the accuracy with the target's states below which a head was hardly trained on its own."""
+FEW: Final = 20
+HOPELESS: Final = 0.05
+"""Share of right first guesses that a drafter reaches without reading anything: the most frequent tokens."""
+
+
+def training_findings(directory: Path, base: Accuracy | None, known: Known) -> list[Finding]:
+    """Return findings on accuracy against the record, on lengths, and on contamination."""
+    try:
+        record = read_json(directory / TRAINING).plain() if (directory / TRAINING).is_file() else {}
+    except CheckpointError as error:
+        return [Finding("record", "warn", str(error), "delete it, or download it again")]
+    return [*_accuracy(record, base), *_lengths(record, known), *_overlap(directory)]
+
+
+def _accuracy(record: Mapping[str, Any], base: Accuracy | None) -> list[Finding]:
+    if base is None:
+        return []
+    held_out = record.get("held_out")
+    shares = held_out.get("conditional") if isinstance(held_out, Mapping) else None
+    told = shares[0] if isinstance(shares, list) and shares and isinstance(shares[0], float) else None
+    found = base.accepted[0]
+    evidence = f"{found:.1%} of first guesses are right"
+    if told is not None:
+        evidence += f", {told:.1%} on held-out text in training"
+        if found < MUCH_LESS * told:
+            return [Finding("accuracy", "problem", evidence, UNLIKE_TRAINING)]
+    if found < HOPELESS:
+        return [Finding("accuracy", "problem", evidence, UNLIKE_TRAINING)]
+    return [Finding("accuracy", "ok", evidence)]
+
+
+def own_state_findings(base: Accuracy) -> list[Finding]:
+    """Return a finding on the second guess of a head that reads its own state there, beside the target's state."""
+    second = next((one for one in base.depths if one.depth == 2), None)
+    if second is None or second.count < FEW or not second.taught:
+        return []
+    evidence = f"the second guess is right in {second.own:.1%}, and in {second.taught:.1%} with the target's own state"
+    if second.own < MUCH_LOST * second.taught:
+        remedy = "draft one token (num_nodes=1), or train with more depths (--num-depths)"
+        return [Finding("own states", "warn", evidence, remedy)]
+    return [Finding("own states", "ok", evidence)]
+
+
+UNLIKE_TRAINING: Final = (
+    "mend what is named above; if nothing is, the weights are not of this target, or were trained on other text"
+)
+
+
+def _lengths(record: Mapping[str, Any], known: Known) -> list[Finding]:
+    train = record.get("train")
+    longest = train.get("row_length") if isinstance(train, Mapping) else None
+    if type(longest) is not int:
+        return []
+    lengths = [len(text.known.tokens) for text in known.texts]
+    beyond = sum(length > longest for length in lengths)
+    evidence = f"trained on rows of {longest} tokens; the longest text here has {max(lengths)}"
+    if beyond:
+        remedy = "train on longer rows, or expect less acceptance behind that length"
+        return [Finding("context", "warn", f"{evidence}, and {beyond} of {len(lengths)} are longer", remedy)]
+    return [Finding("context", "ok", evidence)]
+
+
+def _overlap(directory: Path) -> list[Finding]:
+    try:
+        recorded = recorded_contamination(directory)
+    except CheckpointError:
+        return []
+    if recorded is None:
+        return []
+    share, count = recorded.get("share"), recorded.get("num_prompts")
+    if not isinstance(share, int | float) or not isinstance(count, int):
+        return []
+    evidence = f"{share:.0%} of the benchmark's {count} prompts occur in the training texts"
+    if share > 0:
+        return [Finding("overlap", "warn", evidence, "test with --prompts of your own: figures on those are too good")]
+    return [Finding("overlap", "ok", evidence)]
