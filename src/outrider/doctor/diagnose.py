@@ -24,13 +24,14 @@ from outrider.data.workloads import CATEGORIES, Conversation, load_category, loa
 from outrider.doctor.accuracy import Accuracy, DepthAccuracy, z_score
 from outrider.doctor.config import DoctorConfig
 from outrider.doctor.finding import Finding, ordered
-from outrider.doctor.fix import write_fixed
+from outrider.doctor.fix import fixed_place, write_fixed
 from outrider.doctor.heads.kinds import Kind, kind_of, method_of
 from outrider.doctor.price import price_finding
-from outrider.doctor.settings import settings_findings
+from outrider.doctor.settings import narrow_findings, settings_findings
 from outrider.doctor.stored import tensor_findings
+from outrider.doctor.template import template_findings
 from outrider.doctor.trial import Known, Trials, known_texts
-from outrider.doctor.variant import Config, Variant
+from outrider.doctor.variant import Config, Variant, is_large
 from outrider.doctor.written import own_state_findings, training_findings
 from outrider.errors import CheckpointError, ConfigError, OutriderError, on_one_line
 from outrider.formats.locate import CONFIG, locate
@@ -47,7 +48,7 @@ BETTER_BY: Final = 0.02
 """Least gain in right guesses per position, relative, of a variant that counts."""
 SURE_Z: Final = 3.5
 """Standard errors that a blind variant must be better by."""
-EXPECTED_Z: Final = 2.0
+EXPECTED_Z: Final = 1.6
 """The same for a variant that the target or the file suggests."""
 MOST_ROUNDS: Final = 3
 MOST_LETTERS: Final = 1500
@@ -132,6 +133,8 @@ def diagnosed(
         known: texts that the target wrote before, with the states of every layer that a variant may read.
     """
     drafter = _drafter(config.drafter, target)
+    if config.fix:
+        fixed_place(drafter.directory, config)  # what exists is refused before anything takes time
     findings = _other_target(drafter, target)
     strangers = [_without_fingerprint()] if findings else []
     known = known or texts_for(target, config, drafter.kind.feature_layers(target.spec.num_layers), listen)
@@ -139,10 +142,12 @@ def diagnosed(
         trials = Trials(target, drafter.method, drafter.settings, drafter.directory, Path(scratch))
         findings += tensor_findings(drafter.directory)
         base = trials.accuracy(known, strangers)
-        if base is None:
-            findings.append(Finding("loading", "problem", trials.reason, "see the message"))
+        reason = trials.reason
         found = _causes(trials, drafter, target, known, base, strangers, listen)
         findings += map(_finding, found)
+        if base is None:
+            remedy = "mend what is named above" if found else "correct what the message names"
+            findings.append(Finding("loading", "problem", reason, remedy))
         findings += _measured(trials, drafter, known, base, strangers, config)
     best = found[-1].after if found else None
     output = None
@@ -235,6 +240,8 @@ def _causes(
         variants = drafter.kind.variants(drafter.directory, target, _spec_of(target))
     except OutriderError:  # what is wrong was said when it did not load
         return []
+    if is_large(drafter.directory):  # modules among the layers of their target: a copy for each variant is too much
+        variants = [one for one in variants if one.tensors is None]
     found: list[_Better] = []
     kept = list(kept)
     for _ in range(MOST_ROUNDS):
@@ -281,13 +288,16 @@ def _measured(
     config: DoctorConfig,
 ) -> list[Finding]:
     """Return findings on what was measured: against training, with its own states, by settings, and its price."""
-    findings = training_findings(drafter.directory, base, known)
+    findings = training_findings(drafter.directory, base, known, trials.target)
     if base is None:
         return findings
     if drafter.kind.RECURRENT:
         findings += own_state_findings(base)
     layers = drafter.kind.feature_layers(trials.target.spec.num_layers)
-    findings += settings_findings(trials, _prompts(config), layers, base, config, kept)
+    prompts = _prompts(config)
+    findings += template_findings(drafter.directory, trials, prompts, layers, base, config, kept)
+    findings += settings_findings(trials, prompts, layers, base, config, kept)
+    findings += narrow_findings(trials, known, base, kept)
     return [*findings, price_finding(trials.target, trials.load(kept), drafter.method, known, base.tau)]
 
 

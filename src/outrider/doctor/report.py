@@ -6,10 +6,13 @@ Example: `print_findings(check_machine(), console)` prints a line for each check
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from outrider.doctor.accuracy import DepthAccuracy
 from outrider.doctor.diagnose import Diagnosis
 from outrider.doctor.finding import Finding
+from outrider.records.display import visible_line
 from outrider.results.tables.fitting import print_note, print_sheet
 from outrider.results.tables.sheet import Column, Sheet
 
@@ -31,12 +34,16 @@ COLUMNS: tuple[Column[DepthAccuracy], ...] = (
 
 
 def print_findings(findings: Sequence[Finding], console: Console) -> None:
-    """Print one entry for each finding."""
-    width = max((len(one.check) for one in findings), default=0)
+    """Print one entry for each finding: level, check and evidence side by side, the remedy below."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for overflow in ("ignore", "ignore", "fold"):
+        table.add_column(no_wrap=overflow == "ignore", overflow=overflow)
     for one in findings:
-        print_note(f"{one.level:<7}  {one.check:<{width}}  {one.evidence}", console, style=STYLES[one.level])
+        evidence = Text(visible_line(one.evidence))
+        table.add_row(Text(one.level, style=STYLES[one.level]), Text(one.check), evidence)
         if one.remedy:
-            print_note(f"{'':<7}  {'':<{width}}  -> {one.remedy}", console)
+            table.add_row("", "", Text(f"-> {visible_line(one.remedy)}", style="bold"))
+    console.print(table)
 
 
 def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:

@@ -25,11 +25,12 @@ from outrider.formats.weights import read_weights
 from outrider.records.files import replacing_directory, save_tensors
 from outrider.records.json_fields import read_json
 
-__all__ = ["Config", "Tensors", "Variant", "stored_tensors", "write_variant"]
+__all__ = ["Config", "Tensors", "Variant", "each_tensor", "is_large", "stored_tensors", "write_variant"]
 
 Config = dict[str, Any]
 Tensors = dict[str, Tensor]
 INDEX: Final = ".index.json"
+MOST_BYTES: Final = 4_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,17 +97,30 @@ def _filled(directory: Path) -> Iterator[Path]:
     yield directory
 
 
+def is_large(source: Path) -> bool:
+    """Return whether the weights of a checkpoint are too large to be copied for a trial."""
+    return sum(file.stat().st_size for file in source.glob("*.safetensors")) > MOST_BYTES
+
+
 def stored_tensors(source: Path) -> Tensors:
     """Read every tensor in its stored dtype, finite or not.
 
     Raises:
         CheckpointError: if a file cannot be read.
     """
-    tensors: Tensors = {}
+    return dict(each_tensor(source))
+
+
+def each_tensor(source: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and the values of one tensor after another, in its stored dtype.
+
+    Raises:
+        CheckpointError: if a file cannot be read.
+    """
     for file in sorted({one.file for one in read_weights(source).stored.values()}):
         with as_error(CheckpointError, f"{file} cannot be read", "download it again"), _opened(file) as opened:
-            tensors |= {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
-    return tensors
+            for name in opened.keys():  # noqa: SIM118
+                yield name, opened.get_tensor(name).clone()
 
 
 def _opened(file: Path) -> Any:

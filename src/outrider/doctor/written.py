@@ -12,10 +12,13 @@ from typing import Any, Final
 from outrider.data.contamination import recorded_contamination
 from outrider.doctor.accuracy import Accuracy
 from outrider.doctor.finding import Finding
+from outrider.doctor.heads.layer import section_of
 from outrider.doctor.trial import Known
 from outrider.errors import CheckpointError
+from outrider.formats.locate import CONFIG
 from outrider.formats.store import TRAINING
 from outrider.records.json_fields import read_json
+from outrider.target import Target
 
 __all__ = ["own_state_findings", "training_findings"]
 
@@ -28,13 +31,15 @@ HOPELESS: Final = 0.05
 """Share of right first guesses that a drafter reaches without reading anything: the most frequent tokens."""
 
 
-def training_findings(directory: Path, base: Accuracy | None, known: Known) -> list[Finding]:
-    """Return findings on accuracy against the record, on lengths, and on contamination."""
+def training_findings(directory: Path, base: Accuracy | None, known: Known, target: Target) -> list[Finding]:
+    """Return findings on accuracy against the record, on the target's weights, on lengths, and on contamination."""
     try:
         record = read_json(directory / TRAINING).plain() if (directory / TRAINING).is_file() else {}
     except CheckpointError as error:
         return [Finding("record", "warn", str(error), "delete it, or download it again")]
-    return [*_accuracy(record, base), *_lengths(record, known), *_overlap(directory)]
+    accuracy = _accuracy(record, base)
+    kinds = _kinds(record, target, is_low=any(one.level == "problem" for one in accuracy))
+    return [*accuracy, *kinds, *_lengths(record, known), *_reach(directory, target), *_overlap(directory)]
 
 
 def _accuracy(record: Mapping[str, Any], base: Accuracy | None) -> list[Finding]:
@@ -69,6 +74,35 @@ def own_state_findings(base: Accuracy) -> list[Finding]:
 UNLIKE_TRAINING: Final = (
     "mend what is named above; if nothing is, the weights are not of this target, or were trained on other text"
 )
+
+
+def _kinds(record: Mapping[str, Any], target: Target, *, is_low: bool) -> list[Finding]:
+    """Return a finding on the kind of the target's weights, then and now."""
+    told = record.get("target")
+    then = told.get("weights", told.get("dtype")) if isinstance(told, Mapping) else None
+    now = target.spec.weights
+    if not isinstance(then, str):
+        return []
+    evidence = f"the target's were {then} in training and are {now} here"
+    if then == now:
+        return [Finding("target's weights", "ok", f"{now}, as in training")]
+    if is_low:
+        remedy = "run the doctor with --weights bf16: if accuracy rises, train with the weights that you run"
+        return [Finding("target's weights", "warn", evidence, remedy)]
+    return [Finding("target's weights", "ok", evidence)]
+
+
+def _reach(directory: Path, target: Target) -> list[Finding]:
+    """Return a finding if the drafter stops before the target's longest text."""
+    try:
+        reach = section_of(read_json(directory / CONFIG).plain()).get("max_position_embeddings")
+    except CheckpointError:
+        return []
+    most = target.spec.max_positions
+    if type(reach) is not int or reach >= most:
+        return []
+    evidence = f"it reads texts of {reach} tokens, the target of {most}: behind that nothing is drafted"
+    return [Finding("reach", "warn", evidence, "raise max_position_embeddings if its rope is made for longer texts")]
 
 
 def _lengths(record: Mapping[str, Any], known: Known) -> list[Finding]:

@@ -57,7 +57,7 @@ def story(run: Path, name: str) -> dict[str, Any]:
         "schema": SCHEMA,
         "method": record["method"],
         "proposer": summary["proposer"],
-        "target": {"name": summary["target"], **record["target"]},
+        "target": {"name": summary["target"], **record["target"], "template_hash": found.get("template_hash")},
         "data": summary["data"] | {"hash": record["data"]["train"]},
         "settings": record["settings"],
         "train": record["train"],

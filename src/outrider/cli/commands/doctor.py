@@ -1,5 +1,6 @@
 """`outrider doctor`: check the machine, or say why a drafter is accepted so seldom."""
 
+import logging
 import sys
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ from outrider.doctor.config import DoctorConfig
 
 __all__ = ["FOUND", "DoctorCommand"]
 
+log = logging.getLogger(__name__)
 FOUND = 3
 """Exit status where a problem was found."""
 
@@ -40,5 +42,7 @@ class DoctorCommand(DoctorConfig):
         with progress() as bar:
             found = diagnose(self, bar.show)
         print_diagnosis(found, screen)
+        if self.fix and found.output is None:
+            log.info("no copy was written: nothing that was tried is accepted more often")
         end_with(dumps(found), "")
         return 0 if is_sound(found.findings) else FOUND
