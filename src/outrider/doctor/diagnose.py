@@ -140,7 +140,7 @@ def diagnosed(
     known = known or texts_for(target, config, drafter.kind.feature_layers(target.spec.num_layers), listen)
     with tempfile.TemporaryDirectory(prefix="outrider-doctor-") as scratch:
         trials = Trials(target, drafter.method, drafter.settings, drafter.directory, Path(scratch))
-        findings += tensor_findings(drafter.directory)
+        findings += [*tensor_findings(drafter.directory), *_stored(drafter, target)]
         base = trials.accuracy(known, strangers)
         reason = trials.reason
         found = _causes(trials, drafter, target, known, base, strangers, listen)
@@ -213,6 +213,14 @@ def _other_target(drafter: _Drafter, target: Target) -> list[Finding]:
         remedy = "load it with its own target, or train one for this target (outrider train)"
         return [Finding("target", "problem", on_one_line(str(error), 300).partition(";")[0], remedy)]
     return []
+
+
+def _stored(drafter: _Drafter, target: Target) -> list[Finding]:
+    """Return findings on the files alone; what cannot be read is said when it does not load."""
+    try:
+        return drafter.kind.stored_findings(drafter.directory, target)
+    except CheckpointError:
+        return []
 
 
 def _without_fingerprint() -> Variant:

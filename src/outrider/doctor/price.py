@@ -3,13 +3,13 @@
     break-even tau = seconds of a step with a draft / seconds of a plain step
 
 Costs come from `outrider profile` where its result for this target and machine is at hand. Else some steps of both
-kinds are timed here; medians, since a machine has other work to do.
+kinds are timed here, unless something else uses the machine.
 
 Example: a plain step of 4 ms and a drafted one of 6 ms need a tau of 1.5; with 2.1 decoding is 1.4 times as fast.
 """
 
 from collections.abc import Sequence
-from statistics import median
+from statistics import median, quantiles
 from typing import Final
 
 from outrider.costs.identity import identity_of, profile_path
@@ -27,9 +27,11 @@ from outrider.proposers import load_proposer
 from outrider.results.rows import PLAIN
 from outrider.target import Target
 
-__all__ = ["break_even", "price_finding"]
+__all__ = ["break_even", "price_finding", "spread"]
 
 TOKENS: Final = 24
+UNSTEADY: Final = 0.25
+"""Spread of step times from which on something else uses the machine."""
 CONTEXT: Final = 256.0
 
 
@@ -38,8 +40,12 @@ def price_finding(target: Target, proposer: Proposer, method: str, known: Known,
     depth = min(DEPTH, proposer.spec.max_nodes)
     even, source = _filed(target, method, depth), "by the profile of this machine"
     if even is None:
-        plain = _step_s(target, load_proposer(PLAIN, target), known)
-        drafted = _step_s(target, proposer, known)
+        plain_s = _steps_s(target, load_proposer(PLAIN, target), known)
+        drafted_s = _steps_s(target, proposer, known)
+        if (apart := max(spread(plain_s), spread(drafted_s))) > UNSTEADY:
+            evidence = f"steps of one kind differ by {apart:.0%} here, so what drafting costs cannot be told"
+            return Finding("cost", "warn", evidence, "run outrider profile, or this again, while nothing else computes")
+        plain, drafted = median(plain_s), median(drafted_s)
         even, source = drafted / plain, f"timed here, {plain * 1e3:.1f} and {drafted * 1e3:.1f} ms a step"
     return break_even(tau, even, depth, source)
 
@@ -74,8 +80,18 @@ def _filed(target: Target, method: str, depth: int) -> float | None:
     return step_s(1 + depth, drafts.propose_s(1, depth, depth)) / step_s(1, plain.propose_s(1, 0, 0))
 
 
-def _step_s(target: Target, proposer: Proposer, known: Known) -> float:
-    """Return the median seconds of a step, over the two shortest prompts, one at a time."""
+def spread(seconds: Sequence[float]) -> float:
+    """Return how far the middle half of some times is apart, as a share of their median.
+
+    >>> spread([1.0, 2.0, 3.0, 4.0, 5.0])
+    1.0
+    """
+    low, middle, high = quantiles(seconds, n=4, method="inclusive")
+    return (high - low) / middle
+
+
+def _steps_s(target: Target, proposer: Proposer, known: Known) -> Sequence[float]:
+    """Return the seconds of steps, over the two shortest prompts, one at a time."""
     prompts = sorted((text.known.prompt for text in known.texts), key=len)[:2]
     steps: list[float] = []
 
@@ -85,7 +101,7 @@ def _step_s(target: Target, proposer: Proposer, known: Known) -> float:
 
     engine = Engine(target, proposer, max_batch=1, max_len=known.max_len, record=record)
     engine.generate([list(prompt) for prompt in prompts], SamplingParams(max_tokens=TOKENS))
-    return median(_steady(steps))
+    return _steady(steps)
 
 
 def _steady(steps: Sequence[float]) -> Sequence[float]:

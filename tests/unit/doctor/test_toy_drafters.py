@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from outrider.cli import main
 from outrider.doctor.config import DoctorConfig
 from outrider.doctor.diagnose import Diagnosis, diagnosed
+from outrider.doctor.heads.eagle3 import stored_findings
 from outrider.doctor.heads.kinds import method_of
 from outrider.doctor.heads.layer import rearranged
 from outrider.doctor.price import break_even
@@ -182,6 +183,15 @@ def test_break_even_decides_by_tau() -> None:
     assert break_even(1.8, 1.5, 4, "by hand").level == "ok"
     assert "about 1.20 times" in break_even(1.8, 1.5, 4, "by hand").evidence
     assert break_even(1.4, 1.5, 4, "by hand").level == "warn"
+
+
+def test_a_map_of_ids_is_named_although_it_is_read_here(target: Target, tmp_path: Path) -> None:
+    vocab_size, ids_K = target.spec.vocab_size, torch.tensor([3, 7, 250, 257])
+    for name, d2t_K, level in (("offsets", ids_K - torch.arange(4), []), ("ids", ids_K, ["problem"])):
+        assert int((ids_K + torch.arange(4)).max()) >= vocab_size  # as offsets, these ids leave the vocabulary
+        (tmp_path / name).mkdir()
+        save_file({"d2t": d2t_K}, tmp_path / name / "model.safetensors")
+        assert [one.level for one in stored_findings(tmp_path / name, target)] == level
 
 
 def test_the_command_ends_with_json_and_a_status_for_scripts(

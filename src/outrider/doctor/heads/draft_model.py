@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from outrider.doctor.finding import Finding
 from outrider.doctor.heads.layer import MOVED_NORMS, layer_variants, moved_norms, norm_names
 from outrider.doctor.variant import Variant
 from outrider.formats.hf_draft import TOKENIZER_FILES, draft_facts
@@ -20,7 +21,7 @@ from outrider.proposers.pard import names_mask
 from outrider.records.json_fields import read_json
 from outrider.target import Target
 
-__all__ = ["RECURRENT", "feature_layers", "model_variants", "reads", "variants"]
+__all__ = ["RECURRENT", "feature_layers", "model_variants", "reads", "stored_findings", "variants"]
 
 RECURRENT: Final = False
 
@@ -40,6 +41,11 @@ def looks_like_model(names: Collection[str]) -> bool:
 def feature_layers(num_layers: int) -> tuple[int, ...]:
     """Return every feature layer that a variant may read: none."""
     return ()
+
+
+def stored_findings(directory: Path, target: Target) -> list[Finding]:
+    """Return findings on the files alone: none for this kind."""
+    return []
 
 
 def variants(directory: Path, target: Target, spec: DecoderSpec | None) -> list[Variant]:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import torch
 
+from outrider.doctor.finding import Finding
 from outrider.doctor.heads.layer import MOVED_NORMS, layer_variants, moved_norms, norm_names
 from outrider.doctor.heads.maps import agreement, recovered_map
 from outrider.doctor.variant import Config, Tensors, Variant
@@ -30,7 +31,7 @@ from outrider.models.spec import DecoderSpec
 from outrider.records.json_fields import Fields, read_json
 from outrider.target import Target
 
-__all__ = ["RECURRENT", "feature_layers", "reads", "variants"]
+__all__ = ["RECURRENT", "feature_layers", "reads", "stored_findings", "variants"]
 
 RECURRENT: Final = True
 SHIFTS: Final = (-1, 1, -2, 2)
@@ -168,9 +169,28 @@ def _maps(
             check="vocabulary map",
             now="the columns' tokens are as d2t and t2d are read",
             instead=f"{name}, {how}",
-            remedy=f"write d2t as offsets, token id = column + d2t[column]; its tokens are {name}, {how}",
+            remedy=f"write d2t as offsets, token id = column + d2t[column], of {name}, {how}",
             tensors=_with_map(names, ids_K - plain_K, ids_K, vocab_size),
         )
+
+
+def stored_findings(directory: Path, target: Target) -> list[Finding]:
+    """Return a finding if the map holds token ids, which are read here, where other engines expect offsets.
+
+    Raises:
+        CheckpointError: if the header of the weights cannot be read.
+    """
+    weights = read_weights(directory)
+    names = canonical_names(weights, directory)
+    if "d2t" not in names:
+        return []
+    d2t_K = weights.integers(names["d2t"])
+    moved_K, vocab_size = d2t_K + torch.arange(len(d2t_K)), target.spec.vocab_size
+    if _are_tokens(moved_K, vocab_size) or not _are_tokens(d2t_K, vocab_size):
+        return []
+    evidence = f"d2t holds token ids up to {int(d2t_K.max())}; vLLM and SGLang add the column's number to each"
+    remedy = "write d2t as offsets, token id = column + d2t[column]; `outrider export` does so"
+    return [Finding("vocabulary map", "problem", evidence, remedy)]
 
 
 def _are_tokens(ids_K: torch.Tensor, vocab_size: int) -> bool:

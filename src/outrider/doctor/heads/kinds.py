@@ -1,8 +1,8 @@
 """The kinds of drafters that can be diagnosed, by name of the method: one module of this folder for each.
 
-A module has a constant `RECURRENT` and three functions: `reads` (does a checkpoint look like one?), `feature_layers`
-(of the target, which a variant may read) and `variants`. A checkpoint is recognised by its config and tensors even if
-it does not load.
+A module has a constant `RECURRENT` and four functions: `reads` (does a checkpoint look like one?), `feature_layers`
+(of the target, which a variant may read), `stored_findings` (on the files alone) and
+`variants`. A checkpoint is recognised by its config and tensors even if it does not load.
 
 Example: `kind_of("some_method")` is the module `outrider.doctor.heads.some_method`.
 """
@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from outrider.doctor.finding import Finding
 from outrider.doctor.variant import Variant
 from outrider.errors import CheckpointError
 from outrider.formats.locate import CONFIG
@@ -33,6 +34,8 @@ class Kind(Protocol):
     def reads(self, config: Mapping[str, Any], names: Collection[str]) -> bool: ...
 
     def feature_layers(self, num_layers: int) -> tuple[int, ...]: ...
+
+    def stored_findings(self, directory: Path, target: Target) -> list[Finding]: ...
 
     def variants(self, directory: Path, target: Target, spec: DecoderSpec | None) -> list[Variant]: ...
 

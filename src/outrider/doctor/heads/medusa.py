@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import torch
 
+from outrider.doctor.finding import Finding
 from outrider.doctor.heads.maps import agreement, recovered_map
 from outrider.doctor.variant import Tensors, Variant
 from outrider.formats.locate import CONFIG
@@ -21,7 +22,7 @@ from outrider.models.spec import DecoderSpec
 from outrider.records.json_fields import read_json
 from outrider.target import Target
 
-__all__ = ["RECURRENT", "feature_layers", "reads", "variants"]
+__all__ = ["RECURRENT", "feature_layers", "reads", "stored_findings", "variants"]
 
 RECURRENT: Final = False
 BLOCKS: Final = "blocks."
@@ -36,6 +37,11 @@ def reads(config: Mapping[str, Any], names: Collection[str]) -> bool:
 def feature_layers(num_layers: int) -> tuple[int, ...]:
     """Return every feature layer that a variant may read: the last state."""
     return (num_layers,)
+
+
+def stored_findings(directory: Path, target: Target) -> list[Finding]:
+    """Return findings on the files alone: none for this kind."""
+    return []
 
 
 def variants(directory: Path, target: Target, spec: DecoderSpec | None) -> list[Variant]:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import torch
 
+from outrider.doctor.finding import Finding
 from outrider.doctor.heads.layer import MOVED_NORMS, layer_variants, moved_norms, norm_names
 from outrider.doctor.variant import Config, Tensors, Variant
 from outrider.formats.locate import CONFIG
@@ -22,7 +23,7 @@ from outrider.models.spec import DecoderSpec
 from outrider.records.json_fields import read_json
 from outrider.target import Target
 
-__all__ = ["RECURRENT", "feature_layers", "reads", "variants"]
+__all__ = ["RECURRENT", "feature_layers", "reads", "stored_findings", "variants"]
 
 RECURRENT: Final = True
 MODULES = ".mtp_layers."
@@ -37,6 +38,11 @@ def reads(config: Mapping[str, Any], names: Collection[str]) -> bool:
 def feature_layers(num_layers: int) -> tuple[int, ...]:
     """Return every feature layer that a variant may read: the last state, before and behind the final norm."""
     return num_layers, num_layers + 1
+
+
+def stored_findings(directory: Path, target: Target) -> list[Finding]:
+    """Return findings on the files alone: none for this kind."""
+    return []
 
 
 def variants(directory: Path, target: Target, spec: DecoderSpec | None) -> list[Variant]:

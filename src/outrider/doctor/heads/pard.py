@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+from outrider.doctor.finding import Finding
 from outrider.doctor.heads.draft_model import looks_like_model, model_variants
 from outrider.doctor.variant import Config, Variant
 from outrider.formats.hf_draft import draft_facts
@@ -19,7 +20,7 @@ from outrider.proposers.pard import MASK_KEYS, names_mask
 from outrider.records.json_fields import read_json
 from outrider.target import Target
 
-__all__ = ["RECURRENT", "feature_layers", "reads", "variants"]
+__all__ = ["RECURRENT", "feature_layers", "reads", "stored_findings", "variants"]
 
 RECURRENT: Final = False
 MOST_MASKS: Final = 12
@@ -33,6 +34,11 @@ def reads(config: Mapping[str, Any], names: Collection[str]) -> bool:
 def feature_layers(num_layers: int) -> tuple[int, ...]:
     """Return every feature layer that a variant may read: none."""
     return ()
+
+
+def stored_findings(directory: Path, target: Target) -> list[Finding]:
+    """Return findings on the files alone: none for this kind."""
+    return []
 
 
 def variants(directory: Path, target: Target, spec: DecoderSpec | None) -> list[Variant]:
