@@ -44,11 +44,9 @@ PROJECTIONS: Final = ("q_proj.weight", "k_proj.weight", "v_proj.weight")
 
 def reads(config: Mapping[str, Any], names: Collection[str]) -> bool:
     """Return whether a checkpoint looks like one of these heads."""
-    return (
-        is_speculators(Fields(config, CONFIG))
-        or "draft_vocab_size" in config
-        or any("fc.weight" in name for name in names)
-    )
+    kind = config.get("speculators_model_type")
+    is_native = "draft_vocab_size" in config or any("midlayer." in name for name in names)
+    return kind == "eagle3" or (kind is None and is_native)
 
 
 def feature_layers(num_layers: int) -> tuple[int, ...]:
