@@ -77,12 +77,13 @@ class Ribbon:
 
 
 def fragment(traces: Sequence[Trace], note: str = "", most_bytes: int = MOST_BYTES) -> str:
-    """Return HTML that shows traces, one at a time.
+    """Return HTML that shows traces, one at a time: prompt by prompt, and plain decoding behind what drafts.
 
     Args:
         note: a sentence below them, such as how they were recorded.
         most_bytes: limit of the data; traces beyond it are left out, and a sentence says how many.
     """
+    traces = _in_order(traces)
     data, num_kept = _data(traces, most_bytes)
     left_out = len(traces) - num_kept
     notes = [note] if note else []
@@ -153,6 +154,12 @@ def _data(traces: Sequence[Trace], most_bytes: int) -> tuple[str, int]:
             break
         found.append(text)
     return f"[{','.join(found)}]", len(found)
+
+
+def _in_order(traces: Sequence[Trace]) -> list[Trace]:
+    """Return traces by prompt, in the order in which prompts came; what is left out at the end are whole prompts."""
+    places = {place: number for number, place in enumerate(dict.fromkeys(map(_place, traces)))}
+    return sorted(traces, key=lambda trace: (places[_place(trace)], trace.method == PLAIN))
 
 
 def _place(trace: Trace) -> tuple[object, ...]:

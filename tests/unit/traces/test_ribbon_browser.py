@@ -69,7 +69,8 @@ def shown(driver: Any, tmp_path: Path) -> Iterator[Shown]:
 def test_prompt_and_method_are_chosen_by_ordinary_controls(shown: Shown) -> None:
     shown.open(page(TRACES, "A run"))
     assert shown.options(0) == ["chat \u00b7 Why?", "code \u00b7 Write f"]
-    assert shown.options(1) == ["none", "ngram"]
+    assert shown.options(1) == ["ngram", "none"]
+    shown.choose(1, "none")
     assert shown.tokens() == [["The", "plain"], [" sky", "plain"], [" is", "plain"], [" blue", "plain"]]
     shown.choose(1, "ngram")
     assert shown.tokens() == [["The", "plain"], [" sky", "draft"], [" is", "draft"], [" blue", "bonus"]]

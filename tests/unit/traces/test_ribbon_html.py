@@ -118,6 +118,14 @@ def test_plain_decoding_of_the_same_prompt_is_what_a_step_is_compared_with() -> 
     hot = trace("m", (step(1, (), "a"),), temperature=1.0)
     found = data_of(fragment([plain, trace("m", (step(1, ("a",), "b"),)), other, hot]))
     assert [one["plain_ms"] for one in found] == [5.0, 5.0, None, None]
+    assert [one["method"] for one in found] == ["m", "none", "m", "m"]
+
+
+def test_traces_are_shown_prompt_by_prompt_with_drafts_first() -> None:
+    steps = (step(1, (), "a"),)
+    given = [trace(method, steps, prompt_id=id) for method in ("none", "m", "n") for id in ("1", "2")]
+    found = [(one["prompt_id"], one["method"]) for one in data_of(fragment(given))]
+    assert found == [(id, method) for id in ("1", "2") for method in ("m", "n", "none")]
 
 
 def test_data_beyond_the_limit_is_left_out_and_said() -> None:
