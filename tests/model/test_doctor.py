@@ -58,11 +58,28 @@ def permuted(tensors: Tensors) -> None:
     tensors["d2t"] = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))] - columns
 
 
+def halves(tensors: Tensors) -> None:
+    name = "model.mtp_layers.0.input_proj.weight"
+    tensors[name] = torch.cat(tensors[name].chunk(2, dim=1)[::-1], dim=1).contiguous()
+
+
+def reversed_heads(tensors: Tensors) -> None:
+    old = dict(tensors)
+    for name in old:
+        for head, other in ((0, 2), (2, 0)):
+            if name.startswith(f"blocks.{head}."):
+                tensors[name] = old[name.replace(f"blocks.{head}.", f"blocks.{other}.")].clone()
+
+
 Change = Callable[[dict[str, Any]], object] | None
 BROKEN: dict[str, tuple[str, Change, Callable[[Tensors], None] | None, str, str]] = {
     "layers": ("eagle3", lambda config: config.update({LAYER_IDS: [3, 16, 28]}), None, "feature layers", "[2, 15, 27]"),
     "flag": ("eagle3", lambda config: config.update(norm_output=True), None, "norm flags", "norm_output to false"),
     "map": ("eagle3", None, permuted, "vocabulary map", "d2t as offsets"),
+    "halves": ("mtp", None, halves, "input halves", "swap the two halves"),
+    "heads": ("medusa", None, reversed_heads, "order of heads", "in reverse"),
+    "mask": ("pard", lambda config: config.update(pard_token=300), None, "mask token", "pard_token to 16"),
+    "theta": ("draft", lambda config: config.update(rope_theta=100.0), None, "rope", "rope_theta to 100000"),
 }
 
 

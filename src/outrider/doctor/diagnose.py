@@ -48,6 +48,9 @@ BETTER_BY: Final = 0.02
 """Least gain in right guesses per position, relative, of a variant that counts."""
 SURE_Z: Final = 3.5
 """Standard errors that a blind variant must be better by."""
+LARGE_GAIN: Final = 0.5
+LARGE_Z: Final = 2.5
+"""The same for a relative gain of `LARGE_GAIN` or more, which no harmless difference brings."""
 EXPECTED_Z: Final = 1.6
 """The same for a variant that the target or the file suggests."""
 MOST_ROUNDS: Final = 3
@@ -276,7 +279,8 @@ def _counts(variant: Variant, base: Accuracy | None, after: Accuracy) -> bool:
     gain = after.mean_accepted - base.mean_accepted
     if after.depth != base.depth or gain <= BETTER_BY * base.mean_accepted:
         return False
-    return z_score(after, base) >= (EXPECTED_Z if variant.is_expected else SURE_Z)
+    blind_z = LARGE_Z if gain >= LARGE_GAIN * base.mean_accepted else SURE_Z
+    return z_score(after, base) >= (EXPECTED_Z if variant.is_expected else blind_z)
 
 
 def _finding(better: _Better) -> Finding:
