@@ -65,7 +65,7 @@ def audit(
     *,
     listen: Listener = unheard,
 ) -> AuditReport:
-    """Audit methods on a target.
+    """Check that methods are lossless on a target.
 
     Args:
         target: the loaded target, where the caller has it; else the settings name it.
