@@ -58,6 +58,8 @@ def commands_of(text: str) -> Iterator[list[str]]:
         words = shlex.split(line, comments=True)
         if not words:
             continue
+        if "|" in words:  # what follows is another program's
+            words = words[: words.index("|")]
         if len(words) == 1 and (found := re.fullmatch(r"(\w+)=(.*)", words[0], re.DOTALL)):
             variables[found[1]] = found[2]
             continue
