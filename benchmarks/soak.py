@@ -55,7 +55,7 @@ FORMS = (
     StructuredOutputs(json=PERSON | {"required": ["name", "old"]}, disable_any_whitespace=True),
     StructuredOutputs(json_object=True),
 )
-GROUP = 50
+GROUP = 100
 """Requests after whose answers memory is measured."""
 OPEN = 16
 """Requests that are in an engine at a time."""
@@ -76,7 +76,7 @@ class Config:
     num_requests: int = 5000
     budget: str = "auto"
     max_batch: int = 4
-    max_new_tokens: int = 24
+    max_new_tokens: int = 16
     disturb_every_s: float = 0.05
     seed: int = 0
 
@@ -111,6 +111,16 @@ class Wanted:
 def _is_close(one: TokenLogprob, other: TokenLogprob) -> bool:
     is_same = (one.token, one.rank) == (other.token, other.rank)
     return is_same and math.isclose(one.logprob, other.logprob, rel_tol=1e-9)
+
+
+class Stop:
+    """Ctrl-C: the soak ends after the group at hand, and says what it has found."""
+
+    asked = False
+
+    @classmethod
+    def ask(cls, number: int, frame: FrameType | None) -> None:
+        cls.asked = True
 
 
 class Timer:
@@ -205,6 +215,8 @@ class Soak:
     def run(self, num_requests: int) -> None:
         """Answer so many requests, and measure memory after every group."""
         for start in range(0, num_requests, GROUP):
+            if Stop.asked:
+                break
             self.left = [self.traffic.draw() for _ in range(min(GROUP, num_requests - start))]
             for one in self.left:
                 self.counts["requests"] += 1
@@ -215,7 +227,7 @@ class Soak:
             assert not self.engine.busy, "a request is left over"
             assert not self.engine.outboxes._of, "an outbox is left over"
             self.memory.append(measured(self.engine))
-            if start % (10 * GROUP) == 0:
+            if start % (5 * GROUP) == 0:
                 print(f"{self.counts['requests']} of {num_requests} requests: {dict(self.counts)}", file=sys.stderr)
 
     def _advance(self) -> None:
@@ -342,7 +354,10 @@ def main(config: Config) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         name = str(write_tiny_model(Path(scratch) / "model")) if is_tiny else config.target
         target = load_target(name, dtype="float64" if is_tiny else "bfloat16")
+    gc.collect()
+    gc.freeze()  # what is loaded need not be looked through again and again
     timer, bad, found = Timer(rng, config.disturb_every_s), 0, {}
+    signal.signal(signal.SIGINT, Stop.ask)
     for method in config.methods:
         engine = Engine(
             target,
@@ -361,7 +376,7 @@ def main(config: Config) -> int:
             memory[name][1] <= memory[name][0] + SLACK for name in ("threads", "files")
         )
         found[method] = {"steps": engine.num_steps, **soak.counts, "wrong": soak.counts["wrong"], "memory": memory}
-        bad += soak.counts["wrong"] > 0 or (len(soak.memory) >= 40 and not is_flat)
+        bad += soak.counts["wrong"] > 0 or (len(soak.memory) >= 20 and not is_flat)
         print(f"{method}: {found[method]}", file=sys.stderr, flush=True)
     line = {"schema": "outrider.soak/2", **asdict(config), "exceptions thrown": timer.num_thrown, "found": found}
     print(json.dumps(line))

@@ -10,13 +10,16 @@ go on until SIGKILL has hit a working command `--num` times. Half as many kills 
 - a piece that was finished when the kill came was made again by a later run (`pieces.py`);
 - a signal ends in anything but its own exit status, or a traceback is printed.
 
-Prints a line per trial that failed, and a table; the last line is JSON. Exit status 1 if a trial failed.
+Prints a line per trial that failed, and a table, after Ctrl-C too; the last line is JSON. Exit status 1 if a trial
+failed.
 """
 
 import argparse
+import contextlib
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -40,6 +43,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first trial's; the others follow it")
     parser.add_argument("--commands", nargs="+", default=list(NAMES), choices=NAMES)
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs behind it ignore SIGINT
     with_methods()  # imports what a command would
     tally = {name: Tally() for name in options.commands}
     with tempfile.TemporaryDirectory(prefix="kills-") as scratch:
@@ -54,17 +58,19 @@ def main() -> int:
             if reason := finished(command.start(place), place):
                 raise SystemExit(f"{name} undisturbed {reason}")
             wanted[name], seconds[name] = command.content(place), time.monotonic() - start
-        for number in range(10 * options.num):
-            if sum(one.num_kills["SIGKILL"] for one in tally.values()) >= options.num:
-                break
-            name, place = options.commands[number % len(options.commands)], root / f"trial{number}" / "out"
-            reason = trial(known[name], place, seconds[name], random.Random(options.seed + number), tally[name])
-            if reason is None and known[name].content(place) != wanted[name]:
-                reason = "the end differs from an undisturbed run"
-            if reason is not None:
-                tally[name].num_failures += 1
-                print(f"{name}, trial {number}: {reason}", flush=True)
-            shutil.rmtree(place.parent)
+        with contextlib.suppress(KeyboardInterrupt):  # what was found so far is said
+            for number in range(10 * options.num):
+                if sum(one.num_kills["SIGKILL"] for one in tally.values()) >= options.num:
+                    break
+                name, place = options.commands[number % len(options.commands)], root / f"trial{number}" / "out"
+                reason = trial(known[name], place, seconds[name], random.Random(options.seed + number), tally[name])
+                if reason is None and known[name].content(place) != wanted[name]:
+                    reason = "the end differs from an undisturbed run"
+                if reason is not None:
+                    tally[name].num_failures += 1
+                    print(f"{name}, trial {number}: {reason}", flush=True)
+                tally[name].num_trials += 1
+                shutil.rmtree(place.parent)
     for name, one in tally.items():
         print(f"{name:10}  {one}")
     print(json.dumps({"schema": "outrider.kills/1", **{name: one.plain() for name, one in tally.items()}}))

@@ -55,7 +55,6 @@ def trial(command: Command, place: Path, seconds: float, rng: random.Random, tal
     Args:
         seconds: how long an undisturbed run takes.
     """
-    tally.num_trials += 1
     before: Pieces = {}
     for _ in range(rng.choice((1, 1, 2, 3))):
         number, delay = rng.choice(DRAWN), rng.uniform(0.0, 1.1 * seconds)

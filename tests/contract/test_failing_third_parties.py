@@ -151,7 +151,7 @@ def test_an_exception_in_any_call_loses_nothing(target: Target, name: str) -> No
             assert isinstance(error, kind) or (kind is StopIteration and isinstance(error, RuntimeError)), error
             trial.check_texts(ids)
             trial.check_nothing_is_lost()
-    assert threading.active_count() == num_threads
+    assert threading.active_count() <= num_threads
 
 
 @pytest.mark.parametrize("name", ["open", "admit", "propose", "observe", "release", "limits", "prune", "learn"])

@@ -6,7 +6,6 @@ is refused with one sentence, and the engine goes on with the next call.
 Example: a budget whose `limits` returns None is refused: "limits() of the budget returned None; ...".
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from outrider.errors import ConfigError, ProposerError
@@ -28,7 +27,7 @@ def open_session(proposer: Proposer, plan: SessionPlan) -> Session:
     return session
 
 
-def check_limits(limits: Any, num_slots: int, most: int) -> Sequence[DraftLimit]:
+def check_limits(limits: Any, num_slots: int, most: int) -> list[DraftLimit]:
     """Return a budget's limits if there is one per slot, none above what the cache has room for.
 
     Raises:
@@ -42,7 +41,7 @@ def check_limits(limits: Any, num_slots: int, most: int) -> Sequence[DraftLimit]
         raise ConfigError(
             f"limits() of the budget returned {shown(limits)}; return {num_slots} DraftLimits, of at most {most} nodes"
         )
-    return limits  # type: ignore[no-any-return]
+    return list(limits)
 
 
 def check_kept(kept: object) -> Kept | None:
