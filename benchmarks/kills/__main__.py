@@ -33,8 +33,8 @@ from outrider.cli.commands.train import with_methods
 NAMES = ("bench", "tune", "synthesize", "train", "quality", "profile", "export")
 
 
-MATERIAL = ("synthesize", "train")
-"""Commands that make what others need."""
+NEEDS = {"train": ("synthesize",), "export": ("synthesize", "train")}
+"""Commands whose results others work on."""
 
 
 def main() -> int:
@@ -52,7 +52,7 @@ def main() -> int:
         known = commands(root)
         wanted, seconds = {}, {}
         for name, command in known.items():
-            if name not in options.commands and name not in MATERIAL:
+            if name not in options.commands and not any(name in NEEDS.get(one, ()) for one in options.commands):
                 continue
             start, place = time.monotonic(), root / name / "out"
             if reason := finished(command.start(place), place):

@@ -75,7 +75,7 @@ def commands(root: Path) -> dict[str, Command]:
         "synthesize": Command(
             lambda place: ["synthesize", *target, "--source", prompts, "--output", str(place), *short],
             lambda place: _files(place, "shard-*") | {"totals": _json(place / "manifest.json")["totals"]},
-            lambda place: pieces.files(place, "shard-*"),
+            lambda place: pieces.files(place, "shard-*.safetensors"),  # written behind its .jsonl
         ),
         "train": Command(training, _trained, pieces.steps, lambda place: ["train", "medusa", "--resume", str(place)]),
         "export": Command(
