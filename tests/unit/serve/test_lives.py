@@ -153,9 +153,10 @@ def test_an_engine_that_cannot_be_opened_anew_is_used_again(serving: Serving, ki
 
     lane._open = failing
     engine.session.release = failing
-    engine.record = failing  # outside of the guard, so that the engine is sound and asks its session to release
+    # outside of the guard, so that the engine is sound and asks its session to release
+    record, engine.record = engine.record, failing
     assert server.http.post("/v1/completions", json=LONG).status_code == 500
-    engine.record = lane.watch.record
+    engine.record = record
     assert posted(server, "completions", **LONG)["choices"] == expected
     assert lane.engine is engine
     assert not lane.tickets
