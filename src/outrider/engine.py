@@ -22,9 +22,10 @@ from typing import final
 
 from outrider.batch import Batch, Reading, Request, prefill_record
 from outrider.budget import Budget, BudgetChoice, load_budget
+from outrider.loop.answers import check_limits, open_session
 from outrider.loop.arguments import check_types, checked_chunk
 from outrider.loop.clock import Clock
-from outrider.loop.draft_check import check_draft
+from outrider.loop.draft_check import check_draft, check_pruned
 from outrider.loop.free_memory import allocating
 from outrider.loop.guard import Guard
 from outrider.loop.memory import MemoryPlan, check_fits
@@ -105,7 +106,7 @@ class Engine:
             device=spec.device,
         )
         with allocating(f"the proposer of an engine ({self.memory})", self.memory.remedy, spec.device):
-            self.session = proposer.open(self.session_plan)
+            self.session = open_session(proposer, self.session_plan)
         self.budget = budget if isinstance(budget, Budget) else load_budget(budget, target, self.memory.num_nodes)
         self.batch = Batch(self.memory.cache.num_slots, self.memory.cache.capacity, spec.eos_ids)
         self.prefixes = PrefixStore(self.memory.prefix_bytes)
@@ -126,9 +127,11 @@ class Engine:
             with clock("propose"):
                 forced = batch.forced(self.memory.num_forced)  # what a form leaves no choice about is drafted for free
                 limits = self.budget.limits(batch.slot_states(self.session, forced), len(self.waiting))
+                limits = check_limits(limits, len(slots), self.memory.num_nodes)
                 limits = [NOTHING if place in forced else limit for place, limit in enumerate(limits)]
-                proposed = self.session.propose(slots, limits)  # may be wrong, never unsafe
-                draft = self.budget.prune(check_draft(proposed, slots, limits, self.spec.vocab_size, check_depth=False))
+                proposed = self.session.propose(list(slots), list(limits))  # may be wrong, never unsafe
+                whole = check_draft(proposed, slots, limits, self.spec.vocab_size, check_depth=False)
+                draft = check_pruned(self.budget.prune(whole), whole, slots, limits, self.spec.vocab_size)
                 draft = draft.with_chains(forced)
             with clock("verify"):
                 forward = self.target.forward(slots, batch.roots, draft)  # the only target call in the loop
@@ -148,7 +151,7 @@ class Engine:
                 with clock("propose"):
                     self.session.observe([one for one in commits if one.tokens], forward.features_BMF)
                 with clock("host"):
-                    self.budget.observe(commits, clock.seconds())
+                    self.budget.observe(batch.commits(accepted, events), clock.seconds())
                     self._release([event.request for event in events if event.finished])
             self.num_steps += 1
         self.record(StepRecord(self.num_steps, draft.num_rows, draft.is_chain, tuple(steps), **clock.seconds()))
@@ -203,13 +206,13 @@ class Engine:
         self.waiting = deque(queued.values())  # prompts that were being read are read again
         batch.reading.clear()
         cache.clear()
-        self.session = self.proposer.open(self.session_plan)
+        self.session = open_session(self.proposer, self.session_plan)
         self.budget.reset()
         if not batch.running:
             return
         features = self.target.prefill(batch.slots, [one.tokens[:-1] for one in batch.running.values()])
         for (slot, one), features_TF in zip(batch.running.items(), features, strict=True):
-            self.session.admit(slot, one.tokens, one.request.params, features_TF)
+            self.session.admit(slot, tuple(one.tokens), one.request.params, features_TF)  # its own, to change
 
     @property
     def busy(self) -> bool:

@@ -1,6 +1,7 @@
 """`outrider tune`, end to end on a tiny model: the result, what it leaves behind, going on, and bad input."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from outrider.cli import main
 from outrider.costs.tuned import last_tuned
 from outrider.errors import ConfigError
 from outrider.results.kept import read_units
+from outrider.tuning import tune as module
 
 PROMPTS = ("abc abc abc", "xyz xyz", "one two one two", "again and again")
 
@@ -98,6 +100,39 @@ def test_an_interrupt_says_where_the_work_is_and_the_same_command_goes_on(
     assert (tmp_path / "run" / "replays.json").read_text() == replays
     assert main(words(tiny_model, prompts, "--seed", "5")) == 2
     assert "was started with" in capsys.readouterr().err
+
+
+def test_answers_that_are_written_are_not_written_again(
+    tiny_model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, asked = module.write_texts, list[list[str]]()
+
+    def stopping_at(calls: int) -> Any:
+        def wrapped(target: Any, wave: Any, *args: Any, **more: Any) -> Any:
+            asked.append([one.turns[0] for one in wave])
+            if len(asked) == calls:
+                raise KeyboardInterrupt
+            return write(target, wave, *args, **more)
+
+        return wrapped
+
+    few = ("--concurrency", "1", "--hardware", "h100")
+    monkeypatch.setattr(module, "write_texts", stopping_at(3))
+    assert main(words(tiny_model, prompts, *few)) == 130
+    assert main(words(tiny_model, prompts, *few)) == 0
+    assert [len(wave) for wave in asked] == [1, 1, 1, 1, 1]
+    assert asked[2] == asked[3], "only what was being written is written again"
+    assert sorted(text for wave in (*asked[:2], *asked[3:]) for text in wave) == sorted(PROMPTS)
+    names = ("answers.json", "prompts.jsonl", "replays.json")
+    resumed = {name: (tmp_path / "run" / name).read_text() for name in names}
+    assert main(words(tiny_model, prompts, *few)) == 0
+    assert len(asked) == 5, "a finished run writes none"
+    shutil.rmtree(tmp_path / "run")
+    assert main(words(tiny_model, prompts, *few)) == 0
+    whole = {name: (tmp_path / "run" / name).read_text() for name in names}
+    for found in (resumed, whole):
+        found["answers.json"] = {**json.loads(found["answers.json"]), "prefill_s": None}
+    assert resumed == whole
 
 
 def test_other_hardware_is_predicted_and_nothing_is_timed(

@@ -16,27 +16,32 @@ from outrider.draft import Draft, Tree
 from outrider.errors import ProposerError
 from outrider.proposer import DraftLimit
 
-__all__ = ["check_draft", "check_siblings"]
+__all__ = ["check_draft", "check_pruned", "check_siblings"]
 
 
 def check_draft(
-    draft: object, slots: Sequence[int], limits: Sequence[DraftLimit], vocab_size: int, *, check_depth: bool = True
+    draft: object,
+    slots: Sequence[int],
+    limits: Sequence[DraftLimit],
+    vocab_size: int,
+    *,
+    check_depth: bool = True,
+    by: str = "propose()",
 ) -> Draft:
     """Return the draft if the target can read it.
 
     Args:
-        draft: a proposer's answer for these slots.
+        draft: the answer for these slots.
         limits: the limit of each slot.
         check_depth: refuse nodes deeper than the limit too; the engine does not, since they only cost time.
+        by: the call that answered.
 
     Raises:
         ProposerError: naming the slot, the limit and the value.
     """
     names = ", ".join(map(str, slots))
     if not isinstance(draft, Draft):
-        raise ProposerError(
-            f"propose() returned {draft!r:.80} for slots [{names}]; return a Draft, an empty one at least"
-        )
+        raise ProposerError(f"{by} returned {draft!r:.80} for slots [{names}]; return a Draft, an empty one at least")
     if draft.num_slots != len(slots):
         raise ProposerError(
             f"the draft has {draft.num_slots} entries for {len(slots)} slots [{names}]; "
@@ -62,6 +67,19 @@ def check_draft(
     if shape not in (None, want := (draft.num_slots, draft.num_rows, vocab_size)):
         raise ProposerError(f"probs_BMV has the shape {shape} and must have {want}: slots, rows, vocabulary")
     return draft
+
+
+def check_pruned(
+    pruned: object, draft: Draft, slots: Sequence[int], limits: Sequence[DraftLimit], vocab_size: int
+) -> Draft:
+    """Return what a budget left of a checked draft.
+
+    Raises:
+        ProposerError: if the target cannot read it.
+    """
+    if pruned is draft:
+        return draft
+    return check_draft(pruned, slots, limits, vocab_size, check_depth=False, by="prune() of the budget")
 
 
 def _check_tree(slot: int, tree: Tree, vocab_size: int) -> None:
@@ -105,6 +123,8 @@ def _check_tensors(draft: Draft, vocab_size: int) -> None:
     if not all(0 <= count < draft.num_rows for count in draft.num_nodes):
         raise ProposerError(f"num_nodes={draft.num_nodes} must be between 0 and the {shape[1]} columns of tokens_BN")
     if draft.device.type == "cpu" and tokens_BN.numel():
+        if not draft.is_chain and bool(((parents_BN < -1) | (parents_BN >= torch.arange(shape[1]))).any()):
+            raise ProposerError("parents_BN holds a parent that does not come before its child and is not -1")
         tokens = tokens_BN.numpy()  # shares the memory, without a PyTorch operation
         if tokens.min() < 0 or tokens.max() >= vocab_size:
             wrong = tokens.min() if tokens.min() < 0 else tokens.max()

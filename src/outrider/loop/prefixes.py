@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, final
 
 from outrider.cache import CachedText, KVCache
+from outrider.loop.answers import check_kept
 from outrider.proposer import Kept, Session
 
 __all__ = ["Match", "Prefix", "PrefixStore"]
@@ -96,7 +97,7 @@ class PrefixStore:
         if at < len(self._held.order) and self._held.order[at][: len(text)] == text:
             self._use(self._held.order[at])
             return
-        kept = session.keep(slot)
+        kept = check_kept(session.keep(slot))
         if with_features and (kept is None or kept.reusable(len(text) - 1) < 1):
             return
         self._add(Prefix(text, cache.copy(slot, len(text) - 1), kept))
@@ -115,7 +116,7 @@ class PrefixStore:
         best = max(shared, key=lambda near: shared[near])
         prefix, length = self._held.prefixes[best], min(shared[best] - 1, len(text) - 2)
         if with_features:
-            length = 0 if prefix.kept is None else prefix.kept.reusable(length)
+            length = 0 if prefix.kept is None else min(length, prefix.kept.reusable(length))
         if length < 1:
             return None
         self._use(best)

@@ -44,8 +44,9 @@ from outrider.tuning.prices.pricing import Forecaster, Priced, priced
 from outrider.tuning.prices.sheet import sheet_costs
 from outrider.tuning.prices.simulate import Simulating, simulated
 from outrider.tuning.prompts import Sample, cells_for, first_cells, longest, sampled
-from outrider.tuning.replays.kept import RunFiles
+from outrider.tuning.replays.kept import Answers, RunFiles
 from outrider.tuning.replays.known import ReplayTarget
+from outrider.tuning.replays.rebuild import rebuilt, with_states
 from outrider.tuning.replays.replay import Key
 from outrider.tuning.replays.texts import Text, is_degenerate, write_texts
 from outrider.tuning.schedule import Schedule, Shortlist, shortlist
@@ -177,28 +178,23 @@ class _Tuning:
 
     def _answered(self) -> _Answered:
         """Return answers, in whole rounds over the categories, until their share of the time is spent."""
-        kept, texts = self.files.ids(), list[Text]()
+        kept, texts = self.files.answers(), list[Text]()
         needed = max(self.config.concurrency)
-        chosen = [one for one in self.sample.conversations if one.id in kept]
-        waves = [chosen] if chosen else self.sample.waves(needed)
         done: list[Conversation] = []
-        for wave in waves:
+        for wave in self.sample.waves(needed):
+            wave = [one for one in wave if one.id in kept.tokens] if kept.complete else wave
+            unwritten = [one for one in wave if one.id not in kept.tokens]
             num_good = len({one.id for one in done} - _loops(texts))
-            if done and num_good >= needed and not self.schedule.may_write():
+            if unwritten and done and num_good >= needed and not self.schedule.may_write():
                 break
             done += wave
-            written = write_texts(
-                self.target,
-                wave,
-                self.rules,
-                batch=min(WRITING_SLOTS, len(wave)),
-                max_len=self.max_len,
-                layers=self.candidates.feature_layers,
-                told=partial(self._say_written, len(done)),
-            )
-            texts += written.texts
-            self.schedule.prefill_s += written.prefill_s
-        self.files.keep_answers(done, texts)
+            for one in wave:
+                texts += self._read(one, kept.tokens.get(one.id, {}))
+            if unwritten:
+                texts += self._written(unwritten, kept, len(done))
+        kept.complete = True
+        self.files.keep_answers(kept)
+        self.schedule.prefill_s += kept.prefill_s
         loops = _loops(texts)
         all_loops = len(loops) == len(done)
         good = tuple(done) if all_loops else tuple(one for one in done if one.id not in loops)
@@ -207,6 +203,29 @@ class _Tuning:
         self.files.keep_prompts(good)
         ids = {one.id for one in good}
         return _Answered(good, {text.key: text for text in texts if text.conversation in ids}, len(loops), all_loops)
+
+    def _read(self, one: Conversation, answers: Mapping[int, Sequence[int]]) -> list[Text]:
+        """Return the texts of a conversation that was answered before."""
+        layers = self.candidates.feature_layers
+        return [with_states(text, self.target, layers) for text in rebuilt(one, answers, self.target, self.rules)]
+
+    def _written(self, wave: Sequence[Conversation], kept: Answers, num_asked: int) -> list[Text]:
+        """Let the target answer, and keep that."""
+        written = write_texts(
+            self.target,
+            wave,
+            self.rules,
+            batch=min(WRITING_SLOTS, len(wave)),
+            max_len=self.max_len,
+            layers=self.candidates.feature_layers,
+            told=partial(self._say_written, num_asked),
+        )
+        kept.tokens.update((one.id, {}) for one in wave)
+        for text in written.texts:
+            kept.tokens[text.conversation][text.turn] = text.known.answer
+        kept.prefill_s += written.prefill_s
+        self.files.keep_answers(kept)
+        return written.texts
 
     def _forecasts(self, answered: _Answered, cells: Sequence[Cell]) -> Priced:
         texts, families = answered.texts, self.candidates.families

@@ -121,6 +121,48 @@ def test_a_step_that_fails_ends_its_requests_alone(serving: Serving) -> None:
     assert posted(server, "completions", **LONG)["choices"] == expected
 
 
+@pytest.mark.parametrize(
+    "kind", [ValueError, SystemExit, KeyboardInterrupt, MemoryError, RecursionError, StopIteration]
+)
+def test_a_proposer_that_fails_in_any_way_ends_its_requests_alone(serving: Serving, kind: type[BaseException]) -> None:
+    server = serving()
+    expected = posted(server, "completions", **LONG)["choices"]
+    [lane] = server.service.worker._lanes.values()
+
+    def failing(*given: Any) -> Any:
+        raise kind("the proposer is on fire")
+
+    lane.engine.session.propose = failing
+    response = server.http.post("/v1/completions", json=LONG)
+    assert response.status_code == 500
+    assert f"({kind.__name__}: the proposer is on fire)" in response.json()["error"]["message"]
+    assert posted(server, "completions", **LONG)["choices"] == expected
+    assert not lane.tickets
+    assert not lane.engine.busy
+
+
+@pytest.mark.parametrize("kind", [ValueError, SystemExit])
+def test_an_engine_that_cannot_be_opened_anew_is_used_again(serving: Serving, kind: type[BaseException]) -> None:
+    server = serving()
+    expected = posted(server, "completions", **LONG)["choices"]
+    [lane] = server.service.worker._lanes.values()
+    engine = lane.engine
+
+    def failing(*given: Any) -> Any:
+        raise kind("the proposer is on fire")
+
+    lane._open = failing
+    engine.session.release = failing
+    # outside of the guard, so that the engine is sound and asks its session to release
+    record, engine.record = engine.record, failing
+    assert server.http.post("/v1/completions", json=LONG).status_code == 500
+    engine.record = record
+    assert posted(server, "completions", **LONG)["choices"] == expected
+    assert lane.engine is engine
+    assert not lane.tickets
+    assert not engine.busy
+
+
 def test_a_stop_lets_answers_finish_and_takes_no_more(serving: Serving) -> None:
     server = serving(grace_s=60)
     answers: list[httpx.Response] = []

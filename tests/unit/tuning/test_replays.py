@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from outrider.bench.cells import Cell
 from outrider.data.dialogue import Rules
@@ -17,6 +18,7 @@ from outrider.target import Target
 from outrider.targets import load_target
 from outrider.testing.directory import write_tiny_model
 from outrider.tuning.replays.known import KnownText, ReplayTarget
+from outrider.tuning.replays.rebuild import rebuilt, with_states
 from outrider.tuning.replays.replay import Reach, chain_reach, replay_cells, replay_texts, walked
 from outrider.tuning.replays.texts import Text, is_degenerate, write_texts
 from outrider.tuning.replays.units import batched
@@ -114,6 +116,23 @@ def test_a_method_that_learns_has_seen_the_same_answers_before(target: Target, b
     slots = [slot for record in records if isinstance(record, StepRecord) for slot in record.slots]
     for request, key in requests.items():
         assert plain(walks[key]) == plain([slot for slot in slots if slot.request == request])
+
+
+@pytest.mark.parametrize("layers", [(), (0, 2)])
+def test_a_text_that_is_rebuilt_from_its_answer_is_the_one_that_was_written(
+    target: Target, layers: tuple[int, ...]
+) -> None:
+    written = write_texts(target, CONVERSATIONS, rules(1.0), batch=2, max_len=MAX_LEN, layers=layers).texts
+    assert max(text.turn for text in written) > 0
+    for one in CONVERSATIONS:
+        wanted = [text for text in written if text.conversation == one.id]
+        answers = {text.turn: text.known.answer for text in wanted}
+        found = [with_states(text, target, layers) for text in rebuilt(one, answers, target, rules(1.0))]
+        assert [(text.key, text.known.tokens, text.sampling) for text in found] == [
+            (text.key, text.known.tokens, text.sampling) for text in wanted
+        ]
+        for rebuilt_text, text in zip(found, wanted, strict=True):
+            torch.testing.assert_close(rebuilt_text.known.states_TLE, text.known.states_TLE, rtol=0, atol=1e-9)
 
 
 def test_the_worked_example_of_depths() -> None:

@@ -12,7 +12,7 @@ from typing import final
 
 from outrider.budget import load_budget
 from outrider.engine import Engine, Recorder
-from outrider.errors import RequestError, is_failure, on_one_line, said
+from outrider.errors import RequestError, on_one_line, said
 from outrider.loop.free_memory import is_out_of_memory
 from outrider.proposer import Proposer
 from outrider.requests.events import Event
@@ -65,10 +65,10 @@ class Lane:
         self._start()
 
     def _start(self) -> None:
-        self.caps: dict[int, int] = {}
-        self.engine = self._open(self.caps, self._record)
-        self.watch = Watch(self.engine)
         self.tickets: dict[int, Ticket] = {}
+        caps: dict[int, int] = {}
+        self.engine = self._open(caps, self._record)
+        self.watch, self.caps = Watch(self.engine), caps
 
     @property
     def busy(self) -> bool:
@@ -118,13 +118,18 @@ class Lane:
         try:
             for id in list(self._due()):
                 self.cancel(self.tickets[id], failure)
-        except BaseException as worse:
-            if not is_failure(worse):
-                raise
+        except BaseException:
             log.exception("the engine cannot be mended and is opened anew")
             for ticket in self.tickets.values():
                 self._send(ticket, failure)
+            self._start_anew()
+
+    def _start_anew(self) -> None:
+        try:
             self._start()
+        except BaseException:
+            log.exception("the engine cannot be opened anew; the next request tries the old one")
+            self.engine.reset()  # it is unsound, so nobody else is asked
 
     def _due(self) -> Iterator[int]:
         later = [request.id for request in self.engine.waiting][len(self.engine.batch.free_slots()) :]

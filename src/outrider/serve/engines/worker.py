@@ -18,7 +18,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import final
 
-from outrider.errors import OutriderError, is_failure
+from outrider.errors import OutriderError
 from outrider.serve.engines.lane import Lane, Send
 from outrider.serve.engines.ticket import Asked, Failure, Ticket, Update
 from outrider.serve.failures import RefusalError
@@ -158,9 +158,7 @@ class Worker:
                 try:
                     lane.advance()
                     self.num_failures = 0
-                except BaseException as error:
-                    if not is_failure(error):
-                        raise
+                except BaseException as error:  # no signal comes to this thread, so it is a failure of any type
                     self.num_failures += 1
                     lane.fail(error)
 
@@ -188,8 +186,6 @@ class Worker:
         except OutriderError as error:
             self._send(ticket, Failure(str(error), 503))
         except BaseException as error:
-            if not is_failure(error):
-                raise
             log.exception("a request cannot be taken")
             self._send(ticket, Failure(f"the engine failed ({type(error).__name__})", 500))
 
@@ -199,8 +195,6 @@ class Worker:
             try:
                 lane.cancel(ticket, failure)
             except BaseException as error:
-                if not is_failure(error):
-                    raise
                 lane.fail(error)
 
     def _send(self, ticket: Ticket, update: Update) -> None:

@@ -27,12 +27,12 @@ from outrider.tuning.candidates import Candidates, Family, find_candidates, load
 from outrider.tuning.config import DeployEngine, TuneConfig
 from outrider.tuning.endpoint.bounds import bounds_of
 from outrider.tuning.endpoint.costs import BytesOfDrafter, ServedCosts
-from outrider.tuning.endpoint.texts import with_states
 from outrider.tuning.endpoint.verdict import Bound
 from outrider.tuning.prices.forecast import Replaying, forecasts_of
 from outrider.tuning.prices.predict import Predicted
 from outrider.tuning.replays.kept import Replays, RunFiles
 from outrider.tuning.replays.known import ReplayTarget
+from outrider.tuning.replays.rebuild import with_states
 from outrider.tuning.replays.replay import Key
 from outrider.tuning.replays.texts import Text
 
@@ -91,7 +91,7 @@ def replayed(
     target = target_of(config, listen) if needs_weights else described
     candidates = find_candidates(target, config.drafters, lambda name: tell(f"loading {name}"), known)
     tell("reading the server's texts")
-    whole = with_states(texts, target, candidates.feature_layers)
+    whole = {key: with_states(text, target, candidates.feature_layers) for key, text in texts.items()}
     replays = files.replays(whole)
     families = Replaying(
         target=ReplayTarget(target, [text.known for text in whole.values()], candidates.feature_layers),

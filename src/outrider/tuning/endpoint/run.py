@@ -32,7 +32,6 @@ from outrider.tuning.endpoint.measure import NO_DRAFTS, Job, answers_cell, conte
 from outrider.tuning.endpoint.predictions import Replayed, bounds, forecasts, replayed
 from outrider.tuning.endpoint.probe import Server
 from outrider.tuning.endpoint.servers import Servers
-from outrider.tuning.endpoint.texts import texts_of
 from outrider.tuning.endpoint.verdict import Bound, Verdict, verdict_of
 from outrider.tuning.outcome.decide import overall, tune_rows
 from outrider.tuning.outcome.recipe import write_recipe
@@ -40,6 +39,7 @@ from outrider.tuning.outcome.report import Forecast, RefusedDrafter, TuneReport
 from outrider.tuning.prices.predict import Pick, Predicted
 from outrider.tuning.prompts import Sample, cells_for, first_cells, longest
 from outrider.tuning.replays.kept import RunFiles
+from outrider.tuning.replays.rebuild import rebuilt
 from outrider.tuning.replays.replay import Key
 from outrider.tuning.replays.texts import Text, is_degenerate
 from outrider.tuning.schedule import Schedule
@@ -136,7 +136,7 @@ class _EndpointTuning:
         cell = answers_cell(asked, needed, self.config.temperature)
         contender = contender_of(self.servers.main, NOW, self.servers.reader, self.config)
         units = measure(self.job, [contender], [cell], into="answers", end=self._end(ANSWERS_SHARE))
-        texts = texts_of(units, asked, self.target, self.rules)
+        texts = self._texts_of(units, asked)
         loops = {text.conversation for text in texts.values() if is_degenerate(text.known.answer)}
         answered = [one for one in asked if (one.id, 0) in texts]
         all_loops = len(loops) == len(answered)
@@ -152,6 +152,15 @@ class _EndpointTuning:
             num_degenerate=len(loops),
             drafts=counters.num_draft_tokens > 0,
         )
+
+    def _texts_of(self, units: Sequence[UnitResult], asked: Sequence[Conversation]) -> dict[Key, Text]:
+        """Return the server's answers in these units, in order."""
+        known, found = {one.id: one for one in asked}, dict[Key, Text]()
+        for unit in units:
+            for id in [id for id in unit.conversations if id in known]:
+                answers = {one.turn: one.tokens for one in unit.answers if one.conversation == id}
+                found |= {text.key: text for text in rebuilt(known[id], answers, self.target, self.rules)}
+        return found
 
     def _rounds(self, answered: _Answered) -> list[UnitResult]:
         main, plain, reader = self.servers

@@ -2,20 +2,20 @@
 
     manifest.json    where the run comes from
     prompts.jsonl    the prompts that count, as `outrider bench --prompts` reads them
-    answers.json     tokens of every answer
+    answers.json     tokens of every answer, as far as they are written
     replays.json     right tokens at every position, and steps of trees and of methods that learn
     shortlist.json   the choices to verify
     verify/          the benchmark's own run (`outrider.results.store`)
     report.json      the result; its presence says that the run is finished
 
-Feature states are not kept: an interrupted run that has replays to make writes the same answers again.
+Feature states are not kept: a run that goes on reads each answer once to have them.
 
 Example: `RunFiles(Path("runs/x")).replays` is empty in a new run.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar, final
 
@@ -29,7 +29,7 @@ from outrider.results.store import difference
 from outrider.tuning.replays.replay import Key, Reach, Walk
 from outrider.tuning.replays.texts import Text
 
-__all__ = ["Replays", "RunFiles"]
+__all__ = ["Answers", "Replays", "RunFiles"]
 
 T = TypeVar("T")
 
@@ -55,6 +55,20 @@ class Replays:
     def __init__(self) -> None:
         self.reaches: dict[str, dict[Key, Reach]] = {}
         self.walks: dict[str, dict[int, dict[Key, Walk]]] = {}
+
+
+@dataclass
+class Answers:
+    """Answers of the target.
+
+    tokens      by conversation and turn
+    complete    False while more may be written
+    prefill_s   seconds that reading their prompts took
+    """
+
+    tokens: dict[str, dict[int, tuple[int, ...]]] = field(default_factory=dict)
+    complete: bool = False
+    prefill_s: float = 0.0
 
 
 @final
@@ -91,15 +105,25 @@ class RunFiles:
         """Keep the prompts that count."""
         self._write(PROMPTS, "\n".join(json.dumps(asdict(one), ensure_ascii=False) for one in conversations))
 
-    def keep_answers(self, conversations: Sequence[Conversation], texts: Sequence[Text]) -> None:
-        """Keep the answers to these prompts."""
-        answers = [[text.conversation, text.turn, list(text.known.answer)] for text in texts]
-        self._write(ANSWERS, json.dumps({"ids": [one.id for one in conversations], "answers": answers}))
+    def keep_answers(self, kept: Answers) -> None:
+        """Keep answers in place of earlier ones."""
+        answers = [[id, turn, list(tokens)] for id, turns in kept.tokens.items() for turn, tokens in turns.items()]
+        whole = {"ids": list(kept.tokens), "answers": answers, "complete": kept.complete, "prefill_s": kept.prefill_s}
+        self._write(ANSWERS, json.dumps(whole))
 
-    def ids(self) -> list[str]:
-        """Return the ids of the prompts that were answered; none in a new run."""
+    def answers(self) -> Answers:
+        """Return what `keep_answers` kept; nothing in a new run."""
         kept = self._read(ANSWERS)
-        return [] if kept is None else kept.texts("ids")
+        if kept is None:
+            return Answers()
+        found = Answers(complete=kept.flag("complete", True), prefill_s=kept.number("prefill_s", 0.0))
+        found.tokens.update((id, {}) for id in kept.texts("ids"))
+        try:
+            for id, turn, tokens in kept.array("answers"):
+                found.tokens[id][int(turn)] = tuple(_counts(tokens))
+        except (KeyError, TypeError, ValueError) as error:  # values of other kinds than this file holds
+            raise RunError(f"{kept.where} is damaged ({on_one_line(str(error))}); {DELETE}") from error
+        return found
 
     def prompt_ids(self) -> frozenset[str]:
         """Return the ids of the prompts that count; none in a new run."""
