@@ -111,11 +111,9 @@ class Engine:
         self.batch = Batch(self.memory.cache.num_slots, self.memory.cache.capacity, spec.eos_ids)
         self.prefixes = PrefixStore(self.memory.prefix_bytes)
         self.waiting: deque[Request] = deque()
-        self.outboxes = Outboxes()
-        self.cancelled: set[int] = set()
+        self.outboxes, self.cancelled = Outboxes(), set[int]()
         self.guard = Guard(self._rebuild)
-        self.num_requests = 0
-        self.num_steps = 0
+        self.num_requests = self.num_steps = 0
 
     def step(self) -> None:
         """Give every running request at least one token; `take` returns them."""

@@ -11,7 +11,7 @@ from outrider.errors import RunError
 from outrider.records.provenance import Manifest, collect_manifest
 from outrider.sampling import SamplingParams
 from outrider.tuning.prices.predict import Pick
-from outrider.tuning.replays.kept import ANY, Replays, RunFiles
+from outrider.tuning.replays.kept import ANY, Answers, Replays, RunFiles
 from outrider.tuning.replays.known import KnownText
 from outrider.tuning.replays.replay import Reach, walked
 from outrider.tuning.replays.texts import Text
@@ -30,7 +30,7 @@ def manifest() -> Manifest:
 def files(tmp_path: Path) -> RunFiles:
     made = RunFiles(tmp_path / "run", manifest())
     made.keep_prompts([Conversation(id="a", category="x", turns=("t",))])
-    made.keep_answers([Conversation(id="a", category="x", turns=("t",))], [TEXT])
+    made.keep_answers(Answers(tokens={"a": {0: TEXT.known.answer}}, complete=True, prefill_s=0.5))
     replays = Replays()
     replays.reaches = {"m": {TEXT.key: REACH}}
     replays.walks = {"t": {ANY: {TEXT.key: walked(TEXT, REACH, 2)}}}
@@ -42,7 +42,7 @@ def files(tmp_path: Path) -> RunFiles:
 def read(files: RunFiles) -> tuple[list[str], frozenset[str], Replays, Shortlist | None]:
     kept = files.shortlist()
     return (
-        files.ids(),
+        list(files.answers().tokens),
         files.prompt_ids(),
         files.replays({TEXT.key: TEXT}),
         None if kept is None else Shortlist.from_plain(kept),
