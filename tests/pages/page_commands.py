@@ -148,7 +148,7 @@ def _check_methods(methods: Sequence[str]) -> None:
     for spec in methods:
         if spec != "auto" and spec.partition(":")[0] in REGISTRY:
             method_specs([spec])
-        elif spec != "auto" and spec.partition(":")[0] not in ("bigram",):
+        elif spec != "auto" and spec.partition(":")[0] not in ("bigram", "my_method"):
             method_name(spec.partition(":")[0])
 
 
