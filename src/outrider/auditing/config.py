@@ -55,6 +55,8 @@ class AuditConfig:
     """Seconds after which one comparison counts as hung."""
     output: Path | None = None
     """File for the whole result as JSON."""
+    page: Path | None = None
+    """File for the whole result as an HTML page for people."""
     backend: Literal["auto", "native", "hf"] = "auto"
     """native is our decoder, hf the one of transformers; auto takes ours if it supports the model."""
     dtype: str = "bfloat16"
@@ -72,6 +74,8 @@ class AuditConfig:
             object.__setattr__(self, name, values)
             if not values and name != "prompts":
                 raise ConfigError(f"{name} is empty; give at least one value")
+        if self.page is not None and self.page == self.output:
+            raise ConfigError(f"page={self.page} is the file of output too; give them different names")
         for rule in self.verification:
             if rule not in RULES:
                 raise ConfigError(f"unknown verification '{rule}'{nearest(rule, RULES)}")
@@ -93,6 +97,17 @@ class AuditConfig:
         for value in self.temperatures:
             if not (value == 0 or 0.01 <= value <= 100):
                 raise ConfigError(f"temperatures={value} must be 0 (greedy) or between 0.01 and 100")
+
+    def check_places(self) -> None:
+        """
+        Raises:
+            ConfigError: if a result could not be written where it is wanted.
+        """
+        for name, path in (("output", self.output), ("page", self.page)):
+            if path is not None and not path.parent.is_dir():
+                raise ConfigError(f"{name}={path} lies in no directory; make {path.parent} first")
+            if path is not None and path.is_dir():
+                raise ConfigError(f"{name}={path} is a directory; give a file's name")
 
     @property
     def size(self) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from outrider.auditing.report import AuditReport, Finding, Layer, combined, dete
 from outrider.auditing.requests import Requests
 from outrider.auditing.rules import rule_controls, rule_layer
 from outrider.auditing.texts import Texts
-from outrider.errors import ConfigError, OutriderError
+from outrider.errors import OutriderError
 from outrider.proposer import Proposer
 from outrider.proposers import proposer_class
 from outrider.proposers.auto import check_method, named_or_picked
@@ -78,8 +78,7 @@ def audit(
     start = monotonic()
     for text in config.methods if proposers is None else ():
         check_method(text)
-    if config.output is not None and not config.output.parent.is_dir():
-        raise ConfigError(f"output={config.output} lies in no directory; make {config.output.parent} first")
+    config.check_places()
     target = target or _loaded(config, listen)
     loaded, classes = _methods(config, target) if proposers is None else (dict(proposers), {})
     bench = Bench(config, target, Requests.of(config, target))

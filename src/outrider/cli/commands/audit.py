@@ -17,6 +17,7 @@ class Audit(AuditConfig):
     """
 
     def run(self) -> int:
+        from outrider.auditing.page import audit_page
         from outrider.auditing.run import audit
         from outrider.auditing.table import print_report
         from outrider.cli.terminal import console, end_with, progress
@@ -25,8 +26,11 @@ class Audit(AuditConfig):
 
         with progress() as bar:
             report = audit(self, listen=lambda at: bar.show(*at))
+        print_report(report, console(sys.stdout))  # first: what a full disk keeps from a file is seen all the same
         if self.output is not None:
             write_text(self.output, dumps(report) + "\n")
-        print_report(report, console(sys.stdout))
-        end_with(dumps(report), "" if self.output is None else f"All findings: {self.output}")
+        if self.page is not None:
+            write_text(self.page, audit_page(report))
+        places = ", ".join(str(path) for path in (self.page, self.output) if path is not None)
+        end_with(dumps(report), f"All findings: {places}" if places else "")
         return report.status
