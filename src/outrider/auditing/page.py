@@ -114,9 +114,9 @@ def _missed(report: AuditReport) -> str:
     if report.rate is None:
         return "No answers were compared as texts, so nothing can be said about rare faults."
     return (
-        f"{report.num_compared} tokens were compared ({report.num_ties} numerical ties, {report.num_violations} "
-        f"violations). A fault that changes {report.rate:.2%} of the tokens (1 of {1 / report.rate:.0f}) or more would "
-        "have been seen with a probability of 95 %; a rarer one may be there."
+        f"{report.num_compared} {report.unit} were compared ({report.num_ties} numerical ties, {report.num_violations} "
+        f"violations). A fault that changes {report.rate:.2%} of the {report.unit} (1 of {1 / report.rate:.0f}) or "
+        "more would have been seen with a probability of 95 %; a rarer one may be there."
     )
 
 

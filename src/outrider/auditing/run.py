@@ -35,7 +35,7 @@ from outrider.target import Target
 from outrider.targets import load_target
 from outrider.testing import ContractError
 
-__all__ = ["audit"]
+__all__ = ["audit", "loaded_target", "plain_value"]
 
 
 @dataclass
@@ -79,7 +79,7 @@ def audit(
     for text in config.methods if proposers is None else ():
         check_method(text)
     config.check_places()
-    target = target or _loaded(config, listen)
+    target = target or loaded_target(config, listen)
     loaded, classes = _methods(config, target) if proposers is None else (dict(proposers), {})
     bench = Bench(config, target, Requests.of(config, target))
     texts = Texts(bench)
@@ -100,7 +100,8 @@ def audit(
     return _report(config, target, bench.requests, tuple(loaded), layers, monotonic() - start)
 
 
-def _loaded(config: AuditConfig, listen: Listener) -> Target:
+def loaded_target(config: AuditConfig, listen: Listener) -> Target:
+    """Return the target that the settings name."""
     return load_target(
         config.target,
         dtype=config.dtype,
@@ -247,7 +248,7 @@ def _report(
     said = f"the text is the target's own{seen}" if worst is None else f"{worst.name}: {worst.sentence}"
     manifest = collect_manifest(
         seed=config.seed,
-        settings={name: _plain(value) for name, value in asdict(config).items()},
+        settings={name: plain_value(value) for name, value in asdict(config).items()},
         workload_hash=requests.identity,
         template_hash=template_hash(target.tokenizer),
     )
@@ -266,6 +267,6 @@ def _report(
     )
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """Return a setting as JSON can hold it."""
     return [str(one) for one in value] if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
