@@ -66,7 +66,7 @@ class Layer:
 class AuditReport:
     """A whole audit.
 
-    unit         what is counted and compared; characters where only texts are known
+    unit         unit of the counts; characters where only texts are known
     rate         share of wrong ones that would have been seen with 95 %; None where no text was compared
     manifest     settings, versions and hardware
     seconds      time that the audit took
