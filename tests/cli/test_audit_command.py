@@ -1,5 +1,6 @@
 """`outrider audit`: exit status, the JSON line, the lines for people, and bad input."""
 
+import html
 import json
 import tomllib
 from pathlib import Path
@@ -23,13 +24,16 @@ def prompts(tmp_path: Path) -> Path:
 def test_a_pass_in_lines_and_in_json(
     tiny_model: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "audit.json"
+    output, page = tmp_path / "audit.json", tmp_path / "audit.html"
     words = ["audit", "--target", str(tiny_model), "--prompts", str(prompts), "--methods", "ngram", *QUICK]
-    assert main([*words, "--output", str(output)]) == 0
+    assert main([*words, "--output", str(output), "--page", str(page)]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     found = json.loads(last)
     assert (found["schema"], found["verdict"], found["methods"]) == ("outrider.audit/1", "PASS", ["ngram"])
     assert found == json.loads(output.read_text(encoding="utf-8"))
+    shown = html.unescape(page.read_text(encoding="utf-8"))
+    assert all(f">{finding['name']}<" in shown for layer in found["layers"] for finding in layer["findings"])
+    assert not list(tmp_path.glob(".*.part"))
     assert [layer["name"] for layer in found["layers"]] == ["rule", "contract", "text", "controls"]
     assert [line.split()[:2] for line in lines[1:5]] == [
         ["PASS", "rule"], ["PASS", "contract"], ["PASS", "text"], ["PASS", "controls"]
@@ -64,6 +68,9 @@ def test_a_violation_has_a_status_of_its_own(
         (["--methods", "ngran"], "did you mean 'ngram'"),
         (["--batches", "0"], "batches=0"),
         (["--output", "nowhere/audit.json"], "nowhere"),
+        (["--page", "nowhere/audit.html"], "nowhere"),
+        (["--page", "."], "page=. is a directory"),
+        (["--page", "audit.txt", "--output", "audit.txt"], "different names"),
         (["--time-limit", "soon"], "--time-limit"),
     ],
 )

@@ -53,8 +53,20 @@ class AuditConfig:
     """Probability that an audit of a lossless method fails by chance, for rules whose law is tested by samples."""
     time_limit: float = 600.0
     """Seconds after which one comparison counts as hung."""
+    endpoint: str | None = None
+    """Audit a server in place of methods, by its greedy texts: its address up to and with /v1."""
+    baseline: str | None = None
+    """A server of the same weights without speculation, to compare with; by default our plain decoding of --target."""
+    endpoint_model: str | None = None
+    """Name of the model at --endpoint; needed only where it serves several."""
+    baseline_model: str | None = None
+    """Name of the model at --baseline; needed only where it serves several."""
+    tie_margin: float = 0.05
+    """Nats between two tokens within which a server's other text is a tie, where log-probabilities are told."""
     output: Path | None = None
     """File for the whole result as JSON."""
+    page: Path | None = None
+    """File for the whole result as an HTML page for people."""
     backend: Literal["auto", "native", "hf"] = "auto"
     """native is our decoder, hf the one of transformers; auto takes ours if it supports the model."""
     dtype: str = "bfloat16"
@@ -72,6 +84,10 @@ class AuditConfig:
             object.__setattr__(self, name, values)
             if not values and name != "prompts":
                 raise ConfigError(f"{name} is empty; give at least one value")
+        if self.endpoint is None and (stray := self.baseline or self.endpoint_model or self.baseline_model):
+            raise ConfigError(f"{stray} is given for a server that is not named; give --endpoint URL")
+        if self.page is not None and self.page == self.output:
+            raise ConfigError(f"page={self.page} is the file of output too; give them different names")
         for rule in self.verification:
             if rule not in RULES:
                 raise ConfigError(f"unknown verification '{rule}'{nearest(rule, RULES)}")
@@ -85,6 +101,7 @@ class AuditConfig:
             ("seed", 0, 2**62),
             ("alpha", 1e-9, 0.1),
             ("time_limit", 1.0, 1e6),
+            ("tie_margin", 0.0, 10.0),
         ):
             found = getattr(self, name)
             for value in found if isinstance(found, tuple) else (found,):
@@ -93,6 +110,17 @@ class AuditConfig:
         for value in self.temperatures:
             if not (value == 0 or 0.01 <= value <= 100):
                 raise ConfigError(f"temperatures={value} must be 0 (greedy) or between 0.01 and 100")
+
+    def check_places(self) -> None:
+        """
+        Raises:
+            ConfigError: if a result could not be written where it is wanted.
+        """
+        for name, path in (("output", self.output), ("page", self.page)):
+            if path is not None and not path.parent.is_dir():
+                raise ConfigError(f"{name}={path} lies in no directory; make {path.parent} first")
+            if path is not None and path.is_dir():
+                raise ConfigError(f"{name}={path} is a directory; give a file's name")
 
     @property
     def size(self) -> tuple[int, int]:

@@ -66,7 +66,8 @@ class Layer:
 class AuditReport:
     """A whole audit.
 
-    rate         share of wrong tokens that would have been seen with 95 %; None where no text was compared
+    unit         unit of the counts; characters where only texts are known
+    rate         share of wrong ones that would have been seen with 95 %; None where no text was compared
     manifest     settings, versions and hardware
     seconds      time that the audit took
     """
@@ -76,6 +77,7 @@ class AuditReport:
     sentence: str
     target: str
     methods: tuple[str, ...]
+    unit: Literal["tokens", "characters"] = "tokens"
     num_compared: int
     num_ties: int
     num_violations: int

@@ -12,20 +12,22 @@ Example: `Requests.of(config, target).params(0, 0.7, "penalties")` are the setti
 
 import hashlib
 import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice, zip_longest
 
 from outrider.auditing.config import AuditConfig, Processing
 from outrider.data.dialogue import Dialogue, answer_seed
-from outrider.data.workloads import CATEGORIES, load_category, load_prompts
+from outrider.data.workloads import CATEGORIES, Conversation, load_category, load_prompts
 from outrider.errors import ConfigError
 from outrider.params import SamplingParams, StructuredOutputs
 from outrider.target import Target
 
-__all__ = ["Requests", "can_structure"]
+__all__ = ["Requests", "asked_texts", "can_structure", "identity_of"]
 
 LONGEST_PROMPT = 512
+CHARACTERS_A_TOKEN = 4
 FORM = StructuredOutputs(regex="[A-Z][a-z ]{8,60}[.]")
 NUM_BIASES = 16
 
@@ -64,7 +66,7 @@ class Requests:
     @property
     def identity(self) -> str:
         """SHA-256 (hex) of the prompts' tokens."""
-        return hashlib.sha256(repr(self.prompts).encode()).hexdigest()
+        return identity_of(self.prompts)
 
     def params(
         self, index: int, temperature: float, processing: Processing, *, repeat: int = 0, ignore_eos: bool = False
@@ -86,10 +88,33 @@ def can_structure(target: Target) -> bool:
     return target.tokenizer is not None and find_spec("llguidance") is not None
 
 
-def _read(config: AuditConfig, target: Target, longest: int) -> dict[str, tuple[int, ...]]:
+def asked_texts(config: AuditConfig) -> dict[str, str]:
+    """Return the prompts of an audit as plain text, by name, for servers whose tokenizer nobody knows.
+
+    Raises:
+        ConfigError: if no prompt is short enough, or a file cannot be read.
+    """
+    texts = ((one.id, "\n\n".join(filter(None, (one.system, one.turns[0])))) for one in _conversations(config))
+    longest = CHARACTERS_A_TOKEN * LONGEST_PROMPT
+    found = dict(islice(((name, f"{text}\n\n") for name, text in texts if len(text) <= longest), config.size[0]))
+    if not found:
+        raise ConfigError(f"no prompt has at most {longest} characters; give shorter prompts")
+    return found
+
+
+def identity_of(prompts: Sequence[str | Sequence[int]]) -> str:
+    """Return the SHA-256 (hex) of prompts."""
+    return hashlib.sha256(repr(tuple(prompts)).encode(errors="backslashreplace")).hexdigest()
+
+
+def _conversations(config: AuditConfig) -> Iterator[Conversation]:
+    """Return the first prompt of each group, then the second of each."""
     groups = [load_prompts(path) for path in config.prompts] or [load_category(name) for name in CATEGORIES[::-1]]
-    conversations = (one for row in zip_longest(*groups) for one in row if one is not None)
-    asked = ((one.id, tuple(Dialogue(one).ask(0, target.tokenizer))) for one in conversations)
+    return (one for row in zip_longest(*groups) for one in row if one is not None)
+
+
+def _read(config: AuditConfig, target: Target, longest: int) -> dict[str, tuple[int, ...]]:
+    asked = ((one.id, tuple(Dialogue(one).ask(0, target.tokenizer))) for one in _conversations(config))
     return dict(islice(((name, tokens) for name, tokens in asked if len(tokens) <= longest), config.size[0]))
 
 

@@ -24,7 +24,7 @@ from outrider.auditing.report import AuditReport, Finding, Layer, combined, dete
 from outrider.auditing.requests import Requests
 from outrider.auditing.rules import rule_controls, rule_layer
 from outrider.auditing.texts import Texts
-from outrider.errors import ConfigError, OutriderError
+from outrider.errors import OutriderError
 from outrider.proposer import Proposer
 from outrider.proposers import proposer_class
 from outrider.proposers.auto import check_method, named_or_picked
@@ -35,7 +35,7 @@ from outrider.target import Target
 from outrider.targets import load_target
 from outrider.testing import ContractError
 
-__all__ = ["audit"]
+__all__ = ["audit", "loaded_target", "plain_value"]
 
 
 @dataclass
@@ -78,9 +78,8 @@ def audit(
     start = monotonic()
     for text in config.methods if proposers is None else ():
         check_method(text)
-    if config.output is not None and not config.output.parent.is_dir():
-        raise ConfigError(f"output={config.output} lies in no directory; make {config.output.parent} first")
-    target = target or _loaded(config, listen)
+    config.check_places()
+    target = target or loaded_target(config, listen)
     loaded, classes = _methods(config, target) if proposers is None else (dict(proposers), {})
     bench = Bench(config, target, Requests.of(config, target))
     texts = Texts(bench)
@@ -101,7 +100,8 @@ def audit(
     return _report(config, target, bench.requests, tuple(loaded), layers, monotonic() - start)
 
 
-def _loaded(config: AuditConfig, listen: Listener) -> Target:
+def loaded_target(config: AuditConfig, listen: Listener) -> Target:
+    """Return the target that the settings name."""
     return load_target(
         config.target,
         dtype=config.dtype,
@@ -248,7 +248,7 @@ def _report(
     said = f"the text is the target's own{seen}" if worst is None else f"{worst.name}: {worst.sentence}"
     manifest = collect_manifest(
         seed=config.seed,
-        settings={name: _plain(value) for name, value in asdict(config).items()},
+        settings={name: plain_value(value) for name, value in asdict(config).items()},
         workload_hash=requests.identity,
         template_hash=template_hash(target.tokenizer),
     )
@@ -267,6 +267,6 @@ def _report(
     )
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """Return a setting as JSON can hold it."""
     return [str(one) for one in value] if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value

@@ -2,8 +2,12 @@
 
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from outrider.auditing.config import AuditConfig
+
+if TYPE_CHECKING:
+    from outrider.auditing.report import AuditReport
 
 __all__ = ["Audit"]
 
@@ -12,21 +16,38 @@ __all__ = ["Audit"]
 class Audit(AuditConfig):
     """Check that methods are lossless on a target, and that faults would be seen: PASS, FAIL or INCONCLUSIVE.
 
-    Exit status 0 is a pass, 3 a failure, 4 neither: a planted fault was not caught, or nothing was accepted. A line for
-    each layer goes to standard output, followed by one line of JSON unless that is a terminal.
+    With --endpoint it checks the texts of a server instead. Exit status 0 is a pass, 3 a failure, 4 neither: a planted
+    fault was not caught, nothing was accepted, or a server does not repeat itself. A line for each layer goes to
+    standard output, followed by one line of JSON unless that is a terminal.
     """
 
     def run(self) -> int:
         from outrider.auditing.run import audit
+        from outrider.auditing.served import CutShortError, audit_server
+        from outrider.cli.terminal import progress
+
+        try:
+            with progress() as bar:
+                kind = audit if self.endpoint is None else audit_server
+                report = kind(self, listen=lambda at: bar.show(*at))
+        except CutShortError as error:
+            self._give(error.report)  # what was found is not lost
+            raise
+        self._give(report)
+        return report.status
+
+    def _give(self, report: "AuditReport") -> None:
+        """Print the report, and write it where it is wanted."""
+        from outrider.auditing.page import audit_page
         from outrider.auditing.table import print_report
-        from outrider.cli.terminal import console, end_with, progress
+        from outrider.cli.terminal import console, end_with
         from outrider.records.codec import dumps
         from outrider.records.files import write_text
 
-        with progress() as bar:
-            report = audit(self, listen=lambda at: bar.show(*at))
+        print_report(report, console(sys.stdout))  # first: what a full disk keeps from a file is seen all the same
         if self.output is not None:
             write_text(self.output, dumps(report) + "\n")
-        print_report(report, console(sys.stdout))
-        end_with(dumps(report), "" if self.output is None else f"All findings: {self.output}")
-        return report.status
+        if self.page is not None:
+            write_text(self.page, audit_page(report))
+        places = ", ".join(str(path) for path in (self.page, self.output) if path is not None)
+        end_with(dumps(report), f"All findings: {places}" if places else "")
