@@ -1,9 +1,8 @@
 """A soak: thousands of mixed requests through one engine, which is disturbed all the time.
 
-Requests are greedy or sampled, with penalties, biases, bad words, forms (whose tokens are forced), stops, limits and
-log-probabilities; prompts share beginnings, so kept prefixes are reused, and are read in chunks. A timer raises an
-exception wherever the program happens to be, as Ctrl-C does, or cancels a request in the middle of a step; the record
-callback raises now and then; readers leave `run()` and `stream()` between two events.
+Requests are greedy or sampled, with all processors, forced tokens, stops, limits and log-probabilities; prompts share
+beginnings and are read in chunks. A timer raises an exception wherever the program happens to be, as Ctrl-C does, or
+cancels a request in the middle of a step; the record callback raises now and then; readers leave between two events.
 
 Every answer must equal plain decoding's of the same request alone, without forced tokens: tokens, text, reason to end,
 log-probabilities. What a cancelled request had given must be the beginning of that. Memory is measured whenever all

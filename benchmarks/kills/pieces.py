@@ -1,4 +1,4 @@
-"""What a command has finished, by name, with a value that changes when a piece is made again.
+"""Finished pieces of a command, by name, each with a value that changes when it is made again.
 
 a unit of a benchmark, a step of training    its line, which holds measured times
 a shard, a candidate's figures               the inode of its file, which is replaced by renaming

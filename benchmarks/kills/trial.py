@@ -53,7 +53,7 @@ def trial(command: Command, place: Path, seconds: float, rng: random.Random, tal
     """Kill a command up to three times and run it to its end; what went wrong, or None.
 
     Args:
-        seconds: how long an undisturbed run takes.
+        seconds: time of an undisturbed run.
     """
     before: Pieces = {}
     for _ in range(rng.choice((1, 1, 2, 3))):

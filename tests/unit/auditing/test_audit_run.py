@@ -133,7 +133,7 @@ def test_a_method_that_returns_no_draft_breaks_the_contract(target: NativeTarget
             return None
 
     report = audit(SMALL, target, {"mine": Nothing(lambda *given: Tree([], []))})
-    assert "which is no Session" in layer(report, "contract").sentence
+    assert "returned None; return a Session" in layer(report, "contract").sentence
 
 
 def test_processors_are_part_of_what_is_judged(target: NativeTarget, monkeypatch: pytest.MonkeyPatch) -> None:
