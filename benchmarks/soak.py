@@ -1,13 +1,13 @@
 """A soak: thousands of mixed requests through one engine, which is disturbed all the time.
 
 Requests are greedy or sampled, with all processors, forced tokens, stops, limits and log-probabilities; prompts share
-beginnings and are read in chunks. A timer raises an exception wherever the program happens to be, as Ctrl-C does, or
-cancels a request in the middle of a step; the record callback raises now and then; readers leave between two events.
+beginnings and are read in chunks. A timer raises an exception anywhere, as Ctrl-C does, or
+cancels a request in the middle of a step; the record callback raises; readers leave between two events.
 
 Every answer must equal plain decoding's of the same request alone, without forced tokens: tokens, text, reason to end,
 log-probabilities. What a cancelled request had given must be the beginning of that. Memory is measured whenever all
 requests of a group are answered; the first fifth of the groups is warm-up. Flat means: from the first to the last
-quarter of the rest the median resident memory grows by less than 1 %, and tensors, threads and open files by none.
+quarter of the rest median memory grows by less than 1 %, and tensors, threads and files by none.
 
     python benchmarks/soak.py                                              5,000 requests, hybrid, adaptive budget
     python benchmarks/soak.py --methods none ngram suffix draft_model eagle3 pard medusa mtp hybrid --num-requests 150
@@ -246,7 +246,7 @@ class Soak:
             self.timer.cancel = None
 
     def _cancel(self) -> None:
-        """Cancel a request from a signal's handler, anywhere in a step."""
+        """End a request in a handler of signals, anywhere within a step."""
         if not self.open:
             return
         request = self.rng.choice(list(self.open))
