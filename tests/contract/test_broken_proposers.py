@@ -282,7 +282,9 @@ BROKEN = {
     ),
     "learns is not said": Broken({"spec": ProposerSpec(max_nodes=3, learns=None)}, ("learns is None", "True or False")),
     "no spec": Broken({"spec": None}, ("spec is None", "a ProposerSpec")),
-    "open returns nothing": Broken({"open": lambda self, plan: None}, ("open(plan) returned None", "no Session")),
+    "open returns nothing": Broken(
+        {"open": lambda self, plan: None}, ("open() of Broken returned None", "return a Session")
+    ),
     "learns, and says it does not": Broken({"session": Learner}, ("C11", "request 0, step 0", "learns is False")),
     "reset forgets nothing": Broken(
         {"session": Hoarder, "spec": LEARNS},

@@ -79,7 +79,7 @@ BROKEN: dict[str, tuple[str, Change, Callable[[Tensors], None] | None, str, str]
     "halves": ("mtp", None, halves, "input halves", "swap the two halves"),
     "heads": ("medusa", None, reversed_heads, "order of heads", "in reverse"),
     "mask": ("pard", lambda config: config.update(pard_token=300), None, "mask token", "pard_token to 16"),
-    "theta": ("draft", lambda config: config.update(rope_theta=100.0), None, "rope", "rope_theta to 100000"),
+    "theta": ("draft", lambda config: config.update(rope_theta=100.0), None, "rope", "rope_theta to 10000"),
 }
 
 

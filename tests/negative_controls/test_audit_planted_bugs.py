@@ -43,7 +43,12 @@ BUGS: dict[str, tuple[str, Plant]] = {
 def audited(rule: str = "coupled") -> AuditReport:
     target = tiny_target(max_positions=128)
     config = AuditConfig(
-        verification=(rule,), temperatures=(0.0,), processors=("none",), batches=(3,), num_prompts=6, max_new_tokens=32
+        verification=(rule,),
+        temperatures=(0.0,),
+        processors=("none",),
+        batches=(1, 3),
+        num_prompts=6,
+        max_new_tokens=32,
     )
     return audit(config, target, {"ngram": load_proposer("ngram", target)})
 

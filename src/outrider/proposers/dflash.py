@@ -156,7 +156,7 @@ class DFlashSession(Session):
         return self.reader.num_pending(slot)
 
     def catch_up(self, slots: Sequence[int]) -> None:
-        self.reader.catch_up(slots)
+        self.reader.catch_up(slots, 0)
 
     def propose(self, slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
         within = {
