@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hostile import hostile, hostile_manifest, trace, write_run
 
-from browser import chromium
+from browsing import chromium
 from outrider.report.page import write_page
 from outrider.report.sources import read_source
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from outrider.cache import KVCache
 from outrider.models.dflash import DFlashNetwork
 from outrider.proposer import Commit, Kept, Reused, SessionPlan
-from outrider.proposers.drafting.pending import Pending
+from outrider.proposers.drafting.pending import Pending, kept_of, take_over
 from outrider.proposers.drafting.recurrent import rows_of
 from outrider.sampling import SamplingParams
 
@@ -57,24 +57,13 @@ class BlockReader:
 
     def kept(self, slot: int) -> Kept:
         """Copy the positions of a slot that were read, and the features of those that were not."""
-        num_read, features = self.cache.lengths[slot], self.pending[slot].features
-        features_TF = torch.cat(features) if features else None
-        return Kept(
-            num_read + self.num_pending(slot), caches=(self.cache.copy(slot, num_read),), features_TF=features_TF
-        )
+        return kept_of(self.cache, slot, self.pending[slot])
 
     def reuse(
         self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor, reused: Reused
     ) -> None:
         """Take over positions that were read, and make those behind them pending."""
-        kept, length = reused
-        assert kept is not None, "a session with feature layers reuses what it kept"
-        (cached,) = kept.caches
-        num_read = min(length, cached.length)
-        self.cache.paste(slot, cached, num_read)
-        if num_read < length:
-            assert kept.features_TF is not None, "as many positions are kept"
-            features_TF = torch.cat([kept.features_TF[: length - num_read], features_TF])
+        num_read, features_TF = take_over(self.cache, slot, features_TF, reused)
         self.admit(slot, tokens[num_read:], sampling, features_TF)
 
     def commit(self, commit: Commit, features_BMF: Tensor) -> None:

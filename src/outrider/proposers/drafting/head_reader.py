@@ -19,7 +19,7 @@ from outrider.ops.base import GraphCache
 from outrider.placement import place_tokens
 from outrider.proposer import Kept, Reused, SessionPlan
 from outrider.proposers.drafting.chain import ChainReader
-from outrider.proposers.drafting.pending import Pending, inputs_of
+from outrider.proposers.drafting.pending import Pending, inputs_of, kept_of, take_over
 from outrider.sampling import SamplingParams
 
 __all__ = ["SHORT", "HeadReader"]
@@ -64,23 +64,13 @@ class HeadReader(ChainReader):
 
     def kept(self, slot: int) -> Kept:
         """Copy the pairs of a slot that were read, and the features of those that were not."""
-        num_read, features = self.cache.lengths[slot], self.pending[slot].features
-        features_TF = torch.cat(features) if features else None
-        num_positions = num_read + self.num_pending(slot)
-        return Kept(num_positions, caches=(self.cache.copy(slot, num_read),), features_TF=features_TF)
+        return kept_of(self.cache, slot, self.pending[slot])
 
     def reuse(
         self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor, reused: Reused
     ) -> None:
         """Take over pairs that were read, and make those behind them pending."""
-        kept, length = reused
-        assert kept is not None, "a session with feature layers reuses what it kept"
-        (cached,) = kept.caches
-        num_read = min(length, cached.length)
-        self.cache.paste(slot, cached, num_read)
-        if num_read < length:
-            assert kept.features_TF is not None, "as many positions are kept"
-            features_TF = torch.cat([kept.features_TF[: length - num_read], features_TF])
+        num_read, features_TF = take_over(self.cache, slot, features_TF, reused)
         self.admit(slot, tokens[num_read:], sampling, features_TF)
 
     def release(self, slot: int) -> None:

@@ -12,9 +12,11 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
+from outrider.cache import KVCache
 from outrider.models.draft_network import DraftNetwork
+from outrider.proposer import Kept, Reused
 
-__all__ = ["Inputs", "Pending", "inputs_of"]
+__all__ = ["Inputs", "Pending", "TakenOver", "inputs_of", "kept_of", "take_over"]
 
 
 @final
@@ -42,6 +44,33 @@ class Pending:
         taken = Pending([features_TF[:count]], self.tokens[:count])
         self.features, self.tokens = [features_TF[count:]], self.tokens[count:]
         return taken
+
+
+def kept_of(cache: KVCache, slot: int, pending: Pending) -> Kept:
+    """Copy the positions of a slot that were read, and the features of those that are pending."""
+    num_read = cache.lengths[slot]
+    features_TF = torch.cat(pending.features) if pending.features else None
+    return Kept(num_read + len(pending.tokens), caches=(cache.copy(slot, num_read),), features_TF=features_TF)
+
+
+class TakenOver(NamedTuple):
+    """The positions that a slot took over, and the features [T, F] of all behind them."""
+
+    num_read: int
+    features_TF: Tensor
+
+
+def take_over(cache: KVCache, slot: int, features_TF: Tensor, reused: Reused) -> TakenOver:
+    """Take over positions that were read; the features of kept ones that were not precede the given ones."""
+    kept, length = reused
+    assert kept is not None, "a session with feature layers reuses what it kept"
+    (cached,) = kept.caches
+    num_read = min(length, cached.length)
+    cache.paste(slot, cached, num_read)
+    if num_read < length:
+        assert kept.features_TF is not None, "as many positions are kept"
+        features_TF = torch.cat([kept.features_TF[: length - num_read], features_TF])
+    return TakenOver(num_read, features_TF)
 
 
 class Inputs(NamedTuple):
