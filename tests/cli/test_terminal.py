@@ -178,15 +178,18 @@ def test_a_stopped_run_keeps_its_work(
 
 @pytest.mark.parametrize("delay", [0.0, 0.3, 1.0, 1.6, 2.2])
 def test_ctrl_c_while_a_command_starts(delay: float, tiny_model: Path) -> None:
+    # The words are read within `main`, so the signal never comes before the command line is there to take it.
     script = (
         "import os, signal, threading, time\n"
         "from outrider.cli import main\n"
         "def stop():\n"
         f"    time.sleep({delay})\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "threading.Thread(target=stop, daemon=True).start()\n"
-        f"raise SystemExit(main(['generate', 'abc', '--target', {str(tiny_model)!r}, '--method', 'none', '--no-chat',\n"
-        "'--max-new-tokens', '480']))\n"
+        "def words():\n"
+        "    threading.Thread(target=stop, daemon=True).start()\n"
+        f"    yield from ['generate', 'abc', '--target', {str(tiny_model)!r}, '--method', 'none', '--no-chat',\n"
+        "    '--max-new-tokens', '480']\n"
+        "raise SystemExit(main(words()))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, env=environment(), check=False, timeout=120

@@ -86,13 +86,16 @@ def test_an_interrupted_profile_goes_on_and_measures_nothing_twice(tmp_path: Pat
     assert len(forwards) == 2 * PER_SWEEP + 2
     assert not (tmp_path / "costs.json").exists()
     forwards.clear()
-    kept = json.loads(unfinished[0].read_text())["groups"]
-    assert list(kept) == ["bandwidth", "sweep 1"]
+    kept = json.loads(unfinished[0].read_text())
+    assert list(kept["groups"]) == ["bandwidth", "sweep 1"]
+    seconds = np.array(kept["groups"]["sweep 1"]["forward"]["seconds"])
+    kept["groups"]["sweep 1"]["forward"]["seconds"] = np.full_like(seconds, 1000.0).tolist()
+    unfinished[0].write_text(json.dumps(kept))
     heard: list[Progress] = []
     found = profile(config, heard.append)
     assert len(forwards) == PER_SWEEP * 2
     assert {at.words for at in heard} == {"target, sweep 2"}
-    assert (found.file.target.forward.measured >= np.array(kept["sweep 1"]["forward"]["seconds"]) / 2).all()
+    assert (found.file.target.forward.measured > 250).all()  # the lower quartile of 1000 and what was measured
     assert not unfinished[0].exists()
 
 
