@@ -25,6 +25,7 @@ __all__ = [
     "data_directory",
     "draft_weights",
     "gpu_ops",
+    "kernels_home",
     "num_kernel_threads",
     "num_usable_cores",
     "package_directories",
@@ -92,15 +93,24 @@ def cache_home() -> Path:
     """Return OUTRIDER_CACHE, the directory of converted models and profiles, by default `~/.cache/outrider`.
 
     Raises:
-        ConfigError: if it begins with the home of a user who does not exist.
+        ConfigError: if it begins with the home of a user who does not exist or has none.
     """
     text = _given("OUTRIDER_CACHE")
-    if text is None:
-        return Path.home() / ".cache" / "outrider"
     try:
-        return Path(text).expanduser()
+        return Path("~/.cache/outrider" if text is None else text).expanduser()
     except RuntimeError as error:
-        raise ConfigError(f"OUTRIDER_CACHE is {text!r}, which has no home directory; set a full path") from error
+        where = "not set, and this user" if text is None else f"{text!r}, which"
+        raise ConfigError(f"OUTRIDER_CACHE is {where} has no home directory; set a full path") from error
+
+
+def kernels_home() -> Path:
+    """Return the directory of compiled kernels: `$NUMBA_CACHE_DIR/outrider`, or else `kernels` of the cache.
+
+    Raises:
+        ConfigError: as `cache_home` does.
+    """
+    shared = os.environ.get("NUMBA_CACHE_DIR")
+    return Path(shared) / "outrider" if shared else cache_home() / "kernels"
 
 
 def check_variables() -> None:

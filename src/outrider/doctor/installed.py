@@ -25,10 +25,11 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion
 
 from outrider.doctor.finding import Finding
-from outrider.env import cache_home
+from outrider.env import cache_home, kernels_home
 from outrider.errors import ConfigError, RunError, on_one_line
 from outrider.formats.locate import FETCH
 from outrider.formats.shipped import shipped_names
+from outrider.kernels.compile_cache import SUFFIX
 from outrider.kernels.compiled import Int32Array, compiled
 from outrider.llama_cpp import environment as llama
 from outrider.records.files import size
@@ -124,7 +125,7 @@ def _sum(numbers: Int32Array) -> int:
 
 def _kernels() -> Iterator[Finding]:
     """Compile a kernel as the lookups do, at most once per machine, and compare its result."""
-    kernels = Path(os.environ.get("NUMBA_CACHE_DIR") or cache_home() / "kernels")
+    kernels = kernels_home()
     start = time.perf_counter()
     try:
         found = _sum(np.arange(10, dtype=np.int32))
@@ -134,7 +135,7 @@ def _kernels() -> Iterator[Finding]:
         yield Finding("kernels", "problem", f"a kernel does not compile: {reason}", remedy)
         return
     seconds = time.perf_counter() - start
-    count = sum(1 for _ in kernels.glob("*/*.nbc"))
+    count = sum(1 for _ in kernels.glob(f"*/*{SUFFIX}"))
     if found != 45:
         evidence = f"a compiled kernel sums 0 to 9 to {found}"
         yield Finding("kernels", "problem", evidence, f"delete {kernels}, and report it if that does not help")

@@ -24,6 +24,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from glob import escape
 from pathlib import Path
 from typing import Final
 
@@ -245,7 +246,7 @@ def _cached(key: str, build: Callable[[Path, Path], Provenance]) -> Path:
 
 
 def _build(place: Path, build: Callable[[Path, Path], Provenance]) -> None:
-    for stale in place.parent.glob(f".{place.name}-*"):  # left by a killed process: this one holds the lock
+    for stale in place.parent.glob(f".{escape(place.name)}-*"):  # left by a killed process: this one holds the lock
         shutil.rmtree(stale)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as scratch:
         directory = Path(scratch) / "model"

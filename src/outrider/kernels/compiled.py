@@ -11,12 +11,24 @@ from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
+from numba.core.ccallback import CFunc
 from numpy.typing import NDArray
 
 from outrider.kernels.compile_cache import cached
-from outrider.kernels.deferral import uninterrupted
+from outrider.kernels.deferral import signals_deferred, uninterrupted
 
-__all__ = ["Float32Array", "Int32Array", "as_tokens", "compiled", "float32", "grown", "inlined", "int32", "jitted"]
+__all__ = [
+    "Float32Array",
+    "Int32Array",
+    "as_tokens",
+    "callback",
+    "compiled",
+    "float32",
+    "grown",
+    "inlined",
+    "int32",
+    "jitted",
+]
 
 Float32Array = NDArray[np.float32]
 Int32Array = NDArray[np.int32]
@@ -44,6 +56,24 @@ def inlined(function: Function) -> Function:
 def jitted(**options: bool | str) -> Callable[[Callable[..., object]], Any]:
     """Return a decorator that compiles a function with these options of `numba.njit` at its first call, once."""
     return lambda function: cached(numba.njit(**options)(function), function)
+
+
+def callback(result: Any, *arguments: Any, variant: str = "", **options: str) -> Callable[[Function], Any]:
+    """Return a decorator that compiles a function at once, for callers of C: `.address` is its entry.
+
+    Args:
+        result: Numba's type of what the function returns; `arguments` are those of its parameters.
+        variant: as in `cached`.
+        options: options of `numba.njit`.
+    """
+
+    def decorate(function: Function) -> Any:
+        found = CFunc(function, (arguments, result), locals={}, options=options)
+        with signals_deferred():
+            cached(found, function, variant=variant).compile()
+        return found
+
+    return decorate
 
 
 def as_tokens(tokens: Sequence[int] | Int32Array) -> Int32Array:

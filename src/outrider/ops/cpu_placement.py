@@ -10,9 +10,10 @@ from functools import cache, lru_cache
 from typing import Any
 
 import torch
-from numba import cfunc, types
+from numba import types
 from torch import Tensor
 
+from outrider.kernels.compiled import callback
 from outrider.kernels.cpu.vector import i64
 from outrider.placement import Placement
 
@@ -52,7 +53,7 @@ def checked_addresses(
     return addresses
 
 
-@cfunc(types.int64(types.int64, types.int64, types.int64), cache=True)  # type: ignore[untyped-decorator]
+@callback(types.int64, types.int64, types.int64, types.int64)
 def within(start: int, count: int, stop: int) -> int:
     """Return 1 if all `count` int64 numbers at `start` are from 0 to `stop` - 1, else 0."""
     numbers = i64(start)

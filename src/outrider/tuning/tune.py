@@ -50,7 +50,7 @@ from outrider.tuning.replays.rebuild import rebuilt, with_states
 from outrider.tuning.replays.replay import Key
 from outrider.tuning.replays.texts import Text, is_degenerate, write_texts
 from outrider.tuning.schedule import Schedule, Shortlist, shortlist
-from outrider.tuning.verify import Trial, verify
+from outrider.tuning.verify import Trial, of_cells, verify
 
 __all__ = ["tune", "tuned"]
 
@@ -149,6 +149,7 @@ class _Tuning:
         forecasts, predicted = found.forecasts, found.forecasts.predicted
         with self.schedule.stage("verifying"):
             units = [] if self.config.hardware else self._verified(answered, forecasts, predicted)
+            units = of_cells(units, cells)
         return concluded(
             Findings(
                 config=self.config,
@@ -198,9 +199,7 @@ class _Tuning:
         loops = _loops(texts)
         all_loops = len(loops) == len(done)
         good = tuple(done) if all_loops else tuple(one for one in done if one.id not in loops)
-        counted = self.files.prompt_ids()  # a run goes on with the same, whatever time it is given
-        good = tuple(one for one in good if one.id in counted) or good[: self.schedule.most_prompts(needed)]
-        self.files.keep_prompts(good)
+        good = self.files.counted(good, self.schedule.most_prompts(needed))
         ids = {one.id for one in good}
         return _Answered(good, {text.key: text for text in texts if text.conversation in ids}, len(loops), all_loops)
 

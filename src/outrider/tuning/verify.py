@@ -38,7 +38,7 @@ from outrider.target import Target
 from outrider.tuning.prices.predict import Pick, score_of, speedups_of
 from outrider.tuning.prompts import capped
 
-__all__ = ["Trial", "verify"]
+__all__ = ["Trial", "of_cells", "verify"]
 
 MOST_ROUNDS: Final = 6
 LAST: Final = 2
@@ -96,6 +96,12 @@ def _paired(units: Sequence[UnitResult]) -> list[UnitResult]:
     """Return the units of groups that plain decoding has answered: time may end in the middle of a group."""
     known = {unit.pair_key for unit in units if unit.method == PLAIN}
     return [unit for unit in units if unit.pair_key in known]
+
+
+def of_cells(units: Sequence[UnitResult], cells: Sequence[Cell]) -> list[UnitResult]:
+    """Return the units of these cells' groups; a run whose kept files were deleted may hold others."""
+    known = {(cell.batch, tuple(one.id for one in group)) for cell in cells for group in cell.groups}
+    return [unit for unit in units if (unit.batch, unit.conversations) in known]
 
 
 @contextmanager

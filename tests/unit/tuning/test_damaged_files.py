@@ -18,8 +18,9 @@ from outrider.tuning.replays.texts import Text
 from outrider.tuning.schedule import Shortlist
 
 TEXT = Text("a", 0, KnownText((1, 2), (3, 4, 5)), SamplingParams(max_tokens=3))
+PROMPTS = [Conversation(id=id, category="x", turns=("t",)) for id in "ab"]
 REACH = Reach((2, 1, 0), (1, 0, 0))
-FILES = ("answers.json", "prompts.jsonl", "replays.json", "shortlist.json")
+FILES = ("answers.json", "counted.json", "replays.json", "shortlist.json")
 
 
 def manifest() -> Manifest:
@@ -29,7 +30,7 @@ def manifest() -> Manifest:
 @pytest.fixture
 def files(tmp_path: Path) -> RunFiles:
     made = RunFiles(tmp_path / "run", manifest())
-    made.keep_prompts([Conversation(id="a", category="x", turns=("t",))])
+    made.counted(PROMPTS, 1)
     made.keep_answers(Answers(tokens={"a": {0: TEXT.known.answer}}, complete=True, prefill_s=0.5))
     replays = Replays()
     replays.reaches = {"m": {TEXT.key: REACH}}
@@ -43,7 +44,7 @@ def read(files: RunFiles) -> tuple[list[str], frozenset[str], Replays, Shortlist
     kept = files.shortlist()
     return (
         list(files.answers().tokens),
-        files.prompt_ids(),
+        frozenset(one.id for one in files.counted(PROMPTS, 2)),
         files.replays({TEXT.key: TEXT}),
         None if kept is None else Shortlist.from_plain(kept),
     )
@@ -64,9 +65,6 @@ def test_what_is_kept_is_read(files: RunFiles) -> None:
 def test_a_file_of_another_content_is_refused_and_deleting_it_helps(name: str, content: bytes, files: RunFiles) -> None:
     path = files.directory / name
     path.write_bytes(content)
-    if name == "prompts.jsonl" and not content:
-        assert read(files)[1] == frozenset()
-        return
     with pytest.raises(RunError) as refused:
         read(files)
     assert str(refused.value).startswith(str(path))
@@ -134,3 +132,20 @@ def test_a_damaged_manifest_names_itself(content: bytes, files: RunFiles) -> Non
     (files.directory / "manifest.json").write_bytes(content)
     with pytest.raises(RunError, match=r"manifest\.json cannot be read \(.*\); give a new --run-dir"):
         RunFiles(files.directory, manifest())
+
+
+def test_prompts_that_count_are_those_of_the_run_so_far(files: RunFiles) -> None:
+    """Neither another limit nor an edit of the file that is written for the user changes them."""
+    (files.directory / "prompts.jsonl").write_text('{"id": "b"}\n')
+    assert [one.id for one in files.counted(PROMPTS, 2)] == ["a"]
+    [line] = (files.directory / "prompts.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == "a"
+
+
+def test_counted_prompts_that_were_edited_are_refused(files: RunFiles) -> None:
+    path = files.directory / "counted.json"
+    path.write_text(path.read_text().replace('["a"]', '["b"]'))
+    with pytest.raises(RunError, match=r"counted\.json was changed.*; delete it and run the same command again$"):
+        files.counted(PROMPTS, 1)
+    path.unlink()
+    assert len(files.counted(PROMPTS, 2)) == 2

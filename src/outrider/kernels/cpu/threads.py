@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, types
+from numba import types
 
+from outrider.kernels.compiled import callback
 from outrider.kernels.cpu.vector import I64, Emitter, Value, emitted, i64, inlined, lowered
 
 __all__ = [
@@ -246,7 +247,7 @@ def publish(pool: int, kernel: int, block: int) -> None:
         pause()
 
 
-@cfunc(types.void(types.int64, types.int64, types.int64, types.int64), cache=True)  # type: ignore[untyped-decorator]
+@callback(types.void, types.int64, types.int64, types.int64, types.int64)
 def publish_all(pool: int, kernels: int, blocks: int, count: int) -> None:
     """Work on kernels one after the other; with pool 0, alone."""
     for n in range(count):
@@ -256,7 +257,7 @@ def publish_all(pool: int, kernels: int, blocks: int, count: int) -> None:
             publish(pool, i64(kernels)[n], blocks + n * BLOCK * 8)
 
 
-@cfunc(types.void(types.int64, types.int64), cache=True)  # type: ignore[untyped-decorator]
+@callback(types.void, types.int64, types.int64)
 def help_out(pool: int, lane: int) -> None:
     """Join kernels as they are published; return after a while without one."""
     last, spins, most = -1, 0, i64(pool + SPINS * 8)[0]

@@ -21,12 +21,10 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
-from outrider.kernels.compile_cache import cached
+from outrider.kernels.compiled import callback
 from outrider.kernels.cpu.isa import WIDE_SETS, chosen
-from outrider.kernels.deferral import signals_deferred
 
 __all__ = [
     "SUMS",
@@ -88,10 +86,8 @@ def inlined(function: Function) -> Function:
 
 def kernel(function: Function) -> Any:
     """Compile a kernel `void (int64 block, int64 lane)` that any native thread can run; `.address` is its entry."""
-    callback = CFunc(function, ((types.int64, types.int64), types.void), locals={}, options={"error_model": "numpy"})
-    with signals_deferred():
-        cached(callback, function, variant=f"-{chosen()}").compile()
-    return callback
+    decorate = callback(types.void, types.int64, types.int64, variant=f"-{chosen()}", error_model="numpy")
+    return decorate(function)
 
 
 def emitted(function: Callable[..., Any]) -> Any:

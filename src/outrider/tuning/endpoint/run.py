@@ -141,9 +141,7 @@ class _EndpointTuning:
         answered = [one for one in asked if (one.id, 0) in texts]
         all_loops = len(loops) == len(answered)
         good = tuple(one for one in answered if all_loops or one.id not in loops)
-        counted = self.files.prompt_ids()  # a run goes on with the same, whatever time it is given
-        good = tuple(one for one in good if one.id in counted) or good[:wanted]
-        self.files.keep_prompts(good)
+        good = self.files.counted(good, wanted)
         ids = {one.id for one in good}
         counters = total_of(unit.counters for unit in units if unit.counters is not None)
         return _Answered(

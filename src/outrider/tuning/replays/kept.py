@@ -1,7 +1,8 @@
 """Finished parts of a tuning run, on disk: prompts, answers and replays; each file is whole or absent.
 
     manifest.json    where the run comes from
-    prompts.jsonl    the prompts that count, as `outrider bench --prompts` reads them
+    counted.json     ids of the prompts that count
+    prompts.jsonl    these prompts, as `outrider bench --prompts` reads them; written, never read
     answers.json     tokens of every answer, as far as they are written
     replays.json     right tokens at every position, and steps of trees and of methods that learn
     shortlist.json   the choices to verify
@@ -13,6 +14,7 @@ Feature states are not kept: a run that goes on reads each answer once to have t
 Example: `RunFiles(Path("runs/x")).replays` is empty in a new run.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,7 +25,7 @@ from outrider.data.workloads import Conversation
 from outrider.errors import RunError, on_one_line
 from outrider.metrics import SlotStep
 from outrider.records.files import write_text, writing
-from outrider.records.json_fields import Fields, parse_json, read_json
+from outrider.records.json_fields import Fields, read_json
 from outrider.records.provenance import Manifest, manifest_from_json, manifest_to_json
 from outrider.results.store import difference
 from outrider.tuning.replays.replay import Key, Reach, Walk
@@ -34,6 +36,7 @@ __all__ = ["Answers", "Replays", "RunFiles"]
 T = TypeVar("T")
 
 MANIFEST: Final = "manifest.json"
+COUNTED: Final = "counted.json"
 PROMPTS: Final = "prompts.jsonl"
 ANSWERS: Final = "answers.json"
 REPLAYS: Final = "replays.json"
@@ -101,8 +104,30 @@ class RunFiles:
             )
         return started
 
-    def keep_prompts(self, conversations: Sequence[Conversation]) -> None:
-        """Keep the prompts that count."""
+    def counted(self, usable: Sequence[Conversation], most: int) -> tuple[Conversation, ...]:
+        """Choose the prompts that count and keep them, so that a run goes on with the same, whatever time it is given.
+
+        Args:
+            usable: prompts with answers that may count.
+            most: number of prompts in a new run.
+        """
+        before = self._counted_ids()
+        found = tuple(one for one in usable if one.id in before) or tuple(usable[:most])
+        ids = [one.id for one in found]
+        self._write(COUNTED, json.dumps({"ids": ids, "sha256": _digest(ids)}))
+        self._write_prompts(found)
+        return found
+
+    def _counted_ids(self) -> frozenset[str]:
+        kept = self._read(COUNTED)
+        if kept is None:
+            return frozenset()
+        ids = kept.texts("ids")
+        if kept.text("sha256") != _digest(ids):
+            raise RunError(f"{kept.where} was changed: its digest is another; {DELETE}")
+        return frozenset(ids)
+
+    def _write_prompts(self, conversations: Sequence[Conversation]) -> None:
         self._write(PROMPTS, "\n".join(json.dumps(asdict(one), ensure_ascii=False) for one in conversations))
 
     def keep_answers(self, kept: Answers) -> None:
@@ -124,18 +149,6 @@ class RunFiles:
         except (KeyError, TypeError, ValueError) as error:  # values of other kinds than this file holds
             raise RunError(f"{kept.where} is damaged ({on_one_line(str(error))}); {DELETE}") from error
         return found
-
-    def prompt_ids(self) -> frozenset[str]:
-        """Return the ids of the prompts that count; none in a new run."""
-        path = self.directory / PROMPTS
-        if not path.exists():
-            return frozenset()
-        try:
-            lines = path.read_text(encoding="utf-8").split("\n")
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path} cannot be read ({on_one_line(str(error))}); {DELETE}") from error
-        rows = (parse_json(line, str(path), RunError, DELETE) for line in lines if line.strip())
-        return frozenset(row.text("id") for row in rows)
 
     def replays(self, texts: Mapping[Key, Text]) -> Replays:
         """Return the finished replays along these answers; one along others counts as not made."""
@@ -190,6 +203,10 @@ class RunFiles:
     def _read(self, name: str) -> Fields | None:
         path = self.directory / name
         return read_json(path, RunError, DELETE) if path.exists() else None
+
+
+def _digest(ids: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
 
 
 def _counts(values: Any) -> tuple[int, ...]:
