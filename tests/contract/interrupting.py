@@ -55,9 +55,9 @@ def _site(frame: FrameType, event: str, codes: frozenset[CodeType]) -> Site | No
 
 
 @contextmanager
-def sites() -> Iterator[dict[Site, int]]:
-    """Count how often each site is passed."""
-    codes, counts = frozenset(function.__code__ for function in WATCHED), {}
+def sites(watched: tuple[Callable[..., Any], ...] = WATCHED) -> Iterator[dict[Site, int]]:
+    """Count how often each site of these functions is passed."""
+    codes, counts = frozenset(function.__code__ for function in watched), {}
 
     def profile(frame: FrameType, event: str, arg: object) -> None:
         if site := _site(frame, event, codes):

@@ -8,11 +8,13 @@ import pytest
 from interrupting import Site, interrupted, sites
 
 from outrider import Engine, SamplingParams
+from outrider.adaptive.controller import AdaptiveBudget
+from outrider.loop.prefixes import PrefixStore
 from outrider.proposer import Proposer
 from outrider.proposers import REGISTRY, proposer_class
 from outrider.proposers.none import NoProposer
 from outrider.target import Target
-from outrider.testing import tiny_target
+from outrider.testing import Metronome, TableCosts, tiny_target
 
 PROMPTS = [[1, 2, 3, 1, 2, 3, 1], [4, 5], [6, 7, 6, 7, 6]]
 LIMITS = [4, 2, 5]
@@ -39,9 +41,9 @@ def started(target: Target, method: str) -> Engine:
     return engine
 
 
-def queued(engine: Engine) -> list[int]:
+def queued(engine: Engine, more: int = 0) -> list[int]:
     return [
-        engine.add(prompt, replace(WARM, max_tokens=limit, ignore_eos=True))
+        engine.add(prompt, replace(WARM, max_tokens=limit + more, ignore_eos=True))
         for prompt, limit in zip(PROMPTS, LIMITS, strict=True)
     ]
 
@@ -51,9 +53,9 @@ def read(engine: Engine, tokens: dict[int, list[int]]) -> None:
         tokens[event.request] += event.tokens
 
 
-def texts(engine: Engine) -> list[list[int]]:
+def texts(engine: Engine, more: int = 0) -> list[list[int]]:
     tokens: dict[int, list[int]] = defaultdict(list)
-    ids = queued(engine)
+    ids = queued(engine, more)
     read(engine, tokens)
     return [tokens[id] for id in ids]
 
@@ -91,6 +93,48 @@ def test_an_answer_that_was_given_up_leaves_nothing_behind(target: Target, metho
         assert not engine.busy, site
         again = engine.generate(OTHER, SamplingParams(max_tokens=5, ignore_eos=True))
         assert [answer.tokens for answer in again] == want, site
+
+
+LEARNING = (
+    Engine._begun,
+    Engine._start,
+    Engine._release,
+    PrefixStore.find,
+    PrefixStore.keep,
+    PrefixStore._add,
+    AdaptiveBudget.limits,
+    AdaptiveBudget.prune,
+    AdaptiveBudget.observe,
+    AdaptiveBudget._book,
+)
+"""Functions of kept prefixes and of the adaptive budget."""
+
+
+@pytest.mark.parametrize("method", ["suffix", "draft_model", "eagle3"])
+def test_kept_prefixes_and_the_budget_survive_an_exception_at_any_call(target: Target, method: str) -> None:
+    """The second time, every prompt takes over what is kept of the first, and its longer text takes that one's place."""
+    plain = Engine(target, NoProposer(), prefix_cache_bytes=0)
+    before, want = texts(plain), texts(plain, more=2)
+
+    def learnt() -> Engine:
+        budget = Metronome(AdaptiveBudget(TableCosts({1: 1.0, 32: 1.1}), 4), [0.001])
+        engine = Engine(target, example(target, method), max_batch=2, budget=budget, prefix_cache_bytes=10**8)
+        assert texts(engine) == before
+        return engine
+
+    engine = learnt()
+    with sites(LEARNING) as counts:
+        texts(engine, more=2)
+    assert {site.code for site in counts} == {function.__code__ for function in LEARNING}
+    place = ["suffix", "draft_model", "eagle3"].index(method)
+    for site, count in list(counts.items())[place::SHARES]:
+        engine = learnt()
+        ids, tokens = queued(engine, more=2), defaultdict(list)
+        with interrupted(site, nth=(count + 1) // 2):
+            read(engine, tokens)
+        read(engine, tokens)
+        assert [tokens[id] for id in ids] == want, site
+        assert texts(engine) == before, site
 
 
 def test_the_way_back_may_be_interrupted_too(target: Target) -> None:
