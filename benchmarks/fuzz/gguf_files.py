@@ -156,6 +156,55 @@ def _blocks(kind: str, shape: tuple[int, int], rng: random.Random) -> np.ndarray
     return data.reshape(rows, -1)
 
 
+PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "hi"]
+PIECE_KEYS: dict[str, Any] = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": PIECES,
+    "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, 1],
+    "tokenizer.ggml.scores": [*[0.0] * 259, -1.0],
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+    "tokenizer.ggml.unknown_token_id": 0,
+    "tokenizer.ggml.add_bos_token": True,
+    "tokenizer.ggml.add_space_prefix": False,
+}
+
+
+def gguf_pieces(rng: random.Random, directory: Path) -> None:
+    """Damage the SentencePiece tokenizer of a GGUF file: its pieces, scores, kinds and settings."""
+    os.environ["OUTRIDER_CACHE"] = str(directory / "cache")
+    keys = {key: value for key, value in KEYS.items() if key != "tokenizer.ggml.merges"} | PIECE_KEYS
+    for _ in range(rng.choice((1, 1, 2))):
+        key = rng.choice(sorted(PIECE_KEYS))
+        value = keys.get(key)
+        if isinstance(value, list) and value and rng.random() < 0.7:
+            keys[key] = _damaged_list(value, rng)
+        elif rng.random() < 0.3:
+            keys.pop(key, None)
+        else:
+            keys[key] = rng.choice((*ODD_VALUES, "gpt2", "bert", "t5"))
+    use(_write(directory / "model.gguf", keys, dict(_tensors())))
+
+
+def _damaged_list(values: list[Any], rng: random.Random) -> list[Any]:
+    odd = {str: ("", "▁", "<0x00>", "</s>", "\x1b[2J", "é" * 300, "\x00"), int: (0, 1, 3, 4, 5, 6, 7, 99, -1)}
+    others = odd.get(type(values[0]), (0.0, -1e38, 3e38, float("nan"), float("inf"), -float("inf")))
+    values = list(values)
+    at = rng.randrange(len(values))
+    match rng.randrange(5):
+        case 0:
+            del values[at]
+        case 1:
+            values = values[:at]
+        case 2:
+            values.append(values[at])
+        case 3:
+            rng.shuffle(values)
+        case _:
+            values[at] = rng.choice(others)
+    return values
+
+
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     """Store what the format can hold of a value."""
     writer.kv_data[0].pop(key, None)
@@ -173,6 +222,8 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         case list() if value and all(isinstance(one, str) for one in value):
             writer.add_array(key, value)
         case list() if value and all(type(one) is int and abs(one) < 2**31 for one in value):
+            writer.add_array(key, value)
+        case list() if value and all(type(one) is float for one in value):
             writer.add_array(key, value)
         case _:
             writer.add_string(key, "odd")

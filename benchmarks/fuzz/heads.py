@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import outrider
+from outrider.formats.blocks import dflash as blocks
 from outrider.formats.eagle3 import write_native, write_speculators
 from outrider.formats.hf_draft import write_draft
 from outrider.formats.medusa import write_medusa
@@ -26,6 +27,7 @@ from outrider.formats.mtp import write_mtp
 from outrider.formats.store import provenance
 from outrider.formats.weights import read_weights
 from outrider.models.spec import DecoderSpec
+from outrider.proposers import dflash as dflash_networks
 from outrider.proposers import eagle3 as eagle3_heads
 from outrider.proposers import medusa as medusa_heads
 from outrider.proposers import mtp as mtp_modules
@@ -80,6 +82,21 @@ def _mtp(directory: Path, seed: int) -> None:
     write_mtp(directory, mtp_modules.random_checkpoint(target(), 1 + seed % 2, state, seed), torch.float32)  # type: ignore[arg-type]
 
 
+def _dflash(directory: Path, seed: int) -> None:
+    checkpoint, layers = dflash_networks.random_checkpoint(target(), seed), target().spec.num_layers
+    if seed % 2:
+        blocks.write_native(directory, checkpoint, layers, torch.float32)
+    else:
+        blocks.write_speculators(
+            directory,
+            checkpoint,
+            torch.float32,
+            verifier="x",
+            architectures=["LlamaForCausalLM"],
+            target_layers=layers,
+        )
+
+
 def _draft_model(directory: Path, seed: int) -> None:
     if seed % 2:
         shutil.copytree(checkpoints.intact(), directory, dirs_exist_ok=True)
@@ -94,7 +111,13 @@ def _draft_model(directory: Path, seed: int) -> None:
 def intact(kind: str, seed: int) -> Path:
     """Return an undamaged drafter, made once in a process."""
     directory = Path(tempfile.mkdtemp(prefix=f"fuzz-{kind}-"))
-    writers: dict[str, Writer] = {"eagle3": _eagle3, "medusa": _medusa, "mtp": _mtp, "draft_model": _draft_model}
+    writers: dict[str, Writer] = {
+        "dflash": _dflash,
+        "draft_model": _draft_model,
+        "eagle3": _eagle3,
+        "medusa": _medusa,
+        "mtp": _mtp,
+    }
     writers[kind](directory, seed)
     return directory
 
@@ -156,6 +179,7 @@ def _kind(kind: str, methods: tuple[str, ...]) -> Callable[[random.Random, Path]
     return run
 
 
+dflash = _kind("dflash", ("dflash",))
 eagle3 = _kind("eagle3", ("eagle3",))
 medusa = _kind("medusa", ("medusa",))
 mtp = _kind("mtp", ("mtp",))

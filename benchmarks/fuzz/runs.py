@@ -24,6 +24,8 @@ from outrider.costs.tables import CostFile, MeasuredCosts, MeasuredDraftCosts
 from outrider.errors import RunError
 from outrider.planning.config import PlanRequest
 from outrider.planning.planner import checked, planned
+from outrider.report.page import write_page
+from outrider.report.sources import read_source
 from outrider.results.rows import Report
 
 FILES = ("units.jsonl",) * 4 + ("verdicts.jsonl",) * 3 + ("manifest.json", "report.json")
@@ -139,6 +141,27 @@ def profile(rng: random.Random, directory: Path) -> None:
             PlanRequest(costs=costs, run=copy, category="alpha", methods=("draft_model",), nodes=("0..4",))
         )
     assert outlook.target
+
+
+def report(rng: random.Random, directory: Path) -> None:
+    """Damage a run's directory, then write the page about it, beside a whole run or alone."""
+    run = finished()
+    copy = directory / "run"
+    shutil.copytree(run.directory, copy)
+    for _ in range(rng.choice((1, 1, 2))):
+        path = rng.choice([one for one in sorted(copy.iterdir()) if one.is_file() and not one.name.startswith(".")])
+        if path.suffix == ".jsonl" and rng.random() < 0.8:
+            damage_lines(path, rng)
+        elif path.suffix == ".json" and rng.random() < 0.7:
+            path.write_bytes(json_text(mutate_json(_parsed(path.read_bytes()), rng), rng))
+        else:
+            path.write_bytes(rng.choice((mutate_text, mutate_bytes))(path.read_bytes(), rng))
+    sources = [read_source(copy), *([read_source(run.directory)] if rng.random() < 0.3 else [])]
+    page = directory / "page.html"
+    write_page(sources, page)
+    shown = page.read_text(encoding="utf-8")
+    assert len(shown) < 5_000_000
+    assert "\x1b" not in shown
 
 
 def _damage(run: Path, rng: random.Random) -> None:

@@ -17,7 +17,7 @@ from unittest.mock import patch
 from benchmarks.fuzz.checkpoints import intact
 from benchmarks.fuzz.mutate import json_text, mutate_bytes, mutate_json, mutate_text
 
-from outrider.bench.serving.client import Client
+from outrider.bench.serving.client import DIALECTS, Client
 from outrider.bench.serving.contender import Reader
 from outrider.bench.serving.dialect import CompletionRequest
 from outrider.bench.serving.endpoint import endpoint_of
@@ -104,15 +104,51 @@ class Hostile:
 
 def server(rng: random.Random, directory: Path) -> None:
     """Ask a hostile server as the benchmark or as `outrider synthesize` does; what is taken must fit what was asked."""
-    use = rng.choice((_stream, _stream, _stream, _models, _metrics, _completion, _completion))
+    use = rng.choice((_stream, _stream, _stream, _models, _metrics, _completion, _completion, _llama, _sglang))
     use(rng)
 
 
 def _stream(rng: random.Random) -> None:
+    _ask(_events(rng), rng)
+
+
+def _llama(rng: random.Random) -> None:
+    """Answer as llama.cpp's `/completion` does, in one piece with its times and counts."""
+    timings = {"predicted_n": 3, "predicted_ms": 4.5, "draft_n": 4, "draft_n_accepted": 1}
+    answer = {"tokens": [8, 9, 2], "stop_type": "eos", "tokens_evaluated": len(PROMPT), "timings": timings}
+    _ask(_json(answer, rng), rng, "llamacpp")
+
+
+def _sglang(rng: random.Random) -> None:
+    """Answer as SGLang's `/generate` does: all tokens so far in every event, counts in the last."""
+    told = {"prompt_tokens": len(PROMPT), "completion_tokens": 1, "finish_reason": None}
+    counts = {
+        "spec_verify_ct": 2,
+        "spec_draft_token_num": 4,
+        "spec_accept_token_num": 1,
+        "spec_accept_histogram": [1, 1],
+    }
+    last = {"prompt_tokens": len(PROMPT), "completion_tokens": 3, "finish_reason": {"type": "stop"}, **counts}
+    events = [{"output_ids": [8], "meta_info": told}, {"output_ids": [8, 9, 2], "meta_info": last}]
+    at = rng.randrange(len(events))
+    events[at] = mutate_json(events[at], rng)
+    lines = [b"data: " + json_text(event, random.Random(1)).replace(b"\n", b" ") for event in events]
+    if rng.random() < 0.2:
+        rng.shuffle(lines)
+    _ask(b"\n\n".join([*lines, b"data: [DONE]", b""]), rng, "sglang")
+
+
+def _ask(body: bytes, rng: random.Random, owner: str = "vllm") -> None:
+    """Ask as the benchmark does, in the words of this kind of server."""
     request = CompletionRequest(
         prompt=PROMPT, limit=LIMIT, vocab_size=VOCAB_SIZE, temperature=0.0, seed=0, ends=(2,), ignore_eos=False
     )
-    reply = _with_client([_script(_events(rng), rng)], lambda client: client.ask(request, "m"))
+
+    def ask(client: Client) -> Any:
+        client.dialect = DIALECTS[owner]
+        return client.ask(request, "m")
+
+    reply = _with_client([_script(body, rng)], ask)
     assert 0 < len(reply.tokens) <= LIMIT
     assert all(type(token) is int and 0 <= token < VOCAB_SIZE for token in reply.tokens)
     assert reply.usage == (len(PROMPT), len(reply.tokens))
