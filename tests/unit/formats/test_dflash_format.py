@@ -205,6 +205,13 @@ def test_what_would_change_the_numbers_is_refused_by_name(
     assert "\n" not in str(caught.value)
 
 
+def test_layer_types_of_another_kind_are_refused(tmp_path: Path) -> None:
+    directory = write(tmp_path / "head", random_checkpoint(TARGET, 0), "speculators")
+    edit(directory, lambda config: config["transformer_layer_config"].update(layer_types=7))
+    with pytest.raises(CheckpointError, match=r"transformer_layer_config\.layer_types is 7 but must be a list"):
+        read_dflash(directory, TARGET)
+
+
 def test_engines_differ_on_sliding_layers_so_the_key_must_be_there(tmp_path: Path) -> None:
     directory = write(tmp_path / "head", random_checkpoint(TARGET, 3), "speculators")
     assert "sliding_attention" in config_of(directory)["transformer_layer_config"]["layer_types"]

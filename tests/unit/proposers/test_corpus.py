@@ -202,11 +202,21 @@ def test_damaged_files_end_in_a_sentence_or_a_poor_draft(tmp_path: Path) -> None
             refused += 1
             continue
         assert corpus.check() == (bytes(content) == whole)
+        assert len(corpus.documents()) == corpus.num_documents
         for mode in ("path", "tree"):
             found = corpus.index.speculate([1, 2, 3, 1], 8, 2.0, 1.0, 0.0, mode, max_match=4)  # type: ignore[arg-type]
             Tree(found.tokens.tolist(), found.parents.tolist()).depths()
             assert all(0 <= token < corpus.vocabulary.size for token in found.tokens.tolist())
     assert 0 < refused < 400
+
+
+def test_a_file_that_lost_its_separators_has_no_document(tmp_path: Path) -> None:
+    path = tmp_path / "some.corpus"
+    write_corpus(path, joined([[1, 2, 3]]), WORDS)
+    separator = np.array([SEPARATOR], np.int32).tobytes()
+    assert path.read_bytes().count(separator) == 1
+    path.write_bytes(path.read_bytes().replace(separator, np.array([4], np.int32).tobytes()))
+    assert Corpus.open(path).documents() == []
 
 
 def plan() -> SessionPlan:

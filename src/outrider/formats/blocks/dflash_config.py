@@ -56,13 +56,13 @@ def native_of(config: Fields, file: Path) -> dict[str, Any]:
     """
     if config[KIND] != "dflash":
         raise CheckpointError(f"{file} has {KIND} {shown_json(config[KIND])}; only 'dflash' is read here")
-    layer = config.section(LAYER_CONFIG).plain()
+    layer = config.section(LAYER_CONFIG)
     ids = config.integers(LAYER_IDS, low=1, high=10_000)
     section: dict[str, Any] = {
         "mask_token_id": config.integer("mask_token_id", low=0),
         "target_layer_ids": [layer_id - 1 for layer_id in ids],
     }
-    if "sliding_attention" in (layer.get("layer_types") or ()):
+    if "sliding_attention" in (layer.texts("layer_types", None) or ()):
         flag = config.flag("sliding_window_non_causal", None)
         if flag is None:
             raise CheckpointError(
@@ -72,7 +72,7 @@ def native_of(config: Fields, file: Path) -> dict[str, Any]:
         if flag:
             section["causal"] = False
     outer = {KIND, LAYER_CONFIG, LAYER_IDS, "mask_token_id", "speculators_config", "speculators_version", "model_type"}
-    return {**layer, **{key: value for key, value in config.items() if key not in outer}, SECTION: section}
+    return {**layer.plain(), **{key: value for key, value in config.items() if key not in outer}, SECTION: section}
 
 
 def spec_of(config: Mapping[str, Any], file: Path, shapes: Shapes, target_layers: int) -> DFlashSpec:

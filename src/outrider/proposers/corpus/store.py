@@ -124,7 +124,7 @@ class Corpus:
         """Return the token ids of each document, oldest first, without a copy."""
         tokens_N = self.index.tokens_N
         ends = np.flatnonzero(tokens_N == SEPARATOR)
-        starts = np.concatenate([np.zeros(1, np.int64), ends[:-1] + 1])
+        starts = np.concatenate([np.zeros(1, np.int64), ends + 1])[: len(ends)]  # a damaged file may hold no end
         return [tokens_N[start:end] for start, end in zip(starts, ends, strict=True)]
 
     def require(self, vocabulary: Vocabulary) -> None:
