@@ -95,7 +95,7 @@ def commands(root: Path) -> dict[str, Command]:
         "quality": Command(
             lambda place: ["quality", "--target", str(root / "wide"), *kinds],
             _judged,
-            lambda place: pieces.files(place.parent / "cache", "quantised/*.safetensors"),
+            pieces.judged,
         ),
         "profile": Command(
             lambda place: ["profile", *target, *grid, "--output", str(place.with_name("out.json"))],

@@ -1,8 +1,8 @@
 """Finished pieces of a command, by name, each with a value that changes when it is made again.
 
 a unit of a benchmark, a step of training    its line, which holds measured times
-a shard, a candidate's figures               the inode of its file, which is replaced by renaming
-an answer, a replay, a group of a profile    how often a run began it, as the ledger says
+a shard, a quantised model                   the inode of its file, which is replaced by renaming
+an answer, a replay, a group of a profile, a candidate's figures    how often a run began it, as the ledger says
 """
 
 import functools
@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from outrider.profiling import profile
+from outrider.quality import measure
 from outrider.tuning import tune, verify
 from outrider.tuning.prices import book
 from outrider.tuning.prices.forecast import Replaying
 
-__all__ = ["Pieces", "files", "lines", "profiled", "steps", "tuned", "watch"]
+__all__ = ["Pieces", "files", "judged", "lines", "profiled", "steps", "tuned", "watch"]
 
 Pieces = dict[str, Any]
 LEDGER = "ledger"
@@ -66,6 +67,17 @@ def profiled(place: Path) -> Pieces:
     return {name: begun[name] for name in groups}
 
 
+def judged(place: Path) -> Pieces:
+    """Return the quantised models, the texts and the candidates' figures of a measurement of quality."""
+    cache, begun = place.parent / "cache", _begun(place)
+    found = files(cache, "quantised/*.safetensors")
+    for path in (cache / "quality").glob("*.unfinished"):
+        kept = json.loads(path.read_text(encoding="utf-8").partition("\n")[2])
+        names = ["texts", *(f"figures {line['label']}" for line in kept["lines"])]
+        return found | {name: begun[name] for name in names}
+    return found | begun
+
+
 def watch(place: Path) -> None:
     """Let the commands of this process tell the ledger of a trial what they begin, and tuning measure as little as it
     can."""
@@ -73,6 +85,8 @@ def watch(place: Path) -> None:
     _tell(place, tune, "write_texts", lambda target, texts, *_, **__: [f"answer {one.id}" for one in texts])
     _tell(place, Replaying, "_family", lambda self, family, replays: _replays(family))
     _tell(place, profile._Kept, "keep", lambda self, key, plain: [key])
+    _tell(place, measure, "held_out", lambda *_: ["texts"])
+    _tell(place, measure, "_line", lambda one, *_: [f"figures {one.label}"])
 
 
 def _replays(family: Any) -> list[str]:

@@ -1,6 +1,7 @@
 """`outrider quality` on tiny models: its result, an interruption, and bad input."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 
 from outrider.cli import main
 from outrider.quality import measure as module
-from outrider.quality.report import SCHEMA, read_report
+from outrider.quality.report import SCHEMA, Report, read_report
+from outrider.quality.unfinished import Unfinished
 from outrider.testing.directory import write_tiny_model
 
 
@@ -25,6 +27,11 @@ def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def run(model: Path, *more: str) -> int:
     return main(["quality", "--target", str(model), "--num-tokens", "80", *more])
+
+
+def run_whole(model: Path, capsys: pytest.CaptureFixture[str]) -> Report:
+    assert run(model, "--weights", "int8", "int4") == 0
+    return read_report(capsys.readouterr().out.splitlines()[-1])
 
 
 def sentence(capsys: pytest.CaptureFixture[str]) -> str:
@@ -54,9 +61,41 @@ def test_an_interruption_says_what_is_kept(
             raise KeyboardInterrupt
         return load(name, weights=weights, **settings)  # type: ignore[arg-type]
 
+    whole = run_whole(model, capsys)
     monkeypatch.setattr(module, "load_target", stopped)
     assert run(model, "--weights", "int8", "int4") == 130
-    assert sentence(capsys) == "outrider: interrupted; the figures of int8 are kept in the cache"
+    assert sentence(capsys) == "outrider: interrupted; the figures of int8 are kept, and the same command goes on"
+    measured: list[str] = []
+
+    def again(name: str, *, weights: str, **settings: str) -> object:
+        measured.append(weights)
+        return load(name, weights=weights, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "load_target", again)
+    assert run_whole(model, capsys).lines == whole.lines
+    assert measured == ["bf16", "int4"], "int8 is done"
+    measured.clear()
+    assert run_whole(model, capsys).lines == whole.lines
+    assert measured == ["bf16", "int8", "int4"], "a finished measurement begins anew"
+
+
+@pytest.mark.parametrize("damage", [lambda text: "", lambda text: text.replace('"start": 1', '"start": 2', 1)])
+def test_a_damaged_file_of_an_interrupted_measurement_is_not_used(
+    damage: Callable[[str], str],
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = run_whole(model, capsys)
+    monkeypatch.setattr(Unfinished, "end", lambda self: None)
+    run_whole(model, capsys)
+    [kept] = tmp_path.rglob("*.unfinished")
+    kept.write_text(damage(kept.read_text()))
+    monkeypatch.undo()
+    monkeypatch.setenv("OUTRIDER_CACHE", str(tmp_path / "cache"))
+    assert run_whole(model, capsys).lines == whole.lines
+    assert not kept.exists()
 
 
 BAD = [

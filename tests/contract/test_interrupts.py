@@ -112,7 +112,7 @@ LEARNING = (
 
 @pytest.mark.parametrize("method", ["suffix", "draft_model", "eagle3"])
 def test_kept_prefixes_and_the_budget_survive_an_exception_at_any_call(target: Target, method: str) -> None:
-    """The second time, every prompt takes over what is kept of the first, and its longer text takes that one's place."""
+    """The second time, every prompt takes over what is kept of the first, and its longer text replaces that."""
     plain = Engine(target, NoProposer(), prefix_cache_bytes=0)
     before, want = texts(plain), texts(plain, more=2)
 

@@ -1,7 +1,8 @@
 """Measure candidates against a reference, one after another, and file the figures in the cache.
 
 Two models are in memory at a time: the reference, and the candidate at hand. Figures on the benchmark's own prompts are
-filed as soon as a candidate is done; those on other texts are printed only.
+filed as soon as a candidate is done; those on other texts are printed only. An interrupted measurement goes on with the
+candidate in which it stopped (`unfinished.py`).
 
 A GGUF file holds rounded numbers. Its int8 and int4 round the widened numbers once more.
 """
@@ -21,6 +22,7 @@ from outrider.quality.config import Kind, QualityConfig
 from outrider.quality.filed import Filed, file_quality
 from outrider.quality.report import Line, Model, Report
 from outrider.quality.texts import Texts, conversations_of, held_out
+from outrider.quality.unfinished import Unfinished
 from outrider.records.progress import Listener, Progress, unheard
 from outrider.records.provenance import collect_manifest, template_hash
 from outrider.target import Target
@@ -38,10 +40,10 @@ class _Wanted(NamedTuple):
 def measure(
     config: QualityConfig, listen: Listener = unheard, finished: Callable[[Line], None] = lambda line: None
 ) -> Report:
-    """Measure all candidates.
+    """Measure all candidates, but those that an interrupted measurement of the same has done.
 
     Args:
-        finished: told of each candidate when its figures are known, and filed.
+        finished: told of each candidate when its figures are known, and kept.
 
     Raises:
         ConfigError: without a candidate, for a bad value, and for a candidate of another vocabulary.
@@ -50,25 +52,34 @@ def measure(
     conversations, wanted = conversations_of(config), _wanted(config)
     load = partial(load_target, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code)
     reference = load(config.target, weights="bf16")
-    texts = held_out(conversations, reference, config.num_tokens, listen)
-    lines = []
-    for number, one in enumerate(wanted):
+    settings = {name: _plain(value) for name, value in asdict(config).items()}
+    hashes = workload_hash(conversations), template_hash(reference.tokenizer)
+    places = [gguf_file(name) or locate(name) for name in (config.target, *(one.name for one in wanted))]
+    unfinished = Unfinished.of(settings, hashes, places)
+    texts = unfinished.texts or held_out(conversations, reference, config.num_tokens, listen)
+    lines = list(unfinished.lines)
+    unfinished.keep(texts, lines)
+    for line in lines:
+        finished(line)
+    for number, one in list(enumerate(wanted))[len(lines) :]:
         listen(Progress(number, len(wanted), f"loading {one.label}"))
         candidate = load(one.name, weights=one.weights)
         check_vocabularies(reference, candidate)
         line = _line(one, reference, candidate, texts, _share(listen, number, len(wanted)))
         if not config.prompts:
             file_quality(candidate.spec, Filed(reference=_model(reference), line=line))
-        finished(line)
         lines.append(line)
+        unfinished.keep(texts, lines)
+        finished(line)
         del candidate
         give_back()
     manifest = collect_manifest(
         seed=0,
-        settings={name: _plain(value) for name, value in asdict(config).items()},
-        workload_hash=workload_hash(conversations),
-        template_hash=template_hash(reference.tokenizer),
+        settings=settings,
+        workload_hash=hashes[0],
+        template_hash=hashes[1],
     )
+    unfinished.end()
     return Report(reference=_model(reference), lines=tuple(lines), manifest=manifest)
 
 

@@ -13,7 +13,7 @@ class QualityCommand(QualityConfig):
     """Measure what quantised weights cost: agreement, KL divergence and perplexity against the widened target.
 
     The table goes to standard output, followed by one line of JSON unless that is a terminal. Figures on the
-    benchmark's prompts are kept in the cache.
+    benchmark's prompts are filed in the cache. After an interruption the same command goes on.
     """
 
     def run(self) -> None:
@@ -26,8 +26,8 @@ class QualityCommand(QualityConfig):
         done: list[str] = []
 
         def place() -> str:
-            kept = not self.prompts and done
-            return f"; the figures of {', '.join(done)} are kept in the cache" if kept else ""
+            kept = f"the figures of {', '.join(done)} are kept, and " if done else ""
+            return f"; {kept}the same command goes on"
 
         with resumable(place), progress() as bar:
             report = measure(self, lambda at: bar.show(*at), lambda line: done.append(line.label))
