@@ -4,10 +4,10 @@ import pytest
 from planting import Plant, plant
 
 from outrider import load_proposer, placement, verify
+from outrider.audit import audit
 from outrider.audit import enumerate as enumeration
-from outrider.auditing.config import AuditConfig
-from outrider.auditing.report import AuditReport
-from outrider.auditing.run import audit
+from outrider.audit.config import AuditConfig
+from outrider.audit.report import AuditReport
 from outrider.cache import KVCache
 from outrider.targets import native
 from outrider.testing import tiny_target

@@ -24,8 +24,6 @@ import torch
 from agreement import Played, Step
 from safetensors.torch import load_file, save_file
 
-from outrider.audit.replay import replay
-from outrider.audit.verdict import first_difference, judge_logits
 from outrider.bench.cells import Cell, Group
 from outrider.bench.config import BenchConfig
 from outrider.bench.serving.contenders import serving_contenders
@@ -39,6 +37,8 @@ from outrider.proposers import load_proposer
 from outrider.proposers.method_spec import method_specs
 from outrider.records.files import write_text
 from outrider.records.json_fields import read_json
+from outrider.results.equality.replay import replay
+from outrider.results.equality.verdict import first_difference, judge_logits
 from outrider.results.unit import Answer, UnitResult
 from outrider.sampling import SamplingParams
 from outrider.target import Target

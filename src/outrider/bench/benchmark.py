@@ -22,7 +22,7 @@ from outrider.bench.tracing import record_traces
 from outrider.costs.bandwidth import memory_bytes_per_s
 from outrider.records.progress import Listener, unheard
 from outrider.results.derive import Machine, derive_rows
-from outrider.results.equality import equal_share
+from outrider.results.equality.summary import equal_share
 from outrider.results.rows import Report, to_json
 from outrider.results.store import RunStore, choose_directory
 from outrider.results.tables.table import markdown

@@ -18,13 +18,13 @@ from itertools import groupby, product
 from time import perf_counter, sleep
 from typing import final
 
-from outrider.audit.replay import DEFAULT_ROWS
-from outrider.audit.verdict import Verdict, judge
 from outrider.bench.cells import Cell, Group, running_order
 from outrider.bench.contender import Contender, Name
 from outrider.data.dialogue import Dialogue, Rules
 from outrider.errors import RunError, on_one_line
 from outrider.records.progress import Listener, Progress, unheard
+from outrider.results.equality.replay import DEFAULT_ROWS
+from outrider.results.equality.verdict import Verdict, judge
 from outrider.results.kept import REMEDY
 from outrider.results.rows import PLAIN
 from outrider.results.store import RunStore

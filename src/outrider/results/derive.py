@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 from outrider.metrics import StepRecord, summarize
 from outrider.results.cost import plain_forward_s, step_cost
 from outrider.results.counters import Seen, figures_of, total_of
-from outrider.results.equality import equality_of, summarize_verdicts
+from outrider.results.equality.summary import equality_of, summarize_verdicts
 from outrider.results.rows import PLAIN, SERVING, Equality, Lossless, Row
 from outrider.results.statistics import Interval, paired_speedup, percentiles
 from outrider.results.unit import UnitResult

@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from outrider.audit.verdict import Verdict
 from outrider.errors import RunError, on_one_line
 from outrider.records.codec import from_plain, parsed
 from outrider.results.counters import Counters
+from outrider.results.equality.verdict import Verdict
 from outrider.results.unit import Answer, UnitResult, unit_id
 from outrider.traces.trace import Trace, TraceKey
 

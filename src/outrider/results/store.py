@@ -20,11 +20,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar, final
 
-from outrider.audit.verdict import Verdict
 from outrider.errors import RunError, on_one_line
 from outrider.records.codec import to_plain
 from outrider.records.files import LOCK, lock_directory, replacing
 from outrider.records.provenance import Manifest, manifest_from_json, manifest_to_json
+from outrider.results.equality.verdict import Verdict
 from outrider.results.kept import judged, read_traces, read_units, read_verdicts
 from outrider.results.unit import UnitResult
 from outrider.traces.trace import Trace

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from outrider.audit.verdict import Verdict
 from outrider.errors import RunError
 from outrider.metrics import PrefillRecord, StepRecord
 from outrider.records.codec import from_plain, parsed, to_plain
 from outrider.results.counters import Counters
+from outrider.results.equality.verdict import Verdict
 from outrider.results.steps import event_of, prefill_of, step_of
 
 __all__ = ["Answer", "PairKey", "UnitResult", "unit_id"]

@@ -19,9 +19,9 @@ STOREYS = [
     *("cache", "placement", "ops", "models"),
     *("target", "formats", "proposer", "loop", "targets", "requests", "metrics", "verify", "budget", "batch", "engine"),
     "traces",
-    *("costs", "adaptive", "proposers", "http", "data", "audit", "results", "catalogue", "export", "vllm", "llama_cpp"),
+    *("costs", "adaptive", "proposers", "http", "data", "results", "catalogue", "export", "vllm", "llama_cpp"),
     *("train", "bench"),
-    *("planning", "profiling", "quality", "tuning", "doctor", "report", "serve", "testing", "auditing"),
+    *("planning", "profiling", "quality", "tuning", "doctor", "report", "serve", "testing", "audit"),
     *("outrider", "cli", "__main__"),
 ]
 """From the ground up: a file or folder imports from those before it. `outrider` is the package's own `__init__.py`."""

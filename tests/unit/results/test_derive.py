@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from outrider import Engine, Proposer, Target, load_proposer
-from outrider.audit.verdict import Verdict
 from outrider.metrics import PrefillRecord, SlotStep, StepRecord
 from outrider.results.counters import Counters
 from outrider.results.derive import ALL, Machine, derive_row, derive_rows
+from outrider.results.equality.verdict import Verdict
 from outrider.results.rows import PLAIN, Lossless, Report, Row, from_json, to_json
 from outrider.results.unit import Answer, UnitResult, unit_id
 from outrider.sampling import SamplingParams

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from outrider.results.equality import equality_of
+from outrider.results.equality.summary import equality_of
 from outrider.results.rows import Equality
 from outrider.results.unit import Answer, UnitResult
 

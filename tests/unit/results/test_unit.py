@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outrider.audit.verdict import Verdict
 from outrider.errors import RunError
 from outrider.metrics import PrefillRecord, SlotStep, StepRecord
 from outrider.results.counters import Counters
+from outrider.results.equality.verdict import Verdict
 from outrider.results.steps import Record, record_from_json, record_to_json
 from outrider.results.unit import Answer, UnitResult, unit_id
 

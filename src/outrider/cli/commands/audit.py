@@ -4,10 +4,10 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from outrider.auditing.config import AuditConfig
+from outrider.audit.config import AuditConfig
 
 if TYPE_CHECKING:
-    from outrider.auditing.report import AuditReport
+    from outrider.audit.report import AuditReport
 
 __all__ = ["Audit"]
 
@@ -22,14 +22,13 @@ class Audit(AuditConfig):
     """
 
     def run(self) -> int:
-        from outrider.auditing.run import audit
-        from outrider.auditing.served import CutShortError, audit_server
+        from outrider.audit import audit
+        from outrider.audit.servers.compare import CutShortError
         from outrider.cli.terminal import progress
 
         try:
             with progress() as bar:
-                kind = audit if self.endpoint is None else audit_server
-                report = kind(self, listen=lambda at: bar.show(*at))
+                report = audit(self, listen=lambda at: bar.show(*at))
         except CutShortError as error:
             self._give(error.report)  # what was found is not lost
             raise
@@ -38,8 +37,8 @@ class Audit(AuditConfig):
 
     def _give(self, report: "AuditReport") -> None:
         """Print the report, and write it where it is wanted."""
-        from outrider.auditing.page import audit_page
-        from outrider.auditing.table import print_report
+        from outrider.audit.output.page import audit_page
+        from outrider.audit.output.table import print_report
         from outrider.cli.terminal import console, end_with
         from outrider.records.codec import dumps
         from outrider.records.files import write_text

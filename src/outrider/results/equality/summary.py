@@ -12,7 +12,7 @@ and the share is (1 + 3/8) / 2 = 0.69.
 from collections.abc import Iterable, Sequence
 from statistics import mean
 
-from outrider.audit.verdict import Verdict, first_difference
+from outrider.results.equality.verdict import Verdict, first_difference
 from outrider.results.rows import Equality, Lossless
 from outrider.results.unit import UnitResult
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from outrider import Engine, SamplingParams, load_proposer
-from outrider.audit.verdict import (
+from outrider.noise import Stream, gumbel, position_keys
+from outrider.results.equality.summary import summarize_verdicts
+from outrider.results.equality.verdict import (
     NOISE_LIMIT_EPS,
     TIE_FACTOR,
     Judgement,
@@ -19,8 +21,6 @@ from outrider.audit.verdict import (
     judge,
     judge_logits,
 )
-from outrider.noise import Stream, gumbel, position_keys
-from outrider.results.equality import summarize_verdicts
 from outrider.results.rows import Lossless
 from outrider.target import Target
 from outrider.targets.native import NativeTarget

@@ -6,7 +6,7 @@ Example: `PASS  text  1536 tokens of 32 answers are plain decoding's`.
 from rich.console import Console
 from rich.text import Text
 
-from outrider.auditing.report import AuditReport, Verdict
+from outrider.audit.report import AuditReport, Verdict
 from outrider.records.display import visible_line
 
 __all__ = ["print_report"]

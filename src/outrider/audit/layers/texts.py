@@ -1,8 +1,8 @@
 """The second layer: answers token by token against plain decoding's, the same loop with an empty draft.
 
 Plain decoding decodes one request at a time, without a limit that a method could share. Where rows are batch invariant
-every token must be equal. Elsewhere the first difference of an answer is judged (`outrider.audit.verdict`): a tie,
-which measured rounding explains, or a violation. What follows a tie is not compared.
+every token must be equal. Elsewhere the first difference of an answer is judged (`outrider.results.equality.verdict`):
+a tie, which measured rounding explains, or a violation. What follows a tie is not compared.
 
 Example: 8 answers of 48 tokens, one of which parts at a tie in token 20: 7 * 48 + 21 tokens are compared, 27 skipped.
 """
@@ -10,15 +10,15 @@ Example: 8 answers of 48 tokens, one of which parts at a tie in token 20: 7 * 48
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from outrider.audit.verdict import Verdict, judge
-from outrider.auditing.cells import Answers, Bench, Cell, Plant
-from outrider.auditing.config import Processing
-from outrider.auditing.report import Finding
+from outrider.audit.cells import Answers, Bench, Cell, Plant
+from outrider.audit.config import Processing
+from outrider.audit.report import Finding
 from outrider.errors import RunError
 from outrider.proposer import Proposer
 from outrider.proposers.none import NoProposer
 from outrider.requests.events import Completion
-from outrider.results.equality import summarize_verdicts
+from outrider.results.equality.summary import summarize_verdicts
+from outrider.results.equality.verdict import Verdict, judge
 
 __all__ = ["Texts"]
 

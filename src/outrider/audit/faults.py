@@ -20,7 +20,7 @@ from typing import Final
 
 import torch
 
-from outrider.auditing.cells import Cell, Plant
+from outrider.audit.cells import Cell, Plant
 from outrider.draft import Draft
 from outrider.engine import Engine
 from outrider.proposer import DraftLimit

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice, zip_longest
 
-from outrider.auditing.config import AuditConfig, Processing
+from outrider.audit.config import AuditConfig, Processing
 from outrider.data.dialogue import Dialogue, answer_seed
 from outrider.data.workloads import CATEGORIES, Conversation, load_category, load_prompts
 from outrider.errors import ConfigError

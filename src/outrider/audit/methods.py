@@ -15,15 +15,15 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from outrider.auditing.cells import Bench, Cell, cells_of
-from outrider.auditing.config import AuditConfig
-from outrider.auditing.contract import contract_controls, kept_contract
-from outrider.auditing.faults import Fault, Tally, faults_of
-from outrider.auditing.law import ORDERS, Sample, holm, sampled
-from outrider.auditing.report import AuditReport, Finding, Layer, combined, detectable_rate
-from outrider.auditing.requests import Requests
-from outrider.auditing.rules import rule_controls, rule_layer
-from outrider.auditing.texts import Texts
+from outrider.audit.cells import Bench, Cell, cells_of
+from outrider.audit.config import AuditConfig
+from outrider.audit.faults import Fault, Tally, faults_of
+from outrider.audit.layers.contract import contract_controls, kept_contract
+from outrider.audit.layers.law import ORDERS, Sample, holm, sampled
+from outrider.audit.layers.rules import rule_controls, rule_layer
+from outrider.audit.layers.texts import Texts
+from outrider.audit.report import AuditReport, Finding, Layer, combined, detectable_rate
+from outrider.audit.requests import Requests
 from outrider.errors import OutriderError
 from outrider.proposer import Proposer
 from outrider.proposers import proposer_class
@@ -35,7 +35,7 @@ from outrider.target import Target
 from outrider.targets import load_target
 from outrider.testing import ContractError
 
-__all__ = ["audit", "loaded_target", "plain_value"]
+__all__ = ["audit_methods", "loaded_target", "plain_value"]
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Work:
         self.done += 1
 
 
-def audit(
+def audit_methods(
     config: AuditConfig,
     target: Target | None = None,
     proposers: Mapping[str, Proposer] | None = None,

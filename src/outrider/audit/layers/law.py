@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from outrider.auditing.cells import Bench, Cell, Plant
+from outrider.audit.cells import Bench, Cell, Plant
 from outrider.draft import Draft
 from outrider.errors import RunError
 from outrider.params import SamplingParams

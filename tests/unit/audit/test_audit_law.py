@@ -8,8 +8,8 @@ import pytest
 from test_audit_run import SMALL
 
 from outrider import load_proposer
-from outrider.auditing.law import chance_of, holm, largest_distance
-from outrider.auditing.run import audit
+from outrider.audit import audit
+from outrider.audit.layers.law import chance_of, holm, largest_distance
 from outrider.testing import tiny_target
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from outrider.auditing.config import AuditConfig
-from outrider.auditing.report import AuditReport
-from outrider.auditing.served import CutShortError, audit_server
+from outrider.audit.config import AuditConfig
+from outrider.audit.report import AuditReport
+from outrider.audit.servers.compare import CutShortError, audit_server
 from outrider.errors import ConfigError, OutriderError
 
 PROMPTS = {"cat": "the cat sat", "dog": "a dog ran"}

@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass, replace
 from time import monotonic
 from typing import Literal, NamedTuple
 
-from outrider.auditing.cells import Bench
-from outrider.auditing.config import AuditConfig
-from outrider.auditing.report import AuditReport, Finding, Layer, Verdict, combined, detectable_rate
-from outrider.auditing.requests import Requests, asked_texts, identity_of
-from outrider.auditing.run import loaded_target, plain_value
-from outrider.auditing.writers import Choices, OwnWriter, Prompt, ServerWriter, Writer
+from outrider.audit.cells import Bench
+from outrider.audit.config import AuditConfig
+from outrider.audit.methods import loaded_target, plain_value
+from outrider.audit.report import AuditReport, Finding, Layer, Verdict, combined, detectable_rate
+from outrider.audit.requests import Requests, asked_texts, identity_of
+from outrider.audit.servers.writers import Choices, OwnWriter, Prompt, ServerWriter, Writer
 from outrider.bench.serving.endpoint import endpoint_of
 from outrider.errors import ConfigError, OutriderError, RunError
 from outrider.records.progress import Listener, Progress, unheard

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from outrider.auditing.cells import Bench, cells_of
-from outrider.auditing.config import AuditConfig
-from outrider.auditing.report import AuditReport, Finding, Layer, combined, detectable_rate
-from outrider.auditing.requests import Requests
-from outrider.auditing.run import audit
-from outrider.auditing.texts import Texts
+from outrider.audit import audit
+from outrider.audit.cells import Bench, cells_of
+from outrider.audit.config import AuditConfig
+from outrider.audit.layers.texts import Texts
+from outrider.audit.report import AuditReport, Finding, Layer, combined, detectable_rate
+from outrider.audit.requests import Requests
 from outrider.draft import Tree
 from outrider.errors import ConfigError
 from outrider.processors.penalties import Penalties

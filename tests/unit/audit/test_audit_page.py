@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from outrider.auditing.page import audit_page
-from outrider.auditing.report import AuditReport, Finding, Layer, detectable_rate
+from outrider.audit.output.page import audit_page
+from outrider.audit.report import AuditReport, Finding, Layer, detectable_rate
 from outrider.records.provenance import collect_manifest
 
 HOSTILE = (

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
-from outrider.auditing.config import AuditConfig, Processing
-from outrider.auditing.limits import time_limit
-from outrider.auditing.requests import Requests, can_structure
+from outrider.audit.config import AuditConfig, Processing
+from outrider.audit.limits import time_limit
+from outrider.audit.requests import Requests, can_structure
 from outrider.engine import Engine
 from outrider.errors import OutriderError, ProposerError
 from outrider.metrics import PrefillRecord, StepRecord

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from string import Template
 from typing import Any, Final
 
-from outrider.auditing.report import AuditReport, Finding, Layer, Verdict
+from outrider.audit.report import AuditReport, Finding, Layer, Verdict
 from outrider.records.display import visible_line
 
 __all__ = ["audit_page"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from outrider import Engine, load_proposer
-from outrider.audit.replay import replay
+from outrider.results.equality.replay import replay
 from outrider.sampling import SamplingParams
 from outrider.testing import tiny_target
 

@@ -1,7 +1,7 @@
 """The first divergence of an output from plain decoding: a numerical tie, or a violation.
 
 Logits of one text differ in their last bits with the number of rows in the pass, which may flip the order of two
-tokens: a *tie*. To tell it from a bug, the target reads the text again in several ways (`outrider.audit.replay`):
+tokens: a *tie*. To tell it from a bug, the target reads the text again in several ways (`replay.py`):
 
     noise    = the largest difference of a logit between these ways, as the request's processors leave them
     margin   = distance of the worse of the two tokens from the best, in logits; at temperature T > 0 in perturbed
@@ -24,9 +24,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from outrider.audit.replay import DEFAULT_ROWS, replay
 from outrider.noise import Stream, gumbel, position_keys
 from outrider.processors.start import start_processors
+from outrider.results.equality.replay import DEFAULT_ROWS, replay
 from outrider.sampling import SamplingParams, choose, transform
 from outrider.target import Target
 

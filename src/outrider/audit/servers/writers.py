@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Final, NamedTuple, final
 
-from outrider.auditing.cells import Bench, Cell
+from outrider.audit.cells import Bench, Cell
 from outrider.bench.serving.client import Client
 from outrider.errors import RunError
 from outrider.http.answers import AnswerError, check_prompt, check_reason, choice_of, text_of, usage_of

@@ -26,7 +26,7 @@ from outrider.audit.enumerate import (
     law_error,
     random_model,
 )
-from outrider.auditing.report import Finding, Layer
+from outrider.audit.report import Finding, Layer
 from outrider.draft import Tree
 from outrider.verify import AcceptedPath, Chance
 

@@ -8,8 +8,8 @@ Example: a class whose `propose` raises gives "C8: propose(slots=[0], ...) raise
 from collections.abc import Sequence
 from typing import final
 
-from outrider.auditing.limits import time_limit
-from outrider.auditing.report import Finding
+from outrider.audit.limits import time_limit
+from outrider.audit.report import Finding
 from outrider.draft import Draft, Tree
 from outrider.proposer import Commit, DraftLimit, Proposer, ProposerSpec, Session, SessionPlan
 from outrider.sampling import SamplingParams

@@ -1,0 +1,1 @@
+"""Layers of evidence: rules, the contract, texts and laws."""

@@ -1,0 +1,1 @@
+"""The audit of a server that already runs, by its texts."""

@@ -1,1 +1,0 @@
-"""The audit of a method: is every text the target's own, and would a fault have been seen?"""
