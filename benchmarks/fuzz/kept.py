@@ -63,7 +63,8 @@ def corpus(rng: random.Random, directory: Path) -> None:
 @cache
 def _kernels() -> Path:
     """Return a cache with one kernel and the program that compiles it, made once in a process."""
-    directory = Path(tempfile.mkdtemp(prefix="fuzz-kernel-"))
+    directory = Path(tempfile.mkdtemp(prefix="fuzz-kernel-")) / "made"
+    directory.mkdir()
     (directory / "program.py").write_text(PROGRAM, encoding="utf-8")
     assert _hits(directory) == 0
     assert _hits(directory) == 1
@@ -80,10 +81,11 @@ def _hits(directory: Path) -> int:
 
 def kernel(rng: random.Random, directory: Path) -> None:
     """Damage a compiled kernel; it is compiled again, and then kept again."""
-    shutil.copytree(_kernels(), directory, dirs_exist_ok=True)
-    [file] = directory.rglob(f"*{SUFFIX}")
+    copy = directory / "made"  # kernels are kept by the name of their source's folder
+    shutil.copytree(_kernels(), copy)
+    [file] = copy.rglob(f"*{SUFFIX}")
     data = file.read_bytes()
     damaged = rng.choice((mutate_text, mutate_bytes, mutate_bytes))(data, rng)
     file.write_bytes(damaged)
-    assert _hits(directory) == (damaged == data)
-    assert _hits(directory) == 1
+    assert _hits(copy) == (damaged == data)
+    assert _hits(copy) == 1

@@ -35,6 +35,7 @@ __all__ = ["EMBEDDING", "HEAD", "StoredTensor", "Weights", "cast", "check_finite
 SHARD_NAME = re.compile(r"[\w +()=-][\w +()=.-]{0,200}")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+LONGEST_NAME = 500
 DTYPES = frozenset({"F64", "F32", "F16", "BF16", "I64", "I32", "BOOL"})
 PACKED = (".qweight", ".weight_packed", ".weight_scale")
 """Ends of the names of tensors in checkpoints that are published quantised."""
@@ -237,9 +238,14 @@ def _weight_map(index: Path) -> dict[str, str]:
     content = Fields(read_json(index), f"{index} is not a safetensors index")
     shards = content.section("weight_map")
     for name in shards:
-        if not name.isprintable():
+        if not _is_name(name):
             raise CheckpointError(f"{index} names a tensor {shown_json(name)}; it is damaged: download it again")
     return {name: shards.text(name) for name in shards}
+
+
+def _is_name(text: str) -> bool:
+    """Return whether a tensor may be called so: messages repeat the name as it is."""
+    return text.isprintable() and len(text) <= LONGEST_NAME
 
 
 def _only_file(directory: Path) -> Path:
@@ -282,7 +288,7 @@ def _stored_tensors(file: Path, header: Fields, num_bytes: int) -> dict[str, Sto
     for name in header:
         if name == "__metadata__":
             continue
-        if not name.isprintable() or len(name) > 500:
+        if not _is_name(name):
             raise CheckpointError(f"{file} holds a tensor named {shown_json(name)}; it is damaged: download it again")
         entry = header.section(name)
         start, end = entry.integers("data_offsets", low=0, length=2)

@@ -183,6 +183,18 @@ def test_places_without_weights_say_what_is_missing(tmp_path: Path) -> None:
         read_weights(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["k" * 3000, "a\x1b[2J"])
+def test_an_index_that_names_no_tensor_is_one_short_line(name: str, tmp_path: Path) -> None:
+    index = write_shards(tmp_path) / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"][name] = next(iter(content["weight_map"].values()))
+    index.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"names a tensor '(k|a).*; it is damaged") as caught:
+        read_weights(tmp_path)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
 def test_an_interruption_while_a_tensor_is_read_is_no_damaged_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
