@@ -117,7 +117,7 @@ def _change(holder: Any, key: Any, places: list[Any], rng: random.Random) -> Non
         case 4:
             other, place = rng.choice(places)
             holder[key] = json.loads(json.dumps(other.get(place) if isinstance(other, dict) else other))
-        case 5 if isinstance(found, int | float) and not isinstance(found, bool):
+        case 5 if isinstance(found, int | float) and not isinstance(found, bool) and abs(found) < 1e300:
             holder[key] = rng.choice((str(found), -found, found + 1, found * 2, found / 2, float(found), [found]))
         case 6 if isinstance(found, str):
             holder[key] = rng.choice((found[:-1], found + "x", found.upper(), found * 2, [found], found[::-1]))

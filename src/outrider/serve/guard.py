@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final, final
 
+from h11 import LocalProtocolError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from outrider.serve.config import LOOPBACK, ServeConfig
@@ -54,6 +55,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        send = _Patient(send)
         headers = {name.lower(): value for name, value in scope["headers"]}
         refusal = self._refusal(scope["method"], scope["path"], headers)
         is_large, size = False, 0
@@ -79,6 +81,8 @@ class Guard:
             refusal = self._too_large()
         if refusal is not None:
             await _answer(refusal, send)
+        while send.is_gone and (await receive())["type"] != "http.disconnect":
+            pass  # an answer may stay unfinished once the connection is closed, which it soon is
 
     def _refusal(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> RefusalError | None:
         is_open = self._config.is_local and self._key is None
@@ -109,6 +113,22 @@ def _host(header: str) -> str:
     if header.startswith("["):
         return header[1:].partition("]")[0]
     return header.partition(":")[0].lower()
+
+
+@final
+class _Patient:
+    """A `send` for requests that break off, or break their framing, while they are answered: the rest is dropped."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.is_gone = False
+
+    async def __call__(self, message: Message) -> None:
+        if not self.is_gone:
+            try:
+                await self._send(message)
+            except LocalProtocolError:
+                self.is_gone = True
 
 
 async def _send_marked(message: Message, send: Send) -> None:

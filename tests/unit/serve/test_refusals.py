@@ -1,6 +1,7 @@
 """What cannot be served gets an error in OpenAI's form, with a status and the name of the field."""
 
 import json
+import socket
 from typing import Any
 
 import httpx
@@ -159,3 +160,18 @@ def test_a_list_of_wrong_items_is_one_error(server: Served) -> None:
     response = server.http.post("/v1/completions", json={"prompt": [["a"] * 100_000]})
     assert response.status_code == 400
     assert len(response.text) < 1000
+
+
+def test_a_body_that_breaks_its_framing_while_it_is_answered_is_no_fault(
+    server: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = b"PUT /v1/ HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    url = httpx.URL(server.url)
+    for _ in range(3):
+        with socket.create_connection((url.host, url.port), timeout=30) as connection:
+            connection.sendall(head + b"[" * 66_000)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(2**16):
+                pass
+    assert server.http.get("/health").status_code == 200
+    assert {record.levelname for record in caplog.records} <= {"WARNING"}, caplog.text
