@@ -57,21 +57,21 @@ class RopeSpec:
     def from_config(cls, config: PreTrainedConfig, rope: Mapping[str, Any]) -> Self:
         """Read a normalised config's rotary parameters, a flat dict with `rope_type` and `rope_theta`."""
         original = rope.get("original_max_position_embeddings")
-        factor = rope.get("factor")
-        if factor is None:
-            factor = config.max_position_embeddings / original if original else 1.0
+        # tensors take no integer of more than 64 bits
+        real = {key: float(value) for key, value in rope.items() if isinstance(value, int | float)}
+        stretched = config.max_position_embeddings / original if original else 1.0
         return cls(
             type=rope["rope_type"],
-            theta=rope["rope_theta"],
-            factor=factor,
+            theta=real["rope_theta"],
+            factor=real.get("factor", stretched),
             original_max_position_embeddings=original or config.max_position_embeddings,
-            low_freq_factor=rope.get("low_freq_factor", 1.0),
-            high_freq_factor=rope.get("high_freq_factor", 4.0),
-            attention_factor=rope.get("attention_factor"),
-            beta_fast=rope.get("beta_fast") or 32.0,
-            beta_slow=rope.get("beta_slow") or 1.0,
-            mscale=rope.get("mscale"),
-            mscale_all_dim=rope.get("mscale_all_dim"),
+            low_freq_factor=real.get("low_freq_factor", 1.0),
+            high_freq_factor=real.get("high_freq_factor", 4.0),
+            attention_factor=real.get("attention_factor"),
+            beta_fast=real.get("beta_fast") or 32.0,
+            beta_slow=real.get("beta_slow") or 1.0,
+            mscale=real.get("mscale"),
+            mscale_all_dim=real.get("mscale_all_dim"),
             truncate=rope.get("truncate", True),
         )
 

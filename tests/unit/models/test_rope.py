@@ -109,3 +109,12 @@ def test_dynamic_is_refused_where_frequencies_would_change() -> None:
     assert rope_tables(spec, 4096).cos_PD.shape == (4096, 16)
     with pytest.raises(CapacityError, match="4097 positions exceed max_position_embeddings 4096"):
         rope_tables(spec, 4097)
+
+
+def test_whole_numbers_of_any_size_are_read_as_real_ones() -> None:
+    def read(theta: float, factor: float) -> torch.Tensor:
+        rope = {"rope_type": "linear", "rope_theta": theta, "factor": factor}
+        config = LlamaConfig(hidden_size=16, num_attention_heads=4, rope_parameters=rope)
+        return rope_frequencies(DecoderSpec.from_config(config)).inv_freq
+
+    assert torch.equal(read(10**30, 10**20), read(1e30, 1e20))

@@ -22,6 +22,7 @@ from outrider.proposer import Commit, DraftLimit, SessionPlan
 from outrider.proposers.corpus.index import CorpusIndex
 from outrider.proposers.corpus.order import SEPARATOR, suffix_order
 from outrider.proposers.corpus.store import Corpus, Vocabulary, joined, merge_into, write_corpus
+from outrider.proposers.lookup.suffix_tree import Mode
 from outrider.proposers.suffix import SuffixConfig, SuffixProposer
 from outrider.sampling import SamplingParams
 from outrider.testing.directory import write_tiny_model
@@ -208,6 +209,19 @@ def test_damaged_files_end_in_a_sentence_or_a_poor_draft(tmp_path: Path) -> None
             Tree(found.tokens.tolist(), found.parents.tolist()).depths()
             assert all(0 <= token < corpus.vocabulary.size for token in found.tokens.tolist())
     assert 0 < refused < 400
+
+
+@pytest.mark.parametrize("mode", ["path", "tree"])
+def test_suffixes_out_of_order_end_in_a_poor_draft(mode: Mode) -> None:
+    rng = random.Random(0)
+    tokens = joined([[rng.randrange(VOCAB) for _ in range(40)] for _ in range(3)])
+    order = suffix_order(tokens, DEPTH).tolist()
+    for _ in range(200):
+        rng.shuffle(order)
+        context = [rng.randrange(VOCAB) for _ in range(6)]
+        index = CorpusIndex(tokens, np.array(order, np.int32), DEPTH, VOCAB)
+        found = index.speculate(context, 8, 2.0, 1.0, 0.0, mode, max_match=4)
+        Tree(found.tokens.tolist(), found.parents.tolist()).depths()
 
 
 def test_a_file_that_lost_its_separators_has_no_document(tmp_path: Path) -> None:

@@ -121,6 +121,8 @@ def _speculate(
         if bound <= best:
             break
         low, high = interval(tokens, suffixes, context, len(context) - length, length)
+        if low >= high:  # only in a damaged file: a shorter end occurs wherever a longer one does
+            continue
         if as_tree:
             count = _draft_tree(tokens, suffixes, vocab_size, low, high, length, depth, bound, least, ints, floats)
         else:
