@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Final, Literal, NamedTuple, final
 
-from outrider.draft import Draft
+from outrider.draft import Draft, Tree
 from outrider.errors import ConfigError, nearest
 from outrider.proposer import Commit, DraftLimit
 from outrider.target import Target
 
-__all__ = ["BUDGETS", "Budget", "BudgetChoice", "FixedBudget", "SlotState", "load_budget"]
+__all__ = ["BUDGETS", "Budget", "BudgetChoice", "ChainBudget", "FixedBudget", "SlotState", "budget_of", "load_budget"]
 
 BudgetChoice = Literal["fixed", "auto"]
 
@@ -108,6 +108,53 @@ class FixedBudget(Budget):
 
     def reset(self) -> None:
         """Do nothing: a fixed budget has learnt nothing."""
+
+
+@final
+class ChainBudget(Budget):
+    """Another budget, for a target that reads chains only: of a tree it keeps the first child of each node.
+
+    The first child is known before anything is drawn, and is itself drawn from q, so the law stays (see above).
+    """
+
+    def __init__(self, inner: Budget) -> None:
+        self.inner = inner
+        self.reads_ahead = inner.reads_ahead
+
+    def limits(self, slot_states: Sequence[SlotState], num_waiting: int = 0) -> list[DraftLimit]:
+        return self.inner.limits(slot_states, num_waiting)
+
+    def prune(self, draft: Draft) -> Draft:
+        return self.inner.prune(draft if draft.is_chain else draft.keep([first_children(tree) for tree in draft.trees]))
+
+    def observe(self, commits: Sequence[Commit], seconds: Mapping[str, float]) -> None:
+        self.inner.observe(commits, seconds)
+
+    def reset(self) -> None:
+        self.inner.reset()
+
+
+def first_children(tree: Tree) -> list[int]:
+    """Return the nodes of the chain that goes from each node to its first child.
+
+    >>> first_children(Tree([5, 6, 7, 8], [-1, -1, 0, 1]))
+    [0, 2]
+    """
+    chain: list[int] = []
+    for node, parent in enumerate(tree.parents):
+        if parent == (chain[-1] if chain else -1):
+            chain.append(node)
+    return chain
+
+
+def budget_of(choice: BudgetChoice | Budget, target: Target, num_nodes: int) -> Budget:
+    """Return the budget of an engine: a named one or the given one, as the target can read its drafts.
+
+    Raises:
+        ConfigError: if there is no budget with that name.
+    """
+    budget = choice if isinstance(choice, Budget) else load_budget(choice, target, num_nodes)
+    return ChainBudget(budget) if target.spec.drafts == "chains" else budget
 
 
 def load_budget(name: str, target: Target, num_nodes: int) -> Budget:

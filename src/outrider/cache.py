@@ -15,6 +15,7 @@ view [L, C, H, S, D].
 Shapes: L layers, C slots, H key/value heads, S positions (capacity + tail + 1, or a little more), D head size.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -22,11 +23,13 @@ from typing import final
 import torch
 from torch import Tensor
 
-__all__ = ["CachePlan", "CachedText", "KVCache"]
+__all__ = ["Cache", "CachePlan", "CachedText", "KVCache"]
 
 TRANSPOSED = 32
 """Transposed keys are stored for an odd multiple of so many positions: whole vectors, and no power of two as stride,
 which would map all numbers of a head to the same few sets of the first-level cache."""
+TIMED = 0.01
+"""The value of keys and values where only time counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,7 @@ class CachePlan:
     capacity          committed positions of a slot
     tail              the most rows of a step, behind them
     transposed_keys   store keys as [L, C, H, D, S]
+    state_bytes       memory of a slot that does not grow with its text
     """
 
     num_layers: int
@@ -46,6 +50,7 @@ class CachePlan:
     tail: int
     dtype: torch.dtype
     transposed_keys: bool = False
+    state_bytes: int = 0
 
     @property
     def num_positions(self) -> int:
@@ -64,16 +69,85 @@ class CachePlan:
 
     @property
     def bytes_per_slot(self) -> int:
-        return self.bytes_per_token * self.stored_positions
+        return self.bytes_per_token * self.stored_positions + self.state_bytes
 
     @property
     def num_bytes(self) -> int:
         return self.bytes_per_slot * self.num_slots
 
 
+class CachedText(ABC):
+    """A copy of the first positions of a slot, as its cache stores them."""
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Positions that were copied."""
+
+    @property
+    @abstractmethod
+    def num_bytes(self) -> int:
+        """Memory of the copy."""
+
+
+class Cache(ABC):
+    """The texts that a running batch holds: the number of committed positions of each slot, and what they are read as.
+
+    `lengths[slot]` counts the committed positions of a slot.
+    """
+
+    plan: CachePlan
+    lengths: list[int]
+
+    @property
+    @abstractmethod
+    def tensors(self) -> "KVCache":
+        """Keys and values as tensors, for what computes with them.
+
+        Raises:
+            ConfigError: if another library holds them.
+        """
+
+    @abstractmethod
+    def extend(self, slots: Sequence[int], counts: Sequence[int]) -> None:
+        """Commit the first `counts[b]` rows that were written behind each slot's length."""
+
+    @abstractmethod
+    def commit(self, slots: Sequence[int], paths: Sequence[Sequence[int]]) -> None:
+        """Commit the root and the rows of each slot's accepted path, in path order."""
+
+    @abstractmethod
+    def pretend(self, slots: Sequence[int], counts: Sequence[int]) -> None:
+        """Give empty slots a text of that length whose content does not matter, for what only takes the time."""
+
+    @abstractmethod
+    def copy(self, slot: int, length: int) -> CachedText:
+        """Return a copy of the first `length` positions of a slot."""
+
+    @abstractmethod
+    def paste(self, slot: int, text: CachedText, length: int) -> None:
+        """Fill an empty slot with the first `length` positions of a copy."""
+
+    @abstractmethod
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget everything behind the first `length` positions of a slot."""
+
+    @abstractmethod
+    def reset(self, slot: int) -> None:
+        """Free a slot for the next request."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Free all slots, so that numbers that are not finite cannot return."""
+
+    def lengths_of(self, slots: Sequence[int]) -> list[int]:
+        return [self.lengths[slot] for slot in slots]
+
+
+@final
 @dataclass(frozen=True, eq=False)
-class CachedText:
-    """A copy of the first positions of a slot: keys and values [L, H, S, D], stored as the cache stores them."""
+class CachedTensors(CachedText):
+    """Keys and values [L, H, S, D]."""
 
     keys_LHSD: Tensor
     values_LHSD: Tensor
@@ -88,7 +162,7 @@ class CachedText:
 
 
 @final
-class KVCache:
+class KVCache(Cache):
     """Keys and values of all layers and slots, and the number of committed positions of each slot."""
 
     def __init__(self, plan: CachePlan, device: torch.device | str = "cpu") -> None:
@@ -102,15 +176,18 @@ class KVCache:
         self.values_LCHSD = torch.zeros(shape, dtype=plan.dtype, device=device)
         self.lengths = [0] * plan.num_slots
         self.trash = plan.num_positions - 1
+        self._is_filled = False
+
+    @property
+    def tensors(self) -> "KVCache":
+        return self
 
     def extend(self, slots: Sequence[int], counts: Sequence[int]) -> None:
-        """Commit the first `counts[b]` rows that were written behind each slot's length."""
         for slot, count in zip(slots, counts, strict=True):
             assert self.lengths[slot] + count <= self.plan.capacity
             self.lengths[slot] += count
 
     def commit(self, slots: Sequence[int], paths: Sequence[Sequence[int]]) -> None:
-        """Commit the root and the rows of each slot's accepted path, in path order."""
         for slot, path in zip(slots, paths, strict=True):
             start = self.lengths[slot] + 1
             # row k + 1 of a path that follows the draft's order is where it belongs: a chain moves nothing
@@ -122,38 +199,38 @@ class KVCache:
                     cached_LHSD[:, :, to] = cached_LHSD[:, :, source]
         self.extend(slots, [1 + len(path) for path in paths])
 
+    def pretend(self, slots: Sequence[int], counts: Sequence[int]) -> None:
+        if not self._is_filled:  # once: writing memory just before a timing would warm the processor's caches
+            self.keys_LCHSD.fill_(TIMED)
+            self.values_LCHSD.fill_(TIMED)
+            self._is_filled = True
+        self.extend(slots, counts)
+
     def copy(self, slot: int, length: int) -> CachedText:
-        """Return a copy of the first `length` positions of a slot."""
         assert 0 <= length <= self.lengths[slot]
         keys_LHSD, values_LHSD = (side[:, slot, :, :length] for side in (self.keys_LCHSD, self.values_LCHSD))
         if self.plan.transposed_keys:  # in the order of memory: whole runs of positions
             keys_LHSD = keys_LHSD.transpose(-1, -2).clone(memory_format=torch.contiguous_format).transpose(-1, -2)
         else:
             keys_LHSD = keys_LHSD.clone(memory_format=torch.contiguous_format)
-        return CachedText(keys_LHSD, values_LHSD.clone(memory_format=torch.contiguous_format))
+        return CachedTensors(keys_LHSD, values_LHSD.clone(memory_format=torch.contiguous_format))
 
     def paste(self, slot: int, text: CachedText, length: int) -> None:
-        """Fill an empty slot with the first `length` positions of a copy."""
         assert self.lengths[slot] == 0, f"slot {slot} is not empty"
+        assert isinstance(text, CachedTensors)
         assert length <= min(text.length, self.plan.capacity)
         self.keys_LCHSD[:, slot, :, :length] = text.keys_LHSD[:, :, :length]
         self.values_LCHSD[:, slot, :, :length] = text.values_LHSD[:, :, :length]
         self.lengths[slot] = length
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forget everything behind the first `length` positions of a slot."""
         assert 0 <= length <= self.lengths[slot]
         self.lengths[slot] = length
 
     def reset(self, slot: int) -> None:
-        """Free a slot for the next request."""
         self.lengths[slot] = 0
 
     def clear(self) -> None:
-        """Free all slots and zero their memory, so that numbers that are not finite cannot return."""
         self.lengths[:] = [0] * self.plan.num_slots
         self.keys_LCHSD.zero_()
         self.values_LCHSD.zero_()
-
-    def lengths_of(self, slots: Sequence[int]) -> list[int]:
-        return [self.lengths[slot] for slot in slots]

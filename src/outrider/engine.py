@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import final
 
 from outrider.batch import Batch, Reading, Request, prefill_record
-from outrider.budget import Budget, BudgetChoice, load_budget
+from outrider.budget import Budget, BudgetChoice, budget_of
 from outrider.loop.answers import check_limits, open_session
 from outrider.loop.arguments import check_types, checked_chunk
 from outrider.loop.clock import Clock
@@ -107,7 +107,7 @@ class Engine:
         )
         with allocating(f"the proposer of an engine ({self.memory})", self.memory.remedy, spec.device):
             self.session = open_session(proposer, self.session_plan)
-        self.budget = budget if isinstance(budget, Budget) else load_budget(budget, target, self.memory.num_nodes)
+        self.budget = budget_of(budget, target, self.memory.num_nodes)
         self.batch = Batch(self.memory.cache.num_slots, self.memory.cache.capacity, spec.eos_ids)
         self.prefixes = PrefixStore(self.memory.prefix_bytes)
         self.waiting: deque[Request] = deque()

@@ -20,12 +20,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from outrider.cache import CachePlan, KVCache
+from outrider.cache import Cache, CachePlan
 from outrider.draft import Draft
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class TargetSpec:
     weight_bytes      memory of the weights
     batch_invariant   a row's bits do not depend on how many rows or slots are in the call
     trusts_code       permission to run Python code that comes with the checkpoint and its draft models
+    drafts            "trees", or "chains" where a draft with branches cannot be read
+    keeps_prefixes    a text can go on from any of its beginnings; not where a layer keeps a state of all of it
     """
 
     name: str
@@ -62,6 +64,8 @@ class TargetSpec:
     batch_invariant: bool
     weights: str
     trusts_code: bool = False
+    drafts: Literal["trees", "chains"] = "trees"
+    keeps_prefixes: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +107,8 @@ class TargetSession(ABC):
 
     @property
     @abstractmethod
-    def cache(self) -> KVCache:
-        """Keys and values of every slot."""
+    def cache(self) -> Cache:
+        """The texts that the slots hold."""
 
     @abstractmethod
     def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[Tensor | None]:

@@ -1,20 +1,23 @@
 """What a budget may decide: limits within what can be used, and cuts that leave the law alone."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import final
 
 import pytest
 import torch
 
 from outrider.audit.enumerate import Drafter, EnumeratingChance, Guess, Text, draw_tree, law_error, random_model
-from outrider.budget import Budget, FixedBudget, SlotState
+from outrider.budget import Budget, ChainBudget, FixedBudget, SlotState
 from outrider.draft import Draft, Tree
 from outrider.engine import Engine
 from outrider.errors import ConfigError
+from outrider.metrics import StepRecord
 from outrider.proposer import Commit, DraftLimit
 from outrider.proposers.none import NoProposer
 from outrider.sampling import SamplingParams
-from outrider.testing import tiny_target
+from outrider.targets.native import NativeTarget
+from outrider.testing import RandomTrees, tiny_target
 
 TARGET, DRAFT = random_model(1, 3), random_model(2, 3)
 
@@ -132,3 +135,37 @@ def test_an_unknown_budget_is_refused() -> None:
 
 def test_plain_decoding_needs_no_costs() -> None:
     assert Engine(tiny_target(), NoProposer(), budget="auto").budget == FixedBudget(0)
+
+
+def test_a_target_that_reads_chains_gets_the_first_child_of_every_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its texts are those of plain decoding, and the trees of a proposer are drafted to it as chains."""
+    target = tiny_target()
+    spec = replace(target.spec, drafts="chains")
+    monkeypatch.setattr(NativeTarget, "spec", property(lambda self: spec))
+    params, prompts = SamplingParams(max_tokens=20), [[1, 2, 3], [4, 5]]
+    texts = [answer.tokens for answer in Engine(target, NoProposer()).generate(prompts, params)]
+    records: list[object] = []
+    engine = Engine(target, RandomTrees(target).proposer(), max_batch=2, record=records.append)
+    assert [answer.tokens for answer in engine.generate(prompts, params)] == texts
+    steps = [record for record in records if isinstance(record, StepRecord)]
+    assert steps
+    assert all(step.is_chain for step in steps)
+    assert any(step.num_rows > 1 for step in steps)
+    engine.reset()
+
+
+def test_a_chain_of_first_children_is_a_path_from_the_root() -> None:
+    budget = ChainBudget(FixedBudget(9))
+    draft = Draft.of_trees([Tree([5, 6, 7, 8, 9], [-1, -1, 1, 0, 3]), Tree([], []), Tree([1, 2], [-1, 0])])
+    assert budget.prune(draft).trees == [Tree.chain([5, 8, 9]), Tree([], []), Tree.chain([1, 2])]
+    chain = Draft.of_chains([[1, 2]])
+    assert budget.prune(chain) is chain
+
+
+def test_kept_beginnings_are_refused_where_a_state_holds_the_whole_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tiny_target()
+    spec = replace(target.spec, keeps_prefixes=False)
+    monkeypatch.setattr(NativeTarget, "spec", property(lambda self: spec))
+    with pytest.raises(ConfigError, match="prefix_cache_bytes=1000 keeps nothing"):
+        Engine(target, NoProposer(), prefix_cache_bytes=1000)
+    assert Engine(target, NoProposer()).memory.prefix_bytes == 0

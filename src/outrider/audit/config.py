@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from outrider.errors import ConfigError, nearest
-from outrider.models.weight_kinds import WeightsChoice
+from outrider.models.weight_kinds import Backend, WeightsChoice
 
 __all__ = ["PROCESSORS", "AuditConfig", "Processing"]
 
@@ -67,8 +67,9 @@ class AuditConfig:
     """File for the whole result as JSON."""
     page: Path | None = None
     """File for the whole result as an HTML page for people."""
-    backend: Literal["auto", "native", "hf"] = "auto"
-    """native is our decoder, hf the one of transformers; auto takes ours if it supports the model."""
+    backend: Backend = "auto"
+    """native is our decoder, hf that of transformers, llama_cpp llama.cpp for any GGUF file; auto takes ours if it
+    supports the model, else that of transformers."""
     dtype: str = "bfloat16"
     """Dtype of the cache and of plain weights: bfloat16, float16, float32, float64."""
     weights: WeightsChoice = "stored"

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from outrider.bench.serving.endpoint import endpoint_of
 from outrider.data.workloads import CATEGORIES
 from outrider.errors import ConfigError, nearest
-from outrider.models.weight_kinds import WeightsChoice
+from outrider.models.weight_kinds import Backend, WeightsChoice
 from outrider.results.rows import PLAIN
 
 __all__ = ["BenchConfig"]
@@ -33,6 +33,9 @@ class BenchConfig:
     """Dtype of the cache and of plain weights: bfloat16, float16, float32, float64."""
     weights: WeightsChoice = "stored"
     """Weights on the CPU: stored as the file holds them, bf16 widened, int8 or int4 quantised while loading."""
+    backend: Backend = "auto"
+    """native is our decoder, hf that of transformers, llama_cpp llama.cpp for any GGUF file; auto takes ours if it
+    supports the model, else that of transformers."""
     device: str | None = None
     """cpu, cuda, ...; by default the GPU if there is one."""
     trust_remote_code: bool = False

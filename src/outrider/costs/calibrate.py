@@ -26,7 +26,7 @@ from itertools import count, product
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Final, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -49,7 +49,6 @@ __all__ = ["Progress", "check_grid", "costs_for", "measure_target", "sweeps"]
 log = logging.getLogger(__name__)
 
 GREEDY, SAMPLED = SamplingParams(), SamplingParams(temperature=1.0)
-FILL: Final = 0.01
 ENOUGH_S, MOST_TIMINGS = 0.03, 7
 """A point is timed again until its forwards took so long, or were so many: short ones vary most."""
 SHORT_SLOTS, SHORT_ROWS, SHORT_CONTEXTS, SHORT_REPEATS, SHORT_S = (1, 4), (1, 2, 4, 8), (64, 1024), 7, 1.5
@@ -211,8 +210,6 @@ class _Scratch:
         self._grid = grid
         self._spec = spec
         self._session = target.open(target.plan(max(grid.slots), max(grid.contexts) + rows, rows))
-        self._session.cache.keys_LCHSD.fill_(FILL)
-        self._session.cache.values_LCHSD.fill_(FILL)
         self._random = torch.Generator().manual_seed(0)
         self.forget()
 
@@ -227,7 +224,7 @@ class _Scratch:
         cache, slots = self._session.cache, list(range(point.slots))
         tokens = torch.randint(self._spec.vocab_size, (point.slots, point.rows), generator=self._random).tolist()
         draft = Draft.of_chains([row[1:] for row in tokens], self._spec.device)
-        cache.extend(slots, [point.context] * point.slots)
+        cache.pretend(slots, [point.context] * point.slots)
         roots = [row[0] for row in tokens]
         self._session.forward(slots, roots, Draft.empty(point.slots, self._spec.device))
         timings: list[float] = []

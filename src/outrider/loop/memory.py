@@ -85,9 +85,15 @@ class MemoryPlan:
         if wanted is not None:
             if (num_bytes := whole("prefix_cache_bytes", wanted, ConfigError)) < 0:
                 raise ConfigError(f"prefix_cache_bytes={shown(num_bytes)} must be at least 0; 0 keeps nothing")
+            if num_bytes and not spec.keeps_prefixes:
+                raise ConfigError(
+                    f"prefix_cache_bytes={num_bytes} keeps nothing: {spec.name} has a state of its whole text, from"
+                    " which no beginning can be taken; use 0"
+                )
             return num_bytes
         spare = free_bytes(spec.device) - self.new_bytes
-        return min(self.cache.num_bytes, MOST_KEPT, max(0, spare // 2)) if spec.batch_invariant else 0
+        wants = spec.batch_invariant and spec.keeps_prefixes
+        return min(self.cache.num_bytes, MOST_KEPT, max(0, spare // 2)) if wants else 0
 
     @property
     def remedy(self) -> str:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
-from outrider.cache import CachedText, KVCache
+from outrider.cache import Cache, CachedText
 from outrider.loop.answers import check_kept
 from outrider.proposer import Kept, Session
 
@@ -82,7 +82,7 @@ class PrefixStore:
         self._held = _Held({}, [])
 
     def keep(
-        self, tokens: Sequence[int], slot: int, cache: KVCache, session: Session, *, with_features: bool = False
+        self, tokens: Sequence[int], slot: int, cache: Cache, session: Session, *, with_features: bool = False
     ) -> None:
         """Copy a text that leaves its slot, before its session releases it, unless more of it is kept already.
 

@@ -1,4 +1,4 @@
-"""Kinds of weights: what a user may ask for, and the bytes that a weight takes in each of them.
+"""Kinds of weights: what a user may ask for, who computes with them, and the bytes that a weight takes in each.
 
     "stored"          as the file holds them: a GGUF file's types, a published checkpoint's codes, else plain numbers
     "bf16"            widened to plain numbers of the target's dtype
@@ -14,10 +14,22 @@ from typing import Final, Literal, get_args
 
 from outrider.errors import ConfigError, nearest
 
-__all__ = ["BYTES_PER_WEIGHT", "MADE_KINDS", "WEIGHTS", "WeightsChoice", "checked_kinds", "is_quantised"]
+__all__ = [
+    "BACKENDS",
+    "BYTES_PER_WEIGHT",
+    "MADE_KINDS",
+    "WEIGHTS",
+    "Backend",
+    "WeightsChoice",
+    "checked_kinds",
+    "is_quantised",
+]
 
 WeightsChoice = Literal["stored", "bf16", "int8", "int4"]
 WEIGHTS: Final[tuple[str, ...]] = get_args(WeightsChoice)
+Backend = Literal["auto", "native", "hf", "llama_cpp"]
+BACKENDS: Final[tuple[str, ...]] = get_args(Backend)
+"""Our decoder, `transformers`, or llama.cpp; "auto" is our decoder where it supports the model, else `transformers`."""
 
 MADE_KINDS: Final[Mapping[str, str]] = {"int8": "int8", "int4": "int4, int8"}
 """Kinds of a model that is quantised while loading: its embedding and output head have 8 bits."""

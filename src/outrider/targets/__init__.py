@@ -1,12 +1,12 @@
 """Loading a target by name.
 
 A Llama-family model runs on the native decoder. Any other Hugging Face causal language model runs through `targets.hf`,
-slower, behind the same interface.
+slower, behind the same interface. A GGUF file of any architecture runs on llama.cpp, where that is asked for.
 """
 
 import logging
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
@@ -15,7 +15,7 @@ from outrider.formats.directory import CONFIG, check_directory
 from outrider.formats.locate import locate
 from outrider.formats.tokenizer import load_tokenizer
 from outrider.loop.free_memory import allocating
-from outrider.models.weight_kinds import WeightsChoice
+from outrider.models.weight_kinds import BACKENDS, Backend, WeightsChoice
 from outrider.records.files import size
 from outrider.records.json_fields import read_json
 from outrider.records.progress import Listener, unheard
@@ -26,8 +26,6 @@ from outrider.targets.placing import DTYPES, QUANTISED_WITH, device_named, dtype
 __all__ = ["DTYPES", "TargetOptions", "load_target", "target_of"]
 
 log = logging.getLogger(__name__)
-
-BACKENDS = ("auto", "native", "hf")
 
 
 class TargetOptions(Protocol):
@@ -41,6 +39,9 @@ class TargetOptions(Protocol):
 
     @property
     def weights(self) -> WeightsChoice: ...
+
+    @property
+    def backend(self) -> Backend: ...
 
     @property
     def device(self) -> str | None: ...
@@ -60,6 +61,7 @@ def target_of(options: TargetOptions, listen: Listener = unheard) -> Target:
         dtype=options.dtype,
         weights=options.weights,
         device=options.device,
+        backend=options.backend,
         trust_remote_code=options.trust_remote_code,
         listen=listen,
     )
@@ -71,7 +73,7 @@ def load_target(
     dtype: str = "bfloat16",
     weights: WeightsChoice = "stored",
     device: str | None = None,
-    backend: Literal["auto", "native", "hf"] = "auto",
+    backend: Backend = "auto",
     trust_remote_code: bool = False,
     listen: Listener = unheard,
 ) -> Target:
@@ -82,7 +84,8 @@ def load_target(
         weights: on the CPU, "stored" runs quantised weights as their file holds them, "int8" and "int4" quantise those
             of a directory while loading, "bf16" widens all to `dtype`. A GPU and `transformers` widen.
         device: "cpu", "cuda" or "cuda:1"; by default the GPU if there is one.
-        backend: "native" for the fast decoder, "hf" for `transformers`, "auto" for native if it supports the model.
+        backend: "native" for the fast decoder, "hf" for `transformers`, "llama_cpp" for llama.cpp, which takes
+            GGUF files of any architecture, "auto" for native if it supports the model and else `transformers`.
         trust_remote_code: run Python code that comes with the checkpoint, for its config, tokenizer and model, and with
             draft models that are loaded for it. Nothing is ever asked on standard input.
         listen: told of the progress of quantising, and of packing quantised weights where that takes seconds.
@@ -97,6 +100,8 @@ def load_target(
     numbers, place, kind = dtype_named(dtype), device_named(device), weights_named(weights)
     if backend not in BACKENDS:
         raise ConfigError(f"unknown backend '{backend}'{nearest(backend, BACKENDS)}")
+    if backend == "llama_cpp":
+        return _on_llama_cpp(name, kind, numbers, device_named("cpu" if device is None else device))
     if place.type != "cpu" or numbers not in QUANTISED_WITH or backend == "hf":
         if kind in ("int8", "int4"):
             raise ConfigError(
@@ -121,6 +126,24 @@ def _smaller(kind: WeightsChoice, dtype: torch.dtype) -> str:
         return "use a smaller model"
     narrower = " and dtype='bfloat16'" if dtype in (torch.float32, torch.float64) else ""
     return f"use weights='int4'{narrower}, which takes about a quarter of bf16, or a smaller model"
+
+
+def _on_llama_cpp(name: str, kind: WeightsChoice, dtype: torch.dtype, device: torch.device) -> Target:
+    """Load a GGUF file on llama.cpp, as it is stored."""
+    from outrider.targets.llama.target import LlamaTarget
+
+    if device.type != "cpu":
+        raise ConfigError(f"backend='llama_cpp' runs on the CPU here, not on {device}; leave the device out")
+    file = stored_file(name, kind)
+    if file is None:
+        raise ConfigError(
+            f"backend='llama_cpp' needs a GGUF file, and {name} is none; convert it with llama.cpp's"
+            " convert_hf_to_gguf.py"
+        )
+    with allocating(f"loading {name} on llama.cpp", "use a smaller model, or a file of fewer bits", device):
+        target = LlamaTarget.from_file(file, name, dtype)
+    log.info("%s: %s, %s", name, target.spec.weights, size(target.spec.weight_bytes))
+    return target
 
 
 def _from_gguf(file: Path, name: str, dtype: torch.dtype, listen: Listener) -> Target:

@@ -56,7 +56,7 @@ def check_cache_length(target: Target, proposer: Proposer, case: Case) -> None:
     poison = 50.0
 
     def look(engine: Engine, watched: WatchedSession) -> None:
-        cache = watched.cache
+        cache = watched.cache.tensors
         for slot in range(cache.plan.num_slots):
             running, reading = engine.batch.running.get(slot), engine.batch.reading.get(slot)
             want = len(running.tokens) - 1 if running else reading.num_read if reading else 0
@@ -117,14 +117,14 @@ def check_cache_content(target: Target, proposer: Proposer, case: Case) -> None:
     """Check C5, in float64 to 1e-9."""
 
     def look(engine: Engine, watched: WatchedSession) -> None:
-        cache = watched.cache
+        cache = watched.cache.tensors
         for slot, running in engine.batch.running.items():
             fresh = target.open(target.plan(1, target.spec.max_positions, 1))
             fresh.prefill([0], [running.tokens[:-1]])
             length = cache.lengths[slot]
             for ours, theirs in (
-                (cache.keys_LCHSD, fresh.cache.keys_LCHSD),
-                (cache.values_LCHSD, fresh.cache.values_LCHSD),
+                (cache.keys_LCHSD, fresh.cache.tensors.keys_LCHSD),
+                (cache.values_LCHSD, fresh.cache.tensors.values_LCHSD),
             ):
                 difference = (ours[:, slot, :, :length] - theirs[:, 0, :, :length]).abs()
                 assert length == 0 or difference.max().item() < 1e-9, "the cache differs from a fresh prefill"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from outrider.batch import Batch
 from outrider.budget import Budget, FixedBudget
-from outrider.cache import KVCache
+from outrider.cache import Cache
 from outrider.draft import Draft, Tree
 from outrider.engine import Engine
 from outrider.metrics import PrefillRecord, StepRecord
@@ -84,7 +84,7 @@ class WatchedSession(TargetSession):
         self.logits_BMV: Logits = torch.zeros(0)
 
     @property
-    def cache(self) -> KVCache:
+    def cache(self) -> Cache:
         return self.inner.cache
 
     def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[Tensor | None]:

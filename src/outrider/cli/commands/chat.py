@@ -13,7 +13,7 @@ import tyro
 
 from outrider.cli.commands.generate import DIM, PLAIN, marking, plain
 from outrider.cli.terminal import is_styled
-from outrider.models.weight_kinds import WeightsChoice
+from outrider.models.weight_kinds import Backend, WeightsChoice
 from outrider.records.display import visible, visible_line
 
 if TYPE_CHECKING:
@@ -65,6 +65,9 @@ class Chat:
     """Dtype of the cache and of plain weights: bfloat16, float16, float32, float64."""
     weights: WeightsChoice = "stored"
     """Weights on the CPU: stored as the file holds them, bf16 widened, int8 or int4 quantised while loading."""
+    backend: Backend = "auto"
+    """native is our decoder, hf that of transformers, llama_cpp llama.cpp for any GGUF file; auto takes ours if it
+    supports the model, else that of transformers."""
     device: str | None = None
     """cpu, cuda, ...; by default the GPU if there is one."""
     trust_remote_code: bool = False

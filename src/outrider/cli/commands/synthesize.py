@@ -5,12 +5,12 @@ import sys
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
 from outrider.data.config import SynthesisConfig
-from outrider.models.weight_kinds import WeightsChoice
+from outrider.models.weight_kinds import Backend, WeightsChoice
 from outrider.records.display import visible
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ class Synthesize:
     benchmark are left out. Counts go to standard error; where standard output is not a terminal, one line of JSON
     goes there.
     """
+
+    backend: ClassVar[Backend] = "auto"
 
     output: Path
     """Directory of the data set."""

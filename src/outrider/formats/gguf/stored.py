@@ -43,7 +43,7 @@ from outrider.formats.weights import check_finite
 from outrider.models.spec import DecoderSpec
 from outrider.ops.quantised import QuantFormat, QuantisedMatrix, QuantRows, dequantised
 
-__all__ = ["StoredModel", "StoredWeights", "open_stored", "stored_weights"]
+__all__ = ["StoredModel", "StoredWeights", "open_stored", "stored_tokenizer", "stored_weights"]
 
 DTYPES: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 MAX_SCALE: Final = np.finfo(np.float32).max / np.float32(12)
@@ -159,7 +159,7 @@ def open_stored(file: Path) -> StoredModel:
     """
     source = open_gguf(file)
     config, spec, weights = _checked(source)
-    return StoredModel(file=source.path, spec=spec, config=config, weights=weights, tokenizer=_tokenizer(source))
+    return StoredModel(file=source.path, spec=spec, config=config, weights=weights, tokenizer=stored_tokenizer(source))
 
 
 def stored_weights(file: Path) -> StoredWeights:
@@ -222,8 +222,12 @@ def _check_scales(tensor: GgufTensor, rows: QuantRows, start: int) -> None:
             )
 
 
-def _tokenizer(source: GgufFile) -> Any:
-    """Build the tokenizer as a converted directory would give it, through one that is deleted again."""
+def stored_tokenizer(source: GgufFile) -> Any:
+    """Build the tokenizer as a converted directory would give it, through one that is deleted again.
+
+    Raises:
+        CheckpointError: if it is damaged or of a kind that is not converted.
+    """
     with (
         as_error(CheckpointError, "the temporary directory cannot be written", "free space or set TMPDIR"),
         tempfile.TemporaryDirectory(prefix="outrider-") as scratch,

@@ -63,7 +63,7 @@ class ModelReader(ChainReader):
     def __init__(self, model: Target, output: OutputHead, plan: SessionPlan, tail: int, num_more: int = 1) -> None:
         assert plan.max_positions <= model.spec.max_positions, "a session is opened within the model's reach"
         self.model = model.open(model.plan(plan.max_slots, plan.max_positions, tail))
-        self.cache = self.model.cache
+        self.cache = self.model.cache.tensors
         self.output = output
         self.ids_K = output.ids_K
         self.vocab_size = model.spec.vocab_size

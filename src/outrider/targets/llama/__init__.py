@@ -1,0 +1,1 @@
+"""A target that llama.cpp computes: any architecture that it runs, from a GGUF file."""
