@@ -96,11 +96,7 @@ class Running:
 
     @classmethod
     def of(cls, request: Request, slot: int, text: TextStream) -> "Running":
-        """Return the request as its outbox records it; `text` is a new stream.
-
-        >>> Running.of(request, 0, text).tokens == [*request.prompt, *tokens_of_all_its_events]
-        True
-        """
+        """Return the request with the tokens of its prompt and of its outbox's events; `text` is a new stream."""
         processors = None if request.processors is None else request.processors.fork()
         running = cls(request, slot, text, list(request.prompt), processors)
         for event in request.outbox.events:

@@ -109,8 +109,10 @@ def check_setting(settings: object, name: str, fits: bool, wanted: str) -> None:
 def as_error(error: type[OutriderError], what: str, remedy: str) -> Iterator[None]:
     """Turn whatever another library raises into one sentence: "`what` (its message); `remedy`"; our own errors pass.
 
-    >>> with as_error(CheckpointError, "model.safetensors cannot be read", "download it again"):
-    ...     weights = safetensors.torch.load_file("model.safetensors")
+    >>> with as_error(RunError, "bad length", "give a number"):
+    ...     int("x")
+    Traceback (most recent call last):
+    outrider.errors.RunError: bad length (ValueError: invalid literal for int() with base 10: 'x'); give a number
     """
     try:
         yield

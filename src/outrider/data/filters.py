@@ -110,7 +110,7 @@ def is_printable(text: str) -> bool:
 
 def has_letters(text: str) -> bool:
     """
-    >>> has_letters("Why?"), has_letters("今天天气怎么样"), has_letters("--- ??? ---")
+    >>> has_letters("Why not?"), has_letters("今天天气怎么样"), has_letters("--- ??? ---")
     (True, True, False)
     """
     solid = [character for character in text if not character.isspace()]

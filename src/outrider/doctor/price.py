@@ -83,8 +83,8 @@ def _filed(target: Target, method: str, depth: int) -> float | None:
 def spread(seconds: Sequence[float]) -> float:
     """Return how far the middle half of some times is apart, as a share of their median.
 
-    >>> spread([1.0, 2.0, 3.0, 4.0, 5.0])
-    1.0
+    >>> spread([2.0, 3.0, 4.0, 5.0, 6.0])
+    0.5
     """
     low, middle, high = quantiles(seconds, n=4, method="inclusive")
     return (high - low) / middle

@@ -137,15 +137,15 @@ class LineFigure:
         low, high = page.axes.get_ylim()
         order = sorted(range(len(self.curves)), key=lambda place: -self.curves[place].ys[-1])
         wanted = [plot.bottom - (self.curves[place].ys[-1] - low) / (high - low) * HEIGHT + 4 for place in order]
-        for place, y in zip(order, _apart(wanted, plot.bottom + 8), strict=True):
+        for place, y in zip(order, _apart(wanted, plot.bottom), strict=True):
             page.write(plot.right + 8, y, elided(self.curves[place].name, width), colour=HUES[place % len(HUES)])
 
 
 def _apart(heights: list[float], most: float) -> list[float]:
-    """Return heights, ascending, at least a line apart and at most `most` where they all fit above it.
+    """Return heights, ascending, at least a line from the top and apart, at most `most` where they all fit above it.
 
-    >>> _apart([10.0, 12.0, 50.0], 52.0)
-    [10.0, 24.0, 50.0]
+    >>> _apart([10.0, 16.0, 50.0], 52.0)
+    [14.0, 28.0, 50.0]
     """
     free, apart = 0.0, list[float]()
     for height in heights:
