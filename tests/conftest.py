@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
+from outrider.env import cache_home
 from outrider.formats.locate import locate
 from outrider.targets.hf import HFTarget
 
@@ -19,9 +20,14 @@ hypothesis.settings.load_profile("outrider")
 
 
 def pytest_configure() -> None:
-    """One core per worker: processes that tests start would otherwise run a thread on each core, and wait there."""
+    """One core per worker, and compiled kernels for all.
+
+    Processes that tests start would otherwise run a thread on each core, and wait there; and a worker or process whose
+    first kernel is wanted by a test with a cache of its own would compile every kernel anew.
+    """
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_home() / "kernels"))
 
 
 def pytest_collection_finish() -> None:
