@@ -1,1 +1,1 @@
-"""Parts of the engine beside the algorithm: its guard, its clock, the memory plan and the check of drafts."""
+"""Parts of the engine beside the algorithm: options, the guard, the clock, the memory plan and the check of drafts."""

@@ -4,10 +4,10 @@ Example: `ServeConfig(target="smollm2-135m", max_batch=4, port=0)` serves at mos
 """
 
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
 from outrider.errors import ConfigError
-from outrider.models.weight_kinds import Backend, WeightsChoice
+from outrider.loop.options import EngineOptions
 
 __all__ = ["LOOPBACK", "ServeConfig"]
 
@@ -26,18 +26,13 @@ LIMITS: Final = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig:
+class ServeConfig(EngineOptions):
     """Settings of a server.
 
     Raises:
         ConfigError: for a number out of range, or an empty host or key.
     """
 
-    target: str = "smollm2-135m"
-    """The target model: a directory, a GGUF file, a hub id, or smollm2-135m."""
-    method: str = "auto"
-    """The drafting method and its settings, such as suffix or ngram:num_nodes=8; by default auto, which picks what tune
-    found for this target, else a shipped head, else suffix decoding, and says so."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for every network, then set a key."""
     port: int = 8000
@@ -63,22 +58,6 @@ class ServeConfig:
     as much as the slots take, at most 1 GiB."""
     prefill_chunk: int | None = None
     """Tokens of prompts that are read between two steps; by default 256 on the CPU and 8192 on a GPU."""
-    budget: Literal["fixed", "auto"] | None = None
-    """fixed drafts as much as the method is set to; auto as much as pays here, which may be nothing; by default fixed,
-    or what was picked with the method."""
-    verification: str = "coupled"
-    """Verification rule: coupled, rejection or block."""
-    dtype: str = "bfloat16"
-    """Dtype of the cache and of plain weights: bfloat16, float16, float32, float64."""
-    weights: WeightsChoice = "stored"
-    """Weights on the CPU: stored as the file holds them, bf16 widened, int8 or int4 quantised while loading."""
-    backend: Backend = "auto"
-    """native is our decoder, hf that of transformers, llama_cpp llama.cpp for any GGUF file; auto takes ours if it
-    supports the model, else that of transformers."""
-    device: str | None = None
-    """cpu, cuda, ...; by default the GPU if there is one."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the target and its draft models; read it first."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in LIMITS.items():

@@ -7,13 +7,13 @@ far stays in the conversation. In a pipe every line is a turn too, and the answe
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from outrider.cli.commands.generate import DIM, PLAIN, marking, plain
 from outrider.cli.terminal import is_styled
-from outrider.models.weight_kinds import Backend, WeightsChoice
+from outrider.loop.options import EngineOptions
 from outrider.records.display import visible, visible_line
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ COMMANDS = {"/exit": "leave", "/reset": "begin a new conversation", "/help": "li
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chat:
+class Chat(EngineOptions):
     """Talk with a target, turn by turn, in the terminal.
 
     Each line is a turn; /reset begins a new conversation, /exit leaves, Ctrl-C stops an answer.
@@ -35,9 +35,6 @@ class Chat:
 
     target: Annotated[str, tyro.conf.Positional] = "smollm2-135m"
     """The target model: a directory, a GGUF file, a hub id, or smollm2-135m."""
-    method: str = "auto"
-    """The drafting method and its settings, such as suffix or ngram:num_nodes=8; by default auto, which picks what tune
-    found for this target, else a shipped head, else suffix decoding, and says so."""
     system: str | None = None
     """The system message."""
     max_new_tokens: int = 512
@@ -56,22 +53,6 @@ class Chat:
     """Seed of all sampling; the text does not depend on the method."""
     show_drafts: bool = False
     """Colour the text that was accepted from drafts; without colours, put it in [brackets]."""
-    budget: Literal["fixed", "auto"] | None = None
-    """fixed drafts as much as the method is set to; auto as much as pays here, which may be nothing; by default fixed,
-    or what was picked with the method."""
-    verification: str = "coupled"
-    """Verification rule: coupled, rejection or block."""
-    dtype: str = "bfloat16"
-    """Dtype of the cache and of plain weights: bfloat16, float16, float32, float64."""
-    weights: WeightsChoice = "stored"
-    """Weights on the CPU: stored as the file holds them, bf16 widened, int8 or int4 quantised while loading."""
-    backend: Backend = "auto"
-    """native is our decoder, hf that of transformers, llama_cpp llama.cpp for any GGUF file; auto takes ours if it
-    supports the model, else that of transformers."""
-    device: str | None = None
-    """cpu, cuda, ...; by default the GPU if there is one."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the target and its draft models; read it first."""
 
     def run(self) -> None:
         from outrider.errors import ConfigError

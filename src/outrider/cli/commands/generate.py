@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import tyro
 
 from outrider.cli.terminal import is_styled
-from outrider.models.weight_kinds import Backend, WeightsChoice
+from outrider.loop.options import EngineOptions
 from outrider.records.display import visible
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ __all__ = ["DIM", "PLAIN", "Generate", "marking", "plain"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate:
+class Generate(EngineOptions):
     """Stream an answer to a prompt; the reason it ended and statistics follow on standard error.
 
     A terminal shows control characters in the answer as escapes; a pipe gets the text as it is.
@@ -38,11 +38,6 @@ class Generate:
 
     prompt: tyro.conf.Positional[str]
     """The prompt; - reads it from standard input."""
-    target: str = "smollm2-135m"
-    """The target model: a directory, a GGUF file, a hub id, or smollm2-135m."""
-    method: str = "auto"
-    """The drafting method and its settings, such as suffix or ngram:num_nodes=8; by default auto, which picks what tune
-    found for this target, else a shipped head, else suffix decoding, and says so."""
     max_new_tokens: int = 128
     """Longest answer in tokens."""
     temperature: float = 0.0
@@ -89,22 +84,6 @@ class Generate:
     """Colour the text that was accepted from drafts; without colours, put it in [brackets]."""
     ribbon: Path | None = None
     """HTML file to write: the answer with the writer of each token, and each step's draft, probabilities and times."""
-    budget: Literal["fixed", "auto"] | None = None
-    """fixed drafts as much as the method is set to; auto as much as pays here, which may be nothing; by default fixed,
-    or what was picked with the method."""
-    verification: str = "coupled"
-    """Verification rule: coupled, rejection or block."""
-    dtype: str = "bfloat16"
-    """Dtype of the cache and of plain weights: bfloat16, float16, float32, float64."""
-    weights: WeightsChoice = "stored"
-    """Weights on the CPU: stored as the file holds them, bf16 widened, int8 or int4 quantised while loading."""
-    backend: Backend = "auto"
-    """native is our decoder, hf that of transformers, llama_cpp llama.cpp for any GGUF file; auto takes ours if it
-    supports the model, else that of transformers."""
-    device: str | None = None
-    """cpu, cuda, ...; by default the GPU if there is one."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the target and its draft models; read it first."""
 
     def run(self) -> None:
         from outrider.cli.loading import loaded, logprob_lines, params_of
