@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from notebook_run import run_cells
 
 from outrider import load_target
 from outrider.testing.directory import write_tiny_model
@@ -39,8 +40,7 @@ def test_the_notebook_trains_a_head_whose_acceptance_rises() -> None:
     code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert sum(len(cell.splitlines()) for cell in code) <= LONGEST
     names: dict[str, Any] = {"__name__": "__main__"}
-    for cell in code:
-        exec(cell, names)
+    run_cells(notebook, names)
     assert len(names["curve"]) >= 3
     assert names["curve"][-1] > names["curve"][0] > 1
     assert names["tau"] > 1
