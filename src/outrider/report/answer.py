@@ -10,7 +10,7 @@ from outrider.results.pages.chart import described
 from outrider.results.rows import Report, Row
 from outrider.results.tables.cells import interval_text, number_text
 
-__all__ = ["answer_of", "facts_of", "other_answers", "place_of"]
+__all__ = ["answer_of", "facts_of", "fastest_of", "other_answers", "place_of"]
 
 
 def answer_of(source: Source) -> str:
@@ -59,6 +59,11 @@ def place_of(setting: Setting) -> str:
     """Return a setting in words."""
     engine = "" if setting.engine == OURS else f"on {setting.engine}, "
     return f"{engine}batch {setting.batch}, temperature {setting.temperature:g}"
+
+
+def fastest_of(report: Report) -> Row | None:
+    """Return the best method at the first setting where methods were compared; None without one."""
+    return next((best_of(comparable(report.rows, setting)) for setting in _compared(report)), None)
 
 
 def _compared(report: Report) -> list[Setting]:

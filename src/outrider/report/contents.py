@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from outrider.report.cost import memory, predicted, step_time, waterfall
-from outrider.report.load import acceptance, batches, latency
+from outrider.report.latency import latency
+from outrider.report.load import acceptance, batches
 from outrider.report.origin import origin
 from outrider.report.others import missing, quality, ribbon, runs_side_by_side, tuned
 from outrider.report.parts import Section

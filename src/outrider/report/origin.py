@@ -27,10 +27,12 @@ def origin(source: Source) -> Section:
         says.append("No manifest lies beside this report, so the machine and the versions are not known.")
     else:
         settings = tuple((Cell(name), Cell(value)) for name, value in _settings(source.manifest.settings))
-        tables.append(Table("Settings", heads, settings))
+        tables.append(Table("Settings", heads, settings, is_folded=True))
     notes = source.bench.notes if source.bench else source.tune.notes if source.tune else ()
     closing = source.bench.closing if source.bench else source.tune.deploy if source.tune else ()
-    return Section("origin", "Provenance", says=(*says, *notes), tables=tuple(tables), items=tuple(closing))
+    return Section(
+        "origin", "Provenance", says=tuple(says), notes=tuple(notes), tables=tuple(tables), items=tuple(closing)
+    )
 
 
 def _run(source: Source) -> Facts:

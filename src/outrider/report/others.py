@@ -10,6 +10,7 @@ from typing import Final
 from outrider.quality.report import Line
 from outrider.quality.table import sheet_of
 from outrider.records.display import visible_line
+from outrider.report.answer import fastest_of
 from outrider.report.parts import Figure, Fragment, Section, table_of
 from outrider.report.sources import Source
 from outrider.results.best import OURS, Setting
@@ -61,11 +62,13 @@ def tuned(source: Source) -> Section | None:
 
 
 def ribbon(source: Source) -> Section | None:
-    """Return real text of the run, each token marked by who wrote it."""
-    if not source.traces:
+    """Return real text of the run, each token marked by who wrote it; the fastest method comes first."""
+    if source.bench is None or not source.traces:
         return None
     says = ("Answers of this run, step by step: a step's card shows its draft tree, probabilities and cost.",)
-    held = Fragment(html=fragment(source.traces), style_hash=style_hash(), script_hash=script_hash())
+    fastest = fastest_of(source.bench)
+    traces = sorted(source.traces, key=lambda trace: fastest is not None and trace.method != fastest.method)
+    held = Fragment(html=fragment(traces), style_hash=style_hash(), script_hash=script_hash())
     return Section("ribbon", "Real text, token by token", says=says, fragment=held)
 
 

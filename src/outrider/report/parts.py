@@ -74,6 +74,7 @@ class Section:
 
     name     its id in the address of the page
     says     paragraphs
+    notes    a list behind them
     items    command lines or facts, one a line, as code
     """
 
@@ -81,6 +82,7 @@ class Section:
     title: str
     _: KW_ONLY
     says: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
     items: tuple[str, ...] = ()

@@ -29,6 +29,7 @@ from outrider.metrics import StepRecord, summarize
 from outrider.results.cost import plain_forward_s, step_cost
 from outrider.results.counters import Seen, figures_of, total_of
 from outrider.results.equality.summary import equality_of, summarize_verdicts
+from outrider.results.latency import first_token_s, per_token_s
 from outrider.results.rows import PLAIN, SERVING, Equality, Lossless, Row
 from outrider.results.statistics import Interval, paired_speedup, percentiles
 from outrider.results.unit import UnitResult
@@ -241,27 +242,15 @@ def _costs(steps: Sequence[StepRecord], plain: Sequence[StepRecord], speedup: In
 
 def _latencies(units: Sequence[UnitResult]) -> dict[str, Any]:
     answers = [answer for unit in units for answer in unit.answers]
-    per_token = [seconds for unit in units for seconds in _tpots_s(unit)]
+    per_token = [seconds for unit in units for seconds in per_token_s(unit)]
     bursts = [float(slot.num_emitted) for step in _steps(units) for slot in step.slots]
     bursts += [float(tokens) for answer in answers for tokens in answer.bursts]
     return {
-        "ttft_s": percentiles([answer.ttft_s for answer in answers if answer.ttft_s is not None]),
+        "ttft_s": percentiles([seconds for unit in units for seconds in first_token_s(unit)]),
         "tpot_s": percentiles(per_token),
         "burst_tokens": percentiles(bursts),
         "tokens_per_s_per_request": 1 / median(per_token) if per_token and median(per_token) else None,
     }
-
-
-def _tpots_s(unit: UnitResult) -> list[float]:
-    """Return the seconds per token after the first burst, of each answer that has such tokens and whose times are
-    known."""
-    return [
-        (answer.latency_s - answer.ttft_s) / rest
-        for answer in unit.answers
-        if answer.latency_s is not None
-        and answer.ttft_s is not None
-        and (rest := len(answer.tokens) - unit.first_bursts[answer.request]) > 0
-    ]
 
 
 def _bandwidth_share(units: Sequence[UnitResult], machine: Machine | None) -> float | None:

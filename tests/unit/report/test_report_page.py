@@ -157,3 +157,21 @@ def test_the_command_writes_beside_the_run(report: Report, tmp_path: Path, capsy
     assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
     assert main(["report", str(run), str(run), "--output", str(tmp_path / "two.html")]) == 0
     assert "2 runs side by side" in (tmp_path / "two.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("has_browser", [True, False])
+def test_the_page_is_shown_where_there_is_a_browser(
+    report: Report,
+    has_browser: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: shown.append(address) or has_browser)
+    run = write_run(tmp_path / "run", report)
+    assert main(["report", str(run)]) == 0
+    assert shown == []
+    assert main(["report", str(run), "--open"]) == 0
+    assert shown == [(run / "report.html").resolve().as_uri()]
+    assert ("no browser could be started" in caplog.text) is not has_browser

@@ -10,12 +10,14 @@ from hostile import ATTACK, trace
 
 from drawings import parsed, paths, scale
 from outrider.costs.tuned import TunedSpeedup
+from outrider.metrics import SlotStep, StepRecord
 from outrider.report.contents import sections_of, shared_sections
 from outrider.report.page import page_of
 from outrider.report.parts import Section
 from outrider.report.sources import Source, read_source
 from outrider.results.rows import Lossless, Report, Row, Waterfall
 from outrider.results.statistics import Interval, Percentiles
+from outrider.results.unit import Answer, UnitResult
 from outrider.tuning.outcome.report import TUNE_SCHEMA, CheckedChoice, TuneReport
 
 ROOT = Path(__file__).parents[3]
@@ -110,6 +112,48 @@ def test_predictions_stand_beside_measurements(sections: dict[str, Section]) -> 
 def test_latency_is_in_milliseconds(sections: dict[str, Section]) -> None:
     assert ends(sections["latency"], "bar") == [(20, 50), (50, 80)]
     assert cells(sections["latency"], 1)[0][-3:] == ["4.0", "5.0", "6.0"]
+
+
+def test_recorded_latency_is_drawn_as_the_share_within_a_time(source: Source) -> None:
+    def unit(conversation: str, ttft_ms: float, steps_ms: tuple[float, ...]) -> UnitResult:
+        """An answer of 4 tokens a step; its first step is within the time to the first token."""
+        slot = SlotStep(0, 0, num_nodes=3, draft_depth=3, num_accepted=3, num_emitted=4, finished=False)
+        records = tuple(StepRecord(0, 4, True, (slot,), 0.0, one / 1000, 0.0, 0.0, 0.0) for one in (1, *steps_ms))
+        answer = Answer(
+            conversation=conversation,
+            turn=0,
+            request=0,
+            seed=0,
+            num_prompt_tokens=1,
+            tokens=(1,) * 4 * len(records),
+            ttft_s=ttft_ms / 1000,
+            latency_s=(ttft_ms + sum(steps_ms)) / 1000,
+        )
+        return UnitResult(
+            unit=conversation,
+            method="head",
+            category="chat",
+            batch=1,
+            temperature=0.0,
+            repeat=0,
+            conversations=(conversation,),
+            answers=(answer,),
+            steps=records,
+            wall_s=1.0,
+        )
+
+    units = (unit("a", 10, (4, 4)), unit("b", 30, (8,)), replace(unit("c", 500, (9,)), batch=4))
+    sections = {one.name: one for one in sections_of(replace(source, units=units))}
+    curves = []
+    for figure in sections["latency"].figures:
+        drawing = parsed(figure.drawing.svg(820, None))
+        (zero_x, unit_x), (zero_y, unit_y) = scale(drawing, "x"), scale(drawing, "y")
+        (curve,) = paths(drawing, "curve")
+        curves.append([(round((x - zero_x) / unit_x, 1), round((y - zero_y) / unit_y)) for x, y in curve])
+    assert curves[0] == [(10, 0), (10, 50), (30, 50), (30, 100), (30, 100)]
+    assert curves[1] == [(1, 0), (1, 50), (2, 50), (2, 100), (2, 100)]
+    assert curves[2] == [(4, 0), (4, 33), (4, 33), (4, 67), (8, 67), (8, 100), (8, 100)]
+    assert cells(sections["latency"], 2) == [["head", "3", "4.0", "7.6", "7.9"]]
 
 
 def test_memory_is_weights_and_session(sections: dict[str, Section]) -> None:

@@ -1,6 +1,8 @@
 """`outrider report`: write one HTML page about finished runs."""
 
 import json
+import logging
+import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +10,8 @@ from typing import Annotated
 import tyro
 
 __all__ = ["ReportCommand"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +27,8 @@ class ReportCommand:
     """Runs."""
     output: Path | None = None
     """File to write; by default report.html in the first run's directory, or NAME.html beside a file."""
+    open: bool = False
+    """Show the page in the browser."""
 
     def run(self) -> None:
         from outrider.cli.terminal import end_with
@@ -39,4 +45,6 @@ class ReportCommand:
         output = self.output or (first / "report.html" if first.is_dir() else first.with_suffix(".html"))
         write_page(sources, output)
         answer = {"schema": "outrider.report/1", "output": str(output), "bytes": output.stat().st_size}
+        if self.open and not webbrowser.open(output.resolve().as_uri()):
+            log.warning("no browser could be started; open %s in one", output)
         end_with(json.dumps(answer), f"report: {output}")

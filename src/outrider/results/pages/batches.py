@@ -40,11 +40,11 @@ def batch_chart(report: Report, *, temperature: float | None = None, hardware: s
     return batch_figure(curves, _footnote(report, hardware)).svg()
 
 
-def batch_figure(curves: Sequence[Curve], footnote: str = "") -> LineFigure:
-    """Return the figure of methods at one temperature."""
+def batch_figure(curves: Sequence[Curve], footnote: str = "", *, has_bands: bool = True) -> LineFigure:
+    """Return the figure of methods at one temperature; bands of many lines hide one another."""
     return LineFigure(
         f"Speedup over plain decoding by batch size, temperature {curves[0].temperature:g}",
-        curves=tuple(map(_drawn_curve, curves)),
+        curves=tuple(_drawn_curve(curve, has_bands) for curve in curves),
         x_name="batch size",
         is_log=True,
         most=1.1,
@@ -54,14 +54,14 @@ def batch_figure(curves: Sequence[Curve], footnote: str = "") -> LineFigure:
     )
 
 
-def _drawn_curve(curve: Curve) -> DrawnCurve:
+def _drawn_curve(curve: Curve, has_bands: bool) -> DrawnCurve:
     crosses = 0 < curve.crossover < math.inf
     return DrawnCurve(
         curve.label,
         tuple(map(float, curve.batches)),
         tuple(curve.points),
-        lows=tuple(curve.lows),
-        highs=tuple(curve.highs),
+        lows=tuple(curve.lows) if has_bands else (),
+        highs=tuple(curve.highs) if has_bands else (),
         rings=((curve.crossover, 1.0),) if crosses else (),
         words=_words(curve),
     )
