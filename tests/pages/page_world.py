@@ -116,6 +116,14 @@ def _bench(world: World, path: Path) -> None:
     world.run("bench", *where, "--methods", "ngram", f"eagle3:checkpoint={world.made('DIR')}", *sizes)
 
 
+def _same_bench(world: World, path: Path) -> None:
+    path.symlink_to(world.made("runs/DIRECTORY"))
+
+
+def _quality(world: World, path: Path) -> None:
+    path.symlink_to(ROOT / "docs" / "results" / "quality.jsonl")
+
+
 def _costs(world: World, path: Path) -> None:
     methods = ("--methods", "ngram", f"eagle3:checkpoint={world.made('DIR')}")
     world.run("profile", "--quick", "--target", world.made("MODEL"), *methods, "--output", path)
@@ -146,6 +154,9 @@ MAKERS: dict[str, Callable[[World, Path], None]] = {
     "DIR": _head,
     "runs/eagle3/best": _head,
     "runs/DIRECTORY": _bench,
+    "runs/chat": _same_bench,
+    "runs/editing": _same_bench,
+    "docs/results/quality.jsonl": _quality,
     "costs.json": _costs,
     "outrider-heads.zip": _heads_archive,
     "my_package.py": _package,

@@ -68,6 +68,7 @@ def test_the_examples_of_a_page_run(
     monkeypatch.syspath_prepend(directory)
     monkeypatch.setattr(outrider, "load_target", cached_target)
     monkeypatch.setattr("outrider.bench.benchmark.memory_bytes_per_s", lambda device: 1e10)
+    monkeypatch.setattr("webbrowser.open", lambda address: True)
     Page(page, world, directory, capsys).run()
 
 
