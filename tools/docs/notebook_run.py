@@ -6,6 +6,7 @@ Cells run in one namespace of this process. A cell keeps what it printed and the
 text/plain and, where the value draws itself, text/html. Nothing is written if a cell fails.
 """
 
+import argparse
 import ast
 import io
 import json
@@ -56,9 +57,11 @@ def _result(value: object, count: int) -> list[dict[str, Any]]:
     return [{"data": shown, "execution_count": count, "metadata": {}, "output_type": "execute_result"}]
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run notebooks and write them; return the exit status."""
-    for path in map(Path, arguments):
+    parser = argparse.ArgumentParser(description="Run notebooks and keep their outputs.")
+    parser.add_argument("notebooks", nargs="+", type=Path)
+    for path in parser.parse_args(arguments).notebooks:
         notebook = json.loads(path.read_text(encoding="utf-8"))
         run_cells(notebook, {"__name__": "__main__"})
         write_text(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", "give another file")
@@ -66,4 +69,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
