@@ -138,3 +138,18 @@ def test_a_keyboard_reaches_everything(page: Any) -> None:
     page.execute_script("document.querySelector('summary').focus()")
     ActionChains(page, duration=0).send_keys(Keys.ENTER).perform()
     assert page.execute_script("return document.querySelector('details').open")
+
+
+def test_it_can_be_read_on_paper(page: Any) -> None:
+    look(page, 740, "dark")
+    dark = {"name": "prefers-color-scheme", "value": "dark"}
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": [dark]})
+    try:
+        assert page.execute_script("return getComputedStyle(document.querySelector('h1')).color") == "rgb(0, 0, 0)"
+        shown = "return [...document.querySelectorAll('nav, .skip, .narrow')].filter((one) => one.checkVisibility())"
+        assert page.execute_script(shown) == []
+        outside = "return [...document.querySelectorAll('svg, h1, p')].filter((one) => one.checkVisibility()"
+        outside += " && one.getBoundingClientRect().right > innerWidth).length"
+        assert page.execute_script(outside) == 0
+    finally:
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
