@@ -1,5 +1,6 @@
 """Every example of every page does what the page says, or the page says why it is not tried."""
 
+import inspect
 import pkgutil
 import re
 import shlex
@@ -15,10 +16,12 @@ from page_world import World
 
 import outrider
 from outrider.formats.locate import cache_directory
+from outrider.records.progress import Listener, unheard
 from outrider.target import Target
 from outrider.targets import load_target
 
 PAGES = example_pages()
+DEFAULTS = {name: one.default for name, one in inspect.signature(load_target).parameters.items()}
 LEAST_RUN = 0.45
 """Share of the examples that must run; the rest is parsed, or compared with its source."""
 
@@ -31,9 +34,16 @@ WITH_BLOCKS = [page for page in PAGES if any(not (block.is_inline or block.is_ge
 
 
 @cache
-def cached_target(name: str, **options: object) -> Target:
+def embedded_target(**options: object) -> Target:
     """The embedded target is loaded once for all pages."""
-    return load_target(name, **options)
+    return load_target("smollm2-135m", **options)
+
+
+def loaded_target(name: str, *, listen: Listener = unheard, **options: object) -> Target:
+    """In place of `load_target`."""
+    if name == "smollm2-135m":
+        return embedded_target(**{key: value for key, value in options.items() if value != DEFAULTS[key]})
+    return load_target(name, listen=listen, **options)
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +76,8 @@ def test_the_examples_of_a_page_run(
     directory.mkdir()
     monkeypatch.chdir(directory)
     monkeypatch.syspath_prepend(directory)
-    monkeypatch.setattr(outrider, "load_target", cached_target)
+    monkeypatch.setattr(outrider, "load_target", loaded_target)
+    monkeypatch.setattr("outrider.targets.load_target", loaded_target)
     monkeypatch.setattr("outrider.bench.benchmark.memory_bytes_per_s", lambda device: 1e10)
     monkeypatch.setattr("webbrowser.open", lambda address: True)
     Page(page, world, directory, capsys).run()

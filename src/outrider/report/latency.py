@@ -110,7 +110,7 @@ def _key(one: Row | UnitResult) -> tuple[object, ...]:
 
 
 def _lines(title: str, samples: Sequence[_Sample]) -> LineFigure:
-    end = max(sample.times_ms[math.ceil(0.99 * len(sample.times_ms)) - 1] for sample in samples)
+    end = max(sample.times_ms[math.ceil(0.99 * len(sample.times_ms)) - 1] for sample in samples) or 1.0
     curves = tuple(Curve(one.label, *_stairs(one.times_ms, end), words=_words(one)) for one in samples)
     return LineFigure(title, curves=curves, x_name="ms", is_origin=True, most=100.0)
 
