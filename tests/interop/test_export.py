@@ -45,11 +45,11 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
     return load_target(str(directory), dtype="float32", device="cpu")
 
 
-def trained(name: str, target: Target, directory: Path) -> Path:
+def trained(name: str, target: Target, directory: Path, **changes: Any) -> Path:
     cls = objective_class(name)
     counts_V = torch.arange(target.spec.vocab_size) % 20
     corpus = Corpus(counts_V=counts_V, num_tokens=int(counts_V.sum()))
-    objective = cls.create(Teacher.of(target, "cpu"), cls.Config(**SETTINGS[name]), corpus, seed=3)
+    objective = cls.create(Teacher.of(target, "cpu"), cls.Config(**SETTINGS[name] | changes), corpus, seed=3)
     directory.mkdir()
     objective.save(directory, torch.bfloat16)
     return directory
@@ -105,6 +105,17 @@ def test_the_speculators_layout_names_the_target(target: Target, tmp_path: Path)
     verifier = json.loads((output / "config.json").read_text(encoding="utf-8"))["speculators_config"]["verifier"]
     assert verifier == {"architectures": ["LlamaForCausalLM"], "name_or_path": target.spec.source}
     assert drafted(target, "eagle3", output) == drafted(target, "eagle3", checkpoint)
+
+
+def test_a_head_of_several_layers_is_exported_where_they_are_read_alike(target: Target, tmp_path: Path) -> None:
+    checkpoint = trained("eagle3", target, tmp_path / "trained", num_layers=2)
+    output = tmp_path / "exported"
+    output.mkdir()
+    export = Export(checkpoint=checkpoint, target=target, output=output, engine="speculators", num_nodes=5)
+    export_checkpoint(export)
+    assert drafted(target, "eagle3", output) == drafted(target, "eagle3", checkpoint)
+    with pytest.raises(ConfigError, match="has 2 layers, and SGLang reads other norms"):
+        export_checkpoint(replace(export, engine="sglang"))
 
 
 def test_flags_for_sglang(target: Target, tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ VARIANTS = [
     {"norm_before_residual": True, "fc_norm": True},
     {"norm_output": True, "norm_before_fc": True, "layer_ids": "0,1"},
     {"draft_vocab": VOCAB, "intermediate_size": 40},
+    {"num_layers": 3, "norm_before_residual": True},
+    {"num_layers": 2, "norm_output": True},
 ]
 
 
@@ -179,7 +181,7 @@ def test_the_loss_is_the_mean_of_each_text_with_decaying_depths() -> None:
 @pytest.mark.parametrize("loss", ["ce", "kl", "tv", "log_alpha"])
 def test_every_loss_reaches_every_parameter(loss: str) -> None:
     target = tiny_target(vocab_size=VOCAB)
-    objective = objective_on(target, loss=loss, fc_norm=True, norm_before_fc=True)
+    objective = objective_on(target, loss=loss, fc_norm=True, norm_before_fc=True, num_layers=2)
     batch = collate([[example(target, objective.feature_layers, written(target, [3, 1], 12), 1)]], 64)
     objective(batch, torch.Generator()).loss.backward()
     with torch.no_grad():
@@ -236,14 +238,22 @@ def tokens_per_step(target: Target, directory: Path, prompts: list[list[int]]) -
 
 
 @pytest.mark.parametrize(
-    ("loss", "shift", "low", "high"),
-    [("kl", 0, 4.0, 5.0), ("ce", 0, 4.7, 5.0), ("ce", 1, 1.0, 2.0)],
-    ids=["kl", "ce", "off-by-one"],
+    ("loss", "shift", "num_layers", "low", "high"),
+    [("kl", 0, 1, 4.0, 5.0), ("ce", 0, 1, 4.7, 5.0), ("ce", 0, 2, 4.7, 5.0), ("ce", 1, 1, 1.0, 2.0)],
+    ids=["kl", "ce", "two-layers", "off-by-one"],
 )
-def test_it_learns_its_targets_texts(tmp_path: Path, loss: str, shift: int, low: float, high: float) -> None:
+def test_it_learns_its_targets_texts(
+    tmp_path: Path, loss: str, shift: int, num_layers: int, low: float, high: float
+) -> None:
     target = tiny_target(vocab_size=VOCAB, dtype=torch.float32)
     objective = objective_on(
-        target, dtype=torch.float32, draft_vocab=VOCAB, loss=loss, intermediate_size=128, decay=1.0
+        target,
+        dtype=torch.float32,
+        draft_vocab=VOCAB,
+        num_layers=num_layers,
+        loss=loss,
+        intermediate_size=128,
+        decay=1.0,
     )
     prompts = [[3, 1, 4], [15, 9, 2]]
     examples = [
@@ -300,6 +310,7 @@ def test_a_layer_of_the_target_may_be_the_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"num_layers": 0}, "num_layers=0 must be between 1 and 32"),
         ({"num_depths": 0}, "num_depths=0 must be between 1 and 32"),
         ({"decay": 1.5}, "decay=1.5 must be above 0"),
         ({"draft_vocab": 0}, "draft_vocab=0 must be at least 1"),

@@ -56,6 +56,11 @@ def write(export: Export) -> Exported:
     # refuse rather than export a head whose drafts would be rejected
     if export.engine == "sglang" and checkpoint.spec.norm_before_residual:
         raise ConfigError("SGLang ignores norm_before_residual=true, so this head would draft wrongly there; use vLLM")
+    if export.engine == "sglang" and checkpoint.spec.layer.num_layers > 1:
+        raise ConfigError(
+            f"{export.checkpoint} has {checkpoint.spec.layer.num_layers} layers, and SGLang reads other norms in the "
+            "further ones; use vLLM"
+        )
     write_native(export.output, checkpoint, torch.bfloat16)
     if export.engine == "vllm":
         return Exported(speculative=export.speculative("eagle3"))

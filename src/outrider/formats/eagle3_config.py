@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from outrider.errors import CheckpointError
-from outrider.formats.eagle3_tensors import Shapes, layer_sizes
+from outrider.formats.eagle3_tensors import Shapes, layer_sizes, num_layers
 from outrider.models.eagle3 import LAYER, NUM_FEATURE_LAYERS, Eagle3Spec
 from outrider.models.spec import DecoderSpec, filled_config, is_supported
 from outrider.records.display import shown_json
@@ -126,32 +126,35 @@ def _named_layers(fields: Fields, nested: Fields) -> _Fused:
 
 
 def _layer(fields: Fields, file: Path, shapes: Shapes) -> DecoderSpec:
-    """Return the one decoder layer, with the sizes and biases that its tensors have."""
+    """Return the decoder layers, with the number, sizes and biases that their tensors have."""
     family = fields.get("model_type")
     if family not in LLAMA_LIKE:
         raise CheckpointError(
             f"{file} has model_type {shown_json(family)}; heads of type llama, qwen2, qwen3 and mistral are read"
         )
     known = {key: value for key, value in fields.plain().items() if key not in UNREAD}
-    # many configs copy the target's number of layers; the head has one
-    known |= {"model_type": family or "llama", "num_hidden_layers": 1}
+    count, told = num_layers(shapes), fields.integer("num_hidden_layers", None)
+    # many configs of a head of one layer copy the target's number; those of several layers say their own
+    if count > 1 and told not in (None, count):
+        raise CheckpointError(f"{file} has num_hidden_layers {told}, but its tensors are of {count} layers; correct it")
+    known |= {"model_type": family or "llama", "num_hidden_layers": count}
     if shapes:
         known |= layer_sizes(shapes, fields.integer("num_attention_heads", low=1, high=2**16))
     filled = filled_config(known, family or "llama", file, own=OWN, partial=True)
     reason = is_supported(filled)
-    if reason is None and any(name.startswith(f"{LAYER}mlp.") and name.endswith(".bias") for name in shapes):
+    if reason is None and any("mlp." in name and name.endswith(".bias") for name in shapes):
         reason = "its MLP has biases"
     if reason is not None:
         raise CheckpointError(f"{file} describes a layer that cannot be run: {reason}; give another head")
     spec = DecoderSpec.from_config(filled)
     window = spec.windows[0]
-    if "sliding_attention" in (fields.texts("layer_types", None) or ())[:1]:
+    if "sliding_attention" in (fields.texts("layer_types", None) or ())[:count]:
         window = fields.integer("sliding_window", low=1)
     if window is not None and window < spec.max_position_embeddings:
         raise CheckpointError(
             f"{file} lets the layer see a window of {window} tokens (sliding_window), which is not supported for heads"
         )
-    spec = replace(spec, tie_word_embeddings=False, windows=(None,), mlp_bias=False)
+    spec = replace(spec, tie_word_embeddings=False, windows=(None,) * count, mlp_bias=False)
     if not shapes:
         return spec
     return replace(  # the stored biases and norms decide, whatever the config says

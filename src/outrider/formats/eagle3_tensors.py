@@ -3,6 +3,7 @@
 Publishers spell the same tensors differently. `canonical_names` maps each to its published name:
 
     model.layers.0.self_attn.q_proj.weight      midlayer.self_attn.q_proj.weight
+    layers.1.hidden_norm.weight                 layers.1.input_layernorm.weight: only the first layer has both norms
     aux_norm_low.weight                         fc_norm.0.weight
     verifier_lm_head.weight, *.inv_freq         left out: unused
 
@@ -17,7 +18,8 @@ Worked example: d2t = [0, 4, 4] gives the tokens 0, 5, 6; d2t = [0, 5, 6] beside
 Shapes: E hidden size, F input width of the fusion, K columns, V vocabulary.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -28,13 +30,14 @@ from outrider.errors import CheckpointError
 from outrider.formats.weights import Weights
 from outrider.models.eagle3 import LAYER
 
-__all__ = ["Shapes", "canonical_names", "column_ids", "layer_sizes"]
+__all__ = ["Shapes", "canonical_names", "column_ids", "layer_sizes", "num_layers"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shape of each tensor by its published name."""
 
 PREFIXES: Final = ("module.", "draft_model.", "eagle_module.", "model.")
 LAYERS: Final = ("layers.0.", "decoder.layers.0.", "midlayer.")
+FURTHER: Final = re.compile(r"(?:decoder\.)?layers\.([1-9]\d{0,3})\.(.*)")
 OLD_NORMS: Final = {
     f"aux_norm_{name}.weight": f"fc_norm.{feature_layer}.weight"
     for feature_layer, name in enumerate(("low", "mid", "high"))
@@ -46,18 +49,13 @@ def canonical_names(weights: Weights, directory: Path) -> dict[str, str]:
     """Return the stored name of each tensor by its published name.
 
     Raises:
-        CheckpointError: for two tensors of one meaning, and for a head of several layers.
+        CheckpointError: for two tensors of one meaning.
     """
     found: dict[str, str] = {}
     for stored in weights.stored:
         name = _canonical(stored)
         if name.startswith(UNUSED) or name.endswith("rotary_emb.inv_freq"):
             continue
-        if name.startswith("layers."):
-            raise CheckpointError(
-                f"{directory} holds tensor {stored} of a second layer; heads of one layer are run, since engines "
-                "differ on what more layers do"
-            )
         if name in found:
             raise CheckpointError(f"{directory} holds {found[name]} and {stored}, which are one tensor; drop one")
         found[name] = stored
@@ -68,8 +66,16 @@ def _canonical(name: str) -> str:
     # prefixes nest, as in module.draft_model.
     while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), ""):
         name = name.removeprefix(prefix)
+    if further := FURTHER.fullmatch(name):
+        rest = "input_layernorm.weight" if further[2] == "hidden_norm.weight" else further[2]
+        return f"layers.{further[1]}.{rest}"
     layer = next((layer for layer in LAYERS if name.startswith(layer)), None)
     return OLD_NORMS.get(name, name) if layer is None else LAYER + name.removeprefix(layer)
+
+
+def num_layers(names: Iterable[str]) -> int:
+    """Return the number of decoder layers by published names: one more than the last layer's number."""
+    return 1 + max((int(further[1]) for name in names if (further := FURTHER.fullmatch(name))), default=0)
 
 
 def layer_sizes(shapes: Shapes, num_heads: int) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The EAGLE-3 head (Li et al., arXiv 2503.01840): one decoder layer that reads a token and a feature side by side.
+"""The EAGLE-3 head (Li et al., arXiv 2503.01840): a decoder layer that reads a token and a feature side by side.
 
 The target's states before three of its layers are fused into one, g. Slot t reads g of position t and the embedding e
 of the token after it, and predicts the token after that one:
@@ -6,6 +6,7 @@ of the token after it, and predicts the token after that one:
     g = fc [h_low ; h_mid ; h_high]                   of committed text; while drafting, the head's own last output
     a = [norm(e) ; norm(g)]                           twice the hidden size, which only q, k and v read
     x = g + attention(a);   x = x + mlp(norm(x))      the residual stream starts at g
+    further layers, if any, are plain ones on x
     logits = lm_head(norm(x))                         x itself, before the norm, is the next g
 
 The output head has columns for the most frequent tokens only; `d2t` is each column's token id less
@@ -34,10 +35,20 @@ from outrider.ops.base import GraphCache, Result, Rope
 from outrider.ops.select import choose_ops
 from outrider.placement import Placement
 
-__all__ = ["LAYER", "Eagle3Head", "Eagle3Spec", "default_layer_ids"]
+__all__ = ["LAYER", "Eagle3Head", "Eagle3Spec", "default_layer_ids", "layer_name"]
 
 LAYER = "midlayer."
+"""Name of the first layer, which reads token and feature."""
 NUM_FEATURE_LAYERS = 3
+
+
+def layer_name(layer: int) -> str:
+    """Return the prefix of a layer's tensors.
+
+    >>> layer_name(0), layer_name(1)
+    ('midlayer.', 'layers.1.')
+    """
+    return f"layers.{layer}." if layer else LAYER
 
 
 def default_layer_ids(num_layers: int) -> tuple[int, ...]:
@@ -53,7 +64,7 @@ def default_layer_ids(num_layers: int) -> tuple[int, ...]:
 class Eagle3Spec:
     """The config of a head.
 
-    layer               its one decoder layer: sizes, rotary positions; `vocab_size` is the target's
+    layer               its decoder layers: number, sizes, rotary positions; `vocab_size` is the target's
     draft_vocab_size    K
     target_hidden_size  the width of each fused state
     layer_ids           k is the state before layer k; None for the default, which depends on the target's depth
@@ -94,14 +105,13 @@ class Eagle3Spec:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every trained tensor, under its published name."""
         layer, width = self.layer, self.layer.hidden_size
-        plain = {name.removeprefix("model.layers.0."): shape for name, shape in layer.weight_shapes().items()}
-        shapes: dict[str, tuple[int, ...]] = {
-            LAYER + name: (shape[0], 2 * width)
-            if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))
-            else shape
-            for name, shape in plain.items()
-            if name.startswith(("self_attn.", "mlp.", "input_layernorm.", "post_attention_layernorm."))
-        }
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, shape in layer.weight_shapes().items():
+            if not name.startswith("model.layers."):
+                continue
+            name = name.removeprefix("model.").replace("layers.0.", LAYER)
+            reads_both = name.startswith(LAYER) and name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))
+            shapes[name] = (shape[0], 2 * width) if reads_both else shape
         shapes |= {f"{LAYER}hidden_norm.weight": (width,), "norm.weight": (width,)}
         if self.has_fc:
             shapes["fc.weight"] = (width, self.features)
@@ -144,7 +154,9 @@ class Eagle3Head(RecurrentHead):
         self.ops = ops = choose_ops(device, dtype)
         cast = {name: weights[name].to(device, dtype) for name in spec.shapes()}
         packer = ops.narrow()
-        self.block = Block.packed(spec.layer, cast, LAYER, packer, device)
+        self.block, *self.further = (
+            Block.packed(spec.layer, cast, layer_name(layer), packer, device) for layer in range(spec.layer.num_layers)
+        )
         self.fc = packer.pack(cast["fc.weight"]) if spec.has_fc else None
         self.lm_head = ops.narrow().pack(cast["lm_head.weight"])
         self.embedding_VE = embedding_VE.to(device)
@@ -174,11 +186,12 @@ class Eagle3Head(RecurrentHead):
     def num_bytes(self) -> int:
         own = self.embedding_VE.nbytes if self.owns_embedding else 0
         fc = 0 if self.fc is None else self.fc.num_bytes
-        return self.block.num_bytes + fc + self.lm_head.num_bytes + own
+        layers = sum(block.num_bytes for block in (self.block, *self.further))
+        return layers + fc + self.lm_head.num_bytes + own
 
     def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
         return CachePlan(
-            num_layers=1,
+            num_layers=self.spec.layer.num_layers,
             num_slots=num_slots,
             num_kv_heads=self.spec.layer.num_kv_heads,
             head_dim=self.spec.layer.head_dim,
@@ -211,7 +224,7 @@ class Eagle3Head(RecurrentHead):
         graph_cache: GraphCache | None = None,
     ) -> Reading:
         def body(both_RE: Tensor, placement: Placement) -> Result:
-            out_RE = self._layer(both_RE, placement, cache)
+            out_RE = self._layers(both_RE, placement, cache)
             return Result(self.predict(out_RE[len(out_RE) - num_predicted :]) if num_predicted else None, out_RE)
 
         both_RE = self.inputs(states_RE, tokens_R, placement)
@@ -223,15 +236,15 @@ class Eagle3Head(RecurrentHead):
     def draft_step(self, cache: KVCache) -> DraftStep:
         return DraftStep(
             ops=self.ops,
-            read=lambda both_RE, placement: self._layer(both_RE, placement, cache),
+            read=lambda both_RE, placement: self._layers(both_RE, placement, cache),
             predict=self.predict,
             ids_K=self.ids_K,
             embedding_VE=self.embedding_VE,
             reads_states=True,
         )
 
-    def _layer(self, both_RE: Tensor, placement: Placement, cache: KVCache) -> Tensor:
-        """Run the layer, by operations alone, so that a back end may record it."""
+    def _layers(self, both_RE: Tensor, placement: Placement, cache: KVCache) -> Tensor:
+        """Run the layers, by operations alone, so that a back end may record them."""
         ops, eps, (rows, E) = self.ops, self.block.eps, both_RE.shape
         embedded_RE, states_RE = both_RE[: rows // 2], both_RE[rows // 2 :]
         pair_RF, x_RE = both_RE.new_empty(rows // 2, 2 * E), torch.empty_like(states_RE)
@@ -242,6 +255,9 @@ class Eagle3Head(RecurrentHead):
         qkv_RQ = ops.norm_project(pair_RF, None, 0.0, self.block.qkv)
         rope = self._tables(cache.plan.num_positions)
         self.block.apply(ops, x_RE, qkv_RQ, rope, cache.keys_LCHSD[0], cache.values_LCHSD[0], placement)
+        for layer, block in enumerate(self.further, start=1):
+            qkv_RQ = ops.norm_project(x_RE, block.input_norm_E, eps, block.qkv)
+            block.apply(ops, x_RE, qkv_RQ, rope, cache.keys_LCHSD[layer], cache.values_LCHSD[layer], placement)
         out_RE = x_RE
         if self.spec.norm_output:
             out_RE = torch.empty_like(x_RE)

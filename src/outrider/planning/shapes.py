@@ -47,7 +47,7 @@ class PassShape:
 
 def target_pass(spec: DecoderSpec) -> PassShape:
     """Return a forward of the target: its layers and its output head."""
-    return _layers(spec, spec.num_layers, spec.hidden_size).plus(spec.vocab_size * spec.hidden_size)
+    return _layers(spec, spec.num_layers).plus(spec.vocab_size * spec.hidden_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class DrafterSizes:
     passes             passes in a row: "depth" one per level of the draft, "one", or "none" (a lookup)
     rows               rows of a slot, over all passes: "nodes" one per node, "one" a single row
     num_layers         decoder layers of a pass
-    attention_inputs   states that q, k and v read side by side
+    attention_inputs   states that q, k and v of the first layer read side by side
     projection_inputs  states that a projection E x (n E) joins in every pass; 0 for none
     fused_inputs       the same, once per step
     num_heads_out      output heads side by side, each a residual layer E x E before a shared projection; 0 for one
@@ -98,8 +98,9 @@ class DrafterSizes:
         width = own.hidden_size
         columns = min(self.head_columns or target.vocab_size, target.vocab_size)
         residuals = self.num_heads_out * width**2
-        layers = _layers(own, self.num_layers, self.attention_inputs * width)
-        return layers.plus(self.projection_inputs * width**2).plus(
+        layers = _layers(own, self.num_layers)
+        beside = (self.attention_inputs - 1) * width * (own.num_heads + 2 * own.num_kv_heads) * own.head_dim
+        return layers.plus(beside + self.projection_inputs * width**2).plus(
             columns * width + residuals, max(1, self.num_heads_out) * columns * width + residuals
         )
 
@@ -115,10 +116,10 @@ class DrafterSizes:
 OWN_SIZES = ("hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim")
 
 
-def _layers(spec: DecoderSpec, num_layers: int, attention_width: int) -> PassShape:
-    """Return the decoder layers whose q, k and v read `attention_width` numbers."""
+def _layers(spec: DecoderSpec, num_layers: int) -> PassShape:
+    """Return plain decoder layers."""
     width, queries, keys = spec.hidden_size, spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    layer = attention_width * (queries + 2 * keys) + queries * width + 3 * width * spec.intermediate_size
+    layer = width * (queries + 2 * keys) + queries * width + 3 * width * spec.intermediate_size
     return PassShape(
         num_read=num_layers * layer,
         num_multiplied=num_layers * layer,

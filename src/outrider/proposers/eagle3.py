@@ -1,4 +1,4 @@
-"""EAGLE-3 (Li et al., arXiv 2503.01840): a one-layer head drafts from the target's own states.
+"""EAGLE-3 (Li et al., arXiv 2503.01840): a small head drafts from the target's own states.
 
 The head (`outrider.models.eagle3`) reads three of the target's hidden states at every committed position. One head pass
 costs about as much as one target layer and its small output head, so a chain of five or a tree of some dozens of nodes
@@ -162,12 +162,13 @@ def head_of(checkpoint: Eagle3Checkpoint, target: Target, drafted_K: Tensor | No
 def random_checkpoint(target: Target, seed: int) -> Eagle3Checkpoint:
     """Make a head of random weights that fits the target, its variant and vocabulary drawn from `seed`."""
     found, generator = target.spec, torch.Generator().manual_seed(seed)
+    num_layers = max(1, seed % 7 - 3)
     layer = DecoderSpec(
         family="qwen3" if seed % 5 == 1 else "llama",
         vocab_size=found.vocab_size,
         hidden_size=found.hidden_size,
         intermediate_size=2 * found.hidden_size,
-        num_layers=1,
+        num_layers=num_layers,
         num_heads=2,
         num_kv_heads=1 + seed % 2,
         head_dim=8,
@@ -175,7 +176,7 @@ def random_checkpoint(target: Target, seed: int) -> Eagle3Checkpoint:
         max_position_embeddings=found.max_positions,
         rope=RopeSpec(original_max_position_embeddings=found.max_positions),
         qk_norm=seed % 5 == 1,
-        windows=(None,),
+        windows=(None,) * num_layers,
     )
     count = found.vocab_size if seed % 4 == 3 else max(1, found.vocab_size * 2 // 3)
     spec = Eagle3Spec(

@@ -228,10 +228,22 @@ def test_the_map_of_columns(d2t: list[int], t2d: list[int] | None, ids: list[int
 
 
 REFUSED: dict[str, tuple[dict[str, Any], Callable[[Tensors], object], str]] = {
-    "a second layer": (
-        {},
+    "half a second layer": (
+        {"num_hidden_layers": 2},
         lambda tensors: tensors.update({"layers.1.hidden_norm.weight": torch.ones(16)}),
-        "holds tensor layers.1.hidden_norm.weight of a second layer",
+        "no tensor layers.1.post_attention_layernorm.weight",
+    ),
+    "more layers than the config says": (
+        {},
+        lambda tensors: tensors.update({"layers.2.input_layernorm.weight": torch.ones(16)}),
+        "has num_hidden_layers 1, but its tensors are of 3 layers",
+    ),
+    "both norms of a further layer": (
+        {},
+        lambda tensors: tensors.update(
+            {f"layers.1.{name}.weight": torch.ones(16) for name in ("hidden_norm", "input_layernorm")}
+        ),
+        "layers.1.hidden_norm.weight and layers.1.input_layernorm.weight, which are one tensor; drop one",
     ),
     "one tensor twice": (
         {},

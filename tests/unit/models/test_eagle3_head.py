@@ -24,7 +24,7 @@ class Dense:
 
     def __init__(self, checkpoint: Eagle3Checkpoint, embedding_VE: Tensor) -> None:
         self.spec, self.weights, self.embedding_VE = checkpoint.spec, checkpoint.tensors, embedding_VE
-        self.inputs: list[tuple[Tensor, Tensor]] = []
+        self.rows: list[list[Tensor]] = [[] for _ in range(self.spec.layer.num_layers)]  # normed, entering each layer
 
     def fuse(self, features_TF: Tensor) -> Tensor:
         parts = features_TF.split(self.spec.target_hidden_size, dim=-1)
@@ -39,25 +39,34 @@ class Dense:
 
     def read(self, state_E: Tensor, token: int) -> Tensor:
         """The next row's output state; it sees every row read before."""
-        spec, layer, w = self.spec, self.spec.layer, self.weights
+        spec, w = self.spec, self.weights
         embed_E = norm(self.embedding_VE[token], w["midlayer.input_layernorm.weight"])
         hidden_E = norm(state_E, w["midlayer.hidden_norm.weight"])
-        self.inputs.append((torch.cat([embed_E, hidden_E]), hidden_E if spec.norm_before_residual else state_E))
-        rows_LX = torch.stack([pair for pair, _ in self.inputs])
-        q, k, v = ((rows_LX @ w[f"midlayer.self_attn.{part}_proj.weight"].T).unflatten(-1, (-1, 8)) for part in "qkv")
+        x_E = hidden_E if spec.norm_before_residual else state_E
+        x_E = self._layer(x_E, torch.cat([embed_E, hidden_E]), "midlayer.", self.rows[0])
+        for number in range(1, spec.layer.num_layers):
+            normed_E = norm(x_E, w[f"layers.{number}.input_layernorm.weight"])
+            x_E = self._layer(x_E, normed_E, f"layers.{number}.", self.rows[number])
+        return norm(x_E, w["norm.weight"]) if spec.norm_output else x_E
+
+    def _layer(self, x_E: Tensor, normed_X: Tensor, name: str, rows: list[Tensor]) -> Tensor:
+        layer = self.spec.layer
+        w = {key.removeprefix(name): weight for key, weight in self.weights.items() if key.startswith(name)}
+        rows.append(normed_X)
+        rows_LX = torch.stack(rows)
+        q, k, v = ((rows_LX @ w[f"self_attn.{part}_proj.weight"].T).unflatten(-1, (-1, 8)) for part in "qkv")
         if layer.qk_norm:
-            q, k = norm(q, w["midlayer.self_attn.q_norm.weight"]), norm(k, w["midlayer.self_attn.k_norm.weight"])
+            q, k = norm(q, w["self_attn.q_norm.weight"]), norm(k, w["self_attn.k_norm.weight"])
         tables = rope_tables(layer, len(rows_LX))
         q, k = self._turn(q, *tables), self._turn(k, *tables)
         repeat = layer.num_heads // layer.num_kv_heads
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
         weights_HL = torch.einsum("hd,lhd->hl", q[-1], k).mul(8**-0.5).softmax(-1)
         out_E = torch.einsum("hl,lhd->hd", weights_HL, v).flatten()
-        x_E = self.inputs[-1][1] + w["midlayer.self_attn.o_proj.weight"] @ out_E
-        inner_E = norm(x_E, w["midlayer.post_attention_layernorm.weight"])
-        gate_I = torch.nn.functional.silu(w["midlayer.mlp.gate_proj.weight"] @ inner_E)
-        x_E = x_E + w["midlayer.mlp.down_proj.weight"] @ (gate_I * (w["midlayer.mlp.up_proj.weight"] @ inner_E))
-        return norm(x_E, w["norm.weight"]) if spec.norm_output else x_E
+        x_E = x_E + w["self_attn.o_proj.weight"] @ out_E
+        inner_E = norm(x_E, w["post_attention_layernorm.weight"])
+        gate_I = torch.nn.functional.silu(w["mlp.gate_proj.weight"] @ inner_E)
+        return x_E + w["mlp.down_proj.weight"] @ (gate_I * (w["mlp.up_proj.weight"] @ inner_E))
 
     def predict(self, state_E: Tensor) -> Tensor:
         state_E = state_E if self.spec.norm_output else norm(state_E, self.weights["norm.weight"])
@@ -71,7 +80,7 @@ class Dense:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_committed_and_drafted_rows_equal_the_dense_formulas(seed: int) -> None:
-    """Seeds draw every variant: norms, reduced vocabulary, head norms, two or three fused states."""
+    """Seeds draw every variant: norms, reduced vocabulary, head norms, two or three fused states, further layers."""
     target = tiny_target(seed % 2)
     checkpoint = random_checkpoint(target, seed)
     head = head_of(checkpoint, target)
@@ -105,9 +114,11 @@ def test_the_default_layers_are_the_published_ones_and_fit_small_targets() -> No
     assert [default_layer_ids(n) for n in (1, 2, 3, 4, 6)] == [(0, 0, 0), (0, 1, 1), (0, 1, 2), (1, 2, 2), (2, 3, 3)]
 
 
-def test_memory_counts_what_is_not_shared() -> None:
+@pytest.mark.parametrize(("seed", "num_layers"), [(0, 1), (5, 2), (6, 3)])
+def test_memory_counts_what_is_not_shared(seed: int, num_layers: int) -> None:
     target = tiny_target()
-    checkpoint = random_checkpoint(target, 0)
+    checkpoint = random_checkpoint(target, seed)
+    assert checkpoint.spec.layer.num_layers == num_layers
     matrices = sum(tensor.numel() for tensor in checkpoint.tensors.values() if tensor.dim() == 2)
     assert head_of(checkpoint, target).num_bytes == 8 * matrices
     own = {**checkpoint.tensors, "embed_tokens.weight": torch.zeros(31, 16)}

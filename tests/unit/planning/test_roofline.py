@@ -44,6 +44,17 @@ def test_the_target_by_hand(qwen: DecoderSpec) -> None:
     assert shape.attention_flops == 4 * 28 * 28 * 128
 
 
+def test_a_head_by_hand(qwen: DecoderSpec) -> None:
+    """Only the first layer of an EAGLE-3 head reads twice the width."""
+    head = read_drafters("published")["eagle3"]
+    first = 2 * 3584 * (3584 + 2 * 512) + 3584 * 3584 + 3 * 3584 * 18944
+    further = 3584 * (3584 + 2 * 512) + 3584 * 3584 + 3 * 3584 * 18944
+    for num_layers in (1, 4):
+        shape = replace(head, num_layers=num_layers).each_pass(qwen)
+        assert shape.num_read == shape.num_multiplied == first + (num_layers - 1) * further + 32000 * 3584
+        assert shape.kv_per_token == 2 * num_layers * 4 * 128
+
+
 def test_plain_decoding_at_three_quarters_of_the_bandwidth(qwen: DecoderSpec) -> None:
     """177 tokens/s, as is commonly reckoned for a 7B model in bf16 on an H100."""
     target = RooflineCosts(hardware=replace(H100, bandwidth_share=0.75), spec=qwen)

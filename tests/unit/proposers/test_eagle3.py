@@ -15,6 +15,7 @@ from outrider.testing import assert_lossless, tiny_target
 PROMPTS = [[1, 2, 3], [7], [4, 5, 6, 7, 8]]
 
 
+@pytest.mark.parametrize("seed", [2, 6], ids=["one layer", "three layers"])
 @pytest.mark.parametrize(
     "settings",
     [{}, {"sampled": True}, {"width": 3, "num_nodes": 12}, {"tree": "0 1 0.0 1.0"}, {"num_nodes": 20}],
@@ -22,10 +23,10 @@ PROMPTS = [[1, 2, 3], [7], [4, 5, 6, 7, 8]]
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_head_from_disk_leaves_the_text_alone(
-    tmp_path: Path, dtype: torch.dtype, settings: dict[str, object]
+    tmp_path: Path, dtype: torch.dtype, settings: dict[str, object], seed: int
 ) -> None:
     target = tiny_target(dtype=dtype)
-    write_native(tmp_path, random_checkpoint(target, 2), dtype)
+    write_native(tmp_path, random_checkpoint(target, seed), dtype)
     proposer = load_proposer("eagle3", target, checkpoint=str(tmp_path), **settings)
     assert proposer.spec.num_bytes > 0
     assert_lossless(target, proposer, PROMPTS, SamplingParams(max_tokens=12, ignore_eos=True), max_batch=2)
@@ -53,14 +54,15 @@ def test_what_the_checkpoint_lacks_is_the_targets() -> None:
     assert head.ids_K is None
 
 
-def test_a_session_holds_one_layer_of_cache() -> None:
+@pytest.mark.parametrize(("seed", "num_layers"), [(0, 1), (12, 2)])
+def test_a_session_holds_a_cache_of_all_layers(seed: int, num_layers: int) -> None:
     target = tiny_target()
-    proposer = Eagle3Proposer.example(target, 0)
+    proposer = Eagle3Proposer.example(target, seed)
     plan = SessionPlan(max_slots=2, max_positions=40, noise=Stream.TARGET, device=target.spec.device)
     session = proposer.open(plan)
     layer = proposer.head.spec.layer
     positions = 40 + 32 + 1
-    assert session.num_bytes == 2 * 2 * layer.num_kv_heads * layer.head_dim * positions * 8
+    assert session.num_bytes == num_layers * 2 * 2 * layer.num_kv_heads * layer.head_dim * positions * 8
 
 
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from outrider.formats.eagle3_speculators import is_speculators, native_of
 from outrider.formats.eagle3_tensors import canonical_names
 from outrider.formats.locate import CONFIG
 from outrider.formats.weights import read_weights
-from outrider.models.eagle3 import default_layer_ids
+from outrider.models.eagle3 import LAYER, default_layer_ids
 from outrider.models.spec import DecoderSpec
 from outrider.records.json_fields import Fields, read_json
 from outrider.target import Target
@@ -208,9 +208,8 @@ def _with_map(
 
 
 def _halves(names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Variant]:
-    wide = [
-        name for name in names if name.endswith(PROJECTIONS) and len(shapes[name]) == 2 and shapes[name][1] % 2 == 0
-    ]
+    both = [f"{LAYER}self_attn.{part}" for part in PROJECTIONS]
+    wide = [name for name in both if name in names and len(shapes[name]) == 2 and shapes[name][1] % 2 == 0]
     if len(wide) == len(PROJECTIONS):
         yield Variant(
             check="input halves",

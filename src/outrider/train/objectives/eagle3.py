@@ -54,6 +54,8 @@ class Eagle3ObjectiveConfig:
     """Weight of each depth relative to the one before."""
     loss: Loss = "kl"
     """kl learns the target's whole distribution, ce its text, tv and log_alpha the acceptance of sampled drafts."""
+    num_layers: int = 1
+    """Decoder layers of the head; SGLang runs heads of one layer only."""
     intermediate_size: int | None = None
     """Width of the head's MLP; by default the target's."""
     layer_ids: str | None = None
@@ -61,7 +63,7 @@ class Eagle3ObjectiveConfig:
     start_head: bool = True
     """Start the output head from the target's."""
     start_layer: int | None = None
-    """Start the layer from this layer of the target (-1 is the last); by default from random numbers."""
+    """Start the first layer from this layer of the target (-1 is the last); by default from random numbers."""
     norm_before_residual: bool = False
     """Start the residual stream at the normalised state; SGLang ignores it, so leave it off."""
     norm_before_fc: bool = False
@@ -74,6 +76,7 @@ class Eagle3ObjectiveConfig:
     def __post_init__(self) -> None:
         check_setting(self, "draft_vocab", self.draft_vocab >= 1, "at least 1")
         check_setting(self, "num_depths", 1 <= self.num_depths <= 32, "between 1 and 32")
+        check_setting(self, "num_layers", 1 <= self.num_layers <= 32, "between 1 and 32")
         check_setting(self, "decay", 0 < self.decay <= 1, "above 0 and at most 1")
         check_setting(self, "loss", self.loss in LOSSES, f"one of {', '.join(LOSSES)}")
 
@@ -116,6 +119,7 @@ class Eagle3Objective(Objective):
         spec = head_spec(
             target,
             draft_vocab_size=len(ids_K),
+            num_layers=config.num_layers,
             intermediate_size=config.intermediate_size,
             layer_ids=config.layer_ids,
             norm_before_residual=config.norm_before_residual,

@@ -1,7 +1,7 @@
 """The EAGLE-3 head as a trainable network, with the rollout of training-time test (arXiv 2503.01840, section 3.2).
 
 Step 0 reads the target's fused features; step j reads, in the same slot t, its own output of step j - 1 and the token
-after it, x_{t+1+j}, and predicts x_{t+2+j}. `layers.py` says which keys a slot sees.
+after it, x_{t+1+j}, and predicts x_{t+2+j}. `layers.py` says which keys a slot sees. Only the first layer reads tokens.
 
 Parameters have the published names (`midlayer.self_attn.q_proj.weight`, ...). Inference runs the same numbers through
 `outrider.models.eagle3`; a test holds both together.
@@ -9,7 +9,7 @@ Parameters have the published names (`midlayer.self_attn.q_proj.weight`, ...). I
 Shapes: B rows, L positions, E hidden size, F features, R rows, K columns.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import final
 
@@ -20,18 +20,18 @@ from torch.nn.functional import linear
 from outrider.models.eagle3 import Eagle3Spec
 from outrider.models.spec import DecoderSpec
 from outrider.train.batch import Batch
-from outrider.train.objectives.layers import Attention, Mlp, RMSNorm, Rollout, Rotation, rotation
+from outrider.train.objectives.layers import Attention, Heads, Mlp, RMSNorm, Rollout, Rotation, rotation
 
 __all__ = ["Eagle3Network", "plain"]
 
 
-def plain(layer: DecoderSpec) -> DecoderSpec:
-    """Return one Llama layer of the same sizes, without biases and head norms."""
+def plain(layer: DecoderSpec, num_layers: int = 1) -> DecoderSpec:
+    """Return Llama layers of the same sizes, without biases and head norms."""
     return replace(
         layer,
         family="llama",
-        num_layers=1,
-        windows=(None,),
+        num_layers=num_layers,
+        windows=(None,) * num_layers,
         tie_word_embeddings=False,
         qkv_bias=False,
         o_bias=False,
@@ -42,7 +42,7 @@ def plain(layer: DecoderSpec) -> DecoderSpec:
 
 @final
 class Midlayer(nn.Module):
-    """The one decoder layer; its attention reads token and state side by side."""
+    """The first decoder layer; its attention reads token and state side by side."""
 
     def __init__(self, spec: Eagle3Spec) -> None:
         super().__init__()
@@ -64,16 +64,35 @@ class Midlayer(nn.Module):
 
 
 @final
+class FurtherLayer(nn.Module):
+    """A plain decoder layer behind the first."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.self_attn = Attention(spec)
+        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.mlp = Mlp(spec)
+
+    def forward(self, x_BLE: Tensor, turned: Rotation, rollout: Rollout) -> Tensor:
+        heads: Heads = self.self_attn.heads(self.input_layernorm(x_BLE), turned)
+        x_BLE = x_BLE + self.self_attn.output(rollout.attend(heads))
+        out: Tensor = x_BLE + self.mlp(self.post_attention_layernorm(x_BLE))
+        return out
+
+
+@final
 class Eagle3Network(nn.Module):
-    """Everything that is trained: fusion, layer, final norm and output head."""
+    """Everything that is trained: fusion, layers, final norm and output head."""
 
     def __init__(self, spec: Eagle3Spec) -> None:
         super().__init__()
         layer = spec.layer
-        assert layer == plain(layer), "a head that is trained here is a plain Llama layer"
+        assert layer == plain(layer, layer.num_layers), "a head that is trained here has plain Llama layers"
         self.spec = spec
         self.fc = nn.Linear(spec.features, layer.hidden_size, bias=False)
         self.midlayer = Midlayer(spec)
+        self.layers = nn.ModuleDict({str(further): FurtherLayer(layer) for further in range(1, layer.num_layers)})
         self.norm = RMSNorm(layer.hidden_size, layer.rms_norm_eps)
         self.lm_head = nn.Linear(layer.hidden_size, spec.draft_vocab_size, bias=False)
         sizes = [spec.target_hidden_size] * spec.num_feature_layers if spec.fc_norm else []
@@ -92,15 +111,21 @@ class Eagle3Network(nn.Module):
 
     def steps(self, batch: Batch, features_BLF: Tensor, embedding_VE: Tensor, num_steps: int) -> Iterator[Tensor]:
         """Yield the output states [B, L, E] of each step of the rollout, step 0 first."""
-        rollout = Rollout(batch.causal_BLL())
+        seen_BLL = batch.causal_BLL()
+        rollouts = [Rollout(seen_BLL) for _ in range(self.spec.layer.num_layers)]
         state_BLE = self.fuse(features_BLF)
         for step in range(num_steps):
             embed_BLE = embedding_VE[batch.shifted(batch.tokens_BL, 1 + step)].to(state_BLE.dtype)
             turned = rotation(self.spec.layer, batch.positions_BL + step, self.norm.weight.dtype)
-            state_BLE = self.midlayer(embed_BLE, state_BLE, turned, rollout)
-            if self.spec.norm_output:
-                state_BLE = self.norm(state_BLE)
+            state_BLE = self.read(embed_BLE, state_BLE, turned, rollouts)
             yield state_BLE
+
+    def read(self, embed_BLE: Tensor, state_BLE: Tensor, turned: Rotation, rollouts: Sequence[Rollout]) -> Tensor:
+        """Return the output states [B, L, E] of one step; each layer has its own `rollouts`."""
+        x_BLE: Tensor = self.midlayer(embed_BLE, state_BLE, turned, rollouts[0])
+        for layer, rollout in zip(self.layers.values(), rollouts[1:], strict=True):
+            x_BLE = layer(x_BLE, turned, rollout)
+        return self.norm(x_BLE) if self.spec.norm_output else x_BLE
 
     def predict(self, states_RE: Tensor) -> Tensor:
         """Return logits [R, K]."""

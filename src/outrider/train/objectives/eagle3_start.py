@@ -4,7 +4,8 @@
     columns   the tokens that the target wrote most often, special and end-of-text tokens first, ascending
     weights   norms one, matrices normal with variance 1 / inputs; the output head is the target's rows of its columns
 
-A layer of the target may be the start (`start_layer`): its projections read the state, and nothing of the token.
+A layer of the target may be the start (`start_layer`): its projections read the state, and nothing of the token. Only
+the head's first layer starts so.
 
 Worked example: counts 5, 0, 9, 1 with end-of-text token 1 and room for 3 columns give tokens 0, 1 and 2.
 
@@ -34,6 +35,7 @@ def head_spec(
     target: Target,
     *,
     draft_vocab_size: int,
+    num_layers: int = 1,
     intermediate_size: int | None,
     layer_ids: str | None,
     norm_before_residual: bool = False,
@@ -47,7 +49,7 @@ def head_spec(
         ConfigError: if the target is not of the Llama family, or a layer id does not fit it.
     """
     found = decoder_spec(target)
-    layer = replace(plain(found), intermediate_size=intermediate_size or found.intermediate_size)
+    layer = replace(plain(found, num_layers), intermediate_size=intermediate_size or found.intermediate_size)
     return Eagle3Spec(
         layer=layer,
         draft_vocab_size=draft_vocab_size,
