@@ -25,6 +25,7 @@ from outrider.train.objective import OBJECTIVES, Objective, Teacher
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "eagle3": {"draft_vocab": 100},
+    "peagle": {"num_layers": 2, "draft_vocab": 100},
     "dflash": {"num_layers": 2, "block_size": 5},
     "medusa": {"output": "shared", "draft_vocab": 100},
     "pard": {"layers": "0,1"},

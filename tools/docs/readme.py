@@ -67,7 +67,10 @@ def footnote_of(page: Path) -> str:
 
 
 def method_table(laps: Sequence[Lap], folder: str, sentences: Mapping[str, str]) -> str:
-    """Return one row per registered method: a sentence, whether it needs weights, and its speedup by category."""
+    """Return one row per method: a sentence, whether it needs weights, and its speedup by category.
+
+    A scripted one is an instrument of the benchmark, and left out.
+    """
     ours = {lap.method: lap.rates for lap in laps if lap.engine == OURS}
     plain = ours[PLAIN]
     body = [
@@ -83,6 +86,7 @@ def method_table(laps: Sequence[Lap], folder: str, sentences: Mapping[str, str])
             ),
         ]
         for name in REGISTRY
+        if not proposer_class(name).scripted
     ]
     return lines_of(["Method", "Idea", "Weights", *SHOWN], body)
 

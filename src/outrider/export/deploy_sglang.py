@@ -34,6 +34,7 @@ AS_THEY_ARE: Final = ("eagle3", "draft")
 REASONS: Final = {
     "suffix": "it has no suffix decoding",
     "pard": "it has no parallel drafting with a mask token",
+    "peagle": "it has no parallel drafting with a mask token",
     "medusa": "it has no Medusa",
     "mtp": "it does not load modules in the MiMo layout beside a target",
 }

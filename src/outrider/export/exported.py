@@ -42,7 +42,8 @@ __all__ = [
 Engine = Literal["vllm", "speculators", "sglang"]
 ENGINES: tuple[Engine, ...] = ("vllm", "speculators", "sglang")
 
-EXPORTERS = ("dflash", "eagle3", "medusa", "mtp", "pard", "draft_model")  # modules here; the first that reads wins
+EXPORTERS = ("dflash", "peagle", "eagle3", "medusa", "mtp", "pard", "draft_model")
+"""Modules of this folder; the first that reads a config wins."""
 
 MARKER = "serving.json"
 """The file of every export that is written last: the engine, and the fields of `Exported`."""
@@ -55,7 +56,7 @@ class Export:
     checkpoint   a directory written by `outrider train`, or any published one that Outrider reads
     output       an existing, empty directory
     served_from  the final path of `output`; None if it stays in place
-    engine       "vllm", "speculators" (vLLM's other layout, EAGLE-3 and DFlash only) or "sglang"
+    engine       "vllm", "speculators" (vLLM's other layout: EAGLE-3, P-EAGLE and DFlash) or "sglang"
     num_nodes    tokens to draft per step
     """
 

@@ -28,6 +28,7 @@ KINDS: Final[Mapping[str, str]] = {"eagle3": "draft-eagle3", "draft_model": "dra
 REASONS: Final[Mapping[str, str]] = {
     "suffix": "it has no suffix decoding; --spec-type ngram-map-k4v is another lookup that counts",
     "pard": "it has no parallel drafting with a mask token",
+    "peagle": "it has no parallel drafting with a mask token",
     "dflash": "networks are not written here as GGUF files of its dflash architecture",
     "medusa": "it has no Medusa",
     "mtp": "its draft-mtp reads modules inside the target's own GGUF file alone",

@@ -7,7 +7,8 @@ from outrider.errors import ConfigError
 from outrider.export.draft_model import write_complete
 from outrider.export.exported import Export, Exported
 from outrider.export.serving import Order, served_checkpoint
-from outrider.proposers.pard import PardConfig, names_mask
+from outrider.formats.hf_config import names_mask
+from outrider.proposers.pard import PardConfig
 
 __all__ = ["on_vllm", "reads", "write"]
 

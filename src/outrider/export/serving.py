@@ -22,7 +22,7 @@ from outrider.target import Target
 
 __all__ = ["Order", "on_vllm", "served_checkpoint"]
 
-SERVED: Final = ("ngram", "suffix", "draft_model", "eagle3", "dflash", "medusa", "mtp", "pard")
+SERVED: Final = ("ngram", "suffix", "draft_model", "eagle3", "peagle", "dflash", "medusa", "mtp", "pard")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,8 @@ The native layout (EAGLE, SpecForge, SGLang, vLLM) is a Llama config with `draft
     d2t  int64 [K]                  token id of column k = k + d2t[k]: an offset, not the id
     t2d  bool [V]                   which tokens have a column
     embed_tokens.weight             [V, E], only where the target's embedding is not shared
+    mask_hidden                     [1, 1, A * target's hidden size]: features of masked slots (P-EAGLE), whose token
+                                    the config names
 
 `eagle3_tensors.py` reads other spellings of tensors, `eagle3_config.py` of config keys; the tensors override keys that
 contradict them. The speculators layout (`eagle3_speculators.py`) holds the same tensors under another config.
@@ -33,10 +35,10 @@ from outrider.errors import CheckpointError
 from outrider.formats.eagle3_config import LAYER_IDS, TARGET_LAYER_IDS, spec_of
 from outrider.formats.eagle3_speculators import is_speculators, native_of, speculators_of
 from outrider.formats.eagle3_tensors import Shapes, canonical_names, column_ids
-from outrider.formats.hf_config import config_of
+from outrider.formats.hf_config import config_of, mask_of, names_mask
 from outrider.formats.store import check_target, write_checkpoint
 from outrider.formats.weights import Weights, read_weights
-from outrider.models.eagle3 import LAYER, Eagle3Spec
+from outrider.models.eagle3 import LAYER, MASK, Eagle3Spec
 from outrider.records.json_fields import Fields, read_json
 from outrider.target import Target
 
@@ -107,6 +109,8 @@ def native_config(checkpoint: Eagle3Checkpoint, dtype: torch.dtype) -> dict[str,
         "target_hidden_size": spec.target_hidden_size,
         "norm_before_residual": spec.norm_before_residual,
     }
+    if spec.mask_id is not None:  # engines look under either key
+        config |= {"mask_token_id": spec.mask_id, "pard_token": spec.mask_id}
     for key in ("norm_before_fc", "fc_norm", "norm_output"):
         if getattr(spec, key):
             config[key] = True
@@ -140,6 +144,12 @@ def read_eagle3(directory: Path, target: Target) -> Eagle3Checkpoint:
     # only the state after the last layer can be read after the final norm
     spec = replace(spec, reads_normed=spec.reads_normed and target.spec.num_layers in (spec.layer_ids or ()))
     spec = _sized(spec, config.integer("vocab_size", None, low=1), shapes, target, directory)
+    if MASK in names:
+        if not names_mask(config):
+            raise CheckpointError(
+                f"{file} names no token for the slots of {MASK}; add mask_token_id, as it was trained"
+            )
+        spec = replace(spec, mask_id=mask_of(config, file, target.spec.vocab_size))
     tensors = _tensors(spec, weights, names, directory)
     maps = {name: weights.integers(names[name]) for name in ("d2t", "t2d") if name in names}
     ids_K = column_ids(maps.get("d2t"), maps.get("t2d"), spec.draft_vocab_size, spec.layer.vocab_size, str(directory))

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from outrider.errors import CheckpointError
 from outrider.formats.eagle3_tensors import Shapes, layer_sizes, num_layers
+from outrider.formats.hf_config import MASK_KEYS
 from outrider.models.eagle3 import LAYER, NUM_FEATURE_LAYERS, Eagle3Spec
 from outrider.models.spec import DecoderSpec, filled_config, is_supported
 from outrider.records.display import shown_json
@@ -38,6 +39,7 @@ OWN: Final = (
     "norm_output",
     "eagle_config",
     "use_aux_hidden_state",
+    *MASK_KEYS,
 )
 BLOCK: Final = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 

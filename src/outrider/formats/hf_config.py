@@ -1,4 +1,4 @@
-"""A `DecoderSpec` as a Hugging Face `config.json`.
+"""A `DecoderSpec` as a Hugging Face `config.json`, and the mask token that a drafter's config names.
 
 The keys are those that `transformers`, vLLM and SGLang all read: the older `rope_theta` and `rope_scaling`, which every
 release understands, rather than `rope_parameters`. Reading the config back gives the same `DecoderSpec`.
@@ -6,13 +6,20 @@ release understands, rather than `rope_parameters`. Reading the config back give
 Example: a spec of family "qwen2" gives `{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", ...}`.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from outrider.errors import CheckpointError
 from outrider.models.spec import DecoderSpec, RopeSpec
+from outrider.records.display import shown_json
 
-__all__ = ["ARCHITECTURES", "config_of"]
+__all__ = ["ARCHITECTURES", "MASK_KEYS", "config_of", "mask_of", "names_mask"]
+
+MASK_KEYS = ("mask_token_id", "pard_token", "ptd_token_id")
+"""Keys under which a config may name the mask token, in the order in which vLLM looks."""
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -106,3 +113,30 @@ def _window(spec: DecoderSpec) -> dict[str, Any]:
 
 def _kinds(spec: DecoderSpec) -> list[str]:
     return ["full_attention" if window is None else "sliding_attention" for window in spec.windows]
+
+
+def names_mask(config: Mapping[str, Any]) -> bool:
+    """Check whether a config names a mask token."""
+    return any(config.get(key) is not None for key in MASK_KEYS)
+
+
+def mask_of(config: Mapping[str, Any], where: str | Path, vocab_size: int) -> int:
+    """Return the mask token that a config names.
+
+    Raises:
+        CheckpointError: if it names none, several, or one outside the vocabulary.
+    """
+    named = next((config[key] for key in MASK_KEYS if config.get(key) is not None), None)
+    if named is None:
+        raise CheckpointError(
+            f"{where} names no mask token (pard_token) in its config.json; it is a plain draft model, so run it as one"
+        )
+    masks = named if isinstance(named, list) else [named]
+    if not masks or any(mask != masks[0] for mask in masks):
+        raise CheckpointError(f"{where} names {len(masks)} mask tokens; only one for all places is run here")
+    mask = masks[0]
+    if type(mask) is not int or not 0 <= mask < vocab_size:
+        raise CheckpointError(
+            f"{where} names mask token {shown_json(mask)}, which is not one of its {vocab_size} tokens"
+        )
+    return mask

@@ -35,10 +35,12 @@ from outrider.ops.base import GraphCache, Result, Rope
 from outrider.ops.select import choose_ops
 from outrider.placement import Placement
 
-__all__ = ["LAYER", "Eagle3Head", "Eagle3Spec", "default_layer_ids", "layer_name"]
+__all__ = ["LAYER", "MASK", "Eagle3Head", "Eagle3Spec", "default_layer_ids", "layer_name"]
 
 LAYER = "midlayer."
 """Name of the first layer, which reads token and feature."""
+MASK = "mask_hidden"
+"""Name of the features of a masked slot."""
 NUM_FEATURE_LAYERS = 3
 
 
@@ -70,6 +72,7 @@ class Eagle3Spec:
     layer_ids           k is the state before layer k; None for the default, which depends on the target's depth
     reads_normed        k = number of layers is the state behind the final norm, and not the stream that enters it
     has_fc              states are fused; without, the one state that is read is g itself
+    mask_id             the token of masked slots, which `mask_hidden` gives features to; None without them
     norm_before_residual, norm_before_fc, fc_norm, norm_output
                         the residual starts at norm(g); the concatenated states are normalised; each of them is;
                         norm(x) is the next g
@@ -81,6 +84,7 @@ class Eagle3Spec:
     layer_ids: tuple[int, ...] | None = None
     reads_normed: bool = False
     has_fc: bool = True
+    mask_id: int | None = None
     norm_before_residual: bool = False
     norm_before_fc: bool = False
     fc_norm: bool = False
@@ -115,6 +119,8 @@ class Eagle3Spec:
         shapes |= {f"{LAYER}hidden_norm.weight": (width,), "norm.weight": (width,)}
         if self.has_fc:
             shapes["fc.weight"] = (width, self.features)
+        if self.mask_id is not None:
+            shapes[MASK] = (1, 1, self.features)
         if self.fc_norm:
             shapes |= {
                 f"fc_norm.{feature_layer}.weight": (self.target_hidden_size,)
@@ -173,6 +179,8 @@ class Eagle3Head(RecurrentHead):
             else None
         )
         self._rope = KeptRope(spec.layer, device, ops.activation_dtype)
+        self.mask_1E = None if spec.mask_id is None else self.fuse(cast[MASK].flatten(0, 1))
+        """Input state of a masked slot (P-EAGLE)."""
 
     @property
     def feature_layers(self) -> tuple[int, ...]:

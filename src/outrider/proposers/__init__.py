@@ -45,6 +45,7 @@ REGISTRY: dict[str, str] = {
     "suffix": "outrider.proposers.suffix:SuffixProposer",
     "draft_model": "outrider.proposers.draft_model:DraftModelProposer",
     "eagle3": "outrider.proposers.eagle3:Eagle3Proposer",
+    "peagle": "outrider.proposers.peagle:PEagleProposer",
     "pard": "outrider.proposers.pard:PardProposer",
     "dflash": "outrider.proposers.dflash:DFlashProposer",
     "medusa": "outrider.proposers.medusa:MedusaProposer",

@@ -18,7 +18,7 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 
-from outrider.errors import ConfigError
+from outrider.errors import CheckpointError, ConfigError
 from outrider.formats.eagle3 import Eagle3Checkpoint, read_eagle3
 from outrider.formats.locate import locate
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
@@ -92,6 +92,8 @@ class Eagle3Proposer(Proposer):
     def load(cls, target: Target, config: Eagle3Config) -> Self:
         directory = locate(config.checkpoint or "")
         checkpoint = read_eagle3(directory, target)
+        if checkpoint.spec.mask_id is not None:
+            raise CheckpointError(f"{directory} drafts all tokens in one pass (P-EAGLE); run it as peagle")
         ids_K = drafted_ids(directory, target, config.draft_vocab or 0)
         return cls(head_of(checkpoint, target, ids_K), config)
 

@@ -17,17 +17,16 @@ A checkpoint is a plain draft model whose config names the mask, `"pard_token": 
 Shapes: B slots, M rows of each, R rows that are drafted from, E hidden size, K columns of the output head.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
-from typing import Any, Self, final
+from typing import Self, final
 
 import torch
 from torch import Tensor
 
 from outrider.draft import Draft
-from outrider.errors import CheckpointError
+from outrider.formats.hf_config import mask_of
 from outrider.formats.locate import locate
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
 from outrider.noise import Stream, chain_law
@@ -39,16 +38,12 @@ from outrider.proposers.drafting.model_reader import ModelReader, Row
 from outrider.proposers.drafting.sampler import ChainSampler
 from outrider.proposers.reach import within_reach
 from outrider.proposers.settings import check_bounds
-from outrider.records.display import shown_json
 from outrider.sampling import SamplingParams
 from outrider.target import Target
 from outrider.targets.draft import load_draft
 from outrider.targets.output_head import output_head
 
-__all__ = ["PardConfig", "PardProposer", "mask_of", "names_mask"]
-
-MASK_KEYS = ("mask_token_id", "pard_token", "ptd_token_id")
-"""Keys under which a config may name the mask token, in the order in which vLLM looks."""
+__all__ = ["PardConfig", "PardProposer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,33 +112,6 @@ class PardProposer(Proposer):
             return PardSession(reader, self, plan)
 
         return within_reach(self.model.spec.max_positions, plan, within)
-
-
-def names_mask(config: Mapping[str, Any]) -> bool:
-    """Check whether a config names a mask token."""
-    return any(config.get(key) is not None for key in MASK_KEYS)
-
-
-def mask_of(config: Mapping[str, Any], where: str | Path, vocab_size: int) -> int:
-    """Return the mask token that a config names.
-
-    Raises:
-        CheckpointError: if it names none, several, or one outside the vocabulary.
-    """
-    named = next((config[key] for key in MASK_KEYS if config.get(key) is not None), None)
-    if named is None:
-        raise CheckpointError(
-            f"{where} names no mask token (pard_token) in its config.json; it is a plain draft model, so run it as one"
-        )
-    masks = named if isinstance(named, list) else [named]
-    if not masks or any(mask != masks[0] for mask in masks):
-        raise CheckpointError(f"{where} names {len(masks)} mask tokens; only one for all places is run here")
-    mask = masks[0]
-    if type(mask) is not int or not 0 <= mask < vocab_size:
-        raise CheckpointError(
-            f"{where} names mask token {shown_json(mask)}, which is not one of its {vocab_size} tokens"
-        )
-    return mask
 
 
 @final

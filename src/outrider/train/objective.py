@@ -32,6 +32,7 @@ __all__ = ["OBJECTIVES", "Objective", "Outcome", "Teacher", "objective_name"]
 
 OBJECTIVES: dict[str, str] = {
     "eagle3": "outrider.train.objectives.eagle3:Eagle3Objective",
+    "peagle": "outrider.train.objectives.peagle:PEagleObjective",
     "dflash": "outrider.train.objectives.blocks.dflash:DFlashObjective",
     "medusa": "outrider.train.objectives.medusa:MedusaObjective",
     "pard": "outrider.train.objectives.pard:PardObjective",

@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from outrider import OutriderError, load_proposer
 from outrider.formats.eagle3 import write_native
+from outrider.formats.hf_config import mask_of
 from outrider.formats.medusa import read_medusa, write_medusa
 from outrider.formats.mtp import read_mtp, write_mtp
 from outrider.formats.store import provenance
 from outrider.proposers import eagle3, medusa, mtp
-from outrider.proposers.pard import mask_of
 from outrider.testing import tiny_target
 
 TARGET = tiny_target(num_layers=6)

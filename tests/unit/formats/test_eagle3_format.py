@@ -22,6 +22,7 @@ from outrider.formats.eagle3 import (
 )
 from outrider.formats.eagle3_speculators import native_of
 from outrider.formats.store import provenance
+from outrider.proposers import peagle
 from outrider.proposers.eagle3 import random_checkpoint
 from outrider.target import Target
 from outrider.testing import tiny_spec, tiny_target
@@ -70,6 +71,23 @@ def test_saving_loading_and_saving_again_gives_equal_bytes(tmp_path: Path, write
     write(tmp_path / "two", read)
     for file in ("config.json", "model.safetensors"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("write", [native, speculators])
+def test_a_head_of_masked_slots_survives_a_round_trip(tmp_path: Path, write: Writer, seed: int) -> None:
+    target = tiny_target()
+    checkpoint = peagle.random_checkpoint(target, seed)
+    write(tmp_path / "one", checkpoint)
+    config = json.loads((tmp_path / "one" / "config.json").read_text())
+    assert config["mask_token_id"] == checkpoint.spec.mask_id
+    if write is speculators:  # as the library names them
+        assert (config["speculators_model_type"], config["architectures"]) == ("peagle", ["PEagleSpeculator"])
+        edit(tmp_path / "one", embed_requires_grad=True)
+    read = read_eagle3(tmp_path / "one", target)
+    assert read.spec == checkpoint.spec
+    assert torch.equal(read.tensors["mask_hidden"], checkpoint.tensors["mask_hidden"])
+    assert read.tensors["mask_hidden"].shape == (1, 1, checkpoint.spec.features)
 
 
 @pytest.mark.parametrize("seed", [1, 6])
@@ -403,7 +421,7 @@ def test_a_narrower_head_needs_its_own_embedding(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"norm_before_residual": None}, "does not say norm_before_residual"),
-        ({"speculators_model_type": "peagle"}, "speculators_model_type 'peagle'; only 'eagle3'"),
+        ({"speculators_model_type": "hass"}, "speculators_model_type 'hass'; only 'eagle3' and 'peagle'"),
         ({"transformer_layer_config": None}, "has no transformer_layer_config"),
     ],
 )

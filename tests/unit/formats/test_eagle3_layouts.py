@@ -287,10 +287,20 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[Tensors], object], str]] = {
         "has 99 columns, more than its 31 tokens",
     ),
     "no fusion, unannounced": ({}, lambda tensors: tensors.pop("fc.weight"), "no tensor fc.weight"),
-    "a mask of parallel drafting": (
+    "masked features without a token": (
         {},
         lambda tensors: tensors.update(mask_hidden=torch.zeros(1, 1, 48)),
-        "holds tensor mask_hidden, which this model does not have",
+        "names no token for the slots of mask_hidden; add mask_token_id",
+    ),
+    "masked features of another width": (
+        {"pard_token": 3},
+        lambda tensors: tensors.update(mask_hidden=torch.zeros(1, 1, 32)),
+        r"mask_hidden .* has shape \(1, 1, 32\), expected \(1, 1, 48\)",
+    ),
+    "a mask outside the vocabulary": (
+        {"mask_token_id": VOCAB},
+        lambda tensors: tensors.update(mask_hidden=torch.zeros(1, 1, 48)),
+        "names mask token 31, which is not one of its 31 tokens",
     ),
 }
 

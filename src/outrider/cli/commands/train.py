@@ -24,7 +24,7 @@ __all__ = ["Train", "spelled", "with_methods"]
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train a drafter: eagle3, dflash, medusa, pard, mtp or a draft model."""
+    """Train a drafter: eagle3, peagle, dflash, medusa, pard, mtp or a draft model."""
 
 
 @dataclass(frozen=True, kw_only=True)

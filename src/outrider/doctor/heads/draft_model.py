@@ -13,11 +13,11 @@ from typing import Any, Final
 from outrider.doctor.finding import Finding
 from outrider.doctor.heads.layer import MOVED_NORMS, layer_variants, moved_norms, norm_names
 from outrider.doctor.variant import Variant
+from outrider.formats.hf_config import names_mask
 from outrider.formats.hf_draft import TOKENIZER_FILES, draft_facts
 from outrider.formats.locate import CONFIG
 from outrider.formats.weights import read_weights
 from outrider.models.spec import DecoderSpec
-from outrider.proposers.pard import names_mask
 from outrider.records.json_fields import read_json
 from outrider.target import Target
 

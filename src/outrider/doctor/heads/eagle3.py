@@ -26,7 +26,7 @@ from outrider.formats.eagle3_speculators import is_speculators, native_of
 from outrider.formats.eagle3_tensors import canonical_names
 from outrider.formats.locate import CONFIG
 from outrider.formats.weights import read_weights
-from outrider.models.eagle3 import LAYER, default_layer_ids
+from outrider.models.eagle3 import LAYER, MASK, default_layer_ids
 from outrider.models.spec import DecoderSpec
 from outrider.records.json_fields import Fields, read_json
 from outrider.target import Target
@@ -44,6 +44,8 @@ PROJECTIONS: Final = ("q_proj.weight", "k_proj.weight", "v_proj.weight")
 
 def reads(config: Mapping[str, Any], names: Collection[str]) -> bool:
     """Return whether a checkpoint looks like one of these heads."""
+    if any(name.endswith(MASK) for name in names):
+        return False
     kind = config.get("speculators_model_type")
     is_native = "draft_vocab_size" in config or any("midlayer." in name for name in names)
     return kind == "eagle3" or (kind is None and is_native)

@@ -13,10 +13,10 @@ from typing import Any, Final
 from outrider.doctor.finding import Finding
 from outrider.doctor.heads.draft_model import looks_like_model, model_variants
 from outrider.doctor.variant import Config, Variant
+from outrider.formats.hf_config import MASK_KEYS, names_mask
 from outrider.formats.hf_draft import draft_facts
 from outrider.formats.locate import CONFIG
 from outrider.models.spec import DecoderSpec
-from outrider.proposers.pard import MASK_KEYS, names_mask
 from outrider.records.json_fields import read_json
 from outrider.target import Target
 

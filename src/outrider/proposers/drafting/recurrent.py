@@ -10,7 +10,8 @@ overwrites them, and accepted positions are read again with the target's feature
     accepted a, bonus y                                              unread (f3,a) (f4,y), read by the next proposal
 
 `observe` only appends to each slot's pending tokens; `propose` reads those of all slots in one call, however many
-pairs each of them has, and then drafts: a chain (`chain.py`), or a tree (`recurrent_tree.py`). A slot without a pair
+pairs each of them has, and then drafts: a chain (`chain.py`), a chain of masks that the same read holds
+(`masked_chain.py`), or a tree (`recurrent_tree.py`). A slot without a pair
 (its prompt is a single token) gets no draft.
 
 Shapes: B slots, M rows of each, T prompt tokens, F features.
@@ -28,6 +29,7 @@ from outrider.ops.graphs import GraphPool, default_graph_pool
 from outrider.proposer import Commit, DraftLimit, Kept, Reused, Session, SessionPlan
 from outrider.proposers.drafting.chain import ChainDrafter
 from outrider.proposers.drafting.head_reader import SHORT, HeadReader
+from outrider.proposers.drafting.masked_chain import MaskedChains, MaskedPair
 from outrider.proposers.drafting.recurrent_tree import Paths, draft_trees, num_tree_rows
 from outrider.sampling import SamplingParams
 
@@ -47,6 +49,7 @@ class RecurrentSession(Session):
         width: 1 drafts a chain; above 1 a dynamic tree, where each level expands the `width` best nodes of the level
             before into `width` tokens each and the `num_nodes` best of all are kept.
         paths: instead of `width`, the fixed shape of a tree: ranks from the root, such as (0,), (1,), (0, 0).
+        mask: draft chains in one pass, with this pair in the place of unknown ones.
         sampled: as `ChainDrafter` takes it.
         graphs: recordings of greedy chains; by default those of a GPU.
     """
@@ -61,6 +64,7 @@ class RecurrentSession(Session):
         depth: int,
         width: int = 1,
         paths: Paths | None = None,
+        mask: MaskedPair | None = None,
         sampled: bool | None = None,
         graphs: GraphPool | None = None,
     ) -> None:
@@ -68,17 +72,21 @@ class RecurrentSession(Session):
         assert is_chain or not sampled, "sampled drafts are chains"
         self.plan = plan
         self.num_nodes, self.depth, self.width, self.paths = num_nodes, depth, width, paths
-        graphs = (graphs or default_graph_pool(plan.device)) if is_chain and not sampled else None
+        graphs = (graphs or default_graph_pool(plan.device)) if is_chain and not sampled and mask is None else None
         longest = min(num_nodes, depth)
         self.reader = HeadReader(
             head,
             plan,
             vocab_size=vocab_size,
-            tail=max(SHORT, 2 * num_nodes + 1, num_tree_rows(width, depth, paths)),
+            tail=max(SHORT, 2 * num_nodes + 1, num_tree_rows(width, depth, paths)) + (0 if mask is None else longest),
             num_nodes=longest,
             replays=graphs is None,
         )
-        self.chains = ChainDrafter(self.reader, plan, longest, sampled=sampled, graphs=graphs) if is_chain else None
+        self.chains: ChainDrafter | MaskedChains | None = None
+        if mask is not None:
+            self.chains = MaskedChains(self.reader, plan, mask, sampled=bool(sampled))
+        elif is_chain:
+            self.chains = ChainDrafter(self.reader, plan, longest, sampled=sampled, graphs=graphs)
 
     def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams, features_TF: Tensor | None) -> None:
         assert features_TF is not None, "the target was opened without feature layers"

@@ -39,7 +39,7 @@ from outrider.train.objectives.eagle3_start import begin, head_spec
 from outrider.train.objectives.losses import LOSSES, Loss
 from outrider.train.objectives.scoring import Depths, Scorer, Teach, chunk_limits
 
-__all__ = ["Eagle3Objective", "Eagle3ObjectiveConfig"]
+__all__ = ["Eagle3Objective", "Eagle3ObjectiveConfig", "TargetTable"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,17 @@ class TargetTable(NamedTuple):
 
     place_BL: Tensor
     log_p_PK: Tensor | None
+
+    @classmethod
+    def of(cls, scorer: Scorer, batch: Batch, final_BLE: Tensor) -> Self:
+        """Compute the table from the target's final states."""
+        needed_BL = batch.shifted(batch.learn_BL, 1)
+        # the k-th position that is needed has row k - 1 of the table
+        place_BL = (needed_BL.flatten().cumsum(0) - 1).clamp(min=0).view_as(needed_BL)
+        states = torch.split(final_BLE[needed_BL], chunk_limits(final_BLE.device).positions)
+        log_p = [scorer.columns.teach(scorer.kind, scorer.teacher, states_RE) for states_RE in states]
+        known = [log_p_PK for log_p_PK in log_p if log_p_PK is not None]
+        return cls(place_BL, torch.cat(known) if known else None)
 
     def teach_by(self, place_R: Tensor) -> Teach:
         """Return the rows of the table at these places."""
@@ -154,23 +165,13 @@ class Eagle3Objective(Objective):
         return self.network.steps(batch, features_BLF, self.teacher.embedding_VE, self.num_depths)
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Outcome:
-        table = self._table(batch)
+        table = TargetTable.of(self.scorer, batch, self._features(batch)[..., self.spec.features :])
         depths = Depths(batch, self.scorer, [self.config.decay**depth for depth in range(self.num_depths)])
         for depth, out_BLE in enumerate(self.states(batch)):
             rows_BL = depths.rows_KBL[depth]
             place_R = batch.shifted(table.place_BL, depth + 1)[rows_BL]
             depths.add(self.network.predict, out_BLE[rows_BL], table.teach_by(place_R))
         return depths.outcome()
-
-    def _table(self, batch: Batch) -> TargetTable:
-        final_BLE = self._features(batch)[..., self.spec.features :]
-        needed_BL = batch.shifted(batch.learn_BL, 1)
-        # the k-th position that is needed has row k - 1 of the table
-        place_BL = (needed_BL.flatten().cumsum(0) - 1).clamp(min=0).view_as(needed_BL)
-        states = torch.split(final_BLE[needed_BL], chunk_limits(final_BLE.device).positions)
-        log_p = [self.scorer.columns.teach(self.config.loss, self.teacher, states_RE) for states_RE in states]
-        known = [log_p_PK for log_p_PK in log_p if log_p_PK is not None]
-        return TargetTable(place_BL, torch.cat(known) if known else None)
 
     def _features(self, batch: Batch) -> Tensor:
         assert batch.features_BLF is not None, "the batch was made without features"

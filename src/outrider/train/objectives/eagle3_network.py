@@ -21,6 +21,7 @@ from outrider.models.eagle3 import Eagle3Spec
 from outrider.models.spec import DecoderSpec
 from outrider.train.batch import Batch
 from outrider.train.objectives.layers import Attention, Heads, Mlp, RMSNorm, Rollout, Rotation, rotation
+from outrider.train.objectives.pard_layout import Layout
 
 __all__ = ["Eagle3Network", "plain"]
 
@@ -99,6 +100,8 @@ class Eagle3Network(nn.Module):
         self.fc_norm = nn.ModuleList(RMSNorm(size, layer.rms_norm_eps) for size in sizes)
         if spec.norm_before_fc:
             self.input_norm = RMSNorm(spec.features, layer.rms_norm_eps)
+        if spec.mask_id is not None:
+            self.mask_hidden = nn.Parameter(torch.zeros(1, 1, spec.features))
 
     def fuse(self, features_BLF: Tensor) -> Tensor:
         """Return the first states [B, L, E]."""
@@ -119,6 +122,21 @@ class Eagle3Network(nn.Module):
             turned = rotation(self.spec.layer, batch.positions_BL + step, self.norm.weight.dtype)
             state_BLE = self.read(embed_BLE, state_BLE, turned, rollouts)
             yield state_BLE
+
+    def masked(self, batch: Batch, features_BLF: Tensor, embedding_VE: Tensor, layout: Layout) -> Tensor:
+        """Return the output states [B, R, E] of the rows of a layout, pairs and masks behind them, in one pass."""
+        spec, dtype = self.spec, self.norm.weight.dtype
+        is_mask_BR, at_BR1 = layout.blocks_BR > 0, layout.anchors_BR[..., None]
+        states_BLE = self.fuse(features_BLF)
+        own_BRE = states_BLE.gather(1, at_BR1.expand(-1, -1, states_BLE.shape[-1]))
+        states_BRE = torch.where(is_mask_BR[..., None], self.fuse(self.mask_hidden), own_BRE)
+        tokens_BR = batch.shifted(batch.tokens_BL, 1).gather(1, layout.anchors_BR)
+        tokens_BR = torch.where(is_mask_BR, spec.mask_id or 0, tokens_BR)
+        positions_BR = batch.positions_BL.gather(1, layout.anchors_BR) + layout.blocks_BR
+        visible_BRR = layout.visible_BRR(batch)
+        rollouts = [Rollout(visible_BRR) for _ in range(spec.layer.num_layers)]
+        turned = rotation(spec.layer, positions_BR, dtype)
+        return self.read(embedding_VE[tokens_BR].to(dtype), states_BRE, turned, rollouts)
 
     def read(self, embed_BLE: Tensor, state_BLE: Tensor, turned: Rotation, rollouts: Sequence[Rollout]) -> Tensor:
         """Return the output states [B, L, E] of one step; each layer has its own `rollouts`."""

@@ -28,6 +28,7 @@ from outrider.train.objectives.layers import draw_weights
 
 __all__ = ["begin", "head_spec"]
 
+MASK_STD = 0.02
 BESIDE_TOKEN = ("q_proj.weight", "k_proj.weight", "v_proj.weight")
 
 
@@ -38,6 +39,7 @@ def head_spec(
     num_layers: int = 1,
     intermediate_size: int | None,
     layer_ids: str | None,
+    mask_id: int | None = None,
     norm_before_residual: bool = False,
     norm_before_fc: bool = False,
     fc_norm: bool = False,
@@ -55,6 +57,7 @@ def head_spec(
         draft_vocab_size=draft_vocab_size,
         target_hidden_size=found.hidden_size,
         layer_ids=None if layer_ids is None else parse_layer_ids(layer_ids, target),
+        mask_id=mask_id,
         norm_before_residual=norm_before_residual,
         norm_before_fc=norm_before_fc,
         fc_norm=fc_norm,
@@ -99,6 +102,8 @@ def begin(
     """
     draw_weights(network, seed)
     with torch.no_grad():
+        if network.spec.mask_id is not None:
+            network.mask_hidden.normal_(std=MASK_STD, generator=torch.Generator().manual_seed(seed))
         if start_head:
             network.lm_head.weight.copy_(teacher.head_VE[ids_K.to(teacher.head_VE.device)])
         if start_layer is not None:

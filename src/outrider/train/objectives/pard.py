@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from outrider.data.texts import Corpus
 from outrider.errors import ConfigError, check_setting
+from outrider.formats.hf_config import mask_of, names_mask
 from outrider.formats.hf_draft import write_draft
 from outrider.formats.locate import locate
-from outrider.proposers.pard import mask_of, names_mask
 from outrider.records.json_fields import read_json
 from outrider.target import Target
 from outrider.train.batch import Batch
@@ -38,7 +38,7 @@ from outrider.train.objectives.pard_layout import Layout, lay_out
 from outrider.train.objectives.scoring import Scorer
 from outrider.train.objectives.start import StartConfig, begin
 
-__all__ = ["PardObjective", "PardObjectiveConfig", "choose_mask"]
+__all__ = ["PardObjective", "PardObjectiveConfig", "checked_mask", "choose_mask"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +85,7 @@ class PardObjective(Objective):
         mask_id = config.mask_id
         if mask_id is None:
             mask_id = stored_mask(teacher.target, config.checkpoint)
-        if mask_id is None:
-            mask_id = choose_mask(teacher.target, corpus)
-        if not 0 <= mask_id < teacher.target.spec.vocab_size:
-            raise ConfigError(f"mask_id={mask_id} is not one of the target's {teacher.target.spec.vocab_size} tokens")
-        if corpus.counts_V[mask_id] > 0:
-            raise ConfigError(f"mask_id={mask_id} occurs in the target's texts; choose a token that never does")
+        mask_id = checked_mask(mask_id, teacher.target, corpus)
         columns = Columns.most_frequent(teacher, corpus, config.draft_vocab)
         return cls(begin(teacher, config, mask_id, seed), teacher, config, mask_id, columns)
 
@@ -116,14 +111,7 @@ class PardObjective(Objective):
         tokens_N = batch.tokens_BL[rows.row_N, rows.anchor_N + rows.block_N + 1]
         states_NE = self.states(batch, layout)[rows.row_N, rows.place_N]
         scores = self.scorer.score(states_NE, self.network.head_VE, tokens_N, features_NF)
-        mean = scores.mean_by_text(batch.text_numbers()[rows.row_N, rows.anchor_N])
-        return Outcome(
-            mean.total,
-            mean.num_texts,
-            layout.by_anchor(rows, scores.guess_R == tokens_N),
-            layout.by_anchor(rows, torch.ones_like(tokens_N, dtype=torch.bool)),
-            None if scores.overlap_R is None else layout.by_anchor(rows, scores.overlap_R),
-        )
+        return layout.outcome(batch, rows, scores, tokens_N)
 
     def states(self, batch: Batch, layout: Layout) -> Tensor:
         """Return the final states [B, R, E] of the laid-out rows."""
@@ -152,6 +140,21 @@ def stored_mask(target: Target, checkpoint: str | None) -> int | None:
         return None
     config = read_json(locate(checkpoint) / "config.json")
     return mask_of(config, checkpoint, target.spec.vocab_size) if names_mask(config) else None
+
+
+def checked_mask(mask_id: int | None, target: Target, corpus: Corpus) -> int:
+    """Return the mask token, by default a chosen one.
+
+    Raises:
+        ConfigError: for no token of the target, or one that its texts hold.
+    """
+    if mask_id is None:
+        return choose_mask(target, corpus)
+    if not 0 <= mask_id < target.spec.vocab_size:
+        raise ConfigError(f"mask_id={mask_id} is not one of the target's {target.spec.vocab_size} tokens")
+    if corpus.counts_V[mask_id] > 0:
+        raise ConfigError(f"mask_id={mask_id} occurs in the target's texts; choose a token that never does")
+    return mask_id
 
 
 def choose_mask(target: Target, corpus: Corpus) -> int:

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from outrider.train.batch import Batch
+from outrider.train.objective import Outcome
+from outrider.train.objectives.scoring import Scores
 
 __all__ = ["Layout", "ScoredRows", "lay_out"]
 
@@ -33,7 +35,7 @@ class Layout(NamedTuple):
     anchors_BR  place of the anchor in the batch's row
     blocks_BR   number of masks behind the anchor: 0 is the text itself
     real_BR     False for padding, which then has anchor 0 and block 0
-    chained_KBL the target wrote all tokens from anchor + 1 to anchor + depth; entry 0 is depth 1
+    chained_KBL the target wrote all tokens from depth 1 to that depth; entry 0 is depth 1
     """
 
     anchors_BR: Tensor
@@ -65,6 +67,17 @@ class Layout(NamedTuple):
         values_KA[rows.block_N, columns_BL[rows.row_N, rows.anchor_N]] = values_N
         return values_KA
 
+    def outcome(self, batch: Batch, rows: "ScoredRows", scores: Scores, tokens_N: Tensor) -> Outcome:
+        """Return what the loop reads of the scores of these rows, which should predict these tokens."""
+        mean = scores.mean_by_text(batch.text_numbers()[rows.row_N, rows.anchor_N])
+        return Outcome(
+            mean.total,
+            mean.num_texts,
+            self.by_anchor(rows, scores.guess_R == tokens_N),
+            self.by_anchor(rows, torch.ones_like(tokens_N, dtype=torch.bool)),
+            None if scores.overlap_R is None else self.by_anchor(rows, scores.overlap_R),
+        )
+
 
 class ScoredRows(NamedTuple):
     """The scored rows: row of the batch, place in the layout, anchor, block."""
@@ -75,9 +88,11 @@ class ScoredRows(NamedTuple):
     block_N: Tensor
 
 
-def lay_out(batch: Batch, num_depths: int, retention: float, floor: float, generator: torch.Generator) -> Layout:
-    """Choose the rows to keep; equal generators choose the same."""
-    chained = batch.written_ahead(num_depths, 1)
+def lay_out(
+    batch: Batch, num_depths: int, retention: float, floor: float, generator: torch.Generator, first: int = 1
+) -> Layout:
+    """Choose the rows to keep; equal generators choose the same. Depth 1 is the token `first` places ahead."""
+    chained = batch.written_ahead(num_depths, first)
     noise_BL = torch.rand(batch.tokens_BL.shape, generator=generator).to(batch.tokens_BL.device)
     eligible_BL = chained[0]
     noise_BL = torch.where(eligible_BL, noise_BL, 2.0)  # above every draw: ranks behind all anchors
