@@ -13,7 +13,7 @@ from outrider.errors import ConfigError
 from outrider.export.exported import Export, Exported, served_name
 from outrider.export.serving import Order, served_checkpoint
 from outrider.formats.blocks.dflash import read_dflash, write_native, write_speculators
-from outrider.formats.blocks.dflash_config import KIND, SECTION
+from outrider.formats.blocks.dflash_config import KIND, KINDS, SECTION
 from outrider.formats.locate import locate
 from outrider.models.dflash import DFlashSpec
 from outrider.proposers.dflash import DFlashConfig
@@ -23,7 +23,7 @@ __all__ = ["block_flags", "on_vllm", "reads", "write"]
 
 
 def reads(config: Mapping[str, Any]) -> bool:
-    return config.get(KIND) == "dflash" or SECTION in config
+    return config.get(KIND) in KINDS or SECTION in config
 
 
 def on_vllm(order: Order) -> Exported:
@@ -58,7 +58,7 @@ def write(export: Export) -> Exported:
             architectures=read_json(directory / "config.json").get("architectures") or [],
             target_layers=num_layers,
         )
-        return Exported(speculative=export.speculative("dflash"))
+        return Exported(speculative=export.speculative("dspark" if checkpoint.spec.markov_rank else "dflash"))
     write_native(export.output, checkpoint, num_layers, torch.bfloat16)
     if export.engine == "vllm":
         return Exported(speculative=export.speculative("dflash"))
@@ -66,6 +66,8 @@ def write(export: Export) -> Exported:
 
 
 def _check(spec: DFlashSpec, export: Export) -> None:
+    if spec.markov_rank and export.engine != "speculators":
+        raise ConfigError(f"{export.checkpoint} has a Markov head; export it with --to speculators")
     if 0 in spec.layer_ids:
         raise ConfigError(f"{export.checkpoint} reads the target's embedding, which the engines' layouts cannot name")
     most = spec.block_size - spec.first_slot

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from outrider.cache import CachePlan, KVCache
 from outrider.models.block import Block
+from outrider.models.markov import CONFIDENCE, MARKOV
 from outrider.models.rope import KeptRope
 from outrider.models.spec import DecoderSpec
 from outrider.ops.select import choose_ops
@@ -59,6 +60,8 @@ class DFlashSpec:
     draft_vocab_size    columns of its output head
     drafts_at_root      the root's own slot drafts, so that a block drafts `block_size` tokens
     causal              True for each layer in which a slot sees no later slot
+    markov_rank         rank of the bias from token to token (`markov.py`); 0 without one
+    confidence_inputs   width of what the confidence head reads: the hidden size, or the rank more; 0 without one
     """
 
     decoder: DecoderSpec
@@ -69,6 +72,8 @@ class DFlashSpec:
     draft_vocab_size: int
     drafts_at_root: bool = False
     causal: tuple[bool, ...]
+    markov_rank: int = 0
+    confidence_inputs: int = 0
 
     @property
     def features(self) -> int:
@@ -92,7 +97,15 @@ class DFlashSpec:
             for name, shape in self.decoder.weight_shapes().items()
             if name.startswith(("model.layers.", "model.norm."))
         }
-        return shapes | {"fc.weight": (width, self.features), "hidden_norm.weight": (width,)}
+        shapes |= {"fc.weight": (width, self.features), "hidden_norm.weight": (width,)}
+        if self.markov_rank:
+            shapes |= {
+                name: (size, self.markov_rank)
+                for name, size in zip(MARKOV, (self.decoder.vocab_size, self.draft_vocab_size), strict=True)
+            }
+        if self.confidence_inputs:
+            shapes |= dict(zip(CONFIDENCE, ((1, self.confidence_inputs), (1,)), strict=True))
+        return shapes
 
 
 @final
@@ -121,7 +134,7 @@ class DFlashNetwork:
         self.spec, self.dtype, self.device = spec, dtype, device
         self.ops = ops = choose_ops(device, dtype)
         packer = ops.narrow()
-        cast = {name: weights[name].to(device, dtype) for name in spec.shapes()}
+        cast = {name: weights[name].to(device, dtype) for name in spec.shapes() if name not in (*MARKOV, *CONFIDENCE)}
         self.blocks = [
             Block.packed(spec.decoder, cast, f"layers.{layer}.", packer, device, window)
             for layer, window in enumerate(spec.decoder.windows)

@@ -17,7 +17,7 @@ Shapes: B slots, M rows of a block, R rows that are drafted from, E hidden size,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self, final
+from typing import Any, NamedTuple, Self, final
 
 import torch
 from torch import Tensor
@@ -27,11 +27,12 @@ from outrider.errors import ConfigError
 from outrider.formats.blocks.dflash import DFlashCheckpoint, read_dflash
 from outrider.formats.locate import locate
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
-from outrider.models.dflash import DFlashNetwork, DFlashSpec, default_layer_ids
+from outrider.models.dflash import DFlashNetwork
+from outrider.models.markov import MarkovHead
 from outrider.models.output_head import OutputHead
 from outrider.models.rope import reach
-from outrider.models.spec import DecoderSpec, RopeSpec
 from outrider.proposer import Commit, DraftLimit, Kept, Proposer, ProposerSpec, Reused, Session, SessionPlan
+from outrider.proposers.drafting.block_network import markov_of, network_of, output_of, random_checkpoint
 from outrider.proposers.drafting.block_reader import BlockReader
 from outrider.proposers.drafting.sampler import ChainSampler
 from outrider.proposers.drafting.trees import best_nodes, ranked
@@ -39,9 +40,8 @@ from outrider.proposers.reach import within_reach
 from outrider.proposers.settings import check_bounds
 from outrider.sampling import SamplingParams
 from outrider.target import Target
-from outrider.targets.output_head import output_head
 
-__all__ = ["DFlashConfig", "DFlashProposer", "random_checkpoint"]
+__all__ = ["DFlashConfig", "DFlashProposer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,8 @@ class DFlashConfig:
     num_nodes    drafted tokens per step, at most; a chain has no more than its block drafts
     width        candidates of each slot that a tree may use; 1 drafts a chain
     block_size   slots of a block; by default as many as it was trained with
+    confidence   end a chain where all its tokens are accepted less likely than that, by the network's own confidence
+                 head (DSpark); 0 drafts whole blocks
     sampled      draw the drafts instead of taking the most probable token (chains only)
     draft_vocab  draft only that many of the most frequent tokens, 0 for all; by default 8192 where training left a
                  ranking beside the checkpoint, else all
@@ -62,14 +64,17 @@ class DFlashConfig:
     num_nodes: int = 16
     width: int = 1
     block_size: int | None = None
+    confidence: float = 0.0
     sampled: bool = False
     draft_vocab: int | None = None
 
     def __post_init__(self) -> None:
         check_draft_vocab(self.draft_vocab)
-        check_bounds(self, num_nodes=(1, 256), width=(1, 32), block_size=(2, 256))
+        check_bounds(self, num_nodes=(1, 256), width=(1, 32), block_size=(2, 256), confidence=(0.0, 1.0))
         if self.sampled and self.width > 1:
             raise ConfigError("sampled=True drafts chains; leave width out")
+        if self.confidence and (self.sampled or self.width > 1):
+            raise ConfigError("confidence ends greedy chains; leave sampled and width out")
 
 
 @final
@@ -79,9 +84,17 @@ class DFlashProposer(Proposer):
     Config = DFlashConfig
     shipped = "dflash"
 
-    def __init__(self, network: DFlashNetwork, output: OutputHead, config: DFlashConfig, target: Target) -> None:
+    def __init__(
+        self,
+        network: DFlashNetwork,
+        output: OutputHead,
+        config: DFlashConfig,
+        target: Target,
+        markov: MarkovHead | None = None,
+    ) -> None:
         self.network = network
         self.output = output
+        self.markov = markov
         self.config = config
         self.block_size = config.block_size or network.spec.block_size
         self.feature_layers = network.spec.feature_layers(target.spec.num_layers)
@@ -100,14 +113,20 @@ class DFlashProposer(Proposer):
         cls, checkpoint: DFlashCheckpoint, config: DFlashConfig, target: Target, ids_K: Tensor | None = None
     ) -> Self:
         """Pack a network that was read or made; with `ids_K`, only these tokens are drafted."""
-        network = network_of(checkpoint, target)
-        return cls(network, output_of(checkpoint, network, target, ids_K), config, target)
+        network, spec = network_of(checkpoint, target), checkpoint.spec
+        if spec.markov_rank and config.width > 1:
+            raise ConfigError("this network's bias from token to token drafts chains; leave width out")
+        if config.confidence and not spec.confidence_inputs:
+            raise ConfigError(f"confidence={config.confidence} needs a network with a confidence head; leave it out")
+        output = output_of(checkpoint, network, target, ids_K)
+        return cls(network, output, config, target, markov_of(checkpoint, network, output))
 
     @classmethod
     def example(cls, target: Target, seed: int) -> Self:
         settings: tuple[dict[str, Any], ...] = ({}, {"width": 2 + seed % 5}, {"sampled": True}, {"block_size": 3})
-        config = DFlashConfig(checkpoint="", num_nodes=2 + seed % 7, **settings[seed % 4])
-        return cls.of(random_checkpoint(target, seed), config, target)
+        checkpoint = random_checkpoint(target, seed)
+        shape = {} if checkpoint.spec.markov_rank else settings[seed % 4]  # its tokens depend on each other: no trees
+        return cls.of(checkpoint, DFlashConfig(checkpoint="", num_nodes=2 + seed % 7, **shape), target)
 
     @property
     def max_depth(self) -> int:
@@ -120,11 +139,28 @@ class DFlashProposer(Proposer):
         return ProposerSpec(
             max_nodes=min(self.config.num_nodes, self.max_depth) if is_chain else self.config.num_nodes,
             feature_layers=self.feature_layers,
-            num_bytes=self.network.num_bytes + self.output.num_bytes,
+            num_bytes=self.network.num_bytes
+            + self.output.num_bytes
+            + (0 if self.markov is None else self.markov.num_bytes),
         )
 
     def open(self, plan: SessionPlan) -> Session:
         return within_reach(reach(self.network.spec.decoder), plan, lambda plan: DFlashSession(self, plan))
+
+
+class Level(NamedTuple):
+    """One depth of a block's result: the slots that draft so deep, their states [R, E] and logits [R, K]."""
+
+    slots: list[int]
+    states_RE: Tensor
+    logits_RK: Tensor
+
+    def of(self, slots: list[int]) -> "Level":
+        """Return the rows of some of the slots, in the same order."""
+        if slots == self.slots:
+            return self
+        rows = [place for place, slot in enumerate(self.slots) if slot in slots]
+        return Level(slots, self.states_RE[rows], self.logits_RK[rows])
 
 
 @final
@@ -136,6 +172,7 @@ class DFlashSession(Session):
         self.config = proposer.config
         self.max_depth = proposer.max_depth
         self.output = proposer.output
+        self.markov = proposer.markov
         self.spec = proposer.network.spec
         self.reader = BlockReader(proposer.network, plan, proposer.block_size)
 
@@ -166,24 +203,27 @@ class DFlashSession(Session):
         active = {slot: limit for slot, limit in within.items() if min(limit) > 0}
         if not active:
             return Draft.empty(len(slots), self.plan.device)
-        depths = {slot: min(limit) for slot, limit in active.items()}
+        levels = self._levels({slot: min(limit) for slot, limit in active.items()})
         if self.config.width > 1:
-            trees = self._trees(active, self._logits(depths))
+            trees = self._trees(active, levels)
             return Draft.of_trees([trees.get(slot, Tree([], [])) for slot in slots], self.plan.device)
-        return self._chains(slots, depths, self._logits(depths))
+        return self._chains(slots, levels)
 
-    def _logits(self, depths: dict[int, int]) -> list[Tensor]:
-        """Run the pass, and return for each depth the logits [R, K] of the slots that draft so deep, in order."""
+    def _levels(self, depths: dict[int, int]) -> list[Level]:
+        """Run the pass, and return its result depth by depth."""
         states_BME = self.reader.blocks(list(depths), self.spec.mask_id)
-        levels = [[place for place, depth in enumerate(depths.values()) if depth > level] for level in _levels(depths)]
-        rows = [(place, self.spec.first_slot + level) for level, places in enumerate(levels) for place in places]
+        deep = [[slot for slot in depths if depths[slot] > level] for level in range(max(depths.values()))]
+        places = {slot: place for place, slot in enumerate(depths)}
+        rows = [(places[slot], self.spec.first_slot + level) for level, some in enumerate(deep) for slot in some]
         at_R2 = torch.tensor(rows, device=states_BME.device)
-        logits_RK = self.output(states_BME[at_R2[:, 0], at_R2[:, 1]])
+        states_RE = states_BME[at_R2[:, 0], at_R2[:, 1]]
+        logits_RK = self.output(states_RE)
         if self.output.ids_K is None:  # fewer columns hold no mask
             logits_RK[:, self.spec.mask_id] = -torch.inf
-        return list(torch.split(logits_RK, [len(places) for places in levels]))
+        counts = [len(some) for some in deep]
+        return list(map(Level, deep, torch.split(states_RE, counts), torch.split(logits_RK, counts)))
 
-    def _chains(self, slots: Sequence[int], depths: dict[int, int], logits: Sequence[Tensor]) -> Draft:
+    def _chains(self, slots: Sequence[int], levels: Sequence[Level]) -> Draft:
         sampler = ChainSampler(
             self.plan,
             slots,
@@ -192,21 +232,40 @@ class DFlashSession(Session):
             vocab_size=self.spec.decoder.vocab_size,
             ids_K=self.output.ids_K,
         )
-        for level, logits_RK in enumerate(logits):
-            growing = [slot for slot, depth in depths.items() if depth > level]
-            sampler.grow(growing, logits_RK, self.reader.text_lengths(growing))
+        before = dict(zip(levels[0].slots, self.reader.roots_of(levels[0].slots), strict=True))
+        survival = dict.fromkeys(levels[0].slots, 1.0)
+        for level in levels:
+            going = level.of([slot for slot in level.slots if survival[slot] > 0])
+            if self.config.confidence and going.slots:
+                self._weigh(going, before, survival)
+                going = going.of([slot for slot in going.slots if survival[slot] > 0])
+            if not going.slots:
+                break
+            logits_RK = going.logits_RK
+            if self.markov is not None:
+                logits_RK = self.markov.biased(logits_RK, torch.stack([before[slot] for slot in going.slots]))
+            tokens_R = sampler.grow(going.slots, logits_RK, self.reader.text_lengths(going.slots))
+            before |= zip(going.slots, tokens_R, strict=True)
         return sampler.draft()
 
-    def _trees(self, limits: dict[int, DraftLimit], logits: Sequence[Tensor]) -> dict[int, Tree]:
+    def _weigh(self, level: Level, before: dict[int, Tensor], survival: dict[int, float]) -> None:
+        """Multiply each slot's survival by the confidence in its next token; 0 ends the chain."""
+        assert self.markov is not None, "a confidence needs the head"
+        before_R = torch.stack([before[slot] for slot in level.slots])
+        for slot, sure in zip(level.slots, self.markov.confidences(level.states_RE, before_R), strict=True):
+            survival[slot] *= sure
+            if survival[slot] < self.config.confidence:
+                survival[slot] = 0.0
+
+    def _trees(self, limits: dict[int, DraftLimit], levels: Sequence[Level]) -> dict[int, Tree]:
         """Return each slot's most probable nodes."""
         tokens: dict[int, list[list[int]]] = {slot: [] for slot in limits}
         log_probs: dict[int, list[list[float]]] = {slot: [] for slot in limits}
-        for level, logits_RK in enumerate(logits):
-            best = ranked(logits_RK, self.config.width)
+        for level in levels:
+            best = ranked(level.logits_RK, self.config.width)
             ids_RW = best.columns_RW if self.output.ids_K is None else self.output.ids_K[best.columns_RW]
-            gains_RW = best.values_RW - logits_RK.logsumexp(-1, keepdim=True)
-            deep = [slot for slot, limit in limits.items() if min(limit) > level]
-            for slot, ids_W, gains_W in zip(deep, ids_RW.tolist(), gains_RW.tolist(), strict=True):
+            gains_RW = best.values_RW - level.logits_RK.logsumexp(-1, keepdim=True)
+            for slot, ids_W, gains_W in zip(level.slots, ids_RW.tolist(), gains_RW.tolist(), strict=True):
                 tokens[slot].append(ids_W)
                 log_probs[slot].append(gains_W)
         return {
@@ -226,80 +285,7 @@ class DFlashSession(Session):
         return self.reader.cache.plan.num_bytes
 
 
-def _levels(depths: dict[int, int]) -> range:
-    return range(max(depths.values()))
-
-
 def _filled(paths: Sequence[tuple[int, ...]], tokens: Sequence[Sequence[int]]) -> Tree:
     """Return paths of ranks as a tree of tokens: `tokens[d][r]` has rank r at depth d + 1."""
     places = {path: node for node, path in enumerate(paths)} | {(): -1}
     return Tree([tokens[len(path) - 1][path[-1]] for path in paths], [places[path[:-1]] for path in paths])
-
-
-def network_of(checkpoint: DFlashCheckpoint, target: Target) -> DFlashNetwork:
-    """Pack a network for a target's device and dtype; an embedding that the checkpoint lacks is the target's."""
-    own = checkpoint.tensors.get("embed_tokens.weight")
-    return DFlashNetwork(
-        checkpoint.spec,
-        checkpoint.tensors,
-        embedding_VE=target.shared_weights().embedding_VE if own is None else own.to(target.spec.dtype),
-        mask_E=checkpoint.tensors.get("mask_embedding"),
-        owns_embedding=own is not None,
-        dtype=target.spec.dtype,
-        device=target.spec.device,
-    )
-
-
-def output_of(checkpoint: DFlashCheckpoint, network: DFlashNetwork, target: Target, ids_K: Tensor | None) -> OutputHead:
-    """Return the output head: the checkpoint's own or the target's, with the columns of `ids_K` alone if given."""
-    mask_id, own_KE = checkpoint.spec.mask_id, checkpoint.tensors.get("lm_head.weight")
-    if own_KE is None:
-        return output_head(target, None if ids_K is None else ids_K[ids_K != mask_id])
-    kept_K = checkpoint.ids_K != mask_id
-    if ids_K is not None:
-        kept_K &= torch.isin(checkpoint.ids_K, ids_K)
-    packed = network.ops.narrow().pack(own_KE[kept_K].to(target.spec.device, target.spec.dtype))
-    return OutputHead(network.ops, target.project, packed, checkpoint.ids_K[kept_K].to(target.spec.device))
-
-
-def random_checkpoint(target: Target, seed: int) -> DFlashCheckpoint:
-    """Make a network of random weights that fits the target, its variant and vocabulary drawn from `seed`."""
-    found, generator = target.spec, torch.Generator().manual_seed(seed)
-    num_layers = 1 + seed % 3
-    decoder = DecoderSpec(
-        family="qwen3",
-        vocab_size=found.vocab_size,
-        hidden_size=found.hidden_size,
-        intermediate_size=2 * found.hidden_size,
-        num_layers=num_layers,
-        num_heads=4,
-        num_kv_heads=1 + seed % 2,
-        head_dim=8,
-        rms_norm_eps=1e-5,
-        max_position_embeddings=found.max_positions,
-        rope=RopeSpec(original_max_position_embeddings=found.max_positions),
-        qk_norm=seed % 4 != 1,
-        windows=tuple(7 if (seed + layer) % 4 == 3 else None for layer in range(num_layers)),
-    )
-    owns = seed % 3 == 2
-    # as files can say it: sliding layers, no layer, or every layer
-    causal = [tuple(window is not None for window in decoder.windows), (False,) * num_layers, (True,) * num_layers]
-    spec = DFlashSpec(
-        decoder=decoder,
-        block_size=4 + seed % 3,
-        mask_id=(7 * seed + 3) % found.vocab_size,
-        layer_ids=default_layer_ids(found.num_layers, 1 + seed % 2),
-        target_hidden_size=found.hidden_size,
-        draft_vocab_size=found.vocab_size * 2 // 3 if owns else found.vocab_size,
-        drafts_at_root=seed % 5 == 1,
-        causal=causal[seed % 5 % 3],
-    )
-    shapes: dict[str, tuple[int, ...]] = spec.shapes()
-    if owns:
-        shapes |= {"lm_head.weight": (spec.draft_vocab_size, found.hidden_size), "mask_embedding": (found.hidden_size,)}
-    tensors: dict[str, Tensor] = {}
-    for name, shape in shapes.items():
-        noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-        tensors[name] = 1 + 0.1 * noise if name.endswith("norm.weight") else 0.5 * noise
-    ids_K = torch.randperm(found.vocab_size, generator=generator)[: spec.draft_vocab_size].sort().values
-    return DFlashCheckpoint(spec=spec, tensors=tensors, ids_K=ids_K, provenance={})

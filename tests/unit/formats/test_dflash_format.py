@@ -14,7 +14,7 @@ from outrider import CheckpointError, load_proposer
 from outrider.formats.blocks.dflash import DFlashCheckpoint, read_dflash, write_native, write_speculators
 from outrider.formats.store import provenance
 from outrider.models.dflash import default_layer_ids
-from outrider.proposers.dflash import random_checkpoint
+from outrider.proposers.drafting.block_network import random_checkpoint
 from outrider.testing import tiny_target
 
 TARGET = tiny_target(num_layers=6)
@@ -184,10 +184,15 @@ REFUSED: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("native", lambda c: c.update(hidden_act="gelu"), "hidden_act is 'gelu', not 'silu'"),
     ("native", lambda c: c.update(intermediate_size=33), "mlp.gate_proj.weight .* expected"),
     ("native", lambda c: c.update(SLIDING, sliding_window=3), "sliding_window of fewer positions than a block's 4"),
-    ("native", lambda c: c.update(markov_rank=256), "has markov_rank 256, a network that is not run here"),
+    ("native", lambda c: c.update(markov_rank=256), "has markov_rank 256, but markov_head.markov_w1.weight has rank 0"),
+    (
+        "native",
+        lambda c: c.update(markov_head_type="rnn"),
+        "has markov_head_type 'rnn', a network that is",
+    ),
     ("speculators", lambda c: c.update(projector_type="domino"), "has projector_type 'domino', a network that is not"),
     ("speculators", lambda c: c.update(shift_label=True), "has shift_label true, a network that is not run here"),
-    ("speculators", lambda c: c.update(speculators_model_type="eagle3"), "'eagle3'; only 'dflash' is read"),
+    ("speculators", lambda c: c.update(speculators_model_type="eagle3"), "'eagle3'; only dflash, dspark are read"),
     ("speculators", lambda c: c.pop("aux_hidden_state_layer_ids"), "aux_hidden_state_layer_ids is missing"),
     ("speculators", lambda c: c.update(aux_hidden_state_layer_ids=[0]), r"aux_hidden_state_layer_ids\[0\] is 0"),
     ("speculators", lambda c: c.update(norm_before_residual=True), "norm_before_residual is true"),

@@ -8,7 +8,7 @@ import torch
 from dense_block import block_states
 from outrider.cache import KVCache
 from outrider.models.dflash import default_layer_ids
-from outrider.proposers.dflash import network_of, random_checkpoint
+from outrider.proposers.drafting.block_network import network_of, random_checkpoint
 from outrider.testing import tiny_target
 
 

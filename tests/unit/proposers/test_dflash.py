@@ -13,7 +13,8 @@ from dense_block import block_states
 from outrider import Commit, ConfigError, DraftLimit, Engine, SamplingParams, SessionPlan
 from outrider.noise import Stream
 from outrider.proposer import Reused, Session
-from outrider.proposers.dflash import DFlashConfig, DFlashProposer, random_checkpoint
+from outrider.proposers.dflash import DFlashConfig, DFlashProposer
+from outrider.proposers.drafting.block_network import random_checkpoint
 from outrider.proposers.drafting.trees import best_nodes
 from outrider.testing import assert_lossless, tiny_target
 
@@ -192,8 +193,67 @@ def test_text_up_to_the_last_position_is_drafted_for() -> None:
         ({"width": 33}, "width=33 must be between 1 and 32"),
         ({"block_size": 1}, "block_size=1 must be between 2 and 256"),
         ({"sampled": True, "width": 2}, "sampled=True drafts chains; leave width out"),
+        ({"confidence": 1.5}, "confidence=1.5 must be between 0.0 and 1.0"),
+        ({"confidence": 0.5, "sampled": True}, "confidence ends greedy chains; leave sampled and width out"),
     ],
 )
 def test_bad_settings_get_one_sentence(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         DFlashConfig(checkpoint="x", **settings)
+
+
+MARKOV = pytest.mark.parametrize("seed", [6, 20])
+"""Seeds with a Markov head and a confidence head; 20 has an output head of its own, for some of the tokens."""
+FEATURES_TF = torch.randn(4, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+PROMPT = [1, 2, 3, 4, 9]
+
+
+def walked(seed: int) -> list[tuple[int, float]]:
+    """Walk the block by the formulas: each token, and the confidence before it."""
+    checkpoint = random_checkpoint(TARGET, seed)
+    spec, weights, shared = checkpoint.spec, checkpoint.tensors, TARGET.shared_weights()
+    mask_E = weights.get("mask_embedding", shared.embedding_VE[spec.mask_id])
+    embedded_ME = torch.stack([shared.embedding_VE[PROMPT[-1]], *[mask_E] * (spec.block_size - 1)])
+    states_ME = block_states(spec, weights, FEATURES_TF, embedded_ME)
+    head_KE, ids_K = weights.get("lm_head.weight", shared.head_VE), checkpoint.ids_K
+    (sure_X,), (bias,) = weights["confidence_head.proj.weight"], weights["confidence_head.proj.bias"]
+    before, found = PROMPT[-1], []
+    for state_E in states_ME[spec.first_slot :]:
+        row_Q = weights["markov_head.markov_w1.weight"][before]
+        sure = (torch.cat([state_E, row_Q]) @ sure_X + bias).sigmoid()
+        logits_K = head_KE @ state_E + weights["markov_head.markov_w2.weight"] @ row_Q
+        logits_K[ids_K == spec.mask_id] = -torch.inf
+        before = int(ids_K[logits_K.argmax()])
+        found.append((before, float(sure)))
+    return found
+
+
+@MARKOV
+def test_a_markov_head_biases_each_token_by_the_one_before(seed: int) -> None:
+    want = walked(seed)
+    session = session_of(proposer_of(seed))
+    session.admit(0, PROMPT, GREEDY, FEATURES_TF)
+    found = session.propose([0], [DraftLimit(9, 9)]).trees[0].tokens
+    assert found == [token for token, _ in want]
+    assert found != dense_probs(seed, FEATURES_TF, PROMPT[-1]).argmax(-1).tolist()  # the bias matters
+
+
+@MARKOV
+def test_a_chain_ends_where_its_survival_is_too_small(seed: int) -> None:
+    want, survival = walked(seed), []
+    for _, sure in want:
+        survival.append((survival[-1] if survival else 1.0) * sure)
+    for length in range(len(want)):
+        session = session_of(proposer_of(seed, confidence=min(1.0, survival[length] * 1.0001)), 2)
+        for slot in (0, 1):
+            session.admit(slot, PROMPT, GREEDY, FEATURES_TF)
+        trees = session.propose([1, 0], [DraftLimit(1, 1), DraftLimit(9, 9)]).trees
+        assert trees[1].tokens == [token for token, _ in want][:length]
+        assert trees[0].tokens == trees[1].tokens[:1]
+
+
+def test_what_a_markov_head_cannot_draft_is_refused() -> None:
+    with pytest.raises(ConfigError, match="bias from token to token drafts chains; leave width out"):
+        proposer_of(6, width=2)
+    with pytest.raises(ConfigError, match=r"confidence=0.5 needs a network with a confidence head"):
+        proposer_of(0, confidence=0.5)

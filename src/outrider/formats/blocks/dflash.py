@@ -137,7 +137,7 @@ def _check_sizes(spec: DFlashSpec, names: Mapping[str, str], target: Target, dir
 
 
 def write_native(directory: Path, checkpoint: DFlashCheckpoint, target_layers: int, dtype: torch.dtype) -> None:
-    """Write a network into an existing directory in the authors' layout, weights in `dtype`."""
+    """Write a network into an existing directory in the authors' layout, or DeepSpec's keys in it for a Markov head."""
     write_checkpoint(directory, _stored(checkpoint, dtype), native_config(checkpoint, target_layers, dtype))
 
 
@@ -158,6 +158,7 @@ def write_speculators(
     """
     spec, native = checkpoint.spec, native_config(checkpoint, target_layers, dtype)
     outer = {"architectures", "block_size", "num_target_layers", "is_causal", "sample_from_anchor", "outrider", SECTION}
+    outer |= {"markov_rank", "markov_head_type"}
     method = {
         "proposal_type": "greedy",
         "speculative_tokens": spec.block_size - spec.first_slot,
@@ -185,6 +186,13 @@ def write_speculators(
     }
     if native.get("is_causal"):
         config["is_causal"] = True
+    if spec.markov_rank:
+        config |= {KIND: "dspark", "architectures": ["DSparkSpeculator"]}
+        config |= {key: native[key] for key in ("markov_rank", "markov_head_type")}
+        config |= {
+            "enable_confidence_head": bool(spec.confidence_inputs),
+            "confidence_head_with_markov": spec.confidence_inputs > spec.decoder.hidden_size,
+        }
     config |= {"outrider": dict(checkpoint.provenance)} if checkpoint.provenance else {}
     write_checkpoint(directory, _stored(checkpoint, dtype), config)
 
@@ -217,6 +225,8 @@ def native_config(checkpoint: DFlashCheckpoint, target_layers: int, dtype: torch
     }
     if spec.drafts_at_root:
         config["sample_from_anchor"] = True
+    if spec.markov_rank:
+        config |= {"markov_rank": spec.markov_rank, "markov_head_type": "vanilla"}
     if spec.causal != tuple(window is not None for window in spec.decoder.windows):
         config["is_causal"] = all(spec.causal)
     return config | ({"outrider": dict(checkpoint.provenance)} if checkpoint.provenance else {})

@@ -25,11 +25,12 @@ from typing import Any, Final
 
 from outrider.errors import CheckpointError
 from outrider.models.dflash import DFlashSpec, default_layer_ids
+from outrider.models.markov import CONFIDENCE, MARKOV
 from outrider.models.spec import DecoderSpec, filled_config, is_supported
 from outrider.records.display import shown_json
 from outrider.records.json_fields import Fields
 
-__all__ = ["KIND", "LAYER_CONFIG", "SECTION", "Shapes", "native_of", "spec_of"]
+__all__ = ["KIND", "KINDS", "LAYER_CONFIG", "SECTION", "Shapes", "native_of", "spec_of"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shape of each tensor by its published name."""
@@ -37,12 +38,17 @@ Shapes = Mapping[str, tuple[int, ...]]
 SECTION: Final = "dflash_config"
 KIND: Final = "speculators_model_type"
 LAYER_CONFIG: Final = "transformer_layer_config"
+KINDS: Final = ("dflash", "dspark")
 LAYER_IDS: Final = "aux_hidden_state_layer_ids"
 FAMILIES: Final = ("qwen3", "llama", "qwen2", "mistral")
 UNREAD: Final = ("torch_dtype", "dtype", "architectures", "outrider", "auto_map", SECTION)
 SECTION_KEYS: Final = ("mask_token_id", "target_layer_ids", "block_size", "causal")
 OWN: Final = (*SECTION_KEYS, "num_target_layers", "is_causal", "sliding_window_non_causal", "sample_from_anchor")
-OTHER_NETWORKS: Final = {"projector_type": (None, "dflash"), "shift_label": (None, False), "markov_rank": (None, 0)}
+OTHER_NETWORKS: Final = {
+    "projector_type": (None, "dflash"),
+    "shift_label": (None, False),
+    "markov_head_type": (None, "vanilla"),
+}
 """Keys of networks that share the layout, and the values with which they change nothing."""
 DEEPSPEC: Final = "DSparkModel"
 MOST_SLOTS: Final = 256
@@ -54,8 +60,8 @@ def native_of(config: Fields, file: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: for another kind of drafter, or if a key that decides the arithmetic is missing.
     """
-    if config[KIND] != "dflash":
-        raise CheckpointError(f"{file} has {KIND} {shown_json(config[KIND])}; only 'dflash' is read here")
+    if config[KIND] not in KINDS:
+        raise CheckpointError(f"{file} has {KIND} {shown_json(config[KIND])}; only {', '.join(KINDS)} are read here")
     layer = config.section(LAYER_CONFIG)
     ids = config.integers(LAYER_IDS, low=1, high=10_000)
     section: dict[str, Any] = {
@@ -72,7 +78,8 @@ def native_of(config: Fields, file: Path) -> dict[str, Any]:
         if flag:
             section["causal"] = False
     outer = {KIND, LAYER_CONFIG, LAYER_IDS, "mask_token_id", "speculators_config", "speculators_version", "model_type"}
-    return {**layer.plain(), **{key: value for key, value in config.items() if key not in outer}, SECTION: section}
+    native = {**layer.plain(), **{key: value for key, value in config.items() if key not in outer}, SECTION: section}
+    return {"sample_from_anchor": config[KIND] != KINDS[0]} | native
 
 
 def spec_of(config: Mapping[str, Any], file: Path, shapes: Shapes, target_layers: int) -> DFlashSpec:
@@ -120,7 +127,21 @@ def spec_of(config: Mapping[str, Any], file: Path, shapes: Shapes, target_layers
         draft_vocab_size=columns[0] if columns else decoder.vocab_size,
         drafts_at_root=is_deepspec or bool(fields.flag("sample_from_anchor", None)),
         causal=_causal(fields, section, decoder),
+        markov_rank=_markov_rank(fields, file, shapes),
+        confidence_inputs=shapes.get(CONFIDENCE[0], (1, 0))[-1],
     )
+
+
+def _markov_rank(fields: Fields, file: Path, shapes: Shapes) -> int:
+    """Return the rank of the bias from token to token, which config and tensors must agree on."""
+    told, stored = fields.integer("markov_rank", 0, low=0), shapes.get(MARKOV[0], (0, 0))[-1]
+    if told != stored:
+        raise CheckpointError(
+            f"{file} has markov_rank {told}, but {MARKOV[0]} has rank {stored}; check that config.json belongs to it"
+        )
+    if not stored and CONFIDENCE[0] in shapes:
+        raise CheckpointError(f"{file} has a confidence head without a Markov head, which is not run here")
+    return stored
 
 
 def _section(fields: Fields, file: Path) -> Fields:

@@ -81,6 +81,10 @@ class BlockReader:
         """Count the committed positions of a slot that were not read."""
         return len(self.pending[slot].tokens)
 
+    def roots_of(self, slots: Sequence[int]) -> Tensor:
+        """Return each slot's root, int64 [B]."""
+        return torch.tensor([self.roots[slot] for slot in slots], device=self.cache.device)
+
     def text_lengths(self, slots: Sequence[int]) -> list[int]:
         """Count each slot's committed tokens: the position of the first drafted token."""
         return [self.cache.lengths[slot] + self.num_pending(slot) + 1 for slot in slots]
@@ -97,7 +101,7 @@ class BlockReader:
         self.catch_up(slots)
         feeds = [self.pending[slot].take(SHORT) for slot in slots]
         tokens_BM = torch.full((len(slots), self.block_size), mask_id, device=self.cache.device)
-        tokens_BM[:, 0] = torch.tensor([self.roots[slot] for slot in slots], device=self.cache.device)
+        tokens_BM[:, 0] = self.roots_of(slots)
         counts = [len(feed.tokens) for feed in feeds]
         return self.network.draft(self.cache, slots, counts, self._context(feeds), tokens_BM)
 
