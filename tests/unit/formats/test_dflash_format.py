@@ -61,7 +61,7 @@ def test_a_network_survives_a_round_trip(seed: int, layout: str, tmp_path: Path)
 
 def test_a_config_as_the_authors_publish_it(tmp_path: Path) -> None:
     """Written by hand after SpecForge's configuration of a head for Qwen2.5-0.5B, with this target's sizes."""
-    made = random_checkpoint(TARGET, 6)  # one layer
+    made = random_checkpoint(TARGET, 12)  # one layer
     directory = write(tmp_path / "head", made)
     ids = list(made.spec.layer_ids)
     published = {
