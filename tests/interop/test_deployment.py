@@ -108,6 +108,17 @@ def test_published_heads_are_served_as_they_are() -> None:
     assert "--to sglang" in deployed(f"eagle3:checkpoint={library}", "sglang").commands[0]
     pard = speculative(deployed("pard:checkpoint=amd/PARD-Qwen3-0.6B", "vllm"))
     assert (pard["method"], pard["parallel_drafting"]) == ("draft_model", True)
+    masked = "peagle:checkpoint=RedHatAI/Qwen3-8B-speculator.peagle,num_nodes=4"
+    assert speculative(deployed(masked, "vllm")) == {
+        "method": "eagle3",
+        "model": "RedHatAI/Qwen3-8B-speculator.peagle",
+        "num_speculative_tokens": 4,
+        "parallel_drafting": True,
+    }
+    biased = "dflash:checkpoint=Dogacel/Qwen3-8B-DSpark,num_nodes=7"
+    assert speculative(deployed(biased, "vllm"))["method"] == "dspark"
+    for text, reason in ((masked, "no parallel drafting"), (biased, "Markov head")):
+        assert reason in (deployed(text, "sglang").refused or "")
 
 
 def test_blocks_are_told_in_each_engine_s_own_count() -> None:

@@ -57,6 +57,8 @@ def on_sglang(task: Task) -> Deployment:
         return task.refused(ENGINE, fixed if name == "eagle3" else "it drafts chains there, not trees", chain)
     if name == "draft_model" and config.layers is not None:
         return task.refused(ENGINE, "a draft of the target's own layers is not exported for it", LOOKUP)
+    if layout_of(task) == "dspark":
+        return task.refused(ENGINE, "networks with a Markov head are not written here in its layout", LOOKUP)
     if head_config(task).get("norm_before_residual") is True:
         return task.refused(ENGINE, "it ignores norm_before_residual=true, so this head would draft wrongly", LOOKUP)
     return _drafted(task)

@@ -31,7 +31,7 @@ from outrider.results.rows import PLAIN
 __all__ = ["on_vllm"]
 
 ENGINE: Final = "vllm"
-AS_THEY_ARE: Final = ("eagle3", "speculators", "peagle", "dflash", "pard", "draft")
+AS_THEY_ARE: Final = ("eagle3", "speculators", "peagle", "dflash", "dspark", "pard", "draft")
 """Layouts that vLLM loads."""
 PARALLEL: Final = {"pard": "draft_model", "peagle": "eagle3"}
 """Methods that are others' with parallel drafting there."""
@@ -82,7 +82,8 @@ def _head(task: Task) -> Deployment:
     if layout_of(task) not in AS_THEY_ARE:
         command, model = prepared(task, ENGINE, depth)
         commands = (command,)
-    speculative = {"method": PARALLEL.get(name, name), "model": model, "num_speculative_tokens": depth}
+    kind = "dspark" if layout_of(task) == "dspark" else PARALLEL.get(name, name)
+    speculative = {"method": kind, "model": model, "num_speculative_tokens": depth}
     speculative |= {"parallel_drafting": True} if name in PARALLEL else {}
     modules = known.get("num_nextn_predict_layers", 1)
     flags = {"hf-overrides": json.dumps({"num_nextn_predict_layers": modules})} if name == "mtp" else {}

@@ -7,7 +7,8 @@ from outrider.errors import ConfigError
 from outrider.export import eagle3
 from outrider.export.exported import Export, Exported
 from outrider.export.serving import Order, served_checkpoint
-from outrider.formats.eagle3_speculators import PARALLEL, is_speculators
+from outrider.formats.blocks.peagle import KIND
+from outrider.formats.eagle3_speculators import is_speculators
 from outrider.formats.hf_config import names_mask
 from outrider.proposers.peagle import PEagleConfig
 
@@ -16,7 +17,7 @@ __all__ = ["on_vllm", "reads", "write"]
 
 def reads(config: Mapping[str, Any]) -> bool:
     if is_speculators(config):
-        return bool(config["speculators_model_type"] == PARALLEL)
+        return bool(config["speculators_model_type"] == KIND)
     return "draft_vocab_size" in config and names_mask(config)
 
 

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from outrider.errors import CheckpointError
+from outrider.formats.blocks.peagle import ARCHITECTURE, MASK
+from outrider.formats.blocks.peagle import KIND as PARALLEL
 from outrider.formats.hf_config import MASK_KEYS
 from outrider.records.display import shown_json
 
@@ -29,8 +31,6 @@ KIND = "speculators_model_type"
 LAYER_CONFIG = "transformer_layer_config"
 LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 VERSION = "0.9.0"
-PARALLEL = "peagle"
-MASK = "mask_token_id"
 COPIED = ("draft_vocab_size", "norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 
 
@@ -84,7 +84,7 @@ def speculators_of(
         "accept_tolerance": 0.0,
     }
     config: dict[str, Any] = {
-        "architectures": ["PEagleSpeculator" if is_parallel else "Eagle3Speculator"],
+        "architectures": [ARCHITECTURE if is_parallel else "Eagle3Speculator"],
         KIND: PARALLEL if is_parallel else "eagle3",
         "speculators_version": VERSION,
         "target_hidden_size": native["target_hidden_size"],

@@ -59,6 +59,16 @@ def test_a_network_survives_a_round_trip(seed: int, layout: str, tmp_path: Path)
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in made.tensors.items())
 
 
+def test_a_markov_head_is_named_in_the_library_s_words(tmp_path: Path) -> None:
+    made = random_checkpoint(TARGET, 6)
+    assert made.spec.markov_rank
+    config = config_of(write(tmp_path / "head", made, "speculators"))
+    assert (config["speculators_model_type"], config["architectures"]) == ("dspark", ["DSparkSpeculator"])
+    assert config["speculators_config"]["algorithm"] == "dspark"
+    assert (config["markov_rank"], config["markov_head_type"]) == (3, "vanilla")
+    assert (config["enable_confidence_head"], config["confidence_head_with_markov"]) == (True, True)
+
+
 def test_a_config_as_the_authors_publish_it(tmp_path: Path) -> None:
     """Written by hand after SpecForge's configuration of a head for Qwen2.5-0.5B, with this target's sizes."""
     made = random_checkpoint(TARGET, 12)  # one layer

@@ -188,6 +188,7 @@ def write_speculators(
         config["is_causal"] = True
     if spec.markov_rank:
         config |= {KIND: "dspark", "architectures": ["DSparkSpeculator"]}
+        config["speculators_config"]["algorithm"] = "dspark"
         config |= {key: native[key] for key in ("markov_rank", "markov_head_type")}
         config |= {
             "enable_confidence_head": bool(spec.confidence_inputs),
