@@ -259,7 +259,14 @@ def test_a_model_is_its_config_alone(tiny_model: Path, monkeypatch: pytest.Monke
 
 def test_a_lookup_is_not_planned_from_a_learned_drafters_acceptance(capsys: pytest.CaptureFixture[str]) -> None:
     found = planned(capsys, *SHEET, "--acceptance", "0.8,0.6", "--batches", "1")
-    assert [method["method"] for method in found["methods"]] == ["eagle3", "mtp", "medusa", "draft_model", "pard"]
+    assert [method["method"] for method in found["methods"]] == [
+        "eagle3",
+        "peagle",
+        "mtp",
+        "medusa",
+        "draft_model",
+        "pard",
+    ]
     (note,) = [note for note in found["notes"] if note.startswith("left out")]
     assert note.startswith("left out: ngram, suffix: a lookup drafts only where the text repeats itself")
     assert "give ngram=0.8@0.3" in note

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from dense_head import Dense
 from outrider import CheckpointError, Commit, ConfigError, DraftLimit, SamplingParams, SessionPlan, load_proposer
+from outrider.doctor.heads.kinds import method_of
 from outrider.formats.eagle3 import Eagle3Checkpoint, read_eagle3, write_native, write_speculators
 from outrider.noise import Stream
 from outrider.proposer import Session
+from outrider.proposers import eagle3
 from outrider.proposers.peagle import PEagleConfig, PEagleProposer, head_of, random_checkpoint
 from outrider.testing import assert_lossless, tiny_target
 
@@ -105,12 +107,11 @@ def test_a_head_runs_as_what_it_is(tmp_path: Path) -> None:
     write_native(tmp_path / "masked", checkpoint, torch.float64)
     with pytest.raises(CheckpointError, match=r"drafts all tokens in one pass \(P-EAGLE\); run it as peagle"):
         load_proposer("eagle3", TARGET, checkpoint=str(tmp_path / "masked"))
-    from outrider.proposers import eagle3
-
     write_native(tmp_path / "plain", eagle3.random_checkpoint(TARGET, 0), torch.float64)
     with pytest.raises(CheckpointError, match="has no mask_hidden, so it drafts token by token; run it as eagle3"):
         load_proposer("peagle", TARGET, checkpoint=str(tmp_path / "plain"))
     assert read_eagle3(tmp_path / "masked", TARGET).spec == checkpoint.spec
+    assert [method_of(tmp_path / name) for name in ("masked", "plain")] == ["peagle", "eagle3"]
 
 
 @pytest.mark.parametrize(
