@@ -7,16 +7,15 @@ The native layout (EAGLE, SpecForge, SGLang, vLLM) is a Llama config with `draft
     layers.1.*, ...                 further layers, if any, with the names of plain decoder layers
     norm.weight, lm_head.weight     [E], [K, E]
     d2t  int64 [K]                  token id of column k = k + d2t[k]: an offset, not the id
-    t2d  bool [V]                   which tokens have a column
-    embed_tokens.weight             [V, E], only where the target's embedding is not shared
-    mask_hidden                     [1, 1, A * target's hidden size]: features of masked slots (P-EAGLE), whose token
-                                    the config names
+    t2d  bool [V]                   tokens with a column
+    embed_tokens.weight             [V, E], unless the target's is shared
+    mask_hidden                     [1, 1, A * target's hidden size], features of masked slots (P-EAGLE)
 
 `eagle3_tensors.py` reads other spellings of tensors, `eagle3_config.py` of config keys; the tensors override keys that
 contradict them. The speculators layout (`eagle3_speculators.py`) holds the same tensors under another config.
 
-Keys that engines read differently are written explicitly: `norm_before_residual` always; the layer ids only if they are
-not the default, because vLLM takes an id as the state before that layer and SGLang as the state after it.
+Of keys that engines read differently, `norm_before_residual` is always written, and layer ids only if they are not the
+default: vLLM takes an id as the state before that layer, SGLang as the one after it.
 
 Example: `read_eagle3(directory, target)` of a head for Qwen2.5-7B gives `fc.weight` of shape (3584, 10752).
 

@@ -3,14 +3,14 @@
 The target's states before three of its layers are fused into one, g. Slot t reads g of position t and the embedding e
 of the token after it, and predicts the token after that one:
 
-    g = fc [h_low ; h_mid ; h_high]                   of committed text; while drafting, the head's own last output
+    g = fc [h_low ; h_mid ; h_high]                   while drafting, the head's own last output
     a = [norm(e) ; norm(g)]                           twice the hidden size, which only q, k and v read
     x = g + attention(a);   x = x + mlp(norm(x))      the residual stream starts at g
-    further layers, if any, are plain ones on x
+    further layers are plain ones on x
     logits = lm_head(norm(x))                         x itself, before the norm, is the next g
 
-The output head has columns for the most frequent tokens only; `d2t` is each column's token id less
-the column's number. Slot t sits at rotary position t. `Eagle3Spec` lists the variants that checkpoints declare.
+The output head has columns for the most frequent tokens; `d2t` is each column's token id less the column's number.
+Slot t sits at rotary position t. `Eagle3Spec` lists the variants.
 
 Worked example: with d2t = [0, 4, 4], column 1 stands for token 5 and column 2 for token 6.
 

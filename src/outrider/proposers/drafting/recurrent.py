@@ -9,10 +9,9 @@ overwrites them, and accepted positions are read again with the target's feature
     draft               (h,a) at position 3, (h',b) at 4             drafted a b c: the last one is never read
     accepted a, bonus y                                              unread (f3,a) (f4,y), read by the next proposal
 
-`observe` only appends to each slot's pending tokens; `propose` reads those of all slots in one call, however many
-pairs each of them has, and then drafts: a chain (`chain.py`), a chain of masks that the same read holds
-(`masked_chain.py`), or a tree (`recurrent_tree.py`). A slot without a pair
-(its prompt is a single token) gets no draft.
+`observe` only appends to each slot's pending tokens; `propose` reads those of all slots in one call, and then drafts:
+a chain (`chain.py`), a chain of masks that the same read holds (`masked_chain.py`), or a tree (`recurrent_tree.py`). A
+slot without a pair (its prompt is a single token) gets no draft.
 
 Shapes: B slots, M rows of each, T prompt tokens, F features.
 """
