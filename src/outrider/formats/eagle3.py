@@ -4,7 +4,7 @@ The native layout (EAGLE, SpecForge, SGLang, vLLM) is a Llama config with `draft
 
     fc.weight                       [E, A * target's hidden size]   low, mid, high side by side
     midlayer.{input_layernorm, hidden_norm, post_attention_layernorm}.weight, midlayer.self_attn.*, midlayer.mlp.*
-    layers.1.*, ...                 further layers, if any, with the names of plain decoder layers
+    layers.1.*, ...                 further layers, with the names of plain decoder layers
     norm.weight, lm_head.weight     [E], [K, E]
     d2t  int64 [K]                  token id of column k = k + d2t[k]: an offset, not the id
     t2d  bool [V]                   tokens with a column
