@@ -5,7 +5,6 @@ skipped. Files are tiny, with random weights in fp32, and keys and values in fp3
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from conftest import KINDS, MERGES, TOKENS
 from outrider import Engine, SamplingParams, load_proposer, load_target
 from outrider.draft import Draft, Tree
 from outrider.errors import CheckpointError, ConfigError
+from outrider.formats.gguf.file import open_gguf
 from outrider.target import Target, TargetSession
 from outrider.testing import Adversary, Case, Oracle, RandomTrees, Scripted, assert_lossless
 from outrider.testing.contract import CHECKS
@@ -27,19 +26,18 @@ from outrider.testing.contract import CHECKS
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: pip install 'outrider[llama]' compiles it")
 
 from outrider.targets.llama import sequences
-from outrider.targets.llama import target as llama_target
+from outrider.targets.llama.tokenizer import LlamaTokenizer
 
 Writer = Callable[..., Path]
 PROMPTS = [[5, 9, 14, 5, 9], [7], [30, 31, 32, 33, 34, 35, 36, 37]]
 TREE = Tree([11, 12, 13, 14, 15], [-1, -1, 0, 1, 3])
 
 
-@pytest.fixture(scope="module")
-def model() -> LlamaForCausalLM:
+@pytest.fixture
+def model(tiny_sizes: dict[str, int]) -> LlamaForCausalLM:
     torch.manual_seed(1)
-    sizes = {"vocab_size": len(TOKENS), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
-    return LlamaForCausalLM(LlamaConfig(**sizes, **heads, rms_norm_eps=1e-5, initializer_range=0.3))
+    sizes: dict[str, Any] = tiny_sizes | {"num_hidden_layers": 3}
+    return LlamaForCausalLM(LlamaConfig(**sizes, rms_norm_eps=1e-5, initializer_range=0.3))
 
 
 @pytest.fixture
@@ -63,21 +61,23 @@ def add(writer: gguf.GGUFWriter, architecture: str, facts: dict[str, Any]) -> No
 
 
 @pytest.fixture
-def mamba(tmp_path: Path) -> Path:
-    """A Mamba of two layers: its state is written over by every token."""
+def mamba(file: Path, tmp_path: Path) -> Path:
+    """A Mamba of two layers, with the same vocabulary: its state is written over by every token."""
+    words = open_gguf(file).metadata
+    tokens = words.texts("tokenizer.ggml.tokens")
     chance, width, inner, state, rank = np.random.default_rng(3), 16, 32, 4, 2
     writer = gguf.GGUFWriter(tmp_path / "mamba.gguf", "mamba")
     sizes = {"block_count": 2, "context_length": 128, "embedding_length": width, "feed_forward_length": 0}
-    sizes |= {"attention.head_count": 0, "vocab_size": len(TOKENS)}
+    sizes |= {"attention.head_count": 0, "vocab_size": len(tokens)}
     sizes |= {"ssm.conv_kernel": 4, "ssm.inner_size": inner, "ssm.state_size": state, "ssm.time_step_rank": rank}
     add(writer, "mamba", sizes | {"attention.layer_norm_rms_epsilon": 1e-5})
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(TOKENS)
-    writer.add_token_types(KINDS)
-    writer.add_token_merges(MERGES)
+    writer.add_token_list(tokens)
+    writer.add_token_types(words.integers("tokenizer.ggml.token_type"))
+    writer.add_token_merges(words.texts("tokenizer.ggml.merges"))
     writer.add_eos_token_id(2)
-    shapes = {"token_embd": (len(TOKENS), width), "output": (len(TOKENS), width)}
+    shapes = {"token_embd": (len(tokens), width), "output": (len(tokens), width)}
     for layer in range(2):
         names = {"ssm_in": (2 * inner, width), "ssm_conv1d": (inner, 4), "ssm_x": (rank + 2 * state, inner)}
         names |= {"ssm_dt": (inner, rank), "ssm_out": (width, inner)}
@@ -253,5 +253,25 @@ def test_memory_is_planned_by_what_a_slot_takes(target: Target, mamba: Path) -> 
     state = load_target(str(mamba), backend="llama_cpp")
     # a state of two layers: 32 x 4 numbers and 3 columns of the convolution, and a copy of it
     assert state.plan(1, 64, 1).state_bytes >= 2 * 2 * 32 * (4 + 3) * 4
-    assert replace(target.spec, name="x").keeps_prefixes
-    assert llama_target.LlamaTarget.__name__ == type(target).__name__
+
+
+def test_a_vocabulary_that_we_do_not_split_is_split_by_llama_cpp(
+    model: LlamaForCausalLM, write_gguf: Writer, tmp_path: Path
+) -> None:
+    facts = {"tokenizer.ggml.pre": "gpt-4o"}  # a rule that our converter refuses
+    file = write_gguf(tmp_path / "other.gguf", model, metadata=facts)
+    target, words = load_target(str(file), backend="llama_cpp"), open_gguf(file).metadata.texts("tokenizer.ggml.tokens")
+    assert isinstance(target.tokenizer, LlamaTokenizer)
+    text = "hello world 12, <|im_end|> and \u6f22"
+    tokens = target.tokenizer(text)["input_ids"]
+    assert words.index("hello") == tokens[0]
+    assert words.index("<|im_end|>") in tokens
+    assert target.tokenizer.decode(tokens) == text
+    assert target.tokenizer.decode(tokens, skip_special_tokens=True) == text.replace("<|im_end|>", "")
+    assert target.tokenizer.get_vocab()["hello"] == tokens[0]
+    turn = target.tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], add_generation_prompt=True)
+    assert turn == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    answer = Engine(target, load_proposer("suffix", target), max_len=64).generate(
+        ["hello"], SamplingParams(max_tokens=6)
+    )
+    assert answer[0].text == target.tokenizer.decode(answer[0].tokens, skip_special_tokens=True)

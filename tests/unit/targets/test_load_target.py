@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrain
 import outrider
 from outrider.errors import CheckpointError, ConfigError
 from outrider.sampling import SamplingParams
+from outrider.targets.llama.binding import library
 from outrider.targets.native import NativeTarget
 
 SIZES: dict[str, Any] = {
@@ -78,6 +80,19 @@ def test_unknown_dtype(llama: Path) -> None:
 def test_unknown_backend(llama: Path) -> None:
     with pytest.raises(ConfigError, match="unknown backend 'nativ'; did you mean 'native'"):
         load(llama, backend="nativ")
+
+
+def test_llama_cpp_takes_gguf_files_alone(llama: Path) -> None:
+    with pytest.raises(ConfigError, match=r"backend='llama_cpp' needs a GGUF file, and .* is none; convert it with"):
+        load(llama, backend="llama_cpp")
+
+
+def test_the_package_of_llama_cpp_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    library.cache_clear()
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    monkeypatch.delitem(sys.modules, "llama_cpp.llama_cpp", raising=False)
+    with pytest.raises(ConfigError, match=r"needs the package llama_cpp.*; run pip install 'outrider\[llama\]'"):
+        library()
 
 
 def test_missing_directory(tmp_path: Path) -> None:

@@ -3,11 +3,11 @@
 The bindings are the package llama-cpp-python; only its low-level module is used, whose functions are those of
 `llama.h`. What the library says is not printed; the first line ends in the sentence of an error.
 
-    rows of one call    token 17, position 5, sequences (0, 3): read once, seen by both sequences
+    a row               token 17, position 5, sequences (0, 3): read once, seen by both sequences
 
 A row belongs to one sequence or several. It sees the positions of its first sequence up to its own.
 
-Example: `Model.load(file).context(...)` and then `context.read([Row(1, 0, (0,))], num_outputs=1)` gives logits [1, V].
+Example: `Model.load(file).context(...)` and then `context.read([Row(1, 0, (0,))])` gives logits [1, V].
 """
 
 import ctypes
@@ -98,8 +98,11 @@ def _listener(module: Any) -> Any:
     return module.llama_log_callback(hear)
 
 
-def _callback(module: Any, observer: Observer) -> Any:
-    """Return the function that the library calls for each tensor: first to ask, then to show."""
+def _callback(module: Any, observer: Observer, raised: list[BaseException]) -> Any:
+    """Return the function that the library calls for each tensor: first to ask, then to show.
+
+    An exception in it, an interrupt above all, would be lost in the library; it goes to `raised`.
+    """
     name_of, size_of, copy = (
         getattr(module._lib, f"ggml_{name}") for name in ("get_name", "nbytes", "backend_tensor_get")
     )
@@ -108,12 +111,15 @@ def _callback(module: Any, observer: Observer) -> Any:
     copy.argtypes, copy.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t], None
 
     def see(tensor: int, asks: bool, _: Any) -> bool:
-        name = name_of(tensor).decode("utf-8", "replace")
-        if asks:
-            return observer.wants(name)
-        numbers = np.empty(size_of(tensor) // 4, dtype=np.float32)
-        copy(tensor, numbers.ctypes.data, 0, numbers.nbytes)
-        observer.take(name, numbers)
+        try:
+            name = name_of(tensor).decode("utf-8", "replace")
+            if asks:
+                return observer.wants(name)
+            numbers = np.empty(size_of(tensor) // 4, dtype=np.float32)
+            copy(tensor, numbers.ctypes.data, 0, numbers.nbytes)
+            observer.take(name, numbers)
+        except BaseException as error:
+            raised.append(error)
         return True
 
     return module.ggml_backend_sched_eval_callback(see)
@@ -223,7 +229,8 @@ class Context:
         if exact:
             params.type_k = params.type_v = module.GGML_TYPE_F32
             params.flash_attn_type = module.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        self._observed = None if observer is None else _callback(module, observer)
+        self._raised: list[BaseException] = []
+        self._observed = None if observer is None else _callback(module, observer, self._raised)
         if self._observed is not None:
             params.cb_eval = self._observed
         self.model = model
@@ -241,18 +248,19 @@ class Context:
         self.memory = module.llama_get_memory(handle)
         finalize(self, module.llama_free, handle)
 
-    def read(self, rows: Sequence[Row], num_outputs: int | None = None) -> Tensor:
-        """Read rows, and return logits [R, V] of all rows, or of none with `num_outputs=0`.
+    def read(self, rows: Sequence[Row], *, wants: bool = True) -> Tensor:
+        """Read rows, and return logits [R, V] of all rows where they are wanted, else an empty tensor.
 
         Raises:
             CapacityError: if there is no memory for them.
             RunError: if llama.cpp fails.
         """
-        wants = num_outputs is None
         batch, kept = self._batch(rows, wants)
         _said.clear()
         code = self._module.llama_decode(self._handle, batch)
         del kept
+        if self._raised:
+            raise self._raised.pop()
         if code == 1:
             raise CapacityError(f"llama.cpp has no room for {len(rows)} rows; use fewer slots (max_batch)")
         if code:

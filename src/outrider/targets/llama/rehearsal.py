@@ -2,7 +2,8 @@
 
 Tokens are read one by one, which is the reference, and then as the engine reads them: two slots of different lengths, a
 step with a tree in one and a chain in the other, of which a part is accepted, and a step behind it. Both are done with
-keys and values in fp32, where equal means equal, and once more as the target computes.
+keys and values in fp32, and once more as the target computes. How far rounding alone moves logits is measured too: by
+reading all tokens at once.
 
     tokens 0 1 2 3 4 5 6 7 8        slot 0: prompt 0..4, root 5, a wrong node, 6, a wrong node, 7 under 6; 6 accepted
                                     slot 1: prompt 0..2, root 3, draft 4 5 and a wrong node; 4 5 accepted
@@ -27,8 +28,10 @@ __all__ = ["MemoryBytes", "memory_bytes", "rehearse"]
 
 NUM_TOKENS: Final = 9
 TOLERANCE: Final = 0.05
-ROUNDED: Final = 0.5
+ROUNDED: Final = 0.8
 """The same where keys and values are rounded to fp16 and summed in another order; quantised activations magnify it."""
+ROUNDED_TWICE: Final = 2.0
+"""Times by which drafted steps may differ more than plain decoding does from reading the text at once."""
 
 Opener = Callable[[CachePlan], TargetSession]
 
@@ -60,7 +63,8 @@ def rehearse(target: Target, exactly: Opener) -> None:
     name, tokens = target.spec.name, _tokens(target.spec.vocab_size)
     for opened, tolerance in ((exactly, TOLERANCE), (target.open, ROUNDED)):
         rehearsal = _Rehearsal(target, opened, tokens)
-        plain_MV = rehearsal.plain()
+        plain_MV, read_MV = rehearsal.plain(), rehearsal.read()
+        allowed = max(tolerance, ROUNDED_TWICE * _difference(read_MV, plain_MV))
         try:
             steps = rehearsal.drafted()
         except (RunError, AssertionError) as error:
@@ -68,12 +72,12 @@ def rehearse(target: Target, exactly: Opener) -> None:
                 f"{name} cannot verify drafts on llama.cpp: {said(error)}; use another file or another back end"
             ) from error
         for step, (ours_MV, at) in enumerate(steps):
-            difference = _difference(ours_MV, plain_MV[at])
-            if not difference <= tolerance:
+            difference = min(_difference(ours_MV, plain_MV[at]), _difference(ours_MV, read_MV[at]))
+            if not difference <= allowed:
                 what = "the step behind a rejected draft" if step else "a step with drafts"
                 raise CheckpointError(
                     f"{name} cannot verify drafts on llama.cpp: {what} changes its logits by {difference:.1e}"
-                    f" (tolerance {tolerance:.0e}); use another file or another back end"
+                    f" (tolerance {allowed:.0e}); use another file or another back end"
                 )
 
 
@@ -107,6 +111,12 @@ class _Rehearsal:
             rows.append(as_tensor(session.forward([0], [token], Draft.empty(1)).logits_BMV)[0, 0])
             session.cache.commit([0], [[]])
         return torch.stack(rows)
+
+    def read(self) -> Tensor:
+        """Return the same of all tokens read at once."""
+        session = self._opened(self._target.plan(1, NUM_TOKENS, tail=NUM_TOKENS))
+        draft = Draft.of_chains([self._tokens[1:]])
+        return as_tensor(session.forward([0], [self._tokens[0]], draft).logits_BMV)[0]
 
     def drafted(self) -> list[_Step]:
         """Return the logits of two steps."""

@@ -158,7 +158,7 @@ class RecurrentMemory(Memory):
             return
         self._back(slot)
         tokens = pending.path_tokens(path)
-        self._context.read([Row(token, length + row, (slot,)) for row, token in enumerate(tokens)], num_outputs=0)
+        self._context.read([Row(token, length + row, (slot,)) for row, token in enumerate(tokens)], wants=False)
 
     def undo(self, slot: int, length: int, pending: Pending) -> None:
         self._back(slot)

@@ -90,7 +90,7 @@ class LlamaCache(Cache):
     def pretend(self, slots: Sequence[int], counts: Sequence[int]) -> None:
         for slot, count in zip(slots, counts, strict=True):
             for rows in pieces(slot, self.lengths[slot], [0] * count, self._context.most_rows):
-                self._context.read(rows, num_outputs=0)
+                self._context.read(rows, wants=False)
             self.lengths[slot] += count
 
     def copy(self, slot: int, length: int) -> CachedText:
@@ -209,7 +209,7 @@ class LlamaSession(TargetSession):
         reader = self._reader
         if reader is not None:
             reader.drop()  # left by a call that failed
-        logits_RV = self._context.read(rows, num_outputs=None if wants else 0)
+        logits_RV = self._context.read(rows, wants=wants)
         return _Output(logits_RV, None if reader is None else reader.collect(len(rows)))
 
 
