@@ -1,6 +1,6 @@
 """Kill commands at random moments, run them again, and compare what they leave with an undisturbed run.
 
-    python -m benchmarks.kills [--num 100] [--seed 0] [--commands bench tune synthesize train quality profile export]
+    python -m benchmarks.kills [--num 100] [--seed 0] [--commands bench tune synthesize train ...]
 
 Run from the root of a checkout. Every command works on a tiny random model, in a process forked from this one, so that
 nearly every kill hits the work itself. A trial kills a command one to three times and then runs it to its end; trials
@@ -30,10 +30,10 @@ from benchmarks.kills.trial import Tally, finished, trial
 
 from outrider.cli.commands.train import with_methods
 
-NAMES = ("bench", "tune", "synthesize", "train", "quality", "profile", "export")
+NAMES = ("bench", "tune", "synthesize", "train", "quality", "profile", "export", "audit", "report")
 
 
-NEEDS = {"train": ("synthesize",), "export": ("synthesize", "train")}
+NEEDS = {"train": ("synthesize",), "export": ("synthesize", "train"), "report": ("bench",)}
 """Commands whose results others work on."""
 
 

@@ -65,6 +65,10 @@ def commands(root: Path) -> dict[str, Command]:
     load = ["--prompts", prompts, "--concurrency", "1", "2", "--time", "2h", "--max-new-tokens", "8"]
     grid = ["--batches", "1", "2", "--rows", "1", "2", "--contexts", "8", "--repeats", "3"]
     grid += ["--methods", "ngram", "draft_model:layers=0,num_nodes=2"]
+    checks = ["--prompts", prompts, "--num-prompts", "3", "--max-new-tokens", "12", "--batches", "1", "2"]
+    checks += ["--methods", "draft_model:layers=0,num_nodes=2,sampled=true", "--temperatures", "0.7"]
+    checks += ["--processors", "none"]
+    checks += ["--verification", "coupled", "rejection", "--law-tokens", "72"]
     kinds = ["--num-tokens", "400", "--weights", "stored", "int8", "int4"]
 
     def training(place: Path) -> list[str]:
@@ -101,6 +105,16 @@ def commands(root: Path) -> dict[str, Command]:
             lambda place: ["profile", *target, *grid, "--output", str(place.with_name("out.json"))],
             _profiled,
             pieces.profiled,
+        ),
+        "audit": Command(
+            lambda place: ["audit", *target, *checks, "--output", str(place.with_name("out.json"))],
+            _audited,
+            pieces.audited,
+        ),
+        "report": Command(
+            lambda place: ["report", str(root / "bench" / "out"), "--output", str(place.with_name("out.html"))],
+            lambda place: place.with_name("out.html").read_bytes(),
+            pieces.page,
         ),
     }
 
@@ -139,6 +153,12 @@ def _judged(place: Path) -> Any:
 def _profiled(place: Path) -> Any:
     found = _json(place.with_name("out.json"))
     return sorted(found), sorted(found["drafts"]), place.with_name("out.json.unfinished").exists()
+
+
+def _audited(place: Path) -> Any:
+    found = _json(place.with_name("out.json"))
+    left = list((place.parent / "cache" / "audits").iterdir())
+    return {name: value for name, value in found.items() if name not in ("manifest", "seconds")}, left
 
 
 def _files(place: Path, pattern: str) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 a unit of a benchmark, a step of training    its line, which holds measured times
 a shard, a quantised model                   the inode of its file, which is replaced by renaming
-an answer, a replay, a group of a profile, a candidate's figures    how often a run began it, as the ledger says
+an answer, a replay, a group of a profile    how often a run began it, as the ledger says
+a candidate's figures, a part of an audit    the same
+a page                                       none: it is whole, or it is not there
 """
 
 import functools
@@ -12,13 +14,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from outrider.audit.kept import PIECES, Kept
 from outrider.profiling import profile
 from outrider.quality import measure
 from outrider.tuning import tune, verify
 from outrider.tuning.prices import book
 from outrider.tuning.prices.forecast import Replaying
 
-__all__ = ["Pieces", "files", "judged", "lines", "profiled", "steps", "tuned", "watch"]
+__all__ = ["Pieces", "audited", "files", "judged", "lines", "page", "profiled", "steps", "tuned", "watch"]
 
 Pieces = dict[str, Any]
 LEDGER = "ledger"
@@ -78,6 +81,22 @@ def judged(place: Path) -> Pieces:
     return found | begun
 
 
+def audited(place: Path) -> Pieces:
+    """Return the finished comparisons of an audit; all of them where its result is written."""
+    begun = _begun(place)
+    if place.with_name("out.json").exists():
+        return dict(begun)
+    kept = [path / PIECES for path in (place.parent / "cache" / "audits").glob("*")]
+    return {name: begun[name] for path in kept for name in _json(path)}
+
+
+def page(place: Path) -> Pieces:
+    """Return nothing: a page is one piece, and must be whole where it is."""
+    path = place.with_name("out.html")
+    assert not path.exists() or path.read_bytes().rstrip().endswith(b"</html>"), f"{path} is cut off"
+    return {}
+
+
 def watch(place: Path) -> None:
     """Let the commands of this process tell the ledger of a trial what they begin, and tuning measure as little as it
     can."""
@@ -85,6 +104,7 @@ def watch(place: Path) -> None:
     _tell(place, tune, "write_texts", lambda target, texts, *_, **__: [f"answer {one.id}" for one in texts])
     _tell(place, Replaying, "_family", lambda self, family, replays: _replays(family))
     _tell(place, profile._Kept, "keep", lambda self, key, plain: [key])
+    _tell_made(place)
     _tell(place, measure, "held_out", lambda *_: ["texts"])
     _tell(place, measure, "_line", lambda one, *_: [f"figures {one.label}"])
 
@@ -103,6 +123,21 @@ def _tell(place: Path, owner: Any, name: str, names_of: Callable[..., Sequence[s
         return inner(*args, **more)
 
     setattr(owner, name, told)
+
+
+def _tell_made(place: Path) -> None:
+    """Let the ledger know which comparisons of an audit are made: not those that were kept."""
+    inner = Kept.piece
+
+    def told(self: Kept, name: str, kind: Any, make: Callable[[], Any]) -> Any:
+        def made() -> Any:
+            with (place.parent / LEDGER).open("a", encoding="utf-8") as file:
+                file.write(f"{name}\n")
+            return make()
+
+        return inner(self, name, kind, made)
+
+    Kept.piece = told  # type: ignore[method-assign]
 
 
 def _begun(place: Path) -> Counter[str]:

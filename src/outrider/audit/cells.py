@@ -130,4 +130,5 @@ def _contract() -> Iterator[None]:
     except (OutriderError, ContractError):
         raise
     except Exception as error:
-        raise ContractError(f"the engine cannot go on with it: {type(error).__name__}: {error}") from error
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise ContractError(f"the engine cannot go on with it: {said}") from error

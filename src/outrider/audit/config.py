@@ -45,6 +45,8 @@ class AuditConfig:
     """Prompts of each comparison; by default 4, with --thorough 16."""
     max_new_tokens: int | None = None
     """Longest answer in tokens; by default 48, with --thorough 128."""
+    law_tokens: int | None = None
+    """Tokens of each test of a law; by default 2,048, with --thorough 8,192."""
     thorough: bool = False
     """Compare every processor at every batch size, with more and longer answers."""
     seed: int = 0
@@ -99,6 +101,7 @@ class AuditConfig:
             ("batches", 1, 256),
             ("num_prompts", 1, 10_000),
             ("max_new_tokens", 2, 100_000),
+            ("law_tokens", 64, 10_000_000),
             ("seed", 0, 2**62),
             ("alpha", 1e-9, 0.1),
             ("time_limit", 1.0, 1e6),
@@ -128,3 +131,8 @@ class AuditConfig:
         """Prompts of a comparison, and tokens of an answer."""
         prompts, tokens = (16, 128) if self.thorough else (4, 48)
         return self.num_prompts or prompts, self.max_new_tokens or tokens
+
+    @property
+    def num_law_tokens(self) -> int:
+        """Tokens of each test of a law."""
+        return self.law_tokens or (8192 if self.thorough else 2048)

@@ -7,6 +7,7 @@ They are planted behind the checks of drafts, at the seams of one engine object;
     the runner-up         every 16th bonus is the target's second choice
     a cache one short     the last accepted token is missing from it
     false probabilities   every draft says that its tokens were unlikely, and so is always accepted
+    drafts by argmax      the first token of a draft that was drawn is the most probable one instead
 
 A fault may find no occasion: nothing is rejected, say, or a draft is always empty. Its occasions are counted.
 
@@ -130,12 +131,36 @@ def _false_probabilities(tally: Tally) -> Plant:
     return plant
 
 
+def _argmax_drafts(tally: Tally) -> Plant:
+    def plant(engine: Engine) -> None:
+        session = engine.session
+        propose = session.propose
+
+        def faulty(slots: Sequence[int], limits: Sequence[DraftLimit]) -> Draft:
+            draft = propose(slots, limits)
+            if draft.probs_BMV is None:
+                return draft
+            trees = []
+            for place, tree in enumerate(trees_of(draft)):
+                best, tokens = int(draft.probs_BMV[place, 0].argmax()), list(tree.tokens)
+                if tokens and best not in [tokens[row - 1] for row in tree.children()[0]]:
+                    tokens[0] = best
+                    tally.occasions += 1
+                trees.append(tree._replace(tokens=tokens))
+            return Draft.of_trees(trees, draft.device, draft.probs_BMV)
+
+        vars(session)["propose"] = faulty
+
+    return plant
+
+
 FAULTS: Final[dict[str, Fault]] = {
     "one token too many": Fault(_verifying(_one_too_many), lambda cell: True),
     "the bonus by argmax": Fault(_verifying(_argmax_bonus), lambda cell: cell.temperature > 0),
     "the runner-up": Fault(_verifying(_runner_up), lambda cell: cell.temperature == 0),
     "a cache one short": Fault(_cache_short, lambda cell: True),
     "false probabilities": Fault(_false_probabilities, lambda cell: not cell.is_exact),
+    "drafts by argmax": Fault(_argmax_drafts, lambda cell: not cell.is_exact),
 }
 
 

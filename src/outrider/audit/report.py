@@ -38,6 +38,10 @@ class Finding:
     detail: str
     counts: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        whole = {name: int(value) if float(value).is_integer() else value for name, value in self.counts.items()}
+        object.__setattr__(self, "counts", whole)  # a count is the same before and behind a file of JSON
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
@@ -68,6 +72,7 @@ class AuditReport:
 
     unit         unit of the counts; characters where only texts are known
     rate         share of wrong ones that would have been seen with 95 %; None where no text was compared
+    distance     distance of a law that would have been seen with 95 % in every test; None where none was tested
     manifest     settings, versions and hardware
     seconds      time that the audit took
     """
@@ -82,6 +87,7 @@ class AuditReport:
     num_ties: int
     num_violations: int
     rate: float | None
+    distance: float | None = None
     layers: tuple[Layer, ...]
     manifest: Manifest
     seconds: float

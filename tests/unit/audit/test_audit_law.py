@@ -9,7 +9,7 @@ from test_audit_run import SMALL
 
 from outrider import load_proposer
 from outrider.audit import audit
-from outrider.audit.layers.law import chance_of, holm, largest_distance
+from outrider.audit.layers.uniform import chance_of, detectable_distance, holm, largest_distance
 from outrider.testing import tiny_target
 
 
@@ -33,11 +33,29 @@ def test_false_alarms_stay_within_the_budget() -> None:
     assert 0 < alarms <= 100 + 4 * math.sqrt(2000 * 0.05 * 0.95)
 
 
+def test_a_law_at_the_stated_distance_is_seen_nineteen_times_in_twenty() -> None:
+    """Values uniform on [d, 1] lie at a distance of d from uniform: 400 samples, 380 alarms at least."""
+    draw, count, alpha, tests = random.Random(2), 300, 0.001, 4
+    least = detectable_distance(count, tests, alpha)
+    found = [
+        chance_of(largest_distance([least + (1 - least) * draw.random() for _ in range(count)]), count)
+        for _ in range(400)
+    ]
+    assert sum(chance <= alpha / tests for chance in found) >= 380
+    # and the statement is not idle: a third of that distance is mostly missed
+    third = least / 3
+    missed = [
+        chance_of(largest_distance([third + (1 - third) * draw.random() for _ in range(count)]), count)
+        for _ in range(100)
+    ]
+    assert sum(chance <= alpha / tests for chance in missed) < 20
+
+
 @pytest.mark.parametrize("rule", ["rejection", "block"])
 def test_sampled_rules_keep_the_law_and_every_planted_fault_is_caught(rule: str) -> None:
     target = tiny_target(max_positions=128)
     config = replace(
-        SMALL, verification=(rule,), temperatures=(0.7,), processors=("none",), batches=(3,), max_new_tokens=24
+        SMALL, verification=(rule,), temperatures=(0.7,), processors=("none",), batches=(3,), law_tokens=768
     )
     report = audit(config, target, {"ngram": load_proposer("ngram", target)})
     assert report.verdict == "PASS", report.sentence

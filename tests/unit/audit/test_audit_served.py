@@ -13,8 +13,9 @@ import pytest
 
 from outrider.audit.config import AuditConfig
 from outrider.audit.report import AuditReport
-from outrider.audit.servers.compare import CutShortError, audit_server
-from outrider.errors import ConfigError, OutriderError
+from outrider.audit.servers.compare import audit_server
+from outrider.errors import ConfigError, OutriderError, RunError
+from outrider.records.progress import Progress
 
 PROMPTS = {"cat": "the cat sat", "dog": "a dog ran"}
 Tokens = Sequence[tuple[str, dict[str, float]]]
@@ -53,19 +54,38 @@ def close(distance: float) -> Script:
 
 
 @contextmanager
-def serving(script: Script, *, offers: bool = True, chat_form: bool = False) -> Iterator[str]:
-    """A server; without `offers` it refuses requests for log-probabilities."""
-    number = iter(range(10_000))
+def serving(
+    script: Script,
+    *,
+    offers: bool = True,
+    chat_form: bool = False,
+    timings: dict[str, Any] | None = None,
+    accepted: int | None = None,
+) -> Iterator[str]:
+    """A server.
+
+    Args:
+        offers: whether it answers requests for log-probabilities.
+        timings: what it tells with each answer, as llama.cpp does.
+        accepted: drafted tokens that its page of metrics counts with each request; None: it has no such page.
+    """
+    number, counted = iter(range(10_000)), [0]
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.answer(200, {"data": [{"id": "tiny"}]})
+            if self.path != "/metrics":
+                return self.answer(200, {"data": [{"id": "tiny"}]})
+            if accepted is None:
+                return self.answer(404, {})
+            page = f"vllm:generation_tokens_total 9\nvllm:spec_decode_num_accepted_tokens_total {7 + counted[0]}\n"
+            return self.answer(200, page)
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             assert (body["model"], body["temperature"], body["max_tokens"]) == ("tiny", 0.0, 24)
             if "logprobs" in body and not offers:
                 return self.answer(400, {"error": {"message": "no logprobs with speculation"}})
+            counted[0] += accepted or 0
             [word] = [word for word, prompt in PROMPTS.items() if body["prompt"] == f"{prompt}\n\n"]
             tokens = script(word, next(number))
             if isinstance(tokens, int):
@@ -73,10 +93,10 @@ def serving(script: Script, *, offers: bool = True, chat_form: bool = False) -> 
             choice: dict[str, Any] = {"text": "".join(token for token, _ in tokens), "finish_reason": "length"}
             if "logprobs" in body:
                 choice["logprobs"] = in_chat_form(tokens) if chat_form else in_form(tokens)
-            return self.answer(200, {"choices": [choice]})
+            return self.answer(200, {"choices": [choice]} | ({} if timings is None else {"timings": timings}))
 
         def answer(self, status: int, content: Any) -> None:
-            data = json.dumps(content).encode()
+            data = (content if isinstance(content, str) else json.dumps(content)).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -126,9 +146,12 @@ def config(tmp_path: Path) -> AuditConfig:
     return AuditConfig(endpoint="http://x", prompts=(path,), max_new_tokens=24)
 
 
-def audited(config: AuditConfig, script: Script, base: Script = plain, **told: bool) -> AuditReport:
-    with serving(script, **told) as url, serving(base, **told) as baseline:
-        return audit_server(replace(config, endpoint=url, baseline=baseline))
+def audited(
+    config: AuditConfig, script: Script, base: Script = plain, told: list[AuditReport] | None = None, **kind: Any
+) -> AuditReport:
+    with serving(script, **kind) as url, serving(base, **kind) as baseline:
+        given = replace(config, endpoint=url, baseline=baseline)
+        return audit_server(given, ended=([] if told is None else told).append)
 
 
 def details(report: AuditReport) -> dict[str, str]:
@@ -139,7 +162,7 @@ def test_equal_texts_pass_and_the_planted_fault_is_caught(config: AuditConfig) -
     report = audited(config, plain)
     # "on the mat." and "after a car": 11 characters each
     assert (report.verdict, report.status, report.num_compared, report.unit) == ("PASS", 0, 22, "characters")
-    [control] = report.layers[1].findings
+    control, _ = report.layers[1].findings
     assert control.detail.startswith("caught: character 5 differs")
     assert "1 of 8 characters" in report.sentence  # 1 - 0.05^(1/22) = 0.127
 
@@ -195,12 +218,52 @@ def test_a_server_that_fails_is_one_sentence_and_nothing_is_lost(config: AuditCo
     def failing(word: str, number: int) -> Tokens | int:
         return plain(word, number) if number == 0 else 500
 
-    with pytest.raises(CutShortError, match=r"status 500 \(out of <memory>\); 1 of 2 prompts were compared") as caught:
-        audited(config, failing)
-    assert list(details(caught.value.report)) == ["cat"]
-    assert caught.value.report.verdict == "INCONCLUSIVE"
+    told: list[AuditReport] = []
+    with pytest.raises(RunError, match=r"status 500 \(out of <memory>\); 1 of 2 prompts were compared"):
+        audited(config, failing, told=told)
+    [report] = told
+    assert list(details(report)) == ["cat"]
+    assert report.verdict == "INCONCLUSIVE"
     with pytest.raises(OutriderError, match="cannot be reached"):
         audit_server(replace(config, endpoint="http://127.0.0.1:9/v1", baseline="http://127.0.0.1:9/v1"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdict", "said"),
+    [
+        (
+            {"timings": {"predicted_n": 4, "draft_n": 8, "draft_n_accepted": 3}},
+            "PASS",
+            "6 drafted tokens were accepted",
+        ),
+        ({"timings": {"predicted_n": 4}}, "INCONCLUSIVE", "no drafted token was accepted"),
+        ({"timings": {}, "accepted": 5}, "PASS", "10 drafted tokens were accepted"),
+        ({"accepted": 5}, "PASS", "10 drafted tokens were accepted"),
+        ({"accepted": 0}, "INCONCLUSIVE", "no drafted token was accepted"),
+        ({}, "PASS", "whether it drafts, the server does not tell"),
+    ],
+)
+def test_equal_texts_of_a_server_that_drafts_nothing_prove_nothing(
+    config: AuditConfig, kind: dict[str, Any], verdict: str, said: str
+) -> None:
+    """Two prompts, one answer each."""
+    report = audited(config, plain, **kind)
+    assert report.verdict == verdict
+    [finding] = [one for layer in report.layers for one in layer.findings if one.name == "speculation"]
+    assert finding.detail.startswith(said)
+    assert ("does not tell" in report.sentence) == (kind == {})
+
+
+def test_an_interruption_tells_what_was_compared(config: AuditConfig) -> None:
+    told: list[AuditReport] = []
+
+    def stop(progress: Progress) -> None:
+        if progress.done == 1:
+            raise KeyboardInterrupt
+
+    with serving(plain) as url, serving(plain) as baseline, pytest.raises(KeyboardInterrupt):
+        audit_server(replace(config, endpoint=url, baseline=baseline), listen=stop, ended=told.append)
+    assert [list(details(report)) for report in told] == [["cat"]]
 
 
 @pytest.mark.parametrize(

@@ -38,13 +38,16 @@ STYLE: Final = """
 body { max-width: 72rem; margin: 0 auto; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.4rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.1rem; margin-top: 2rem; }
-p, td, th, dd { overflow-wrap: anywhere; }
+p, dd { overflow-wrap: anywhere; max-width: 60rem; }
+.answer { font-size: 1.2rem; }
+td, th { overflow-wrap: break-word; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; min-width: 32rem; }
+table { border-collapse: collapse; width: 100%; }
 caption { text-align: left; padding: .25rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0; }
 th { font-weight: 600; }
-tr { border-bottom: 1px solid light-dark(#d8d4ca, #3a3d42); }
+td:last-child { font-size: .85em; }
+tr { border-bottom: 1px solid light-dark(#d8d4ca, #3a3d42); break-inside: avoid; }
 .verdict { font-weight: 700; white-space: nowrap; }
 .pass { color: light-dark(#1a6b34, #7ed491); }
 .fail { color: light-dark(#a31621, #ff9a97); }
@@ -52,6 +55,22 @@ tr { border-bottom: 1px solid light-dark(#d8d4ca, #3a3d42); }
 dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .15rem 1rem; }
 dt { font-weight: 600; }
 dd { margin: 0; }
+@media screen and (max-width: 45rem) {
+  thead { position: absolute; clip-path: inset(50%); }
+  table, caption, tbody, tr, th, td { display: block; overflow-wrap: anywhere; }
+  tr { padding: .4rem 0; }
+  th, td { padding: 0; }
+  tbody th, th + td { display: inline; margin-right: .5rem; }
+  dl { display: block; }
+  dd { margin-bottom: .4rem; }
+}
+@media print {
+  :root { color-scheme: only light; background: none; }
+  body { max-width: none; padding: 0; font-size: 9pt; }
+  h1 { font-size: 14pt; }
+  .answer { font-size: 11pt; }
+  h2 { font-size: 11pt; margin-top: 1rem; break-after: avoid; }
+}
 """
 PAGE: Final = Template("""<!doctype html>
 <html lang="en">
@@ -66,7 +85,7 @@ PAGE: Final = Template("""<!doctype html>
 <body>
 <main>
 <h1>$title</h1>
-<p>$verdict: $sentence.</p>
+<p class="answer">$verdict: $sentence.</p>
 <p>$meaning</p>
 <h2>What could have been missed</h2>
 <p>$missed</p>
@@ -110,14 +129,22 @@ def audit_page(report: AuditReport) -> str:
 
 
 def _missed(report: AuditReport) -> str:
-    """Return which share of wrong tokens would have been seen, in a sentence."""
-    if report.rate is None:
-        return "No answers were compared as texts, so nothing can be said about rare faults."
-    return (
-        f"{report.num_compared} {report.unit} were compared ({report.num_ties} numerical ties, {report.num_violations} "
-        f"violations). A fault that changes {report.rate:.2%} of the {report.unit} (1 of {1 / report.rate:.0f}) or "
-        "more would have been seen with a probability of 95 %; a rarer one may be there."
-    )
+    """Return which share of wrong tokens and which distance of laws would have been seen."""
+    said = []
+    if report.rate is not None:
+        said.append(
+            f"{report.num_compared} {report.unit} were compared ({report.num_ties} numerical ties, "
+            f"{report.num_violations} violations). A fault that changes {report.rate:.2%} of the {report.unit} "
+            f"(1 of {1 / report.rate:.0f}) or more would have been seen with a probability of 95 %; a rarer one may be "
+            "there."
+        )
+    if report.distance is not None:
+        said.append(
+            "Laws were tested by samples. A fault that moves a share of "
+            f"{report.distance:.2g} or more of the probability, from less to more probable tokens or back, or in the "
+            "same way in a shuffled order, would have been seen with a probability of 95 %; a smaller one may be there."
+        )
+    return " ".join(said) or "No answers were compared as texts, so nothing can be said about rare faults."
 
 
 def _layer(layer: Layer) -> str:
@@ -134,13 +161,16 @@ def _layer(layer: Layer) -> str:
 
 def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table; cells of the rows are markup, the first of each is the row's header."""
-    first = "".join(f'<th scope="col">{_text(word)}</th>' for word in head)
+    first = "".join(f'<th scope="col" role="columnheader">{_text(word)}</th>' for word in head)
     body = "\n".join(
-        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>' for name, *cells in rows
+        f'<tr role="row"><th scope="row" role="rowheader">{name}</th>'
+        f"""{"".join(f'<td role="cell">{cell}</td>' for cell in cells)}</tr>"""
+        for name, *cells in rows
     )
-    return (
-        f"<table>\n<caption>{_text(caption)}</caption>\n<thead><tr>{first}</tr></thead>\n"
-        f"<tbody>\n{body}\n</tbody>\n</table>"
+    return (  # roles: a narrow screen stacks the cells, and a table stays one for readers
+        f'<table role="table">\n<caption>{_text(caption)}</caption>\n'
+        f'<thead role="rowgroup"><tr role="row">{first}</tr></thead>\n'
+        f'<tbody role="rowgroup">\n{body}\n</tbody>\n</table>'
     )
 
 
@@ -160,10 +190,12 @@ def _caught(finding: Finding) -> str:
 
 
 def _counts(finding: Finding) -> str:
+    """Return the counts that are not zero."""
     return ", ".join(
-        f"{name.removeprefix('num_').removeprefix('is_')} "
+        f"{name.removeprefix('num_').removeprefix('is_').replace('_', ' ')} "
         f"{int(value) if float(value).is_integer() else format(value, '.3g')}"
         for name, value in finding.counts.items()
+        if value
     )
 
 

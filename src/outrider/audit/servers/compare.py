@@ -12,36 +12,30 @@ plants a fault: one text with a character changed, which must be called a violat
 Example: "the cat" against "the car", with log-probabilities -0.70 of " cat" and -0.72 of " car", is a tie at 0.05 nats.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from time import monotonic
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from outrider.audit.cells import Bench
 from outrider.audit.config import AuditConfig
-from outrider.audit.methods import loaded_target, plain_value
 from outrider.audit.report import AuditReport, Finding, Layer, Verdict, combined, detectable_rate
 from outrider.audit.requests import Requests, asked_texts, identity_of
 from outrider.audit.servers.writers import Choices, OwnWriter, Prompt, ServerWriter, Writer
+from outrider.audit.settings import loaded_target, plain_settings
 from outrider.bench.serving.endpoint import endpoint_of
 from outrider.errors import ConfigError, OutriderError, RunError
 from outrider.records.progress import Listener, Progress, unheard
 from outrider.records.provenance import collect_manifest
 
-__all__ = ["CutShortError", "audit_server", "compared"]
+__all__ = ["audit_server", "compared"]
 
 Kind = Literal["equal", "tie", "violation", "unstable"]
 VERDICTS: dict[Kind, Verdict] = {"equal": "PASS", "tie": "PASS", "violation": "FAIL", "unstable": "INCONCLUSIVE"}
 NUM_REPEATS = 2
-
-
-class CutShortError(RunError):
-    """The audit ended early; `report` holds what was found before."""
-
-    def __init__(self, sentence: str, report: AuditReport) -> None:
-        super().__init__(sentence)
-        self.report = report
+SPECULATION: Final = "speculation"
+UNTOLD: Final = "whether it drafts, the server does not tell"
 
 
 class Difference(NamedTuple):
@@ -50,6 +44,14 @@ class Difference(NamedTuple):
     kind: Kind
     place: int
     detail: str
+
+
+class Found(NamedTuple):
+    """All findings up to now: comparisons, the planted fault, and whether the server drafts."""
+
+    findings: list[Finding]
+    controls: list[Finding]
+    drafts: list[Finding]
 
 
 @dataclass
@@ -69,55 +71,83 @@ class Altered(Writer):
         return self.inner.choices(index, place)
 
 
-def audit_server(config: AuditConfig, *, listen: Listener = unheard) -> AuditReport:
+def audit_server(
+    config: AuditConfig,
+    *,
+    listen: Listener = unheard,
+    ended: Callable[[AuditReport], None] = lambda report: None,
+) -> AuditReport:
     """Compare the texts of `config.endpoint` with those of `config.baseline`, or of our own plain decoding.
+
+    Nothing is kept for a later run: by then another server may answer there.
 
     Args:
         listen: told of the progress.
+        ended: told of the report, also where an error or an interruption ends the audit behind its first comparison.
 
     Raises:
-        CutShortError: if a server fails behind the first comparison.
         OutriderError: if a server cannot be used, or the target cannot be loaded.
     """
     start = monotonic()
     config.check_places()
     url = endpoint_of(config.endpoint or "").url
     with ExitStack() as held:
-
-        def server(name: str, url: str, prompts: list[Prompt], model: str | None) -> ServerWriter:
-            tokens, timeout_s = config.size[1], config.time_limit
-            writer = ServerWriter(name, url, prompts, model=model, max_tokens=tokens, timeout_s=timeout_s)
-            return held.enter_context(closing(writer))
-
-        if config.baseline is not None:
-            texts = asked_texts(config)
-            names, prompts = list(texts), list[Prompt](texts.values())
-            plain: Writer = server("the baseline", endpoint_of(config.baseline).url, prompts, config.baseline_model)
-        else:
-            target = loaded_target(config, listen)
-            if target.tokenizer is None:
-                raise ConfigError(f"target {config.target} has no tokenizer and so no text; give --baseline URL")
-            requests = Requests.of(config, target)
-            names, prompts = list(requests.names), list[Prompt](requests.prompts)
-            plain = OwnWriter(Bench(config, target, requests))
-        served = server("the server", url, prompts, config.endpoint_model)
+        writers = _writers(config, url, held, listen)
+        names, plain, served = writers.names, writers.plain, writers.served
         findings: list[Finding] = []
         controls: list[Finding] = []
+        drafts: list[Finding] = []
 
         def report() -> AuditReport:
-            return _report(config, url, plain.name, identity_of(prompts), findings, controls, monotonic() - start)
+            found = Found(findings, controls, drafts)
+            return _report(config, url, plain.name, identity_of(writers.prompts), found, monotonic() - start)
 
         try:
             for index, name in enumerate(names):
                 listen(Progress(index, len(names) + 1, name))
                 findings.append(_finding(name, compared(plain, served, index, config.tie_margin)))
+            drafts.append(_speculation(served.num_accepted()))
             listen(Progress(len(names), len(names) + 1, "a planted fault"))
             controls += _control(plain, findings, config.tie_margin)
-        except OutriderError as error:
+        except (OutriderError, KeyboardInterrupt) as error:
             if not findings:
                 raise
-            raise CutShortError(f"{error}; {len(findings)} of {len(names)} prompts were compared", report()) from error
-        return report()
+            ended(report())  # what was found is not lost
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            raise RunError(f"{error}; {len(findings)} of {len(names)} prompts were compared") from error
+        found = report()
+        ended(found)
+        return found
+
+
+class Writers(NamedTuple):
+    """The two sides of a comparison, and what both are asked."""
+
+    names: list[str]
+    prompts: list[Prompt]
+    plain: Writer
+    served: ServerWriter
+
+
+def _writers(config: AuditConfig, url: str, held: ExitStack, listen: Listener) -> Writers:
+    def server(name: str, url: str, prompts: list[Prompt], model: str | None) -> ServerWriter:
+        tokens, timeout_s = config.size[1], config.time_limit
+        writer = ServerWriter(name, url, prompts, model=model, max_tokens=tokens, timeout_s=timeout_s)
+        return held.enter_context(closing(writer))
+
+    if config.baseline is not None:
+        texts = asked_texts(config)
+        names, prompts = list(texts), list[Prompt](texts.values())
+        plain: Writer = server("the baseline", endpoint_of(config.baseline).url, prompts, config.baseline_model)
+    else:
+        target = loaded_target(config, listen)
+        if target.tokenizer is None:
+            raise ConfigError(f"target {config.target} has no tokenizer and so no text; give --baseline URL")
+        requests = Requests.of(config, target)
+        names, prompts = list(requests.names), list[Prompt](requests.prompts)
+        plain = OwnWriter(Bench(config, target, requests))
+    return Writers(names, prompts, plain, server("the server", url, prompts, config.endpoint_model))
 
 
 def compared(plain: Writer, served: Writer, index: int, margin: float) -> Difference:
@@ -194,33 +224,39 @@ def _control(plain: Writer, findings: list[Finding], margin: float) -> Iterator[
             return
 
 
-def _report(
-    config: AuditConfig,
-    url: str,
-    plain: str,
-    identity: str,
-    findings: list[Finding],
-    controls: list[Finding],
-    seconds: float,
-) -> AuditReport:
-    layer = Layer.of("server", findings, "")
+def _speculation(num_accepted: int | None) -> Finding:
+    """Return whether the server drafted at all: if not, equal texts say nothing about its speculation."""
+    if num_accepted == 0:
+        said = "no drafted token was accepted, so speculation was not tried; turn it on, or give other prompts"
+        return Finding(name=SPECULATION, verdict="INCONCLUSIVE", detail=said)
+    if num_accepted is None:
+        return Finding(name=SPECULATION, verdict="PASS", detail=UNTOLD)
+    counts = {"num_accepted": float(num_accepted)}
+    return Finding(
+        name=SPECULATION, verdict="PASS", detail=f"{num_accepted} drafted tokens were accepted", counts=counts
+    )
+
+
+def _report(config: AuditConfig, url: str, plain: str, identity: str, found: Found, seconds: float) -> AuditReport:
+    layer, controls = Layer.of("server", found.findings, ""), found.controls
     answers, characters, ties, violations = (
         layer.count(f"num_{name}") for name in ("answers", "compared", "ties", "violations")
     )
     told = f", {ties} of them with a tie within {config.tie_margin:g} nats" if ties else ""
-    layer = Layer.of("server", findings, f"{characters} characters of {answers} answers are {plain}'s{told}")
+    layer = Layer.of("server", found.findings, f"{characters} characters of {answers} answers are {plain}'s{told}")
     if layer.verdict == "PASS" and not characters:
         layer = replace(layer, verdict="INCONCLUSIVE", sentence="nothing was compared: every text is empty")
     if not controls:
         controls = [
             Finding(name="a changed character", verdict="INCONCLUSIVE", detail="not planted, for want of a text")
         ]
-    layers = (layer, Layer.of("controls", controls, "1 planted fault, caught"))
+    drafted = "".join(f"; {one.detail}" for one in found.drafts)
+    layers = (layer, Layer.of("controls", [*controls, *found.drafts], f"1 planted fault, caught{drafted}"))
     verdict = combined([one.verdict for one in layers])
     rate = detectable_rate(characters)
     worst = next((one for one in layers if one.verdict == verdict != "PASS"), None)
     seen = "" if rate is None else f"; a fault in 1 of {1 / rate:.0f} characters would have been seen with 95 %"
-    settings = {name: plain_value(value) for name, value in asdict(config).items()}
+    seen += "".join(f"; {one.detail}" for one in found.drafts if one.detail == UNTOLD)
     return AuditReport(
         verdict=verdict,
         sentence=f"the text is plain decoding's{seen}" if worst is None else f"{worst.name}: {worst.sentence}",
@@ -232,6 +268,6 @@ def _report(
         num_violations=violations,
         rate=rate,
         layers=layers,
-        manifest=collect_manifest(seed=config.seed, settings=settings, workload_hash=identity),
+        manifest=collect_manifest(seed=config.seed, settings=plain_settings(config), workload_hash=identity),
         seconds=seconds,
     )

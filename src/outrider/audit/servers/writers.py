@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, final
 from outrider.audit.cells import Bench, Cell
 from outrider.bench.serving.client import Client
 from outrider.errors import RunError
-from outrider.http.answers import AnswerError, check_prompt, check_reason, choice_of, text_of, usage_of
+from outrider.http.answers import AnswerError, check_prompt, check_reason, choice_of, count_of, text_of, usage_of
 from outrider.http.client import RefusedError, ServerHttp
 from outrider.proposers.none import NoProposer
 from outrider.requests.detokenize import UNFINISHED
@@ -86,9 +86,11 @@ class ServerWriter(Writer):
         self.name, self._prompts, self._max_tokens = name, prompts, max_tokens
         self._address = f"{url.rstrip('/')}/completions"
         self._loop = Runner()
-        self._http = ServerHttp(timeout_s=timeout_s)
+        self._http, self._client = ServerHttp(timeout_s=timeout_s), Client(url, stall_s=timeout_s)
+        self._told_accepted: int | None = None
         try:
-            self._model = self._loop.run(_model_of(url, model, timeout_s))
+            self._model = self._loop.run(self._client.model(model))
+            self._before = self._loop.run(self._client.counters())
         except BaseException:
             self.close()
             raise
@@ -96,7 +98,18 @@ class ServerWriter(Writer):
     def close(self) -> None:
         """Hang up."""
         self._loop.run(self._http.close())
+        self._loop.run(self._client.close())
         self._loop.close()
+
+    def num_accepted(self) -> int | None:
+        """Return how many drafted tokens the server has accepted since the writer was made; None where it tells none.
+
+        llama.cpp tells them with each answer, others on their page of metrics, where those of all requests are counted.
+        """
+        now = None if self._told_accepted is not None else self._loop.run(self._client.counters())
+        if now is None or self._before is None:
+            return self._told_accepted
+        return max(0, now.num_accepted_tokens - self._before.num_accepted_tokens)
 
     def write(self, index: int) -> str:
         return self._asked(index, {})[0]
@@ -120,6 +133,8 @@ class ServerWriter(Writer):
             if not isinstance(prompt, str):
                 check_prompt(usage_of(answer), len(prompt))
             check_reason(choice.get("finish_reason"))
+            if isinstance(timings := answer.get("timings"), dict) and "predicted_n" in timings:
+                self._told_accepted = (self._told_accepted or 0) + (count_of(timings, "draft_n_accepted") or 0)
             return text_of(choice).rstrip(UNFINISHED), choice.get("logprobs")
 
         body = {
@@ -166,14 +181,6 @@ class OwnWriter(Writer):
         if found.error is not None:
             raise RunError(f"plain decoding of {alone.names[0]} fails, so there is nothing to compare: {found.error}")
         return found
-
-
-async def _model_of(url: str, wanted: str | None, timeout_s: float) -> str:
-    client = Client(url, stall_s=timeout_s)
-    try:
-        return await client.model(wanted)
-    finally:
-        await client.close()
 
 
 def _text(found: Completion) -> str:

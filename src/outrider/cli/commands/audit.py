@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outrider.audit.config import AuditConfig
@@ -18,21 +19,24 @@ class Audit(AuditConfig):
 
     With --endpoint it checks the texts of a server instead. Exit status 0 is a pass, 3 a failure, 4 neither: a planted
     fault was not caught, nothing was accepted, or a server does not repeat itself. A line for each layer goes to
-    standard output, followed by one line of JSON unless that is a terminal.
+    standard output, followed by one line of JSON unless that is a terminal. Give the same command again to resume an
+    interrupted audit of methods.
     """
 
     def run(self) -> int:
         from outrider.audit import audit
-        from outrider.audit.servers.compare import CutShortError
+        from outrider.cli.interruption import resumable
         from outrider.cli.terminal import progress
 
-        try:
-            with progress() as bar:
-                report = audit(self, listen=lambda at: bar.show(*at))
-        except CutShortError as error:
-            self._give(error.report)  # what was found is not lost
-            raise
-        self._give(report)
+        directory: list[Path] = []
+
+        def place() -> str:
+            if self.endpoint is not None:
+                return "; a server may change, so the same command begins again"
+            return f"; finished comparisons are in {directory[0]}, and the same command goes on" if directory else ""
+
+        with resumable(place), progress() as bar:
+            report = audit(self, listen=lambda at: bar.show(*at), started=directory.append, ended=self._give)
         return report.status
 
     def _give(self, report: "AuditReport") -> None:
