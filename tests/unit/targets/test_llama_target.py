@@ -26,6 +26,7 @@ from outrider.testing.contract import CHECKS
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: pip install 'outrider[llama]' compiles it")
 
 from outrider.targets.llama import sequences
+from outrider.targets.llama.states import StateReader
 from outrider.targets.llama.tokenizer import LlamaTokenizer
 
 Writer = Callable[..., Path]
@@ -203,6 +204,32 @@ def test_hidden_states_are_those_of_our_own_decoder(target: Target, native: Targ
     for ours, theirs in zip(*found, strict=True):
         assert ours is not None
         assert near(ours, theirs)
+
+
+def test_an_interrupt_inside_a_graph_is_raised_behind_it(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library cannot pass it on, and a step whose states are half read must not count as one."""
+    session = target.open(target.plan(1, 32, tail=4), (1, 2))
+    want = session.forward([0], [5], Draft.of_chains([[6]])).logits_BMV[0].clone()
+
+    def interrupted(self: Any, name: str, numbers: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as planted:
+        planted.setattr(StateReader, "take", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.forward([0], [5], Draft.of_chains([[7]]))
+    assert near(session.forward([0], [5], Draft.of_chains([[6]])).logits_BMV[0], want)
+
+
+def test_a_text_that_is_only_timed_has_its_length(target: Target, mamba: Path) -> None:
+    for one in (target, load_target(str(mamba), backend="llama_cpp")):
+        session = one.open(one.plan(2, 600, tail=4))
+        session.cache.pretend([0, 1], [300, 5])
+        assert session.cache.lengths == [300, 5]
+        session.forward([0, 1], [5, 6], Draft.of_chains([[7], [8]]))
+        session.cache.commit([0, 1], [[1], []])
+        session.cache.reset(0)
+        assert session.cache.lengths == [0, 6]
 
 
 def test_a_step_that_is_not_undone_is_found_on_loading(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

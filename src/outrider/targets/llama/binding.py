@@ -260,7 +260,9 @@ class Context:
         code = self._module.llama_decode(self._handle, batch)
         del kept
         if self._raised:
-            raise self._raised.pop()
+            first = self._raised[0]
+            self._raised.clear()
+            raise first
         if code == 1:
             raise CapacityError(f"llama.cpp has no room for {len(rows)} rows; use fewer slots (max_batch)")
         if code:
