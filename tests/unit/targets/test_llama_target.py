@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from outrider import Engine, SamplingParams, load_proposer, load_target
 from outrider.draft import Draft, Tree
-from outrider.errors import CheckpointError, ConfigError
+from outrider.errors import CapacityError, CheckpointError, ConfigError
 from outrider.formats.gguf.file import open_gguf
 from outrider.target import Target, TargetSession
 from outrider.testing import Adversary, Case, Oracle, RandomTrees, Scripted, assert_lossless
@@ -266,6 +266,9 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(target: Target, file: Path
     state = load_target(str(mamba), backend="llama_cpp")
     with pytest.raises(ConfigError, match=r"keeps nothing: .* has a state of its whole text"):
         Engine(state, load_proposer("ngram", state), prefix_cache_bytes=1000)
+    for one, most in ((target, 256), (state, 128)):
+        with pytest.raises(CapacityError, match=f"use max_batch={most} or fewer"):
+            Engine(one, load_proposer("none", one), max_batch=most + 1, max_len=4)
     with pytest.raises(ConfigError, match="recurrent or hybrid"):
         state.open(state.plan(1, 32, tail=2), (1,))
     with pytest.raises(ConfigError, match="cannot be a draft model"):

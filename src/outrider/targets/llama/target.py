@@ -30,7 +30,7 @@ from outrider.formats.gguf.file import GgufFile, open_gguf
 from outrider.formats.gguf.tokenizer import end_ids
 from outrider.formats.locate import locate
 from outrider.target import SharedWeights, Target, TargetSpec
-from outrider.targets.llama.binding import Context, Model
+from outrider.targets.llama.binding import MOST_SEQUENCES, Context, Model
 from outrider.targets.llama.rehearsal import MemoryBytes, memory_bytes, rehearse
 from outrider.targets.llama.sequences import AttentionMemory, Memory, RecurrentMemory
 from outrider.targets.llama.session import NO_DRAFT_MODEL, LlamaCache, LlamaSession
@@ -126,6 +126,12 @@ class LlamaTarget(Target):
             raise CapacityError(
                 f"{self._spec.name} changes its rotary frequencies beyond {self._longest} positions, and llama.cpp"
                 f" counts those of all slots ({num_cells}); use fewer slots (max_batch) or shorter texts (max_len)"
+            )
+        most_slots = MOST_SEQUENCES // (2 if self.model.has_state else 1)
+        if plan.num_slots > most_slots:
+            raise CapacityError(
+                f"llama.cpp tells {MOST_SEQUENCES} sequences apart, too few for {plan.num_slots} slots; use"
+                f" max_batch={most_slots} or fewer"
             )
         if feature_layers and self.model.has_state:
             raise ConfigError(
