@@ -18,7 +18,7 @@ Worked example: right guesses 2, 0, 1, 0 with chains of two: accepted is (0.5, 0
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean, stdev
 from typing import Final
@@ -58,6 +58,10 @@ class Accuracy:
             right = self.reaches[text.key].right
             found.append([min(count, self.depth) for count in right[: max(1, len(right) - self.depth)]])
         return found
+
+    def within(self, depth: int) -> "Accuracy":
+        """Return the accuracy of chains that are no longer than this."""
+        return replace(self, depth=min(depth, self.depth))
 
     @property
     def num_positions(self) -> int:

@@ -28,9 +28,9 @@ class DoctorConfig:
     """The drafter: a directory, a hub id, a shipped head, or METHOD:checkpoint=DIR."""
     prompts: tuple[str, ...] = ()
     """Prompts of your own: JSONL files, or hub:NAME:SPLIT:FIELD; by default some of ours."""
-    num_prompts: int = 8
+    num_prompts: int = 16
     """Prompts that the target answers; more give a sharper picture."""
-    max_new_tokens: int = 48
+    max_new_tokens: int = 64
     """Tokens of each answer."""
     temperature: float | None = None
     """Compare with answers at this temperature too; by default with those that the target's generation_config.json

@@ -1,9 +1,8 @@
 """The diagnosis of a drafter: why is it accepted so seldom, and what would mend it?
 
 The target answers some prompts once. Along these texts the checkpoint drafts as it is, and then in many variants, each
-with one thing read or arranged differently (`outrider.doctor.heads`). A variant counts as the cause only if it is
-accepted more often by more than chance. The best one is kept, and the others are tried on top of it, since two things
-may be wrong.
+with one thing read or arranged differently (`outrider.doctor.heads`). A variant counts as the cause only if it fits the
+texts better by more than chance (`outrider.doctor.causes`).
 
     1. is it this target's?             fingerprint, sizes, tokens
     2. does it load?                    if not, does a variant?
@@ -15,13 +14,14 @@ Example: `diagnose(DoctorConfig(target="smollm2-135m", drafter="smollm2-135m/mtp
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from outrider.data.workloads import CATEGORIES, Conversation, load_category, load_prompts
-from outrider.doctor.accuracy import Accuracy, DepthAccuracy, z_score
+from outrider.doctor.accuracy import Accuracy, DepthAccuracy
+from outrider.doctor.causes import Listen, Search, cause_finding, search, states_finding, undecided_findings
 from outrider.doctor.config import DoctorConfig
 from outrider.doctor.finding import Finding, ordered
 from outrider.doctor.fix import fixed_place, write_fixed
@@ -44,19 +44,8 @@ from outrider.target import Target
 
 __all__ = ["Diagnosis", "diagnose", "diagnosed", "texts_for"]
 
-BETTER_BY: Final = 0.02
-"""Least gain in right guesses per position, relative, of a variant that counts."""
-SURE_Z: Final = 3.5
-"""Standard errors that a blind variant must be better by."""
-LARGE_GAIN: Final = 0.5
-LARGE_Z: Final = 2.5
-"""The same for a relative gain of `LARGE_GAIN` or more, which no harmless difference brings."""
-EXPECTED_Z: Final = 1.6
-"""The same for a variant that the target or the file suggests."""
-MOST_ROUNDS: Final = 3
 MOST_LETTERS: Final = 1500
 """Longest prompt of ours that is used: a diagnosis should take seconds."""
-Listen = Callable[[float, float | None, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +95,6 @@ class _Drafter(NamedTuple):
     kind: Kind
 
 
-class _Better(NamedTuple):
-    variant: Variant
-    before: Accuracy | None
-    after: Accuracy
-
-
 def diagnose(config: DoctorConfig, listen: Listen = lambda done, total, words: None) -> Diagnosis:
     """Load the target and return the diagnosis of the drafter.
 
@@ -146,16 +129,18 @@ def diagnosed(
         findings += [*tensor_findings(drafter.directory), *_stored(drafter, target)]
         base = trials.accuracy(known, strangers)
         reason = trials.reason
-        found = _causes(trials, drafter, target, known, base, strangers, listen)
-        findings += map(_finding, found)
+        found = _searched(trials, drafter, known, base, strangers, listen)
+        findings += [*map(cause_finding, found.causes), *undecided_findings(found.undecided)]
+        if base is not None and not found.causes and not strangers:
+            findings += [one for one in [states_finding(trials, known, strangers)] if one is not None]
         if base is None:
-            remedy = "mend what is named above" if found else "correct what the message names"
+            remedy = "mend what is named above" if found.causes else "correct what the message names"
             findings.append(Finding("loading", "problem", reason, remedy))
         findings += _measured(trials, drafter, known, base, strangers, config)
-    best = found[-1].after if found else None
+    best = found.causes[-1].after if found.causes else None
     output = None
-    if config.fix and found:
-        output = write_fixed(drafter.directory, [one.variant for one in found], config)
+    if config.fix and found.causes:
+        output = write_fixed(drafter.directory, [one.variant for one in found.causes], config)
     return Diagnosis(
         target=target.spec.name,
         method=drafter.method,
@@ -237,58 +222,18 @@ def _without_fingerprint() -> Variant:
     return Variant(check="target", now="of another target", instead="taken all the same", remedy="", config=change)
 
 
-def _causes(
-    trials: Trials,
-    drafter: _Drafter,
-    target: Target,
-    known: Known,
-    base: Accuracy | None,
-    kept: list[Variant],
-    listen: Listen,
-) -> list[_Better]:
-    """Return variants that are better by more than chance, the best first, each on top of those before it."""
+def _searched(
+    trials: Trials, drafter: _Drafter, known: Known, base: Accuracy | None, kept: Sequence[Variant], listen: Listen
+) -> Search:
+    """Return what the variants of this kind of drafter say."""
+    target = trials.target
     try:
         variants = drafter.kind.variants(drafter.directory, target, _spec_of(target))
     except OutriderError:  # what is wrong was said when it did not load
-        return []
+        return Search((), ())
     if is_large(drafter.directory):  # modules among the layers of their target: a copy for each variant is too much
         variants = [one for one in variants if one.tensors is None]
-    found: list[_Better] = []
-    kept = list(kept)
-    for _ in range(MOST_ROUNDS):
-        better: list[_Better] = []
-        checks = {one.variant.check for one in found}
-        for number, variant in enumerate(one for one in variants if one.check not in checks):
-            listen(number, len(variants), f"trying {variant.check}")
-            after = trials.accuracy(known, [*kept, variant])
-            if after is not None and _counts(variant, base, after):
-                better.append(_Better(variant, base, after))
-        if not better:
-            break
-        best = max(better, key=lambda one: one.after.mean_accepted)
-        found.append(best)
-        kept.append(best.variant)
-        base = best.after
-    return found
-
-
-def _counts(variant: Variant, base: Accuracy | None, after: Accuracy) -> bool:
-    """Return whether a variant is better by more than chance, and by more than a trifle."""
-    if base is None:
-        return True
-    gain = after.mean_accepted - base.mean_accepted
-    if after.depth != base.depth or gain <= BETTER_BY * base.mean_accepted:
-        return False
-    blind_z = LARGE_Z if gain >= LARGE_GAIN * base.mean_accepted else SURE_Z
-    return z_score(after, base) >= (EXPECTED_Z if variant.is_expected else blind_z)
-
-
-def _finding(better: _Better) -> Finding:
-    variant, before, after = better
-    shares = [f"{one.accepted[0]:.1%}" if one is not None else "none (it does not load)" for one in (before, after)]
-    taus = "" if before is None else f", tau from {before.tau:.2f} to {after.tau:.2f}"
-    evidence = f"{variant.now}; with {variant.instead}, right first guesses go from {shares[0]} to {shares[1]}{taus}"
-    return Finding(variant.check, "problem", evidence, variant.remedy)
+    return search(trials, variants, known, base, kept, listen)
 
 
 def _measured(

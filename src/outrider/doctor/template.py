@@ -2,7 +2,8 @@
 
 A drafter has learnt the text around questions and answers too. Two sources say which template it knows: a template of
 its own beside the weights, and the hash of the target's template in `training.json`. Where they differ from the
-target's, and the drafter has one of its own, the target answers in that form too, and tau is compared.
+target's, and the drafter has one of its own, the target answers in that form too, and tau is compared. Where neither
+says anything, the finding says so.
 
 Example: a draft model with a ChatML template for a target whose template was replaced: tau 1.7, and 2.1 with its own.
 """
@@ -34,6 +35,10 @@ __all__ = ["own_template", "template_findings"]
 CHECK: Final = "chat template"
 BETTER_BY: Final = 1.05
 """Factor by which tau with the drafter's own template must be larger to call the target's wrong."""
+UNRECORDED: Final = (
+    "nothing beside the checkpoint says with which template it was trained; the target's own is used, "
+    "and others are not tried"
+)
 REMEDY: Final = "give the target the chat template that the drafter was trained with, or train on the target's"
 
 
@@ -59,11 +64,13 @@ def template_findings(
     config: DoctorConfig,
     variants: Sequence[Variant],
 ) -> list[Finding]:
-    """Return a finding where anything says which template the drafter knows."""
+    """Return a finding on the template that the drafter knows, or that nothing says which."""
     tokenizer = trials.target.tokenizer
     ours, own, recorded = template_hash(tokenizer), own_template(directory), _recorded(directory)
-    if tokenizer is None or (own is None and recorded is None):
+    if tokenizer is None:
         return []
+    if own is None and recorded is None:
+        return [Finding(CHECK, "ok", UNRECORDED)]
     theirs = recorded if own is None else hashlib.sha256(own.encode()).hexdigest()
     if ours == theirs or (own is not None and own.strip() == str(tokenizer.chat_template or "").strip()):
         return [Finding(CHECK, "ok", f"the target's own, {_short(ours)}")]

@@ -11,9 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, final
 
+import torch
+from torch import Tensor
+
 from outrider.data.dialogue import Dialogue, Rules
 from outrider.data.workloads import Conversation
 from outrider.doctor.accuracy import Accuracy
+from outrider.doctor.likelihood import Likelihood, likelihood
 from outrider.doctor.variant import Variant, write_variant
 from outrider.errors import CheckpointError, ConfigError, OutriderError, on_one_line
 from outrider.params import SamplingParams
@@ -24,7 +28,7 @@ from outrider.tuning.replays.known import ReplayTarget
 from outrider.tuning.replays.replay import chain_reach
 from outrider.tuning.replays.texts import Text, write_texts
 
-__all__ = ["DEPTH", "Known", "Trials", "chain_settings", "known_texts"]
+__all__ = ["DEPTH", "Known", "Trials", "chain_settings", "known_texts", "swapped"]
 
 MOST_SLOTS: Final = 16
 DEPTH: Final = 4
@@ -103,6 +107,29 @@ def known_texts(
     return Known(texts, ReplayTarget(target, [text.known for text in texts], layers), max_len)
 
 
+def swapped(target: Target, known: Known, layers: Sequence[int]) -> Known:
+    """Return the same texts, each with the states of the next one at these layers; a lone text's are halved and turned.
+
+    >>> turned_rows(5, 3, 1).tolist()
+    [1, 2, 0, 1, 2]
+    """
+    columns = [known.replay.layers.index(layer) for layer in layers]
+    texts = []
+    for text, other in zip(known.texts, [*known.texts[1:], known.texts[0]], strict=True):
+        mine, theirs = text.known.states_TLE, other.known.states_TLE
+        assert mine is not None
+        assert theirs is not None
+        rows_T = turned_rows(len(mine), len(theirs), len(theirs) // 2 if len(known.texts) == 1 else 0)
+        states_TLE = theirs[rows_T][:, columns]
+        texts.append(dataclasses.replace(text, known=dataclasses.replace(text.known, states_TLE=states_TLE)))
+    return Known(texts, ReplayTarget(target, [text.known for text in texts], layers), known.max_len)
+
+
+def turned_rows(length: int, num_rows: int, start: int) -> Tensor:
+    """Return so many row numbers, counted from `start` and again from 0 behind the last one."""
+    return (torch.arange(length) + start) % num_rows
+
+
 def chain_settings(method: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Return settings of a method that draft chains of a few tokens, whatever the user asked for."""
     defaults = {field.name: field.default for field in dataclasses.fields(proposer_class(method).Config)}
@@ -127,18 +154,18 @@ class Trials:
         self.reason = ""
         """Message of the last variant that did not load."""
 
-    def load(self, variants: Sequence[Variant] = ()) -> Proposer:
-        """Load the checkpoint with these changes.
+    def load(self, variants: Sequence[Variant] = (), **more: Any) -> Proposer:
+        """Load the checkpoint with these changes, and with more settings of the method.
 
         Raises:
             ConfigError, CheckpointError: if it does not load.
         """
         if not variants:
-            return self._load(self.checkpoint)
+            return self._load(self.checkpoint, **more)
         with tempfile.TemporaryDirectory(dir=self.scratch) as scratch:
             directory = Path(scratch) / self.checkpoint.name
             write_variant(self.checkpoint, variants, directory)
-            return self._load(directory)
+            return self._load(directory, **more)
 
     def accuracy(self, known: Known, variants: Sequence[Variant] = ()) -> Accuracy | None:
         """Return the accuracy with these changes along known texts; None if that does not load."""
@@ -152,7 +179,16 @@ class Trials:
             raise CheckpointError(f"method '{self.method}' drafts trees even where chains are asked for")
         return Accuracy(reaches, known.texts, min(DEPTH, proposer.spec.max_nodes))
 
-    def _load(self, directory: Path) -> Proposer:
-        settings = self.settings | {"checkpoint": str(directory)}
+    def likelihood(self, known: Known, variants: Sequence[Variant] = ()) -> Likelihood | None:
+        """Return the likelihood of known texts with these changes; None if that does not load."""
+        try:
+            proposer = self.load(variants, sampled=True)
+            return likelihood(known.replay, proposer, known.texts, known.max_len)
+        except (OutriderError, ValueError) as error:
+            self.reason = on_one_line(str(error), 300)
+            return None
+
+    def _load(self, directory: Path, **more: Any) -> Proposer:
+        settings = self.settings | more | {"checkpoint": str(directory)}
         configure(self.method, settings)
         return load_proposer(self.method, self.target, **settings)

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from errno import EEXIST
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,6 +89,8 @@ def write_variant(source: Path, variants: Sequence[Variant], directory: Path, *,
             if one.config is not None:
                 one.config(config)
         (part / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if not links and directory.exists():
+            raise FileExistsError(EEXIST, "it appeared meanwhile, and nothing is overwritten")
 
 
 @contextmanager

@@ -57,6 +57,20 @@ def test_a_fixed_copy_is_whole_and_never_overwrites(checkpoint: Path) -> None:
         write_fixed(checkpoint, [change], config)
 
 
+def test_a_directory_that_appears_meanwhile_is_kept(checkpoint: Path) -> None:
+    config = DoctorConfig(target="t", drafter=f"eagle3:checkpoint={checkpoint}", fix=True)
+    place = checkpoint.with_name("head-fixed")
+
+    def meanwhile(_: object) -> None:
+        place.mkdir()
+        (place / "theirs").write_text("kept")
+
+    with pytest.raises(RunError, match="nothing is overwritten"):
+        write_fixed(checkpoint, [variant(config=meanwhile)], config)
+    assert [file.name for file in place.iterdir()] == ["theirs"]
+    assert sorted(one.name for one in checkpoint.parent.iterdir()) == ["head", "head-fixed"]
+
+
 def test_rotary_pairs_in_halves_and_interleaved() -> None:
     # two heads of four rows: pairs (0, 1), (2, 3) become halves (0, 2 | 1, 3)
     rows = torch.arange(8)

@@ -18,7 +18,7 @@ import torch
 
 from outrider.doctor.finding import Finding
 from outrider.doctor.heads.layer import MOVED_NORMS, layer_variants, moved_norms, norm_names
-from outrider.doctor.heads.maps import agreement, recovered_map
+from outrider.doctor.heads.maps import are_tokens, offset_maps
 from outrider.doctor.variant import Config, Tensors, Variant
 from outrider.errors import CheckpointError
 from outrider.formats.eagle3_config import LAYER_IDS, TARGET_LAYER_IDS, spec_of
@@ -37,8 +37,6 @@ RECURRENT: Final = True
 SHIFTS: Final = (-1, 1, -2, 2)
 FLAGS: Final = ("norm_before_residual", "norm_output", "norm_before_fc", "fc_norm")
 OTHER_IDS: Final = ("aux_hidden_state_layer_ids", LAYER_IDS, TARGET_LAYER_IDS)
-TRUSTED: Final = 0.5
-"""Share of columns that resemble their own token, from which on the map needs no recovery."""
 PROJECTIONS: Final = ("q_proj.weight", "k_proj.weight", "v_proj.weight")
 
 
@@ -67,7 +65,7 @@ def variants(directory: Path, target: Target, spec: DecoderSpec | None) -> list[
     names = canonical_names(weights, directory)
     shapes = {name: weights.shape(stored) for name, stored in names.items()}
     found = [*_layers(raw, directory, shapes, target), *_flags(raw)]
-    found += _maps(directory, names, shapes, target)
+    found += offset_maps(weights, names, target)
     found += _halves(names, shapes)
     if "embed_tokens.weight" in names:
         found.append(_shared_embedding(names["embed_tokens.weight"]))
@@ -141,39 +139,6 @@ def _setting_flag(flag: str, value: bool) -> Callable[[Config], None]:
     return change
 
 
-def _maps(
-    directory: Path, names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], target: Target
-) -> Iterator[Variant]:
-    """Yield other readings of the vocabulary map; each is written as offsets, and `t2d` to match."""
-    if "d2t" not in names or "lm_head.weight" not in names:
-        return
-    weights, vocab_size = read_weights(directory), target.spec.vocab_size
-    d2t_K = weights.integers(names["d2t"])
-    plain_K = torch.arange(len(d2t_K))
-    readings: dict[str, tuple[str, torch.Tensor | None]] = {
-        "offsets": ("token = column + d2t[column]", plain_K + d2t_K),
-        "token ids": ("token = d2t[column]", d2t_K),
-    }
-    if "t2d" in names:
-        marked = weights.integers(names["t2d"]).bool().nonzero().flatten()
-        readings["the tokens that t2d marks"] = ("in rising order", marked)
-    if shapes["lm_head.weight"][1] == target.spec.hidden_size:
-        head_KE, head_VE = weights[names["lm_head.weight"]], target.shared_weights().head_VE
-        if max(agreement(head_KE, ids_K, head_VE) for _, ids_K in readings.values() if ids_K is not None) < TRUSTED:
-            recovered = recovered_map(head_KE, head_VE)  # takes seconds for a large vocabulary
-            readings["the most similar rows of the target's output head"] = ("one for each column", recovered)
-    for name, (how, ids_K) in readings.items():
-        if ids_K is None or len(ids_K) != len(d2t_K) or not _are_tokens(ids_K, vocab_size):
-            continue
-        yield Variant(
-            check="vocabulary map",
-            now="the columns' tokens are as d2t and t2d are read",
-            instead=f"{name}, {how}",
-            remedy=f"write d2t as offsets, token id = column + d2t[column], of {name}, {how}",
-            tensors=_with_map(names, ids_K - plain_K, ids_K, vocab_size),
-        )
-
-
 def stored_findings(directory: Path, target: Target) -> list[Finding]:
     """Return a finding if the map holds token ids, which are read here, where other engines expect offsets.
 
@@ -186,27 +151,11 @@ def stored_findings(directory: Path, target: Target) -> list[Finding]:
         return []
     d2t_K = weights.integers(names["d2t"])
     moved_K, vocab_size = d2t_K + torch.arange(len(d2t_K)), target.spec.vocab_size
-    if _are_tokens(moved_K, vocab_size) or not _are_tokens(d2t_K, vocab_size):
+    if are_tokens(moved_K, vocab_size) or not are_tokens(d2t_K, vocab_size):
         return []
     evidence = f"d2t holds token ids up to {int(d2t_K.max())}; vLLM and SGLang add the column's number to each"
     remedy = "write d2t as offsets, token id = column + d2t[column]; `outrider export` does so"
     return [Finding("vocabulary map", "problem", evidence, remedy)]
-
-
-def _are_tokens(ids_K: torch.Tensor, vocab_size: int) -> bool:
-    return bool(((ids_K >= 0) & (ids_K < vocab_size)).all()) and len(torch.unique(ids_K)) == len(ids_K)
-
-
-def _with_map(
-    names: Mapping[str, str], offsets_K: torch.Tensor, ids_K: torch.Tensor, vocab_size: int
-) -> Callable[[Tensors], None]:
-    def change(tensors: Tensors) -> None:
-        has_column_V = torch.zeros(vocab_size, dtype=torch.bool)
-        has_column_V[ids_K] = True
-        tensors[names["d2t"]] = offsets_K
-        tensors[names.get("t2d", "t2d")] = has_column_V
-
-    return change
 
 
 def _halves(names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Variant]:

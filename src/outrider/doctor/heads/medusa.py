@@ -1,19 +1,20 @@
 """Suspects of Medusa heads.
 
-    order of heads   reversed, or with a first head that repeats the target's own next token
+    order of heads   any order of up to four, or a first head that repeats the target's own next token
     vocabulary map   `token_map` as token ids, as offsets, or recovered from the output projection's rows
 
 Example: heads that some trainers number from the target's own token have one head too many in front.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import permutations
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from outrider.doctor.finding import Finding
-from outrider.doctor.heads.maps import agreement, recovered_map
+from outrider.doctor.heads.maps import TRUSTED, agreement, recovered_map
 from outrider.doctor.variant import Tensors, Variant
 from outrider.formats.locate import CONFIG
 from outrider.formats.weights import Weights, read_weights
@@ -26,7 +27,7 @@ __all__ = ["RECURRENT", "feature_layers", "reads", "stored_findings", "variants"
 
 RECURRENT: Final = False
 BLOCKS: Final = "blocks."
-TRUSTED: Final = 0.5
+MOST_PERMUTED: Final = 4
 
 
 def reads(config: Mapping[str, Any], names: Collection[str]) -> bool:
@@ -59,14 +60,22 @@ def variants(directory: Path, target: Target, spec: DecoderSpec | None) -> list[
 
 
 def _orders(count: int) -> Iterator[Variant]:
-    backwards = {head: count - 1 - head for head in range(count)}
-    yield Variant(
-        check="order of heads",
-        now="head k guesses token k",
-        instead="the heads in reverse",
-        remedy="number the heads in reverse",
-        tensors=_renumbering(backwards),
-    )
+    """Yield other orders: all of a few heads, else the reverse, turns by one and swaps of neighbours."""
+    plain = tuple(range(count))
+    orders: Iterable[tuple[int, ...]] = permutations(plain)
+    if count > MOST_PERMUTED:
+        swaps = [(*plain[:at], at + 1, at, *plain[at + 2 :]) for at in range(count - 1)]
+        orders = [plain[::-1], (*plain[1:], 0), (count - 1, *plain[:-1]), *swaps]
+    for order in orders:
+        if order != plain:
+            listed = ", ".join(str(head + 1) for head in order)
+            yield Variant(
+                check="order of heads",
+                now="head k guesses token k",
+                instead=f"the heads in the order {listed}",
+                remedy=f"number the heads anew: stored head {listed} is head {', '.join(str(k + 1) for k in plain)}",
+                tensors=_renumbering(dict(enumerate(order))),
+            )
     yield Variant(
         check="order of heads",
         now="head 1 guesses the first token behind the root",

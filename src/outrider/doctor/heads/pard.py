@@ -6,12 +6,12 @@ Example: `pard_token` 0 where training used 16; the special tokens of the target
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 from outrider.doctor.finding import Finding
 from outrider.doctor.heads.draft_model import looks_like_model, model_variants
+from outrider.doctor.heads.masks import mask_tokens
 from outrider.doctor.variant import Config, Variant
 from outrider.formats.hf_config import MASK_KEYS, names_mask
 from outrider.formats.hf_draft import draft_facts
@@ -23,7 +23,6 @@ from outrider.target import Target
 __all__ = ["RECURRENT", "feature_layers", "reads", "stored_findings", "variants"]
 
 RECURRENT: Final = False
-MOST_MASKS: Final = 12
 
 
 def reads(config: Mapping[str, Any], names: Collection[str]) -> bool:
@@ -54,11 +53,9 @@ def variants(directory: Path, target: Target, spec: DecoderSpec | None) -> list[
 def _masks(config: Mapping[str, Any], target: Target) -> Iterator[Variant]:
     named = next((config[key] for key in MASK_KEYS if config.get(key) is not None), None)
     stored = draft_facts(config).get("mask_id")
-    tokenizer = target.tokenizer
-    special = [] if tokenizer is None else [one for one in tokenizer.all_special_ids if type(one) is int]
-    if stored is not None:
-        special = [stored]  # its embedding is a tensor of its own, which belongs to this token
-    for token in islice(dict.fromkeys(special[::-1]), MOST_MASKS):
+    # a stored embedding is a tensor of its own, which belongs to its token
+    others = mask_tokens(target, named) if stored is None else [stored]
+    for token in others:
         if token != named:
             yield Variant(
                 check="mask token",
