@@ -184,8 +184,13 @@ def states_finding(trials: Trials, known: Known, kept: Sequence[Variant]) -> Fin
     evidence = f"from the target's states the texts are likelier by {_nats(won)} than from those of other texts"
     if won.z >= SURE_Z:
         return Finding(STATES, "ok", evidence)
-    remedy = "these weights were trained for another target, or not at all: load them with their own, or train some"
-    return Finding(STATES, "problem", f"{evidence}: it does not read them", remedy)
+    remedy = "load it with its own target, or train one for this target (outrider train)"
+    return Finding(
+        STATES,
+        "problem",
+        f"{evidence}: it was trained for another target, or something that is not tried here is wrong",
+        remedy,
+    )
 
 
 def undecided_findings(undecided: Sequence[Tried]) -> list[Finding]:

@@ -28,9 +28,9 @@ class DoctorConfig:
     """The drafter: a directory, a hub id, a shipped head, or METHOD:checkpoint=DIR."""
     prompts: tuple[str, ...] = ()
     """Prompts of your own: JSONL files, or hub:NAME:SPLIT:FIELD; by default some of ours."""
-    num_prompts: int = 16
+    num_prompts: int = 12
     """Prompts that the target answers; more give a sharper picture."""
-    max_new_tokens: int = 64
+    max_new_tokens: int = 48
     """Tokens of each answer."""
     temperature: float | None = None
     """Compare with answers at this temperature too; by default with those that the target's generation_config.json
@@ -38,7 +38,7 @@ class DoctorConfig:
     repetition_penalty: float | None = None
     """The same for a repetition penalty; 1 is none."""
     fix: bool = False
-    """Write a corrected copy of the checkpoint beside it, if it is accepted more often here; nothing is overwritten."""
+    """Write a corrected copy of the checkpoint beside it, if one fits the texts better; nothing is overwritten."""
     output: Path | None = None
     """Directory of the corrected copy; by default the checkpoint's name with -fixed, beside it."""
     dtype: str = "bfloat16"

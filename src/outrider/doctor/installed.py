@@ -84,7 +84,7 @@ def wrong_versions(required: list[str]) -> dict[str, str]:
 
 def _cache() -> Iterator[Finding]:
     home = cache_home()
-    place = next(one for one in (home, *home.parents) if one.exists())
+    place = next(one for one in (home, *home.parents) if os.path.lexists(one))  # a broken link cannot be written
     remedy = "set OUTRIDER_CACHE to a directory that you can write to"
     try:
         with tempfile.TemporaryFile(dir=place) as file:

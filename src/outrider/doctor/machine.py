@@ -155,6 +155,7 @@ def _load() -> Iterator[Finding]:
     busy = sum(after) - sum(before) - (after.idle - before.idle) - getattr(after, "iowait", 0.0)
     busy += getattr(before, "iowait", 0.0)
     others, cores = max(0.0, busy - own) / seconds, num_usable_cores()
+    others = min(others, float(os.cpu_count() or cores))  # both clocks tick coarsely
     stolen = max(0.0, getattr(after, "steal", 0.0) - getattr(before, "steal", 0.0)) / seconds
     evidence = f"other programs use {others:.1f} of {cores} cores now"
     evidence += f", and the host of this virtual machine {stolen:.1f}" if stolen >= 0.05 else ""

@@ -1,9 +1,11 @@
 """Checks of the machine: limits of a control group, versions, the cache, and a bad setting."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from outrider.cli import main
 from outrider.doctor import installed, machine
 from outrider.doctor.finding import Finding, is_sound, ordered
 
@@ -65,6 +67,26 @@ def test_a_cache_that_is_full_or_read_only(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(installed.tempfile, "TemporaryFile", full)
     [found] = installed._cache()
     assert (found.level, "No space left" in found.evidence) == ("problem", True)
+
+
+@pytest.mark.parametrize("kind", ["file", "broken link"])
+def test_a_cache_that_is_no_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "cache"
+    place.write_text("") if kind == "file" else place.symlink_to(tmp_path / "gone")
+    monkeypatch.setenv("OUTRIDER_CACHE", str(place))
+    [found] = installed._cache()
+    assert (found.level, str(place) in found.evidence) == ("problem", True)
+    assert "OUTRIDER_CACHE" in found.remedy
+
+
+def test_a_missing_dependency_ends_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "outrider.doctor.machine", None)  # as if something that it imports were missing
+    assert main(["doctor"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "pip install" in said
+    assert len(said.splitlines()) == 1
 
 
 def test_everything_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:

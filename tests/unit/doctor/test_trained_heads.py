@@ -36,7 +36,7 @@ SETTINGS: dict[str, tuple[str, float, dict[str, Any]]] = {
     "eagle3": ("eagle3", 1e-2, {"draft_vocab": 258, "intermediate_size": 64, "num_depths": 2}),
     "residual": ("mtp", 1e-2, {"state": "residual", "num_depths": 2}),
     "normed": ("mtp", 1e-2, {"state": "normed", "num_depths": 2}),
-    "medusa": ("medusa", 4e-2, {"num_heads": 3}),
+    "medusa": ("medusa", 1e-2, {"num_heads": 3}),
     "dflash": ("dflash", 1e-2, {"num_layers": 2, "block_size": 8, "mask_id": 256}),
 }
 
@@ -130,16 +130,17 @@ def test_a_trained_head_has_no_complaint(
     assert problems(found) == []
     assert found.fixed_tau is None
     assert found.tau is not None
-    assert found.tau > 1.3, "it has learnt its texts"
+    assert found.tau > 1.2, "it has learnt its texts"
 
 
 def turned_heads(tensors: Tensors) -> None:
-    """Store head 1 as head 2, 2 as 3 and 3 as 1."""
+    """Store head 1 as head 2, 2 as 3 and 3 as 1, each with its output projection."""
     old = dict(tensors)
     for name in old:
         for head in range(3):
-            if name.startswith(f"blocks.{head}."):
-                tensors[name.replace(f"blocks.{head}.", f"blocks.{(head + 1) % 3}.")] = old[name].clone()
+            for part in ("blocks.{}.", "lm_heads.{}."):
+                if name.startswith(part.format(head)):
+                    tensors[name.replace(part.format(head), part.format((head + 1) % 3))] = old[name].clone()
 
 
 def pairs_interleaved(tensors: Tensors) -> None:

@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 
 from outrider.doctor.config import DoctorConfig
+from outrider.errors import ConfigError, on_one_line
 
 __all__ = ["FOUND", "DoctorCommand"]
 
@@ -29,8 +30,11 @@ class DoctorCommand(DoctorConfig):
 
         screen = console(sys.stdout)
         if not self.drafter:
-            from outrider.doctor.machine import check_machine
-            from outrider.doctor.report import print_findings
+            try:
+                from outrider.doctor.machine import check_machine
+                from outrider.doctor.report import print_findings
+            except ImportError as error:  # what other commands end with, too
+                raise ConfigError(f"{on_one_line(str(error))}; run pip install . in the checkout") from error
 
             findings = check_machine()
             print_findings(findings, screen)
@@ -43,6 +47,6 @@ class DoctorCommand(DoctorConfig):
             found = diagnose(self, bar.show)
         print_diagnosis(found, screen)
         if self.fix and found.output is None:
-            log.info("no copy was written: nothing that was tried is accepted more often")
+            log.info("no copy was written: nothing that was tried fits the texts better")
         end_with(dumps(found), "")
         return 0 if is_sound(found.findings) else FOUND
