@@ -24,7 +24,7 @@ from outrider.doctor.variant import Variant
 
 __all__ = ["Cause", "Search", "Tried", "cause_finding", "search", "states_finding", "undecided_findings"]
 
-SURE_Z: Final = 4.0
+SURE_Z: Final = 3.5
 """Standard errors that a blind variant must gain: of some thirty variants, chance lets none through."""
 EXPECTED_Z: Final = 2.5
 """The same for a variant that the target or the file suggests."""
@@ -96,7 +96,8 @@ def search(
         cause, score = found
         causes.append(cause)
         base = cause.after
-    return Search(tuple(causes), tuple(one for one in tried if _is_undecided(one)))
+    settled = {cause.variant.check for cause in causes}
+    return Search(tuple(causes), tuple(one for one in tried if one.variant.check not in settled and _is_undecided(one)))
 
 
 def _tried(
@@ -194,11 +195,11 @@ def states_finding(trials: Trials, known: Known, kept: Sequence[Variant]) -> Fin
 
 
 def undecided_findings(undecided: Sequence[Tried]) -> list[Finding]:
-    """Say which readings these texts cannot tell from the present one: a warning where the target suggests another."""
+    """Say which readings these texts cannot tell from the present one: a warning where something speaks for another."""
     found = []
     levels: dict[Level, list[Tried]] = {
-        "warn": [one for one in undecided if one.variant.is_expected],
-        "ok": [one for one in undecided if not one.variant.is_expected],
+        "warn": [one for one in undecided if _is_likely(one)],
+        "ok": [one for one in undecided if not _is_likely(one)],
     }
     for level, some in levels.items():
         if some:
@@ -208,6 +209,11 @@ def undecided_findings(undecided: Sequence[Tried]) -> list[Finding]:
             remedy = "give more --prompts, or longer answers (--max-new-tokens)" if level == "warn" else ""
             found.append(Finding("undecided", level, f"these texts do not tell apart: {told}", remedy))
     return found
+
+
+def _is_likely(one: Tried) -> bool:
+    """Return whether something speaks for an undecided variant: the target, the file, or a gain."""
+    return one.variant.is_expected or (one.gain is not None and one.gain.z >= APART_Z)
 
 
 def _nats(one: Gain) -> str:

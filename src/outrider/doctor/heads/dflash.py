@@ -88,11 +88,12 @@ def _setting(key: str, value: Any) -> Callable[[Config], None]:
     """Return a change that sets a key where the layout has it, and nowhere else."""
 
     def change(config: Config) -> None:
-        section = config.get(SECTION)
-        within = isinstance(section, dict) and key not in config and key != CAUSAL and key != ROOT
-        for place in (config, section if isinstance(section, dict) else {}):
-            place.pop(key, None)
-        (section if within else config)[key] = value
+        inner = config.get(SECTION)
+        section: Config = inner if isinstance(inner, dict) else config
+        place = config if key in config or key in (CAUSAL, ROOT) else section
+        for one in (config, section):
+            one.pop(key, None)
+        place[key] = value
 
     return change
 
