@@ -14,6 +14,7 @@ Example: a head whose layer ids are too low by one gains 0.1 nats per position w
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from typing import Final, NamedTuple
 
 from outrider.doctor.accuracy import Accuracy, z_score
@@ -21,6 +22,7 @@ from outrider.doctor.finding import Finding, Level
 from outrider.doctor.likelihood import Gain, Likelihood, gain
 from outrider.doctor.trial import Known, Trials, swapped
 from outrider.doctor.variant import Variant
+from outrider.doctor.written import HOPELESS
 
 __all__ = ["Cause", "Search", "Tried", "cause_finding", "search", "states_finding", "undecided_findings"]
 
@@ -125,21 +127,31 @@ def _best(
         key=lambda one: one.likelihood.nats if one.gain is None else one.gain.nats,
         reverse=True,
     )
-    for first in better:
+    while better:
+        first = reduce(_likelier, better)
         alike = [one for one in better if _is_alike(one.likelihood, first.likelihood)]
         best = next((one for one in alike if one.variant.is_expected), first)
         after = trials.accuracy(known, [*kept, best.variant])
-        if after is None or (base is not None and _is_worse(after, base)):
-            continue
-        rivals = [one.variant for one in alike if gain(one.likelihood, best.likelihood) != SAME]
-        return Cause(best.variant, best.gain, base, after, tuple(rivals)), best.likelihood
+        if after is not None and (base is None or _is_accepted(after, base)):
+            rivals = [one.variant for one in alike if gain(one.likelihood, best.likelihood) != SAME]
+            return Cause(best.variant, best.gain, base, after, tuple(rivals)), best.likelihood
+        better.remove(best)
     return None
 
 
-def _is_worse(after: Accuracy, base: Accuracy) -> bool:
-    """Return whether fewer guesses are right, as far as both draft."""
+def _likelier(one: Tried, other: Tried) -> Tried:
+    """Return the one that gains on the other: both may gain as much as a position counts on what is wrong."""
+    return other if gain(other.likelihood, one.likelihood).z >= APART_Z else one
+
+
+def _is_accepted(after: Accuracy, base: Accuracy) -> bool:
+    """Return whether no fewer guesses are right, as far as both draft; and enough, where hardly any was.
+
+    A hopeless drafter that is less sure of its wrong guesses has a better likelihood, and is no better.
+    """
     depth = min(after.depth, base.depth)
-    return z_score(after.within(depth), base.within(depth)) < -APART_Z
+    is_still_hopeless = max(base.accepted[0], after.accepted[0]) < HOPELESS
+    return not is_still_hopeless and z_score(after.within(depth), base.within(depth)) >= -APART_Z
 
 
 def _is_sure(one: Tried) -> bool:

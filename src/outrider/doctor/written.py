@@ -20,7 +20,7 @@ from outrider.formats.store import TRAINING
 from outrider.records.json_fields import read_json
 from outrider.target import Target
 
-__all__ = ["own_state_findings", "training_findings"]
+__all__ = ["HOPELESS", "own_state_findings", "training_findings"]
 
 MUCH_LESS: Final = 0.6
 """Share of the recorded accuracy below which other texts are no explanation."""

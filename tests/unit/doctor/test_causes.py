@@ -39,7 +39,9 @@ FAINT = [1.0, -0.6, 1.2, 0.2, 1.4, -0.4, 1.0, 0.6]  # mean 0.55, standard deviat
 LUCK = [1.0, -1.0, 1.2, -1.1, 1.0, -1.0, 1.2, -1.1]  # mean 0.03, error 0.4: 0.1
 
 
-def searched(scores: dict[str, list[float]], variants: list[Variant], shares: dict[str, int] | None = None) -> Search:
+def searched(
+    scores: dict[str, list[float]], variants: list[Variant], shares: dict[str, int] | None = None, base: int = 4
+) -> Search:
     """Search among variants whose likelihood and accuracy are written down, by the last change."""
 
     def name_of(changes: Any) -> str:
@@ -50,7 +52,7 @@ def searched(scores: dict[str, list[float]], variants: list[Variant], shares: di
         accuracy=lambda known, changes: accuracy((shares or {}).get(name_of(changes), 4)),
     )
     known: Any = None
-    return search(trials, variants, known, accuracy(4), [])
+    return search(trials, variants, known, accuracy(base), [])
 
 
 def test_a_sure_gain_is_a_cause_and_chance_is_undecided() -> None:
@@ -76,6 +78,12 @@ def test_what_is_accepted_less_often_is_no_cause() -> None:
     assert found.causes == ()
 
 
+@pytest.mark.parametrize(("share", "causes"), [(0, 0), (4, 1)])
+def test_a_hopeless_drafter_that_is_only_less_sure_is_not_mended(share: int, causes: int) -> None:
+    found = searched({"": BASE, "softer": SURE}, [variant("softer")], shares={"softer": share}, base=0)
+    assert len(found.causes) == causes
+
+
 def test_two_that_gain_alike_are_both_named_and_the_expected_one_is_the_remedy() -> None:
     near = [gain - step / 4 for gain, step in zip(SURE, LUCK, strict=True)]  # less by 0.01, with an error of 0.1
     scores = {"": BASE, "blind": SURE, "expected": near}
@@ -83,6 +91,14 @@ def test_two_that_gain_alike_are_both_named_and_the_expected_one_is_the_remedy()
     [cause] = found.causes
     assert cause.variant.instead == "expected"
     assert "not told apart from it: blind" in cause_finding(cause).evidence
+
+
+def test_of_two_that_gain_all_they_can_the_likelier_one_is_the_cause() -> None:
+    # a position counts one nat at most: both gain one on what is wrong, and 0.5 lies between them
+    scores = {"": [-40.0] * 8, "good": [-4.0] * 8, "best": SURE}
+    for names in (("good", "best"), ("best", "good")):
+        [cause] = searched(scores, [variant(name) for name in names]).causes
+        assert (cause.variant.instead, cause.rivals) == ("best", ())
 
 
 def test_a_reading_that_changes_nothing_is_not_mentioned() -> None:
