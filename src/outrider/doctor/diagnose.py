@@ -130,9 +130,12 @@ def diagnosed(
         base = trials.accuracy(known, strangers)
         reason = trials.reason
         found = _searched(trials, drafter, known, base, strangers, listen)
-        findings += [*map(cause_finding, found.causes), *undecided_findings(found.undecided)]
-        if base is not None and not found.causes and not strangers:
-            findings += [one for one in [states_finding(trials, known, strangers)] if one is not None]
+        findings += map(cause_finding, found.causes)
+        states = states_finding(trials, known, strangers) if base and not found.causes and not strangers else None
+        if states is not None:
+            findings.append(states)
+        if states is None or states.level == "ok":  # a stranger's readings are all alike
+            findings += undecided_findings(found.undecided)
         if base is None:
             remedy = "mend what is named above" if found.causes else "correct what the message names"
             findings.append(Finding("loading", "problem", reason, remedy))

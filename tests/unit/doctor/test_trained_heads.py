@@ -216,3 +216,4 @@ def test_weights_of_another_target_are_named_without_a_fingerprint(
     place = broken(trained(name), tmp_path / "head", lambda config: config["outrider"].pop("target_fingerprint"))
     found = diagnosed(load_target(str(model), dtype="float64"), config_of(prompts, str(place)))
     assert "target's states" in problems(found)
+    assert all(one.check != "undecided" for one in found.findings)
