@@ -74,7 +74,8 @@ def model_names(answer: Mapping[str, Any]) -> list[str]:
 
 def owner_of(answer: Mapping[str, Any]) -> str | None:
     """Return the engine that a server names as the owner of its models; None where it names none, or several."""
-    owners = {str(model.get("owned_by")) for model in answer.get("data") or [] if isinstance(model, Mapping)}
+    models = [model for model in answer.get("data") or [] if isinstance(model, Mapping)]
+    owners = {str(model["owned_by"]) for model in models if model.get("owned_by")}
     return owners.pop() if len(owners) == 1 else None
 
 

@@ -61,6 +61,7 @@ def serving(
     chat_form: bool = False,
     timings: dict[str, Any] | None = None,
     accepted: int | None = None,
+    owner: str | None = None,
 ) -> Iterator[str]:
     """A server.
 
@@ -68,13 +69,14 @@ def serving(
         offers: whether it answers requests for log-probabilities.
         timings: what it tells with each answer, as llama.cpp does.
         accepted: drafted tokens that its page of metrics counts with each request; None: it has no such page.
+        owner: engine that it names in its list of models.
     """
     number, counted = iter(range(10_000)), [0]
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self.path != "/metrics":
-                return self.answer(200, {"data": [{"id": "tiny"}]})
+                return self.answer(200, {"data": [{"id": "tiny"} | ({"owned_by": owner} if owner else {})]})
             if accepted is None:
                 return self.answer(404, {})
             page = f"vllm:generation_tokens_total 9\nvllm:spec_decode_num_accepted_tokens_total {7 + counted[0]}\n"
@@ -252,6 +254,16 @@ def test_equal_texts_of_a_server_that_drafts_nothing_prove_nothing(
     [finding] = [one for layer in report.layers for one in layer.findings if one.name == "speculation"]
     assert finding.detail.startswith(said)
     assert ("does not tell" in report.sentence) == (kind == {})
+
+
+@pytest.mark.parametrize("engines", [("vllm", "llamacpp"), ("vllm", "vllm"), ("vllm", None)])
+def test_a_violation_between_different_engines_names_the_better_reference(
+    config: AuditConfig, engines: tuple[str | None, str | None]
+) -> None:
+    with serving(instead(2, " rug"), owner=engines[0]) as url, serving(plain, owner=engines[1]) as baseline:
+        report = audit_server(replace(config, endpoint=url, baseline=baseline))
+    assert report.verdict == "FAIL"
+    assert ("different engines" in report.sentence) == (engines == ("vllm", "llamacpp"))
 
 
 def test_an_interruption_tells_what_was_compared(config: AuditConfig) -> None:

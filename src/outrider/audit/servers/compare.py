@@ -35,6 +35,7 @@ Kind = Literal["equal", "tie", "violation", "unstable"]
 VERDICTS: dict[Kind, Verdict] = {"equal": "PASS", "tie": "PASS", "violation": "FAIL", "unstable": "INCONCLUSIVE"}
 NUM_REPEATS = 2
 SPECULATION: Final = "speculation"
+OTHER_ENGINE: Final = "; the two are different engines, which round differently: give a --baseline of the same engine"
 UNTOLD: Final = "whether it drafts, the server does not tell"
 
 
@@ -165,6 +166,8 @@ def compared(plain: Writer, served: Writer, index: int, margin: float) -> Differ
     place = next((at for at, (one, other) in enumerate(zip(want, got, strict=False)) if one != other), None)
     place = min(len(want), len(got)) if place is None else place
     where = f"character {place} differs ({_around(want, place)} became {_around(got, place)})"
+    engines = {plain.engine, served.engine} - {None}
+    hint = OTHER_ENGINE if len(engines) > 1 else ""
     for writer, text in ((served, got), (plain, want)):
         if any(writer.write(index) != text for _ in range(NUM_REPEATS)):
             return Difference("unstable", place, f"{where}, but {writer.name} does not repeat its own text")
@@ -175,8 +178,8 @@ def compared(plain: Writer, served: Writer, index: int, margin: float) -> Differ
             if distance is not None and distance <= margin:
                 return Difference("tie", place, f"{where}: a tie, {distance:.3g} nats apart by {writer.name}")
             said = "no likely token" if distance is None else f"{distance:.3g} nats apart"
-            return Difference("violation", place, f"{where}: {said} by {writer.name}")
-    return Difference("violation", place, f"{where}, and no log-probabilities explain it")
+            return Difference("violation", place, f"{where}: {said} by {writer.name}{hint}")
+    return Difference("violation", place, f"{where}, and no log-probabilities explain it{hint}")
 
 
 def _distance(choices: Choices, other: str) -> float | None:

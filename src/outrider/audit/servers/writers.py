@@ -27,6 +27,8 @@ from outrider.traces.trace import Texts
 __all__ = ["Choices", "OwnWriter", "Prompt", "ServerWriter", "Writer"]
 
 NUM_CHOICES: Final = 5
+PACKAGE_NAME: Final = "outrider"
+"""Name that `outrider serve` gives as the owner of its models."""
 Prompt = str | Sequence[int]
 
 
@@ -46,9 +48,13 @@ class Choices(NamedTuple):
 
 
 class Writer(ABC):
-    """Writes one text for each prompt, by the prompt's number."""
+    """Writes one text for each prompt, by the prompt's number.
+
+    engine   name of the program that computes it; None where it is unknown
+    """
 
     name: str
+    engine: str | None = None
 
     @abstractmethod
     def write(self, index: int) -> str:
@@ -91,6 +97,7 @@ class ServerWriter(Writer):
         try:
             self._model = self._loop.run(self._client.model(model))
             self._before = self._loop.run(self._client.counters())
+            self.engine = self._client.owner
         except BaseException:
             self.close()
             raise
@@ -157,6 +164,7 @@ class OwnWriter(Writer):
 
     bench: Bench
     name: str = "our plain decoding"
+    engine: str | None = PACKAGE_NAME
 
     def write(self, index: int) -> str:
         return _text(self._completion(index, None))
