@@ -16,6 +16,7 @@ remedy; the command line prints it and exits with status 2. A failed `assert` is
 """
 
 import difflib
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -87,12 +88,20 @@ class Terminated(KeyboardInterrupt):
 def nearest(name: object, known: Iterable[str]) -> str:
     """Return the end of an error message: `; did you mean 'x'?` or the list of known names.
 
+    Of equally close names, that with the longest common beginning is meant.
+
     >>> nearest("ngran", ["ngram", "suffix"])
     "; did you mean 'ngram'?"
+    >>> nearest("eagle4", ["peagle", "eagle3"])
+    "; did you mean 'eagle3'?"
     """
-    names = sorted(known)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"
+    names, text = sorted(known), str(name)
+    close = difflib.get_close_matches(text, names, n=len(names) or 1, cutoff=0.6)
+
+    def closeness(one: str) -> tuple[float, int]:
+        return difflib.SequenceMatcher(None, one, text).ratio(), len(os.path.commonprefix([one, text]))
+
+    return f"; did you mean '{max(close, key=closeness)}'?" if close else f"; known: {', '.join(names)}"
 
 
 def check_setting(settings: object, name: str, fits: bool, wanted: str) -> None:
