@@ -17,6 +17,7 @@ from typing import Any
 from outrider.audit.kept import PIECES, Kept
 from outrider.profiling import profile
 from outrider.quality import measure
+from outrider.quality.unfinished import Unfinished
 from outrider.tuning import tune, verify
 from outrider.tuning.prices import book
 from outrider.tuning.prices.forecast import Replaying
@@ -24,7 +25,7 @@ from outrider.tuning.prices.forecast import Replaying
 __all__ = ["Pieces", "audited", "files", "judged", "lines", "page", "profiled", "steps", "tuned", "watch"]
 
 Pieces = dict[str, Any]
-LEDGER = "ledger"
+LEDGER, ENDED = "ledger", "ended"
 
 
 def files(place: Path, *patterns: str) -> Pieces:
@@ -71,14 +72,29 @@ def profiled(place: Path) -> Pieces:
 
 
 def judged(place: Path) -> Pieces:
-    """Return the quantised models, the texts and the candidates' figures of a measurement of quality."""
-    cache, begun = place.parent / "cache", _begun(place)
-    found = files(cache, "quantised/*.safetensors")
+    """Return the quantised models, the texts and the candidates' figures of a measurement of quality.
+
+    Once a result is printed, the next run is another measurement, whose pieces are its own.
+    """
+    cache = place.parent / "cache"
+    *ended, running = _measurements(place)
+    found = files(cache, "quantised/*.safetensors") | (ended[-1] if ended else {})
     for path in (cache / "quality").glob("*.unfinished"):
         kept = json.loads(path.read_text(encoding="utf-8").partition("\n")[2])
-        names = ["texts", *(f"figures {line['label']}" for line in kept["lines"])]
-        return found | {name: begun[name] for name in names}
-    return found | begun
+        found |= {name: running[name] for name in ("texts", *(f"figures {line['label']}" for line in kept["lines"]))}
+    return found
+
+
+def _measurements(place: Path) -> list[Counter[str]]:
+    """Return what each measurement began; the last one has not ended."""
+    path = place.parent / LEDGER
+    found = [Counter[str]()]
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        if line == ENDED:
+            found.append(Counter())
+        else:
+            found[-1][line] += 1
+    return found
 
 
 def audited(place: Path) -> Pieces:
@@ -107,6 +123,7 @@ def watch(place: Path) -> None:
     _tell_made(place)
     _tell(place, measure, "held_out", lambda *_: ["texts"])
     _tell(place, measure, "_line", lambda one, *_: [f"figures {one.label}"])
+    _tell(place, Unfinished, "end", lambda *_: [ENDED])
 
 
 def _replays(family: Any) -> list[str]:

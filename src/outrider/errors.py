@@ -16,9 +16,9 @@ remedy; the command line prints it and exits with status 2. A failed `assert` is
 """
 
 import difflib
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 
 __all__ = [
     "CapacityError",
@@ -99,7 +99,8 @@ def nearest(name: object, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(text, names, n=len(names) or 1, cutoff=0.6)
 
     def closeness(one: str) -> tuple[float, int]:
-        return difflib.SequenceMatcher(None, one, text).ratio(), len(os.path.commonprefix([one, text]))
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, text, strict=False)))
+        return difflib.SequenceMatcher(None, one, text).ratio(), shared
 
     return f"; did you mean '{max(close, key=closeness)}'?" if close else f"; known: {', '.join(names)}"
 

@@ -39,8 +39,10 @@ class _Wanted(NamedTuple):
 
 def measure(
     config: QualityConfig, listen: Listener = unheard, finished: Callable[[Line], None] = lambda line: None
-) -> Report:
+) -> tuple[Report, Unfinished]:
     """Measure all candidates, but those that an interrupted measurement of the same has done.
+
+    Returns the report, and what was kept of it, which `end` deletes once the report is safe.
 
     Args:
         finished: told of each candidate when its figures are known, and kept.
@@ -79,8 +81,7 @@ def measure(
         workload_hash=hashes[0],
         template_hash=hashes[1],
     )
-    unfinished.end()
-    return Report(reference=_model(reference), lines=tuple(lines), manifest=manifest)
+    return Report(reference=_model(reference), lines=tuple(lines), manifest=manifest), unfinished
 
 
 def _wanted(config: QualityConfig) -> list[_Wanted]:

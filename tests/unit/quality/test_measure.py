@@ -59,7 +59,7 @@ def test_texts_are_prompts_of_all_categories_and_the_references_own_answers(mode
 def test_candidates_are_measured_reported_and_filed(model: Path) -> None:
     heard: list[Progress] = []
     labels: list[str] = []
-    report = measure(config(model), heard.append, lambda line: labels.append(line.label))
+    report, _ = measure(config(model), heard.append, lambda line: labels.append(line.label))
     int8, int4 = report.lines
     assert labels == ["int8", "int4"]
     assert (int8.model.weights, int4.model.weights) == ("int8", "int4, int8")
@@ -84,7 +84,9 @@ def test_what_is_said_of_loaded_weights(model: Path) -> None:
     assert said(spec, "int4") == (
         f"outrider quality --target {model} --weights int4 measures what these weights cost in quality"
     )
-    line = measure(config(model, weights=("int4",))).lines[0]
+    report, unfinished = measure(config(model, weights=("int4",)))
+    unfinished.end()
+    line = report.lines[0]
     assert f"at {100 * line.prompts.agreement:.1f} % of 100 tokens, KL {line.prompts.kl:.3f} nats" in said(spec, "int4")
     assert said(load_target(str(model), dtype="float32").spec, "stored") == ""
     path = next((model.parent / "cache" / "quality").iterdir())
@@ -97,14 +99,15 @@ def test_what_is_said_of_loaded_weights(model: Path) -> None:
 def test_texts_of_ones_own_are_not_filed(model: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "own.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"{word} and {word}"}) + "\n" for word in ("one", "two", "ten")))
-    report = measure(config(model, weights=("int8",), prompts=(prompts,)))
+    report, unfinished = measure(config(model, weights=("int8",), prompts=(prompts,)))
+    unfinished.end()
     assert report.lines[0].prompts.num_positions < 100
     assert not list((tmp_path / "cache" / "quality").glob("*"))
 
 
 def test_other_models_are_candidates(model: Path, tmp_path: Path) -> None:
     other = write_tiny_model(tmp_path / "other", 1, dtype=torch.float32, **SIZES)
-    report = measure(config(model, weights=(), candidates=(str(other), str(model), str(other))))
+    report, _ = measure(config(model, weights=(), candidates=(str(other), str(model), str(other))))
     assert [line.label for line in report.lines] == ["other", "model"]
     assert report.lines[0].prompts.kl > 0.1
     assert (report.lines[1].prompts.kl, report.lines[1].prompts.agreement) == (0, 1)
@@ -135,7 +138,7 @@ def test_prompts_that_leave_no_room_for_an_answer_are_refused(model: Path, tmp_p
 
 
 def a_report(model: Path) -> Report:
-    return measure(config(model, weights=("int4",)))
+    return measure(config(model, weights=("int4",)))[0]
 
 
 def test_the_table(model: Path) -> None:

@@ -30,6 +30,7 @@ class QualityCommand(QualityConfig):
             return f"; {kept}the same command goes on"
 
         with resumable(place), progress() as bar:
-            report = measure(self, lambda at: bar.show(*at), lambda line: done.append(line.label))
+            report, unfinished = measure(self, lambda at: bar.show(*at), lambda line: done.append(line.label))
         print_report(report, console(sys.stdout))
         end_with(dumps(report), "")
+        unfinished.end()
