@@ -77,7 +77,7 @@ BROKEN: dict[str, tuple[str, Change, Callable[[Tensors], None] | None, str, str]
     "flag": ("eagle3", lambda config: config.update(norm_output=True), None, "norm flags", "norm_output to false"),
     "map": ("eagle3", None, permuted, "vocabulary map", "d2t as offsets"),
     "halves": ("mtp", None, halves, "input halves", "swap the two halves"),
-    "heads": ("medusa", None, reversed_heads, "order of heads", "in reverse"),
+    "heads": ("medusa", None, reversed_heads, "order of heads", "stored head 3, 2, 1 is head 1, 2, 3"),
     "mask": ("pard", lambda config: config.update(pard_token=300), None, "mask token", "pard_token to 16"),
     "theta": ("draft", lambda config: config.update(rope_theta=100.0), None, "rope", "rope_theta to 10000"),
 }
