@@ -80,7 +80,8 @@ def _damage_tensors(tensors: dict[str, Tensor], rng: random.Random) -> None:
         case 4:
             tensors[name] = found.to(rng.choice((torch.float16, torch.int64, torch.uint8, torch.bool, torch.float64)))
         case 5:
-            tensors[name] = torch.full_like(found, rng.choice((0, -1, 2**15 - 1, 127))) if found.numel() else found
+            value = rng.choice((0, -1, 2**15 - 1, 127))
+            tensors[name] = torch.full(found.shape, value).to(found.dtype) if found.numel() else found
         case 6 if found.is_floating_point():
             tensors[name] = found.clone()
             tensors[name].flatten()[rng.randrange(found.numel())] = rng.choice((float("nan"), float("inf"), 6e4, -1))
