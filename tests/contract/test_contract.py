@@ -9,7 +9,16 @@ from outrider.proposer import Proposer
 from outrider.proposers import proposer_class, proposer_names
 from outrider.sampling import SamplingParams
 from outrider.target import Target
-from outrider.testing import Adversary, Case, Oracle, RandomTrees, check_contract, tiny_gemma3, tiny_target
+from outrider.testing import (
+    Adversary,
+    Case,
+    Oracle,
+    RandomTrees,
+    check_contract,
+    tiny_experts,
+    tiny_gemma3,
+    tiny_target,
+)
 from outrider.testing.contract import CHECKS
 
 VOCAB, POSITIONS = 31, 64
@@ -82,4 +91,11 @@ def test_contract(name: str, check: str, case: Case, seed: int) -> None:
 def test_windows_and_two_rotations(name: str, dtype: torch.dtype) -> None:
     """Gemma 3: prompts longer than a window, norms behind every product, scaled embeddings in recorded chains."""
     target = tiny_target(dtype=dtype, spec=tiny_gemma3(VOCAB, POSITIONS, window=9))
+    check_contract(proposer_class(name), num_cases=1, target=target)
+
+
+@pytest.mark.parametrize("name", ["draft_model", "eagle3", "suffix"])
+def test_experts(name: str) -> None:
+    """A mixture of experts: the experts of a row do not depend on the rows that are verified with it."""
+    target = tiny_target(dtype=torch.float32, spec=tiny_experts(VOCAB, POSITIONS))
     check_contract(proposer_class(name), num_cases=1, target=target)

@@ -38,6 +38,7 @@ STEMS = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+MOE_STEMS = STEMS | {"mlp.gate": "ffn_gate_inp"}
 GEMMA3_STEMS = STEMS | {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
@@ -93,6 +94,29 @@ def gguf_metadata(model: PreTrainedModel, architecture: str) -> dict[str, Any]:
     }
 
 
+def own_metadata(model: PreTrainedModel, architecture: str) -> dict[str, Any]:
+    """The keys that only one family has."""
+    config = model.config
+    if architecture == "gemma3":
+        return {"gemma3.attention.sliding_window": config.sliding_window}
+    if architecture == "qwen3moe":
+        return {
+            "qwen3moe.expert_count": config.num_experts,
+            "qwen3moe.expert_used_count": config.num_experts_per_tok,
+            "qwen3moe.expert_feed_forward_length": config.moe_intermediate_size,
+        }
+    return {}
+
+
+def stacked_experts(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    """The tensors of a layer's experts, [expert][row][feature], from those of `transformers`."""
+    block = f"blk.{name.split('.')[2]}"
+    if name.endswith("down_proj"):
+        return {f"{block}.ffn_down_exps.weight": values}
+    gate, up = np.split(values, 2, axis=1)
+    return {f"{block}.ffn_gate_exps.weight": gate, f"{block}.ffn_up_exps.weight": up}
+
+
 def add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     (writer.add_array if isinstance(value, list) else adders[type(value)])(key, value)
@@ -113,11 +137,10 @@ def write_gguf(
     `tensors` come in addition; `blocks` (by GGUF name: bytes and their type) in place of the model's own values.
     """
     is_gemma3 = model.config.model_type == "gemma3_text"
-    own = "gemma3" if is_gemma3 else model.config.model_type
-    stems = GEMMA3_STEMS if is_gemma3 else STEMS
+    own = {"gemma3_text": "gemma3", "qwen3_moe": "qwen3moe"}.get(model.config.model_type, model.config.model_type)
+    stems = {"gemma3": GEMMA3_STEMS, "qwen3moe": MOE_STEMS}.get(own, STEMS)
     writer = gguf.GGUFWriter(path, architecture or own)
-    window = {"gemma3.attention.sliding_window": model.config.sliding_window} if is_gemma3 else {}
-    for key, value in (gguf_metadata(model, own) | window | (metadata or {})).items():
+    for key, value in (gguf_metadata(model, own) | own_metadata(model, own) | (metadata or {})).items():
         if value is not None:
             add_value(writer, key, value)
     heads = {"q_proj": model.config.num_attention_heads, "k_proj": model.config.num_key_value_heads}
@@ -125,11 +148,15 @@ def write_gguf(
         if name == "lm_head.weight" and model.config.tie_word_embeddings:
             continue
         values = tensor.float().numpy()
+        if ".experts." in name:
+            for stacked, experts in stacked_experts(name, values).items():
+                writer.add_tensor(stacked, gguf.quants.quantize(experts, kind), raw_dtype=kind)
+            continue
         if model.config.model_type == "llama" and name.split(".")[-2] in heads:
             values = interleaved(values, heads[name.split(".")[-2]])
         if is_gemma3 and name.endswith("norm.weight"):
             values = values + 1
-        stored = kind if values.ndim == 2 else gguf.GGMLQuantizationType.F32
+        stored = kind if values.ndim == 2 and not name.endswith("mlp.gate.weight") else gguf.GGMLQuantizationType.F32
         data, stored = (blocks or {}).get(gguf_name(name, stems)) or (gguf.quants.quantize(values, stored), stored)
         writer.add_tensor(gguf_name(name, stems), data, raw_dtype=stored)
     for name, values in (tensors or {}).items():

@@ -51,7 +51,7 @@ def write_layers(target: Target, layers: str, directory: Path) -> Exported:
         raise ConfigError(f"layers={layers} are read from the target's files, but {target.spec.name} has none")
     kept, weights = layer_list(target, layers), read_weights(source)
     spec = settle_head(DecoderSpec.from_config_file(source), weights)
-    spec = replace(spec, num_layers=len(kept), windows=tuple(spec.windows[layer] for layer in kept))
+    spec = spec.of_layers(kept)
     sources = dict(enumerate(kept))
     tensors = {name: weights[_renumbered(name, sources)] for name in spec.weight_shapes()}
     write_draft(directory, spec, tensors, target, target.spec.dtype, {"layers": layers}, {})

@@ -25,6 +25,7 @@ ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
     "mistral": "MistralForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
 }
@@ -71,11 +72,11 @@ def config_of(spec: DecoderSpec, dtype: torch.dtype) -> dict[str, Any]:
     if not spec.eos_ids:
         config["eos_token_id"] = None
     # Qwen2 and Mistral have fixed biases and no such key
-    if spec.family in ("llama", "qwen3", "gemma3_text"):
+    if spec.family in ("llama", "qwen3", "qwen3_moe", "gemma3_text"):
         config["attention_bias"] = spec.qkv_bias
     if spec.family == "llama":
         config["mlp_bias"] = spec.mlp_bias
-    return config | (_gemma3(spec) if spec.family == "gemma3_text" else _window(spec))
+    return config | (_gemma3(spec) if spec.family == "gemma3_text" else _window(spec) | _experts(spec))
 
 
 def _gemma3(spec: DecoderSpec) -> dict[str, Any]:
@@ -93,6 +94,21 @@ def _gemma3(spec: DecoderSpec) -> dict[str, Any]:
     }
 
 
+def _experts(spec: DecoderSpec) -> dict[str, Any]:
+    """Return the keys of mixtures of experts, which are alike in all layers that have them."""
+    experts = next((experts for experts in spec.experts if experts is not None), None)
+    if experts is None:
+        return {}
+    return {
+        "num_experts": experts.num_experts,
+        "num_experts_per_tok": experts.num_chosen,
+        "moe_intermediate_size": experts.inner_size,
+        "norm_topk_prob": experts.normalised,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [layer for layer, one in enumerate(spec.experts) if one is None],
+    }
+
+
 def _scaling(rope: RopeSpec) -> dict[str, Any] | None:
     if rope.type == "default":
         return None
@@ -106,6 +122,8 @@ def _window(spec: DecoderSpec) -> dict[str, Any]:
         return {}
     if spec.family == "mistral":
         return {"sliding_window": windows[0] if windows else None}
+    if spec.family == "qwen3_moe":
+        return {"use_sliding_window": bool(windows), "sliding_window": windows[0] if windows else None}
     if not windows:
         return {"use_sliding_window": False, "sliding_window": None, "max_window_layers": spec.num_layers}
     return {"use_sliding_window": True, "sliding_window": windows[0], "layer_types": _kinds(spec)}

@@ -114,7 +114,7 @@ def block_spec(target: Target) -> DecoderSpec:
             raise ConfigError(f"prediction modules need a target of the Llama family: {error}") from error
     else:
         raise ConfigError(f"prediction modules need a target of the Llama family; {target.spec.name} is none")
-    qwen2 = replace(spec, family="qwen2", windows=(None,) * spec.num_layers)
+    qwen2 = replace(spec.dense(), family="qwen2", windows=(None,) * spec.num_layers)
     return replace(qwen2, qkv_bias=True, o_bias=False, mlp_bias=False, qk_norm=False)
 
 

@@ -3,7 +3,8 @@
     x += W_o attend(qkv)
     x += W_down (silu(W_gate norm(x)) * W_up norm(x))
 
-Gemma 3 has GELU for silu, and normalises what is added.
+Gemma 3 has GELU for silu, and normalises what is added. A mixture of experts has many MLPs, of which each row takes a
+few.
 
 The caller makes `qkv`: a decoder projects the norm of x, an EAGLE-3 head projects a token embedding and a feature side
 by side.
@@ -11,25 +12,28 @@ by side.
 Shapes: R rows, E hidden size, Q = (H + 2 * Hkv) * D, C slots, S cached positions, D head size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from outrider.models.spec import DecoderSpec
-from outrider.ops.base import Activation, AttentionShape, HeadNorm, Ops, Packed, Rope
+from outrider.models.spec import DecoderSpec, ExpertSpec
+from outrider.ops.base import Activation, AttentionShape, HeadNorm, Ops, Packed, PackedExperts, Rope
 from outrider.ops.quantised import Matrix, dense
 from outrider.placement import Placement
 
 __all__ = ["Block", "norm_weight"]
+
+HALVES = ("gate", "up")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
     """Packed weights of one layer.
 
+    gate_up, down                  the MLP; None in a layer with experts
     attended_norm_E, down_norm_E   norms of what attention and MLP add, where a family has them (Gemma 3)
     """
 
@@ -39,8 +43,9 @@ class Block:
     shape: AttentionShape
     out: Packed
     post_norm_E: Tensor
-    gate_up: Packed
-    down: Packed
+    gate_up: Packed | None
+    down: Packed | None
+    experts: PackedExperts | None = None
     eps: float
     activation: Activation = "silu"
     attended_norm_E: Tensor | None = None
@@ -55,6 +60,7 @@ class Block:
         ops: Ops,
         device: torch.device | str,
         window: int | None = None,
+        experts: ExpertSpec | None = None,
     ) -> Self:
         """Pack the weights under `prefix` ("model.layers.0."), which have their Hugging Face names."""
 
@@ -84,8 +90,9 @@ class Block:
                 weights[f"{attention}o_proj.weight"], dense(weights[f"{attention}o_proj.bias"]) if spec.o_bias else None
             ),
             post_norm_E=vector(f"{'pre_feedforward' if spec.post_norms else 'post_attention'}_layernorm.weight"),
-            gate_up=ops.pack_gate_up(weights[f"{mlp}gate_proj.weight"], weights[f"{mlp}up_proj.weight"]),
-            down=ops.pack(weights[f"{mlp}down_proj.weight"]),
+            gate_up=None if experts else ops.pack_gate_up(*(weights[f"{mlp}{half}_proj.weight"] for half in HALVES)),
+            down=None if experts else ops.pack(weights[f"{mlp}down_proj.weight"]),
+            experts=None if experts is None else _packed_experts(ops, weights, mlp, experts),
             eps=spec.rms_norm_eps,
             activation=spec.activation,
             attended_norm_E=vector("post_attention_layernorm.weight") if spec.post_norms else None,
@@ -95,7 +102,8 @@ class Block:
     @property
     def num_bytes(self) -> int:
         """Memory of the weights, in bytes."""
-        return sum(part.num_bytes for part in (self.qkv, self.out, self.gate_up, self.down))
+        parts = (self.qkv, self.out, self.gate_up, self.down, self.experts)
+        return sum(part.num_bytes for part in parts if part is not None)
 
     def apply(
         self,
@@ -115,6 +123,11 @@ class Block:
     def finish(self, ops: Ops, x_RE: Tensor, attended_RD: Tensor) -> None:
         """Add the projected attention, then the MLP, to the residual stream in place."""
         self._add(ops, attended_RD, self.out, self.attended_norm_E, x_RE)
+        if self.experts is not None:
+            ops.add_experts(x_RE, self.post_norm_E, self.eps, self.experts)
+            return
+        assert self.gate_up is not None
+        assert self.down is not None
         inner_RI = ops.gate_up(x_RE, self.post_norm_E, self.eps, self.gate_up, self.activation)
         self._add(ops, inner_RI, self.down, self.down_norm_E, x_RE)
 
@@ -123,6 +136,16 @@ class Block:
             ops.project_add(rows_RF, packed, x_RE)
         else:
             ops.project_norm_add(rows_RF, packed, norm_E, self.eps, x_RE)
+
+
+def _packed_experts(ops: Ops, weights: Mapping[str, Matrix], mlp: str, experts: ExpertSpec) -> PackedExperts:
+    def mlps() -> Iterator[tuple[Matrix, Matrix, Matrix]]:
+        for number in range(experts.num_experts):
+            gate, up, down = (weights[f"{mlp}experts.{number}.{part}_proj.weight"] for part in (*HALVES, "down"))
+            yield gate, up, down
+
+    router = weights[f"{mlp}gate.weight"]
+    return ops.pack_experts(router, mlps(), num_chosen=experts.num_chosen, normalised=experts.normalised)
 
 
 def norm_weight(spec: DecoderSpec, weight: Matrix, dtype: torch.dtype) -> Tensor:

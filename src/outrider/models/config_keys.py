@@ -35,8 +35,13 @@ OTHER_SIZES: Final = {
     "max_position_embeddings": 2**30,
     "original_max_position_embeddings": 2**30,
     "sliding_window": 2**30,
+    "num_experts": 2**16,
+    "num_local_experts": 2**16,
+    "num_experts_per_tok": 2**16,
+    "moe_intermediate_size": 2**24,
+    "decoder_sparse_step": 2**16,
 }
-FLAGS: Final = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
+FLAGS: Final = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "norm_topk_prob")
 LAYERED: Final = ("gemma3_text",)
 """Families with rotary settings per kind of layers."""
 LAYER_KINDS: Final = {"full_attention", "sliding_attention"}
@@ -95,6 +100,7 @@ def check_types(config: Fields, *, partial: bool = False) -> None:
     config.text("hidden_activation", None)
     config.number("query_pre_attn_scalar", None, above=0.0)
     config.texts("layer_types", None)
+    config.integers("mlp_only_layers", None, low=0)
     config.texts("architectures", None)
     config.section("quantization_config", None)
     config.text("dtype", None)
@@ -210,7 +216,7 @@ def check_keys(raw: Fields, own: Collection[str], config: Any, theta: object) ->
 def _meaningless_values(raw: Fields, config: Any, theta: object) -> Mapping[str, tuple[object, ...]]:
     """Return per key the values that do not change what the family does."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    eps, has_norm = config.rms_norm_eps, config.model_type in ("qwen3", "gemma3_text")
+    eps, has_norm = config.rms_norm_eps, config.model_type in ("qwen3", "qwen3_moe", "gemma3_text")
     scales = ("attention_multiplier", "attention_scale", "attn_scale", "softmax_scale")
     bases = ("rotary_emb_base", "rope_base", "rotary_base", "rope_freq_base")
     norms = ("layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "layernorm_epsilon")

@@ -1,11 +1,11 @@
-"""The native decoder: Llama 2/3, SmolLM2, Qwen2/2.5, Qwen3, Mistral and Gemma 3, on the operations of `ops/base.py`.
+"""The native decoder: the Llama family, Qwen, Mistral and Gemma 3, on the operations of `ops/base.py`.
 
 One function reads any rows for any slots: a prompt chunk, the root of plain decoding, or the root and the tree of a
 draft. The `Placement` says what a row may see and where it is written, so the network itself is short:
 
     x  = embed(token)
     x += W_o attend(W_qkv norm(x))
-    x += W_down (silu(W_gate norm(x)) * W_up norm(x))            for every layer
+    x += W_down (silu(W_gate norm(x)) * W_up norm(x))            for every layer, or a mixture of such MLPs
     logits = W_head norm(x)
 
 Feature layers return the residual stream before a layer; see `outrider.target`.
@@ -55,10 +55,7 @@ class Decoder:
         self.spec = spec
         self.ops = ops
         self.device = torch.device(device)
-        self.layers = [
-            Block.packed(spec, weights, f"model.layers.{index}.", ops, device, spec.windows[index])
-            for index in range(spec.num_layers)
-        ]
+        self.layers = self._packed_layers(spec, weights, ops)
         self.embed_VE = ops.table(weights["model.embed_tokens.weight"])
         if isinstance(self.embed_VE, Tensor):
             self.embed_VE = self.embed_VE.to(device)
@@ -74,21 +71,24 @@ class Decoder:
         """Make a shallower decoder that shares this one's weights and has only these layers, in that order."""
         cut = copy(self)
         cut.layers = [self.layers[index] for index in layers]
-        windows = tuple(self.spec.windows[index] for index in layers)
-        cut.spec = replace(self.spec, num_layers=len(cut.layers), windows=windows)
+        cut.spec = self.spec.of_layers(layers)
         return cut
 
     def around(self, spec: DecoderSpec, weights: Mapping[str, Matrix]) -> "Decoder":
         """Put other layers and another final norm between this one's embedding and output head, which stay shared."""
         other = copy(self)
         other.spec = spec
-        other.layers = [
-            Block.packed(spec, weights, f"model.layers.{index}.", self.ops.narrow(), self.device, spec.windows[index])
-            for index in range(spec.num_layers)
-        ]
+        other.layers = self._packed_layers(spec, weights, self.ops.narrow())
         other.norm_E = norm_weight(spec, weights["model.norm.weight"], self.ops.activation_dtype).to(self.device)
         other._set_ropes()
         return other
+
+    def _packed_layers(self, spec: DecoderSpec, weights: Mapping[str, Matrix], ops: Ops) -> list[Block]:
+        settings = enumerate(zip(spec.windows, map(spec.experts_of, range(spec.num_layers)), strict=True))
+        return [
+            Block.packed(spec, weights, f"model.layers.{index}.", ops, self.device, window, experts)
+            for index, (window, experts) in settings
+        ]
 
     def _set_ropes(self) -> None:
         spec, dtype = self.spec, self.ops.activation_dtype

@@ -1,8 +1,9 @@
 """The sizes and variants of a Llama-family decoder, read from its `config.json`.
 
 Llama 2/3, SmolLM2 (a Llama), Qwen2/2.5, Qwen3 and Mistral are one network with a few switches: which projections have
-a bias, whether queries and keys are normalised per head, which layers see only a window, and how rotary frequencies
-are scaled. `DecoderSpec` names those switches; the native decoder is written against it and never sees a raw config.
+a bias, whether queries and keys are normalised per head, which layers see only a window, which have a mixture of
+experts, and how rotary frequencies are scaled. `DecoderSpec` names those switches; the native decoder is written
+against it and never sees a raw config.
 
 `transformers` fills in what a file leaves out (its config classes carry each family's defaults, and read both the old
 `rope_theta` + `rope_scaling` and the newer `rope_parameters`); this module then either states the network exactly or
@@ -12,9 +13,9 @@ Example: SmolLM2-135M has 30 layers, 9 query heads and 3 key/value heads of size
 `DecoderSpec.from_config_file(directory).weight_shapes()["model.layers.0.self_attn.k_proj.weight"] == (192, 576)`.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -26,10 +27,13 @@ from outrider.models.support import FAMILIES, head_dim_of, is_supported, ropes_o
 from outrider.records.display import shown_json
 from outrider.records.json_fields import Fields, read_json
 
-__all__ = ["FAMILIES", "DecoderSpec", "RopeSpec", "filled_config", "is_supported", "read_config"]
+__all__ = ["FAMILIES", "DecoderSpec", "ExpertSpec", "RopeSpec", "filled_config", "is_supported", "read_config"]
 
-OLD_KEYS = {"gemma3_text": frozenset({"rope_local_base_freq", "sliding_window_pattern"})}
-"""Earlier spellings that a family's class still reads."""
+OLD_KEYS = {
+    "gemma3_text": frozenset({"rope_local_base_freq", "sliding_window_pattern"}),
+    "qwen3_moe": frozenset({"num_experts", "num_local_experts"}),
+}
+"""Other spellings that a family's class still reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,20 @@ class RopeSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpertSpec:
+    """The mixture of experts in the place of a layer's MLP.
+
+    A row goes through the `num_chosen` of `num_experts` MLPs, each `inner_size` wide, that its router finds most
+    probable, and adds their outputs times their probabilities, which are divided by their sum if `normalised`.
+    """
+
+    num_experts: int
+    num_chosen: int
+    inner_size: int
+    normalised: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecoderSpec:
     """A decoder of the Llama family, complete: with this and the weights its logits are determined.
 
@@ -86,6 +104,8 @@ class DecoderSpec:
     Gemma 3: embeddings are multiplied by `embed_scale`, the weights of norms lack `norm_offset`, the outputs of
     attention and MLP are normalised (`post_norms`), layers with a window have rotary positions of their own
     (`local_rope`), and scores are multiplied by `attention_scale` (None: head_dim ** -0.5).
+
+    `experts` has one entry per layer, None for a plain MLP; it is empty in a model without mixtures of experts.
     """
 
     family: str
@@ -112,6 +132,7 @@ class DecoderSpec:
     post_norms: bool = False
     local_rope: RopeSpec | None = None
     attention_scale: float | None = None
+    experts: tuple[ExpertSpec | None, ...] = ()
 
     @classmethod
     def from_config_file(cls, path: str | Path) -> Self:
@@ -150,7 +171,7 @@ class DecoderSpec:
             )
         family = config.model_type
         is_gemma = family == "gemma3_text"
-        bias = family in ("llama", "qwen3", "gemma3_text") and config.attention_bias
+        bias = family in ("llama", "qwen3", "qwen3_moe", "gemma3_text") and config.attention_bias
         eos = _ids(generation.eos_token_id if generation else None) + _ids(config.eos_token_id)
         return cls(
             family=family,
@@ -168,9 +189,10 @@ class DecoderSpec:
             qkv_bias=bias or family == "qwen2",
             o_bias=bias,
             mlp_bias=family == "llama" and config.mlp_bias,
-            qk_norm=family == "qwen3" or is_gemma,
+            qk_norm=family in ("qwen3", "qwen3_moe") or is_gemma,
             windows=_windows(config),
             eos_ids=tuple(dict.fromkeys(eos)),
+            experts=_experts(config) if family == "qwen3_moe" else (),
             **(_gemma(config) if is_gemma else {}),
         )
 
@@ -178,24 +200,45 @@ class DecoderSpec:
         """Return the shape of every tensor under its Hugging Face name; linear weights are (out, in)."""
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, self.hidden_size)}
         for layer in range(self.num_layers):
-            shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in self._layer_shapes().items()}
+            own = self._layer_shapes(self.experts_of(layer))
+            shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in own.items()}
         shapes["model.norm.weight"] = (self.hidden_size,)
         if not self.tie_word_embeddings:
             shapes["lm_head.weight"] = (self.vocab_size, self.hidden_size)
         return shapes
 
-    def _layer_shapes(self) -> dict[str, tuple[int, ...]]:
-        width, inner = self.hidden_size, self.intermediate_size
+    def dense(self) -> Self:
+        """Return the same decoder with a plain MLP in every layer."""
+        return replace(self, family=self.family.removesuffix("_moe"), experts=()) if self.experts else self
+
+    def of_layers(self, layers: Sequence[int]) -> Self:
+        """Return the decoder that has only these layers, in that order."""
+        return replace(
+            self,
+            num_layers=len(layers),
+            windows=tuple(self.windows[layer] for layer in layers),
+            experts=tuple(self.experts_of(layer) for layer in layers) if self.experts else (),
+        )
+
+    def experts_of(self, layer: int) -> ExpertSpec | None:
+        """Return the experts of a layer, None for a plain MLP."""
+        return self.experts[layer] if self.experts else None
+
+    def _layer_shapes(self, experts: ExpertSpec | None) -> dict[str, tuple[int, ...]]:
+        width = self.hidden_size
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         linears = {
             "self_attn.q_proj": (queries, width, self.qkv_bias),
             "self_attn.k_proj": (keys, width, self.qkv_bias),
             "self_attn.v_proj": (keys, width, self.qkv_bias),
             "self_attn.o_proj": (width, queries, self.o_bias),
-            "mlp.gate_proj": (inner, width, self.mlp_bias),
-            "mlp.up_proj": (inner, width, self.mlp_bias),
-            "mlp.down_proj": (width, inner, self.mlp_bias),
         }
+        for mlp in ["mlp."] if experts is None else [f"mlp.experts.{one}." for one in range(experts.num_experts)]:
+            inner = self.intermediate_size if experts is None else experts.inner_size
+            linears[f"{mlp}gate_proj"] = linears[f"{mlp}up_proj"] = (inner, width, self.mlp_bias)
+            linears[f"{mlp}down_proj"] = (width, inner, self.mlp_bias)
+        if experts is not None:
+            linears["mlp.gate"] = (experts.num_experts, width, False)
         shapes: dict[str, tuple[int, ...]] = {
             "input_layernorm.weight": (width,),
             "post_attention_layernorm.weight": (width,),
@@ -271,11 +314,25 @@ def _gemma(config: PreTrainedConfig) -> dict[str, Any]:
     }
 
 
+def _experts(config: PreTrainedConfig) -> tuple[ExpertSpec | None, ...]:
+    """Return the experts of every layer of a Qwen3 mixture."""
+    experts = ExpertSpec(
+        num_experts=config.num_experts,
+        num_chosen=config.num_experts_per_tok,
+        inner_size=config.moe_intermediate_size,
+        normalised=config.norm_topk_prob,
+    )
+    plain, every = config.mlp_only_layers, config.decoder_sparse_step
+    layers = range(config.num_hidden_layers)
+    found = tuple(None if layer in plain or (layer + 1) % every else experts for layer in layers)
+    return found if any(found) else ()
+
+
 def _windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
     if config.model_type == "llama":
         return (None,) * int(config.num_hidden_layers)
     window: int | None = config.sliding_window
-    if config.model_type == "mistral":
+    if config.model_type in ("mistral", "qwen3_moe"):
         return (window,) * int(config.num_hidden_layers)
     return tuple(window if kind == "sliding_attention" else None for kind in config.layer_types)
 

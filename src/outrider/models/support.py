@@ -7,7 +7,15 @@ None.
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 from outrider.models.quant_scheme import QUANTIZATION, QuantScheme, quant_scheme
 from outrider.records.display import shown_json
@@ -18,9 +26,11 @@ FAMILIES: Mapping[str, type[PreTrainedConfig]] = {
     "llama": LlamaConfig,
     "qwen2": Qwen2Config,
     "qwen3": Qwen3Config,
+    "qwen3_moe": Qwen3MoeConfig,
     "mistral": MistralConfig,
     "gemma3_text": Gemma3TextConfig,
 }
+MOST_EXPERTS = 1024
 LAYER_KINDS = ("full_attention", "sliding_attention")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn", "dynamic")
 
@@ -36,7 +46,7 @@ def is_supported(config: PreTrainedConfig) -> str | None:
         return f"{scheme} (the original checkpoint runs with weights int8 or int4)"
     if config.is_heterogeneous:
         return "its layers differ (per_layer_config)"
-    return _heads_reason(config) or _rope_reason(config) or _layers_reason(config)
+    return _heads_reason(config) or _rope_reason(config) or _layers_reason(config) or _experts_reason(config)
 
 
 def _activation_reason(config: PreTrainedConfig) -> str | None:
@@ -79,10 +89,21 @@ def _rope_reason(config: PreTrainedConfig) -> str | None:
 
 def _layers_reason(config: PreTrainedConfig) -> str | None:
     kinds = set(getattr(config, "layer_types", None) or ())
-    if config.model_type == "mistral" and kinds:
-        return "a mistral config with layer_types mixes attention kinds"
+    if config.model_type in ("mistral", "qwen3_moe") and kinds:
+        return f"a {config.model_type} config with layer_types mixes attention kinds"
     unknown = sorted(kinds - {*LAYER_KINDS})
     return f"layer_types holds {shown_json(unknown[0])}" if unknown and config.model_type != "llama" else None
+
+
+def _experts_reason(config: PreTrainedConfig) -> str | None:
+    if config.model_type != "qwen3_moe":
+        return None
+    experts, chosen = config.num_experts, config.num_experts_per_tok
+    if not 1 <= chosen <= experts <= MOST_EXPERTS:
+        return f"num_experts_per_tok {chosen} is not within 1..num_experts {experts}, which may be {MOST_EXPERTS}"
+    if config.decoder_sparse_step < 1:
+        return f"decoder_sparse_step is {config.decoder_sparse_step}"
+    return None
 
 
 def ropes_of(config: PreTrainedConfig) -> list[Mapping[str, Any]]:

@@ -21,7 +21,7 @@ of the cache.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -42,6 +42,7 @@ __all__ = [
     "HeadNorm",
     "Ops",
     "Packed",
+    "PackedExperts",
     "Result",
     "Rope",
 ]
@@ -62,6 +63,28 @@ class Packed:
     bias: Tensor | None
     layout: Any = None
     parts: "tuple[Packed, ...]" = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedExperts:
+    """A mixture of experts; made by `Ops.pack_experts`, read only by the back end that made it.
+
+    router           its outputs are the experts' logits
+    gate_up, down    the MLPs of all experts; `out_features` are those of one
+    num_chosen       experts of a row
+    normalised       True if the shares of a row's experts are divided by their sum
+    """
+
+    router: Packed
+    gate_up: Packed
+    down: Packed
+    num_chosen: int
+    normalised: bool
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all weights, in bytes."""
+        return self.router.num_bytes + self.gate_up.num_bytes + self.down.num_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +198,16 @@ class Ops(ABC):
     def pack_gate_up(self, gate_IF: Matrix, up_IF: Matrix) -> Packed:
         """Lay out the two halves of a gated MLP for `gate_up`; the result has 2 * I output features."""
 
+    @abstractmethod
+    def pack_experts(
+        self, router_NF: Matrix, mlps: Iterable[tuple[Matrix, Matrix, Matrix]], *, num_chosen: int, normalised: bool
+    ) -> PackedExperts:
+        """Lay out a mixture of experts: its router, and gate, up and down of each expert in turn.
+
+        Raises:
+            CheckpointError: as `pack`, and if experts are of different kinds where that is not supported.
+        """
+
     def table(self, table_VF: Matrix) -> "Tensor | Packed":
         """Return an embedding table in a form that `embed` reads; a quantised one is widened without kernels for it."""
         return table_VF if isinstance(table_VF, Tensor) else dense(table_VF).to(self.activation_dtype)
@@ -208,6 +241,14 @@ class Ops(ABC):
         Args:
             packed: from `pack_gate_up`.
             activation: "silu", or "gelu_tanh", GELU in its tanh form.
+        """
+
+    @abstractmethod
+    def add_experts(self, x_RF: Tensor, norm_F: Tensor, eps: float, experts: PackedExperts) -> None:
+        """Add to each row of `x_RF`, in place, what its experts make of its RMSNorm.
+
+        The experts with the largest logits are chosen, of equal ones the first. Their outputs, times the softmax of the
+        logits of all experts, are summed in ascending order of the experts.
         """
 
     @abstractmethod

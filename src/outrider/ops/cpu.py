@@ -16,13 +16,12 @@ compiled on first use, for this processor, and kept in numba's cache. Legend in 
 [[3.0, 4.0]]
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import replace
 from typing import final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,11 +37,23 @@ from outrider.kernels.cpu.softmax import MAX_HEADS
 from outrider.kernels.cpu.threads import launch
 from outrider.kernels.torch_threads import lone_torch_thread, num_threads
 from outrider.noise import ChainLaws
-from outrider.ops.base import Activation, AttentionShape, GraphBody, GraphCache, HeadNorm, Ops, Packed, Result, Rope
+from outrider.ops.base import (
+    Activation,
+    AttentionShape,
+    GraphBody,
+    GraphCache,
+    HeadNorm,
+    Ops,
+    Packed,
+    PackedExperts,
+    Result,
+    Rope,
+)
+from outrider.ops.cpu_experts import expert_launches, pack_mixture
 from outrider.ops.cpu_graphs import Calls, CpuGraph, CpuGraphRecorder
 from outrider.ops.cpu_packing import Packing, pack_gated, pack_matrices, unpacked
 from outrider.ops.cpu_placement import address, bits_of, checked_addresses, placement_addresses, placement_shape
-from outrider.ops.cpu_products import LINEAR_OUT, products
+from outrider.ops.cpu_products import products
 from outrider.ops.quantised import Matrix
 from outrider.placement import Placement
 
@@ -50,8 +61,7 @@ __all__ = ["CpuOps"]
 
 TASKS_PER_THREAD = 3
 REPLAYED_ROWS = 32  # up to here a forward is short enough for Python to matter, and its buffers are small
-PLACED = 10  # kernel arguments that differ from step to step: the five addresses and three sizes of a placement,
-SCRATCH = 24  # the scratch of attention, followed by the length of a line of it
+PLACED = 10  # the first of attention's arguments that differ from step to step: the numbers of a placement
 
 
 @final
@@ -83,6 +93,11 @@ class CpuOps(Ops):
 
     def pack_gate_up(self, gate_IF: Matrix, up_IF: Matrix) -> Packed:
         return pack_gated(self._arena, self._packing, gate_IF, up_IF)
+
+    def pack_experts(
+        self, router_NF: Matrix, mlps: Iterable[tuple[Matrix, Matrix, Matrix]], *, num_chosen: int, normalised: bool
+    ) -> PackedExperts:
+        return pack_mixture(self._arena, self._packing, router_NF, mlps, num_chosen=num_chosen, normalised=normalised)
 
     def table(self, table_VF: Matrix) -> Tensor | Packed:
         if isinstance(table_VF, Tensor):
@@ -156,6 +171,10 @@ class CpuOps(Ops):
         for product in products(x_RF, norm_F, eps, packed, out_RO, mode, self._threads, self._empty):
             self._run(product.kernel, product.tensors, *product.arguments)
 
+    def add_experts(self, x_RF: Tensor, norm_F: Tensor, eps: float, experts: PackedExperts) -> None:
+        for part in expert_launches(x_RF, norm_F, eps, experts, self._threads, self._empty):
+            self._run(part.kernel, part.tensors, *part.arguments)
+
     def collect(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, out_RT: Tensor, column: int) -> None:
         R, F = x_RF.shape
         assert column + F <= out_RT.shape[1], f"columns {column} to {column + F} of {out_RT.shape[1]}"
@@ -194,33 +213,7 @@ class CpuOps(Ops):
             result = body(buffer_RF, placement)
         finally:
             self._calls.recorder = None
-        kernels_N, blocks_NB = np.array(recorder.kernels, dtype=np.int64), recorder.blocks_NB()
-        attends_N = np.flatnonzero(kernels_N == attention.address)
-        row = scores_in(self._calls.sizes[1])
-        scratch = graph_cache.scratch(scratch_size(self._threads, MAX_ROWS, MAX_HEADS, row))
-        blocks_NB[attends_N, SCRATCH], blocks_NB[attends_N, SCRATCH + 1] = scratch.data_ptr(), row
-        logits_RV, features_RT = result
-        kept, written_N = [*recorder.kept, scratch], np.zeros(0, dtype=np.int64)
-        if logits_RV is not None:  # the last product written there; buffers are reused
-            goal = logits_RV.data_ptr()
-            is_product_N = kernels_N != attention.address
-            written_N = np.flatnonzero(is_product_N & (blocks_NB[:, LINEAR_OUT] == goal))[-1:]
-            if np.count_nonzero(blocks_NB == goal) == 1:
-                kept = [tensor for tensor in kept if tensor is not logits_RV]
-        return CpuGraph(
-            threads=self._threads,
-            kernels_N=kernels_N,
-            blocks_NB=blocks_NB,
-            x_RF=buffer_RF,
-            features_RT=features_RT,
-            sizes=self._calls.sizes,
-            num_ahead=recorder.num_ahead,
-            followed=np.array(recorder.followed, dtype=np.int64).T,
-            logits=None if logits_RV is None else (logits_RV.shape[0], logits_RV.shape[1]),
-            written_N=written_N,
-            logits_column=LINEAR_OUT,
-            kept=tuple(kept),
-        )
+        return recorder.graph(self._threads, self._calls.sizes, buffer_RF, result, graph_cache)
 
     def _empty(self, *shape: int) -> Tensor:
         """Return a buffer for a result: a new one, or while recording the shared one of this shape."""

@@ -22,11 +22,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from outrider.kernels.cpu.attention import MAX_ROWS, attention, scores_in, scratch_size
+from outrider.kernels.cpu.softmax import MAX_HEADS
 from outrider.kernels.cpu.threads import BLOCK, launch_all
 from outrider.ops.base import GraphCache, Result
+from outrider.ops.cpu_products import LINEAR_OUT
 from outrider.placement import Placement
 
 __all__ = ["Calls", "CpuGraph", "CpuGraphRecorder"]
+
+SCRATCH = 24
+"""The argument that is the scratch of attention; the length of a line of it follows."""
 
 
 class Followed(NamedTuple):
@@ -75,6 +81,37 @@ class CpuGraphRecorder:
         for block_B, arguments in zip(blocks_NB, self.arguments, strict=True):
             block_B[: len(arguments)] = arguments
         return blocks_NB
+
+    def graph(
+        self, threads: int, sizes: tuple[int, int, int], x_RF: Tensor, result: Result, graph_cache: GraphCache
+    ) -> "CpuGraph":
+        """Return what was recorded on `x_RF`; attention gets scratch for as many positions as the cache has."""
+        kernels_N, blocks_NB = np.array(self.kernels, dtype=np.int64), self.blocks_NB()
+        is_attention_N = kernels_N == attention.address
+        row = scores_in(sizes[1])
+        scratch = graph_cache.scratch(scratch_size(threads, MAX_ROWS, MAX_HEADS, row))
+        blocks_NB[is_attention_N, SCRATCH], blocks_NB[is_attention_N, SCRATCH + 1] = scratch.data_ptr(), row
+        logits_RV, features_RT = result
+        kept, written_N = [*self.kept, scratch], np.zeros(0, dtype=np.int64)
+        if logits_RV is not None:  # the last product written there; buffers are reused
+            goal = logits_RV.data_ptr()
+            written_N = np.flatnonzero(~is_attention_N & (blocks_NB[:, LINEAR_OUT] == goal))[-1:]
+            if np.count_nonzero(blocks_NB == goal) == 1:
+                kept = [tensor for tensor in kept if tensor is not logits_RV]
+        return CpuGraph(
+            threads=threads,
+            kernels_N=kernels_N,
+            blocks_NB=blocks_NB,
+            x_RF=x_RF,
+            features_RT=features_RT,
+            sizes=sizes,
+            num_ahead=self.num_ahead,
+            followed=np.array(self.followed, dtype=np.int64).T,
+            logits=None if logits_RV is None else (logits_RV.shape[0], logits_RV.shape[1]),
+            written_N=written_N,
+            logits_column=LINEAR_OUT,
+            kept=tuple(kept),
+        )
 
 
 @final

@@ -20,7 +20,7 @@ from outrider.kernels.cpu.vector import TILE_ROWS
 from outrider.ops.base import Packed
 from outrider.ops.cpu_placement import address, bits_of
 
-__all__ = ["LINEAR_OUT", "Launch", "products"]
+__all__ = ["LINEAR_OUT", "TICKETS_PER_THREAD", "Empty", "Launch", "kind_of", "panel_rows_of", "products"]
 
 PANEL_BYTES = 192 * 1024  # activations that fit the second-level cache beside a chunk of weights
 TICKETS_PER_THREAD = 6
@@ -58,12 +58,12 @@ def products(
     for part in packed.parts or (packed,):
         if part.layout is None:
             blocks, kernel = part.data.shape[0], linear
-            kind = PAIRS if part.data.dim() == 5 else KINDS[part.data.dtype]
+            kind = kind_of(part)
             size, scratch = 4 * F, None
             if norm_F is not None or R > 1 or kind == PAIRS:
                 scratch = empty(threads if R <= TILE_ROWS else 1, R, F)
         else:
-            blocks, kernel, kind = part.data.shape[0] // 2, quant_linear(part.layout, chosen()), 0
+            blocks, kernel, kind = part.data.shape[0] // 2, quant_linear(part.layout, chosen()), kind_of(part)
             size = row_bytes(part.layout, F)
             scratch = empty(threads if R <= HEIGHT else 1, R, size // 4)
         yield Launch(
@@ -84,11 +84,23 @@ def products(
                 mode,
                 blocks,
                 chunk_of(blocks, threads),
-                max(24, PANEL_BYTES // size // 24 * 24),
+                panel_rows_of(size),
                 out_RO.shape[1] if not packed.parts else part.out_features,
             ),
         )
         column += part.out_features
+
+
+def kind_of(packed: Packed) -> int:
+    """Return the kernels' number for the kind of plain weights; 0 for quantised ones."""
+    if packed.layout is not None:
+        return 0
+    return PAIRS if packed.data.dim() == 5 else KINDS[packed.data.dtype]
+
+
+def panel_rows_of(row_bytes: int) -> int:
+    """Return the rows of this size that fit the second-level cache, whole tiles of them."""
+    return max(24, PANEL_BYTES // row_bytes // 24 * 24)
 
 
 @cache

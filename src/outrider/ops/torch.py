@@ -17,14 +17,15 @@ Legend in `ops/base.py`.
 [[3.0, 4.0]]
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu, linear, scaled_dot_product_attention, silu
 
-from outrider.ops.base import Activation, AttentionShape, HeadNorm, Ops, Packed, Rope
+from outrider.ops.base import Activation, AttentionShape, HeadNorm, Ops, Packed, PackedExperts, Rope
+from outrider.ops.experts import mixed, stacked
 from outrider.ops.graph_buckets import Replayer
 from outrider.ops.graphs import GraphPool
 from outrider.ops.quantised import Matrix, dense
@@ -71,6 +72,11 @@ class TorchOps(Ops):
     def pack_gate_up(self, gate_IF: Matrix, up_IF: Matrix) -> Packed:
         return self.pack((gate_IF, up_IF))
 
+    def pack_experts(
+        self, router_NF: Matrix, mlps: Iterable[tuple[Matrix, Matrix, Matrix]], *, num_chosen: int, normalised: bool
+    ) -> PackedExperts:
+        return stacked(self.pack, router_NF, mlps, num_chosen=num_chosen, normalised=normalised)
+
     def embed(self, table_VF: Tensor | Packed, tokens_R: Tensor) -> Tensor:
         rows_VF = table_VF.data if isinstance(table_VF, Packed) else table_VF
         return rows_VF[tokens_R].to(self.activation_dtype)
@@ -93,6 +99,9 @@ class TorchOps(Ops):
     ) -> Tensor:
         gate_RI, up_RI = self.norm_project(x_RF, norm_F, eps, packed).chunk(2, dim=-1)
         return (silu(gate_RI) if activation == "silu" else gelu(gate_RI, approximate="tanh")) * up_RI
+
+    def add_experts(self, x_RF: Tensor, norm_F: Tensor, eps: float, experts: PackedExperts) -> None:
+        x_RF += mixed(rms_norm(x_RF, norm_F, eps), experts)
 
     def attend(
         self,

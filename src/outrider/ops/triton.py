@@ -9,7 +9,7 @@ The number of parts is chosen so that the launch fills the device: with 4 key he
 for 16 slots.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, final
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear
 
 from outrider.kernels import triton as kernels
-from outrider.ops.base import Activation, AttentionShape, HeadNorm, Ops, Packed, Rope
+from outrider.ops.base import Activation, AttentionShape, HeadNorm, Ops, Packed, PackedExperts, Rope
 from outrider.ops.graph_buckets import Replayer
 from outrider.ops.graphs import GraphPool
 from outrider.ops.quantised import Matrix
@@ -75,6 +75,11 @@ class TritonOps(Ops):
     def pack_gate_up(self, gate_IF: Matrix, up_IF: Matrix) -> Packed:
         return self._plain.pack_gate_up(gate_IF, up_IF)
 
+    def pack_experts(
+        self, router_NF: Matrix, mlps: Iterable[tuple[Matrix, Matrix, Matrix]], *, num_chosen: int, normalised: bool
+    ) -> PackedExperts:
+        return self._plain.pack_experts(router_NF, mlps, num_chosen=num_chosen, normalised=normalised)
+
     def embed(self, table_VF: Tensor | Packed, tokens_R: Tensor) -> Tensor:
         return self._plain.embed(table_VF, tokens_R)
 
@@ -115,6 +120,9 @@ class TritonOps(Ops):
         out_RI = both_RI.new_empty(R, inner)
         kernels.gated[(R, triton.cdiv(inner, 1024))](both_RI, out_RI, inner, WIDE=self._wide, N=1024)
         return out_RI
+
+    def add_experts(self, x_RF: Tensor, norm_F: Tensor, eps: float, experts: PackedExperts) -> None:
+        self._plain.add_experts(x_RF, norm_F, eps, experts)
 
     def attend(
         self,

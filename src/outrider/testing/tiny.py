@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from outrider.models.spec import DecoderSpec, RopeSpec
+from outrider.models.spec import DecoderSpec, ExpertSpec, RopeSpec
 from outrider.targets.native import NativeTarget
 
-__all__ = ["tiny_gemma3", "tiny_spec", "tiny_target", "tiny_weights"]
+__all__ = ["tiny_experts", "tiny_gemma3", "tiny_spec", "tiny_target", "tiny_weights"]
 
 
 def tiny_spec(vocab_size: int = 31, max_positions: int = 96, **changes: Any) -> DecoderSpec:
@@ -52,6 +52,13 @@ def tiny_gemma3(vocab_size: int = 31, max_positions: int = 96, window: int = 12)
         attention_scale=6**-0.5,
         tie_word_embeddings=True,
     )
+
+
+def tiny_experts(vocab_size: int = 31, max_positions: int = 96, num_experts: int = 6, **changes: Any) -> DecoderSpec:
+    """Return the shape of a tiny Qwen3 mixture: a layer with experts, a plain one, another with experts."""
+    experts = ExpertSpec(num_experts=num_experts, num_chosen=2, inner_size=changes.pop("inner_size", 8))
+    layers = {"num_layers": 3, "experts": (experts, None, experts)}
+    return tiny_spec(vocab_size, max_positions, **{"family": "qwen3_moe", "qk_norm": True} | layers | changes)
 
 
 def tiny_weights(spec: DecoderSpec, seed: int) -> dict[str, Tensor]:

@@ -21,6 +21,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from outrider.errors import CheckpointError
@@ -48,6 +50,13 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
         return model(torch.arange(3, 40)[None]).logits
 
 
+EXPERTS = {
+    "head_dim": 16,
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+}
 MODELS = [
     (LlamaForCausalLM, LlamaConfig, {}),
     (
@@ -59,6 +68,7 @@ MODELS = [
     (Qwen2ForCausalLM, Qwen2Config, {}),
     (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True, "rms_norm_eps": 1e-5}),
     (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 16}),
+    (Qwen3MoeForCausalLM, Qwen3MoeConfig, EXPERTS),
     (Gemma3ForCausalLM, Gemma3TextConfig, {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 5}),
 ]
 
@@ -139,7 +149,10 @@ def test_llama3_rope_is_recovered_from_the_stored_divisors(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "gemma"}, "has architecture 'gemma'; GGUF files of llama, qwen2, qwen3, gemma3 are"),
+        (
+            {"architecture": "gemma"},
+            "has architecture 'gemma'; GGUF files of llama, qwen2, qwen3, qwen3moe, ",
+        ),
         ({"metadata": {"llama.block_count": None}}, r"no metadata key \.block_count"),
         ({"metadata": {"llama.expert_count": 8}}, "mixture of experts"),
         ({"metadata": {"llama.attention.sliding_window": 8}}, "sliding attention window"),

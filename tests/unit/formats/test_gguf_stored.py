@@ -22,6 +22,8 @@ from transformers import (
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from outrider import load_target
@@ -349,3 +351,27 @@ def test_gemma_3_runs_as_stored_and_equals_the_model_that_was_written(
     with torch.no_grad():
         wanted_V = model(torch.tensor([tokens])).logits[0, -1]
     torch.testing.assert_close(logits_V, wanted_V, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q8_0], ids=["F32", "Q8_0"])
+def test_experts_run_as_stored_and_equal_the_model_that_was_written(
+    kind: gguf.GGMLQuantizationType,
+    tiny_sizes: dict[str, int],
+    with_bf16_weights: Callable[..., PreTrainedModel],
+    write_gguf: GgufWriter,
+    tmp_path: Path,
+) -> None:
+    experts = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
+    model = with_bf16_weights(Qwen3MoeForCausalLM(Qwen3MoeConfig(**tiny_sizes, head_dim=16, **experts)))
+    target = load_target(str(write_gguf(tmp_path / "tiny.gguf", model, kind=kind)), dtype="float32")
+    assert target.spec.weights == ("float32" if kind == gguf.GGMLQuantizationType.F32 else "Q8_0, float32")
+    tokens = list(range(3, 40))
+    session = target.open(target.plan(1, 64, 4))
+    session.prefill([0], [tokens[:-1]])
+    logits_V = session.forward([0], [tokens[-1]], Draft.empty(1)).logits_BMV[0][0]
+    with torch.no_grad():
+        wanted_V = model(torch.tensor([tokens])).logits[0, -1]
+    if kind == gguf.GGMLQuantizationType.F32:
+        torch.testing.assert_close(logits_V, wanted_V, atol=2e-4, rtol=1e-4)
+    else:  # weights and activations of 8 bits
+        assert (logits_V - wanted_V).norm() <= 0.05 * wanted_V.norm()

@@ -24,12 +24,14 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 import outrider
 from outrider.draft import Draft, Tree
+from outrider.models.weight_kinds import WeightsChoice
 from outrider.sampling import SamplingParams
-from outrider.target import TargetSession
+from outrider.target import TargetSession, as_tensor
 from outrider.targets import prefill
 from outrider.targets.native import NativeTarget
 
@@ -63,6 +65,13 @@ GEMMA3 = {
     "query_pre_attn_scalar": 14,
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
 }
+EXPERTS = {
+    "head_dim": 10,
+    "num_experts": 7,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 12,
+    "norm_topk_prob": True,
+}
 
 
 def family(name: str) -> PreTrainedConfig:
@@ -92,6 +101,11 @@ def family(name: str) -> PreTrainedConfig:
             return Qwen3Config(**TINY | {"head_dim": 4, "attention_bias": True, "tie_word_embeddings": True})
         case "mistral":
             return MistralConfig(**TINY | {"sliding_window": WINDOW, "head_dim": 8})
+        case "qwen3_moe":
+            return Qwen3MoeConfig(**TINY | EXPERTS | {"mlp_only_layers": [1]})
+        case "qwen3_moe_shares":
+            sparse = {"decoder_sparse_step": 2, "num_hidden_layers": 4, "norm_topk_prob": False}
+            return Qwen3MoeConfig(**TINY | EXPERTS | sparse | {"tie_word_embeddings": True})
         case "gemma3":
             return Gemma3TextConfig(**TINY | GEMMA3)
         case "gemma3_linear":
@@ -113,6 +127,8 @@ FAMILIES = (
     "qwen3",
     "qwen3_bias",
     "mistral",
+    "qwen3_moe",
+    "qwen3_moe_shares",
     "gemma3",
     "gemma3_linear",
 )
@@ -122,6 +138,7 @@ def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     """Random fp64 weights, biases and norms included, large enough that attention is far from uniform."""
     generator = torch.Generator().manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float64, attn_implementation="sdpa").eval()
+    model.set_experts_implementation("eager")  # its fused products have no fp64
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
         scale = 1.0 if "embed" in name else 1.5 * weight.shape[-1] ** -0.5 if weight.dim() == 2 else 0.2
@@ -135,6 +152,12 @@ def _norm(self: nn.Module, x: Tensor) -> Tensor:
     return nn.functional.rms_norm(x, x.shape[-1:], self.weight, self.variance_epsilon)
 
 
+def _route(self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    logits = nn.functional.linear(x, self.weight)
+    shares, experts = logits.softmax(-1).topk(self.top_k, dim=-1)
+    return logits, shares / shares.sum(-1, keepdim=True) if self.norm_topk_prob else shares, experts
+
+
 def reference(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The model as the other side computes it: weights rounded to `dtype`, arithmetic in fp64 or fp32."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -142,6 +165,8 @@ def reference(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     for module in twin.modules() if wide == torch.float64 else ():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = MethodType(_norm, module)
+        elif type(module).__name__ == "Qwen3MoeTopKRouter":  # its own softmax drops to fp32
+            module.forward = MethodType(_route, module)
     return twin
 
 
@@ -304,6 +329,26 @@ def test_thousands_of_positions(config: PreTrainedConfig, dtype: torch.dtype, tm
         assert features_TF is not None
         assert_near(features_TF, states[2][: len(prompt) - 1], dtype)
         assert_near(forward.logits_BMV[index], logits_TV[-4:], dtype)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_experts_are_quantised_while_loading(
+    kind: WeightsChoice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTRIDER_CACHE", str(tmp_path / "cache"))
+    wide = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32, "head_dim": 16}
+    model = random_model(Qwen3MoeConfig(**TINY | EXPERTS | wide))
+    model.save_pretrained(tmp_path / "model")
+    target = NativeTarget.from_directory(tmp_path / "model", "tiny", torch.float32, "cpu", None, kind)
+    assert target.spec.weights == {"int8": "int8, float64", "int4": "int4, int8, float64"}[kind]  # routers stay
+    session = target.open(target.plan(1, 64, 4))
+    session.prefill([0], [[4, 5, 6]])
+    forward = session.forward([0], [7], Draft.of_chains([[8, 9]]))
+    wanted = plain(model, [4, 5, 6, 7, 8, 9])[0][-3:].float()
+    found = as_tensor(forward.logits_BMV)[0]
+    assert (found - wanted).norm() <= {"int8": 0.1, "int4": 0.6}[kind] * wanted.norm()
+    alone = session.forward([0], [7], Draft.empty(1))
+    assert torch.equal(as_tensor(alone.logits_BMV)[0, 0], found[0])
 
 
 def test_features_come_in_the_order_asked(tmp_path: Path) -> None:

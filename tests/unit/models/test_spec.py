@@ -109,7 +109,7 @@ def test_windows_follow_the_layers() -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (PhiConfig(), "model_type 'phi' is not one of llama, qwen2, qwen3, mistral"),
+        (PhiConfig(), "model_type 'phi' is not one of llama, qwen2, qwen3, qwen3_moe, mistral"),
         (LlamaConfig(**TINY, hidden_act="gelu"), "hidden_act is 'gelu'"),
         (LlamaConfig(**TINY, quantization_config={"quant_method": "fp8"}), "quantised by 'fp8', which is not read"),
         (LlamaConfig(**{**TINY, "num_key_value_heads": 3}), "num_attention_heads 4 is not a multiple"),
@@ -153,7 +153,10 @@ def test_everything_in_the_family_is_supported() -> None:
     [
         ("{", "cannot be read as JSON"),
         ("[]", "holds a list, not a JSON object"),
-        ('{"model_type": "gemma"}', "model_type 'gemma'; the native decoder runs llama, qwen2, qwen3, mistral"),
+        (
+            '{"model_type": "gemma"}',
+            "model_type 'gemma'; the native decoder runs llama, qwen2, qwen3, qwen3_moe, mistral",
+        ),
         ("{}", "model_type 'None'"),
         ('{"model_type": "llama", "hidden_size": "wide"}', "not a valid llama config: .*hidden_size"),
         ('{"model_type": "llama", "rope_scaling": {"type": "linear"}}', "not a valid llama config: .*factor"),

@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 
 from outrider.errors import CheckpointError
+from outrider.formats.gguf.experts import EXPERT_KEYS, QWEN3_MOE, expert_keys
 from outrider.formats.gguf.file import ORIGINAL, GgufFile
 from outrider.formats.gguf.gemma3 import GEMMA3, OWN_KEYS, gemma3_keys
 from outrider.records.display import shown_json
@@ -24,6 +25,7 @@ ARCHITECTURES: Final = {
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    QWEN3_MOE: "Qwen3MoeForCausalLM",
     GEMMA3: "Gemma3ForCausalLM",
 }
 EMBEDDING: Final = "token_embd.weight"
@@ -93,6 +95,7 @@ def config_of_gguf(source: GgufFile) -> dict[str, Any]:
     config |= _token_ids(source, config["vocab_size"])
     scaling = _rope_scaling(source, head_dim, config["rope_theta"])
     own = gemma3_keys(source, config) if architecture == GEMMA3 else {"hidden_act": "silu"} | _biases(source)
+    own |= expert_keys(source) if architecture == QWEN3_MOE else {}
     return config | own | ({"rope_scaling": scaling} if scaling else {})
 
 
@@ -106,8 +109,11 @@ def _check_architecture(source: GgufFile) -> None:
         raise CheckpointError(
             f"{source.path} has a sliding attention window, which is not converted; use its original checkpoint"
         )
-    if source.get(".expert_count", 0):
-        raise CheckpointError(f"{source.path} is a mixture of experts; dense GGUF files of {known} are converted")
+    if source.get(".expert_count", 0) and source.architecture != QWEN3_MOE:
+        raise CheckpointError(
+            f"{source.path} is a mixture of experts of architecture {source.architecture}; of those, {QWEN3_MOE} is"
+            " converted"
+        )
 
 
 def _check_keys(source: GgufFile) -> None:
@@ -115,7 +121,7 @@ def _check_keys(source: GgufFile) -> None:
     # keys without the architecture's name describe the file and its tokenizer, not the network
     for key, value in source.metadata.items():
         name = key.removeprefix(prefix)
-        own = OWN_KEYS if source.architecture == GEMMA3 else frozenset()
+        own = {GEMMA3: OWN_KEYS, QWEN3_MOE: EXPERT_KEYS}.get(source.architecture, frozenset())
         if not key.startswith(prefix) or name in SHAPE | ROPE | HARMLESS | own:
             continue
         if value not in NEUTRAL.get(name, ()):

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from outrider.errors import CheckpointError
 from outrider.formats.gguf.header import read_header
-from outrider.formats.gguf.tensors import GgufTensor, placed_tensors
+from outrider.formats.gguf.tensors import GgufTensor, placed_tensors, split_experts
 from outrider.records.display import shown_json
 from outrider.records.json_fields import Fields
 
@@ -33,7 +33,7 @@ OTHER_TYPES: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class GgufFile:
-    """An opened GGUF model: metadata as Python values, and tensors by name."""
+    """An opened GGUF model: metadata as Python values, and tensors by name, those of experts one by one."""
 
     path: Path
     metadata: Fields
@@ -108,7 +108,7 @@ def open_gguf(path: Path) -> GgufFile:
     expected = first.metadata.integer("split.tensors.count", None)
     if len(parts) > 1 and expected not in (None, len(tensors)):
         raise CheckpointError(f"{first.path} and its parts hold {len(tensors)} tensors, expected {expected}")
-    return GgufFile(path=first.path, metadata=first.metadata, tensors=tensors)
+    return GgufFile(path=first.path, metadata=first.metadata, tensors=split_experts(tensors))
 
 
 def _open_one(path: Path) -> GgufFile:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from outrider.errors import CheckpointError
 from outrider.formats.gguf import gemma3
+from outrider.formats.gguf.experts import QWEN3_MOE
 from outrider.formats.gguf.file import GgufFile
 from outrider.formats.gguf.gemma3 import GEMMA3
 from outrider.formats.gguf.tokenizer import end_ids
@@ -38,6 +39,8 @@ LAYER_NAMES: Final = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+EXPERT_NAMES: Final = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
+ROUTER: Final = {"ffn_gate_inp": "mlp.gate"}
 
 
 def hugging_face_names(source: GgufFile) -> dict[str, str]:
@@ -46,7 +49,8 @@ def hugging_face_names(source: GgufFile) -> dict[str, str]:
     Raises:
         CheckpointError: for a tensor that no supported architecture has.
     """
-    inner = LAYER_NAMES | (gemma3.LAYER_NAMES if source.architecture == GEMMA3 else {})
+    own = {GEMMA3: gemma3.LAYER_NAMES, QWEN3_MOE: ROUTER}
+    inner = LAYER_NAMES | own.get(source.architecture, {})
     return {_hugging_face_name(name, inner, source.path): name for name in source.tensors if name != ROPE_FREQUENCIES}
 
 
@@ -55,6 +59,9 @@ def _hugging_face_name(name: str, layer_names: Mapping[str, str], path: Path) ->
     block, _, inner = stem.removeprefix("blk.").partition(".")
     if stem in TOP_NAMES and kind == "weight":
         return f"{TOP_NAMES[stem]}.weight"
+    expert_part, _, number = inner.partition(".")
+    if stem.startswith("blk.") and block.isdecimal() and expert_part in EXPERT_NAMES and number.isdecimal():
+        return f"model.layers.{block}.mlp.experts.{number}.{EXPERT_NAMES[expert_part]}.{kind}"
     if stem.startswith("blk.") and block.isdecimal() and inner in layer_names and kind in ("weight", "bias"):
         return f"model.layers.{block}.{layer_names[inner]}.{kind}"
     raise CheckpointError(

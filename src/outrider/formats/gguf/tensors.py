@@ -8,7 +8,8 @@ Example: a Q4_1 matrix [192, 576] has rows of 18 blocks of 20 bytes, 360 bytes e
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -20,7 +21,10 @@ from numpy.typing import NDArray
 from outrider.errors import CheckpointError, as_error
 from outrider.formats.gguf.header import Header, TensorEntry, damaged
 
-__all__ = ["GgufTensor", "placed_tensors"]
+__all__ = ["EXPERTS", "GgufTensor", "placed_tensors", "split_experts"]
+
+EXPERTS: Final = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+"""Tensors that hold a matrix for each expert of a layer."""
 
 TYPES: Final = {int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()} | {39: ("MXFP4", 32, 17)}
 """Name, features of a block and bytes of a block by the number of a type; older releases of `gguf` lack MXFP4."""
@@ -83,6 +87,21 @@ def placed_tensors(path: Path, header: Header) -> dict[str, GgufTensor]:
         tensors[entry.name] = _placed(path, header, entry)
     _check_spans(path, tensors)
     return tensors
+
+
+def split_experts(tensors: Mapping[str, GgufTensor]) -> dict[str, GgufTensor]:
+    """Return the tensors with a matrix of its own for each expert: `blk.0.ffn_up_exps.7.weight`."""
+    found: dict[str, GgufTensor] = {}
+    for name, tensor in tensors.items():
+        stem, _, kind = name.rpartition(".")
+        if stem.split(".")[-1] not in EXPERTS or len(tensor.shape) != 3:
+            found[name] = tensor
+            continue
+        size = tensor.num_bytes // tensor.shape[0]
+        for number in range(tensor.shape[0]):
+            own, offset = f"{stem}.{number}.{kind}", tensor.offset + number * size
+            found[own] = replace(tensor, name=own, shape=tensor.shape[1:], offset=offset)
+    return found
 
 
 def _placed(path: Path, header: Header, entry: TensorEntry) -> GgufTensor:

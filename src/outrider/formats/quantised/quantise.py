@@ -2,7 +2,7 @@
 
     projections                 8 bits (int8) or 4 bits (int4), groups of 32, fp16 scales
     embedding, output head      8 bits in both kinds: 4 bits cost most there
-    norms, biases               stay as they are stored
+    norms, biases, routers      stay as they are stored
 
 The cache holds one safetensors file per source and kind, `quantised/<key>.safetensors`. Its key is a hash of the source
 files' paths, sizes and times, the kind, and the version of the rounding. The file is written matrix by matrix under
@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 VERSION: Final = 1
 """Version of the rounding and of the cached file: part of its key."""
 ALWAYS_INT8: Final = ("model.embed_tokens.weight", "lm_head.weight")
+ROUTER: Final = ".mlp.gate.weight"
+"""A wrong choice of experts costs more than a router's bytes."""
 MOST_WEIGHTS: Final = 2**24
 """Weights read at once: 64 MB in fp32."""
 
@@ -110,7 +112,8 @@ def quantise_weights(spec: DecoderSpec, weights: Weights, kind: Kind, listen: Li
             written.
     """
     shapes = spec.weight_shapes()
-    sources = {name: _source(weights.stored[name], kind) for name, shape in shapes.items() if len(shape) == 2}
+    matrices = (name for name, shape in shapes.items() if len(shape) == 2 and not name.endswith(ROUTER))
+    sources = {name: _source(weights.stored[name], kind) for name in matrices}
     place = cache_home() / "quantised" / f"{_key(weights, kind)}.safetensors"
     cached = _cached(place, sources)
     if cached is None:
@@ -121,8 +124,8 @@ def quantise_weights(spec: DecoderSpec, weights: Weights, kind: Kind, listen: Li
                 f"{place} cannot be written ({error.strerror or error}); free space or set OUTRIDER_CACHE"
             ) from error
     tensors = cached
-    matrices = {name: lambda name=name: _matrix(name, sources[name], tensors) for name in sources}
-    return LazyWeights(list(shapes), matrices, weights)
+    readers = {name: lambda name=name: _matrix(name, sources[name], tensors) for name in sources}
+    return LazyWeights(list(shapes), readers, weights)
 
 
 def _source(stored: StoredTensor, kind: Kind) -> _Source:

@@ -38,6 +38,7 @@ def plain(layer: DecoderSpec, num_layers: int = 1) -> DecoderSpec:
         o_bias=False,
         mlp_bias=False,
         qk_norm=False,
+        experts=(),
     )
 
 

@@ -135,7 +135,7 @@ def _drawn(name: str, shape: tuple[int, ...], spec: DecoderSpec, generator: torc
 
 def _fresh_spec(target: Target, width: int, num_layers: int) -> DecoderSpec:
     known = target.native.spec if target.native is not None else _plain_spec(target)
-    spec = replace(known, num_layers=num_layers, windows=(None,) * num_layers)
+    spec = replace(known.dense(), num_layers=num_layers, windows=(None,) * num_layers)
     if width == known.hidden_size:
         return spec
     num_heads = max(1, round(known.num_heads * width / known.hidden_size))
@@ -171,6 +171,8 @@ def _network(
     ours = teacher.target.spec
     if spec.mlp_bias:
         raise ConfigError("a draft model with biases in its MLP (mlp_bias) cannot be trained here; begin with another")
+    if spec.experts:
+        raise ConfigError("a draft model with a mixture of experts cannot be trained here; begin with another")
     if share and spec.hidden_size != ours.hidden_size:
         raise ConfigError(
             f"share=True needs the target's hidden size {ours.hidden_size}, not {spec.hidden_size}; leave it out"

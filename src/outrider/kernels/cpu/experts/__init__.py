@@ -1,0 +1,1 @@
+"""Kernels of a mixture of experts: which experts a row takes, and the products of the rows of each."""
