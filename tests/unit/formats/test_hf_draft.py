@@ -21,7 +21,7 @@ from outrider.targets.draft import load_draft
 from outrider.targets.native import NativeTarget
 from outrider.testing import Oracle, assert_lossless
 from outrider.testing.directory import write_tiny_model
-from outrider.testing.tiny import tiny_gemma3, tiny_spec, tiny_weights
+from outrider.testing.tiny import tiny_experts, tiny_gemma3, tiny_spec, tiny_weights
 
 PUBLISHED = {
     "Qwen2.5-0.5B, padded": Qwen2Config(
@@ -133,9 +133,10 @@ def test_a_config_is_read_back_as_it_was(family: str, rope: RopeSpec, tmp_path: 
         "qwen3": {"qk_norm": True, "windows": (None, None)},
         "mistral": {"windows": (8, 8), "eos_ids": ()},
     }
+    whole = {"gemma3_text": tiny_gemma3, "qwen3_moe": tiny_experts}
     spec = (
-        replace(tiny_gemma3(max_positions=64), rope=rope)
-        if family == "gemma3_text"
+        replace(whole[family](max_positions=64), rope=rope)
+        if family in whole
         else tiny_spec(family=family, max_positions=64, rope=rope, **switches[family])
     )
     (tmp_path / "config.json").write_text(json.dumps(config_of(spec, torch.float32)))
