@@ -31,7 +31,31 @@ from outrider.draft import Draft
 if TYPE_CHECKING:
     from outrider.models.decoder import Decoder
 
-__all__ = ["Forward", "Logits", "SharedWeights", "Target", "TargetSession", "TargetSpec", "as_tensor"]
+__all__ = ["Forward", "Logits", "Mixture", "SharedWeights", "Target", "TargetSession", "TargetSpec", "as_tensor"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """The experts of all layers together: a row reads `num_chosen` of the `num_experts` of a layer.
+
+    `size` is that of all experts, in bytes or in numbers.
+    """
+
+    size: float
+    num_experts: int
+    num_chosen: int
+
+    def read(self, num_rows: float) -> float:
+        """Return the size of the experts that a forward reads: each once, for all rows that chose it.
+
+        Rows are taken to choose apart from each other: of N experts, m rows with K each leave out N (1 - K/N)^m. Rows
+        of one text choose alike, and read fewer.
+
+        >>> Mixture(size=128, num_experts=128, num_chosen=8).read(4)
+        29.123046875
+        """
+        left_out: float = (1 - self.num_chosen / self.num_experts) ** num_rows
+        return self.size * (1 - left_out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +69,7 @@ class TargetSpec:
     dtype             dtype of the cache, and of the weights where they are plain numbers
     weights           kind of the weights: "bfloat16", "int8", or the types of a quantised file, as "Q4_1, Q8_0"
     weight_bytes      memory of the weights
+    mixture           the experts among them, in bytes; None for a model without
     batch_invariant   a row's bits do not depend on how many rows or slots are in the call
     trusts_code       permission to run Python code that comes with the checkpoint and its draft models
     drafts            "trees", or "chains" where a draft with branches cannot be read
@@ -66,6 +91,12 @@ class TargetSpec:
     trusts_code: bool = False
     drafts: Literal["trees", "chains"] = "trees"
     keeps_prefixes: bool = True
+    mixture: Mixture | None = None
+
+    def bytes_read(self, num_rows: float) -> float:
+        """Return the bytes of weights that a forward of so many rows reads."""
+        mixture = self.mixture
+        return self.weight_bytes - (0 if mixture is None else mixture.size - mixture.read(num_rows))
 
 
 @dataclass(frozen=True, eq=False)

@@ -68,7 +68,7 @@ def benchmark(
 def _report(plan: RunPlan, runner: Runner) -> Report:
     store, spec = runner.store, plan.target.spec
     units, is_ours = list(store.units.values()), "outrider" in plan.config.engines
-    machine = Machine(spec.weight_bytes, memory_bytes_per_s(spec.device)) if is_ours else None
+    machine = Machine(spec.weight_bytes, memory_bytes_per_s(spec.device), spec.bytes_read) if is_ours else None
     bandwidth = (
         "" if machine is None else f"memory reads at {machine.bytes_per_s / 1e9:.1f} GB/s here (a streaming sum)"
     )

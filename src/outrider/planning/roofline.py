@@ -90,7 +90,7 @@ class Hardware:
 
     def pass_s(self, shape: PassShape, num_layers: int, load: "Load") -> float:
         """Return the seconds of one forward pass."""
-        weight_bytes = load.bytes_per_weight * shape.num_read
+        weight_bytes = load.bytes_per_weight * shape.weights_read(load.num_rows)
         cached = load.num_slots * load.context * shape.kv_per_token
         cache_bytes = max(CACHE_BYTES, load.bytes_per_weight) * cached
         linear_s = self.seconds(weight_bytes, load.num_rows * 2.0 * shape.num_multiplied, load.is_integer)
@@ -133,7 +133,7 @@ class RooflineCosts(TargetCosts):
         """Return the slots whose caches fit beside the weights; 0 if the weights alone do not fit."""
         shape = target_pass(self.spec)
         per_slot = max(CACHE_BYTES, self.bytes_per_weight) * shape.kv_per_token * context
-        free = USABLE * self.hardware.memory_bytes - self.bytes_per_weight * shape.num_read
+        free = USABLE * self.hardware.memory_bytes - self.bytes_per_weight * shape.num_held
         return max(0, int(free / per_slot))
 
     def accept_s(self, num_slots: int, num_rows: float, greedy: bool) -> float:

@@ -1,7 +1,8 @@
 """Reads and operations of a forward pass, from sizes alone: no weights are needed.
 
 A row of a forward multiplies every weight once, 2 operations each, and the step reads every weight once for all rows.
-Attention reads each slot's cached keys and values: two products over all heads per row and cached token.
+Attention reads each slot's cached keys and values: two products over all heads per row and cached token. The experts
+read are those that any row chose (`outrider.target.Mixture`).
 
     weights of a layer = E (H + 2 G) D + H D E + 3 E I
     reads              = weights + slots * context * 2 L G D        in numbers; times their width in bytes
@@ -20,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from outrider.models.spec import DecoderSpec
+from outrider.target import Mixture
 
 __all__ = ["DrafterSizes", "PassShape", "target_pass"]
 
@@ -28,16 +30,27 @@ __all__ = ["DrafterSizes", "PassShape", "target_pass"]
 class PassShape:
     """One forward pass, in numbers (not bytes).
 
-    num_read         weights read once per pass
-    num_multiplied   weights that each row multiplies
+    num_read         weights read once per pass, without experts
+    num_multiplied   weights that each row multiplies, its experts among them
     kv_per_token     cached numbers that a slot reads per token of context
     attention_flops  operations of a row, per token of context
+    mixture          experts, read by rows
     """
 
     num_read: int
     num_multiplied: int
     kv_per_token: int = 0
     attention_flops: int = 0
+    mixture: Mixture | None = None
+
+    @property
+    def num_held(self) -> float:
+        """All weights, every expert among them."""
+        return self.num_read + (0 if self.mixture is None else self.mixture.size)
+
+    def weights_read(self, num_rows: float) -> float:
+        """Return the weights that a pass of so many rows reads."""
+        return self.num_read + (0 if self.mixture is None else self.mixture.read(num_rows))
 
     def plus(self, num_read: int, num_multiplied: int | None = None) -> "PassShape":
         """Return the pass with further weights, each multiplied once unless said otherwise."""
@@ -110,7 +123,7 @@ class DrafterSizes:
         return PassShape(num_read=size, num_multiplied=size)
 
     def _spec(self, target: DecoderSpec) -> DecoderSpec:
-        return replace(target, **{name: getattr(self, name) for name in OWN_SIZES if getattr(self, name)})
+        return replace(target.dense(), **{name: getattr(self, name) for name in OWN_SIZES if getattr(self, name)})
 
 
 OWN_SIZES = ("hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim")
@@ -119,10 +132,21 @@ OWN_SIZES = ("hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "h
 def _layers(spec: DecoderSpec, num_layers: int) -> PassShape:
     """Return plain decoder layers."""
     width, queries, keys = spec.hidden_size, spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    layer = width * (queries + 2 * keys) + queries * width + 3 * width * spec.intermediate_size
+    attention = num_layers * (width * (queries + 2 * keys) + queries * width)
+    found = [experts for experts in spec.experts if experts is not None]
+    mlps = 3 * width * spec.intermediate_size * (num_layers - len(found))
+    chosen, mixture = 0, None
+    if found:
+        one = sum(3 * width * experts.inner_size for experts in found)
+        chosen, routers = found[0].num_chosen * one, len(found) * found[0].num_experts * width
+        attention += routers
+        mixture = Mixture(
+            size=found[0].num_experts * one, num_experts=found[0].num_experts, num_chosen=found[0].num_chosen
+        )
     return PassShape(
-        num_read=num_layers * layer,
-        num_multiplied=num_layers * layer,
+        num_read=attention + mlps,
+        num_multiplied=attention + mlps + chosen,
         kv_per_token=2 * num_layers * keys,
         attention_flops=4 * num_layers * queries,
+        mixture=mixture,
     )

@@ -44,7 +44,7 @@ def width_of(kinds: str, spec: DecoderSpec) -> Width:
     """
     found = checked_kinds(MADE_KINDS.get(kinds, kinds))
     layers, head = found[0], found[min(1, len(found) - 1)]
-    share = spec.vocab_size * spec.hidden_size / target_pass(spec).num_read
+    share = spec.vocab_size * spec.hidden_size / target_pass(spec).num_held
     num_bytes = (1 - share) * BYTES_PER_WEIGHT[layers] + share * BYTES_PER_WEIGHT[head]
     return Width(kinds=", ".join(found), num_bytes=num_bytes, is_integer=is_quantised(layers))
 

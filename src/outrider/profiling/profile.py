@@ -43,7 +43,7 @@ from outrider.proposer import Proposer
 from outrider.proposers.method_spec import MethodSpec, load_method, method_specs, with_heads
 from outrider.records.progress import Listener, Progress, unheard
 from outrider.records.provenance import git_state
-from outrider.target import Target
+from outrider.target import Target, TargetSpec
 from outrider.targets import target_of
 
 __all__ = ["Profile", "profile"]
@@ -175,6 +175,7 @@ class _Measuring:
             facts={
                 **_provenance(),
                 "memory_bytes_per_s": bytes_per_s,
+                **_mixture(self._target.spec),
                 "repeats": self._grids.repeats,
                 "spread": spread(sweeps) if len(sweeps) > 1 else None,
             },
@@ -227,6 +228,11 @@ class _Measuring:
 
     def _progress(self, done: int, total: int) -> None:
         self._listen(Progress(self._num_done + done / total, self._num_groups, self._name))
+
+
+def _mixture(spec: TargetSpec) -> dict[str, Any]:
+    """Return the experts whose bytes depend on the rows of a forward, if there are any."""
+    return {} if spec.mixture is None else {"mixture": asdict(spec.mixture)}
 
 
 def _provenance() -> dict[str, Any]:

@@ -3,6 +3,7 @@
     forward     ms, and in brackets how many one-row forwards of the same batch that is: what verifying costs
     bandwidth   the bytes that one row per slot must read (weights, and the cache of every slot) per second, as a share
                 of what a plain streaming read of memory reaches
+    experts     with a mixture of experts: what rows cost by the bytes that they must read, beside what was measured
     context     ms of a forward, over the committed tokens of every slot
     drafts      ms per step, and in brackets the draft cost ratio c: in plain forwards of the same batch
     around it   judging the rows and the rest of a step, ms
@@ -11,7 +12,7 @@
 Example: `21.3 (1.42)` in the column "8" is a forward of eight rows per slot that takes as long as 1.42 of one row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 
 from rich.console import Console
@@ -19,10 +20,12 @@ from rich.console import Console
 from outrider.costs.tables import STEADY, CostFile, MeasuredDraftCosts
 from outrider.results.tables.fitting import print_note, print_sheet
 from outrider.results.tables.sheet import Column, Sheet
+from outrider.target import Mixture
 
 __all__ = ["bandwidth_share", "print_profile"]
 
 Line = tuple[str, ...]
+MIXTURE = ("size", "num_experts", "num_chosen")
 
 
 def print_profile(file: CostFile, console: Console) -> None:
@@ -35,7 +38,7 @@ def print_profile(file: CostFile, console: Console) -> None:
     print_note(f"{identity.target}, {numbers}, on {machine}{threads}{isa}", console, style="bold")
     spread, style = _spread(file)
     print_note(spread, console, style=style)
-    for sheet in (_forwards(file), _bandwidth(file), _contexts(file), *_drafts(file), _around(file)):
+    for sheet in (_forwards(file), _bandwidth(file), *_experts(file), _contexts(file), *_drafts(file), _around(file)):
         print_sheet(sheet, console)
 
 
@@ -56,8 +59,40 @@ def bandwidth_share(file: CostFile, batch: int, context: float) -> float | None:
     bytes_per_s = file.facts.get("memory_bytes_per_s")
     if not isinstance(bytes_per_s, (int, float)) or bytes_per_s <= 0:
         return None
+    return _bytes_read(file, batch, batch, context) / file.target.forward_s(batch, batch, context) / bytes_per_s
+
+
+def _bytes_read(file: CostFile, batch: int, num_rows: int, context: float) -> float:
+    """Return the bytes of weights and cache that a forward must read, of experts those that it may be expected to."""
     num_bytes = file.identity.weight_bytes + batch * context * file.identity.bytes_per_token
-    return num_bytes / file.target.forward_s(batch, batch, context) / bytes_per_s
+    mixture = _mixture(file)
+    return num_bytes if mixture is None else num_bytes - mixture.size + mixture.read(num_rows)
+
+
+def _mixture(file: CostFile) -> Mixture | None:
+    facts = file.facts.get("mixture")
+    if not isinstance(facts, Mapping) or not all(isinstance(facts.get(name), int | float) for name in MIXTURE):
+        return None
+    return Mixture(**{name: facts[name] for name in MIXTURE})
+
+
+def _experts(file: CostFile) -> list[Sheet[Line]]:
+    """Return what rows cost by memory traffic and as measured, for a target with experts."""
+    if _mixture(file) is None:
+        return []
+    slots, rows, contexts = _axes(file)
+    context = _middle(contexts)
+    lines = []
+    for batch in slots:
+        one_bytes = _bytes_read(file, batch, batch, context)
+        one_s = file.target.forward_s(batch, batch, context)
+        cells = []
+        for count in rows:
+            predicted = _bytes_read(file, batch, batch * count, context) / one_bytes
+            cells.append(f"{predicted:.2f} ({file.target.forward_s(batch, batch * count, context) / one_s:.2f})")
+        lines.append((str(batch), *cells))
+    legend = "1.80 (1.92): forwards of one row per slot, by the bytes of experts that rows read, and measured"
+    return [_sheet(f"experts at context {context}, by rows per slot", "batch", rows, lines, legend)]
 
 
 def _forwards(file: CostFile) -> Sheet[Line]:

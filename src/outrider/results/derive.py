@@ -20,7 +20,7 @@ Worked example: plain decoding took 1.0 s for 50 tokens, the method 0.5 s for th
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any, Literal, NamedTuple
@@ -40,10 +40,14 @@ ALL = "all"
 
 
 class Machine(NamedTuple):
-    """Bytes that a plain forward reads, and bytes per second that the machine can read."""
+    """Bytes of the weights, and bytes per second that the machine can read.
+
+    With a mixture of experts a plain forward reads fewer weights: `bytes_read` gives them by the number of its rows.
+    """
 
     weight_bytes: int
     bytes_per_s: float
+    bytes_read: Callable[[float], float] | None = None
 
 
 def derive_rows(units: Iterable[UnitResult], machine: Machine | None = None) -> list[Row]:
@@ -257,7 +261,9 @@ def _bandwidth_share(units: Sequence[UnitResult], machine: Machine | None) -> fl
     forward_s = plain_forward_s(_steps(units))
     if machine is None or not forward_s:
         return None
-    return machine.weight_bytes / forward_s[max(forward_s)] / machine.bytes_per_s
+    slots = max(forward_s)
+    num_bytes = machine.weight_bytes if machine.bytes_read is None else machine.bytes_read(slots)
+    return num_bytes / forward_s[slots] / machine.bytes_per_s
 
 
 def _largest(sizes: Sequence[Mapping[str, int]]) -> Mapping[str, int] | None:

@@ -30,7 +30,7 @@ from outrider.ops.quantised import Matrix, kinds_of
 from outrider.ops.select import choose_ops
 from outrider.placement import Placed, Placement, place_chains, place_draft, place_real_rows
 from outrider.records.progress import Listener, Progress, unheard
-from outrider.target import Forward, SharedWeights, Target, TargetSession, TargetSpec
+from outrider.target import Forward, Mixture, SharedWeights, Target, TargetSession, TargetSpec
 from outrider.targets.prefill import read_prompts
 
 __all__ = ["NativeSession", "NativeTarget"]
@@ -167,6 +167,7 @@ class NativeTarget(Target):
             batch_invariant=self.decoder.device.type == "cpu" and self.dtype in (torch.bfloat16, torch.float32),
             weights=self.kind,
             trusts_code=self.trusts_code,
+            mixture=_mixture(self.decoder),
         )
 
     def checkpoint(self) -> Path | None:
@@ -300,6 +301,16 @@ def _spread(some_BMX: Tensor, draft: Draft) -> Tensor:
     all_RX = some_BMX.new_zeros(draft.num_slots * draft.num_rows, some_BMX.shape[2])
     all_RX[torch.tensor(draft.real_rows)] = some_BMX[:, 0]
     return all_RX.view(draft.num_slots, draft.num_rows, -1)
+
+
+def _mixture(decoder: Decoder) -> Mixture | None:
+    """Return the experts of all layers, in bytes."""
+    found = [layer.experts for layer in decoder.layers if layer.experts is not None]
+    if not found:
+        return None
+    num_experts, num_chosen = found[0].router.out_features, found[0].num_chosen
+    size = sum(experts.gate_up.num_bytes + experts.down.num_bytes for experts in found)
+    return Mixture(size=size, num_experts=num_experts, num_chosen=num_chosen)
 
 
 def _refuse_biases(spec: DecoderSpec, name: str) -> None:

@@ -85,10 +85,11 @@ def test_quantised_experts_are_those_of_their_codes(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
 def test_a_row_alone_has_the_bits_it_has_in_company(kind: str) -> None:
-    router, mlps = drawn(64, 32)
+    """Rows as wide as those of large models: a crowd on one expert is computed in several panels."""
+    router, mlps = drawn(2048, 32)
     dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
-    x_RF = rows(61, 64)
-    x_RF[7:30] = x_RF[6]  # a crowd on the same experts
+    x_RF = rows(95, 2048)
+    x_RF[7:90] = x_RF[6] + 0.01 * x_RF[7:90]
     found = []
     for threads in (1, 3):
         ops = CpuOps(dtype, threads=threads)

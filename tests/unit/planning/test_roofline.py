@@ -1,6 +1,8 @@
 """Costs from sizes and data sheets, against figures computed by hand."""
 
 from dataclasses import replace
+from itertools import combinations, product
+from math import prod
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +16,7 @@ from outrider.planning.models import model_spec
 from outrider.planning.roofline import Hardware, RooflineCosts, RooflineDraftCosts
 from outrider.planning.shapes import DrafterSizes, target_pass
 from outrider.records.presets import read_record, read_toml
-from outrider.testing.tiny import tiny_spec
+from outrider.testing.tiny import tiny_experts, tiny_spec
 
 SHEETS = sorted((data_directory("recipes") / "hardware").glob("*.toml"))
 H100 = Hardware(name="H100", source="data sheet", memory_bytes=80e9, bytes_per_s=3.35e12, flops_per_s=989e12)
@@ -205,3 +207,24 @@ def test_there_are_sheets() -> None:
 def test_impossible_machines_are_refused(changes: dict[str, float], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         replace(H100, **changes)  # type: ignore[arg-type]
+
+
+def test_rows_read_the_experts_that_any_of_them_chose() -> None:
+    """Two layers of 6 experts of 3 * 16 * 8 weights, 2 for a row: the expectation over all choices, written out."""
+    spec = tiny_experts()
+    shape, one = target_pass(spec), 2 * 3 * 16 * 8
+    pairs = list(combinations(range(6), 2))
+    for rows in (1, 2, 3):
+        counts = [len(set().union(*chosen)) for chosen in product(pairs, repeat=rows)]
+        mean = sum(counts) / len(counts)
+        assert shape.weights_read(rows) == pytest.approx(shape.num_read + one * mean)
+    names = spec.weight_shapes()
+    matrices = {name: prod(size) for name, size in names.items() if len(size) == 2 and "embed_tokens" not in name}
+    assert shape.num_held == sum(matrices.values())
+    assert shape.num_multiplied == shape.num_read + 2 * one
+    slow = RooflineCosts(hardware=H100, spec=spec)
+    extra = slow.forward_s(1, 3, 0) - slow.forward_s(1, 1, 0)
+    assert extra == pytest.approx(2 * (shape.weights_read(3) - shape.weights_read(1)) / 3.35e12)
+    head = RooflineDraftCosts(target=slow, sizes=DrafterSizes(passes="depth"))
+    dense = RooflineDraftCosts(target=replace(slow, spec=spec.dense()), sizes=DrafterSizes(passes="depth"))
+    assert head.propose_s(1, 2, 2) == dense.propose_s(1, 2, 2)

@@ -2,12 +2,13 @@
 
 import io
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from outrider.costs import calibrate
@@ -21,7 +22,7 @@ from outrider.profiling.profile import profile
 from outrider.profiling.table import bandwidth_share, print_profile
 from outrider.records.progress import Listener, Progress
 from outrider.targets.native import NativeSession
-from outrider.testing import tiny_target
+from outrider.testing import tiny_experts, tiny_target
 
 CONFIG = ProfileConfig(batches=(1, 2), rows=(1, 3), contexts=(4, 40), repeats=1, methods=("ngram:num_nodes=2",))
 NUM_POINTS = 2 * 2 * 2
@@ -208,3 +209,25 @@ def test_the_share_of_bandwidth_counts_weights_and_caches() -> None:
     num_bytes = file.identity.weight_bytes + 2 * 40 * file.identity.bytes_per_token
     assert bandwidth_share(file, 2, 40) == pytest.approx(num_bytes / file.target.forward_s(2, 2, 40) / 1e10)
     assert bandwidth_share(replace(file, facts={}), 2, 40) is None
+
+
+def test_experts_are_counted_by_the_rows_that_read_them() -> None:
+    """A target of 1000 bytes, 900 of them in 3 experts of which a row takes one: 1, 5/3 and 19/9 of them are read."""
+    target = tiny_target(dtype=torch.float32, spec=tiny_experts(num_experts=3))
+    assert module._mixture(target.spec) == {"mixture": asdict(target.spec.mixture)}
+    file = profile(replace(CONFIG, methods=())).file
+    mixture = {"size": 900.0, "num_experts": 3, "num_chosen": 1}
+    identity = replace(file.identity, weight_bytes=1000, bytes_per_token=0)
+    file = replace(file, identity=identity, facts=file.facts | {"mixture": mixture})
+    assert bandwidth_share(file, 2, 40) == pytest.approx((100 + 500) / file.target.forward_s(2, 2, 40) / 1e10)
+    predicted = (100 + 300 * 19 / 9) / (100 + 300)  # three rows of one slot
+    assert f" {predicted:.2f} (" in shown(file)
+    assert "experts at context" not in shown(replace(file, facts={}))
+
+
+def test_the_bytes_of_a_forward_grow_with_its_rows() -> None:
+    spec = tiny_target(dtype=torch.float32, spec=tiny_experts(num_experts=4)).spec
+    assert spec.mixture is not None
+    assert spec.bytes_read(1) == spec.weight_bytes - spec.mixture.size / 2
+    assert spec.bytes_read(2) == spec.weight_bytes - spec.mixture.size / 4
+    assert tiny_target(dtype=torch.float32).spec.bytes_read(3) == tiny_target(dtype=torch.float32).spec.weight_bytes
