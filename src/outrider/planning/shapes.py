@@ -1,4 +1,4 @@
-"""Reads and operations of a forward pass, from sizes alone: no weights are needed.
+"""Reads and operations of a forward pass, from sizes alone.
 
 A row of a forward multiplies every weight once, 2 operations each, and the step reads every weight once for all rows.
 Attention reads each slot's cached keys and values: two products over all heads per row and cached token. The experts
