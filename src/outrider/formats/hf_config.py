@@ -27,6 +27,7 @@ ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "mistral": "MistralForCausalLM",
+    "phi3": "Phi3ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
 }
 SCALING_KEYS = {
@@ -120,7 +121,7 @@ def _window(spec: DecoderSpec) -> dict[str, Any]:
     windows = [window for window in spec.windows if window is not None]
     if spec.family == "llama":
         return {}
-    if spec.family == "mistral":
+    if spec.family in ("mistral", "phi3"):
         return {"sliding_window": windows[0] if windows else None}
     if spec.family == "qwen3_moe":
         return {"use_sliding_window": bool(windows), "sliding_window": windows[0] if windows else None}

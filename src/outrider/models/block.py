@@ -21,12 +21,10 @@ from torch import Tensor
 
 from outrider.models.spec import DecoderSpec, ExpertSpec
 from outrider.ops.base import Activation, AttentionShape, HeadNorm, Ops, Packed, PackedExperts, Rope
-from outrider.ops.quantised import Matrix, dense
+from outrider.ops.quantised import Matrix, dense, rows_of
 from outrider.placement import Placement
 
 __all__ = ["Block", "norm_weight"]
-
-HALVES = ("gate", "up")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +67,7 @@ class Block:
 
         attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
         # One product for queries, keys and values.
-        qkv_OE = [weights[f"{attention}{part}_proj.weight"] for part in "qkv"]
+        qkv_OE = [weights[f"{attention}{part}_proj.weight"] for part in (("qkv",) if spec.fused else "qkv")]
         qkv_bias_O = dense([weights[f"{attention}{part}_proj.bias"] for part in "qkv"]) if spec.qkv_bias else None
         head_norm = None
         if spec.qk_norm:
@@ -90,7 +88,7 @@ class Block:
                 weights[f"{attention}o_proj.weight"], dense(weights[f"{attention}o_proj.bias"]) if spec.o_bias else None
             ),
             post_norm_E=vector(f"{'pre_feedforward' if spec.post_norms else 'post_attention'}_layernorm.weight"),
-            gate_up=None if experts else ops.pack_gate_up(*(weights[f"{mlp}{half}_proj.weight"] for half in HALVES)),
+            gate_up=None if experts else ops.pack_gate_up(*_halves(spec, weights, mlp)),
             down=None if experts else ops.pack(weights[f"{mlp}down_proj.weight"]),
             experts=None if experts is None else _packed_experts(ops, weights, mlp, experts),
             eps=spec.rms_norm_eps,
@@ -138,10 +136,18 @@ class Block:
             ops.project_norm_add(rows_RF, packed, norm_E, self.eps, x_RE)
 
 
+def _halves(spec: DecoderSpec, weights: Mapping[str, Matrix], mlp: str) -> tuple[Matrix, Matrix]:
+    if not spec.fused:
+        return weights[f"{mlp}gate_proj.weight"], weights[f"{mlp}up_proj.weight"]
+    both, inner = weights[f"{mlp}gate_up_proj.weight"], spec.intermediate_size
+    return rows_of(both, 0, inner), rows_of(both, inner, 2 * inner)
+
+
 def _packed_experts(ops: Ops, weights: Mapping[str, Matrix], mlp: str, experts: ExpertSpec) -> PackedExperts:
     def mlps() -> Iterator[tuple[Matrix, Matrix, Matrix]]:
         for number in range(experts.num_experts):
-            gate, up, down = (weights[f"{mlp}experts.{number}.{part}_proj.weight"] for part in (*HALVES, "down"))
+            parts = ("gate", "up", "down")
+            gate, up, down = (weights[f"{mlp}experts.{number}.{part}_proj.weight"] for part in parts)
             yield gate, up, down
 
     router = weights[f"{mlp}gate.weight"]

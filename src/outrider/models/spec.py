@@ -105,6 +105,8 @@ class DecoderSpec:
     attention and MLP are normalised (`post_norms`), layers with a window have rotary positions of their own
     (`local_rope`), and scores are multiplied by `attention_scale` (None: head_dim ** -0.5).
 
+    Phi-3 stores queries, keys and values as one matrix, and gate and up as another (`fused`).
+
     `experts` has one entry per layer, None for a plain MLP; it is empty in a model without mixtures of experts.
     """
 
@@ -133,6 +135,7 @@ class DecoderSpec:
     local_rope: RopeSpec | None = None
     attention_scale: float | None = None
     experts: tuple[ExpertSpec | None, ...] = ()
+    fused: bool = False
 
     @classmethod
     def from_config_file(cls, path: str | Path) -> Self:
@@ -192,6 +195,7 @@ class DecoderSpec:
             qk_norm=family in ("qwen3", "qwen3_moe") or is_gemma,
             windows=_windows(config),
             eos_ids=tuple(dict.fromkeys(eos)),
+            fused=family == "phi3",
             experts=_experts(config) if family == "qwen3_moe" else (),
             **(_gemma(config) if is_gemma else {}),
         )
@@ -208,8 +212,9 @@ class DecoderSpec:
         return shapes
 
     def dense(self) -> Self:
-        """Return the same decoder with a plain MLP in every layer."""
-        return replace(self, family=self.family.removesuffix("_moe"), experts=()) if self.experts else self
+        """Return the same decoder with a plain MLP in every layer, and a matrix for each projection."""
+        family = "llama" if self.fused else self.family.removesuffix("_moe")
+        return replace(self, family=family, experts=(), fused=False)
 
     def of_layers(self, layers: Sequence[int]) -> Self:
         """Return the decoder that has only these layers, in that order."""
@@ -227,16 +232,17 @@ class DecoderSpec:
     def _layer_shapes(self, experts: ExpertSpec | None) -> dict[str, tuple[int, ...]]:
         width = self.hidden_size
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        linears = {
-            "self_attn.q_proj": (queries, width, self.qkv_bias),
-            "self_attn.k_proj": (keys, width, self.qkv_bias),
-            "self_attn.v_proj": (keys, width, self.qkv_bias),
-            "self_attn.o_proj": (width, queries, self.o_bias),
-        }
+        linears = {"self_attn.o_proj": (width, queries, self.o_bias)}
+        for name, rows in zip("qkv", (queries, keys, keys), strict=True):
+            linears[f"self_attn.{name}_proj"] = (rows, width, self.qkv_bias)
         for mlp in ["mlp."] if experts is None else [f"mlp.experts.{one}." for one in range(experts.num_experts)]:
             inner = self.intermediate_size if experts is None else experts.inner_size
             linears[f"{mlp}gate_proj"] = linears[f"{mlp}up_proj"] = (inner, width, self.mlp_bias)
             linears[f"{mlp}down_proj"] = (width, inner, self.mlp_bias)
+        if self.fused:
+            linears = {name: linears[name] for name in ("self_attn.o_proj", "mlp.down_proj")}
+            linears["self_attn.qkv_proj"] = (queries + 2 * keys, width, False)
+            linears["mlp.gate_up_proj"] = (2 * self.intermediate_size, width, False)
         if experts is not None:
             linears["mlp.gate"] = (experts.num_experts, width, False)
         shapes: dict[str, tuple[int, ...]] = {
@@ -332,7 +338,7 @@ def _windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
     if config.model_type == "llama":
         return (None,) * int(config.num_hidden_layers)
     window: int | None = config.sliding_window
-    if config.model_type in ("mistral", "qwen3_moe"):
+    if config.model_type in ("mistral", "qwen3_moe", "phi3"):
         return (window,) * int(config.num_hidden_layers)
     return tuple(window if kind == "sliding_attention" else None for kind in config.layer_types)
 

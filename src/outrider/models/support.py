@@ -11,6 +11,7 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -28,6 +29,7 @@ FAMILIES: Mapping[str, type[PreTrainedConfig]] = {
     "qwen3": Qwen3Config,
     "qwen3_moe": Qwen3MoeConfig,
     "mistral": MistralConfig,
+    "phi3": Phi3Config,
     "gemma3_text": Gemma3TextConfig,
 }
 MOST_EXPERTS = 1024
@@ -89,7 +91,7 @@ def _rope_reason(config: PreTrainedConfig) -> str | None:
 
 def _layers_reason(config: PreTrainedConfig) -> str | None:
     kinds = set(getattr(config, "layer_types", None) or ())
-    if config.model_type in ("mistral", "qwen3_moe") and kinds:
+    if config.model_type in ("mistral", "qwen3_moe", "phi3") and kinds:
         return f"a {config.model_type} config with layer_types mixes attention kinds"
     unknown = sorted(kinds - {*LAYER_KINDS})
     return f"layer_types holds {shown_json(unknown[0])}" if unknown and config.model_type != "llama" else None

@@ -18,14 +18,24 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["SUPER", "Matrix", "QuantFormat", "QuantRows", "QuantisedMatrix", "dense", "dequantised", "kinds_of"]
+__all__ = [
+    "SUPER",
+    "Matrix",
+    "QuantFormat",
+    "QuantRows",
+    "QuantisedMatrix",
+    "dense",
+    "dequantised",
+    "kinds_of",
+    "rows_of",
+]
 
 SUPER: Final = 256
 """Features that share one factor of a scale in formats with `scales` "super"."""
@@ -122,6 +132,32 @@ def dense(weight: Matrix | Sequence[Matrix]) -> Tensor:
     if isinstance(weight, QuantisedMatrix):
         return torch.from_numpy(dequantised(weight.format, weight.rows(0, weight.shape[0])))
     return torch.cat([dense(part) for part in weight])
+
+
+@final
+class _RowsOf(QuantisedMatrix):
+    """Some consecutive rows of a matrix."""
+
+    def __init__(self, matrix: QuantisedMatrix, start: int, stop: int) -> None:
+        self._matrix = matrix
+        self._start = start
+        self._stop = stop
+
+    @property
+    def format(self) -> QuantFormat:
+        return self._matrix.format
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._stop - self._start, self._matrix.shape[1]
+
+    def rows(self, start: int, stop: int) -> QuantRows:
+        return self._matrix.rows(self._start + start, self._start + stop)
+
+
+def rows_of(matrix: Matrix, start: int, stop: int) -> Matrix:
+    """Return the rows from `start` to before `stop` as a matrix of their own; quantised ones are read later."""
+    return matrix[start:stop] if isinstance(matrix, Tensor) else _RowsOf(matrix, start, stop)
 
 
 def kinds_of(weights: Mapping[str, Matrix]) -> str:

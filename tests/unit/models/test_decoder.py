@@ -20,6 +20,7 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -106,6 +107,10 @@ def family(name: str) -> PreTrainedConfig:
         case "qwen3_moe_shares":
             sparse = {"decoder_sparse_step": 2, "num_hidden_layers": 4, "norm_topk_prob": False}
             return Qwen3MoeConfig(**TINY | EXPERTS | sparse | {"tie_word_embeddings": True})
+        case "phi3":
+            return Phi3Config(**TINY)
+        case "phi3_window":
+            return Phi3Config(**TINY | {"sliding_window": WINDOW, "tie_word_embeddings": True})
         case "gemma3":
             return Gemma3TextConfig(**TINY | GEMMA3)
         case "gemma3_linear":
@@ -129,6 +134,8 @@ FAMILIES = (
     "mistral",
     "qwen3_moe",
     "qwen3_moe_shares",
+    "phi3",
+    "phi3_window",
     "gemma3",
     "gemma3_linear",
 )
@@ -329,6 +336,18 @@ def test_thousands_of_positions(config: PreTrainedConfig, dtype: torch.dtype, tm
         assert features_TF is not None
         assert_near(features_TF, states[2][: len(prompt) - 1], dtype)
         assert_near(forward.logits_BMV[index], logits_TV[-4:], dtype)
+
+
+def test_fused_projections_are_quantised_while_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTRIDER_CACHE", str(tmp_path / "cache"))
+    model = random_model(Phi3Config(**TINY | {"hidden_size": 64, "intermediate_size": 96}))
+    model.save_pretrained(tmp_path / "model")
+    target = NativeTarget.from_directory(tmp_path / "model", "tiny", torch.float32, "cpu", None, "int8")
+    session = target.open(target.plan(1, 64, 4))
+    session.prefill([0], [[4, 5, 6]])
+    found = as_tensor(session.forward([0], [7], Draft.empty(1)).logits_BMV)[0, 0]
+    wanted = plain(model, [4, 5, 6, 7])[0][-1].float()
+    assert (found - wanted).norm() <= 0.05 * wanted.norm()
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])

@@ -10,14 +10,16 @@ from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PhiConfig,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from outrider.errors import CheckpointError
-from outrider.models.spec import DecoderSpec, RopeSpec, is_supported
+from outrider.models.spec import DecoderSpec, RopeSpec, is_supported, read_config
 
 TINY = {
     "vocab_size": 40,
@@ -34,6 +36,7 @@ CONFIGS = [
     Qwen3Config(**TINY, head_dim=8),
     Qwen3Config(**TINY, head_dim=8, attention_bias=True),
     MistralConfig(**TINY, head_dim=6),
+    Phi3Config(**TINY, pad_token_id=0, sliding_window=7),
 ]
 
 
@@ -115,6 +118,7 @@ def test_windows_follow_the_layers() -> None:
         (LlamaConfig(**{**TINY, "num_key_value_heads": 3}), "num_attention_heads 4 is not a multiple"),
         (LlamaConfig(**TINY, head_dim=3), "head_dim 3 is odd"),
         (LlamaConfig(**TINY, partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),
+        (Qwen3MoeConfig(**TINY, num_experts=4, num_experts_per_tok=5), "num_experts_per_tok 5 is not within 1..num_"),
         (MistralConfig(**TINY, layer_types=["full_attention"] * 3), "mistral config with layer_types"),
         (
             LlamaConfig(
@@ -130,12 +134,29 @@ def test_windows_follow_the_layers() -> None:
             "rope_type 'longrope' is not one of",
         ),
     ],
-    ids=["family", "activation", "quantized", "heads", "odd", "partial", "layer-types", "longrope"],
+    ids=["family", "activation", "quantized", "heads", "odd", "partial", "experts", "layer-types", "longrope"],
 )
 def test_what_cannot_run_exactly_is_refused_with_its_reason(config: PreTrainedConfig, reason: str) -> None:
     assert reason in (is_supported(config) or "")
     with pytest.raises(CheckpointError, match="use the hf target"):
         DecoderSpec.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"rope_scaling": {"type": "longrope", "long_factor": [2.0, 3.0], "short_factor": [1.0, 1.5]}}, "'longrope'"),
+        ({"partial_rotary_factor": 0.5, "rope_scaling": None}, "partial_rotary_factor is 0.5"),
+    ],
+)
+def test_the_published_phi_3_that_is_not_native_has_a_reason(
+    fields: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    """The keys of published files; their values are read without an error, so that `transformers` runs the model."""
+    known = {"model_type": "phi3", "original_max_position_embeddings": 64, "max_position_embeddings": 256}
+    others = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attention_bias": False, "lm_head_bias": False, "pad_token_id": 0}
+    path = write_config(tmp_path, **known | others | {"sliding_window": 262_144} | fields)
+    assert reason in (is_supported(read_config(path / "config.json")) or "")
 
 
 def test_a_layer_kind_nobody_knows_is_refused() -> None:

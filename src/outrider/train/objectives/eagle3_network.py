@@ -39,6 +39,7 @@ def plain(layer: DecoderSpec, num_layers: int = 1) -> DecoderSpec:
         mlp_bias=False,
         qk_norm=False,
         experts=(),
+        fused=False,
     )
 
 

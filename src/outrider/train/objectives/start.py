@@ -171,8 +171,9 @@ def _network(
     ours = teacher.target.spec
     if spec.mlp_bias:
         raise ConfigError("a draft model with biases in its MLP (mlp_bias) cannot be trained here; begin with another")
-    if spec.experts:
-        raise ConfigError("a draft model with a mixture of experts cannot be trained here; begin with another")
+    if spec.experts or spec.fused:
+        what = "a mixture of experts" if spec.experts else "fused projections (Phi-3)"
+        raise ConfigError(f"a draft model with {what} cannot be trained here; begin with another")
     if share and spec.hidden_size != ours.hidden_size:
         raise ConfigError(
             f"share=True needs the target's hidden size {ours.hidden_size}, not {spec.hidden_size}; leave it out"
