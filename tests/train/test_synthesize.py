@@ -204,11 +204,14 @@ def test_other_settings_or_targets_do_not_go_on(identity: Identity, tmp_path: Pa
         run_of(identity, word_generator(identity), tmp_path / "mine")
 
 
-def test_a_source_without_a_usable_prompt_is_given_up(identity: Identity, tmp_path: Path) -> None:
+def test_a_source_without_a_usable_prompt_is_given_up(
+    identity: Identity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outrider.data.synthesis.PATIENCE", 40)
     same = ScriptedGenerator(
         lambda job: Written((*identity.tokenizer.encode(" all equal"), identity.eos_ids[0]), "end")
     )
-    with pytest.raises(RunError, match=r"in a row cannot be used; left out: .* duplicate"):
+    with pytest.raises(RunError, match=r"prompts in a row cannot be used; left out: .* duplicate"):
         run_of(identity, same, tmp_path / "d", num_prompts=1000, shard_size=500)
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(RunError, match="gave no prompt that can be used"):

@@ -192,7 +192,9 @@ def test_online_a_config_is_fetched_and_compared_before_any_weights(
     assert "amd/PARD2-Llama-3.1-8B" not in asked  # no method reads it, so nobody asks
 
 
-def test_a_hub_that_cannot_be_reached_ends_in_one_sentence() -> None:
+def test_a_hub_that_cannot_be_reached_ends_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's own attempts
     with pytest.raises(RunError, match=r"the hub cannot be reached .*leave out --online"):
         drafters_of(TARGET, online=True)
 
