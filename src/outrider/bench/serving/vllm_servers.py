@@ -106,6 +106,9 @@ class VllmServers:
         }
         if not any("parallel-size" in flag for flag in config.serve):
             own |= self.vllm.flags  # for one process
+        if self.vllm.is_cpu and max(config.temperatures) > 0:
+            # of a prompt read in parts, vLLM 0.32 rewinds the request's generator, which the CPU's cannot do
+            own["no-enable-chunked-prefill"] = None
         if exported.speculative:
             own["speculative-config"] = json.dumps({key: _plain(value) for key, value in exported.speculative.items()})
         return serve_flags(own | dict(exported.flags), config.serve)

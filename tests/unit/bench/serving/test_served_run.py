@@ -51,6 +51,16 @@ def test_every_method_has_a_server_of_its_own(run: Run, fake: Path, pids: Path) 
         assert "--no-enable-prefix-caching" not in flags
 
 
+@pytest.mark.parametrize(("temperature", "is_whole"), [(0.0, False), (1.0, True)])
+def test_the_cpu_build_reads_prompts_whole_when_it_samples(
+    run: Run, fake: Path, pids: Path, temperature: float, is_whole: bool
+) -> None:
+    """In vLLM 0.32's `_bookkeeping_sync` a part of a prompt calls `get_offset` of a seed's generator: CUDA's alone has it."""
+    run(methods=(), temperatures=(temperature,), max_new_tokens=4)
+    [plain] = commands(pids)
+    assert ("--no-enable-chunked-prefill" in plain) is is_whole
+
+
 def test_servers_together_take_turns(run: Run, fake: Path, tmp_path: Path) -> None:
     run(together=True, repeats=2)
     units = [json.loads(line)["method"] for line in (tmp_path / "run/units.jsonl").read_text().splitlines()]
