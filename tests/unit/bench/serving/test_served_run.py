@@ -55,7 +55,7 @@ def test_every_method_has_a_server_of_its_own(run: Run, fake: Path, pids: Path) 
 def test_the_cpu_build_reads_prompts_whole_when_it_samples(
     run: Run, fake: Path, pids: Path, temperature: float, is_whole: bool
 ) -> None:
-    """Of a part of a prompt, vLLM 0.32's `_bookkeeping_sync` asks a seed's generator for an offset: only CUDA's has it."""
+    """For a part of a prompt, vLLM 0.32 asks a seed's generator for its offset, which only CUDA's has."""
     run(methods=(), temperatures=(temperature,), max_new_tokens=4)
     [plain] = commands(pids)
     assert ("--no-enable-chunked-prefill" in plain) is is_whole
