@@ -25,6 +25,7 @@ from outrider.train.features import FeatureReader
 from outrider.train.objective import Teacher
 from outrider.train.objectives.eagle3 import Eagle3Objective, Eagle3ObjectiveConfig
 from outrider.train.objectives.eagle3_network import Eagle3Network
+from outrider.train.objectives.eagle3_start import TrainedHead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class Anchors:
         network = Eagle3Network(stored.spec)
         network.load_state_dict({name: tensor.float() for name, tensor in stored.tensors.items()})
         config = Eagle3ObjectiveConfig(draft_vocab=len(stored.ids_K), num_depths=self.depth)
-        objective = Eagle3Objective(Teacher.of(target, "cpu"), config, network, stored.ids_K)
+        objective = Eagle3Objective(TrainedHead(Teacher.of(target, "cpu"), config, network, stored.ids_K), config)
         reader = FeatureReader(target, objective.feature_layers, 2048, torch.float32)
         right_K, count = torch.zeros(self.depth), 0
         for prompt, answer in zip(prompts, answers, strict=True):

@@ -163,8 +163,8 @@ def test_the_loss_is_the_mean_of_each_text_with_decaying_depths() -> None:
     objective = objective_on(target, num_depths=3, decay=0.5)
     texts = [written(target, [3, 1], 6), written(target, [9], 3)]
     batch = collate([[example(target, objective.feature_layers, text, 1) for text in texts]], 64)
-    ids_K, final = objective.ids_K, batch.features_BLF[0, :, objective.spec.features :]
-    p_LV = (final @ objective.teacher.head_VE.T).softmax(-1)
+    ids_K, final = objective.head.ids_K, batch.features_BLF[0, :, objective.head.spec.features :]
+    p_LV = (final @ objective.head.teacher.head_VE.T).softmax(-1)
     want, starts = torch.zeros((), dtype=torch.float64), (0, len(texts[0]))
     for depth, states_BLE in enumerate(objective.states(batch)):
         for text, start in zip(texts, starts, strict=True):
@@ -293,7 +293,7 @@ def test_equal_seeds_give_equal_weights_and_the_head_starts_from_the_targets() -
     )
     assert all(torch.equal(a, b) for a, b in zip(one.module.parameters(), two.module.parameters(), strict=True))
     assert not torch.equal(one.network.fc.weight, other.network.fc.weight)
-    assert torch.equal(one.network.lm_head.weight, shared.head_VE[one.ids_K].float())
+    assert torch.equal(one.network.lm_head.weight, shared.head_VE[one.head.ids_K].float())
 
 
 def test_a_layer_of_the_target_may_be_the_start(tmp_path: Path) -> None:

@@ -67,9 +67,9 @@ def test_every_row_is_what_the_definition_says(changes: dict[str, object]) -> No
         (slot, block) for slot in range(1, 7) for block in range(4) if slot + block + 2 <= 7
     ]
     tensors = dict(objective.network.state_dict())
-    checkpoint = Eagle3Checkpoint(spec=objective.spec, tensors=tensors, ids_K=objective.ids_K, provenance={})
+    checkpoint = Eagle3Checkpoint(spec=objective.head.spec, tensors=tensors, ids_K=objective.head.ids_K, provenance={})
     assert batch.features_BLF is not None
-    features_LF = batch.features_BLF[0, 3:11, : objective.spec.features]
+    features_LF = batch.features_BLF[0, 3:11, : objective.head.spec.features]
     with torch.no_grad():
         states_BRE = objective.states(batch, layout)
         for place, anchor, block in zip(rows.place_N, rows.anchor_N - 3, rows.block_N, strict=True):
@@ -93,7 +93,7 @@ def test_the_loss_is_the_mean_of_each_row(loss: str) -> None:
     layout = lay_out(batch, 4, 1.0, 1.0, torch.Generator(), first=2)
     rows = layout.scored()
     assert batch.features_BLF is not None
-    final_LE = batch.features_BLF[0, :, objective.spec.features :]
+    final_LE = batch.features_BLF[0, :, objective.head.spec.features :]
     p_LV = (final_LE @ target.shared_weights().head_VE.T).softmax(-1)
     with torch.no_grad():
         states_BRE = objective.states(batch, layout)

@@ -19,7 +19,7 @@ a known target distribution.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self, final
 
@@ -28,14 +28,9 @@ from torch import Tensor, nn
 
 from outrider.data.texts import Corpus
 from outrider.errors import check_setting
-from outrider.formats.eagle3 import Eagle3Checkpoint, write_native
-from outrider.formats.store import provenance
-from outrider.models.eagle3 import Eagle3Spec
 from outrider.train.batch import Batch
 from outrider.train.objective import Objective, Outcome, Teacher
-from outrider.train.objectives.columns import Columns, choose_columns
-from outrider.train.objectives.eagle3_network import Eagle3Network
-from outrider.train.objectives.eagle3_start import begin, head_spec
+from outrider.train.objectives.eagle3_start import TrainedHead
 from outrider.train.objectives.losses import LOSSES, Loss
 from outrider.train.objectives.scoring import Depths, Scorer, Teach, chunk_limits
 
@@ -115,45 +110,23 @@ class Eagle3Objective(Objective):
     Config = Eagle3ObjectiveConfig
     method = "eagle3"
 
-    def __init__(self, teacher: Teacher, config: Eagle3ObjectiveConfig, network: Eagle3Network, ids_K: Tensor) -> None:
-        self.teacher = teacher
+    def __init__(self, head: TrainedHead, config: Eagle3ObjectiveConfig) -> None:
+        self.head = head
         self.config = config
-        self.network = network
-        self.ids_K = ids_K
-        columns = Columns(ids_K, network.spec.layer.vocab_size, teacher.embedding_VE.device)
-        self.scorer = Scorer(config.loss, teacher, columns)
+        self.network = head.network
+        self.scorer = head.scorer(config.loss)
 
     @classmethod
     def create(cls, teacher: Teacher, config: Eagle3ObjectiveConfig, corpus: Corpus, seed: int) -> Self:
-        target = teacher.target
-        ids_K = choose_columns(target, corpus, config.draft_vocab)
-        spec = head_spec(
-            target,
-            draft_vocab_size=len(ids_K),
-            num_layers=config.num_layers,
-            intermediate_size=config.intermediate_size,
-            layer_ids=config.layer_ids,
-            norm_before_residual=config.norm_before_residual,
-            norm_before_fc=config.norm_before_fc,
-            fc_norm=config.fc_norm,
-            norm_output=config.norm_output,
-        )
-        network = Eagle3Network(spec)
-        begin(network, teacher, ids_K, seed=seed, start_head=config.start_head, start_layer=config.start_layer)
-        return cls(teacher, config, network.to(teacher.embedding_VE.device), ids_K)
+        return cls(TrainedHead.create(teacher, config, corpus, seed, norm_output=config.norm_output), config)
 
     @property
     def module(self) -> nn.Module:
         return self.network
 
     @property
-    def spec(self) -> Eagle3Spec:
-        return self.network.spec
-
-    @property
     def feature_layers(self) -> tuple[int, ...]:
-        num_layers = self.teacher.target.spec.num_layers
-        return (*self.spec.feature_layers(num_layers), num_layers)
+        return self.head.feature_layers
 
     @property
     def num_depths(self) -> int:
@@ -161,11 +134,11 @@ class Eagle3Objective(Objective):
 
     def states(self, batch: Batch) -> Iterator[Tensor]:
         """Return the head's output states [B, L, E] at each depth; `network.predict` gives their logits."""
-        features_BLF = self._features(batch)[..., : self.spec.features]
-        return self.network.steps(batch, features_BLF, self.teacher.embedding_VE, self.num_depths)
+        fused_BLF = self.head.features(batch).fused_BLF
+        return self.network.steps(batch, fused_BLF, self.head.teacher.embedding_VE, self.num_depths)
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Outcome:
-        table = TargetTable.of(self.scorer, batch, self._features(batch)[..., self.spec.features :])
+        table = TargetTable.of(self.scorer, batch, self.head.features(batch).final_BLE)
         depths = Depths(batch, self.scorer, [self.config.decay**depth for depth in range(self.num_depths)])
         for depth, out_BLE in enumerate(self.states(batch)):
             rows_BL = depths.rows_KBL[depth]
@@ -173,12 +146,5 @@ class Eagle3Objective(Objective):
             depths.add(self.network.predict, out_BLE[rows_BL], table.teach_by(place_R))
         return depths.outcome()
 
-    def _features(self, batch: Batch) -> Tensor:
-        assert batch.features_BLF is not None, "the batch was made without features"
-        return batch.features_BLF.to(self.network.norm.weight.dtype)
-
     def save(self, directory: Path, dtype: torch.dtype) -> None:
-        tensors = {name: tensor.detach() for name, tensor in self.network.state_dict().items()}
-        about = provenance(self.teacher.target, training=asdict(self.config))
-        saved = Eagle3Checkpoint(spec=self.spec, tensors=tensors, ids_K=self.ids_K.cpu(), provenance=about)
-        write_native(directory, saved, dtype)
+        self.head.save(directory, dtype)

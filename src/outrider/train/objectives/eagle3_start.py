@@ -1,4 +1,4 @@
-"""The start of an EAGLE-3 head: its sizes, the tokens it can draft, and its first weights.
+"""An EAGLE-3 or P-EAGLE head in training: its sizes, the tokens it can draft, its first weights, and its files.
 
     sizes     the target's own layers, without biases and head norms; its rotary positions
     columns   the tokens that the target wrote most often, special and end-of-text tokens first, ascending
@@ -12,57 +12,114 @@ Worked example: counts 5, 0, 9, 1 with end-of-text token 1 and room for 3 column
 Shapes: V vocabulary, K columns, E hidden size.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Self, final
 
 import torch
 from torch import Tensor
 
+from outrider.data.texts import Corpus
 from outrider.errors import CheckpointError, ConfigError
+from outrider.formats.eagle3 import Eagle3Checkpoint, write_native
+from outrider.formats.store import provenance
 from outrider.formats.weights import read_weights
 from outrider.models.eagle3 import LAYER, Eagle3Spec
 from outrider.models.spec import DecoderSpec
 from outrider.target import Target
+from outrider.train.batch import Batch
 from outrider.train.objective import Teacher
+from outrider.train.objectives.columns import Columns, choose_columns
 from outrider.train.objectives.eagle3_network import Eagle3Network, plain
 from outrider.train.objectives.layers import draw_weights
+from outrider.train.objectives.losses import Loss
+from outrider.train.objectives.scoring import Scorer
 
-__all__ = ["begin", "head_spec"]
+__all__ = ["HeadFeatures", "TrainedHead", "decoder_spec", "parse_layer_ids"]
 
 MASK_STD = 0.02
 BESIDE_TOKEN = ("q_proj.weight", "k_proj.weight", "v_proj.weight")
 
 
-def head_spec(
-    target: Target,
-    *,
-    draft_vocab_size: int,
-    num_layers: int = 1,
-    intermediate_size: int | None,
-    layer_ids: str | None,
-    mask_id: int | None = None,
-    norm_before_residual: bool = False,
-    norm_before_fc: bool = False,
-    fc_norm: bool = False,
-    norm_output: bool = False,
-) -> Eagle3Spec:
-    """Return the spec of a head with the sizes of the target's own layers.
+class HeadFeatures(NamedTuple):
+    """A batch's captured states: those that the head fuses [B, L, F], and the target's final ones [B, L, E]."""
 
-    Raises:
-        ConfigError: if the target is not of the Llama family, or a layer id does not fit it.
+    fused_BLF: Tensor
+    final_BLE: Tensor
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class TrainedHead:
+    """A network, the frozen target it learns from, and the tokens of its columns.
+
+    config   settings of the objective
     """
-    found = decoder_spec(target)
-    layer = replace(plain(found, num_layers), intermediate_size=intermediate_size or found.intermediate_size)
-    return Eagle3Spec(
-        layer=layer,
-        draft_vocab_size=draft_vocab_size,
-        target_hidden_size=found.hidden_size,
-        layer_ids=None if layer_ids is None else parse_layer_ids(layer_ids, target),
-        mask_id=mask_id,
-        norm_before_residual=norm_before_residual,
-        norm_before_fc=norm_before_fc,
-        fc_norm=fc_norm,
-        norm_output=norm_output,
-    )
+
+    teacher: Teacher
+    config: Any
+    network: Eagle3Network
+    ids_K: Tensor
+
+    @classmethod
+    def create(
+        cls, teacher: Teacher, config: Any, corpus: Corpus, seed: int, *, mask_id: int | None = None, norm_output: bool
+    ) -> Self:
+        """Build a network with the sizes of the target's own layers.
+
+        Args:
+            mask_id: the token of masked slots, of a head that drafts all tokens in one pass.
+            norm_output: the head feeds on its own normalised output.
+
+        Raises:
+            ConfigError: if the target is not of the Llama family, or a layer id does not fit it.
+        """
+        target, found = teacher.target, decoder_spec(teacher.target)
+        ids_K = choose_columns(target, corpus, config.draft_vocab)
+        size = config.intermediate_size or found.intermediate_size
+        spec = Eagle3Spec(
+            layer=replace(plain(found, config.num_layers), intermediate_size=size),
+            draft_vocab_size=len(ids_K),
+            target_hidden_size=found.hidden_size,
+            layer_ids=None if config.layer_ids is None else parse_layer_ids(config.layer_ids, target),
+            mask_id=mask_id,
+            norm_before_residual=config.norm_before_residual,
+            norm_before_fc=config.norm_before_fc,
+            fc_norm=config.fc_norm,
+            norm_output=norm_output,
+        )
+        network = Eagle3Network(spec)
+        begin(network, teacher, ids_K, seed=seed, start_head=config.start_head, start_layer=config.start_layer)
+        return cls(teacher, config, network.to(teacher.embedding_VE.device), ids_K)
+
+    @property
+    def spec(self) -> Eagle3Spec:
+        """The config of the network."""
+        return self.network.spec
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        """The states that the head fuses, and the target's final one."""
+        num_layers = self.teacher.target.spec.num_layers
+        return (*self.spec.feature_layers(num_layers), num_layers)
+
+    def scorer(self, loss: Loss) -> Scorer:
+        """Return the scorer of its columns."""
+        columns = Columns(self.ids_K, self.spec.layer.vocab_size, self.teacher.embedding_VE.device)
+        return Scorer(loss, self.teacher, columns)
+
+    def features(self, batch: Batch) -> HeadFeatures:
+        """Return the states of `feature_layers` in the precision of the network."""
+        assert batch.features_BLF is not None, "the batch was made without features"
+        features_BLF = batch.features_BLF.to(self.network.norm.weight.dtype)
+        return HeadFeatures(features_BLF[..., : self.spec.features], features_BLF[..., self.spec.features :])
+
+    def save(self, directory: Path, dtype: torch.dtype) -> None:
+        """Write the head in the native layout, weights in `dtype`, into an existing directory."""
+        tensors = {name: tensor.detach() for name, tensor in self.network.state_dict().items()}
+        about = provenance(self.teacher.target, training=asdict(self.config))
+        saved = Eagle3Checkpoint(spec=self.spec, tensors=tensors, ids_K=self.ids_K.cpu(), provenance=about)
+        write_native(directory, saved, dtype)
 
 
 def decoder_spec(target: Target) -> DecoderSpec:

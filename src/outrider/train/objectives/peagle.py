@@ -14,7 +14,7 @@ x4.
 Shapes: B rows of the batch, L positions, R laid-out rows, N scored rows of all texts, E hidden size, F features.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, final
 
@@ -23,19 +23,13 @@ from torch import Tensor, nn
 
 from outrider.data.texts import Corpus
 from outrider.errors import check_setting
-from outrider.formats.eagle3 import Eagle3Checkpoint, write_native
-from outrider.formats.store import provenance
-from outrider.models.eagle3 import Eagle3Spec
 from outrider.train.batch import Batch
 from outrider.train.objective import Objective, Outcome, Teacher
-from outrider.train.objectives.columns import Columns, choose_columns
 from outrider.train.objectives.eagle3 import TargetTable
-from outrider.train.objectives.eagle3_network import Eagle3Network
-from outrider.train.objectives.eagle3_start import begin, head_spec
+from outrider.train.objectives.eagle3_start import TrainedHead
 from outrider.train.objectives.losses import LOSSES, Loss
 from outrider.train.objectives.pard import checked_mask
 from outrider.train.objectives.pard_layout import Layout, lay_out
-from outrider.train.objectives.scoring import Scorer
 
 __all__ = ["PEagleObjective", "PEagleObjectiveConfig"]
 
@@ -89,45 +83,24 @@ class PEagleObjective(Objective):
     Config = PEagleObjectiveConfig
     method = "peagle"
 
-    def __init__(self, teacher: Teacher, config: PEagleObjectiveConfig, network: Eagle3Network, ids_K: Tensor) -> None:
-        self.teacher = teacher
+    def __init__(self, head: TrainedHead, config: PEagleObjectiveConfig) -> None:
+        self.head = head
         self.config = config
-        self.network = network
-        self.ids_K = ids_K
-        columns = Columns(ids_K, network.spec.layer.vocab_size, teacher.embedding_VE.device)
-        self.scorer = Scorer(config.loss, teacher, columns)
+        self.network = head.network
+        self.scorer = head.scorer(config.loss)
 
     @classmethod
     def create(cls, teacher: Teacher, config: PEagleObjectiveConfig, corpus: Corpus, seed: int) -> Self:
-        target = teacher.target
-        ids_K = choose_columns(target, corpus, config.draft_vocab)
-        spec = head_spec(
-            target,
-            draft_vocab_size=len(ids_K),
-            num_layers=config.num_layers,
-            intermediate_size=config.intermediate_size,
-            layer_ids=config.layer_ids,
-            mask_id=checked_mask(config.mask_id, target, corpus),
-            norm_before_residual=config.norm_before_residual,
-            norm_before_fc=config.norm_before_fc,
-            fc_norm=config.fc_norm,
-        )
-        network = Eagle3Network(spec)
-        begin(network, teacher, ids_K, seed=seed, start_head=config.start_head, start_layer=config.start_layer)
-        return cls(teacher, config, network.to(teacher.embedding_VE.device), ids_K)
+        mask_id = checked_mask(config.mask_id, teacher.target, corpus)
+        return cls(TrainedHead.create(teacher, config, corpus, seed, mask_id=mask_id, norm_output=False), config)
 
     @property
     def module(self) -> nn.Module:
         return self.network
 
     @property
-    def spec(self) -> Eagle3Spec:
-        return self.network.spec
-
-    @property
     def feature_layers(self) -> tuple[int, ...]:
-        num_layers = self.teacher.target.spec.num_layers
-        return (*self.spec.feature_layers(num_layers), num_layers)
+        return self.head.feature_layers
 
     @property
     def num_depths(self) -> int:
@@ -135,15 +108,15 @@ class PEagleObjective(Objective):
 
     def states(self, batch: Batch, layout: Layout) -> Tensor:
         """Return the head's output states [B, R, E] of the laid-out rows; `network.predict` gives their logits."""
-        features_BLF = self._features(batch)[..., : self.spec.features]
-        return self.network.masked(batch, features_BLF, self.teacher.embedding_VE, layout)
+        fused_BLF = self.head.features(batch).fused_BLF
+        return self.network.masked(batch, fused_BLF, self.head.teacher.embedding_VE, layout)
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Outcome:
         config = self.config
         # the root of slot a is the token a + 1, so the first draft is the token a + 2
         layout = lay_out(batch, config.num_depths, config.retention, config.floor, generator, first=2)
         rows = layout.scored()
-        table = TargetTable.of(self.scorer, batch, self._features(batch)[..., self.spec.features :])
+        table = TargetTable.of(self.scorer, batch, self.head.features(batch).final_BLE)
         before_N = rows.anchor_N + rows.block_N + 1
         tokens_N = batch.tokens_BL[rows.row_N, before_N + 1]
         states_NE = self.states(batch, layout)[rows.row_N, rows.place_N]
@@ -151,12 +124,5 @@ class PEagleObjective(Objective):
         scores = self.scorer.score_by(self.network.predict, states_NE, tokens_N, teach)
         return layout.outcome(batch, rows, scores, tokens_N)
 
-    def _features(self, batch: Batch) -> Tensor:
-        assert batch.features_BLF is not None, "the batch was made without features"
-        return batch.features_BLF.to(self.network.norm.weight.dtype)
-
     def save(self, directory: Path, dtype: torch.dtype) -> None:
-        tensors = {name: tensor.detach() for name, tensor in self.network.state_dict().items()}
-        about = provenance(self.teacher.target, training=asdict(self.config))
-        saved = Eagle3Checkpoint(spec=self.spec, tensors=tensors, ids_K=self.ids_K.cpu(), provenance=about)
-        write_native(directory, saved, dtype)
+        self.head.save(directory, dtype)
