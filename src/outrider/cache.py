@@ -9,6 +9,9 @@ is overwritten by the next step.
     length 5, rows written to 5 6 7 8 (root, a, b, a's child)     accepted path: a, a's child = rows 1, 3
     commit moves position 8 to 7; the length becomes 8 (root, a, a's child)
 
+A drafter's cache may keep a `Window` of each text: what lies between its first and its last positions is dropped, and
+the rest moves down. `dropped` then tells a stored position from its position in the text.
+
 Keys may be stored transposed, [L, C, H, D, S], so that kernels can add whole vectors of scores; everything else sees a
 view [L, C, H, S, D].
 
@@ -17,19 +20,34 @@ Shapes: L layers, C slots, H key/value heads, S positions (capacity + tail + 1, 
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self, final
 
 import torch
 from torch import Tensor
 
-__all__ = ["Cache", "CachePlan", "CachedText", "KVCache"]
+__all__ = ["Cache", "CachePlan", "CachedText", "KVCache", "Window"]
 
 TRANSPOSED = 32
 """Transposed keys are stored for an odd multiple of so many positions: whole vectors, and no power of two as stride,
 which would map all numbers of a head to the same few sets of the first-level cache."""
 TIMED = 0.01
 """The value of keys and values where only time counts."""
+
+
+class Window(NamedTuple):
+    """The positions of a text that a drafter reads: its first `sinks`, and its last `recent` or up to an eighth more.
+
+    Example: `Window(512, 4)` keeps up to 580 positions; the 581st moves the last 512 behind the first 4.
+    """
+
+    recent: int
+    sinks: int
+
+    @property
+    def size(self) -> int:
+        """The most positions; one move of the window serves as many tokens as it may be too long."""
+        return self.sinks + self.recent + max(1, self.recent // 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +58,8 @@ class CachePlan:
     tail              the most rows of a step, behind them
     transposed_keys   store keys as [L, C, H, D, S]
     state_bytes       memory of a slot that does not grow with its text
+    window            the positions of a text that are kept; None for all of them
+    text_capacity     committed positions of a text, where only a window of them has memory
     """
 
     num_layers: int
@@ -51,6 +71,19 @@ class CachePlan:
     dtype: torch.dtype
     transposed_keys: bool = False
     state_bytes: int = 0
+    window: Window | None = None
+    text_capacity: int = 0
+
+    def within(self, window: Window | None) -> Self:
+        """Return the plan of a cache that keeps a window of each text; itself where that holds all of a text."""
+        if window is None or window.size >= self.capacity:
+            return self
+        return replace(self, capacity=window.size, window=window, text_capacity=self.capacity)
+
+    @property
+    def rotary_positions(self) -> int:
+        """Positions of a text and a step behind it."""
+        return max(self.capacity, self.text_capacity) + self.num_positions - self.capacity
 
     @property
     def num_positions(self) -> int:
@@ -147,14 +180,15 @@ class Cache(ABC):
 @final
 @dataclass(frozen=True, eq=False)
 class CachedTensors(CachedText):
-    """Keys and values [L, H, S, D]."""
+    """Keys and values [L, H, S, D]; `dropped` positions of the text are missing behind the first ones."""
 
     keys_LHSD: Tensor
     values_LHSD: Tensor
+    dropped: int = 0
 
     @property
     def length(self) -> int:
-        return self.values_LHSD.shape[2]
+        return self.values_LHSD.shape[2] + self.dropped
 
     @property
     def num_bytes(self) -> int:
@@ -163,7 +197,10 @@ class CachedTensors(CachedText):
 
 @final
 class KVCache(Cache):
-    """Keys and values of all layers and slots, and the number of committed positions of each slot."""
+    """Keys and values of all layers and slots, and the number of committed positions of each slot.
+
+    `dropped[slot]` counts the positions of a text behind its sinks that are not stored; only a window drops any.
+    """
 
     def __init__(self, plan: CachePlan, device: torch.device | str = "cpu") -> None:
         shape = (plan.num_layers, plan.num_slots, plan.num_kv_heads, plan.stored_positions, plan.head_dim)
@@ -175,6 +212,7 @@ class KVCache(Cache):
             self.keys_LCHSD = torch.zeros(shape, dtype=plan.dtype, device=device)
         self.values_LCHSD = torch.zeros(shape, dtype=plan.dtype, device=device)
         self.lengths = [0] * plan.num_slots
+        self.dropped = [0] * plan.num_slots
         self.trash = plan.num_positions - 1
         self._is_filled = False
 
@@ -186,6 +224,30 @@ class KVCache(Cache):
         for slot, count in zip(slots, counts, strict=True):
             assert self.lengths[slot] + count <= self.plan.capacity
             self.lengths[slot] += count
+
+    def text_lengths_of(self, slots: Sequence[int]) -> list[int]:
+        """Return the positions of each slot's text, dropped ones included: where its next token stands."""
+        return [self.lengths[slot] + self.dropped[slot] for slot in slots]
+
+    def slide(self, slot: int, count: int) -> int:
+        """Make room in a slot's window for the next `count` positions of its text.
+
+        Returns:
+            How many of these lie before the window: they are counted as dropped and must not be written.
+        """
+        window, length = self.plan.window, self.lengths[slot]
+        if window is None or length + count <= self.plan.capacity:
+            return 0
+        assert length >= window.sinks, "the first positions are read before the window moves"
+        skipped = max(0, count - window.recent)
+        old = length + count - skipped - window.recent - window.sinks
+        for cached_LCHSD in (self.keys_LCHSD, self.values_LCHSD):
+            cached_LHSD = cached_LCHSD[:, slot]
+            kept_LHSD = cached_LHSD[:, :, window.sinks + old : length].clone()
+            cached_LHSD[:, :, window.sinks : length - old] = kept_LHSD
+        self.lengths[slot] -= old
+        self.dropped[slot] += old + skipped
+        return skipped
 
     def commit(self, slots: Sequence[int], paths: Sequence[Sequence[int]]) -> None:
         for slot, path in zip(slots, paths, strict=True):
@@ -207,30 +269,39 @@ class KVCache(Cache):
         self.extend(slots, counts)
 
     def copy(self, slot: int, length: int) -> CachedText:
-        assert 0 <= length <= self.lengths[slot]
-        keys_LHSD, values_LHSD = (side[:, slot, :, :length] for side in (self.keys_LCHSD, self.values_LCHSD))
+        assert 0 <= length <= self.lengths[slot] + self.dropped[slot]
+        stored = self._stored(length, self.dropped[slot])
+        keys_LHSD, values_LHSD = (side[:, slot, :, :stored] for side in (self.keys_LCHSD, self.values_LCHSD))
         if self.plan.transposed_keys:  # in the order of memory: whole runs of positions
             keys_LHSD = keys_LHSD.transpose(-1, -2).clone(memory_format=torch.contiguous_format).transpose(-1, -2)
         else:
             keys_LHSD = keys_LHSD.clone(memory_format=torch.contiguous_format)
-        return CachedTensors(keys_LHSD, values_LHSD.clone(memory_format=torch.contiguous_format))
+        values_LHSD = values_LHSD.clone(memory_format=torch.contiguous_format)
+        return CachedTensors(keys_LHSD, values_LHSD, length - stored)
 
     def paste(self, slot: int, text: CachedText, length: int) -> None:
         assert self.lengths[slot] == 0, f"slot {slot} is not empty"
         assert isinstance(text, CachedTensors)
-        assert length <= min(text.length, self.plan.capacity)
-        self.keys_LCHSD[:, slot, :, :length] = text.keys_LHSD[:, :, :length]
-        self.values_LCHSD[:, slot, :, :length] = text.values_LHSD[:, :, :length]
-        self.lengths[slot] = length
+        assert length <= text.length
+        stored = self._stored(length, text.dropped)
+        assert stored <= self.plan.capacity
+        self.keys_LCHSD[:, slot, :, :stored] = text.keys_LHSD[:, :, :stored]
+        self.values_LCHSD[:, slot, :, :stored] = text.values_LHSD[:, :, :stored]
+        self.lengths[slot], self.dropped[slot] = stored, length - stored
+
+    def _stored(self, length: int, dropped: int) -> int:
+        """Count the stored ones of a text's first positions: the sinks, and what lies behind the dropped ones."""
+        sinks = self.plan.window.sinks if self.plan.window is not None else length
+        return max(length - dropped, min(length, sinks))
 
     def truncate(self, slot: int, length: int) -> None:
         assert 0 <= length <= self.lengths[slot]
         self.lengths[slot] = length
 
     def reset(self, slot: int) -> None:
-        self.lengths[slot] = 0
+        self.lengths[slot] = self.dropped[slot] = 0
 
     def clear(self) -> None:
-        self.lengths[:] = [0] * self.plan.num_slots
+        self.lengths[:] = self.dropped[:] = [0] * self.plan.num_slots
         self.keys_LCHSD.zero_()
         self.values_LCHSD.zero_()

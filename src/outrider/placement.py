@@ -5,7 +5,8 @@
 Each builder serves one kind of call: `place_draft` trees on any device, `place_chains` chains on a GPU in one copy,
 `place_real_rows` drafts on the CPU without padding, `place_chunk` a prompt, `place_tokens` the tokens that a drafter
 reads, `place_level` the nodes of one level of its tree, `place_pending` and `place_next` its chains in a graph,
-`place_context` and `place_block` those of a drafter that reads the target's states and drafts a block at once.
+`place_context` and `place_block` those of a drafter that reads the target's states and drafts a block at once. A
+drafter's rows keep their rotary positions where its cache keeps a window of the text (`KVCache.dropped`).
 
 Shapes: R rows of the call, B slots, M rows of one slot, T tail positions, S cached positions, P rotary positions.
 """
@@ -211,18 +212,19 @@ def place_tokens(
         starts = [start + more for start, more in zip(starts, behind, strict=True)]
     starts_B, width, mask_BMT = np.array(starts, dtype=np.int64), max(counts), None
     slots_B = np.array(slots, dtype=np.int64)
-    positions_BM = starts_B[:, None] + np.arange(width)
+    dropped_B = np.array([cache.dropped[slot] for slot in slots], dtype=np.int64)
+    write_BM = starts_B[:, None] + np.arange(width)
     if len(set(counts)) > 1:
         places_R = np.repeat(np.arange(len(counts)), counts)
         rows_R = np.concatenate([np.arange(count) for count in counts])
-        slots_B, starts_B = slots_B[places_R], starts_B[places_R]
-        positions_BM = (starts_B + rows_R)[:, None]
+        slots_B, starts_B, dropped_B = slots_B[places_R], starts_B[places_R], dropped_B[places_R]
+        write_BM = (starts_B + rows_R)[:, None]
         mask_BMT = upload(np.tri(width, dtype=bool)[rows_R][:, None], cache.device)
-    at_BM = upload(positions_BM, cache.device)
+    at_BM = upload(write_BM, cache.device)
     return Placement(
         slots_B=upload(slots_B, cache.device),
         lengths_B=upload(starts_B, cache.device),
-        positions_BM=at_BM,
+        positions_BM=upload(write_BM + dropped_B[:, None], cache.device) if dropped_B.any() else at_BM,
         write_BM=at_BM,
         mask_BMT=mask_BMT,
         limit=max(starts) + width + num_ahead,
@@ -233,15 +235,15 @@ def place_level(cache: KVCache, slots: Sequence[int], num_tail: int, level: int,
     """Place W nodes of one level of a tree behind the `num_tail` tail positions of each slot.
 
     Args:
-        level: number of the level, from 1: its nodes have the rotary position length + level - 1.
+        level: number of the level, from 1: its nodes have the rotary position of the text's length + level - 1.
         visible_BWT: bool, the tail positions that each node sees, T = num_tail + W.
     """
-    lengths = cache.lengths_of(slots)
+    lengths, starts = cache.lengths_of(slots), cache.text_lengths_of(slots)
     num_new = visible_BWT.shape[1]
     return Placement(
         slots_B=torch.tensor(slots, device=cache.device),
         lengths_B=torch.tensor(lengths, device=cache.device),
-        positions_BM=torch.tensor([[length + level - 1] * num_new for length in lengths], device=cache.device),
+        positions_BM=torch.tensor([[start + level - 1] * num_new for start in starts], device=cache.device),
         write_BM=torch.tensor(
             [list(range(length + num_tail, length + num_tail + num_new)) for length in lengths], device=cache.device
         ),
@@ -251,11 +253,11 @@ def place_level(cache: KVCache, slots: Sequence[int], num_tail: int, level: int,
 
 
 def place_pending(
-    cache: KVCache, slots_B: Tensor, lengths_B: Tensor, counts_B: Tensor, num_rows: int, limit: int
+    cache: KVCache, slots_B: Tensor, lengths_B: Tensor, dropped_B: Tensor, counts_B: Tensor, num_rows: int, limit: int
 ) -> Placement:
     """Place the first `counts_B` of `num_rows` rows behind each slot's tokens, in order, by operations on the device.
 
-    A graph can record them: the numbers are tensors, and `limit` alone is fixed.
+    A graph can record them: the numbers are tensors, and `limit` alone is fixed. `dropped_B` is `cache.dropped`.
     """
     rows_P = torch.arange(num_rows, device=slots_B.device)
     real_BP = rows_P < counts_B[:, None]
@@ -263,19 +265,21 @@ def place_pending(
     return Placement(
         slots_B=slots_B,
         lengths_B=lengths_B,
-        positions_BM=at_BP.where(real_BP, lengths_B[:, None]),
+        positions_BM=at_BP.where(real_BP, lengths_B[:, None]) + dropped_B[:, None],
         write_BM=at_BP.where(real_BP, cache.trash),
         mask_BMT=(rows_P[:, None] >= rows_P) & real_BP[:, :, None] & real_BP[:, None],
         limit=limit,
     )
 
 
-def place_next(cache: KVCache, slots_B: Tensor, at_B: Tensor, counts_B: Tensor, limit: int) -> Placement:
-    """Place one row of each slot at position `at_B`; as `place_pending`, a graph can record it."""
+def place_next(
+    cache: KVCache, slots_B: Tensor, at_B: Tensor, dropped_B: Tensor, counts_B: Tensor, limit: int
+) -> Placement:
+    """Place one row of each slot at cache position `at_B`; as `place_pending`, a graph can record it."""
     return Placement(
         slots_B=slots_B,
         lengths_B=at_B,
-        positions_BM=at_B[:, None],
+        positions_BM=(at_B + dropped_B)[:, None],
         write_BM=at_B.where(counts_B > 0, cache.trash)[:, None],
         mask_BMT=None,
         limit=limit,
@@ -286,11 +290,12 @@ def place_context(cache: KVCache, slots: Sequence[int], counts: Sequence[int]) -
     """Place the next `counts[b]` tokens of each slot as rows [R, 1] that are written and see nothing."""
     starts_R = np.repeat(np.array(cache.lengths_of(slots), dtype=np.int64), counts)
     rows_R = np.concatenate([np.arange(count) for count in counts])
+    dropped_R = np.repeat(np.array([cache.dropped[slot] for slot in slots], dtype=np.int64), counts)
     at_R1 = upload((starts_R + rows_R)[:, None], cache.device)
     return Placement(
         slots_B=upload(np.repeat(np.array(slots, dtype=np.int64), counts), cache.device),
         lengths_B=torch.zeros(len(rows_R), dtype=torch.int64, device=cache.device),
-        positions_BM=at_R1,
+        positions_BM=upload((starts_R + rows_R + dropped_R)[:, None], cache.device),
         write_BM=at_R1,
         mask_BMT=torch.zeros(len(rows_R), 1, 1, dtype=torch.bool, device=cache.device),
         limit=1,
@@ -301,11 +306,13 @@ def place_block(cache: KVCache, slots: Sequence[int], width: int, *, is_causal: 
     """Place `width` rows behind each slot's tokens that all see each other, or in a causal layer only earlier ones."""
     lengths = cache.lengths_of(slots)
     lengths_B = upload(np.array(lengths, dtype=np.int64), cache.device)
-    at_BM = lengths_B[:, None] + torch.arange(width, device=cache.device)
+    starts_B = upload(np.array(cache.text_lengths_of(slots), dtype=np.int64), cache.device)
+    rows_M = torch.arange(width, device=cache.device)
+    at_BM = lengths_B[:, None] + rows_M
     return Placement(
         slots_B=upload(np.array(slots, dtype=np.int64), cache.device),
         lengths_B=lengths_B,
-        positions_BM=at_BM,
+        positions_BM=starts_B[:, None] + rows_M,
         write_BM=at_BM,
         mask_BMT=None if is_causal else torch.ones(len(slots), width, width, dtype=torch.bool, device=cache.device),
         limit=max(lengths) + width,

@@ -116,6 +116,7 @@ def notes_on(config: Any) -> Mapping[str, bool]:
     return {
         "it drafts the most probable tokens, where ours are drawn": bool(config.sampled),
         "it drafts from all columns of the head, ours from the most frequent": bool(config.draft_vocab),
+        "its head reads all of the text, ours a window of it": getattr(config, "window", None) is not None,
     }
 
 

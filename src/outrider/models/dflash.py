@@ -219,7 +219,7 @@ class DFlashNetwork:
     ) -> Tensor:
         """Write the context's keys and values, and run the block, one product per layer for both; return the block."""
         ops, eps, R = self.ops, self.spec.decoder.rms_norm_eps, len(context_RE)
-        rope = self._rope.reaching(0, beyond=cache.plan.num_positions)
+        rope = self._rope.reaching(0, beyond=cache.plan.rotary_positions)
         rows_XE = context_RE if x_NE is None else torch.cat([context_RE, x_NE])
         for layer, block in enumerate(self.blocks):
             keys_CHSD, values_CHSD = cache.keys_LCHSD[layer], cache.values_LCHSD[layer]

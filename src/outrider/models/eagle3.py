@@ -261,7 +261,7 @@ class Eagle3Head(RecurrentHead):
         ops.collect(states_RE, self.hidden_norm_E if self.spec.norm_before_residual else None, eps, x_RE, 0)
         # Both halves are normalised already, so the projection applies no norm.
         qkv_RQ = ops.norm_project(pair_RF, None, 0.0, self.block.qkv)
-        rope = self._tables(cache.plan.num_positions)
+        rope = self._tables(cache.plan.rotary_positions)
         self.block.apply(ops, x_RE, qkv_RQ, rope, cache.keys_LCHSD[0], cache.values_LCHSD[0], placement)
         for layer, block in enumerate(self.further, start=1):
             qkv_RQ = ops.norm_project(x_RE, block.input_norm_E, eps, block.qkv)

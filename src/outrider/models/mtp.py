@@ -156,7 +156,7 @@ class MtpModule(RecurrentHead):
         ops.collect(embedded_RE, self.token_norm_E, eps, pair_RF, E)
         ops.collect(ops.norm_project(pair_RF, None, eps, self.input), None, eps, x_RE, 0)
         qkv_RQ = ops.norm_project(x_RE, self.block.input_norm_E, eps, self.block.qkv)
-        rope = self._rope.reaching(0, beyond=cache.plan.num_positions)
+        rope = self._rope.reaching(0, beyond=cache.plan.rotary_positions)
         self.block.apply(ops, x_RE, qkv_RQ, rope, cache.keys_LCHSD[0], cache.values_LCHSD[0], placement)
         ops.collect(x_RE, self.final_norm_E, eps, out_RE, 0)
         return out_RE

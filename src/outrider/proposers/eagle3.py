@@ -29,7 +29,7 @@ from outrider.proposer import Proposer, ProposerSpec, Session, SessionPlan
 from outrider.proposers.drafting.recurrent import RecurrentSession
 from outrider.proposers.drafting.recurrent_tree import parse_paths
 from outrider.proposers.reach import within_reach
-from outrider.proposers.settings import check_bounds
+from outrider.proposers.settings import check_bounds, check_window, window_of
 from outrider.target import Target
 
 __all__ = ["Eagle3Config", "Eagle3Proposer"]
@@ -49,6 +49,8 @@ class Eagle3Config:
                  costs no more: on the CPU, with the target's noise
     draft_vocab  draft only that many of the most frequent tokens, by the ranking that training left beside the
                  checkpoint, as far as the head has columns for them; None or 0 for all of its columns
+    window       read only the last so many positions of the text, and the first few; None for all of it
+    sinks        the first positions that a window keeps, by default 4
     """
 
     checkpoint: str | None = None
@@ -58,9 +60,12 @@ class Eagle3Config:
     tree: str | None = None
     sampled: bool | None = None
     draft_vocab: int | None = None
+    window: int | None = None
+    sinks: int | None = None
 
     def __post_init__(self) -> None:
         check_draft_vocab(self.draft_vocab)
+        check_window(self)
         check_bounds(self, num_nodes=(1, 256), width=(1, 32), depth=(1, 64))
         if self.tree is not None and self.width > 1:
             raise ConfigError(f"tree fixes the shape of a draft; leave width={self.width} out")
@@ -87,6 +92,7 @@ class Eagle3Proposer(Proposer):
     def __init__(self, head: Eagle3Head, config: Eagle3Config) -> None:
         self.head = head
         self.config = config
+        self.window = window_of(config, head.spec.layer.windows)
 
     @classmethod
     def load(cls, target: Target, config: Eagle3Config) -> Self:
@@ -106,7 +112,8 @@ class Eagle3Proposer(Proposer):
         )
         shape = shapes[seed % 3]
         sampled = seed % 6 == 0 or None
-        config = Eagle3Config(checkpoint="", num_nodes=2 + seed % 7, sampled=sampled, **shape)
+        window = 1 + seed if seed % 4 == 2 else None
+        config = Eagle3Config(checkpoint="", num_nodes=2 + seed % 7, sampled=sampled, window=window, **shape)
         return cls(head_of(random_checkpoint(target, seed), target), config)
 
     @property
@@ -128,6 +135,7 @@ class Eagle3Proposer(Proposer):
                 depth=config.levels,
                 width=config.width,
                 paths=None if config.tree is None else parse_paths(config.tree),
+                window=self.window,
                 sampled=config.sampled,
             ),
         )

@@ -30,7 +30,7 @@ from outrider.errors import ConfigError
 from outrider.formats.token_ranking import check_draft_vocab
 from outrider.proposer import Commit, DraftLimit, Kept, Proposer, ProposerSpec, Reused, Session, SessionPlan
 from outrider.proposers.lookup.slot_index import NO_FILES, SlotIndex, TextFiles
-from outrider.proposers.settings import check_bounds
+from outrider.proposers.settings import check_bounds, check_window
 from outrider.sampling import SamplingParams
 from outrider.target import Target
 
@@ -41,7 +41,7 @@ LOOKUP_GAIN = 0.25
 """Tokens that a step without the head saves."""
 PRIOR = (0.1, 0.4, 1.0, 2.0, 4.0)
 """Tokens that a lookup is taken to be right about before any was seen, by `bucket` of its match."""
-HANDED_ON = frozenset({"checkpoint", "num_nodes", "draft_vocab"})
+HANDED_ON = frozenset({"checkpoint", "num_nodes", "draft_vocab", "window", "sinks"})
 """Settings of the head."""
 PRIOR_WEIGHT, MEMORY = 4.0, 0.98
 """Lookups that the prior counts as, and how slowly what was seen is forgotten."""
@@ -55,6 +55,7 @@ class HybridConfig:
     checkpoint           weights of the head, as its method takes them; by default those shipped for the target
     num_nodes            tokens that the head drafts per step
     draft_vocab          as the head's method takes it
+    window, sinks        as the head's method takes them
     lookup_nodes         the most tokens of a lookup
     max_depth            cap on match and lookup together
     max_cached_requests  earlier answers that are looked up, first in first out; 0 none, -1 all
@@ -66,6 +67,8 @@ class HybridConfig:
     checkpoint: str | None = None
     num_nodes: int = 3
     draft_vocab: int | None = None
+    window: int | None = None
+    sinks: int | None = None
     lookup_nodes: int = 6
     max_depth: int = 24
     max_cached_requests: int = 10_000
@@ -82,6 +85,9 @@ class HybridConfig:
             )
         if self.checkpoint and "checkpoint" not in known:
             raise ConfigError(f"drafter={self.drafter} takes no checkpoint; leave it out, or name the method of a head")
+        if self.window is not None and "window" not in known:
+            raise ConfigError(f"drafter={self.drafter} reads the whole text; leave window={self.window} out")
+        check_window(self)
         check_bounds(self, num_nodes=(1, 256), lookup_nodes=(1, 256), max_depth=(2, 256))
         if self.max_cached_requests < -1:
             raise ConfigError(f"max_cached_requests={self.max_cached_requests} must be -1 (all), 0 (none) or more")

@@ -36,7 +36,7 @@ from outrider.proposer import Proposer, ProposerSpec, Session, SessionPlan
 from outrider.proposers.drafting.mtp_modules import MtpModulesSession
 from outrider.proposers.drafting.recurrent import RecurrentSession
 from outrider.proposers.reach import within_reach
-from outrider.proposers.settings import check_bounds
+from outrider.proposers.settings import check_bounds, check_window, window_of
 from outrider.target import Target
 from outrider.targets.output_head import output_head
 
@@ -58,6 +58,9 @@ class MtpConfig:
                  costs no more: on the CPU, with the target's noise
     draft_vocab  draft only that many of the most frequent tokens, 0 for all; by default 8192 where training left a
                  ranking beside the checkpoint, else all
+    window       read only the last so many positions of the text, and the first few; None for all of it (one module
+                 only)
+    sinks        the first positions that a window keeps, by default 4
     """
 
     checkpoint: str | None = None
@@ -66,9 +69,12 @@ class MtpConfig:
     depth: int | None = None
     sampled: bool | None = None
     draft_vocab: int | None = None
+    window: int | None = None
+    sinks: int | None = None
 
     def __post_init__(self) -> None:
         check_draft_vocab(self.draft_vocab)
+        check_window(self)
         check_bounds(self, num_nodes=(1, 256), width=(1, 32), depth=(1, 64))
         if self.depth is not None and self.width == 1:
             raise ConfigError(f"depth={self.depth} bounds a tree; a chain is as deep as num_nodes")
@@ -99,6 +105,12 @@ class MtpProposer(Proposer):
         self.depth = trained if config.depth is None else config.depth
         if several and config.width > 1:
             raise ConfigError(f"width={config.width}: {checkpoint.num_modules} modules draft chains; set width=1")
+        if several and config.window is not None:
+            raise ConfigError(
+                f"window={config.window} works with one module, and {config.checkpoint} has {checkpoint.num_modules};"
+                " leave window out"
+            )
+        self.window = window_of(config, checkpoint.spec.windows)
         if several and self.num_nodes > trained:
             raise ConfigError(
                 f"num_nodes={self.num_nodes} exceeds the {trained} modules of {config.checkpoint}, which draft one "
@@ -135,6 +147,7 @@ class MtpProposer(Proposer):
             width=width,
             depth=2 if width > 1 else None,
             sampled=(seed % 2 == 1 and width == 1) or None,
+            window=7 if num_modules == 1 and seed % 2 == 0 else None,
         )
         checkpoint = random_checkpoint(target, num_modules, "normed" if seed % 2 else "residual", seed)
         ids_K = torch.arange(seed % 2, target.spec.vocab_size, 2) if seed % 5 < 2 else None
@@ -167,6 +180,7 @@ class MtpProposer(Proposer):
             num_nodes=self.num_nodes,
             depth=self.num_nodes if self.config.width == 1 else self.depth,
             width=self.config.width,
+            window=self.window,
             sampled=self.config.sampled,
         )
 

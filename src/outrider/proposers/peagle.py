@@ -31,7 +31,7 @@ from outrider.proposers import eagle3
 from outrider.proposers.drafting.masked_chain import MaskedPair
 from outrider.proposers.drafting.recurrent import RecurrentSession
 from outrider.proposers.reach import within_reach
-from outrider.proposers.settings import check_bounds
+from outrider.proposers.settings import check_bounds, check_window, window_of
 from outrider.target import Target
 
 __all__ = ["PEagleConfig", "PEagleProposer", "head_of", "random_checkpoint"]
@@ -47,15 +47,20 @@ class PEagleConfig:
     sampled      draw the drafts instead of taking the most probable token
     draft_vocab  draft only that many of the most frequent tokens, by the ranking that training left beside the
                  checkpoint, as far as the head has columns for them; None or 0 for all of its columns
+    window       read only the last so many positions of the text, and the first few; None for all of it
+    sinks        the first positions that a window keeps, by default 4
     """
 
     checkpoint: str | None = None
     num_nodes: int = 5
     sampled: bool = False
     draft_vocab: int | None = None
+    window: int | None = None
+    sinks: int | None = None
 
     def __post_init__(self) -> None:
         check_draft_vocab(self.draft_vocab)
+        check_window(self)
         check_bounds(self, num_nodes=(1, 64))
 
 
@@ -69,6 +74,7 @@ class PEagleProposer(Proposer):
     def __init__(self, head: Eagle3Head, config: PEagleConfig) -> None:
         self.head = head
         self.config = config
+        self.window = window_of(config, head.spec.layer.windows)
 
     @classmethod
     def load(cls, target: Target, config: PEagleConfig) -> Self:
@@ -80,7 +86,9 @@ class PEagleProposer(Proposer):
 
     @classmethod
     def example(cls, target: Target, seed: int) -> Self:
-        config = PEagleConfig(checkpoint="", num_nodes=1 + seed % 6, sampled=seed % 2 == 1)
+        config = PEagleConfig(
+            checkpoint="", num_nodes=1 + seed % 6, sampled=seed % 2 == 1, window=9 if seed % 3 == 1 else None
+        )
         return cls(head_of(random_checkpoint(target, seed), target), config)
 
     @property
@@ -104,6 +112,7 @@ class PEagleProposer(Proposer):
                 num_nodes=config.num_nodes,
                 depth=config.num_nodes,
                 mask=mask,
+                window=self.window,
                 sampled=config.sampled,
             ),
         )

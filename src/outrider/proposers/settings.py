@@ -13,12 +13,13 @@ import math
 import operator
 import os
 import types
-from collections.abc import Mapping
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
+from outrider.cache import Window
 from outrider.errors import ConfigError, nearest
 
-__all__ = ["check_bounds", "checked_settings"]
+__all__ = ["check_bounds", "check_window", "checked_settings", "window_of"]
 
 WORDS: Mapping[Any, str] = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
@@ -33,6 +34,51 @@ def check_bounds(config: Any, **bounds: tuple[float, float]) -> None:
         value = getattr(config, name)
         if value is not None and not low <= value <= high:
             raise ConfigError(f"{name}={value} must be between {low} and {high}")
+
+
+NUM_SINKS = 4
+"""Attention sinks of a window by default (Xiao et al., arXiv 2309.17453)."""
+
+
+class Windowed(Protocol):
+    """Settings of a head that may read a window of the text."""
+
+    @property
+    def window(self) -> int | None: ...
+
+    @property
+    def sinks(self) -> int | None: ...
+
+
+def check_window(config: Windowed) -> None:
+    """Refuse a window outside its bounds, and sinks without a window.
+
+    Raises:
+        ConfigError: for the first setting that is wrong.
+    """
+    check_bounds(config, window=(1, 1_000_000), sinks=(0, 1024))
+    if config.sinks is not None and config.window is None:
+        raise ConfigError(f"sinks={config.sinks} belongs to a window; set window=512 too, or leave sinks out")
+
+
+def window_of(config: Windowed, windows: Iterable[int | None]) -> Window | None:
+    """Return the positions that a head reads, None for all.
+
+    Args:
+        windows: the sliding window of each of the head's layers.
+
+    Raises:
+        ConfigError: for a window on a head that has one of its own.
+    """
+    own = next((window for window in windows if window is not None), None)
+    if config.window is not None and own is not None:
+        raise ConfigError(
+            f"window={config.window} is for heads that read the whole text, and this one has a sliding window of {own}"
+            " positions of its own; leave window out"
+        )
+    if config.window is None:
+        return None
+    return Window(config.window, NUM_SINKS if config.sinks is None else config.sinks)
 
 
 def checked_settings(method: str, config: type[Any], settings: Mapping[str, Any]) -> dict[str, Any]:

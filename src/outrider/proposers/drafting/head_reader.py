@@ -12,7 +12,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from outrider.cache import KVCache
+from outrider.cache import KVCache, Window
 from outrider.models.draft_network import Reading
 from outrider.models.recurrent import RecurrentHead
 from outrider.ops.base import GraphCache
@@ -38,14 +38,23 @@ class HeadReader(ChainReader):
         tail: rows that may lie behind a slot's committed length.
         num_nodes: the longest chain.
         replays: reads of the same shape may be recorded and replayed.
+        window: the positions of a text that the head reads; None for all. Pairs between them are never read.
     """
 
     reads_idle = True  # their rows are padding otherwise
 
     def __init__(
-        self, head: RecurrentHead, plan: SessionPlan, *, vocab_size: int, tail: int, num_nodes: int, replays: bool
+        self,
+        head: RecurrentHead,
+        plan: SessionPlan,
+        *,
+        vocab_size: int,
+        tail: int,
+        num_nodes: int,
+        replays: bool,
+        window: Window | None = None,
     ) -> None:
-        self.cache = KVCache(head.plan(plan.max_slots, plan.max_positions, tail), plan.device)
+        self.cache = KVCache(head.plan(plan.max_slots, plan.max_positions, tail).within(window), plan.device)
         self.network = self.head = head
         self.ids_K = head.ids_K
         self.vocab_size = vocab_size
@@ -89,8 +98,21 @@ class HeadReader(ChainReader):
         """Read pending pairs until no slot has more than `most`."""
         for slot in slots:
             pairs = self.pending[slot]
+            self._slide(slot, pairs)
             while len(pairs.tokens) > most:
                 self._read({slot: pairs.take(min(PIECE, len(pairs.tokens) - 1))}, num_predicted=0)
+
+    def _slide(self, slot: int, pairs: Pending) -> None:
+        """Move the window to the end of a slot's pending pairs; those before it are dropped unread, but for the sinks.
+
+        In a head of one layer, keys and values of a pair depend on that pair alone: what is read is as it would be.
+        """
+        plan, length = self.cache.plan, self.cache.lengths[slot]
+        if plan.window is not None and length + len(pairs.tokens) > plan.capacity:
+            if length < plan.window.sinks:
+                self._read({slot: pairs.take(plan.window.sinks - length)}, num_predicted=0)
+            if skipped := self.cache.slide(slot, len(pairs.tokens)):
+                pairs.take(skipped)
 
     def take(self, slots: Sequence[int], most: int | None = None) -> dict[int, Pending]:
         most = SHORT if most is None else most
@@ -130,4 +152,4 @@ class HeadReader(ChainReader):
         return logits_NK
 
     def text_lengths(self, slots: Sequence[int]) -> list[int]:
-        return [length + 1 for length in self.cache.lengths_of(slots)]
+        return [length + 1 for length in self.cache.text_lengths_of(slots)]

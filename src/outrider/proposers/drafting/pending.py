@@ -48,7 +48,7 @@ class Pending:
 
 def kept_of(cache: KVCache, slot: int, pending: Pending) -> Kept:
     """Copy the positions of a slot that were read, and the features of those that are pending."""
-    num_read = cache.lengths[slot]
+    [num_read] = cache.text_lengths_of([slot])
     features_TF = torch.cat(pending.features) if pending.features else None
     return Kept(num_read + len(pending.tokens), caches=(cache.copy(slot, num_read),), features_TF=features_TF)
 

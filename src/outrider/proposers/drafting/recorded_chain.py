@@ -5,7 +5,7 @@ between them. On a GPU, launching them takes longer than running them. The most 
 their shapes, so all of it is one graph per bucket of slots. One tensor is uploaded each step; the tokens stay on the
 device.
 
-    slot, length, count, tokens     2, 9, 1, [7, 0]     slot 2 has read 9 tokens and reads one more, a 7
+    slot, length, dropped, count, tokens    2, 9, 0, 1, [7, 0]    slot 2 has read 9 tokens and reads one more, a 7
 
     slots 2, k = 2: pending [2, 3] padded to P = 3, counts [1, 3]
     read 2 x 3 rows -> state behind each slot's last token -> d1 -> read 2 x 1 rows -> d2
@@ -37,7 +37,7 @@ NO_FEATURES = torch.empty(0, 0)
 
 
 class _Recorded(NamedTuple):
-    """A graph, and the buffers it reads: slots, lengths, counts [B] and tokens [B, P] in one tensor, and features."""
+    """A graph, and the buffers it reads: slots, lengths, dropped, counts [B] and tokens [B, P] in one tensor, and features."""
 
     numbers: Tensor
     features_BPF: Tensor
@@ -73,6 +73,7 @@ class RecordedChain:
         lengths = self.cache.lengths_of(list(feeds))
         # The graph reads that many cache positions, so a longer text needs another graph.
         limit = bucket(max(LEAST_LIMIT, max(lengths) + self.num_rows + self.num_nodes))
+        limit = min(limit, self.cache.plan.num_positions)
         like_TF = next((part for feed in feeds.values() for part in feed.features), NO_FEATURES)
         recorded = self._recorded_for(bucket(len(feeds)), limit, like_TF)
         recorded.numbers.copy_(upload(self._packed(feeds, lengths), self.cache.device))
@@ -82,17 +83,18 @@ class RecordedChain:
         return recorded.graph.result[: len(feeds)]
 
     def _packed(self, feeds: Mapping[int, Pending], lengths: Sequence[int]) -> np.ndarray:
-        """Pack int64 [B, 3 + P] for a bucket of slots; those that are padding have count 0."""
-        numbers = np.zeros((bucket(len(feeds)), 3 + self.num_rows), np.int64)
+        """Pack int64 [B, 4 + P] for a bucket of slots; those that are padding have count 0."""
+        numbers = np.zeros((bucket(len(feeds)), 4 + self.num_rows), np.int64)
         for row, ((slot, feed), length) in enumerate(zip(feeds.items(), lengths, strict=True)):
-            numbers[row, : 3 + len(feed.tokens)] = [slot, length, len(feed.tokens), *feed.tokens]
+            dropped = self.cache.dropped[slot]
+            numbers[row, : 4 + len(feed.tokens)] = [slot, length, dropped, len(feed.tokens), *feed.tokens]
         return numbers
 
     def _recorded_for(self, B: int, limit: int, like_TF: Tensor) -> _Recorded:
         key = (B, limit, like_TF.shape[1])
         if key not in self._recorded:
             device = self.cache.device
-            numbers = torch.zeros(B, 3 + self.num_rows, dtype=torch.int64, device=device)
+            numbers = torch.zeros(B, 4 + self.num_rows, dtype=torch.int64, device=device)
             features_BPF = like_TF.new_zeros(B, self.num_rows, like_TF.shape[1], device=device)
             graph = self.graphs.record(lambda: self._chain(numbers, features_BPF, limit))
             self._recorded[key] = _Recorded(numbers, features_BPF, graph)
@@ -101,11 +103,11 @@ class RecordedChain:
     @torch.inference_mode()
     def _chain(self, numbers: Tensor, features_BPF: Tensor, limit: int) -> Tensor:
         network, cache = self.network, self.cache
-        slots_B, lengths_B, counts_B = (numbers[:, column].contiguous() for column in range(3))
+        slots_B, lengths_B, dropped_B, counts_B = (numbers[:, column].contiguous() for column in range(4))
         B, rows_B = len(slots_B), torch.arange(len(slots_B), device=slots_B.device)
-        first = place_pending(cache, slots_B, lengths_B, counts_B, self.num_rows, limit)
+        first = place_pending(cache, slots_B, lengths_B, dropped_B, counts_B, self.num_rows, limit)
         states_RE = network.fuse(features_BPF.flatten(0, 1))
-        states_RE = network.read(states_RE, numbers[:, 3:].flatten(), first, cache).states_RE
+        states_RE = network.read(states_RE, numbers[:, 4:].flatten(), first, cache).states_RE
         # Padding slots have count 0; their row 0 is as good as any.
         states_BE = states_RE.view(B, self.num_rows, -1)[rows_B, (counts_B - 1).clamp(min=0)]
         logits_BK: Tensor | None = network.predict(states_BE)
@@ -115,7 +117,7 @@ class RecordedChain:
             best_B = logits_BK.argmax(-1)
             tokens.append(best_B if network.ids_K is None else network.ids_K[best_B])
             if level + 1 < self.num_nodes:
-                placement = place_next(cache, slots_B, lengths_B + counts_B + level, counts_B, limit)
+                placement = place_next(cache, slots_B, lengths_B + counts_B + level, dropped_B, counts_B, limit)
                 states_BE, logits_BK = network.read(states_BE, tokens[-1], placement, cache, num_predicted=B)
         return torch.stack(tokens, dim=1)
 

@@ -22,6 +22,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from outrider.cache import Window
 from outrider.draft import Draft, Tree
 from outrider.models.recurrent import RecurrentHead
 from outrider.ops.graphs import GraphPool, default_graph_pool
@@ -49,6 +50,7 @@ class RecurrentSession(Session):
             before into `width` tokens each and the `num_nodes` best of all are kept.
         paths: instead of `width`, the fixed shape of a tree: ranks from the root, such as (0,), (1,), (0, 0).
         mask: draft chains in one pass, with this pair in the place of unknown ones.
+        window: the positions of a text that the head reads; None for all.
         sampled: as `ChainDrafter` takes it.
         graphs: recordings of greedy chains; by default those of a GPU.
     """
@@ -64,6 +66,7 @@ class RecurrentSession(Session):
         width: int = 1,
         paths: Paths | None = None,
         mask: MaskedPair | None = None,
+        window: Window | None = None,
         sampled: bool | None = None,
         graphs: GraphPool | None = None,
     ) -> None:
@@ -80,6 +83,7 @@ class RecurrentSession(Session):
             tail=max(SHORT, 2 * num_nodes + 1, num_tree_rows(width, depth, paths)) + (0 if mask is None else longest),
             num_nodes=longest,
             replays=graphs is None,
+            window=window,
         )
         self.chains: ChainDrafter | MaskedChains | None = None
         if mask is not None:
