@@ -1,16 +1,15 @@
 """The key/value cache of a running batch: one row of positions per slot, allocated once and never copied.
 
-A slot of length n holds the keys and values of its first n committed tokens; the root, the last committed token, is not
-among them. A step writes its rows (root and nodes) behind the length, in positions n, n+1, ..., and padding rows into
-one trash position that nothing reads (`placement.py`). `commit` then keeps the root and the accepted path: for a chain
-that is only a new length, for a tree one gather moves the kept rows together. Everything behind the length is stale and
-is overwritten by the next step.
+A slot of length n holds the keys and values of its first n committed tokens; the root, the last one, is not among
+them. A step writes its rows (root and nodes) behind the length, in positions n, n+1, ..., and padding rows into one
+trash position that nothing reads (`placement.py`). `commit` then keeps the root and the accepted path: for a chain that
+is only a new length, for a tree one gather moves the kept rows together. What lies behind the length is overwritten by
+the next step.
 
     length 5, rows written to 5 6 7 8 (root, a, b, a's child)     accepted path: a, a's child = rows 1, 3
     commit moves position 8 to 7; the length becomes 8 (root, a, a's child)
 
-A drafter's cache may keep a `Window` of each text: what lies between its first and its last positions is dropped, and
-the rest moves down. `dropped` then tells a stored position from its position in the text.
+A drafter's cache may keep a `Window` of each text; `dropped` then tells a position in it from one in the text.
 
 Keys may be stored transposed, [L, C, H, D, S], so that kernels can add whole vectors of scores; everything else sees a
 view [L, C, H, S, D].

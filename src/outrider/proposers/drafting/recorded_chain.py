@@ -37,7 +37,7 @@ NO_FEATURES = torch.empty(0, 0)
 
 
 class _Recorded(NamedTuple):
-    """A graph, and the buffers it reads: slots, lengths, dropped, counts [B] and tokens [B, P] in one tensor, and features."""
+    """A graph, and the buffers it reads: slots, lengths, dropped, counts [B] and tokens [B, P] as one, and features."""
 
     numbers: Tensor
     features_BPF: Tensor
