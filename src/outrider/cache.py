@@ -1,18 +1,16 @@
 """The key/value cache of a running batch: one row of positions per slot, allocated once and never copied.
 
-A slot of length n holds the keys and values of its first n committed tokens; the root, the last one, is not among
-them. A step writes its rows (root and nodes) behind the length, in positions n, n+1, ..., and padding rows into one
-trash position that nothing reads (`placement.py`). `commit` then keeps the root and the accepted path: for a chain that
-is only a new length, for a tree one gather moves the kept rows together. What lies behind the length is overwritten by
-the next step.
+A slot of length n holds the keys and values of its first n committed tokens, all but the root. A step writes its rows
+(root and nodes) behind the length, in positions n, n+1, ..., and padding rows into one trash position that nothing
+reads (`placement.py`). `commit` then keeps the root and the accepted path: a chain is only a new length, for a tree one
+gather moves rows together.
 
     length 5, rows written to 5 6 7 8 (root, a, b, a's child)     accepted path: a, a's child = rows 1, 3
     commit moves position 8 to 7; the length becomes 8 (root, a, a's child)
 
 A drafter's cache may keep a `Window` of each text; `dropped` then tells a position in it from one in the text.
 
-Keys may be stored transposed, [L, C, H, D, S], so that kernels can add whole vectors of scores; everything else sees a
-view [L, C, H, S, D].
+Keys may be stored as [L, C, H, D, S], for kernels that add vectors of scores; others see a view [L, C, H, S, D].
 
 Shapes: L layers, C slots, H key/value heads, S positions (capacity + tail + 1, or a little more), D head size.
 """
@@ -37,16 +35,27 @@ TIMED = 0.01
 class Window(NamedTuple):
     """The positions of a text that a drafter reads: its first `sinks`, and its last `recent` or up to an eighth more.
 
-    Example: `Window(512, 4)` keeps up to 580 positions; the 581st moves the last 512 behind the first 4.
+    Which ones follows from the text's length alone.
+
+    Example: `Window(512, 4)` shows a text of 579 positions whole, and of one of 580 all but positions 4 to 67.
     """
 
     recent: int
     sinks: int
 
     @property
+    def step(self) -> int:
+        """Positions by which the window moves: one copy of it serves so many tokens."""
+        return max(1, self.recent // 8)
+
+    @property
     def size(self) -> int:
-        """The most positions; one move of the window serves as many tokens as it may be too long."""
-        return self.sinks + self.recent + max(1, self.recent // 8)
+        """The most positions that are read."""
+        return self.sinks + self.recent + self.step - 1
+
+    def dropped(self, length: int) -> int:
+        """Count the positions behind the sinks that a text of that length does not show."""
+        return max(0, length - self.sinks - self.recent) // self.step * self.step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +67,7 @@ class CachePlan:
     transposed_keys   store keys as [L, C, H, D, S]
     state_bytes       memory of a slot that does not grow with its text
     window            the positions of a text that are kept; None for all of them
-    text_capacity     committed positions of a text, where only a window of them has memory
+    text_capacity     committed positions of a text, where only a window of them is read
     """
 
     num_layers: int
@@ -74,10 +83,15 @@ class CachePlan:
     text_capacity: int = 0
 
     def within(self, window: Window | None) -> Self:
-        """Return the plan of a cache that keeps a window of each text; itself where that holds all of a text."""
+        """Return the plan of a cache that shows a window of each text; itself where that holds all of a text."""
         if window is None or window.size >= self.capacity:
             return self
         return replace(self, capacity=window.size, window=window, text_capacity=self.capacity)
+
+    @property
+    def whole(self) -> Self:
+        """The plan of the whole texts beside their windows."""
+        return replace(self, capacity=self.text_capacity, tail=0, window=None, text_capacity=0)
 
     @property
     def rotary_positions(self) -> int:
@@ -105,7 +119,8 @@ class CachePlan:
 
     @property
     def num_bytes(self) -> int:
-        return self.bytes_per_slot * self.num_slots
+        whole = 0 if self.window is None else self.whole.num_bytes
+        return self.bytes_per_slot * self.num_slots + whole
 
 
 class CachedText(ABC):
@@ -179,15 +194,14 @@ class Cache(ABC):
 @final
 @dataclass(frozen=True, eq=False)
 class CachedTensors(CachedText):
-    """Keys and values [L, H, S, D]; `dropped` positions of the text are missing behind the first ones."""
+    """Keys and values [L, H, S, D]."""
 
     keys_LHSD: Tensor
     values_LHSD: Tensor
-    dropped: int = 0
 
     @property
     def length(self) -> int:
-        return self.values_LHSD.shape[2] + self.dropped
+        return self.values_LHSD.shape[2]
 
     @property
     def num_bytes(self) -> int:
@@ -198,7 +212,8 @@ class CachedTensors(CachedText):
 class KVCache(Cache):
     """Keys and values of all layers and slots, and the number of committed positions of each slot.
 
-    `dropped[slot]` counts the positions of a text behind its sinks that are not stored; only a window drops any.
+    With a window, `dropped[slot]` counts the positions of a text behind its sinks that are not shown; `whole` has them
+    too, so that a later request may begin with any part of the text.
     """
 
     def __init__(self, plan: CachePlan, device: torch.device | str = "cpu") -> None:
@@ -212,6 +227,7 @@ class KVCache(Cache):
         self.values_LCHSD = torch.zeros(shape, dtype=plan.dtype, device=device)
         self.lengths = [0] * plan.num_slots
         self.dropped = [0] * plan.num_slots
+        self.whole = None if plan.window is None else KVCache(plan.whole, device)
         self.trash = plan.num_positions - 1
         self._is_filled = False
 
@@ -221,32 +237,31 @@ class KVCache(Cache):
 
     def extend(self, slots: Sequence[int], counts: Sequence[int]) -> None:
         for slot, count in zip(slots, counts, strict=True):
-            assert self.lengths[slot] + count <= self.plan.capacity
-            self.lengths[slot] += count
+            start, stop = self.lengths[slot], self.lengths[slot] + count
+            assert stop <= self.plan.capacity
+            if self.whole is not None:
+                _move(self, self.whole, slot, range(start, stop), self.whole.lengths[slot])
+                self.whole.lengths[slot] += count
+            self.lengths[slot] = stop
 
     def text_lengths_of(self, slots: Sequence[int]) -> list[int]:
         """Return the positions of each slot's text, dropped ones included: where its next token stands."""
         return [self.lengths[slot] + self.dropped[slot] for slot in slots]
 
-    def slide(self, slot: int, count: int) -> int:
-        """Make room in a slot's window for the next `count` positions of its text.
-
-        Returns:
-            How many of these lie before the window: they are counted as dropped and must not be written.
-        """
+    def slide(self, slot: int, count: int) -> None:
+        """Move a slot's window for the next `count` positions of its text, at most `recent`."""
         window, length = self.plan.window, self.lengths[slot]
-        if window is None or length + count <= self.plan.capacity:
-            return 0
-        assert length >= window.sinks, "the first positions are read before the window moves"
-        skipped = max(0, count - window.recent)
-        old = length + count - skipped - window.recent - window.sinks
-        for cached_LCHSD in (self.keys_LCHSD, self.values_LCHSD):
-            cached_LHSD = cached_LCHSD[:, slot]
-            kept_LHSD = cached_LHSD[:, :, window.sinks + old : length].clone()
-            cached_LHSD[:, :, window.sinks : length - old] = kept_LHSD
-        self.lengths[slot] -= old
-        self.dropped[slot] += old + skipped
-        return skipped
+        if window is None:
+            return
+        assert count <= window.recent, f"{count} positions at once in a window of {window.recent}"
+        old = window.dropped(length + self.dropped[slot] + count) - self.dropped[slot]
+        if old:
+            for cached_LCHSD in (self.keys_LCHSD, self.values_LCHSD):
+                cached_LHSD = cached_LCHSD[:, slot]
+                kept_LHSD = cached_LHSD[:, :, window.sinks + old : length].clone()
+                cached_LHSD[:, :, window.sinks : length - old] = kept_LHSD
+            self.lengths[slot] -= old
+            self.dropped[slot] += old
 
     def commit(self, slots: Sequence[int], paths: Sequence[Sequence[int]]) -> None:
         for slot, path in zip(slots, paths, strict=True):
@@ -268,30 +283,30 @@ class KVCache(Cache):
         self.extend(slots, counts)
 
     def copy(self, slot: int, length: int) -> CachedText:
-        assert 0 <= length <= self.lengths[slot] + self.dropped[slot]
-        stored = self._stored(length, self.dropped[slot])
-        keys_LHSD, values_LHSD = (side[:, slot, :, :stored] for side in (self.keys_LCHSD, self.values_LCHSD))
+        if self.whole is not None:
+            return self.whole.copy(slot, length)
+        assert 0 <= length <= self.lengths[slot]
+        keys_LHSD, values_LHSD = (side[:, slot, :, :length] for side in (self.keys_LCHSD, self.values_LCHSD))
         if self.plan.transposed_keys:  # in the order of memory: whole runs of positions
             keys_LHSD = keys_LHSD.transpose(-1, -2).clone(memory_format=torch.contiguous_format).transpose(-1, -2)
         else:
             keys_LHSD = keys_LHSD.clone(memory_format=torch.contiguous_format)
-        values_LHSD = values_LHSD.clone(memory_format=torch.contiguous_format)
-        return CachedTensors(keys_LHSD, values_LHSD, length - stored)
+        return CachedTensors(keys_LHSD, values_LHSD.clone(memory_format=torch.contiguous_format))
 
     def paste(self, slot: int, text: CachedText, length: int) -> None:
         assert self.lengths[slot] == 0, f"slot {slot} is not empty"
         assert isinstance(text, CachedTensors)
-        assert length <= text.length
-        stored = self._stored(length, text.dropped)
-        assert stored <= self.plan.capacity
-        self.keys_LCHSD[:, slot, :, :stored] = text.keys_LHSD[:, :, :stored]
-        self.values_LCHSD[:, slot, :, :stored] = text.values_LHSD[:, :, :stored]
-        self.lengths[slot], self.dropped[slot] = stored, length - stored
-
-    def _stored(self, length: int, dropped: int) -> int:
-        """Count the stored ones of a text's first positions: the sinks, and what lies behind the dropped ones."""
-        sinks = self.plan.window.sinks if self.plan.window is not None else length
-        return max(length - dropped, min(length, sinks))
+        if self.whole is not None and self.plan.window is not None:
+            self.whole.paste(slot, text, length)
+            sinks, dropped = min(length, self.plan.window.sinks), self.plan.window.dropped(length)
+            _move(self.whole, self, slot, range(sinks), 0)
+            _move(self.whole, self, slot, range(sinks + dropped, length), sinks)
+            self.lengths[slot], self.dropped[slot] = length - dropped, dropped
+            return
+        assert length <= min(text.length, self.plan.capacity)
+        self.keys_LCHSD[:, slot, :, :length] = text.keys_LHSD[:, :, :length]
+        self.values_LCHSD[:, slot, :, :length] = text.values_LHSD[:, :, :length]
+        self.lengths[slot] = length
 
     def truncate(self, slot: int, length: int) -> None:
         assert 0 <= length <= self.lengths[slot]
@@ -299,8 +314,19 @@ class KVCache(Cache):
 
     def reset(self, slot: int) -> None:
         self.lengths[slot] = self.dropped[slot] = 0
+        if self.whole is not None:
+            self.whole.reset(slot)
 
     def clear(self) -> None:
         self.lengths[:] = self.dropped[:] = [0] * self.plan.num_slots
         self.keys_LCHSD.zero_()
         self.values_LCHSD.zero_()
+        if self.whole is not None:
+            self.whole.clear()
+
+
+def _move(source: KVCache, goal: KVCache, slot: int, positions: range, start: int) -> None:
+    """Copy positions of a slot from one cache to another, from `start` on."""
+    stop = start + len(positions)
+    goal.keys_LCHSD[:, slot, :, start:stop] = source.keys_LCHSD[:, slot, :, positions.start : positions.stop]
+    goal.values_LCHSD[:, slot, :, start:stop] = source.values_LCHSD[:, slot, :, positions.start : positions.stop]

@@ -112,7 +112,7 @@ class Eagle3Proposer(Proposer):
         )
         shape = shapes[seed % 3]
         sampled = seed % 6 == 0 or None
-        window = 1 + seed if seed % 4 == 2 else None
+        window = 1 + seed if seed % 4 == 2 and seed % 7 < 5 else None  # of heads of one layer
         config = Eagle3Config(checkpoint="", num_nodes=2 + seed % 7, sampled=sampled, window=window, **shape)
         return cls(head_of(random_checkpoint(target, seed), target), config)
 

@@ -110,7 +110,7 @@ class MtpProposer(Proposer):
                 f"window={config.window} works with one module, and {config.checkpoint} has {checkpoint.num_modules};"
                 " leave window out"
             )
-        self.window = window_of(config, checkpoint.spec.windows)
+        self.window = window_of(config, (None,))
         if several and self.num_nodes > trained:
             raise ConfigError(
                 f"num_nodes={self.num_nodes} exceeds the {trained} modules of {config.checkpoint}, which draft one "

@@ -87,7 +87,7 @@ class PEagleProposer(Proposer):
     @classmethod
     def example(cls, target: Target, seed: int) -> Self:
         config = PEagleConfig(
-            checkpoint="", num_nodes=1 + seed % 6, sampled=seed % 2 == 1, window=9 if seed % 3 == 1 else None
+            checkpoint="", num_nodes=1 + seed % 6, sampled=seed % 2 == 1, window=9 if seed % 7 < 5 else None
         )
         return cls(head_of(random_checkpoint(target, seed), target), config)
 

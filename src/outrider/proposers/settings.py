@@ -13,7 +13,7 @@ import math
 import operator
 import os
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 from outrider.cache import Window
@@ -61,15 +61,19 @@ def check_window(config: Windowed) -> None:
         raise ConfigError(f"sinks={config.sinks} belongs to a window; set window=512 too, or leave sinks out")
 
 
-def window_of(config: Windowed, windows: Iterable[int | None]) -> Window | None:
+def window_of(config: Windowed, windows: Sequence[int | None]) -> Window | None:
     """Return the positions that a head reads, None for all.
 
     Args:
         windows: the sliding window of each of the head's layers.
 
     Raises:
-        ConfigError: for a window on a head that has one of its own.
+        ConfigError: for a window on a head of several layers, or one that has a sliding window of its own.
     """
+    if config.window is not None and len(windows) > 1:
+        raise ConfigError(
+            f"window={config.window} works with heads of one layer, and this one has {len(windows)}; leave window out"
+        )
     own = next((window for window in windows if window is not None), None)
     if config.window is not None and own is not None:
         raise ConfigError(

@@ -15,7 +15,6 @@ from outrider.models.eagle3 import Eagle3Head
 from outrider.noise import Stream
 from outrider.placement import Placement
 from outrider.proposer import Reused
-from outrider.proposers.drafting import head_reader
 from outrider.proposers.drafting.recurrent import RecurrentSession
 from outrider.proposers.eagle3 import Eagle3Config, Eagle3Proposer, head_of, random_checkpoint
 from outrider.proposers.hybrid import HybridConfig
@@ -78,16 +77,12 @@ def session_of(head: Eagle3Head, window: Window, **shape: Any) -> RecurrentSessi
     return RecurrentSession(head, plan, vocab_size=VOCAB, **{"num_nodes": 4, "depth": 4} | shape, window=window)
 
 
-def seen_by(session: RecurrentSession, slot: int, window: Window, text: Text) -> list[int]:
-    """Return the pairs that a slot sees: all of a short text, else the sinks and at least `recent` of the last."""
-    cache, count = session.reader.cache, text.length - 1
-    stored = cache.lengths[slot]
-    assert stored + cache.dropped[slot] == count
-    if count <= window.size:
-        assert stored == count
-        return list(range(count))
-    assert window.sinks + window.recent <= stored <= window.size
-    return [*range(window.sinks), *range(count - (stored - window.sinks), count)]
+def seen(window: Window, count: int) -> list[int]:
+    """Return the pairs of `count` that are seen: the sinks, and `recent` of the last, up to an eighth more."""
+    hidden = [first for first in range(count) if first % max(1, window.recent // 8) == 0]
+    hidden = [first for first in hidden if count - first - window.sinks >= window.recent]
+    dropped = max(hidden, default=0)
+    return [*range(min(count, window.sinks)), *range(window.sinks + dropped, count)]
 
 
 @settings(max_examples=20, deadline=None)
@@ -104,7 +99,7 @@ def test_drafts_are_those_of_a_head_that_sees_the_window(data: st.DataObject, se
         drafting = data.draw(st.sampled_from([[0, 1], [0], [1]]))
         trees = session.propose(drafting, [DraftLimit(4, 4)] * len(drafting)).trees
         for slot, tree in zip(drafting, trees, strict=True):
-            assert tree.tokens == texts[slot].chain(seen_by(session, slot, window, texts[slot]), 4)
+            assert tree.tokens == texts[slot].chain(seen(window, texts[slot].length - 1), 4)
         session.observe(*step(texts, data.draw(st.integers(1, 6))))
 
 
@@ -118,68 +113,61 @@ def step(texts: dict[int, Text], count: int) -> tuple[list[Commit], Tensor]:
     return commits, torch.stack(features_BMF)
 
 
-def test_a_long_prompt_costs_as_many_rows_as_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_reader, "SHORT", 4)
-    head, window, read = HEADS[0], Window(8, 3), []
+def test_every_pair_is_read_once_and_none_sees_more_than_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, window, read, limits = HEADS[0], Window(16, 3), [], []
     session = session_of(head, window)
     original = head.read
 
-    def counted(states_RE: Tensor, tokens_R: Tensor, *arguments: Any, **named: Any) -> Any:
+    def counted(states_RE: Tensor, tokens_R: Tensor, placement: Placement, *arguments: Any, **named: Any) -> Any:
         read.append(len(tokens_R))
-        return original(states_RE, tokens_R, *arguments, **named)
+        limits.append(placement.limit)
+        return original(states_RE, tokens_R, placement, *arguments, **named)
 
     monkeypatch.setattr(head, "read", counted)
     text = Text(head, 0, 80)
     session.admit(0, text.tokens[:80], SamplingParams(), text.features_TF[:79])
     session.catch_up([0])
-    assert sum(read) == 3 + 8 - 1  # the last pair is read with the draft
-    assert session.num_bytes < 2 * session_of(head, Window(1000, 0)).num_bytes * (3 + 8 + 1 + 32) / LENGTH
+    assert sum(read) == 78  # the last pair is read with the draft
+    assert max(limits) <= 3 + 16 + 1
 
 
-def test_a_kept_text_goes_on_where_it_stood_and_a_shorter_one_keeps_what_there_is() -> None:
+@pytest.mark.parametrize("shared", [2, 20, 40, 58])
+def test_a_request_may_begin_with_any_part_of_a_kept_text(shared: int) -> None:
     head, window = HEADS[2], Window(10, 2)
     first, second = session_of(head, window), session_of(head, window)
     text = Text(head, 0, 60)
     first.admit(0, text.tokens[:60], SamplingParams(), text.features_TF[:59])
-    whole = first.propose([0], [DraftLimit(4, 4)]).trees[0]
+    first.propose([0], [DraftLimit(4, 4)])
     kept = first.keep(0)
     assert kept.num_positions == 59
-    # the whole text again: its last pair is read anew
-    second.reuse(1, text.tokens[:60], SamplingParams(), text.features_TF[58:59], Reused(kept, 58))
-    assert second.propose([1], [DraftLimit(4, 4)]).trees[0] == whole
-    # another text that shares 52 positions: the sinks, what is left of the window, and its own 4 pairs
-    other = Text(head, 1, 57)
-    other.tokens[:53], other.features_TF[:52] = text.tokens[:53], text.features_TF[:52]
-    second.reuse(0, other.tokens[:57], SamplingParams(), other.features_TF[52:56], Reused(kept, 52))
-    tree = second.propose([0], [DraftLimit(4, 4)]).trees[0]
-    left = first.reader.cache.dropped[0] + window.sinks
-    assert tree.tokens == other.chain([*range(2), *range(left, 56)], 4)
-    # one that shares only the beginning has the sinks
-    second.release(1)
-    second.reuse(1, text.tokens[:23], SamplingParams(), text.features_TF[20:22], Reused(kept, 20))
-    short, text.length = second.propose([1], [DraftLimit(4, 4)]).trees[0], 23
-    assert short.tokens == text.chain([0, 1, 20, 21], 4)
+    other = Text(head, 1, shared + 5)
+    other.tokens[: shared + 1], other.features_TF[:shared] = text.tokens[: shared + 1], text.features_TF[:shared]
+    features_TF = other.features_TF[shared : shared + 4]
+    second.reuse(1, other.tokens[: shared + 5], SamplingParams(), features_TF, Reused(kept, shared))
+    tree = second.propose([1], [DraftLimit(4, 4)]).trees[0]
+    assert tree.tokens == other.chain(seen(window, shared + 4), 4)
 
 
 def test_a_window_moves_keys_and_values_of_one_slot_alone() -> None:
-    plan = CachePlan(num_layers=2, num_slots=2, num_kv_heads=2, head_dim=4, capacity=50, tail=3, dtype=torch.float64)
-    cache = KVCache(plan.within(Window(8, 2)))
-    assert cache.plan.capacity == 11
-    assert cache.plan.rotary_positions == 54
+    plan = CachePlan(num_layers=1, num_slots=2, num_kv_heads=2, head_dim=4, capacity=50, tail=3, dtype=torch.float64)
+    cache = KVCache(plan.within(Window(16, 2)))
+    assert (cache.plan.capacity, cache.plan.rotary_positions) == (19, 54)
+    assert cache.plan.num_bytes == 2 * (23 + 51) * 2 * 2 * 4 * 8  # the window, and the whole texts
     cache.values_LCHSD[:] = torch.arange(cache.plan.stored_positions).double()[:, None]
     cache.keys_LCHSD[:] = -cache.values_LCHSD
-    cache.extend([0, 1], [11, 10])
-    assert cache.slide(1, 1) == 0
-    assert cache.slide(0, 3) == 0
-    assert cache.lengths == [7, 10]
-    assert cache.text_lengths_of([0, 1]) == [11, 10]
-    assert cache.values_LCHSD[1, 0, 1, :7, 2].tolist() == [0, 1, 6, 7, 8, 9, 10]
-    assert cache.keys_LCHSD[0, 0, 0, :7, 0].tolist() == [0, -1, -6, -7, -8, -9, -10]
-    assert cache.values_LCHSD[1, 1, 1, :10, 2].tolist() == list(range(10))
-    assert cache.slide(0, 30) == 22  # of 30 positions, the last 8
-    assert (cache.lengths[0], cache.text_lengths_of([0])) == (2, [33])
+    cache.extend([0, 1], [19, 10])
+    cache.slide(0, 3)  # of 22 positions, 2 to 5 are hidden
+    cache.slide(1, 9)
+    assert (cache.lengths, cache.text_lengths_of([0, 1])) == ([15, 10], [19, 10])
+    assert cache.values_LCHSD[0, 0, 1, :15, 2].tolist() == [0, 1, *range(6, 19)]
+    assert cache.keys_LCHSD[0, 0, 0, :4, 0].tolist() == [0, -1, -6, -7]
+    assert cache.values_LCHSD[0, 1, 1, :10, 2].tolist() == list(range(10))
+    copied = cache.copy(0, 19)
     cache.reset(0)
     assert cache.text_lengths_of([0]) == [0]
+    cache.paste(0, copied, 19)
+    assert cache.lengths[0] == 19
+    assert cache.values_LCHSD[0, 0, 0, :19, 0].tolist() == list(range(19))
 
 
 def test_a_window_that_holds_the_longest_text_changes_nothing() -> None:
@@ -208,6 +196,14 @@ def test_a_window_is_written_as_a_setting_and_a_hybrid_hands_it_on() -> None:
     assert spec.settings == {"window": 512, "sinks": 8}
     assert HybridConfig(window=7).window == 7
     assert Eagle3Proposer(HEADS[0], Eagle3Config(window=512)).window == Window(512, 4)
+
+
+def test_heads_of_several_layers_have_no_window() -> None:
+    head = head_of(random_checkpoint(TARGET, 5), TARGET)
+    with pytest.raises(
+        ConfigError, match="window=9 works with heads of one layer, and this one has 2; leave window out"
+    ):
+        Eagle3Proposer(head, Eagle3Config(window=9))
 
 
 def test_several_modules_have_no_window() -> None:

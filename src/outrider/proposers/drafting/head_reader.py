@@ -38,7 +38,7 @@ class HeadReader(ChainReader):
         tail: rows that may lie behind a slot's committed length.
         num_nodes: the longest chain.
         replays: reads of the same shape may be recorded and replayed.
-        window: the positions of a text that the head reads; None for all. Pairs between them are never read.
+        window: the positions of a text that the head, of one layer, reads; None for all.
     """
 
     reads_idle = True  # their rows are padding otherwise
@@ -55,6 +55,10 @@ class HeadReader(ChainReader):
         window: Window | None = None,
     ) -> None:
         self.cache = KVCache(head.plan(plan.max_slots, plan.max_positions, tail).within(window), plan.device)
+        assert self.cache.plan.window is None or self.cache.plan.num_layers == 1, (
+            "deeper layers depend on what was seen"
+        )
+        self.piece = PIECE if window is None else min(PIECE, window.recent)
         self.network = self.head = head
         self.ids_K = head.ids_K
         self.vocab_size = vocab_size
@@ -98,25 +102,16 @@ class HeadReader(ChainReader):
         """Read pending pairs until no slot has more than `most`."""
         for slot in slots:
             pairs = self.pending[slot]
-            self._slide(slot, pairs)
             while len(pairs.tokens) > most:
-                self._read({slot: pairs.take(min(PIECE, len(pairs.tokens) - 1))}, num_predicted=0)
-
-    def _slide(self, slot: int, pairs: Pending) -> None:
-        """Move the window to the end of a slot's pending pairs; those before it are dropped unread, but for the sinks.
-
-        In a head of one layer, keys and values of a pair depend on that pair alone: what is read is as it would be.
-        """
-        plan, length = self.cache.plan, self.cache.lengths[slot]
-        if plan.window is not None and length + len(pairs.tokens) > plan.capacity:
-            if length < plan.window.sinks:
-                self._read({slot: pairs.take(plan.window.sinks - length)}, num_predicted=0)
-            if skipped := self.cache.slide(slot, len(pairs.tokens)):
-                pairs.take(skipped)
+                count = min(self.piece, len(pairs.tokens) - 1)
+                self.cache.slide(slot, count)
+                self._read({slot: pairs.take(count)}, num_predicted=0)
 
     def take(self, slots: Sequence[int], most: int | None = None) -> dict[int, Pending]:
-        most = SHORT if most is None else most
+        most = min(SHORT if most is None else most, self.piece)
         self.catch_up(slots, most)
+        for slot in slots:
+            self.cache.slide(slot, min(most, self.num_pending(slot)))
         return {slot: self.pending[slot].take(most) for slot in slots}
 
     def keep(self, feeds: Mapping[int, Pending], depths: Mapping[int, int], states_BE: Tensor | None) -> None:

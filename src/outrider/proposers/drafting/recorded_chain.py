@@ -5,7 +5,7 @@ between them. On a GPU, launching them takes longer than running them. The most 
 their shapes, so all of it is one graph per bucket of slots. One tensor is uploaded each step; the tokens stay on the
 device.
 
-    slot, length, dropped, count, tokens    2, 9, 0, 1, [7, 0]    slot 2 has read 9 tokens and reads one more, a 7
+    slot, length, dropped, count, tokens    2, 9, 0, 1, [7, 0]    slot 2 has read 9 tokens, reads a 7
 
     slots 2, k = 2: pending [2, 3] padded to P = 3, counts [1, 3]
     read 2 x 3 rows -> state behind each slot's last token -> d1 -> read 2 x 1 rows -> d2
