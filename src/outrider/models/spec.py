@@ -232,12 +232,9 @@ class DecoderSpec:
     def _layer_shapes(self, experts: ExpertSpec | None) -> dict[str, tuple[int, ...]]:
         width = self.hidden_size
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        linears = {
-            "self_attn.q_proj": (queries, width, self.qkv_bias),
-            "self_attn.k_proj": (keys, width, self.qkv_bias),
-            "self_attn.v_proj": (keys, width, self.qkv_bias),
-            "self_attn.o_proj": (width, queries, self.o_bias),
-        }
+        attended = {"q": queries, "k": keys, "v": keys}
+        linears = {f"self_attn.{name}_proj": (rows, width, self.qkv_bias) for name, rows in attended.items()}
+        linears["self_attn.o_proj"] = (width, queries, self.o_bias)
         for mlp in ["mlp."] if experts is None else [f"mlp.experts.{one}." for one in range(experts.num_experts)]:
             inner = self.intermediate_size if experts is None else experts.inner_size
             linears[f"{mlp}gate_proj"] = linears[f"{mlp}up_proj"] = (inner, width, self.mlp_bias)
