@@ -14,12 +14,6 @@ from outrider.env import cache_home
 from outrider.formats.locate import locate
 from outrider.targets.hf import HFTarget
 
-TESTS = Path(__file__).parent
-COVERING = {
-    *("contract", "unit", "unit/adaptive", "unit/costs", "unit/kernels", "unit/loop", "unit/processors"),
-    *("unit/records", "unit/requests", "unit/targets"),
-}
-
 # A busy machine is slow; that is no failure.
 hypothesis.settings.register_profile("outrider", deadline=None)
 hypothesis.settings.load_profile("outrider")
@@ -34,13 +28,6 @@ def pytest_configure() -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_home() / "kernels"))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Count the coverage of the algorithm by its own tests alone: tracing makes Python a quarter slower."""
-    for item in items:
-        if str(item.path.parent.relative_to(TESTS)) not in COVERING:
-            item.add_marker(pytest.mark.no_cover)
 
 
 def pytest_collection_finish() -> None:
