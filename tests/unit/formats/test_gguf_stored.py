@@ -35,6 +35,7 @@ from outrider.formats.tokenizer import load_tokenizer
 from outrider.formats.weights import read_weights
 from outrider.models.spec import DecoderSpec
 from outrider.ops.quantised import QuantisedMatrix, QuantRows, dequantised
+from outrider.target import Target
 
 Kind = gguf.GGMLQuantizationType
 GgufWriter = Callable[..., Path]
@@ -333,6 +334,16 @@ def test_an_unknown_weight_is_refused(tiny_llama: PreTrainedModel, write_gguf: G
         weights["model.norm.bias"]
 
 
+def last_logits(target: Target, model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """The target's logits [V] after one text, and those of the model that was written."""
+    tokens = list(range(3, 40))
+    session = target.open(target.plan(1, 64, 4))
+    session.prefill([0], [tokens[:-1]])
+    logits_V = session.forward([0], [tokens[-1]], Draft.empty(1)).logits_BMV[0][0]
+    with torch.no_grad():
+        return logits_V, model(torch.tensor([tokens])).logits[0, -1]
+
+
 def test_gemma_3_runs_as_stored_and_equals_the_model_that_was_written(
     tiny_sizes: dict[str, int],
     with_bf16_weights: Callable[..., PreTrainedModel],
@@ -344,12 +355,7 @@ def test_gemma_3_runs_as_stored_and_equals_the_model_that_was_written(
     model = with_bf16_weights(Gemma3ForCausalLM(Gemma3TextConfig(**sizes)))
     file = write_gguf(tmp_path / "tiny.gguf", model, kind=gguf.GGMLQuantizationType.F32)
     target = load_target(str(file), dtype="float32")
-    tokens = list(range(3, 40))
-    session = target.open(target.plan(1, 64, 4))
-    session.prefill([0], [tokens[:-1]])
-    logits_V = session.forward([0], [tokens[-1]], Draft.empty(1)).logits_BMV[0][0]
-    with torch.no_grad():
-        wanted_V = model(torch.tensor([tokens])).logits[0, -1]
+    logits_V, wanted_V = last_logits(target, model)
     torch.testing.assert_close(logits_V, wanted_V, atol=2e-4, rtol=1e-4)
 
 
@@ -365,12 +371,7 @@ def test_experts_run_as_stored_and_equal_the_model_that_was_written(
     model = with_bf16_weights(Qwen3MoeForCausalLM(Qwen3MoeConfig(**tiny_sizes, head_dim=16, **experts)))
     target = load_target(str(write_gguf(tmp_path / "tiny.gguf", model, kind=kind)), dtype="float32")
     assert target.spec.weights == ("float32" if kind == gguf.GGMLQuantizationType.F32 else "Q8_0, float32")
-    tokens = list(range(3, 40))
-    session = target.open(target.plan(1, 64, 4))
-    session.prefill([0], [tokens[:-1]])
-    logits_V = session.forward([0], [tokens[-1]], Draft.empty(1)).logits_BMV[0][0]
-    with torch.no_grad():
-        wanted_V = model(torch.tensor([tokens])).logits[0, -1]
+    logits_V, wanted_V = last_logits(target, model)
     if kind == gguf.GGMLQuantizationType.F32:
         torch.testing.assert_close(logits_V, wanted_V, atol=2e-4, rtol=1e-4)
     else:  # weights and activations of 8 bits

@@ -18,6 +18,7 @@ from outrider.formats.gguf import gemma3
 from outrider.formats.gguf.experts import QWEN3_MOE
 from outrider.formats.gguf.file import GgufFile
 from outrider.formats.gguf.gemma3 import GEMMA3
+from outrider.formats.gguf.tensors import EXPERTS
 from outrider.formats.gguf.tokenizer import end_ids
 from outrider.formats.weights import StoredTensor, Weights
 from outrider.models.spec import DecoderSpec
@@ -39,7 +40,7 @@ LAYER_NAMES: Final = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-EXPERT_NAMES: Final = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
+EXPERT_NAMES: Final = dict(zip(EXPERTS, ("gate_proj", "up_proj", "down_proj"), strict=True))
 ROUTER: Final = {"ffn_gate_inp": "mlp.gate"}
 
 
