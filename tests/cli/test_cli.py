@@ -331,10 +331,13 @@ def test_unknown_commands_and_values_end_with_status_2(
 def test_help_does_not_wait_for_pytorch() -> None:
     script = (
         "import sys; from outrider.cli import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit as stop: assert stop.code == 0\n"
+        "for words in ['--help'], ['train', '--help'], ['bench', '--help']:\n"
+        "    try: main(words)\n"
+        "    except SystemExit as stop: assert stop.code == 0\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules and 'numba' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "generate" in done.stdout
+    assert "medusa" in done.stdout
+    assert "--num-prompts" in done.stdout

@@ -17,7 +17,7 @@ from outrider.proposers.none import NoProposer
 from outrider.sampling import SamplingParams
 from outrider.targets import load_target
 from outrider.train.loop import Trainer
-from outrider.train.objective import OBJECTIVES
+from outrider.train.objectives import OBJECTIVES
 
 NUM_TEXTS, ANSWER = 24, 20
 

@@ -21,7 +21,8 @@ from outrider.sampling import SamplingParams
 from outrider.target import Target
 from outrider.targets import load_target
 from outrider.testing.directory import write_tiny_model
-from outrider.train.objective import OBJECTIVES, Objective, Teacher
+from outrider.train.objective import Objective, Teacher
+from outrider.train.objectives import OBJECTIVES
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "eagle3": {"draft_vocab": 100},

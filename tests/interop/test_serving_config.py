@@ -19,7 +19,8 @@ from outrider.proposers.method_spec import method_specs
 from outrider.target import Target
 from outrider.targets.deferred import DeferredTarget
 from outrider.testing.directory import write_tiny_model
-from outrider.train.objective import OBJECTIVES, Objective, Teacher
+from outrider.train.objective import Objective, Teacher
+from outrider.train.objectives import OBJECTIVES
 from outrider.vllm.environment import Vllm
 
 

@@ -19,7 +19,8 @@ from outrider.models.spec import DecoderSpec
 from outrider.target import Target
 from outrider.targets import load_target
 from outrider.testing.directory import write_tiny_model
-from outrider.train.objective import OBJECTIVES, Objective, Teacher
+from outrider.train.objective import Objective, Teacher
+from outrider.train.objectives import OBJECTIVES
 
 FUSED = {
     "q_proj": "qkv_proj",

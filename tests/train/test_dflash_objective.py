@@ -15,7 +15,7 @@ from outrider.noise import Stream
 from outrider.proposers.dflash import DFlashProposer
 from outrider.target import Target
 from outrider.train.batch import Batch, collate
-from outrider.train.objective import OBJECTIVES
+from outrider.train.objectives import OBJECTIVES
 from outrider.train.objectives.blocks.dflash import DFlashObjective, DFlashObjectiveConfig, drawn_anchors
 from outrider.train.objectives.scoring import Scorer
 

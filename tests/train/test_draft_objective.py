@@ -18,7 +18,7 @@ from outrider.targets.native import NativeTarget
 from outrider.testing.directory import write_tiny_model
 from outrider.testing.tiny import tiny_spec, tiny_weights
 from outrider.train.batch import collate
-from outrider.train.objective import OBJECTIVES
+from outrider.train.objectives import OBJECTIVES
 from outrider.train.objectives.draft_model import DraftObjective, DraftObjectiveConfig, further_on
 from outrider.train.objectives.scoring import Scorer
 

@@ -18,7 +18,7 @@ from outrider.proposers.drafting.model_reader import ModelReader
 from outrider.target import Target
 from outrider.testing import tiny_target
 from outrider.train.batch import Batch, collate
-from outrider.train.objective import OBJECTIVES
+from outrider.train.objectives import OBJECTIVES
 from outrider.train.objectives.pard import PardObjective, PardObjectiveConfig, choose_mask
 from outrider.train.objectives.pard_layout import lay_out
 from outrider.train.objectives.scoring import Scorer

@@ -48,7 +48,8 @@ COMMANDS = {
 }
 
 LATE = {"bench": "outrider.cli.commands.bench:with_settings", "train": "outrider.cli.commands.train:with_methods"}
-"""Command -> function that builds its options from other classes; called only when that command is asked for."""
+"""Command -> function that builds its options from other classes, given the words after it; called only when that
+command is asked for."""
 
 SPELLED = {"train": "outrider.cli.commands.train:spelled"}
 """Command -> function that gives a method the spelling that the command knows."""
@@ -117,15 +118,15 @@ def _command(words: list[str]) -> Any:
     if words[0] not in COMMANDS and words[0] not in ("-h", "--help"):
         kind = "option" if words[0].startswith("-") else "command"
         raise UsageError(f"there is no {kind} '{words[0]}'{nearest(words[0], [*COMMANDS, '--help', '--version'])}")
-    return parsed(_commands(words[:1]), words, prog="outrider", description=DESCRIPTION)
+    return parsed(_commands(words), words, prog="outrider", description=DESCRIPTION)
 
 
-def _commands(asked: Sequence[str]) -> Any:
+def _commands(words: Sequence[str]) -> Any:
     import tyro
 
     found = []
     for name, path in COMMANDS.items():
-        command = _named(LATE[name])() if name in LATE and name in asked else _named(path)
+        command = _named(LATE[name])(words[1:]) if name in LATE and name in words[:1] else _named(path)
         found.append(Annotated[command, tyro.conf.subcommand(name)])
     return Union[tuple(found)]  # noqa: UP007
 

@@ -9,7 +9,7 @@ For every anchor, a position whose root the target wrote, an objective tells for
 the target's own next token. From these flags, and nothing else, the loop derives the conditional acceptance at each
 depth and the tau they predict: tau = 1 + sum_k prod_{j<=k} a_j.
 
-Add a method with one file in `objectives/` and one line in `OBJECTIVES`.
+Add a method with one file in `objectives/` and one line in `OBJECTIVES` there.
 
 Shapes: K depths, R anchors, E hidden size, V vocabulary.
 """
@@ -23,37 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from outrider.data.texts import Corpus
-from outrider.errors import ConfigError, nearest
-from outrider.proposers import known_method
 from outrider.target import Target
 from outrider.train.batch import Batch
 
-__all__ = ["OBJECTIVES", "Objective", "Outcome", "Teacher", "objective_name"]
-
-OBJECTIVES: dict[str, str] = {
-    "eagle3": "outrider.train.objectives.eagle3:Eagle3Objective",
-    "peagle": "outrider.train.objectives.peagle:PEagleObjective",
-    "dflash": "outrider.train.objectives.blocks.dflash:DFlashObjective",
-    "medusa": "outrider.train.objectives.medusa:MedusaObjective",
-    "pard": "outrider.train.objectives.pard:PardObjective",
-    "mtp": "outrider.train.objectives.mtp:MtpObjective",
-    "draft": "outrider.train.objectives.draft_model:DraftObjective",
-}
-
-
-def objective_name(text: str) -> str:
-    """Return the name in `OBJECTIVES` of what trains a method, in any spelling that `outrider.proposers` knows.
-
-    Raises:
-        ConfigError: for a method without weights to train, and for what is no method.
-    """
-    method = known_method(text)
-    found = next((name for name in OBJECTIVES if method is not None and known_method(name) == method), None)
-    if found is not None:
-        return found
-    if method is not None:
-        raise ConfigError(f"method '{method}' has no weights to train; train one of {', '.join(OBJECTIVES)}")
-    raise ConfigError(f"unknown method {text!r}{nearest(text, OBJECTIVES)}")
+__all__ = ["Objective", "Outcome", "Teacher"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,8 @@ from outrider.target import Target
 from outrider.targets import load_target
 from outrider.testing.directory import write_tiny_model
 from outrider.train.batch import collate
-from outrider.train.objective import OBJECTIVES, Teacher
+from outrider.train.objective import Teacher
+from outrider.train.objectives import OBJECTIVES
 
 Tensors = dict[str, Tensor]
 Change = Callable[[dict[str, Any]], object] | None

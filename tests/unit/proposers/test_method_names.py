@@ -18,7 +18,7 @@ from outrider.proposers.method_spec import exported_checkpoint, method_specs, sp
 from outrider.proposers.settings import checked_settings
 from outrider.target import Target
 from outrider.testing.tiny import tiny_target
-from outrider.train.objective import objective_name
+from outrider.train.objectives import objective_name
 
 SPELLINGS = {
     "draft_model": ("draft_model", "draft-model", "draft", "Draft-Model", "draftmodel"),

@@ -7,7 +7,7 @@ when the command is asked for.
 import ast
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -80,7 +80,7 @@ class Bench:
         return chosen(self.preset, given)
 
 
-def with_settings() -> Any:
+def with_settings(_words: Sequence[str] = ()) -> Any:
     """Return `Bench` with the settings of a run as options; imports them."""
     from outrider.bench.config import BenchConfig
 

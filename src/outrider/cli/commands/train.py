@@ -3,9 +3,9 @@
 A method's own settings are the fields of its objective's `Config`; they stand beside those of the loop.
 """
 
+import ast
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
@@ -91,31 +91,41 @@ def spelled(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: for a method that has no weights to train, or an unknown one.
     """
-    from outrider.train.objective import objective_name
+    from outrider.train.objectives import objective_name
 
     method = list(arguments[:1])
     return [objective_name(one) if not one.startswith("-") else one for one in method] + list(arguments[1:])
 
 
-def with_methods() -> Any:
-    """Build `Train` with a subcommand for every objective; import them all."""
-    from outrider.train.config import TrainConfig
-    from outrider.train.objective import OBJECTIVES
+def with_methods(words: Sequence[str]) -> Any:
+    """Build `Train` with a subcommand for every objective; import only the one that the words name.
+
+    The others stand there by name, with the first sentence of their module, so that help is instant.
+    """
+    from outrider.train.objectives import OBJECTIVES
 
     subcommands = []
     for name in OBJECTIVES:
-        objective = _objective(name)
-        flat = tyro.conf.arg(name="")
-        settings = ("settings", Annotated[objective.Config, flat], field(default_factory=objective.Config))
-        loop = ("loop", Annotated[TrainConfig, flat], field(default_factory=TrainConfig))
-        command = make_dataclass(name, [settings, loop], bases=(TrainMethod,), frozen=True, kw_only=True)
-        command.__doc__ = _first_sentence(objective)
+        parts = _settings_of(name) if name in words[:1] else []
+        command = make_dataclass(name, parts, bases=(TrainMethod,), frozen=True, kw_only=True)
+        command.__doc__ = _first_sentence(name)
         subcommands.append(Annotated[command, tyro.conf.subcommand(name, prefix_name=False)])
     choice: Any = Annotated[Union[tuple(subcommands)], tyro.conf.arg(name="")]  # noqa: UP007
     command = make_dataclass("Train", [("method", choice)], frozen=True, kw_only=True)
     command.__doc__ = Train.__doc__
     command.run = lambda self: self.method.run()  # type: ignore[attr-defined]
     return command
+
+
+def _settings_of(name: str) -> list[Any]:
+    """Return the fields of a method's command: the settings of its objective and of the loop."""
+    from outrider.train.config import TrainConfig
+
+    config, flat = _objective(name).Config, tyro.conf.arg(name="")
+    return [
+        ("settings", Annotated[config, flat], field(default_factory=config)),
+        ("loop", Annotated[TrainConfig, flat], field(default_factory=TrainConfig)),
+    ]
 
 
 def _train(command: Any, resume: Path | None, processes: Any) -> dict[str, Any]:
@@ -166,7 +176,7 @@ OWN = ("run_dir", "resume", "trust_remote_code")
 def _objective(name: str) -> Any:
     from importlib import import_module
 
-    from outrider.train.objective import OBJECTIVES
+    from outrider.train.objectives import OBJECTIVES
 
     module, _, attribute = OBJECTIVES[name].partition(":")
     return getattr(import_module(module), attribute)
@@ -232,9 +242,14 @@ def _shared(directory: Path) -> Path:
     return Path(broadcast_object_list([str(directory)])[0])
 
 
-def _first_sentence(objective: Any) -> str:
-    text = " ".join((sys.modules[objective.__module__].__doc__ or "").partition("\n\n")[0].split())
-    return text.partition(". ")[0].rstrip(".") + "."
+def _first_sentence(name: str) -> str:
+    """Return the first sentence of an objective's module, read from its source."""
+    from outrider.train.objectives import OBJECTIVES
+
+    module = OBJECTIVES[name].partition(":")[0].removeprefix("outrider.")
+    file = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py")
+    paragraph = (ast.get_docstring(ast.parse(file.read_bytes())) or "").partition("\n\n")[0]
+    return " ".join(paragraph.split()).partition(". ")[0].rstrip(".") + "."
 
 
 def described(at: "Progress") -> str:
