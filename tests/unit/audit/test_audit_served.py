@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from outrider.audit.config import AuditConfig
 from outrider.audit.report import AuditReport
@@ -186,6 +187,31 @@ def test_a_tie_is_within_the_margin(config: AuditConfig, distance: float, verdic
     assert f"{distance:.3g} nats apart by the baseline" in details(report)["cat"]
     # up to the tie, 7 + 1 characters, and the other text
     assert report.num_compared == 8 + 11
+
+
+@pytest.mark.parametrize(
+    ("dtype", "logits", "said", "verdict"),
+    [
+        # in bf16, numbers from 16 to 32 are multiples of 1/8, from 8 to 16 of 1/16
+        (torch.bfloat16, [20.1, 20.0, 18.3, 17.7, 16.6], "0.125 nats apart by the baseline in steps of 0.125", "PASS"),
+        (torch.bfloat16, [20.1, 19.9, 18.3, 17.7, 16.6], "0.25 nats apart by the baseline in steps of 0.125", "PASS"),
+        (torch.bfloat16, [20.1, 19.7, 18.3, 17.7, 16.6], "0.375 nats apart by the baseline in steps of 0.125", "FAIL"),
+        (torch.bfloat16, [15.1, 14.95, 13.3, 12.7, 12], "0.188 nats apart by the baseline in steps of 0.0625", "FAIL"),
+        (torch.float32, [20.125, 20.0, 18.3, 17.7, 16.6], "0.125 nats apart by the baseline", "FAIL"),
+    ],
+)
+def test_rounded_logits_tie_within_two_of_their_steps(
+    config: AuditConfig, dtype: torch.dtype, logits: list[float], said: str, verdict: str
+) -> None:
+    told = torch.tensor(logits).to(dtype).float().log_softmax(-1).tolist()
+    values = dict(zip((" mat", " hat", "b", "c", "d"), told, strict=True))
+
+    def base(word: str, number: int) -> Tokens:
+        return [(token, values if token == " mat" else {token: -0.1}) for token in TEXTS[word]]
+
+    report = audited(config, instead(2, " hat"), base)
+    assert report.verdict == verdict
+    assert details(report)["cat"].endswith(said)
 
 
 def test_a_close_second_does_not_excuse_a_third_token(config: AuditConfig) -> None:

@@ -3,7 +3,8 @@
 Plain decoding is a second server without speculation, or our own engine on the same weights. A first difference is
 
     unstable    if the server, or plain decoding, does not repeat its own text when asked twice more
-    a tie       if plain decoding was within the margin (in nats) of the server's token there
+    a tie       if plain decoding was within the margin (in nats) of the server's token there; where logits are told
+                rounded, as vLLM's to bf16, within two of their steps if that is more
     violation   otherwise, also where nobody tells log-probabilities
 
 Log-probabilities are plain decoding's; the server's own count only where plain decoding tells none. Every audit also
@@ -29,11 +30,13 @@ from outrider.errors import ConfigError, OutriderError, RunError
 from outrider.records.progress import Listener, Progress, unheard
 from outrider.records.provenance import collect_manifest
 
-__all__ = ["audit_server", "compared"]
+__all__ = ["audit_server", "compared", "step_of"]
 
 Kind = Literal["equal", "tie", "violation", "unstable"]
 VERDICTS: dict[Kind, Verdict] = {"equal": "PASS", "tie": "PASS", "violation": "FAIL", "unstable": "INCONCLUSIVE"}
 NUM_REPEATS = 2
+NUM_STEPS, STEPS, LEAST_APART, TOLERANCE = 2, (0.5, 0.25, 0.125, 0.0625, 0.03125), 3, 1e-4
+"""Steps of logits within which two can tie; steps that are looked for; differences that tell one; their error, nats."""
 SPECULATION: Final = "speculation"
 OTHER_ENGINE: Final = "; the two are different engines, which round differently: give a --baseline of the same engine"
 UNTOLD: Final = "whether it drafts, the server does not tell"
@@ -155,7 +158,8 @@ def compared(plain: Writer, served: Writer, index: int, margin: float) -> Differ
     """Compare two texts; a difference is judged.
 
     Args:
-        margin: nats by which a token may be less probable than plain decoding's, and still be a tie.
+        margin: nats by which a token may be less probable than plain decoding's, and still be a tie; where logits are
+            rounded, two of their steps at least, since reading another number of rows can move each of two by one.
 
     Raises:
         RunError: if a text cannot be had.
@@ -174,11 +178,12 @@ def compared(plain: Writer, served: Writer, index: int, margin: float) -> Differ
     for writer, text, other in ((plain, want, got), (served, got, want)):
         choices = writer.choices(index, place)
         if choices is not None and choices.text == text:
-            distance = _distance(choices, other)
-            if distance is not None and distance <= margin:
-                return Difference("tie", place, f"{where}: a tie, {distance:.3g} nats apart by {writer.name}")
+            distance, step = _distance(choices, other), step_of(choices)
+            by = f"by {writer.name}" + (f" in steps of {step:g}" if step else "")
+            if distance is not None and distance <= max(margin, NUM_STEPS * step + TOLERANCE):
+                return Difference("tie", place, f"{where}: a tie, {distance:.3g} nats apart {by}")
             said = "no likely token" if distance is None else f"{distance:.3g} nats apart"
-            return Difference("violation", place, f"{where}: {said} by {writer.name}{hint}")
+            return Difference("violation", place, f"{where}: {said} {by}{hint}")
     return Difference("violation", place, f"{where}, and no log-probabilities explain it{hint}")
 
 
@@ -195,6 +200,19 @@ def _distance(choices: Choices, other: str) -> float | None:
         return None
     best = max(choices.own, *choices.others.values())
     return best - min(choices.own, max(found))
+
+
+def step_of(choices: Choices) -> float:
+    """Return the step in nats, a power of two, that all log-probabilities lie apart by multiples of; 0 for a fine one.
+
+    Logits in bf16 between 16 and 32 are multiples of 1/8, and so are differences of their log-probabilities.
+    """
+    values = [choices.own, *choices.others.values()]
+    apart = [abs(value - values[0]) for value in values[1:]]
+    if len(apart) < LEAST_APART:
+        return 0.0
+    fits = (step for step in STEPS if all(abs(value - step * round(value / step)) < TOLERANCE for value in apart))
+    return next(fits, 0.0) if any(apart) else 0.0
 
 
 def _around(text: str, place: int) -> str:
@@ -245,7 +263,7 @@ def _report(config: AuditConfig, url: str, plain: str, identity: str, found: Fou
     answers, characters, ties, violations = (
         layer.count(f"num_{name}") for name in ("answers", "compared", "ties", "violations")
     )
-    told = f", {ties} of them with a tie within {config.tie_margin:g} nats" if ties else ""
+    told = f", {ties} of them with a tie" if ties else ""
     layer = Layer.of("server", found.findings, f"{characters} characters of {answers} answers are {plain}'s{told}")
     if layer.verdict == "PASS" and not characters:
         layer = replace(layer, verdict="INCONCLUSIVE", sentence="nothing was compared: every text is empty")
