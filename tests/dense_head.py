@@ -35,14 +35,14 @@ class Dense:
         embed_E = norm(self.embedding_VE[token], w["midlayer.input_layernorm.weight"])
         hidden_E = norm(state_E, w["midlayer.hidden_norm.weight"])
         x_E = hidden_E if spec.norm_before_residual else state_E
-        x_E = self._layer(x_E, torch.cat([embed_E, hidden_E]), "midlayer.", self.rows[0])
+        x_E = self._layer(x_E, torch.cat([embed_E, hidden_E]), 0)
         for number in range(1, spec.layer.num_layers):
-            normed_E = norm(x_E, w[f"layers.{number}.input_layernorm.weight"])
-            x_E = self._layer(x_E, normed_E, f"layers.{number}.", self.rows[number])
+            x_E = self._layer(x_E, norm(x_E, w[f"layers.{number}.input_layernorm.weight"]), number)
         return norm(x_E, w["norm.weight"]) if spec.norm_output else x_E
 
-    def _layer(self, x_E: Tensor, normed_X: Tensor, name: str, rows: list[Tensor]) -> Tensor:
-        layer = self.spec.layer
+    def _layer(self, x_E: Tensor, normed_X: Tensor, number: int) -> Tensor:
+        layer, rows, window = self.spec.layer, self.rows[number], self.spec.layer.windows[number]
+        name = f"layers.{number}." if number else "midlayer."
         w = {key.removeprefix(name): weight for key, weight in self.weights.items() if key.startswith(name)}
         rows.append(normed_X)
         rows_LX = torch.stack(rows)
@@ -55,7 +55,10 @@ class Dense:
         q, k = self._turn(q, *tables), self._turn(k, *tables)
         repeat = layer.num_heads // layer.num_kv_heads
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
-        weights_HL = torch.einsum("hd,lhd->hl", q[-1], k).mul(layer.head_dim**-0.5).softmax(-1)
+        scores_HL = torch.einsum("hd,lhd->hl", q[-1], k).mul(layer.head_dim**-0.5)
+        # the row itself is one of the window's positions
+        scores_HL[:, : 0 if window is None else max(0, len(rows) - window)] = -torch.inf
+        weights_HL = scores_HL.softmax(-1)
         out_E = torch.einsum("hl,lhd->hd", weights_HL, v).flatten()
         x_E = x_E + w["self_attn.o_proj.weight"] @ out_E
         inner_E = norm(x_E, w["post_attention_layernorm.weight"])

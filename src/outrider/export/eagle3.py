@@ -64,8 +64,13 @@ def write(export: Export) -> Exported:
     write_native(export.output, checkpoint, torch.bfloat16)
     if export.engine == "vllm":
         return Exported(speculative=export.speculative("eagle3"))
-    notes = ("SGLang counts layer ids from the state after a layer",) if checkpoint.spec.layer_ids else ()
-    return Exported(speculative=export.sglang_flags("EAGLE3"), notes=notes)
+    windows = [window for window in checkpoint.spec.layer.windows if window is not None]
+    notes = {
+        "SGLang counts layer ids from the state after a layer": bool(checkpoint.spec.layer_ids),
+        f"SGLang lets the head see all of the text, not the last {max(windows, default=0)} positions": bool(windows),
+    }
+    said = tuple(note for note, is_due in notes.items() if is_due)
+    return Exported(speculative=export.sglang_flags("EAGLE3"), notes=said)
 
 
 def _config_file(export: Export) -> Path:

@@ -8,7 +8,8 @@ the fused states. Layers are named in three ways, which count differently:
     target_layer_ids                   k is the state after layer k; after the last one, after the final norm
     none, null or []                   the published three, if three states are fused
 
-With `use_aux_hidden_state` false and no `fc.weight`, the head reads the target's final state unchanged.
+With `use_aux_hidden_state` false and no `fc.weight`, the head reads the target's final state unchanged. Layers that
+`layer_types` calls sliding see the last `sliding_window` positions.
 
 Example: 6 layers and ids [2, 4, 6] fuse the states before layers 2 and 4 and the stream that enters the final norm.
 """
@@ -142,21 +143,16 @@ def _layer(fields: Fields, file: Path, shapes: Shapes) -> DecoderSpec:
     known |= {"model_type": family or "llama", "num_hidden_layers": count}
     if shapes:
         known |= layer_sizes(shapes, fields.integer("num_attention_heads", low=1, high=2**16))
-    filled = filled_config(known, family or "llama", file, own=OWN, partial=True)
+    # `_windows` obeys them, in every family
+    windowed = ("sliding_window", "use_sliding_window") if fields.get("layer_types") else ()
+    filled = filled_config(known, family or "llama", file, own=(*OWN, *windowed), partial=True)
     reason = is_supported(filled)
     if reason is None and any("mlp." in name and name.endswith(".bias") for name in shapes):
         reason = "its MLP has biases"
     if reason is not None:
         raise CheckpointError(f"{file} describes a layer that cannot be run: {reason}; give another head")
     spec = DecoderSpec.from_config(filled)
-    window = spec.windows[0]
-    if "sliding_attention" in (fields.texts("layer_types", None) or ())[:count]:
-        window = fields.integer("sliding_window", low=1)
-    if window is not None and window < spec.max_position_embeddings:
-        raise CheckpointError(
-            f"{file} lets the layer see a window of {window} tokens (sliding_window), which is not supported for heads"
-        )
-    spec = replace(spec, tie_word_embeddings=False, windows=(None,) * count, mlp_bias=False)
+    spec = replace(spec, tie_word_embeddings=False, windows=_windows(fields, file, spec), mlp_bias=False)
     if not shapes:
         return spec
     return replace(  # the stored biases and norms decide, whatever the config says
@@ -165,3 +161,22 @@ def _layer(fields: Fields, file: Path, shapes: Shapes) -> DecoderSpec:
         o_bias=f"{LAYER}self_attn.o_proj.bias" in shapes,
         qk_norm=spec.qk_norm or any(f"{LAYER}self_attn.{part}_norm.weight" in shapes for part in "qk"),
     )
+
+
+def _windows(fields: Fields, file: Path, spec: DecoderSpec) -> tuple[int | None, ...]:
+    """Return the sliding window of each layer, None where it holds every position."""
+    # a list of more layers is a copy of the target's
+    kinds = (fields.texts("layer_types", None) or ())[: spec.num_layers]
+    windows: tuple[int | None, ...] = spec.windows
+    if kinds:
+        if len(kinds) < spec.num_layers:
+            raise CheckpointError(
+                f"{file} has layer_types for {len(kinds)} layers, but its tensors are of {spec.num_layers}; correct it"
+            )
+        if unknown := set(kinds) - {"full_attention", "sliding_attention"}:
+            raise CheckpointError(
+                f"{file}: layer_types holds {min(unknown)!r}, which is not supported; give another head"
+            )
+        size = fields.integer("sliding_window", low=1) if "sliding_attention" in kinds else None
+        windows = tuple(size if kind == "sliding_attention" else None for kind in kinds)
+    return tuple(None if window is None or window >= spec.max_position_embeddings else window for window in windows)

@@ -119,8 +119,8 @@ def _scaling(rope: RopeSpec) -> dict[str, Any] | None:
 
 def _window(spec: DecoderSpec) -> dict[str, Any]:
     windows = [window for window in spec.windows if window is not None]
-    if spec.family == "llama":
-        return {}
+    if spec.family == "llama":  # no target has one, but a draft head may
+        return {"sliding_window": windows[0], "layer_types": _kinds(spec)} if windows else {}
     if spec.family in ("mistral", "phi3"):
         return {"sliding_window": windows[0] if windows else None}
     if spec.family == "qwen3_moe":

@@ -161,7 +161,8 @@ class Eagle3Head(RecurrentHead):
         cast = {name: weights[name].to(device, dtype) for name in spec.shapes()}
         packer = ops.narrow()
         self.block, *self.further = (
-            Block.packed(spec.layer, cast, layer_name(layer), packer, device) for layer in range(spec.layer.num_layers)
+            Block.packed(spec.layer, cast, layer_name(layer), packer, device, window)
+            for layer, window in enumerate(spec.layer.windows)
         )
         self.fc = packer.pack(cast["fc.weight"]) if spec.has_fc else None
         self.lm_head = ops.narrow().pack(cast["lm_head.weight"])
@@ -185,6 +186,10 @@ class Eagle3Head(RecurrentHead):
     @property
     def feature_layers(self) -> tuple[int, ...]:
         return self._feature_layers
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        return self.spec.layer.windows
 
     @property
     def ids_K(self) -> Tensor | None:

@@ -38,6 +38,11 @@ class RecurrentHead(DraftNetwork):
         """The target's hidden states that `fuse` reads, in order."""
 
     @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The sliding window of each layer, None for all of the text; empty if no layer has one."""
+        return ()
+
+    @property
     @abstractmethod
     def num_bytes(self) -> int:
         """Memory of the weights that are not shared with the target, in bytes."""

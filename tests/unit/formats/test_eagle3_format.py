@@ -394,7 +394,7 @@ def test_two_columns_of_one_token_are_refused(tmp_path: Path) -> None:
         ({"max_position_embeddings": "wide"}, "is not a valid llama config"),
         ({"norm_before_residual": "yes"}, "norm_before_residual is 'yes' but must be"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0 but must be"),
-        ({"model_type": "mistral", "sliding_window": 8}, "a window of 8 tokens"),
+        ({"layer_types": ["sliding_attention"]}, "sliding_window"),
     ],
 )
 def test_configs_that_do_not_fit_get_one_sentence(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

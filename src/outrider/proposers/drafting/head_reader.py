@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from outrider.cache import KVCache, Window
+from outrider.errors import ConfigError
 from outrider.models.draft_network import Reading
 from outrider.models.recurrent import RecurrentHead
 from outrider.ops.base import GraphCache
@@ -39,6 +40,9 @@ class HeadReader(ChainReader):
         num_nodes: the longest chain.
         replays: reads of the same shape may be recorded and replayed.
         window: the positions of a text that the head, of one layer, reads; None for all.
+
+    Raises:
+        ConfigError: if a layer's sliding window is narrower than the rows of a step.
     """
 
     reads_idle = True  # their rows are padding otherwise
@@ -54,6 +58,13 @@ class HeadReader(ChainReader):
         replays: bool,
         window: Window | None = None,
     ) -> None:
+        # one mask serves all layers, so no row of a step may be beyond a window from another
+        narrowest = min((one for one in head.windows if one is not None), default=tail)
+        if narrowest < tail:
+            raise ConfigError(
+                f"the head has a sliding window of {narrowest} positions, and a step takes up to {tail} rows; "
+                "give fewer num_nodes or another head"
+            )
         self.cache = KVCache(head.plan(plan.max_slots, plan.max_positions, tail).within(window), plan.device)
         assert self.cache.plan.window is None or self.cache.plan.num_layers == 1, (
             "deeper layers depend on what was seen"
