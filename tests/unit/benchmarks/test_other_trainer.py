@@ -99,13 +99,13 @@ def test_a_conversion_goes_on_and_refuses_another_source(
 ) -> None:
     norm_E, output = files.final_norm(directory), tmp_path / "converted"
 
-    class Stop(Exception): ...
+    class StopError(Exception): ...
 
     def stop(done: int, total: int) -> None:
         if done == 3:
-            raise Stop
+            raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         files.convert(source, norm_E, output, stop)
     first = output / "hidden_states" / "hs_0.safetensors"
     before = first.stat().st_mtime_ns
