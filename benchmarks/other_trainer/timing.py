@@ -1,10 +1,10 @@
-"""What has to be timed on a quiet machine: decoding with each head, and the steps of both trainers.
+"""Measurements for a quiet machine: decoding with each head, and the steps of both trainers.
 
 Decoding is a run of `outrider bench` on held-out prompts of the data: plain decoding and all heads take turns, so that
 a drift of the machine meets all. The trainers take a few steps each, one after the other, with the same threads: time
 per token, without start-up, validation and checkpoints, as each of them counts it.
 
-Example: `decode({"ours": a, "theirs": b}, source, work)` gives two rows with tau, speedup and lossless.
+Example: `decode({"ours": a, "theirs": b}, data, work, "smollm2-135m", 16)` gives three rows with tau, speedup and lossless.
 """
 
 import json
@@ -40,7 +40,7 @@ def held_out_prompts(data: Path, num_prompts: int) -> list[str]:
 
 
 def decode(heads: Mapping[str, Path], data: Path, work: Path, target: str, num_prompts: int) -> dict[str, Any]:
-    """Benchmark plain decoding and all heads on held-out prompts; goes on where an earlier call was stopped."""
+    """Measure plain decoding and all heads on held-out prompts, and go on where an earlier call was stopped."""
     prompts = work / "held-out.jsonl"
     rows = [json.dumps({"prompt": prompt}) for prompt in held_out_prompts(data, num_prompts)]
     write_text(prompts, "\n".join(rows) + "\n")
