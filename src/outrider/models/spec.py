@@ -14,84 +14,21 @@ Example: SmolLM2-135M has 30 layers, 9 query heads and 3 key/value heads of size
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from transformers import GenerationConfig, PreTrainedConfig
 
-from outrider.errors import CheckpointError, as_error
-from outrider.models.config_keys import check_eos, check_keys, check_types
-from outrider.models.support import FAMILIES, head_dim_of, is_supported, ropes_of
-from outrider.records.display import shown_json
-from outrider.records.json_fields import Fields, read_json
+from outrider.errors import CheckpointError
+from outrider.models.config_keys import check_eos
+from outrider.models.families.config import family_config, filled_config, read_config
+from outrider.models.families.fields import fields_of, ids_of
+from outrider.models.families.parts import ExpertSpec, RopeSpec
+from outrider.models.support import FAMILIES, is_supported
+from outrider.records.json_fields import read_json
 
 __all__ = ["FAMILIES", "DecoderSpec", "ExpertSpec", "RopeSpec", "filled_config", "is_supported", "read_config"]
-
-OLD_KEYS = {
-    "gemma3_text": frozenset({"rope_local_base_freq", "sliding_window_pattern"}),
-    "qwen3_moe": frozenset({"num_experts", "num_local_experts"}),
-}
-"""Other spellings that a family's class still reads."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RopeSpec:
-    """Scaling of rotary frequencies; `rope.py` holds the formulas.
-
-    `type` is one of default, linear, llama3, yarn and dynamic. `attention_factor`, `mscale` and `mscale_all_dim` are
-    YaRN's and None where the file leaves the choice to the formula.
-    """
-
-    type: str = "default"
-    theta: float = 10_000.0
-    factor: float = 1.0
-    original_max_position_embeddings: int = 0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    attention_factor: float | None = None
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    truncate: bool = True
-
-    @classmethod
-    def from_config(cls, config: PreTrainedConfig, rope: Mapping[str, Any]) -> Self:
-        """Read a normalised config's rotary parameters, a flat dict with `rope_type` and `rope_theta`."""
-        original = rope.get("original_max_position_embeddings")
-        # tensors take no integer of more than 64 bits
-        real = {key: float(value) for key, value in rope.items() if isinstance(value, int | float)}
-        stretched = config.max_position_embeddings / original if original else 1.0
-        return cls(
-            type=rope["rope_type"],
-            theta=real["rope_theta"],
-            factor=real.get("factor", stretched),
-            original_max_position_embeddings=original or config.max_position_embeddings,
-            low_freq_factor=real.get("low_freq_factor", 1.0),
-            high_freq_factor=real.get("high_freq_factor", 4.0),
-            attention_factor=real.get("attention_factor"),
-            beta_fast=real.get("beta_fast") or 32.0,
-            beta_slow=real.get("beta_slow") or 1.0,
-            mscale=real.get("mscale"),
-            mscale_all_dim=real.get("mscale_all_dim"),
-            truncate=rope.get("truncate", True),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpertSpec:
-    """The mixture of experts in the place of a layer's MLP.
-
-    A row goes through the `num_chosen` of `num_experts` MLPs, each `inner_size` wide, that its router finds most
-    probable, and adds their outputs times their probabilities, which are divided by their sum if `normalised`.
-    """
-
-    num_experts: int
-    num_chosen: int
-    inner_size: int
-    normalised: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +95,7 @@ class DecoderSpec:
         Raises:
             CheckpointError: for a decoder outside the family.
         """
-        filled = _family_config(config, where)
+        filled = family_config(config, where)
         reason = is_supported(filled)
         if reason is not None:
             raise CheckpointError(f"{where} cannot run on the native decoder: {reason}; use the original checkpoint")
@@ -172,33 +109,7 @@ class DecoderSpec:
             raise CheckpointError(
                 f'this model cannot run on the native decoder: {reason}; use the hf target (backend="hf")'
             )
-        family = config.model_type
-        is_gemma = family == "gemma3_text"
-        bias = family in ("llama", "qwen3", "qwen3_moe", "gemma3_text") and config.attention_bias
-        eos = _ids(generation.eos_token_id if generation else None) + _ids(config.eos_token_id)
-        return cls(
-            family=family,
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_layers=config.num_hidden_layers,
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
-            head_dim=head_dim_of(config),
-            rms_norm_eps=config.rms_norm_eps,
-            max_position_embeddings=config.max_position_embeddings,
-            rope=RopeSpec.from_config(config, _rope_of(config)),
-            tie_word_embeddings=config.tie_word_embeddings,
-            qkv_bias=bias or family == "qwen2",
-            o_bias=bias,
-            mlp_bias=family == "llama" and config.mlp_bias,
-            qk_norm=family in ("qwen3", "qwen3_moe") or is_gemma,
-            windows=_windows(config),
-            eos_ids=tuple(dict.fromkeys(eos)),
-            fused=family == "phi3",
-            experts=_experts(config) if family == "qwen3_moe" else (),
-            **(_gemma(config) if is_gemma else {}),
-        )
+        return cls(**fields_of(config, ids_of(generation.eos_token_id if generation else None)))
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor under its Hugging Face name; linear weights are (out, in)."""
@@ -258,92 +169,3 @@ class DecoderSpec:
         if self.qk_norm:
             shapes |= {"self_attn.q_norm.weight": (self.head_dim,), "self_attn.k_norm.weight": (self.head_dim,)}
         return shapes
-
-
-def read_config(path: str | Path) -> PreTrainedConfig:
-    """Read a `config.json` of a supported family as a `transformers` config; no code from the directory is ever run.
-
-    Raises `CheckpointError` when the file is missing, broken, or of another family.
-    """
-    return _family_config(read_json(Path(path)), path)
-
-
-def _family_config(values: Mapping[str, Any], path: str | Path) -> PreTrainedConfig:
-    raw = values if isinstance(values, Fields) else Fields(values, str(path))
-    family = raw.text("model_type", "None")
-    if family not in FAMILIES:
-        raise CheckpointError(
-            f"{path} has model_type {shown_json(family)}; the native decoder runs {', '.join(FAMILIES)}"
-        )
-    return filled_config(raw, family, path)
-
-
-def filled_config(
-    values: Mapping[str, Any], family: str, path: str | Path, *, own: Collection[str] = (), partial: bool = False
-) -> PreTrainedConfig:
-    """Return the content of a `config.json` as a family's `transformers` config.
-
-    Args:
-        own: further keys that the caller obeys.
-        partial: the shape may be left out, as in the config of a draft head.
-
-    Raises:
-        CheckpointError: for a value of another type, and for a key that is not obeyed but changes the numbers.
-    """
-    raw = Fields(values, f"{path} is not a valid {family} config", remedy="check it against the original")
-    check_types(raw, partial=partial)
-    with as_error(CheckpointError, raw.where, raw.remedy):
-        config = FAMILIES[family].from_dict(deepcopy(raw.plain()))
-        config.standardize_rope_params()  # as the model does again, with a context that stands outside the section
-        rope = _rope_of(config)
-        if rope.get("rope_theta") is None:
-            raise raw.error(f"{raw.where}: rope_theta is null but must be a number above 1; {raw.remedy}")
-        known = frozenset(FAMILIES[family]().to_dict()) | OLD_KEYS.get(family, frozenset()) | set(own)
-        check_keys(raw, known, config, rope.get("rope_theta"))
-    return config
-
-
-def _rope_of(config: PreTrainedConfig) -> Mapping[str, Any]:
-    """Return the rotary parameters of layers with full attention."""
-    return ropes_of(config)[0]
-
-
-def _gemma(config: PreTrainedConfig) -> dict[str, Any]:
-    """Return what only Gemma 3 has."""
-    return {
-        "activation": "gelu_tanh",
-        "embed_scale": config.hidden_size**0.5,
-        "norm_offset": 1.0,
-        "post_norms": True,
-        "local_rope": RopeSpec.from_config(config, config.rope_parameters["sliding_attention"]),
-        "attention_scale": config.query_pre_attn_scalar**-0.5,
-    }
-
-
-def _experts(config: PreTrainedConfig) -> tuple[ExpertSpec | None, ...]:
-    """Return the experts of every layer of a Qwen3 mixture."""
-    experts = ExpertSpec(
-        num_experts=config.num_experts,
-        num_chosen=config.num_experts_per_tok,
-        inner_size=config.moe_intermediate_size,
-        normalised=config.norm_topk_prob,
-    )
-    plain, every = config.mlp_only_layers, config.decoder_sparse_step
-    layers = range(config.num_hidden_layers)
-    found = tuple(None if layer in plain or (layer + 1) % every else experts for layer in layers)
-    return found if any(found) else ()
-
-
-def _windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
-    if config.model_type == "llama":
-        return (None,) * int(config.num_hidden_layers)
-    window: int | None = config.sliding_window
-    if config.model_type in ("mistral", "qwen3_moe", "phi3"):
-        return (window,) * int(config.num_hidden_layers)
-    return tuple(window if kind == "sliding_attention" else None for kind in config.layer_types)
-
-
-def _ids(value: int | list[int] | None) -> list[int]:
-    if value is None:
-        return []
-    return [value] if isinstance(value, int) else list(value)

@@ -1,0 +1,1 @@
+"""What the config of a family says about its network."""
