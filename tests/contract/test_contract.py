@@ -5,6 +5,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from outrider.models.spec import RopeSpec
 from outrider.proposer import Proposer
 from outrider.proposers import proposer_class, proposer_names
 from outrider.sampling import SamplingParams
@@ -17,6 +18,7 @@ from outrider.testing import (
     check_contract,
     tiny_experts,
     tiny_gemma3,
+    tiny_spec,
     tiny_target,
 )
 from outrider.testing.contract import CHECKS
@@ -92,6 +94,21 @@ def test_windows_and_two_rotations(name: str, dtype: torch.dtype) -> None:
     """Gemma 3: prompts longer than a window, norms behind every product, scaled embeddings in recorded chains."""
     target = tiny_target(dtype=dtype, spec=tiny_gemma3(VOCAB, POSITIONS, window=9))
     check_contract(proposer_class(name), num_cases=1, target=target)
+
+
+@pytest.mark.parametrize("name", ["draft_model", "eagle3", "mtp"])
+def test_partial_rotation(name: str) -> None:
+    """Phi-4: three quarters of a head rotate, by LongRoPE, and a text ends with its original context."""
+    rope = RopeSpec(
+        type="longrope",
+        factor=4.0,
+        original_max_position_embeddings=POSITIONS,
+        short_factor=(1.0, 1.2, 2.0),
+        long_factor=(1.0, 4.0, 9.0),
+        partial_rotary_factor=0.75,
+    )
+    spec = tiny_spec(VOCAB, 4 * POSITIONS, family="phi3", fused=True, head_dim=8, rope=rope)
+    check_contract(proposer_class(name), num_cases=1, target=tiny_target(dtype=torch.float32, spec=spec))
 
 
 @pytest.mark.parametrize("name", ["draft_model", "eagle3", "suffix"])

@@ -87,7 +87,7 @@ class Identity:
             weights=kinds,
             vocab_size=spec.vocab_size,
             eos_ids=spec.eos_ids,
-            max_positions=spec.max_position_embeddings,
+            max_positions=spec.max_positions,
             tokenizer=tokenizer,
         )
 

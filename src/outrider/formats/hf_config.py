@@ -45,6 +45,7 @@ SCALING_KEYS = {
         "mscale_all_dim",
         "truncate",
     ),
+    "longrope": ("factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"),
 }
 
 
@@ -77,6 +78,9 @@ def config_of(spec: DecoderSpec, dtype: torch.dtype) -> dict[str, Any]:
         config["attention_bias"] = spec.qkv_bias
     if spec.family == "llama":
         config["mlp_bias"] = spec.mlp_bias
+    if spec.family == "phi3":
+        config["partial_rotary_factor"] = spec.rope.partial_rotary_factor
+        config["original_max_position_embeddings"] = spec.rope.original_max_position_embeddings
     return config | (_gemma3(spec) if spec.family == "gemma3_text" else _window(spec) | _experts(spec))
 
 
@@ -114,6 +118,7 @@ def _scaling(rope: RopeSpec) -> dict[str, Any] | None:
     if rope.type == "default":
         return None
     values = {key: getattr(rope, key) for key in SCALING_KEYS[rope.type]}
+    values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
     return {"rope_type": rope.type} | {key: value for key, value in values.items() if value is not None}
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from outrider.models.spec import DecoderSpec, ExpertSpec
 from outrider.ops.base import Activation, AttentionShape, HeadNorm, Ops, Packed, PackedExperts, Rope
-from outrider.ops.quantised import Matrix, dense, rows_of
+from outrider.ops.quantised import Matrix, dense, reordered, rows_of
 from outrider.placement import Placement
 
 __all__ = ["Block", "norm_weight"]
@@ -67,15 +67,16 @@ class Block:
 
         attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
         # One product for queries, keys and values.
-        qkv_OE = [weights[f"{attention}{part}_proj.weight"] for part in (("qkv",) if spec.fused else "qkv")]
-        qkv_bias_O = dense([weights[f"{attention}{part}_proj.bias"] for part in "qkv"]) if spec.qkv_bias else None
+        parts = ("qkv",) if spec.fused else ("q", "k", "v")
+        qkv_OE = [_paired(spec, part, weights[f"{attention}{part}_proj.weight"]) for part in parts]
+        biases = [_paired(spec, part, weights[f"{attention}{part}_proj.bias"]) for part in parts if spec.qkv_bias]
         head_norm = None
         if spec.qk_norm:
             query_D, key_D = (vector(f"self_attn.{part}_norm.weight") for part in "qk")
             head_norm = HeadNorm(query_D=query_D, key_D=key_D, eps=spec.rms_norm_eps)
         return cls(
             input_norm_E=vector("input_layernorm.weight"),
-            qkv=ops.pack(qkv_OE, qkv_bias_O),
+            qkv=ops.pack(qkv_OE, dense(biases) if biases else None),
             head_norm=head_norm,
             shape=AttentionShape(
                 num_heads=spec.num_heads,
@@ -134,6 +135,20 @@ class Block:
             ops.project_add(rows_RF, packed, x_RE)
         else:
             ops.project_norm_add(rows_RF, packed, norm_E, self.eps, x_RE)
+
+
+def _paired(spec: DecoderSpec, part: str, rows: Matrix) -> Matrix:
+    """Return queries, keys and values with the two coordinates of a plane half a head apart, as operations rotate them.
+
+    Both queries and keys are reordered, so no score changes. What does not rotate takes the planes behind.
+    """
+    D, turned = spec.head_dim, spec.rotary_dim
+    if turned == D or part == "v":
+        return rows
+    halves = torch.arange(turned).view(2, -1), torch.arange(turned, D).view(2, -1)
+    heads = {"q": spec.num_heads, "k": spec.num_kv_heads, "qkv": spec.num_heads + spec.num_kv_heads}[part]
+    order_O = (torch.arange(heads)[:, None] * D + torch.cat(halves, dim=1).flatten()).flatten()
+    return reordered(rows, torch.cat([order_O, torch.arange(len(order_O), rows.shape[0])]))
 
 
 def _halves(spec: DecoderSpec, weights: Mapping[str, Matrix], mlp: str) -> tuple[Matrix, Matrix]:

@@ -6,6 +6,8 @@ A head of size D is D/2 planes; at position p plane i is turned by `p * f_i`, wi
     linear    f_i / s                                              (position interpolation, Chen et al. 2023)
     llama3    f_i where the wavelength is short, f_i / s where it is long, blended between   (Llama 3.1 release)
     yarn      the same idea with a ramp over i, and cos and sin times 0.1 ln s + 1  (Peng et al. 2023, section 3.4)
+    longrope  f_i / s_i, and cos and sin times sqrt(1 + ln s / ln original)         (Ding et al. 2024); texts beyond
+              the original context have other s_i, from their first position on, so longer tables are refused
     dynamic   plain while the text fits in `max_position_embeddings`; beyond it the frequencies would change as the
               text grows, and a cached key would no longer mean what it did, so longer tables are refused
 
@@ -20,6 +22,7 @@ from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from outrider.errors import CapacityError
 from outrider.models.spec import DecoderSpec, RopeSpec
@@ -43,7 +46,7 @@ class RopeFrequencies(NamedTuple):
 
 
 class RopeTables(NamedTuple):
-    """cos and sin of every position's angles, fp32 of shape (P, D); the second half of D repeats the first."""
+    """cos and sin of every position's angles, fp32 (P, D) of D rotated numbers; the second half repeats the first."""
 
     cos_PD: Tensor
     sin_PD: Tensor
@@ -57,8 +60,13 @@ def rope_tables(
     Args:
         beyond: further positions that decide no text: scratch rows of a step, or all positions of a draft head.
 
-    Raises `CapacityError` for dynamic scaling beyond `max_position_embeddings`.
+    Raises `CapacityError` for dynamic scaling and longrope beyond `DecoderSpec.max_positions`.
     """
+    if spec.rope.type == "longrope" and num_positions > spec.max_positions:
+        raise CapacityError(
+            f"{num_positions} positions exceed the original context of {spec.max_positions}, beyond which longrope"
+            " would change cached keys; ask for fewer positions"
+        )
     if spec.rope.type == "dynamic" and num_positions > spec.max_position_embeddings:
         raise CapacityError(
             f"{num_positions} positions exceed max_position_embeddings {spec.max_position_embeddings}, beyond which"
@@ -75,6 +83,8 @@ def rope_tables(
 def reach(spec: DecoderSpec) -> int:
     """Return how many positions a decoder is made for: its own number, or what YaRN stretches the original ones to."""
     rope = spec.rope
+    if rope.type == "longrope":
+        return spec.max_positions
     stretched = int(rope.factor * rope.original_max_position_embeddings) if rope.type == "yarn" else 0
     return max(spec.max_position_embeddings, stretched)
 
@@ -97,17 +107,18 @@ class KeptRope:
         """Return tables for at least that many positions; see `rope_tables`."""
         with self._lock:
             if not self._made or self._made[-1].cos_PD.shape[0] < num_positions + beyond:
-                # Both halves of a table are equal; back ends read one.
-                half = self._spec.head_dim // 2
+                # both halves of a table are equal, and back ends read one; what does not rotate turns by no angle
+                half, still = self._spec.rotary_dim // 2, (self._spec.head_dim - self._spec.rotary_dim) // 2
                 tables = rope_tables(self._spec, num_positions, self._device, beyond)
-                cos_PD, sin_PD = (table[:, :half].to(self._dtype).contiguous() for table in tables)
-                self._made.append(Rope(cos_PD=cos_PD, sin_PD=sin_PD))
+                cos_PD, sin_PD = (table[:, :half].to(self._dtype) for table in tables)
+                cos_PD, sin_PD = pad(cos_PD, (0, still), value=1.0), pad(sin_PD, (0, still))
+                self._made.append(Rope(cos_PD=cos_PD.contiguous(), sin_PD=sin_PD.contiguous()))
             return self._made[-1]
 
 
 def rope_frequencies(spec: DecoderSpec) -> RopeFrequencies:
     """Return the frequencies of one head after scaling."""
-    rope, dim = spec.rope, spec.head_dim
+    rope, dim = spec.rope, spec.rotary_dim
     plain = 1.0 / (rope.theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))
     match rope.type:
         case "default" | "dynamic":
@@ -116,6 +127,10 @@ def rope_frequencies(spec: DecoderSpec) -> RopeFrequencies:
             return RopeFrequencies(plain / rope.factor, 1.0)
         case "llama3":
             return RopeFrequencies(_llama3(plain, rope), 1.0)
+        case "longrope":
+            divisors = torch.tensor(rope.short_factor, dtype=torch.float)
+            periods = rope.theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim)
+            return RopeFrequencies(1.0 / (divisors * periods), _longrope_attention_factor(rope))
     assert rope.type == "yarn", f"is_supported lets no rope_type {rope.type!r} through"
     return RopeFrequencies(_yarn(rope, dim), _yarn_attention_factor(rope))
 
@@ -157,6 +172,14 @@ def _yarn_attention_factor(rope: RopeSpec) -> float:
     if rope.mscale and rope.mscale_all_dim:
         return _yarn_scale(rope.factor, rope.mscale) / _yarn_scale(rope.factor, rope.mscale_all_dim)
     return _yarn_scale(rope.factor, 1.0)
+
+
+def _longrope_attention_factor(rope: RopeSpec) -> float:
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    if rope.factor <= 1:
+        return 1.0
+    return math.sqrt(1 + math.log(rope.factor) / math.log(rope.original_max_position_embeddings))
 
 
 def _yarn_scale(factor: float, mscale: float) -> float:

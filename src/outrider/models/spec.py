@@ -122,10 +122,25 @@ class DecoderSpec:
             shapes["lm_head.weight"] = (self.vocab_size, self.hidden_size)
         return shapes
 
+    @property
+    def rotary_dim(self) -> int:
+        """The numbers of a head that rotary positions turn, from its first on."""
+        return int(self.head_dim * self.rope.partial_rotary_factor)
+
+    @property
+    def max_positions(self) -> int:
+        """The longest text that one set of rotary frequencies serves."""
+        is_long = self.rope.type == "longrope"
+        original = self.rope.original_max_position_embeddings if is_long else self.max_position_embeddings
+        return min(original, self.max_position_embeddings)
+
     def dense(self) -> Self:
-        """Return the same decoder with a plain MLP in every layer, and a matrix for each projection."""
+        """Return the same decoder with plain MLPs, a matrix for each projection, and heads that rotate whole."""
         family = "llama" if self.fused else self.family.removesuffix("_moe")
-        return replace(self, family=family, experts=(), fused=False)
+        rope = replace(self.rope, partial_rotary_factor=1.0)
+        if rope.type == "longrope":
+            rope = RopeSpec(theta=rope.theta, original_max_position_embeddings=self.max_position_embeddings)
+        return replace(self, family=family, experts=(), fused=False, rope=rope)
 
     def of_layers(self, layers: Sequence[int]) -> Self:
         """Return the decoder that has only these layers, in that order."""

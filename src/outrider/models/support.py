@@ -34,7 +34,7 @@ FAMILIES: Mapping[str, type[PreTrainedConfig]] = {
 }
 MOST_EXPERTS = 1024
 LAYER_KINDS = ("full_attention", "sliding_attention")
-ROPE_TYPES = ("default", "linear", "llama3", "yarn", "dynamic")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn", "dynamic", "longrope")
 
 
 def is_supported(config: PreTrainedConfig) -> str | None:
@@ -84,8 +84,30 @@ def _rope_reason(config: PreTrainedConfig) -> str | None:
     for rope in ropes_of(config):
         if rope.get("rope_type") not in ROPE_TYPES:
             return f"rope_type {shown_json(rope.get('rope_type'))} is not one of {', '.join(ROPE_TYPES)}"
-        if rope.get("partial_rotary_factor", 1.0) != 1.0:
-            return f"partial_rotary_factor is {rope['partial_rotary_factor']}, not 1"
+        share = rope.get("partial_rotary_factor", 1.0)
+        if share != 1.0 and config.model_type != "phi3":
+            return f"partial_rotary_factor is {share}, not 1"
+        turned = int(head_dim_of(config) * share)
+        if turned < 2 or turned % 2:
+            return f"partial_rotary_factor {share} turns {turned} of the {head_dim_of(config)} numbers of a head"
+        if rope["rope_type"] == "longrope" and (reason := _longrope_reason(config, rope, turned // 2)):
+            return reason
+    return None
+
+
+def _longrope_reason(config: PreTrainedConfig, rope: Mapping[str, Any], num_planes: int) -> str | None:
+    if config.model_type == "gemma3_text":
+        return "rope_type is 'longrope' in a gemma3_text model"
+    for name in ("short_factor", "long_factor"):
+        factors = rope.get(name)
+        if not isinstance(factors, list) or len(factors) != num_planes:
+            count = len(factors) if isinstance(factors, list) else "no"
+            return f"{name} has {count} numbers for {num_planes} planes of a head"
+        if not all(isinstance(one, int | float) and one > 0 for one in factors):
+            return f"{name} holds a value that is no number above 0"
+    original = rope.get("original_max_position_embeddings")
+    if rope.get("attention_factor") is None and original == 1 < config.max_position_embeddings:
+        return "original_max_position_embeddings is 1, from which longrope makes no attention_factor"
     return None
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "dense",
     "dequantised",
     "kinds_of",
+    "reordered",
     "rows_of",
 ]
 
@@ -158,6 +159,41 @@ class _RowsOf(QuantisedMatrix):
 def rows_of(matrix: Matrix, start: int, stop: int) -> Matrix:
     """Return the rows from `start` to before `stop` as a matrix of their own; quantised ones are read later."""
     return matrix[start:stop] if isinstance(matrix, Tensor) else _RowsOf(matrix, start, stop)
+
+
+@final
+class _Reordered(QuantisedMatrix):
+    """A matrix with its rows in another order, in which neighbours stay near each other."""
+
+    def __init__(self, matrix: QuantisedMatrix, order_O: NDArray[np.int64]) -> None:
+        self._matrix = matrix
+        self._order_O = order_O
+
+    @property
+    def format(self) -> QuantFormat:
+        return self._matrix.format
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._matrix.shape
+
+    def rows(self, start: int, stop: int) -> QuantRows:
+        if start == stop:
+            return self._matrix.rows(start, stop)
+        wanted = self._order_O[start:stop]
+        first = int(wanted.min())
+        span = self._matrix.rows(first, int(wanted.max()) + 1)
+        optional = {name: getattr(span, name) for name in ("minima_OG", "supers_OS", "super_minima_OS")}
+        return QuantRows(
+            codes_OF=span.codes_OF[wanted - first],
+            scales_OG=span.scales_OG[wanted - first],
+            **{name: None if part is None else part[wanted - first] for name, part in optional.items()},
+        )
+
+
+def reordered(matrix: Matrix, order_O: Tensor) -> Matrix:
+    """Return the rows in another order, such as within each head; quantised ones are read later."""
+    return matrix[order_O] if isinstance(matrix, Tensor) else _Reordered(matrix, order_O.numpy())
 
 
 def kinds_of(weights: Mapping[str, Matrix]) -> str:

@@ -159,7 +159,7 @@ class NativeTarget(Target):
             vocab_size=decoder.vocab_size,
             hidden_size=decoder.hidden_size,
             num_layers=decoder.num_layers,
-            max_positions=decoder.max_position_embeddings,
+            max_positions=decoder.max_positions,
             eos_ids=decoder.eos_ids,
             dtype=self.dtype,
             device=self.decoder.device,

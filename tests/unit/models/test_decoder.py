@@ -59,6 +59,12 @@ LLAMA3 = {
 }
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "short_factor": [1.0, 1.1, 1.3],
+    "long_factor": [1.0, 4.0, 9.0],
+}
 WINDOW = 5
 GEMMA3 = {
     "head_dim": 10,
@@ -111,6 +117,12 @@ def family(name: str) -> PreTrainedConfig:
             return Phi3Config(**TINY)
         case "phi3_window":
             return Phi3Config(**TINY | {"sliding_window": WINDOW, "tie_word_embeddings": True})
+        case "phi3_partial":
+            return Phi3Config(**TINY | {"hidden_size": 32, "rope_parameters": {"partial_rotary_factor": 0.75}})
+        case "phi3_longrope":
+            rope = LONGROPE | {"partial_rotary_factor": 0.75}
+            limits = {"original_max_position_embeddings": 96, "max_position_embeddings": 512}
+            return Phi3Config(**TINY | limits | {"hidden_size": 32, "rope_parameters": rope})
         case "gemma3":
             return Gemma3TextConfig(**TINY | GEMMA3)
         case "gemma3_linear":
@@ -136,6 +148,8 @@ FAMILIES = (
     "qwen3_moe_shares",
     "phi3",
     "phi3_window",
+    "phi3_partial",
+    "phi3_longrope",
     "gemma3",
     "gemma3_linear",
 )
@@ -215,7 +229,8 @@ class Script:
         self.feature_layers = tuple(range(target.spec.num_layers + 1))
         self.texts = [list(prompt) for prompt in prompts]
         self.slots = list(range(len(prompts)))[::-1]
-        self.session: TargetSession = target.open(target.plan(len(prompts), 128, tail), self.feature_layers)
+        capacity = min(128, target.spec.max_positions)
+        self.session: TargetSession = target.open(target.plan(len(prompts), capacity, tail), self.feature_layers)
 
     def prefill(self) -> None:
         found = self.session.prefill(self.slots, [text[:-1] for text in self.texts])
@@ -340,7 +355,8 @@ def test_thousands_of_positions(config: PreTrainedConfig, dtype: torch.dtype, tm
 
 def test_fused_projections_are_quantised_while_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUTRIDER_CACHE", str(tmp_path / "cache"))
-    model = random_model(Phi3Config(**TINY | {"hidden_size": 64, "intermediate_size": 96}))
+    wide = {"hidden_size": 64, "intermediate_size": 96, "rope_parameters": {"partial_rotary_factor": 0.75}}
+    model = random_model(Phi3Config(**TINY | wide))
     model.save_pretrained(tmp_path / "model")
     target = NativeTarget.from_directory(tmp_path / "model", "tiny", torch.float32, "cpu", None, "int8")
     session = target.open(target.plan(1, 64, 4))

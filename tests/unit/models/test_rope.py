@@ -1,16 +1,18 @@
 """Rotary tables equal those of `transformers` bit for bit, over random parameters of every scaling."""
 
 import math
+import random
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Phi3Config
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
 from outrider.errors import CapacityError
-from outrider.models.rope import rope_frequencies, rope_tables
+from outrider.models.rope import reach, rope_frequencies, rope_tables
 from outrider.models.spec import DecoderSpec
 
 FACTORS = st.sampled_from([1.0, 1.5, 4.0, 8.0, 32.0])
@@ -64,6 +66,50 @@ def test_tables_equal_transformers(rope: dict, theta: float, head_dim: int) -> N
     tables = rope_tables(DecoderSpec.from_config(config), 40)
     assert torch.equal(tables.cos_PD, cos[0])
     assert torch.equal(tables.sin_PD, sin[0])
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    head_dim=st.sampled_from([8, 16, 96, 128]),
+    share=st.sampled_from([0.5, 0.75, 1.0]),
+    factor=st.none() | FACTORS,
+    attention_factor=OPTIONAL_SCALE,
+    original=st.sampled_from([64, 4096]),
+    draw=st.randoms(use_true_random=False),
+)
+def test_longrope_within_its_original_context_equals_transformers(
+    head_dim: int,
+    share: float,
+    factor: float | None,
+    attention_factor: float | None,
+    original: int,
+    draw: random.Random,
+) -> None:
+    planes = int(head_dim * share) // 2
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": share, "factor": factor}
+    rope |= {"attention_factor": attention_factor}
+    rope |= {name: [draw.uniform(1, 60) for _ in range(planes)] for name in ("short_factor", "long_factor")}
+    config = Phi3Config(
+        hidden_size=2 * head_dim,
+        num_attention_heads=2,
+        max_position_embeddings=8192,
+        original_max_position_embeddings=original,
+        rope_parameters={key: value for key, value in rope.items() if value is not None},
+        pad_token_id=0,
+    )
+    cos, sin = Phi3RotaryEmbedding(config)(torch.zeros(1), torch.arange(40)[None])
+    tables = rope_tables(DecoderSpec.from_config(config), 40)
+    assert torch.equal(tables.cos_PD, cos[0])
+    assert torch.equal(tables.sin_PD, sin[0])
+
+
+def test_longrope_is_refused_where_its_frequencies_would_change() -> None:
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    spec = DecoderSpec.from_config(config_with({**rope, "original_max_position_embeddings": 1024}))
+    assert spec.max_positions == reach(spec) == 1024
+    assert rope_tables(spec, 1024, beyond=7).cos_PD.shape == (1031, 16)
+    with pytest.raises(CapacityError, match="1025 positions exceed the original context of 1024"):
+        rope_tables(spec, 1025)
 
 
 def test_a_yarn_ramp_without_width_equals_transformers() -> None:

@@ -16,8 +16,10 @@ __all__ = ["ExpertSpec", "RopeSpec"]
 class RopeSpec:
     """Scaling of rotary frequencies; `rope.py` holds the formulas.
 
-    `type` is one of default, linear, llama3, yarn and dynamic. `attention_factor`, `mscale` and `mscale_all_dim` are
-    YaRN's and None where the file leaves the choice to the formula.
+    `type` is one of default, linear, llama3, yarn, dynamic and longrope. `attention_factor`, `mscale` and
+    `mscale_all_dim` are None where the file leaves the choice to the formula. LongRoPE has a divisor per plane:
+    `short_factor` up to the original context, `long_factor` beyond. Of a head only the first `partial_rotary_factor`
+    turns.
     """
 
     type: str = "default"
@@ -32,6 +34,9 @@ class RopeSpec:
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+    partial_rotary_factor: float = 1.0
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig, rope: Mapping[str, Any]) -> Self:
@@ -53,6 +58,9 @@ class RopeSpec:
             mscale=real.get("mscale"),
             mscale_all_dim=real.get("mscale_all_dim"),
             truncate=rope.get("truncate", True),
+            short_factor=tuple(map(float, rope.get("short_factor") or ())),
+            long_factor=tuple(map(float, rope.get("long_factor") or ())),
+            partial_rotary_factor=real.get("partial_rotary_factor", 1.0),
         )
 
 

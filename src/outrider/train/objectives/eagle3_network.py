@@ -29,7 +29,7 @@ __all__ = ["Eagle3Network", "plain"]
 def plain(layer: DecoderSpec, num_layers: int = 1) -> DecoderSpec:
     """Return Llama layers of the same sizes, without biases and head norms."""
     return replace(
-        layer,
+        layer.dense(),
         family="llama",
         num_layers=num_layers,
         windows=(None,) * num_layers,
@@ -38,8 +38,6 @@ def plain(layer: DecoderSpec, num_layers: int = 1) -> DecoderSpec:
         o_bias=False,
         mlp_bias=False,
         qk_norm=False,
-        experts=(),
-        fused=False,
     )
 
 
