@@ -1,5 +1,6 @@
 """Tiny GGUF files, written from `transformers` models the way llama.cpp's converter lays them out; a made-up report."""
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ STEMS = {
     "mlp.down_proj": "ffn_down",
 }
 MOE_STEMS = STEMS | {"mlp.gate": "ffn_gate_inp"}
+PHI3_STEMS = STEMS | {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 GEMMA3_STEMS = STEMS | {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
@@ -99,6 +101,16 @@ def own_metadata(model: PreTrainedModel, architecture: str) -> dict[str, Any]:
     config = model.config
     if architecture == "gemma3":
         return {"gemma3.attention.sliding_window": config.sliding_window}
+    if architecture == "phi3":
+        head_dim = config.hidden_size // config.num_attention_heads
+        original, rope = config.original_max_position_embeddings, config.rope_parameters
+        ratio = config.max_position_embeddings / original
+        scale = {"phi3.rope.scaling.attn_factor": math.sqrt(1 + math.log(ratio) / math.log(original))}
+        return {
+            "phi3.rope.dimension_count": int(head_dim * rope["partial_rotary_factor"]),
+            "phi3.rope.scaling.original_context_length": original,
+            "phi3.attention.sliding_window": config.sliding_window or 0,
+        } | (scale if rope["rope_type"] == "longrope" else {})
     if architecture == "qwen3moe":
         return {
             "qwen3moe.expert_count": config.num_experts,
@@ -106,6 +118,16 @@ def own_metadata(model: PreTrainedModel, architecture: str) -> dict[str, Any]:
             "qwen3moe.expert_feed_forward_length": config.moe_intermediate_size,
         }
     return {}
+
+
+def divisors(model: PreTrainedModel) -> dict[str, np.ndarray]:
+    """The tables of LongRoPE."""
+    rope = model.config.rope_parameters
+    if rope.get("rope_type") != "longrope":
+        return {}
+    return {
+        f"rope_factors_{kind}.weight": np.array(rope[f"{kind}_factor"], dtype=np.float32) for kind in ("long", "short")
+    }
 
 
 def stacked_experts(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
@@ -138,7 +160,7 @@ def write_gguf(
     """
     is_gemma3 = model.config.model_type == "gemma3_text"
     own = {"gemma3_text": "gemma3", "qwen3_moe": "qwen3moe"}.get(model.config.model_type, model.config.model_type)
-    stems = {"gemma3": GEMMA3_STEMS, "qwen3moe": MOE_STEMS}.get(own, STEMS)
+    stems = {"gemma3": GEMMA3_STEMS, "qwen3moe": MOE_STEMS, "phi3": PHI3_STEMS}.get(own, STEMS)
     writer = gguf.GGUFWriter(path, architecture or own)
     for key, value in (gguf_metadata(model, own) | own_metadata(model, own) | (metadata or {})).items():
         if value is not None:
@@ -159,7 +181,7 @@ def write_gguf(
         stored = kind if values.ndim == 2 and not name.endswith("mlp.gate.weight") else gguf.GGMLQuantizationType.F32
         data, stored = (blocks or {}).get(gguf_name(name, stems)) or (gguf.quants.quantize(values, stored), stored)
         writer.add_tensor(gguf_name(name, stems), data, raw_dtype=stored)
-    for name, values in (tensors or {}).items():
+    for name, values in (divisors(model) | (tensors or {})).items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -16,6 +16,8 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -57,7 +59,25 @@ EXPERTS = {
     "moe_intermediate_size": 32,
     "norm_topk_prob": True,
 }
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.25, 2.5],
+    "long_factor": [1.0, 4.0, 9.5],
+}
 MODELS = [
+    (Phi3ForCausalLM, Phi3Config, {"pad_token_id": 0, "original_max_position_embeddings": 128, "sliding_window": 9}),
+    (
+        Phi3ForCausalLM,
+        Phi3Config,
+        {
+            "pad_token_id": 0,
+            "original_max_position_embeddings": 64,
+            "rope_parameters": LONGROPE,
+            "tie_word_embeddings": True,
+        },
+    ),
     (LlamaForCausalLM, LlamaConfig, {}),
     (
         LlamaForCausalLM,
@@ -162,6 +182,10 @@ def test_llama3_rope_is_recovered_from_the_stored_divisors(
         ({"metadata": {"llama.attention.head_count_kv": [2, 1]}}, "different number of heads per layer"),
         ({"metadata": {"llama.rope.dimension_count": 4}}, "rotates only part of each head"),
         ({"metadata": {"llama.rope.scaling.type": "longrope"}}, "rope scaling 'longrope'"),
+        (
+            {"tensors": {"rope_factors_long.weight": np.ones(4, np.float32)}},
+            r"holds tensor rope_factors_long\.weight",
+        ),
         ({"tensors": {"blk.0.mystery.weight": np.ones(2, np.float32)}}, r"holds tensor blk\.0\.mystery\.weight"),
         ({"tensors": {"blk.0.attn_q.bias": np.ones(32, np.float32)}}, "biases on attn_q only"),
         ({"metadata": {"tokenizer.ggml.model": "t5"}}, r"tokenizer model is 't5', only 'gpt2'"),
@@ -175,6 +199,42 @@ def test_what_cannot_be_reproduced_is_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         converted(write_gguf(tmp_path / "tiny.gguf", tiny_llama, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metadata": {"phi3.rope.scaling.type": "yarn"}}, "rope scaling 'yarn'; of phi3, none"),
+        ({"metadata": {"phi3.rope.scaling.factor": 2.0}}, "rope scaling 'none' by 2.0; of phi3"),
+        ({"metadata": {"phi3.rope.scaling.type": "longrope"}}, r"no tensor rope_factors_short\.weight"),
+        ({"metadata": {"phi3.rope.scaling.attn_factor": 1.2}}, r"no tensor rope_factors_short\.weight"),
+        ({"tensors": {"rope_factors_short.weight": np.ones(4, np.float32)}}, r"no tensor rope_factors_long\.weight"),
+        (
+            {"tensors": {f"rope_factors_{kind}.weight": np.ones(3, np.float32) for kind in ("long", "short")}},
+            r"rope_factors_short\.weight as F32 \[3\], expected F32 \[4\]",
+        ),
+        (
+            {"tensors": {f"rope_factors_{kind}.weight": np.zeros(4, np.float32) for kind in ("long", "short")}},
+            r"a divisor in rope_factors_short\.weight that is no number above 0",
+        ),
+        ({"metadata": {"phi3.rope.dimension_count": 9}}, r"rope\.dimension_count"),
+        ({"metadata": {"phi3.rope.dimension_count": 5}}, "turns 5 of the 8 numbers of a head"),
+    ],
+)
+def test_what_cannot_be_reproduced_of_phi_3_is_refused(
+    changes: dict[str, Any], message: str, tiny_sizes: dict[str, int], write_gguf: GgufWriter, tmp_path: Path
+) -> None:
+    model = Phi3ForCausalLM(Phi3Config(**tiny_sizes, pad_token_id=0, original_max_position_embeddings=128))
+    with pytest.raises(CheckpointError, match=message):
+        converted(write_gguf(tmp_path / "tiny.gguf", model, **changes))
+
+
+def test_an_attention_factor_of_its_own_is_kept(
+    tiny_sizes: dict[str, int], write_gguf: GgufWriter, tmp_path: Path
+) -> None:
+    model = Phi3ForCausalLM(Phi3Config(**tiny_sizes, pad_token_id=0, rope_parameters=dict(LONGROPE)))
+    file = write_gguf(tmp_path / "tiny.gguf", model, metadata={"phi3.rope.scaling.attn_factor": 1.25})
+    assert DecoderSpec.from_config_file(converted(file)).rope.attention_factor == 1.25
 
 
 def test_a_type_that_cannot_be_dequantized_is_named(

@@ -19,6 +19,8 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -357,6 +359,27 @@ def test_gemma_3_runs_as_stored_and_equals_the_model_that_was_written(
     target = load_target(str(file), dtype="float32")
     logits_V, wanted_V = last_logits(target, model)
     torch.testing.assert_close(logits_V, wanted_V, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q8_0], ids=["F32", "Q8_0"])
+def test_phi_3_runs_as_stored_and_equals_the_model_that_was_written(
+    kind: gguf.GGMLQuantizationType,
+    tiny_sizes: dict[str, int],
+    with_bf16_weights: Callable[..., PreTrainedModel],
+    write_gguf: GgufWriter,
+    tmp_path: Path,
+) -> None:
+    rope = {"rope_type": "longrope", "partial_rotary_factor": 0.75}
+    rope |= {"short_factor": [1.0, 1.25, 2.5], "long_factor": [1.0, 4.0, 9.5]}
+    limits = {"original_max_position_embeddings": 80, "max_position_embeddings": 320}
+    model = with_bf16_weights(Phi3ForCausalLM(Phi3Config(**tiny_sizes | limits, pad_token_id=0, rope_parameters=rope)))
+    target = load_target(str(write_gguf(tmp_path / "tiny.gguf", model, kind=kind)), dtype="float32")
+    assert target.spec.max_positions == 80
+    logits_V, wanted_V = last_logits(target, model)
+    if kind == gguf.GGMLQuantizationType.F32:
+        torch.testing.assert_close(logits_V, wanted_V, atol=2e-4, rtol=1e-4)
+    else:  # weights and activations of 8 bits
+        assert (logits_V - wanted_V).norm() <= 0.05 * wanted_V.norm()
 
 
 @pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q8_0], ids=["F32", "Q8_0"])

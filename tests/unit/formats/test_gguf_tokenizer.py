@@ -37,10 +37,19 @@ def cut_smollm(text: str) -> list[str]:
     return [word for part in regex.split(r"(\p{N})", text) for word in regex.findall(GPT2_WORDS, part)]
 
 
+CASED_WORDS = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
 CUTS: dict[str, Callable[[str], list[str]]] = {
     "smollm": cut_smollm,
     "qwen2": lambda text: regex.findall(QWEN_WORDS, text),
     "llama-bpe": lambda text: regex.findall(LLAMA_WORDS, text),
+    "dbrx": lambda text: regex.findall(LLAMA_WORDS, text),
+    "gpt-4o": lambda text: regex.findall(CASED_WORDS, text),
     "gpt-2": lambda text: regex.findall(GPT2_WORDS, text),
     "default": lambda text: regex.findall(GPT2_WORDS, text),
 }
@@ -92,6 +101,16 @@ def test_tokens_are_those_of_the_definition(
     for text in TEXTS:
         check(text)
     settings(max_examples=60, deadline=None)(given(SOME_TEXT)(check))()
+
+
+@pytest.mark.parametrize(("name", "kept"), [("Phi 3.5 Mini Instruct (phi-3)", ""), ("Llama", " \n")])
+def test_special_tokens_of_phi_3_take_the_spaces_behind_them(
+    name: str, kept: str, tiny_llama: PreTrainedModel, write_gguf: GgufWriter, tmp_path: Path
+) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf", tiny_llama, metadata={"general.name": name})
+    tokenizer = AutoTokenizer.from_pretrained(converted(file))
+    assert tokenizer("<|im_end|> \nhello")["input_ids"] == tokenizer(f"<|im_end|>{kept}hello")["input_ids"]
+    assert len(tokenizer("<|endoftext|> hello")["input_ids"]) == len(tokenizer("<|endoftext|>hello")["input_ids"]) + 1
 
 
 def test_special_tokens_are_single_ids_and_padding_is_dropped(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from outrider import Engine, SamplingParams, load_proposer, load_target
 from outrider.draft import Draft, Tree
@@ -285,10 +285,27 @@ def test_memory_is_planned_by_what_a_slot_takes(target: Target, mamba: Path) -> 
     assert state.plan(1, 64, 1).state_bytes >= 2 * 2 * 32 * (4 + 3) * 4
 
 
+def test_phi_3_on_llama_cpp_equals_our_own_decoder(
+    tiny_sizes: dict[str, int], write_gguf: Writer, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    rope = {"rope_type": "longrope", "partial_rotary_factor": 0.75}
+    rope |= {"short_factor": [1.0, 1.25, 2.5], "long_factor": [1.0, 4.0, 9.5]}
+    limits = {"original_max_position_embeddings": 512, "max_position_embeddings": 4096}
+    sizes: dict[str, Any] = tiny_sizes | limits | {"pad_token_id": 0, "initializer_range": 0.3}
+    model = Phi3ForCausalLM(Phi3Config(**sizes, rope_parameters=rope))
+    file = write_gguf(tmp_path / "phi.gguf", model)
+    found, wanted = (
+        step(opened(load_target(str(file), dtype="float32", backend=backend)), [TREE, Tree.chain([3, 4])])
+        for backend in ("llama_cpp", "native")
+    )
+    assert all(near(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
+
+
 def test_a_vocabulary_that_we_do_not_split_is_split_by_llama_cpp(
     model: LlamaForCausalLM, write_gguf: Writer, tmp_path: Path
 ) -> None:
-    facts = {"tokenizer.ggml.pre": "gpt-4o"}  # a rule that our converter refuses
+    facts = {"tokenizer.ggml.pre": "falcon"}  # a rule that our converter refuses
     file = write_gguf(tmp_path / "other.gguf", model, metadata=facts)
     target, words = load_target(str(file), backend="llama_cpp"), open_gguf(file).metadata.texts("tokenizer.ggml.tokens")
     assert isinstance(target.tokenizer, LlamaTokenizer)

@@ -8,15 +8,17 @@ Defaults are llama.cpp's: a scaling factor without a type is linear, a missing Y
 Example: `llama.rope.scaling.factor` = 4 without a type gives `"rope_scaling": {"rope_type": "linear", "factor": 4.0}`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import torch
 
 from outrider.errors import CheckpointError
+from outrider.formats.gguf import gemma3, phi3
 from outrider.formats.gguf.experts import EXPERT_KEYS, QWEN3_MOE, expert_keys
 from outrider.formats.gguf.file import ORIGINAL, GgufFile
-from outrider.formats.gguf.gemma3 import GEMMA3, OWN_KEYS, gemma3_keys
+from outrider.formats.gguf.gemma3 import GEMMA3, gemma3_keys
+from outrider.formats.gguf.phi3 import PHI3, phi3_keys
 from outrider.records.display import shown_json
 
 __all__ = ["ARCHITECTURES", "config_of_gguf"]
@@ -27,6 +29,12 @@ ARCHITECTURES: Final = {
     "qwen3": "Qwen3ForCausalLM",
     QWEN3_MOE: "Qwen3MoeForCausalLM",
     GEMMA3: "Gemma3ForCausalLM",
+    PHI3: "Phi3ForCausalLM",
+}
+OWN_KEYS: Final[Mapping[str, Collection[str]]] = {
+    GEMMA3: gemma3.OWN_KEYS,
+    QWEN3_MOE: EXPERT_KEYS,
+    PHI3: phi3.OWN_KEYS,
 }
 EMBEDDING: Final = "token_embd.weight"
 SHAPE: Final = {
@@ -93,6 +101,8 @@ def config_of_gguf(source: GgufFile) -> dict[str, Any]:
         "torch_dtype": "bfloat16",
     }
     config |= _token_ids(source, config["vocab_size"])
+    if architecture == PHI3:
+        return config | {"hidden_act": "silu"} | phi3_keys(source, config)
     scaling = _rope_scaling(source, head_dim, config["rope_theta"])
     own = gemma3_keys(source, config) if architecture == GEMMA3 else {"hidden_act": "silu"} | _biases(source)
     own |= expert_keys(source) if architecture == QWEN3_MOE else {}
@@ -105,7 +115,7 @@ def _check_architecture(source: GgufFile) -> None:
         raise CheckpointError(
             f"{source.path} has architecture {shown_json(source.architecture)}; GGUF files of {known} are converted"
         )
-    if source.get(".attention.sliding_window", 0) and source.architecture != GEMMA3:
+    if source.get(".attention.sliding_window", 0) and source.architecture not in (GEMMA3, PHI3):
         raise CheckpointError(
             f"{source.path} has a sliding attention window, which is not converted; use its original checkpoint"
         )
@@ -121,7 +131,7 @@ def _check_keys(source: GgufFile) -> None:
     # keys without the architecture's name describe the file and its tokenizer, not the network
     for key, value in source.metadata.items():
         name = key.removeprefix(prefix)
-        own = {GEMMA3: OWN_KEYS, QWEN3_MOE: EXPERT_KEYS}.get(source.architecture, frozenset())
+        own = set(OWN_KEYS.get(source.architecture, ()))
         if not key.startswith(prefix) or name in SHAPE | ROPE | HARMLESS | own:
             continue
         if value not in NEUTRAL.get(name, ()):

@@ -14,10 +14,11 @@ from typing import Any, Final
 from torch import Tensor
 
 from outrider.errors import CheckpointError
-from outrider.formats.gguf import gemma3
+from outrider.formats.gguf import gemma3, phi3
 from outrider.formats.gguf.experts import QWEN3_MOE
 from outrider.formats.gguf.file import GgufFile
 from outrider.formats.gguf.gemma3 import GEMMA3
+from outrider.formats.gguf.phi3 import DIVISORS, PHI3
 from outrider.formats.gguf.tensors import EXPERTS
 from outrider.formats.gguf.tokenizer import end_ids
 from outrider.formats.weights import StoredTensor, Weights
@@ -50,9 +51,10 @@ def hugging_face_names(source: GgufFile) -> dict[str, str]:
     Raises:
         CheckpointError: for a tensor that no supported architecture has.
     """
-    own = {GEMMA3: gemma3.LAYER_NAMES, QWEN3_MOE: ROUTER}
+    own = {GEMMA3: gemma3.LAYER_NAMES, QWEN3_MOE: ROUTER, PHI3: phi3.LAYER_NAMES}
     inner = LAYER_NAMES | own.get(source.architecture, {})
-    return {_hugging_face_name(name, inner, source.path): name for name in source.tensors if name != ROPE_FREQUENCIES}
+    others = {ROPE_FREQUENCIES, *(DIVISORS.values() if source.architecture == PHI3 else ())}
+    return {_hugging_face_name(name, inner, source.path): name for name in source.tensors if name not in others}
 
 
 def _hugging_face_name(name: str, layer_names: Mapping[str, str], path: Path) -> str:

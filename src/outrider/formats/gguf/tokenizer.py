@@ -7,6 +7,8 @@ a name, `tokenizer.ggml.pre`. The rule decides token ids as much as the merges d
     smollm      single digits, then GPT-2's words
     qwen2       NFC; single digits; a word includes one sign before it
     llama-bpe   as qwen2 but up to three digits, and a word that is one token is never split; text starts with BOS
+    dbrx        as llama-bpe, but merges split words and no BOS is added
+    gpt-4o      up to three digits; a word ends where a small letter meets a capital one, and takes "'s" (also `llama4`)
     gpt-2       GPT-2's words (also the meaning of `default`)
 
 A file of SentencePiece's pieces has neither merges nor such a rule; see `sentencepiece.py`.
@@ -33,7 +35,9 @@ __all__ = ["build_tokenizer", "end_ids", "write_tokenizer"]
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
 END_TOKENS: Final = (
     *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<end_of_turn>"),
+    *("<|end|>",),
 )
+KEPT_SPACE: Final = ("<unk>", "<s>", "<|endoftext|>")
 SIGNED_WORDS: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -58,11 +62,24 @@ def _signed_words(digits: str) -> tuple[pre_tokenizers.PreTokenizer, ...]:
     return words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
 
+def _cased_words() -> tuple[pre_tokenizers.PreTokenizer, ...]:
+    first, later = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+    sign, end = r"[^\r\n\p{L}\p{N}]?", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    words = f"{sign}{first}*{later}+{end}|{sign}{first}+{later}*{end}"
+    others = r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    cut = pre_tokenizers.Split(Regex(words + others), behavior="isolated")
+    return cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+
+CASED: Final = Cut(steps=_cased_words())
 GPT2: Final = Cut(steps=(_gpt2_words(),))
 CUTS: Final[Mapping[str, Cut]] = {
     "smollm": Cut(steps=(pre_tokenizers.Digits(individual_digits=True), _gpt2_words())),
     "qwen2": Cut(steps=_signed_words(r"\p{N}"), nfc=True),
     "llama-bpe": Cut(steps=_signed_words(r"\p{N}{1,3}"), ignore_merges=True, adds_bos=True),
+    "dbrx": Cut(steps=_signed_words(r"\p{N}{1,3}")),
+    "gpt-4o": CASED,
+    "llama4": CASED,
     "gpt-2": GPT2,
     "default": GPT2,
 }
@@ -139,6 +156,8 @@ def build_tokenizer(metadata: Mapping[str, Any], architecture: str) -> Tokenizer
     fields = _fields(metadata)
     stored = StoredVocabulary.read(fields)
     tokens, kinds = stored.tokens, stored.kinds
+    # as in llama.cpp, since no key says it: special tokens of Phi-3 take the spaces behind them
+    strips = any(name in fields.text("general.name", "").lower() for name in ("phi-3", "phi3"))
     if stored.has_pieces:
         tokenizer, adds_bos = piece_tokenizer(fields, tokens, kinds, stored.ids), True
     else:
@@ -146,7 +165,7 @@ def build_tokenizer(metadata: Mapping[str, Any], architecture: str) -> Tokenizer
         tokenizer, adds_bos = _byte_tokenizer(fields, stored, cut), cut.adds_bos
     tokenizer.add_tokens(
         [
-            AddedToken(token, special=kind == CONTROL, normalized=False)
+            AddedToken(token, special=kind == CONTROL, normalized=False, rstrip=strips and token not in KEPT_SPACE)
             for token, kind in zip(tokens, kinds, strict=True)
             if kind in (CONTROL, USER_DEFINED) and token
         ]

@@ -1,1 +1,1 @@
-"""What the config of a family says about its network."""
+"""Families of decoders, as their configs describe them."""
