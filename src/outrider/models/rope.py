@@ -5,12 +5,11 @@ A head of size D is D/2 planes; at position p plane i is turned by `p * f_i`, wi
 
     linear    f_i / s                                              (position interpolation, Chen et al. 2023)
     llama3    f_i where the wavelength is short, f_i / s where it is long, blended between   (Llama 3.1 release)
-    yarn      the same idea with a ramp over i, and cos and sin times 0.1 ln s + 1  (Peng et al. 2023, section 3.4)
-    longrope  f_i / s_i, and cos and sin times sqrt(1 + ln s / ln original)         (Ding et al. 2024); texts beyond
-              the original context have other s_i, from their first position on, so longer tables are refused
-    dynamic   plain while the text fits in `max_position_embeddings`; beyond it the frequencies would change as the
-              text grows, and a cached key would no longer mean what it did, so longer tables are refused
+    yarn      the same with a ramp over i, and cos and sin times 0.1 ln s + 1  (Peng et al. 2023, section 3.4)
+    longrope  f_i / s_i, and cos and sin times sqrt(1 + ln s / ln original); others for longer texts (Ding et al. 2024)
+    dynamic   plain while the text fits in `max_position_embeddings`; beyond it f_i change as the text grows
 
+Where frequencies would change under cached keys, longer tables are refused.
 The arithmetic is in fp32 and in the order `transformers` uses, so that tables are equal bit for bit.
 
 Example: D = 4, theta = 10 000 gives f = (1, 0.01); at p = 3 the angles are (3, 0.03, 3, 0.03).
