@@ -4,7 +4,7 @@ Decoding is a run of `outrider bench` on held-out prompts of the data: plain dec
 a drift of the machine meets all. The trainers take a few steps each, one after the other, with the same threads: time
 per token, without start-up, validation and checkpoints, as each of them counts it.
 
-Example: `decode({"ours": a, "theirs": b}, data, work, "smollm2-135m", 16)` gives three rows with tau, speedup and lossless.
+Example: `decode({"ours": a, "theirs": b}, data, work, "smollm2-135m", 16)` gives three rows.
 """
 
 import json
