@@ -130,22 +130,27 @@ def test_flags_for_sglang(target: Target, tmp_path: Path) -> None:
     assert "--speculative-num-draft-tokens 5" in command
 
 
+@pytest.mark.parametrize("changes", [{}, {"selector_rank": 3, "conv_group_size": 8}], ids=["dflash", "dflash2"])
 @pytest.mark.parametrize(
     ("engine", "served"),
     [
         ("vllm", '"method": "dflash"'),
-        ("speculators", '"num_speculative_tokens": 3'),
+        ("speculators", '"method": "dflash", '),
         ("sglang", "--speculative-algorithm DFLASH"),
     ],
 )
-def test_a_block_is_exported_in_every_layout(engine: Any, served: str, target: Target, tmp_path: Path) -> None:
-    checkpoint = trained("dflash", target, tmp_path / "trained")
+def test_a_block_is_exported_in_every_layout(
+    engine: Any, served: str, changes: dict[str, Any], target: Target, tmp_path: Path
+) -> None:
+    checkpoint = trained("dflash", target, tmp_path / "trained", **changes)
     output = tmp_path / "exported"
     output.mkdir()
     export = Export(checkpoint=checkpoint, target=target, output=output, engine=engine, num_nodes=3)
     command = export_checkpoint(export).command(export)
     assert served in command
     assert engine != "sglang" or "--speculative-dflash-block-size 4" in command  # the root has a slot
+    config = json.loads((output / "config.json").read_text(encoding="utf-8"))
+    assert ("DFlash2DraftModel" in config["architectures"]) == bool(changes)
     assert drafted(target, "dflash", output) == drafted(target, "dflash", checkpoint)
     with pytest.raises(ConfigError, match="num_nodes=5 exceeds the 4 tokens that a block of"):
         export_checkpoint(replace(export, num_nodes=5))

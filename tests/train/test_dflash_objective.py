@@ -153,9 +153,9 @@ def test_training_scores_what_drafting_predicts(target: Target, tmp_path: Path, 
 def test_it_learns_what_it_drafts_and_shifted_labels_do_not(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taus, score = [], Scorer.score
+    taus, score = [], Scorer.score_by
     for shift in (0, 1):
-        monkeypatch.setattr(Scorer, "score", lambda *args, by=shift: score(*args[:3], args[3].roll(by), *args[4:]))
+        monkeypatch.setattr(Scorer, "score_by", lambda *args, by=shift: score(*args[:3], args[3].roll(by), *args[4:]))
         config = DFlashObjectiveConfig(num_layers=1, block_size=4)
         objective = DFlashObjective.create(teacher_of(target), config, corpus_of(target), 0)
         train(objective, batch_for(objective, target, torch.float32), 100, 2e-2)

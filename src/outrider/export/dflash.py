@@ -15,7 +15,7 @@ from outrider.export.serving import Order, served_checkpoint
 from outrider.formats.blocks.dflash import read_dflash, write_native, write_speculators
 from outrider.formats.blocks.dflash_config import KIND, KINDS, SECTION
 from outrider.formats.locate import locate
-from outrider.models.dflash import DFlashSpec
+from outrider.models.blocks.dflash import DFlashSpec
 from outrider.proposers.dflash import DFlashConfig
 from outrider.records.json_fields import read_json
 

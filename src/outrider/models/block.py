@@ -115,9 +115,15 @@ class Block:
         placement: Placement,
     ) -> None:
         """Add attention and MLP to the residual stream `x_RE` in place; keys and values are written to the cache."""
+        self.finish(ops, x_RE, self.attended(ops, qkv_RQ, rope, keys_CHSD, values_CHSD, placement))
+
+    def attended(
+        self, ops: Ops, qkv_RQ: Tensor, rope: Rope, keys_CHSD: Tensor, values_CHSD: Tensor, placement: Placement
+    ) -> Tensor:
+        """Return what attention reads, before its projection; keys and values are written to the cache."""
         # Rows under a sliding window see the last `window` positions only.
         near = placement.within(self.shape.sliding_window)
-        self.finish(ops, x_RE, ops.attend(qkv_RQ, self.shape, rope, keys_CHSD, values_CHSD, near, self.head_norm))
+        return ops.attend(qkv_RQ, self.shape, rope, keys_CHSD, values_CHSD, near, self.head_norm)
 
     def finish(self, ops: Ops, x_RE: Tensor, attended_RD: Tensor) -> None:
         """Add the projected attention, then the MLP, to the residual stream in place."""

@@ -1,7 +1,7 @@
 """DFlash: a small network reads the target's states and drafts a whole block of tokens in one pass (arXiv 2602.06036).
 
-The network (`outrider.models.dflash`) sees several of the target's hidden states at every committed position, and a
-block of the root and mask tokens. All tokens of a draft come from one pass, so depth costs rows and no further passes.
+The network (`outrider.models.blocks.dflash`) sees several of the target's hidden states at every committed position,
+and a block of the root and mask tokens. All tokens of a draft come from one pass: depth costs rows, no further passes.
 
     committed ... x y r         features of x and y; the block r [m] [m] [m] drafts 1, 2, 3
 
@@ -27,12 +27,13 @@ from outrider.errors import ConfigError
 from outrider.formats.blocks.dflash import DFlashCheckpoint, read_dflash
 from outrider.formats.locate import locate
 from outrider.formats.token_ranking import check_draft_vocab, drafted_ids
-from outrider.models.dflash import DFlashNetwork
-from outrider.models.markov import MarkovHead
+from outrider.models.blocks.dflash import DFlashNetwork
+from outrider.models.blocks.markov import MarkovHead
+from outrider.models.blocks.selector import CandidateSelector
 from outrider.models.output_head import OutputHead
 from outrider.models.rope import reach
 from outrider.proposer import Commit, DraftLimit, Kept, Proposer, ProposerSpec, Reused, Session, SessionPlan
-from outrider.proposers.drafting.block_network import markov_of, network_of, output_of, random_checkpoint
+from outrider.proposers.drafting.block_network import markov_of, network_of, output_of, random_checkpoint, selector_of
 from outrider.proposers.drafting.block_reader import BlockReader
 from outrider.proposers.drafting.sampler import ChainSampler
 from outrider.proposers.drafting.trees import best_nodes, ranked
@@ -91,10 +92,12 @@ class DFlashProposer(Proposer):
         config: DFlashConfig,
         target: Target,
         markov: MarkovHead | None = None,
+        selector: CandidateSelector | None = None,
     ) -> None:
         self.network = network
         self.output = output
         self.markov = markov
+        self.selector = selector
         self.config = config
         self.block_size = config.block_size or network.spec.block_size
         self.feature_layers = network.spec.feature_layers(target.spec.num_layers)
@@ -114,18 +117,19 @@ class DFlashProposer(Proposer):
     ) -> Self:
         """Pack a network that was read or made; with `ids_K`, only these tokens are drafted."""
         network, spec = network_of(checkpoint, target), checkpoint.spec
-        if spec.markov_rank and config.width > 1:
-            raise ConfigError("this network's bias from token to token drafts chains; leave width out")
+        if spec.chain_only and config.width > 1:
+            raise ConfigError("this network's tokens depend on each other, and it drafts chains; leave width out")
         if config.confidence and not spec.confidence_inputs:
             raise ConfigError(f"confidence={config.confidence} needs a network with a confidence head; leave it out")
         output = output_of(checkpoint, network, target, ids_K)
-        return cls(network, output, config, target, markov_of(checkpoint, network, output))
+        heads = markov_of(checkpoint, network, output), selector_of(checkpoint, network, output)
+        return cls(network, output, config, target, *heads)
 
     @classmethod
     def example(cls, target: Target, seed: int) -> Self:
         settings: tuple[dict[str, Any], ...] = ({}, {"width": 2 + seed % 5}, {"sampled": True}, {"block_size": 3})
         checkpoint = random_checkpoint(target, seed)
-        shape = {} if checkpoint.spec.markov_rank else settings[seed % 4]  # its tokens depend on each other: no trees
+        shape = {} if checkpoint.spec.chain_only else settings[seed % 4]
         return cls.of(checkpoint, DFlashConfig(checkpoint="", num_nodes=2 + seed % 7, **shape), target)
 
     @property
@@ -136,12 +140,11 @@ class DFlashProposer(Proposer):
     @property
     def spec(self) -> ProposerSpec:
         is_chain = self.config.width == 1
+        parts = (self.network, self.output, self.markov, self.selector)
         return ProposerSpec(
             max_nodes=min(self.config.num_nodes, self.max_depth) if is_chain else self.config.num_nodes,
             feature_layers=self.feature_layers,
-            num_bytes=self.network.num_bytes
-            + self.output.num_bytes
-            + (0 if self.markov is None else self.markov.num_bytes),
+            num_bytes=sum(part.num_bytes for part in parts if part is not None),
         )
 
     def open(self, plan: SessionPlan) -> Session:
@@ -173,6 +176,7 @@ class DFlashSession(Session):
         self.max_depth = proposer.max_depth
         self.output = proposer.output
         self.markov = proposer.markov
+        self.selector = proposer.selector
         self.spec = proposer.network.spec
         self.reader = BlockReader(proposer.network, plan, proposer.block_size)
 
@@ -217,7 +221,7 @@ class DFlashSession(Session):
         rows = [(places[slot], self.spec.first_slot + level) for level, some in enumerate(deep) for slot in some]
         at_R2 = torch.tensor(rows, device=states_BME.device)
         states_RE = states_BME[at_R2[:, 0], at_R2[:, 1]]
-        logits_RK = self.output(states_RE)
+        logits_RK = self.spec.scaled(self.output(states_RE))
         if self.output.ids_K is None:  # fewer columns hold no mask
             logits_RK[:, self.spec.mask_id] = -torch.inf
         counts = [len(some) for some in deep]
@@ -241,9 +245,12 @@ class DFlashSession(Session):
                 going = going.of([slot for slot in going.slots if survival[slot] > 0])
             if not going.slots:
                 break
+            before_R = torch.stack([before[slot] for slot in going.slots])
             logits_RK = going.logits_RK
             if self.markov is not None:
-                logits_RK = self.markov.biased(logits_RK, torch.stack([before[slot] for slot in going.slots]))
+                logits_RK = self.markov.biased(logits_RK, before_R)
+            if self.selector is not None:
+                logits_RK = self.selector.scores(logits_RK, going.states_RE, before_R)
             tokens_R = sampler.grow(going.slots, logits_RK, self.reader.text_lengths(going.slots))
             before |= zip(going.slots, tokens_R, strict=True)
         return sampler.draft()

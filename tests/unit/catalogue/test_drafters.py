@@ -91,9 +91,9 @@ def test_common_targets_have_heads_that_can_be_fetched(target: str, drafter: str
 
 
 def test_a_layout_that_is_not_read_is_listed_with_the_reason() -> None:
-    found = named(drafters_of("Qwen/Qwen3-8B"), "RedHatAI/Qwen3-8B-speculator.dflash2")
+    found = named(drafters_of("Qwen/Qwen3-8B"), "JetSpec/jetspec-qwen3-8b")
     assert (found.text, found.fits) == (None, False)
-    assert "DFlash-2" in found.why
+    assert "JetSpec" in found.why
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,11 @@ SETTINGS: dict[str, tuple[str, float, dict[str, Any]]] = {
     "normed": ("mtp", 1e-2, {"state": "normed", "num_depths": 2}),
     "medusa": ("medusa", 1e-2, {"num_heads": 3}),
     "dflash": ("dflash", 1e-2, {"num_layers": 2, "block_size": 8, "mask_id": 256}),
+    "dflash2": (
+        "dflash",
+        1e-2,
+        {"num_layers": 1, "block_size": 8, "mask_id": 256, "selector_rank": 4, "conv_group_size": 4},
+    ),
 }
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from outrider import CheckpointError, load_proposer
 from outrider.formats.blocks.dflash import DFlashCheckpoint, read_dflash, write_native, write_speculators
 from outrider.formats.store import provenance
-from outrider.models.dflash import default_layer_ids
+from outrider.models.blocks.dflash import default_layer_ids
 from outrider.proposers.drafting.block_network import random_checkpoint
 from outrider.testing import tiny_target
 
@@ -47,8 +48,7 @@ def edit(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
     (directory / "config.json").write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("layout", ["native", "speculators"])
-@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize(("seed", "layout"), [*product([*range(15), 32], ["native", "speculators"]), (21, "native")])
 def test_a_network_survives_a_round_trip(seed: int, layout: str, tmp_path: Path) -> None:
     made = replace(random_checkpoint(TARGET, seed), provenance=provenance(TARGET, note=seed))
     found = read_dflash(write(tmp_path / "head", made, layout), TARGET)
@@ -67,6 +67,97 @@ def test_a_markov_head_is_named_in_the_library_s_words(tmp_path: Path) -> None:
     assert config["speculators_config"]["algorithm"] == "dspark"
     assert (config["markov_rank"], config["markov_head_type"]) == (3, "vanilla")
     assert (config["enable_confidence_head"], config["confidence_head_with_markov"]) == (True, True)
+
+
+def test_dflash2_as_its_authors_publish_it(tmp_path: Path) -> None:
+    """Written by hand after the configuration of a head for Qwen3.8-27B, with this target's sizes."""
+    made = random_checkpoint(TARGET, 10)
+    directory = write(tmp_path / "head", made)
+    assert config_of(directory)["architectures"] == ["DFlash2DraftModel"]
+    published = {
+        "architectures": ["DFlash2DraftModel"],
+        "attention_bias": False,
+        "dflash_config": {
+            "block_size": 5,
+            "conv_group_size": 4,
+            "conv_kernel_size": 2,
+            "mask_token_id": 11,
+            "selector_rank": 3,
+            "selector_top_k": 16,
+            "target_layer_ids": [layer - 1 for layer in made.spec.layer_ids],
+        },
+        "dtype": "bfloat16",
+        "head_dim": 8,
+        "hidden_act": "silu",
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "is_causal": False,
+        "layer_types": ["sliding_attention"] * 2,
+        "max_position_embeddings": 96,
+        "max_window_layers": 2,
+        "model_type": "qwen3",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 1,
+        "num_target_layers": 6,
+        "rms_norm_eps": 1e-06,
+        "rope_parameters": {"rope_theta": 10000000, "rope_type": "default"},
+        "sliding_window": 20,
+        "tie_word_embeddings": False,
+        "use_sliding_window": True,
+        "vocab_size": 31,
+    }
+    (directory / "config.json").write_text(json.dumps(published))
+    spec = read_dflash(directory, TARGET).spec
+    sizes = (spec.conv_kernel_size, spec.conv_group_size, spec.selector_rank, spec.selector_top_k)
+    assert (*sizes, spec.block_size, spec.mask_id, spec.first_slot) == (2, 4, 3, 16, 5, 11, 1)
+    assert (spec.causal, spec.decoder.windows) == ((False, False), (20, 20))
+    assert (spec.embedding_scale, spec.output_scale, spec.softcap) == (1.0, 1.0, 0.0)
+    scales = {"input_embedding_scale": 0.5, "output_multiplier": 0.25, "final_logit_softcapping": 20.0}
+    edit(directory, lambda config: config["dflash_config"].update(scales))
+    spec = read_dflash(directory, TARGET).spec
+    assert (spec.embedding_scale, spec.output_scale, spec.softcap) == (0.5, 0.25, 20.0)
+    edit(directory, lambda config: config.update(config["dflash_config"], projector_type="dflash2"))  # at the top too
+    assert read_dflash(directory, TARGET).spec == spec
+
+
+def test_dflash2_as_the_library_names_it(tmp_path: Path) -> None:
+    made = random_checkpoint(TARGET, 10)
+    assert made.spec.causal == (False, True)
+    every = replace(made, spec=replace(made.spec, causal=(False, False)))
+    directory = write(tmp_path / "head", every, "speculators")
+    config = config_of(directory)
+    assert (config["speculators_model_type"], config["architectures"]) == ("dflash2", ["DFlash2DraftModel"])
+    assert config["speculators_config"]["algorithm"] == "dflash2"
+    assert [config[key] for key in ("conv_kernel_size", "conv_group_size", "selector_rank")] == [2, 4, 3]
+    assert config["selector_top_k"] == made.spec.selector_top_k
+    assert not {"conv_kernel_size", "selector_rank"} & config["transformer_layer_config"].keys()
+    edit(directory, lambda config: config.pop("sliding_window_non_causal"))  # its default is one in all engines
+    assert read_dflash(directory, TARGET).spec == every.spec
+    scaled = replace(made, spec=replace(made.spec, output_scale=0.5))
+    with pytest.raises(CheckpointError, match=r"the speculators layout has no keys for scales \(input_embedding_scale"):
+        write(tmp_path / "scaled", scaled, "speculators")
+
+
+SECOND: list[tuple[Callable[[dict[str, Any]], object], str]] = [
+    (lambda c: c.pop("selector_top_k"), "selector_top_k is missing"),
+    (lambda c: c.update(selector_top_k=32), "has selector_top_k 32, more than its 31 tokens, which is not run here"),
+    (lambda c: c.update(conv_group_size=3), "has conv_group_size 3, which does not divide the hidden size 16"),
+    (lambda c: c.update(conv_kernel_size=6), "has conv_kernel_size 6, more than a block's 5 slots"),
+    (lambda c: c.update(conv_kernel_size=3), r"attention_conv.base_kernel .* expected \(2, 3, 16\)"),
+    (lambda c: c.update(selector_rank="3"), "selector_rank is '3' but must be an integer from 1"),
+    (lambda c: c.update(selector_rank=7), r"candidate_selector.predecessor_codebook .* expected \(31, 7\)"),
+    (lambda c: c.update(sample_from_anchor=True), "has a selector that begins at the root's own slot"),
+    (lambda c: [c.pop(key) for key in [*c] if key.startswith(("conv", "selector"))], "conv_kernel_size is missing"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), SECOND)
+def test_faults_of_dflash2_are_named(change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path) -> None:
+    directory = write(tmp_path / "head", random_checkpoint(TARGET, 10), "speculators")
+    edit(directory, change)
+    with pytest.raises(CheckpointError, match=message):
+        read_dflash(directory, TARGET)
 
 
 def test_a_config_as_the_authors_publish_it(tmp_path: Path) -> None:
@@ -174,7 +265,13 @@ def test_a_prefix_and_copies_for_training_are_read_past(tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
-    ("native", lambda c: c["dflash_config"].update(output_multiplier=2.0), "dflash_config.output_multiplier is 2.0"),
+    (
+        "native",
+        lambda c: c["dflash_config"].update(attention_sink_bias=True),
+        "dflash_config.attention_sink_bias is true",
+    ),
+    ("native", lambda c: c["dflash_config"].update(output_multiplier=0), "output_multiplier is 0 but must be a number"),
+    ("native", lambda c: c["dflash_config"].update(selector_rank=3), "conv_kernel_size is missing"),
     ("native", lambda c: c.update(logits_scaling=8.0), "logits_scaling is 8.0, which a qwen3 model does not obey"),
     ("native", lambda c: c["dflash_config"].pop("mask_token_id"), "mask_token_id is missing"),
     (
@@ -202,7 +299,7 @@ REFUSED: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ),
     ("speculators", lambda c: c.update(projector_type="domino"), "has projector_type 'domino', a network that is not"),
     ("speculators", lambda c: c.update(shift_label=True), "has shift_label true, a network that is not run here"),
-    ("speculators", lambda c: c.update(speculators_model_type="eagle3"), "'eagle3'; only dflash, dspark are read"),
+    ("speculators", lambda c: c.update(speculators_model_type="eagle3"), "'eagle3'; only dflash, dspark, dflash2"),
     ("speculators", lambda c: c.pop("aux_hidden_state_layer_ids"), "aux_hidden_state_layer_ids is missing"),
     ("speculators", lambda c: c.update(aux_hidden_state_layer_ids=[0]), r"aux_hidden_state_layer_ids\[0\] is 0"),
     ("speculators", lambda c: c.update(norm_before_residual=True), "norm_before_residual is true"),

@@ -7,14 +7,14 @@ import torch
 
 from dense_block import block_states
 from outrider.cache import KVCache
-from outrider.models.dflash import default_layer_ids
+from outrider.models.blocks.dflash import default_layer_ids
 from outrider.proposers.drafting.block_network import network_of, random_checkpoint
 from outrider.testing import tiny_target
 
 
-@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("seed", [*range(15), 21, 32])
 def test_blocks_of_two_slots_equal_the_dense_formulas(seed: int) -> None:
-    """Seeds draw every variant: windows, causal layers, head norms, layers, fused states, a mask embedding."""
+    """Seeds draw every variant: windows, causal layers, head norms, layers, states, a mask embedding, DFlash-2."""
     target = tiny_target(seed % 2)
     checkpoint = random_checkpoint(target, seed)
     spec, network = checkpoint.spec, network_of(checkpoint, target)

@@ -254,7 +254,7 @@ def test_a_chain_ends_where_its_survival_is_too_small(seed: int) -> None:
 
 
 def test_what_a_markov_head_cannot_draft_is_refused() -> None:
-    with pytest.raises(ConfigError, match="bias from token to token drafts chains; leave width out"):
+    with pytest.raises(ConfigError, match="tokens depend on each other, and it drafts chains; leave width out"):
         proposer_of(6, width=2)
     with pytest.raises(ConfigError, match=r"confidence=0.5 needs a network with a confidence head"):
         proposer_of(0, confidence=0.5)

@@ -20,10 +20,10 @@ from outrider.doctor.heads.maps import offset_maps
 from outrider.doctor.heads.masks import mask_tokens
 from outrider.doctor.variant import Config, Variant
 from outrider.errors import CheckpointError
-from outrider.formats.blocks.dflash_config import KIND, LAYER_IDS, SECTION, native_of, spec_of
+from outrider.formats.blocks.dflash_config import KIND, KINDS, LAYER_IDS, SECTION, native_of, spec_of
 from outrider.formats.locate import CONFIG
 from outrider.formats.weights import Weights, read_weights
-from outrider.models.dflash import default_layer_ids
+from outrider.models.blocks.dflash import default_layer_ids
 from outrider.models.spec import DecoderSpec
 from outrider.records.json_fields import Fields, read_json
 from outrider.target import Target
@@ -42,7 +42,7 @@ def reads(config: Mapping[str, Any], names: Collection[str]) -> bool:
     """Return whether a checkpoint looks like one of these networks."""
     kind = config.get(KIND)
     fuses = any(name.removeprefix("model.") == FUSION for name in names)
-    return kind == "dflash" or (kind is None and fuses and (SECTION in config or BLOCK in config))
+    return kind in KINDS or (kind is None and fuses and (SECTION in config or BLOCK in config))
 
 
 def feature_layers(num_layers: int) -> tuple[int, ...]:

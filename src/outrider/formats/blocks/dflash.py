@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 
 from outrider.errors import CheckpointError
-from outrider.formats.blocks.dflash_config import KIND, LAYER_CONFIG, SECTION, native_of, spec_of
+from outrider.formats.blocks.dflash_config import KIND, LAYER_CONFIG, SCALES, SECOND, SECTION, native_of, spec_of
 from outrider.formats.eagle3 import offsets_of
 from outrider.formats.eagle3_tensors import column_ids
 from outrider.formats.hf_config import config_of
 from outrider.formats.store import check_target, write_checkpoint
 from outrider.formats.weights import Weights, read_weights
-from outrider.models.dflash import DFlashSpec
+from outrider.models.blocks.dflash import DFlashSpec
 from outrider.records.json_fields import Fields, read_json
 from outrider.target import Target
 
@@ -157,6 +157,8 @@ def write_speculators(
         architectures: the target's classes, such as ["Qwen3ForCausalLM"].
     """
     spec, native = checkpoint.spec, native_config(checkpoint, target_layers, dtype)
+    if any(key in native[SECTION] for key in SCALES):
+        raise CheckpointError(f"the speculators layout has no keys for scales ({', '.join(SCALES)}); write the other")
     outer = {"architectures", "block_size", "num_target_layers", "is_causal", "sample_from_anchor", "outrider", SECTION}
     outer |= {"markov_rank", "markov_head_type"}
     method = {
@@ -178,7 +180,6 @@ def write_speculators(
         "sliding_window_non_causal": not any(spec.causal),
         LAYER_CONFIG: {key: value for key, value in native.items() if key not in outer},
         "speculators_config": {
-            "algorithm": "dflash",
             "default_proposal_method": "greedy",
             "proposal_methods": [method],
             "verifier": {"name_or_path": verifier, "architectures": list(architectures)},
@@ -188,12 +189,15 @@ def write_speculators(
         config["is_causal"] = True
     if spec.markov_rank:
         config |= {KIND: "dspark", "architectures": ["DSparkSpeculator"]}
-        config["speculators_config"]["algorithm"] = "dspark"
         config |= {key: native[key] for key in ("markov_rank", "markov_head_type")}
         config |= {
             "enable_confidence_head": bool(spec.confidence_inputs),
             "confidence_head_with_markov": spec.confidence_inputs > spec.decoder.hidden_size,
         }
+    if spec.selector_rank:
+        config |= {KIND: "dflash2", "architectures": native["architectures"]}
+        config |= {key: native[SECTION][key] for key in SECOND}
+    config["speculators_config"]["algorithm"] = config[KIND]
     config |= {"outrider": dict(checkpoint.provenance)} if checkpoint.provenance else {}
     write_checkpoint(directory, _stored(checkpoint, dtype), config)
 
@@ -217,8 +221,13 @@ def native_config(checkpoint: DFlashCheckpoint, target_layers: int, dtype: torch
         "mask_token_id": spec.mask_id,
         "target_layer_ids": [layer - 1 for layer in spec.layer_ids],
     }
+    if spec.selector_rank:
+        sizes = (spec.conv_kernel_size, spec.conv_group_size, spec.selector_rank, spec.selector_top_k)
+        section |= dict(zip(SECOND, sizes, strict=True))
+    scales = dict(zip(SCALES, (spec.embedding_scale, spec.output_scale, spec.softcap), strict=True))
+    section |= {key: scale for key, scale in scales.items() if scale != (0.0 if key == SCALES[-1] else 1.0)}
     config = config_of(spec.decoder, dtype) | {
-        "architectures": ["DFlashDraftModel"],
+        "architectures": ["DFlash2DraftModel" if spec.selector_rank else "DFlashDraftModel"],
         "block_size": spec.block_size,
         "num_target_layers": target_layers,
         "layer_types": kinds,

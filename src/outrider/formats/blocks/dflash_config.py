@@ -12,8 +12,10 @@ speculators layout has the layers' config in `transformer_layer_config` and our 
     {"speculators_model_type": "dflash", "block_size": 8, "aux_hidden_state_layer_ids": [2, 7, 12, 17, 22],
      "mask_token_id": 151669, "sample_from_anchor": false, "sliding_window_non_causal": false, ...}
 
-Whether a layer is causal: `is_causal`, else `dflash_config.causal`, else if it has a sliding window. A key that is not
-known here and can change the numbers is refused by name.
+DFlash-2 adds the keys `SECOND` to the section, or flat in the kind "dflash2"; `SCALES` may stand there too.
+
+Whether a layer is causal: `is_causal`, else `dflash_config.causal`, else if it has a sliding window. An unknown key
+that can change the numbers is refused by name.
 
 Example: ids [1, 6, 11, 16, 21] of the first layout and [2, 7, 12, 17, 22] of the second give the same spec.
 """
@@ -24,8 +26,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from outrider.errors import CheckpointError
-from outrider.models.dflash import DFlashSpec, default_layer_ids
-from outrider.models.markov import CONFIDENCE, MARKOV
+from outrider.models.blocks.dflash import DFlashSpec, default_layer_ids
+from outrider.models.blocks.markov import CONFIDENCE, MARKOV
+from outrider.models.blocks.selector import SELECTOR
 from outrider.models.spec import DecoderSpec, filled_config, is_supported
 from outrider.records.display import shown_json
 from outrider.records.json_fields import Fields
@@ -38,14 +41,16 @@ Shapes = Mapping[str, tuple[int, ...]]
 SECTION: Final = "dflash_config"
 KIND: Final = "speculators_model_type"
 LAYER_CONFIG: Final = "transformer_layer_config"
-KINDS: Final = ("dflash", "dspark")
+KINDS: Final = ("dflash", "dspark", "dflash2")
 LAYER_IDS: Final = "aux_hidden_state_layer_ids"
 FAMILIES: Final = ("qwen3", "llama", "qwen2", "mistral")
 UNREAD: Final = ("torch_dtype", "dtype", "architectures", "outrider", "auto_map", SECTION)
-SECTION_KEYS: Final = ("mask_token_id", "target_layer_ids", "block_size", "causal")
+SECOND: Final = ("conv_kernel_size", "conv_group_size", "selector_rank", "selector_top_k")
+SCALES: Final = ("input_embedding_scale", "output_multiplier", "final_logit_softcapping")
+SECTION_KEYS: Final = ("mask_token_id", "target_layer_ids", "block_size", "causal", *SECOND, *SCALES)
 OWN: Final = (*SECTION_KEYS, "num_target_layers", "is_causal", "sliding_window_non_causal", "sample_from_anchor")
 OTHER_NETWORKS: Final = {
-    "projector_type": (None, "dflash"),
+    "projector_type": (None, "dflash", "dflash2"),
     "shift_label": (None, False),
     "markov_head_type": (None, "vanilla"),
 }
@@ -69,7 +74,8 @@ def native_of(config: Fields, file: Path) -> dict[str, Any]:
         "target_layer_ids": [layer_id - 1 for layer_id in ids],
     }
     if "sliding_attention" in (layer.texts("layer_types", None) or ()):
-        flag = config.flag("sliding_window_non_causal", None)
+        # of one default for DFlash-2, of several for DFlash
+        flag = config.flag("sliding_window_non_causal", True if config[KIND] == "dflash2" else None)
         if flag is None:
             raise CheckpointError(
                 f"{file} does not say sliding_window_non_causal, which engines read differently; add it as it was "
@@ -79,7 +85,7 @@ def native_of(config: Fields, file: Path) -> dict[str, Any]:
             section["causal"] = False
     outer = {KIND, LAYER_CONFIG, LAYER_IDS, "mask_token_id", "speculators_config", "speculators_version", "model_type"}
     native = {**layer.plain(), **{key: value for key, value in config.items() if key not in outer}, SECTION: section}
-    return {"sample_from_anchor": config[KIND] != KINDS[0]} | native
+    return {"sample_from_anchor": config[KIND] == "dspark"} | native
 
 
 def spec_of(config: Mapping[str, Any], file: Path, shapes: Shapes, target_layers: int) -> DFlashSpec:
@@ -118,7 +124,7 @@ def spec_of(config: Mapping[str, Any], file: Path, shapes: Shapes, target_layers
     block_size = section.integer("block_size", low=2, high=MOST_SLOTS)
     if any(window is not None and window < block_size for window in decoder.windows):
         raise CheckpointError(f"{file} has a sliding_window of fewer positions than a block's {block_size}; correct it")
-    return DFlashSpec(
+    spec = DFlashSpec(
         decoder=decoder,
         block_size=block_size,
         mask_id=section.integer("mask_token_id", low=0),
@@ -129,7 +135,30 @@ def spec_of(config: Mapping[str, Any], file: Path, shapes: Shapes, target_layers
         causal=_causal(fields, section, decoder),
         markov_rank=_markov_rank(fields, file, shapes),
         confidence_inputs=shapes.get(CONFIDENCE[0], (1, 0))[-1],
+        embedding_scale=section.number("input_embedding_scale", 1.0, above=0.0),
+        output_scale=section.number("output_multiplier", 1.0, above=0.0),
+        softcap=section.number("final_logit_softcapping", 0.0, low=0.0),
     )
+    return _second(spec, section, file, shapes)
+
+
+def _second(spec: DFlashSpec, section: Fields, file: Path, shapes: Shapes) -> DFlashSpec:
+    """Return the spec with DFlash-2's convolutions and selector, if keys or tensors tell of them."""
+    if not any(key in section for key in SECOND) and SELECTOR[0] not in shapes:
+        return spec
+    size, group, rank, top_k = (section.integer(key, low=1, high=1 << 16) for key in SECOND)
+    width, vocab_size = spec.decoder.hidden_size, spec.decoder.vocab_size
+    for is_so, fault in (
+        (width % group, f"conv_group_size {group}, which does not divide the hidden size {width}"),
+        (size > spec.block_size, f"conv_kernel_size {size}, more than a block's {spec.block_size} slots"),
+        (top_k > vocab_size, f"selector_top_k {top_k}, more than its {vocab_size} tokens"),
+        (spec.draft_vocab_size != vocab_size, f"a selector, but {spec.draft_vocab_size} of {vocab_size} columns"),
+        (spec.drafts_at_root, "a selector that begins at the root's own slot"),
+        (spec.markov_rank, "both a selector and a Markov head"),
+    ):
+        if is_so:
+            raise CheckpointError(f"{file} has {fault}, which is not run here; check it against the original")
+    return replace(spec, conv_kernel_size=size, conv_group_size=group, selector_rank=rank, selector_top_k=top_k)
 
 
 def _markov_rank(fields: Fields, file: Path, shapes: Shapes) -> int:

@@ -5,18 +5,21 @@ Example: `network_of(random_checkpoint(target, 0), target)` is a small network o
 Shapes: K columns, E hidden size.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from outrider.formats.blocks.dflash import DFlashCheckpoint
-from outrider.models.dflash import DFlashNetwork, DFlashSpec, default_layer_ids
-from outrider.models.markov import MarkovHead
+from outrider.models.blocks.dflash import DFlashNetwork, DFlashSpec, default_layer_ids
+from outrider.models.blocks.markov import MarkovHead
+from outrider.models.blocks.selector import CandidateSelector
 from outrider.models.output_head import OutputHead
 from outrider.models.spec import DecoderSpec, RopeSpec
 from outrider.target import Target
 from outrider.targets.output_head import output_head
 
-__all__ = ["markov_of", "network_of", "output_of", "random_checkpoint"]
+__all__ = ["markov_of", "network_of", "output_of", "random_checkpoint", "selector_of"]
 
 
 def network_of(checkpoint: DFlashCheckpoint, target: Target) -> DFlashNetwork:
@@ -55,6 +58,16 @@ def markov_of(checkpoint: DFlashCheckpoint, network: DFlashNetwork, output: Outp
     return MarkovHead(checkpoint.tensors, columns_K, network.ops, network.dtype, network.device)
 
 
+def selector_of(checkpoint: DFlashCheckpoint, network: DFlashNetwork, output: OutputHead) -> CandidateSelector | None:
+    """Return the candidate selector of DFlash-2 at the output's columns; None without one."""
+    spec = checkpoint.spec
+    if not spec.selector_rank:
+        return None
+    return CandidateSelector(
+        checkpoint.tensors, spec.selector_top_k, output.ids_K, network.ops, network.dtype, network.device
+    )
+
+
 def random_checkpoint(target: Target, seed: int) -> DFlashCheckpoint:
     """Make a network of random weights that fits the target, its variant and vocabulary drawn from `seed`."""
     found, generator = target.spec, torch.Generator().manual_seed(seed)
@@ -74,7 +87,7 @@ def random_checkpoint(target: Target, seed: int) -> DFlashCheckpoint:
         qk_norm=seed % 4 != 1,
         windows=tuple(7 if (seed + layer) % 4 == 3 else None for layer in range(num_layers)),
     )
-    owns = seed % 3 == 2
+    owns, is_second = seed % 3 == 2, seed % 11 == 10 and seed % 7 != 6
     # as files can say it: sliding layers, no layer, or every layer
     causal = [tuple(window is not None for window in decoder.windows), (False,) * num_layers, (True,) * num_layers]
     spec = DFlashSpec(
@@ -83,12 +96,17 @@ def random_checkpoint(target: Target, seed: int) -> DFlashCheckpoint:
         mask_id=(7 * seed + 3) % found.vocab_size,
         layer_ids=default_layer_ids(found.num_layers, 1 + seed % 2),
         target_hidden_size=found.hidden_size,
-        draft_vocab_size=found.vocab_size * 2 // 3 if owns else found.vocab_size,
-        drafts_at_root=seed % 5 == 1,
+        draft_vocab_size=found.vocab_size * 2 // 3 if owns and not is_second else found.vocab_size,
+        drafts_at_root=seed % 5 == 1 and not is_second,
         causal=causal[seed % 5 % 3],
         markov_rank=3 if seed % 7 == 6 else 0,
         confidence_inputs=found.hidden_size + 3 if seed % 7 == 6 else 0,
     )
+    if is_second:
+        spec = replace(
+            spec, conv_kernel_size=2 + seed % 2, conv_group_size=4, selector_rank=3, selector_top_k=4 + seed % 3
+        )
+        spec = replace(spec, embedding_scale=0.5, output_scale=2.0, softcap=3.0) if seed % 2 else spec
     shapes: dict[str, tuple[int, ...]] = spec.shapes()
     if owns:
         shapes |= {"lm_head.weight": (spec.draft_vocab_size, found.hidden_size), "mask_embedding": (found.hidden_size,)}

@@ -1,8 +1,8 @@
 """The state of a drafter that reads the target's states alone: its cache, what it has not read, and each slot's root.
 
-A block drafter (`outrider.models.dflash`) keeps keys and values of committed positions only. The features of position t
-are pending from the step that committed t until the next draft, which reads them with its block; the root has no
-features yet, its token opens the block.
+A block drafter (`outrider.models.blocks.dflash`) keeps keys and values of committed positions only. The features of
+position t are pending from the step that committed t until the next draft, which reads them with its block; the root
+has no features yet, its token opens the block.
 
     text x0 x1 x2 r             pending features of 0 1 2
     draft                       reads 0 1 2 for good, and a block r m m m behind them that is not kept
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from outrider.cache import KVCache
-from outrider.models.dflash import DFlashNetwork
+from outrider.models.blocks.dflash import DFlashNetwork
 from outrider.proposer import Commit, Kept, Reused, SessionPlan
 from outrider.proposers.drafting.pending import Pending, kept_of, take_over
 from outrider.proposers.drafting.recurrent import rows_of

@@ -6,7 +6,8 @@ Slot k learns the token k places after its anchor, as far as the target wrote ev
     loss = mean over a text's slots of  w_k * -log q_k(x_{a+k}),     w_k = exp(-(k - 1) / gamma)
 
 divided by the mean weight. The first tokens of a block weigh more, because a later one counts only where all before it
-are right. Embedding and output head are the target's; the mask is a token that no text holds, as for PARD.
+are right. Embedding and output head are the target's; the mask is a token that no text holds, as for PARD. With
+`selector_rank` the network is a DFlash-2, whose selector adds a loss of its own (`second.py`).
 
 Worked example: block 8 with gamma 4 weighs the depths 1, 0.78, 0.61, 0.47, 0.37, 0.29, 0.22.
 
@@ -25,18 +26,19 @@ from outrider.data.texts import Corpus
 from outrider.errors import ConfigError, check_setting
 from outrider.formats.blocks.dflash import DFlashCheckpoint, write_native
 from outrider.formats.store import provenance
-from outrider.models.dflash import DFlashSpec, default_layer_ids
+from outrider.models.blocks.dflash import DFlashSpec, default_layer_ids
 from outrider.target import Target
 from outrider.train.batch import Batch
 from outrider.train.objective import Objective, Outcome, Teacher
 from outrider.train.objectives.blocks.dflash_network import Blocks, DFlashTraining
+from outrider.train.objectives.blocks.second import Found, Noted, begin_as_dflash
 from outrider.train.objectives.columns import Columns
 from outrider.train.objectives.eagle3_network import plain
 from outrider.train.objectives.eagle3_start import decoder_spec, parse_layer_ids
 from outrider.train.objectives.layers import draw_weights
 from outrider.train.objectives.losses import LOSSES, Loss
 from outrider.train.objectives.pard import choose_mask
-from outrider.train.objectives.scoring import Scorer, mean_by_text
+from outrider.train.objectives.scoring import Scorer, Scores, mean_by_text
 
 __all__ = ["DFlashObjective", "DFlashObjectiveConfig"]
 
@@ -68,6 +70,16 @@ class DFlashObjectiveConfig:
     """Let slots see only earlier slots of their block."""
     mask_id: int | None = None
     """The mask token; by default one that the tokenizer does not use, or one that never occurs."""
+    selector_rank: int = 0
+    """Rank of a DFlash-2's candidate selector, such as the published 256; 0 trains a DFlash."""
+    selector_top_k: int = 16
+    """Candidates of each slot; with selector_rank alone, as all that follow."""
+    selector_weight: float = 1.0
+    """Weight of the selector's loss."""
+    conv_kernel_size: int = 2
+    """Slots that a convolution around the layers reads."""
+    conv_group_size: int = 16
+    """Channels that share what a slot adds to its kernel; it divides the hidden size."""
 
     def __post_init__(self) -> None:
         check_setting(self, "num_layers", 1 <= self.num_layers <= 32, "between 1 and 32")
@@ -76,6 +88,13 @@ class DFlashObjectiveConfig:
         check_setting(self, "gamma", self.gamma is None or self.gamma > 0, "above 0")
         check_setting(self, "loss", self.loss in LOSSES, f"one of {', '.join(LOSSES)}")
         check_setting(self, "draft_vocab", self.draft_vocab >= 0, "0 or above")
+        check_setting(self, "selector_rank", 0 <= self.selector_rank <= 4096, "between 0 and 4096")
+        check_setting(self, "selector_top_k", 2 <= self.selector_top_k <= 256, "between 2 and 256")
+        check_setting(self, "selector_weight", self.selector_weight >= 0, "0 or above")
+        check_setting(
+            self, "conv_kernel_size", 1 <= self.conv_kernel_size <= self.block_size, "between 1 and block_size"
+        )
+        check_setting(self, "conv_group_size", self.conv_group_size >= 1, "at least 1")
 
     @property
     def weights(self) -> list[float]:
@@ -118,6 +137,7 @@ class DFlashObjective(Objective):
             raise ConfigError(f"mask_id={mask_id} occurs in the target's texts; choose a token that never does")
         network = DFlashTraining(spec_of(target, config, mask_id))
         draw_weights(network, seed)
+        begin_as_dflash(network)
         columns = Columns.most_frequent(teacher, corpus, config.draft_vocab)
         return cls(network.to(teacher.embedding_VE.device), teacher, config, columns)
 
@@ -149,11 +169,16 @@ class DFlashObjective(Objective):
         if self.config.loss != "ce":
             features_RF = self._features(batch)[row_R, at_R, self.spec.features :]
         tokens_R = batch.tokens_BL[row_R, at_R + 1]
-        scores = self.scorer.score(states_RE, self.teacher.head_VE, tokens_R, features_RF)
+        scores, found = self._scored(states_RE, tokens_R, features_RF, batch.tokens_BL[row_R, at_R])
         weights_K = torch.tensor(self.config.weights, device=depth_R.device)
         texts_R = batch.text_numbers()[row_R, at_R]
-        learnt_R = scores.learnt_R
+        is_right_R, learnt_R = scores.guess_R == tokens_R, scores.learnt_R
         mean = mean_by_text(scores.loss_R[learnt_R], texts_R[learnt_R], weights_K[depth_R[learnt_R]])
+        loss = mean.total
+        if found is not None:
+            is_right_R, learnt_R = found.is_right_R, self.scorer.columns.of(tokens_R) >= 0
+            own = mean_by_text(found.loss_R[learnt_R], texts_R[learnt_R], weights_K[depth_R[learnt_R]])
+            loss = loss + self.config.selector_weight * own.total
 
         def by_anchor(values_R: Tensor) -> Tensor:
             values_KBA = values_R.new_zeros(anchors.chained_KBA.shape)
@@ -162,12 +187,25 @@ class DFlashObjective(Objective):
 
         overlap_R = scores.overlap_R
         return Outcome(
-            mean.total,
+            loss,
             mean.num_texts,
-            by_anchor(scores.guess_R == tokens_R),
+            by_anchor(is_right_R),
             anchors.chained_KBA[:, anchors.real_BA],
             None if overlap_R is None else by_anchor(overlap_R),
         )
+
+    def _scored(
+        self, states_RE: Tensor, tokens_R: Tensor, features_RF: Tensor | None, before_R: Tensor
+    ) -> tuple[Scores, Found | None]:
+        """Score slots by their logits, and by what the selector makes of the best ones, if there is one."""
+        head_VE, selector = self.teacher.head_VE, self.network.candidate_selector
+        predict, teach = self.scorer.predict_by(head_VE), self.scorer.teach_by(features_RF)
+        if selector is None:
+            return self.scorer.score_by(predict, states_RE, tokens_R, teach), None
+        noted, columns = Noted(predict, self.spec.selector_top_k), self.scorer.columns
+        scores = self.scorer.score_by(noted, states_RE, tokens_R, teach)
+        best_RW, head_KE = torch.cat(noted.parts), columns.rows(head_VE)
+        return scores, selector.score(states_RE, best_RW, before_R, tokens_R, head_KE, columns)
 
     def states(self, batch: Batch, anchors: Anchors) -> Tensor:
         """Return the final states [B, A, M, E] of the blocks at these anchors."""
@@ -210,7 +248,7 @@ def spec_of(target: Target, config: DFlashObjectiveConfig, mask_id: int) -> DFla
         layer_ids = parse_layer_ids(config.layer_ids, target)
     if 0 in layer_ids:
         raise ConfigError(f"layer_ids={config.layer_ids} names the embedding, which the layout cannot; start at 1")
-    return DFlashSpec(
+    spec = DFlashSpec(
         decoder=decoder,
         block_size=config.block_size,
         mask_id=mask_id,
@@ -218,6 +256,20 @@ def spec_of(target: Target, config: DFlashObjectiveConfig, mask_id: int) -> DFla
         target_hidden_size=found.hidden_size,
         draft_vocab_size=found.vocab_size,
         causal=(config.causal,) * config.num_layers,
+    )
+    if not config.selector_rank:
+        return spec
+    if found.hidden_size % config.conv_group_size:
+        raise ConfigError(
+            f"conv_group_size={config.conv_group_size} does not divide the target's hidden size {found.hidden_size}; "
+            "choose one that does"
+        )
+    return replace(
+        spec,
+        conv_kernel_size=config.conv_kernel_size,
+        conv_group_size=config.conv_group_size,
+        selector_rank=config.selector_rank,
+        selector_top_k=min(config.selector_top_k, found.vocab_size),
     )
 
 

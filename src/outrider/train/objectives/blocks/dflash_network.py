@@ -10,21 +10,23 @@ costs A * M rows beside one projection of every position.
 
 Worked example: text x0 x1 x2 x3, anchor 2, M = 3: slots at positions 2, 3, 4 see context 0 and 1, and each other.
 
-Parameters have the published names. Inference runs the same numbers through `outrider.models.dflash`; a test holds both
-together.
+Parameters have the published names. Inference runs the same numbers through `outrider.models.blocks.dflash`; a test
+holds both together.
 
 Shapes: B rows, L positions, A blocks of a row, M slots of a block, X = A * M, E hidden size, F features, H = G * N
 heads, G key/value heads, D head size.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from outrider.models.dflash import DFlashSpec
+from outrider.models.blocks.dflash import DFlashSpec
 from outrider.train.batch import Batch
+from outrider.train.objectives.blocks.second import Convolved, Selector
 from outrider.train.objectives.layers import Attention, Heads, Mlp, RMSNorm, Rotation, rotation
 
 __all__ = ["Blocks", "DFlashTraining"]
@@ -63,11 +65,21 @@ class Layer(nn.Module):
         self.self_attn = Attention(spec.decoder)
         self.post_attention_layernorm = RMSNorm(width, eps)
         self.mlp = Mlp(spec.decoder)
+        self.attention_conv, self.mlp_conv = (Convolved(spec) if spec.conv_kernel_size else None for _ in range(2))
 
     def forward(
         self, x_BXE: Tensor, context_BLE: Tensor, turned: tuple[Rotation, Rotation], seen_BAL: Tensor, is_causal: bool
     ) -> Tensor:
-        own = self.self_attn.heads(self.input_layernorm(x_BXE), turned[1])
+        def attend(normed_BXE: Tensor) -> Tensor:
+            return self._attended(normed_BXE, context_BLE, turned, seen_BAL, is_causal)
+
+        x_BXE = x_BXE + _around(self.attention_conv, self.input_layernorm(x_BXE), attend)
+        return x_BXE + _around(self.mlp_conv, self.post_attention_layernorm(x_BXE), self.mlp)
+
+    def _attended(
+        self, x_BXE: Tensor, context_BLE: Tensor, turned: tuple[Rotation, Rotation], seen_BAL: Tensor, is_causal: bool
+    ) -> Tensor:
+        own = self.self_attn.heads(x_BXE, turned[1])
         keys_BLGD, values_BLGD = self.self_attn.keys_and_values(context_BLE, turned[0])
         A, M = seen_BAL.shape[1], x_BXE.shape[1] // seen_BAL.shape[1]
         step, parts = max(1, CHUNK // M), []
@@ -84,14 +96,18 @@ class Layer(nn.Module):
                 parts.append(_mixed(*arguments))
             else:
                 parts.append(checkpoint(_mixed, *arguments, use_reentrant=False, preserve_rng_state=False))
-        x_BXE = x_BXE + self.self_attn.output(torch.cat(parts, dim=1))
-        out: Tensor = x_BXE + self.mlp(self.post_attention_layernorm(x_BXE))
-        return out
+        return self.self_attn.output(torch.cat(parts, dim=1))
+
+
+def _around(convolved: Convolved | None, x_BXE: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply a sublayer, between its convolutions if it has any."""
+    out_BXE: Tensor = sublayer(x_BXE) if convolved is None else convolved(x_BXE, sublayer)
+    return out_BXE
 
 
 @final
 class DFlashTraining(nn.Module):
-    """Everything that is trained: fusion, layers and norms. Embedding and output head are the target's."""
+    """Everything that is trained: fusion, layers, norms, selector. Embedding and output head are the target's."""
 
     def __init__(self, spec: DFlashSpec) -> None:
         super().__init__()
@@ -102,6 +118,7 @@ class DFlashTraining(nn.Module):
         self.hidden_norm = RMSNorm(width, eps)
         self.layers = nn.ModuleList(Layer(spec) for _ in range(spec.decoder.num_layers))
         self.norm = RMSNorm(width, eps)
+        self.candidate_selector = Selector(spec) if spec.selector_rank else None
 
     def forward(self, batch: Batch, features_BLF: Tensor, blocks: Blocks, embedding_VE: Tensor) -> Tensor:
         """Return the states of all slots after the final norm, [B, A, M, E]."""

@@ -8,7 +8,8 @@ further keys and values:
     x = x + W_o attention(Q, K, V);   x = x + mlp(norm(x))
     logits of slot j = lm_head(norm(x_j))              the token j places after the root
 
-Slots see the context and each other, in a causal layer earlier ones only. Only context is kept in the cache.
+Slots see the context and each other, in a causal layer earlier ones only. The cache keeps context alone. In DFlash-2,
+attention and mlp stand between convolutions.
 
 Worked example: text x0 x1 x2 r: context rows 0, 1, 2; slots r, m, m, m at positions 3 to 6 draft three tokens.
 
@@ -25,7 +26,9 @@ from torch import Tensor
 
 from outrider.cache import CachePlan, KVCache
 from outrider.models.block import Block
-from outrider.models.markov import CONFIDENCE, MARKOV
+from outrider.models.blocks.convolution import CONVOLUTIONS, Convolution, Convolutions, convolution_shapes
+from outrider.models.blocks.markov import CONFIDENCE, MARKOV
+from outrider.models.blocks.selector import SELECTOR
 from outrider.models.rope import KeptRope
 from outrider.models.spec import DecoderSpec
 from outrider.ops.select import choose_ops
@@ -62,6 +65,13 @@ class DFlashSpec:
     causal              True for each layer in which a slot sees no later slot
     markov_rank         rank of the bias from token to token (`markov.py`); 0 without one
     confidence_inputs   width of what the confidence head reads: the hidden size, or the rank more; 0 without one
+    conv_kernel_size    slots that a convolution of DFlash-2 reads, and
+    conv_group_size     channels that share its corrections (`convolution.py`); 0 without
+    selector_rank       rank of its candidate selector, and
+    selector_top_k      the candidates of a slot (`selector.py`); 0 without
+    embedding_scale     factor of the block's embeddings
+    output_scale        factor of the logits, and
+    softcap             the bound that they approach after it; 0 for none
     """
 
     decoder: DecoderSpec
@@ -74,6 +84,13 @@ class DFlashSpec:
     causal: tuple[bool, ...]
     markov_rank: int = 0
     confidence_inputs: int = 0
+    conv_kernel_size: int = 0
+    conv_group_size: int = 0
+    selector_rank: int = 0
+    selector_top_k: int = 0
+    embedding_scale: float = 1.0
+    output_scale: float = 1.0
+    softcap: float = 0.0
 
     @property
     def features(self) -> int:
@@ -89,9 +106,20 @@ class DFlashSpec:
         """Return the feature layers on a target of that depth: behind its last layer, the stream before its norm."""
         return tuple(num_layers + 1 if layer == num_layers else layer for layer in self.layer_ids)
 
+    @property
+    def chain_only(self) -> bool:
+        """True if a drafted token depends on the one before it."""
+        return bool(self.markov_rank or self.selector_rank)
+
+    def scaled(self, logits_RK: Tensor) -> Tensor:
+        """Return an output head's logits as the network's own: multiplied, and bounded softly."""
+        if self.output_scale != 1.0:
+            logits_RK = logits_RK * self.output_scale
+        return (logits_RK / self.softcap).tanh() * self.softcap if self.softcap else logits_RK
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every trained tensor, under its published name."""
-        width = self.decoder.hidden_size
+        width, vocab_size = self.decoder.hidden_size, self.decoder.vocab_size
         shapes = {
             name.removeprefix("model."): shape
             for name, shape in self.decoder.weight_shapes().items()
@@ -101,10 +129,17 @@ class DFlashSpec:
         if self.markov_rank:
             shapes |= {
                 name: (size, self.markov_rank)
-                for name, size in zip(MARKOV, (self.decoder.vocab_size, self.draft_vocab_size), strict=True)
+                for name, size in zip(MARKOV, (vocab_size, self.draft_vocab_size), strict=True)
             }
         if self.confidence_inputs:
             shapes |= dict(zip(CONFIDENCE, ((1, self.confidence_inputs), (1,)), strict=True))
+        if self.conv_kernel_size:
+            one = convolution_shapes(width, self.conv_kernel_size, self.conv_group_size)
+            layers = range(self.decoder.num_layers)
+            shapes |= {f"layers.{layer}.{name}": shape for layer in layers for name, shape in one.items()}
+        if self.selector_rank:
+            rank = self.selector_rank
+            shapes |= dict(zip(SELECTOR, ((vocab_size, rank), (vocab_size, rank), (rank, width)), strict=True))
         return shapes
 
 
@@ -134,10 +169,15 @@ class DFlashNetwork:
         self.spec, self.dtype, self.device = spec, dtype, device
         self.ops = ops = choose_ops(device, dtype)
         packer = ops.narrow()
-        cast = {name: weights[name].to(device, dtype) for name in spec.shapes() if name not in (*MARKOV, *CONFIDENCE)}
+        heads = (*MARKOV, *CONFIDENCE, *SELECTOR)
+        cast = {name: weights[name].to(device, dtype) for name in spec.shapes() if name not in heads}
         self.blocks = [
             Block.packed(spec.decoder, cast, f"layers.{layer}.", packer, device, window)
             for layer, window in enumerate(spec.decoder.windows)
+        ]
+        self.convolutions = [
+            Convolutions(*(Convolution(cast, f"layers.{layer}.{part}.", ops, packer) for part in CONVOLUTIONS))
+            for layer in range(spec.decoder.num_layers if spec.conv_kernel_size else 0)
         ]
         self.fc = packer.pack(cast["fc.weight"])
         self.context_norm_E = cast["hidden_norm.weight"].to(ops.activation_dtype)
@@ -151,7 +191,8 @@ class DFlashNetwork:
     def num_bytes(self) -> int:
         """Memory of the weights that are not the target's, in bytes."""
         own = self.embedding_VE.nbytes if self.owns_embedding else 0
-        return sum(block.num_bytes for block in self.blocks) + self.fc.num_bytes + own
+        around = sum(part.num_bytes for parts in self.convolutions for part in parts)
+        return sum(block.num_bytes for block in self.blocks) + around + self.fc.num_bytes + own
 
     def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
         """Return the plan of the cache that it needs."""
@@ -207,7 +248,7 @@ class DFlashNetwork:
         x_BME = self.embedding_VE[tokens_BM].to(self.ops.activation_dtype)
         if self.mask_E is not None:
             x_BME[:, 1:] = self.mask_E
-        return x_BME.flatten(0, 1)
+        return x_BME.flatten(0, 1) * self.spec.embedding_scale
 
     def _run(
         self,
@@ -222,14 +263,24 @@ class DFlashNetwork:
         rope = self._rope.reaching(0, beyond=cache.plan.rotary_positions)
         rows_XE = context_RE if x_NE is None else torch.cat([context_RE, x_NE])
         for layer, block in enumerate(self.blocks):
-            keys_CHSD, values_CHSD = cache.keys_LCHSD[layer], cache.values_LCHSD[layer]
+            kept = cache.keys_LCHSD[layer], cache.values_LCHSD[layer]
+            around = self.convolutions[layer] if self.convolutions else None
+            delta_BMTG: Tensor | None = None
             if x_NE is not None:
                 ops.collect(x_NE, block.input_norm_E, eps, rows_XE[R:], 0)
+                if around is not None:
+                    num_slots = places[layer].positions_BM.shape[1]
+                    rows_XE[R:], delta_BMTG = around.attention.before(rows_XE[R:], num_slots)
             # context rows were normalised once, by `fuse`
             qkv_XQ = ops.norm_project(rows_XE, None, 0.0, block.qkv)
             if context is not None:
                 # its own attention is not used: the rows see nothing
-                ops.attend(qkv_XQ[:R], block.shape, rope, keys_CHSD, values_CHSD, context, block.head_norm)
-            if x_NE is not None:
-                block.apply(ops, x_NE, qkv_XQ[R:], rope, keys_CHSD, values_CHSD, places[layer])
+                ops.attend(qkv_XQ[:R], block.shape, rope, *kept, context, block.head_norm)
+            if x_NE is None:
+                continue
+            attended_ND = block.attended(ops, qkv_XQ[R:], rope, *kept, places[layer])
+            if around is None or delta_BMTG is None:
+                block.finish(ops, x_NE, attended_ND)
+            else:
+                around.finish(block, x_NE, attended_ND, delta_BMTG)
         return rows_XE if x_NE is None else x_NE

@@ -1,0 +1,1 @@
+"""Networks that draft a block of tokens in one pass, and their heads."""
