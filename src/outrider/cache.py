@@ -8,11 +8,12 @@ gather moves rows together.
     length 5, rows written to 5 6 7 8 (root, a, b, a's child)     accepted path: a, a's child = rows 1, 3
     commit moves position 8 to 7; the length becomes 8 (root, a, a's child)
 
-A drafter's cache may keep a `Window` of each text; `dropped` then tells a position in it from one in the text.
+A drafter's cache may keep a `Window` of each text.
 
-Keys may be stored as [L, C, H, D, S], for kernels that add vectors of scores; others see a view [L, C, H, S, D].
+Keys may be stored as [L, C, H, D, S], for kernels that add vectors of scores; others see [L, C, H, S, D]. In int8 a
+head is its codes and then the bytes of their fp32 scale.
 
-Shapes: L layers, C slots, H key/value heads, S positions (capacity + tail + 1, or a little more), D head size.
+Shapes: L layers, C slots, H key/value heads, S positions (capacity + tail + 1, or a little more), D stored head size.
 """
 
 from abc import ABC, abstractmethod
@@ -23,13 +24,15 @@ from typing import NamedTuple, Self, final
 import torch
 from torch import Tensor
 
-__all__ = ["Cache", "CachePlan", "CachedText", "KVCache", "Window"]
+__all__ = ["SCALE_BYTES", "Cache", "CachePlan", "CachedText", "KVCache", "Window"]
 
-TRANSPOSED = 32
-"""Transposed keys are stored for an odd multiple of so many positions: whole vectors, and no power of two as stride,
-which would map all numbers of a head to the same few sets of the first-level cache."""
-TIMED = 0.01
-"""The value of keys and values where only time counts."""
+TRANSPOSED, TRANSPOSED_INT8 = 32, 64
+"""Transposed keys are stored for an odd multiple of so many positions: whole vectors and cache lines, and no power of
+two as stride, which would map all numbers of a head to the same few sets of the first-level cache."""
+SCALE_BYTES = 4
+"""The bytes behind the codes of a head in int8: its scale in fp32."""
+TIMED, TIMED_BYTE = 0.01, 0x3B
+"""The value of keys and values where only time counts; in int8 that of all bytes, which makes scales of 0.003."""
 
 
 class Window(NamedTuple):
@@ -64,6 +67,7 @@ class CachePlan:
 
     capacity          committed positions of a slot
     tail              the most rows of a step, behind them
+    dtype             dtype of keys and values; int8 for codes with a scale for each head
     transposed_keys   store keys as [L, C, H, D, S]
     state_bytes       memory of a slot that does not grow with its text
     window            the positions of a text that are kept; None for all of them
@@ -106,12 +110,18 @@ class CachePlan:
     def stored_positions(self) -> int:
         """S: the positions with memory."""
         # rounded up to whole vectors, then to an odd number of them
-        multiple = -(-self.num_positions // TRANSPOSED)
-        return TRANSPOSED * (multiple + 1 - multiple % 2) if self.transposed_keys else self.num_positions
+        unit = TRANSPOSED_INT8 if self.dtype == torch.int8 else TRANSPOSED
+        multiple = -(-self.num_positions // unit)
+        return unit * (multiple + 1 - multiple % 2) if self.transposed_keys else self.num_positions
+
+    @property
+    def stored_head(self) -> int:
+        """D: the numbers of a head in memory, with the bytes of a scale in int8."""
+        return self.head_dim + (SCALE_BYTES if self.dtype == torch.int8 else 0)
 
     @property
     def bytes_per_token(self) -> int:
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+        return 2 * self.num_layers * self.num_kv_heads * self.stored_head * self.dtype.itemsize
 
     @property
     def bytes_per_slot(self) -> int:
@@ -217,7 +227,7 @@ class KVCache(Cache):
     """
 
     def __init__(self, plan: CachePlan, device: torch.device | str = "cpu") -> None:
-        shape = (plan.num_layers, plan.num_slots, plan.num_kv_heads, plan.stored_positions, plan.head_dim)
+        shape = (plan.num_layers, plan.num_slots, plan.num_kv_heads, plan.stored_positions, plan.stored_head)
         self.plan = plan
         self.device = torch.device(device)
         if plan.transposed_keys:
@@ -277,8 +287,9 @@ class KVCache(Cache):
 
     def pretend(self, slots: Sequence[int], counts: Sequence[int]) -> None:
         if not self._is_filled:  # once: writing memory just before a timing would warm the processor's caches
-            self.keys_LCHSD.fill_(TIMED)
-            self.values_LCHSD.fill_(TIMED)
+            number = TIMED_BYTE if self.plan.dtype == torch.int8 else TIMED
+            self.keys_LCHSD.fill_(number)
+            self.values_LCHSD.fill_(number)
             self._is_filled = True
         self.extend(slots, counts)
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from outrider.cache import Cache, CachePlan
 from outrider.draft import Draft
+from outrider.models.weight_kinds import KvDtype
 
 if TYPE_CHECKING:
     from outrider.models.decoder import Decoder
@@ -66,7 +67,8 @@ class TargetSpec:
     source            directory of its files, or its GGUF file; None for a model made in memory
     max_positions     the longest text, prompt included, in tokens
     eos_ids           tokens that end a text
-    dtype             dtype of the cache, and of the weights where they are plain numbers
+    dtype             dtype of the features, of the weights where they are plain numbers, and of the cache
+    kv_dtype          "int8" if the cache holds codes in place of numbers of that dtype, else "auto"
     weights           kind of the weights: "bfloat16", "int8", or the types of a quantised file, as "Q4_1, Q8_0"
     weight_bytes      memory of the weights
     mixture           the experts among them, in bytes; None for a model without
@@ -92,6 +94,13 @@ class TargetSpec:
     drafts: Literal["trees", "chains"] = "trees"
     keeps_prefixes: bool = True
     mixture: Mixture | None = None
+    kv_dtype: KvDtype = "auto"
+
+    @property
+    def numbers(self) -> str:
+        """The kinds of the weights and the dtypes, as "Q4_1, Q8_0, bfloat16, keys and values int8"."""
+        cached = "" if self.kv_dtype == "auto" else f", keys and values {self.kv_dtype}"
+        return f"{self.weights}, {str(self.dtype).removeprefix('torch.')}{cached}"
 
     def bytes_read(self, num_rows: float) -> float:
         """Return the bytes of weights that a forward of so many rows reads."""

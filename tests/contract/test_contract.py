@@ -116,3 +116,14 @@ def test_experts(name: str) -> None:
     """A mixture of experts: the experts of a row do not depend on the rows that are verified with it."""
     target = tiny_target(dtype=torch.float32, spec=tiny_experts(VOCAB, POSITIONS))
     check_contract(proposer_class(name), num_cases=1, target=target)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, torch.float32) for name in ("draft_model", "eagle3", "suffix")), ("draft_model", torch.float64)],
+    ids=lambda value: str(value).removeprefix("torch."),
+)
+def test_keys_and_values_in_int8(name: str, dtype: torch.dtype) -> None:
+    """Rows verified together read the same rounded keys and values as rows decoded one by one."""
+    target = tiny_target(2, dtype=dtype, vocab_size=VOCAB, max_positions=POSITIONS).with_kv_dtype("int8")
+    check_contract(proposer_class(name), num_cases=1, target=target)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from outrider.errors import ConfigError, nearest
-from outrider.models.weight_kinds import Backend, WeightsChoice
+from outrider.models.weight_kinds import Backend, KvDtype, WeightsChoice
 
 __all__ = ["PROCESSORS", "AuditConfig", "Processing"]
 
@@ -76,6 +76,8 @@ class AuditConfig:
     """Dtype of the cache and of plain weights: bfloat16, float16, float32, float64."""
     weights: WeightsChoice = "stored"
     """Weights on the CPU: stored as the file holds them, bf16 widened, int8 or int4 quantised while loading."""
+    kv_dtype: KvDtype = "auto"
+    """auto keeps keys and values in dtype; int8 in 8 bits, with a scale for each head, on our decoder on the CPU."""
     device: str | None = None
     """cpu, cuda, ...; by default the GPU if there is one."""
     trust_remote_code: bool = False

@@ -265,7 +265,7 @@ def _report(
     return AuditReport(
         verdict=verdict,
         sentence=said,
-        target=f"{target.spec.name} ({target.spec.weights}, {str(target.spec.dtype).removeprefix('torch.')})",
+        target=f"{target.spec.name} ({target.spec.numbers})",
         methods=methods,
         num_compared=compared,
         num_ties=ties,

@@ -18,6 +18,7 @@ def loaded_target(config: AuditConfig, listen: Listener) -> Target:
         config.target,
         dtype=config.dtype,
         weights=config.weights,
+        kv_dtype=config.kv_dtype,
         device=config.device,
         backend=config.backend,
         trust_remote_code=config.trust_remote_code,

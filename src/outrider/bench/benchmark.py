@@ -78,6 +78,7 @@ def _report(plan: RunPlan, runner: Runner) -> Report:
         target=spec.name,
         dtype=str(spec.dtype).removeprefix("torch."),
         weights=spec.weights if is_ours else "server",
+        kv_dtype=spec.kv_dtype,
         device=str(spec.device) if is_ours else "server",
         commit=store.manifest.commit,
         dirty=store.manifest.dirty,

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from outrider.bench.serving.endpoint import endpoint_of
 from outrider.data.workloads import CATEGORIES
 from outrider.errors import ConfigError, nearest
-from outrider.models.weight_kinds import Backend, WeightsChoice
+from outrider.models.weight_kinds import Backend, KvDtype, WeightsChoice
 from outrider.results.rows import PLAIN
 
 __all__ = ["BenchConfig"]
@@ -33,6 +33,8 @@ class BenchConfig:
     """Dtype of the cache and of plain weights: bfloat16, float16, float32, float64."""
     weights: WeightsChoice = "stored"
     """Weights on the CPU: stored as the file holds them, bf16 widened, int8 or int4 quantised while loading."""
+    kv_dtype: KvDtype = "auto"
+    """auto keeps keys and values in dtype; int8 in 8 bits, with a scale for each head, on our decoder on the CPU."""
     backend: Backend = "auto"
     """native is our decoder, hf that of transformers, llama_cpp llama.cpp for any GGUF file; auto takes ours if it
     supports the model, else that of transformers."""
@@ -136,6 +138,8 @@ class BenchConfig:
         for engine in self.engines:
             if engine not in get_args(Engine):
                 raise ConfigError(f"unknown engine '{engine}'{nearest(engine, get_args(Engine))}")
+        if self.kv_dtype != "auto" and "outrider" not in self.engines:
+            raise ConfigError(f"kv_dtype={self.kv_dtype} is for our engine, which does not run here; leave it out")
         if not self.engines and not self.endpoints:
             raise ConfigError("there is no engine; give one, or an endpoint")
         labels = Counter(endpoint_of(text).label for text in self.endpoints)

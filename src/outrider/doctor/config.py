@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 
 from outrider.errors import ConfigError
-from outrider.models.weight_kinds import Backend, WeightsChoice
+from outrider.models.weight_kinds import Backend, KvDtype, WeightsChoice
 
 __all__ = ["DoctorConfig"]
 
@@ -45,6 +45,8 @@ class DoctorConfig:
     """Dtype of the cache and of plain weights: bfloat16, float16, float32, float64."""
     weights: WeightsChoice = "stored"
     """Weights on the CPU: stored as the file holds them, bf16 widened, int8 or int4 quantised while loading."""
+    kv_dtype: KvDtype = "auto"
+    """auto keeps keys and values in dtype; int8 in 8 bits, with a scale for each head, on our decoder on the CPU."""
     backend: Backend = "auto"
     """native is our decoder, hf that of transformers, llama_cpp llama.cpp for any GGUF file; auto takes ours if it
     supports the model, else that of transformers."""

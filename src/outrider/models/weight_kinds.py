@@ -17,9 +17,11 @@ from outrider.errors import ConfigError, nearest
 __all__ = [
     "BACKENDS",
     "BYTES_PER_WEIGHT",
+    "KV_DTYPES",
     "MADE_KINDS",
     "WEIGHTS",
     "Backend",
+    "KvDtype",
     "WeightsChoice",
     "checked_kinds",
     "is_quantised",
@@ -30,6 +32,9 @@ WEIGHTS: Final[tuple[str, ...]] = get_args(WeightsChoice)
 Backend = Literal["auto", "native", "hf", "llama_cpp"]
 BACKENDS: Final[tuple[str, ...]] = get_args(Backend)
 """Our decoder, `transformers`, or llama.cpp; "auto" is our decoder where it supports the model, else `transformers`."""
+KvDtype = Literal["auto", "int8"]
+KV_DTYPES: Final[tuple[str, ...]] = get_args(KvDtype)
+"""Keys and values in the target's dtype, or in codes of 8 bits with a scale for each head of a position."""
 
 MADE_KINDS: Final[Mapping[str, str]] = {"int8": "int8", "int4": "int4, int8"}
 """Kinds of a model that is quantised while loading: its embedding and output head have 8 bits."""

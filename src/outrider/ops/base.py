@@ -265,7 +265,8 @@ class Ops(ABC):
         """Split, normalise and rotate the heads, write keys and values, attend; return a new tensor [R, H * D].
 
         Row r = b * M + m. Keys and values are one layer's cache, contiguous (keys perhaps transposed), written in place
-        in the cache's own dtype. A row that sees nothing is zero. Uninitialised cache memory must hold finite numbers.
+        in the cache's own dtype; in int8, where `caches_int8`, as `CachePlan` describes it, and all rows read what was
+        rounded. A row that sees nothing is zero. Uninitialised cache memory must hold finite numbers.
         """
 
     @abstractmethod
@@ -275,6 +276,11 @@ class Ops(ABC):
     @property
     def transposes_keys(self) -> bool:
         """True if `attend` reads keys that are transposed in memory; see `CachePlan.transposed_keys`."""
+        return False
+
+    @property
+    def caches_int8(self) -> bool:
+        """True if `attend` reads and writes keys and values in int8."""
         return False
 
     @property

@@ -28,6 +28,7 @@ from torch import Tensor
 from outrider.env import draft_weights
 from outrider.kernels.cpu.arena import Arena
 from outrider.kernels.cpu.attention import MAX_HEAD_DIM, MAX_ROWS, POSITIONS, attention, scores_in, scratch_size
+from outrider.kernels.cpu.cached.kinds import BF16, CODES, PLAIN, SCALE_BYTES
 from outrider.kernels.cpu.drawn import drawn_tokens
 from outrider.kernels.cpu.greedy import next_tokens, shift
 from outrider.kernels.cpu.linear import add_normed, collect, embed, scale
@@ -61,6 +62,7 @@ __all__ = ["CpuOps"]
 
 TASKS_PER_THREAD = 3
 REPLAYED_ROWS = 32  # up to here a forward is short enough for Python to matter, and its buffers are small
+CACHED = {torch.float32: PLAIN, torch.bfloat16: BF16, torch.int8: CODES}
 PLACED = 10  # the first of attention's arguments that differ from step to step: the numbers of a placement
 
 
@@ -86,6 +88,10 @@ class CpuOps(Ops):
 
     @property
     def transposes_keys(self) -> bool:
+        return True
+
+    @property
+    def caches_int8(self) -> bool:
         return True
 
     def pack(self, weight_OF: Matrix | Sequence[Matrix], bias_O: Tensor | None = None) -> Packed:
@@ -236,7 +242,9 @@ class CpuOps(Ops):
         assert qkv_RQ.shape == (B * M, (H + 2 * G) * D), (
             f"{tuple(qkv_RQ.shape)} for {B * M} rows of {H} + 2 * {G} heads"
         )
+        kind = CACHED[keys_CHSD.dtype]
         assert keys_CHSD.shape == values_CHSD.shape, "keys and values differ in shape"
+        assert keys_CHSD.shape[3] == D + (SCALE_BYTES if kind == CODES else 0), f"{keys_CHSD.shape[3]} numbers a head"
         assert S % POSITIONS == 0, f"a cache of {S} positions, not of a multiple of {POSITIONS}"
         out_RO = self._empty(B * M, H * D)
         row, heads = scores_in(placement.limit), min(MAX_HEADS, H // G) if self._threads <= B * M * G else 1
@@ -262,7 +270,7 @@ class CpuOps(Ops):
             G,
             D,
             S,
-            int(keys_CHSD.dtype == torch.bfloat16),
+            kind,
             shape.sliding_window or 0,
             0 if scratch is None else scratch.data_ptr(),  # a graph has one for all layers
             row,

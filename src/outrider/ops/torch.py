@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, linear, scaled_dot_product_attention, silu
 
+from outrider.cache import SCALE_BYTES
 from outrider.ops.base import Activation, AttentionShape, HeadNorm, Ops, Packed, PackedExperts, Rope
 from outrider.ops.experts import mixed, stacked
 from outrider.ops.graph_buckets import Replayer
@@ -31,7 +32,7 @@ from outrider.ops.graphs import GraphPool
 from outrider.ops.quantised import Matrix, dense
 from outrider.placement import Placement
 
-__all__ = ["TorchOps", "attend_fused", "rms_norm", "rotate", "visible_BMS"]
+__all__ = ["TorchOps", "attend_fused", "restored", "rms_norm", "rotate", "stored", "visible_BMS"]
 
 
 @final
@@ -59,6 +60,10 @@ class TorchOps(Ops):
     @property
     def activation_dtype(self) -> torch.dtype:
         return self._dtype
+
+    @property
+    def caches_int8(self) -> bool:
+        return self._device.type == "cpu"
 
     def pack(self, weight_OF: Matrix | Sequence[Matrix], bias_O: Tensor | None = None) -> Packed:
         data = dense(weight_OF).detach().to(self._device, self._dtype, copy=True).contiguous()
@@ -124,13 +129,13 @@ class TorchOps(Ops):
         k_BMGD = rotate(k_BMGD, rope, placement.positions_BM)
 
         rows_B1 = placement.slots_B[:, None]
-        keys_CHSD[rows_B1, :, placement.write_BM] = k_BMGD.to(keys_CHSD.dtype)
-        values_CHSD[rows_B1, :, placement.write_BM] = v_BMGD.to(values_CHSD.dtype)
+        keys_CHSD[rows_B1, :, placement.write_BM] = stored(k_BMGD, keys_CHSD.dtype)
+        values_CHSD[rows_B1, :, placement.write_BM] = stored(v_BMGD, values_CHSD.dtype)
 
         if self._fused:
             return attend_fused(q_BMHD, shape, keys_CHSD, values_CHSD, placement)
-        keys_BGSD = keys_CHSD[placement.slots_B, :, : placement.limit].to(self._dtype)
-        values_BGSD = values_CHSD[placement.slots_B, :, : placement.limit].to(self._dtype)
+        keys_BGSD = restored(keys_CHSD[placement.slots_B, :, : placement.limit], self._dtype)
+        values_BGSD = restored(values_CHSD[placement.slots_B, :, : placement.limit], self._dtype)
         q_BGNMD = q_BMHD.view(B, M, G, H // G, D).permute(0, 2, 3, 1, 4)
         scores = (q_BGNMD @ keys_BGSD[:, :, None].transpose(-1, -2)) * shape.scale
         hidden = ~visible_BMS(placement, shape.sliding_window, keys_BGSD.shape[2])[:, None, None]
@@ -143,6 +148,25 @@ class TorchOps(Ops):
         out_RT[:, column : column + x_RF.shape[1]] = x_RF if norm_F is None else rms_norm(x_RF, norm_F, eps)
 
 
+def stored(heads_BMGD: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return heads as a cache of that dtype stores them: in int8 codes, and the bytes of their scale behind them."""
+    if dtype != torch.int8:
+        return heads_BMGD.to(dtype)
+    wide_BMGD = heads_BMGD.to(_wide(heads_BMGD.dtype))
+    scales_BMG1 = (wide_BMGD.abs().amax(-1, keepdim=True) / 127).to(torch.float32).clamp(min=2.0**-126)
+    codes_BMGD = (wide_BMGD / scales_BMG1).round().clamp(-127, 127).to(torch.int8)
+    return torch.cat([codes_BMGD, scales_BMG1.view(torch.int8)], dim=-1)
+
+
+def restored(cached_BGSD: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the numbers of cached heads in a dtype."""
+    if cached_BGSD.dtype != torch.int8:
+        return cached_BGSD.to(dtype)
+    codes_BGSD, bytes_BGSX = cached_BGSD[..., :-SCALE_BYTES], cached_BGSD[..., -SCALE_BYTES:]
+    scales_BGS1 = bytes_BGSX.clone(memory_format=torch.contiguous_format).view(torch.float32)
+    return (codes_BGSD.to(_wide(dtype)) * scales_BGS1).to(dtype)
+
+
 def attend_fused(
     q_BMHD: Tensor, shape: AttentionShape, keys_CHSD: Tensor, values_CHSD: Tensor, placement: Placement
 ) -> Tensor:
@@ -150,7 +174,7 @@ def attend_fused(
     B, M, H, D = q_BMHD.shape
     G = shape.num_kv_heads
     keys_BGSD, values_BGSD = (
-        _cached(cached_CHSD, placement).to(q_BMHD.dtype) for cached_CHSD in (keys_CHSD, values_CHSD)
+        restored(_cached(cached_CHSD, placement), q_BMHD.dtype) for cached_CHSD in (keys_CHSD, values_CHSD)
     )
     seen_BMS = visible_BMS(placement, shape.sliding_window, keys_BGSD.shape[2])
     q_BGYD = q_BMHD.view(B, M, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(B, G, -1, D)

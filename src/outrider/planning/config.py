@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from outrider.errors import ConfigError
-from outrider.models.weight_kinds import checked_kinds
+from outrider.models.weight_kinds import KvDtype, checked_kinds
 
 __all__ = ["LARGEST_BATCH", "PlanRequest"]
 
@@ -35,6 +35,8 @@ class PlanRequest:
     the model's file, or of --check's run."""
     bytes_per_weight: float | None = None
     """With --hardware: bytes per weight in place of those of its kinds."""
+    kv_dtype: KvDtype = "auto"
+    """With --hardware: auto counts 2 bytes for a number of a key or value, int8 one and its share of a scale."""
     drafters: str = "published"
     """With --hardware: sizes of the drafters, from recipes/drafters/ or a TOML file."""
     acceptance: tuple[str, ...] = ()
@@ -64,6 +66,10 @@ class PlanRequest:
         for batch in self.batches:
             if not 1 <= batch <= LARGEST_BATCH:
                 raise ConfigError(f"batches={batch} must be between 1 and {LARGEST_BATCH}")
+        if self.kv_dtype != "auto" and self.costs is not None:
+            raise ConfigError(
+                f"kv_dtype={self.kv_dtype} is for --hardware; measure it with outrider profile --kv-dtype"
+            )
         if self.weights not in (None, "stored"):
             checked_kinds(self.weights)
         for name, low, high in (

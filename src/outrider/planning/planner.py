@@ -93,6 +93,8 @@ def checked(request: PlanRequest, path: Path) -> Outlook:
     evidence = read_run(path)
     if request.weights is None:
         request = replace(request, weights=_kinds_of_run(evidence))
+    if request.hardware is not None:
+        request = replace(request, kv_dtype=evidence.report.kv_dtype)
     context = _context(request, evidence)
     sources = _sources(request, context, of_run=True)
     differs = evidence.report.target != sources.target
@@ -180,6 +182,7 @@ def _from_sheet(request: PlanRequest, context: float, of_run: bool) -> _Sources:
         spec=spec,
         bytes_per_weight=request.bytes_per_weight or width.num_bytes,
         is_integer=width.is_integer,
+        kv_dtype=request.kv_dtype,
     )
     fits = target.largest_batch(context)
     if fits < 1:

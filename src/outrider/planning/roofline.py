@@ -23,6 +23,7 @@ from typing import Final, final
 from outrider.costs.tables import DraftCosts, TargetCosts
 from outrider.errors import ConfigError
 from outrider.models.spec import DecoderSpec
+from outrider.models.weight_kinds import KvDtype
 from outrider.planning.shapes import DrafterSizes, PassShape, target_pass
 
 __all__ = ["Hardware", "RooflineCosts", "RooflineDraftCosts"]
@@ -34,6 +35,8 @@ SAMPLED_PASSES: Final = 6
 
 CACHE_BYTES: Final = 2.0
 """Bytes of a cached number; quantized weights leave the cache as it is."""
+CODE_BYTES, SCALE_BYTES = 1.0, 4.0
+"""With keys and values in int8: those of a code, and of the scale of a head."""
 
 USABLE: Final = 0.9
 """Share of the memory for weights and cache; the rest is for everything else."""
@@ -92,7 +95,7 @@ class Hardware:
         """Return the seconds of one forward pass."""
         weight_bytes = load.bytes_per_weight * shape.weights_read(load.num_rows)
         cached = load.num_slots * load.context * shape.kv_per_token
-        cache_bytes = max(CACHE_BYTES, load.bytes_per_weight) * cached
+        cache_bytes = (load.bytes_per_cached or max(CACHE_BYTES, load.bytes_per_weight)) * cached
         linear_s = self.seconds(weight_bytes, load.num_rows * 2.0 * shape.num_multiplied, load.is_integer)
         attention_s = self.seconds(cache_bytes, load.num_rows * load.context * shape.attention_flops)
         return linear_s + attention_s + self.launch_s + num_layers * self.layer_s
@@ -100,24 +103,39 @@ class Hardware:
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """Load of a pass: slots with their context, rows of all slots together."""
+    """Load of a pass: slots with their context, rows of all slots together.
+
+    bytes_per_cached   bytes of a cached number; 0 for 2, or those of a wider weight
+    """
 
     num_slots: int
     num_rows: float
     context: float
     bytes_per_weight: float
     is_integer: bool = False
+    bytes_per_cached: float = 0.0
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class RooflineCosts(TargetCosts):
-    """A target on a machine, its weights `bytes_per_weight` wide, and multiplied as integers if `is_integer`."""
+    """A target on a machine, its weights `bytes_per_weight` wide, and multiplied as integers if `is_integer`.
+
+    kv_dtype   dtype of keys and values; drafters keep theirs as plain numbers
+    """
 
     hardware: Hardware
     spec: DecoderSpec
     bytes_per_weight: float = 2.0
     is_integer: bool = False
+    kv_dtype: KvDtype = "auto"
+
+    @property
+    def bytes_per_cached(self) -> float:
+        """Bytes of a cached number, with its share of a scale."""
+        if self.kv_dtype == "int8":
+            return CODE_BYTES + SCALE_BYTES / self.spec.head_dim
+        return max(CACHE_BYTES, self.bytes_per_weight)
 
     def forward_s(self, num_slots: int, num_rows: float, context: float) -> float:
         load = Load(
@@ -126,13 +144,14 @@ class RooflineCosts(TargetCosts):
             context=context,
             bytes_per_weight=self.bytes_per_weight,
             is_integer=self.is_integer,
+            bytes_per_cached=self.bytes_per_cached,
         )
         return self.hardware.pass_s(target_pass(self.spec), self.spec.num_layers, load)
 
     def largest_batch(self, context: float) -> int:
         """Return the slots whose caches fit beside the weights; 0 if the weights alone do not fit."""
         shape = target_pass(self.spec)
-        per_slot = max(CACHE_BYTES, self.bytes_per_weight) * shape.kv_per_token * context
+        per_slot = self.bytes_per_cached * shape.kv_per_token * context
         free = USABLE * self.hardware.memory_bytes - self.bytes_per_weight * shape.num_held
         return max(0, int(free / per_slot))
 

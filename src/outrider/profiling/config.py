@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from outrider.models.weight_kinds import Backend, WeightsChoice
+from outrider.models.weight_kinds import Backend, KvDtype, WeightsChoice
 
 __all__ = ["Grids", "ProfileConfig"]
 
@@ -41,6 +41,8 @@ class ProfileConfig:
     """Dtype of the cache and of plain weights: bfloat16, float16, float32, float64."""
     weights: WeightsChoice = "stored"
     """Weights on the CPU: stored as the file holds them, bf16 widened, int8 or int4 quantised while loading."""
+    kv_dtype: KvDtype = "auto"
+    """auto keeps keys and values in dtype; int8 in 8 bits, with a scale for each head, on our decoder on the CPU."""
     backend: Backend = "auto"
     """native is our decoder, hf that of transformers, llama_cpp llama.cpp for any GGUF file; auto takes ours if it
     supports the model, else that of transformers."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["Kind", "QualityConfig"]
+__all__ = ["CacheKind", "Kind", "QualityConfig"]
 
 Kind = Literal["stored", "int8", "int4"]
+CacheKind = Literal["int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class QualityConfig:
     """The reference: a directory, a GGUF file, a hub id, or smollm2-135m."""
     weights: tuple[Kind, ...] = ("stored",)
     """Kinds of the target's weights to measure: stored, int8, int4; give the option without values for none."""
+    kv_dtype: tuple[CacheKind, ...] = ()
+    """Dtypes of keys and values to measure, with the reference's weights: int8."""
     candidates: tuple[str, ...] = ()
     """Other models of the same vocabulary to measure, each as it is stored: GGUF files, directories, hub ids."""
     prompts: tuple[Path, ...] = ()

@@ -86,11 +86,16 @@ def identity_of(source: Path) -> list[str]:
     return [f"{file.resolve()}|{file.stat().st_size}|{file.stat().st_mtime_ns}" for file in files]
 
 
+def _kept(spec: TargetSpec) -> list[str]:
+    """Return what tells a cache in 8 bits from one in the target's dtype, which has no mark."""
+    return [] if spec.kv_dtype == "auto" else [f"kv {spec.kv_dtype}"]
+
+
 def _path(spec: TargetSpec) -> Path | None:
     if spec.source is None:
         return None
     try:
-        identity = "|".join([*identity_of(Path(spec.source)), spec.weights, str(spec.dtype)])
+        identity = "|".join([*identity_of(Path(spec.source)), spec.weights, str(spec.dtype), *_kept(spec)])
     except OSError:  # deleted since it was loaded
         return None
     key = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:16]

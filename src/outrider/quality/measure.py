@@ -17,8 +17,9 @@ from outrider.data.workloads import workload_hash
 from outrider.errors import ConfigError
 from outrider.formats.locate import gguf_file, locate
 from outrider.loop.memory import give_back
+from outrider.models.weight_kinds import KvDtype, WeightsChoice
 from outrider.quality.compare import Passage, Quality, check_vocabularies, compare
-from outrider.quality.config import Kind, QualityConfig
+from outrider.quality.config import QualityConfig
 from outrider.quality.filed import Filed, file_quality
 from outrider.quality.report import Line, Model, Report
 from outrider.quality.texts import Texts, conversations_of, held_out
@@ -34,7 +35,8 @@ __all__ = ["measure"]
 class _Wanted(NamedTuple):
     label: str
     name: str
-    weights: Kind
+    weights: WeightsChoice
+    kv_dtype: KvDtype = "auto"
 
 
 def measure(
@@ -65,7 +67,7 @@ def measure(
         finished(line)
     for number, one in list(enumerate(wanted))[len(lines) :]:
         listen(Progress(number, len(wanted), f"loading {one.label}"))
-        candidate = load(one.name, weights=one.weights)
+        candidate = load(one.name, weights=one.weights, kv_dtype=one.kv_dtype)
         check_vocabularies(reference, candidate)
         line = _line(one, reference, candidate, texts, _share(listen, number, len(wanted)))
         if not config.prompts:
@@ -87,13 +89,15 @@ def measure(
 def _wanted(config: QualityConfig) -> list[_Wanted]:
     """Return the candidates, all of which exist."""
     kinds = [_Wanted(kind, config.target, kind) for kind in dict.fromkeys(config.weights)]
+    caches = [_Wanted(f"kv {kind}", config.target, "bf16", kind) for kind in dict.fromkeys(config.kv_dtype)]
     others = [_Wanted(_label(name), name, "stored") for name in dict.fromkeys(config.candidates)]
-    if not kinds and not others:
-        raise ConfigError("there is nothing to measure; give --weights, or --candidates")
-    for name in dict.fromkeys(one.name for one in (*kinds, *others)):
+    wanted = [*kinds, *caches, *others]
+    if not wanted:
+        raise ConfigError("there is nothing to measure; give --weights, --kv-dtype or --candidates")
+    for name in dict.fromkeys(one.name for one in wanted):
         if gguf_file(name) is None:
             locate(name, with_code=config.trust_remote_code)
-    return [one if one.weights == "stored" else one._replace(name=_directory(one.name)) for one in (*kinds, *others)]
+    return [one._replace(name=_directory(one.name)) if one.weights in ("int8", "int4") else one for one in wanted]
 
 
 def _directory(name: str) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from outrider.errors import RunError
+from outrider.models.weight_kinds import KvDtype
 from outrider.records.codec import dumps, loads
 from outrider.results.statistics import Interval, Percentiles
 
@@ -145,6 +146,7 @@ class Report:
 
     run       its directory
     weights   kinds of the target's weights, as "Q4_1, Q8_0"; "server" where only servers answer; None in older reports
+    kv_dtype  "int8" if our engine kept keys and values in 8 bits, "auto" in `dtype`
     overlap   share of evaluation prompts that share a 13-gram with training text, by proposer checkpoint
     notes     notes for readers, such as cells that were left out and why
     closing   last lines: what was best, the command that runs it (indented), warnings, and where the report is
@@ -155,6 +157,7 @@ class Report:
     target: str
     dtype: str
     weights: str | None = None
+    kv_dtype: KvDtype = "auto"
     device: str
     commit: str | None
     dirty: bool | None = None
@@ -166,9 +169,10 @@ class Report:
 
     @property
     def model(self) -> str:
-        """The target with the kinds of its weights where they are quantised, and its dtype."""
+        """The target with the kinds of its weights where they are quantised, and its dtypes."""
         kinds = [] if self.weights in (None, "server", self.dtype) else [self.weights]
-        return ", ".join([self.target, *kinds, self.dtype])
+        cached = [] if self.kv_dtype == "auto" else [f"keys and values {self.kv_dtype}"]
+        return ", ".join([self.target, *kinds, self.dtype, *cached])
 
 
 def to_json(report: Report) -> str:

@@ -15,13 +15,21 @@ from outrider.formats.directory import CONFIG, check_directory
 from outrider.formats.locate import locate
 from outrider.formats.tokenizer import load_tokenizer
 from outrider.loop.free_memory import allocating
-from outrider.models.weight_kinds import BACKENDS, Backend, WeightsChoice
+from outrider.models.weight_kinds import BACKENDS, Backend, KvDtype, WeightsChoice
 from outrider.records.files import size
 from outrider.records.json_fields import read_json
 from outrider.records.progress import Listener, unheard
 from outrider.records.values import flag
 from outrider.target import Target
-from outrider.targets.placing import DTYPES, QUANTISED_WITH, device_named, dtype_named, stored_file, weights_named
+from outrider.targets.placing import (
+    DTYPES,
+    QUANTISED_WITH,
+    device_named,
+    dtype_named,
+    kv_named,
+    stored_file,
+    weights_named,
+)
 
 __all__ = ["DTYPES", "TargetOptions", "load_target", "target_of"]
 
@@ -39,6 +47,9 @@ class TargetOptions(Protocol):
 
     @property
     def weights(self) -> WeightsChoice: ...
+
+    @property
+    def kv_dtype(self) -> KvDtype: ...
 
     @property
     def backend(self) -> Backend: ...
@@ -60,6 +71,7 @@ def target_of(options: TargetOptions, listen: Listener = unheard) -> Target:
         options.target,
         dtype=options.dtype,
         weights=options.weights,
+        kv_dtype=options.kv_dtype,
         device=options.device,
         backend=options.backend,
         trust_remote_code=options.trust_remote_code,
@@ -72,6 +84,7 @@ def load_target(
     *,
     dtype: str = "bfloat16",
     weights: WeightsChoice = "stored",
+    kv_dtype: KvDtype = "auto",
     device: str | None = None,
     backend: Backend = "auto",
     trust_remote_code: bool = False,
@@ -83,6 +96,7 @@ def load_target(
         dtype: dtype of the cache and of plain weights: "bfloat16", "float16", "float32" or "float64".
         weights: on the CPU, "stored" runs quantised weights as their file holds them, "int8" and "int4" quantise those
             of a directory while loading, "bf16" widens all to `dtype`. A GPU and `transformers` widen.
+        kv_dtype: "int8" keeps keys and values in 8 bits, on the native decoder on the CPU; "auto" in `dtype`.
         device: "cpu", "cuda" or "cuda:1"; by default the GPU if there is one.
         backend: "native" for the fast decoder, "hf" for `transformers`, "llama_cpp" for llama.cpp, which takes
             GGUF files of any architecture, "auto" for native if it supports the model and else `transformers`.
@@ -92,14 +106,15 @@ def load_target(
 
     Raises:
         CheckpointError: if it cannot be found or read.
-        ConfigError: for an unknown dtype, device, back end or kind of weights, a missing device, or an argument of a
-            wrong type.
+        ConfigError: for an unknown dtype, device, back end or kind of weights, a missing device, an argument of a
+            wrong type, or one that does not run there.
     """
     # 1. the arguments, before anything is fetched
     trusts = flag("trust_remote_code", trust_remote_code, ConfigError)
     numbers, place, kind = dtype_named(dtype), device_named(device), weights_named(weights)
     if backend not in BACKENDS:
         raise ConfigError(f"unknown backend '{backend}'{nearest(backend, BACKENDS)}")
+    keys = kv_named(kv_dtype, backend, place)
     if backend == "llama_cpp":
         return _on_llama_cpp(name, kind, numbers, device_named("cpu" if device is None else device))
     if place.type != "cpu" or numbers not in QUANTISED_WITH or backend == "hf":
@@ -113,9 +128,9 @@ def load_target(
     with allocating(f"loading {name} with weights={kind!r} in {dtype}", _smaller(kind, numbers), place):
         file = stored_file(name, kind) if kind != "bf16" else None
         if file is not None:
-            target = _from_gguf(file, name, numbers, listen)
+            target = _from_gguf(file, name, numbers, keys, listen)
         else:
-            target = _from_directory(name, kind, numbers, place, backend, trusts, listen)
+            target = _from_directory(name, kind, numbers, keys, place, backend, trusts, listen)
     log.info("%s: %s, %s", name, target.spec.weights, size(target.spec.weight_bytes))
     return target
 
@@ -146,19 +161,21 @@ def _on_llama_cpp(name: str, kind: WeightsChoice, dtype: torch.dtype, device: to
     return target
 
 
-def _from_gguf(file: Path, name: str, dtype: torch.dtype, listen: Listener) -> Target:
+def _from_gguf(file: Path, name: str, dtype: torch.dtype, kv_dtype: KvDtype, listen: Listener) -> Target:
     """Load a GGUF file as it is stored."""
     from outrider.formats.gguf.stored import open_stored
     from outrider.targets.native import NativeTarget
 
     model = open_stored(file)
-    return NativeTarget.from_stored(model.spec, model.weights, name, dtype, file, model.tokenizer, listen)
+    target = NativeTarget.from_stored(model.spec, model.weights, name, dtype, file, model.tokenizer, listen)
+    return target.with_kv_dtype(kv_dtype)
 
 
 def _from_directory(
     name: str,
     kind: WeightsChoice,
     dtype: torch.dtype,
+    kv_dtype: KvDtype,
     device: torch.device,
     backend: str,
     trusts_code: bool,
@@ -173,6 +190,8 @@ def _from_directory(
     if backend == "hf":
         if kind in ("int8", "int4"):
             raise ConfigError(f"weights={kind!r} needs a Llama-family model, which {name} is not; leave it out")
+        if kv_dtype != "auto":
+            raise ConfigError(f"kv_dtype={kv_dtype!r} needs a Llama-family model, which {name} is not; leave it out")
         from outrider.targets.hf import HFTarget
 
         return HFTarget.from_directory(directory, name, dtype, device, tokenizer, trusts_code)
@@ -180,7 +199,7 @@ def _from_directory(
 
     target = NativeTarget.from_directory(directory, name, dtype, device, tokenizer, kind, listen)
     target.trusts_code = trusts_code
-    return target
+    return target.with_kv_dtype(kv_dtype)
 
 
 def _runs_natively(directory: Path, trusts_code: bool) -> bool:

@@ -5,6 +5,7 @@ Weights are read and packed for the device once; all engines that open the targe
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from outrider.cache import CachePlan, KVCache
 from outrider.draft import Draft
-from outrider.errors import CheckpointError
+from outrider.errors import CheckpointError, ConfigError
 from outrider.formats.locate import locate
 from outrider.formats.quantised import quantised_weights
 from outrider.formats.quantised.widened import Widened
@@ -23,7 +24,7 @@ from outrider.formats.weights import HEAD, read_weights, settle_head
 from outrider.loop.memory import give_back
 from outrider.models.decoder import Decoder, Output
 from outrider.models.spec import DecoderSpec
-from outrider.models.weight_kinds import WeightsChoice
+from outrider.models.weight_kinds import KvDtype, WeightsChoice
 from outrider.ops.base import GraphCache, Ops
 from outrider.ops.cpu import CpuOps
 from outrider.ops.quantised import Matrix, kinds_of
@@ -77,6 +78,7 @@ class NativeTarget(Target):
         self.source: Path | None = None
         self.kind = str(dtype).removeprefix("torch.")
         self.trusts_code = False
+        self.kv_dtype: KvDtype = "auto"
         self._tokenizer = tokenizer
         self._shared: SharedWeights | None = None
 
@@ -150,6 +152,18 @@ class NativeTarget(Target):
         decoder = Decoder(spec, Widened(weights, dtype), ops or choose_ops(device, dtype), device)
         return cls(decoder, name, dtype, tokenizer)
 
+    def with_kv_dtype(self, kv_dtype: KvDtype) -> "NativeTarget":
+        """Return this target with keys and values in that dtype; it shares the weights.
+
+        Raises:
+            ConfigError: if the operations of its device do not read them.
+        """
+        if kv_dtype != "auto" and not self.decoder.ops.caches_int8:
+            raise ConfigError(f"kv_dtype={kv_dtype!r} runs on the CPU, not on {self.decoder.device}; leave it out")
+        target = copy(self)
+        target.kv_dtype = kv_dtype
+        return target
+
     @property
     def spec(self) -> TargetSpec:
         decoder = self.decoder.spec
@@ -168,6 +182,7 @@ class NativeTarget(Target):
             weights=self.kind,
             trusts_code=self.trusts_code,
             mixture=_mixture(self.decoder),
+            kv_dtype=self.kv_dtype,
         )
 
     def checkpoint(self) -> Path | None:
@@ -190,12 +205,12 @@ class NativeTarget(Target):
             head_dim=spec.head_dim,
             capacity=capacity,
             tail=tail,
-            dtype=self.dtype,
+            dtype=self.dtype if self.kv_dtype == "auto" else torch.int8,
             transposed_keys=self.decoder.ops.transposes_keys,
         )
 
     def open(self, plan: CachePlan, feature_layers: tuple[int, ...] = ()) -> "NativeSession":
-        return NativeSession(self.decoder, KVCache(plan, self.decoder.device), feature_layers)
+        return NativeSession(self.decoder, KVCache(plan, self.decoder.device), feature_layers, self.dtype)
 
     def decoding_threads(self) -> AbstractContextManager[None]:
         return self.decoder.ops.decoding_threads()
@@ -215,12 +230,13 @@ class NativeTarget(Target):
 
 @final
 class NativeSession(TargetSession):
-    """A cache over the native decoder."""
+    """A cache over the native decoder; features have the dtype of the target."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, feature_layers: tuple[int, ...]) -> None:
+    def __init__(self, decoder: Decoder, cache: KVCache, feature_layers: tuple[int, ...], dtype: torch.dtype) -> None:
         self.decoder = decoder
         self.feature_layers = feature_layers
         self._cache = cache
+        self._dtype = dtype
         self._graph_cache = GraphCache(reuse_logits=True)
 
     @property
@@ -228,8 +244,8 @@ class NativeSession(TargetSession):
         return self._cache
 
     def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[Tensor | None]:
-        width, dtype = len(self.feature_layers) * self.decoder.spec.hidden_size, self._cache.plan.dtype
-        feature = torch.empty(width, dtype=dtype, device=self._cache.device) if self.feature_layers else None
+        width = len(self.feature_layers) * self.decoder.spec.hidden_size
+        feature = torch.empty(width, dtype=self._dtype, device=self._cache.device) if self.feature_layers else None
         return read_prompts(self._cache, slots, prompts, self._read_chunk, feature)
 
     def _read_chunk(self, tokens_BM: Tensor, placement: Placement) -> Tensor | None:

@@ -10,10 +10,10 @@ import torch
 
 from outrider.errors import ConfigError, nearest
 from outrider.formats.locate import gguf_file
-from outrider.models.weight_kinds import WEIGHTS, WeightsChoice
+from outrider.models.weight_kinds import KV_DTYPES, WEIGHTS, KvDtype, WeightsChoice
 from outrider.records.display import shown
 
-__all__ = ["DTYPES", "QUANTISED_WITH", "device_named", "dtype_named", "stored_file", "weights_named"]
+__all__ = ["DTYPES", "QUANTISED_WITH", "device_named", "dtype_named", "kv_named", "stored_file", "weights_named"]
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 QUANTISED_WITH = (torch.bfloat16, torch.float32)
@@ -44,6 +44,21 @@ def weights_named(name: Any) -> WeightsChoice:
     if not isinstance(name, str) or name not in WEIGHTS:
         raise ConfigError(f"unknown weights {shown(name)}{nearest(str(name), WEIGHTS)}")
     return cast(WeightsChoice, name)
+
+
+def kv_named(name: Any, backend: str, device: torch.device) -> KvDtype:
+    """Return the dtype of keys and values of that name, for a back end on a device.
+
+    Raises:
+        ConfigError: for an unknown one, and for one that does not run there.
+    """
+    if not isinstance(name, str) or name not in KV_DTYPES:
+        raise ConfigError(f"unknown kv_dtype {shown(name)}{nearest(str(name), KV_DTYPES)}")
+    if name != "auto" and backend not in ("auto", "native"):
+        raise ConfigError(f"kv_dtype={name!r} needs the native decoder, not backend={backend!r}; leave one of them out")
+    if name != "auto" and device.type != "cpu":
+        raise ConfigError(f"kv_dtype={name!r} runs on the CPU, not on {device}; leave it out, or use device='cpu'")
+    return cast(KvDtype, name)
 
 
 def stored_file(name: str, weights: WeightsChoice) -> Path | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from outrider.errors import ConfigError
-from outrider.models.weight_kinds import Backend, WeightsChoice
+from outrider.models.weight_kinds import Backend, KvDtype, WeightsChoice
 
 __all__ = ["LEAST_S", "DeployEngine", "TuneConfig"]
 
@@ -65,6 +65,8 @@ class TuneConfig:
     """Dtype of the cache and of plain weights: bfloat16, float16, float32, float64."""
     weights: WeightsChoice = "stored"
     """Weights on the CPU: stored as the file holds them, bf16 widened, int8 or int4 quantised while loading."""
+    kv_dtype: KvDtype = "auto"
+    """auto keeps keys and values in dtype; int8 in 8 bits, with a scale for each head, on our decoder on the CPU."""
     backend: Backend = "auto"
     """native is our decoder, hf that of transformers, llama_cpp llama.cpp for any GGUF file; auto takes ours if it
     supports the model, else that of transformers."""
@@ -89,6 +91,8 @@ class TuneConfig:
             for value in values if isinstance(values, tuple) else (values,):
                 if value is not None and not low <= value <= high:
                     raise ConfigError(f"{name}={value} must be between {low} and {high}")
+        if self.endpoints and self.kv_dtype != "auto":
+            raise ConfigError(f"kv_dtype={self.kv_dtype} is for our engine, and a server answers; leave it out")
         if self.endpoints and self.hardware:
             raise ConfigError("a server shows its own costs; leave out --hardware or --endpoint")
         _ = self.seconds

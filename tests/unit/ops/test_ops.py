@@ -17,11 +17,12 @@ from outrider.kernels.torch_threads import num_threads
 from outrider.ops.base import Activation, AttentionShape, HeadNorm, Packed, Rope
 from outrider.ops.cpu import CpuOps
 from outrider.ops.select import choose_ops
-from outrider.ops.torch import TorchOps
+from outrider.ops.torch import TorchOps, stored
 from outrider.placement import Placement
 
 REFERENCE = TorchOps(torch.float64)
 DTYPES = st.sampled_from([torch.bfloat16, torch.float32])
+CACHED = st.sampled_from([torch.bfloat16, torch.float32, torch.int8])
 SIZES = st.integers(1, 90)
 SEEDS = st.integers(0, 2**31)
 EPS = 1e-5
@@ -186,7 +187,7 @@ def rope_tables(D: int) -> Rope:
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
+def cases(draw: st.DrawFn, dtypes: st.SearchStrategy[torch.dtype] = CACHED) -> Case:
     """Batches of trees with earlier tails, padding rows and gaps, or of causal chunks."""
     seed = draw(SEEDS)
     G, D = draw(st.integers(1, 3)), draw(st.sampled_from([2, 6, 8, 16, 20, 34, 64]))
@@ -194,7 +195,7 @@ def cases(draw: st.DrawFn) -> Case:
     B, M, earlier = draw(st.integers(1, SLOTS)), draw(st.integers(1, 9)), draw(st.integers(0, 4))
     window = draw(st.none() | st.integers(1, 12) | st.integers(60, 120))
     causal = draw(st.booleans())
-    dtype = draw(DTYPES)
+    dtype = draw(dtypes)
     generator = torch.Generator().manual_seed(seed)
     lengths_B = torch.randint(0, draw(st.sampled_from([30, 180])), (B,), generator=generator)
     T = M if causal else M + earlier
@@ -214,8 +215,8 @@ def cases(draw: st.DrawFn) -> Case:
         qkv_RQ=randn(seed + 3, B * M, (H + 2 * G) * D),
         shape=AttentionShape(num_heads=H, num_kv_heads=G, head_dim=D, scale=D**-0.5, sliding_window=window),
         rope=rope_tables(D),
-        keys_CHSD=transposed(randn(seed + 4, SLOTS, G, CAPACITY, D).to(dtype)),
-        values_CHSD=randn(seed + 5, SLOTS, G, CAPACITY, D).to(dtype),
+        keys_CHSD=transposed(stored(randn(seed + 4, SLOTS, G, CAPACITY, D), dtype)),
+        values_CHSD=stored(randn(seed + 5, SLOTS, G, CAPACITY, D), dtype),
         placement=Placement(
             slots_B=torch.randperm(SLOTS, generator=generator)[:B],
             lengths_B=lengths_B,
@@ -242,7 +243,7 @@ def wide(case: Case) -> Case:
 
 
 @settings(deadline=None, max_examples=120)
-@given(case=cases())
+@given(case=cases(DTYPES))
 def test_attention_matches_fp64(case: Case) -> None:
     reference = wide(case)
     half = case.keys_CHSD.dtype == torch.bfloat16
@@ -322,15 +323,15 @@ def test_rows_of_a_slot_may_be_given_as_slots_of_one_row(case: Case, threads: in
     assert torch.equal(together, one_by_one.run(CpuOps(torch.float32, threads)))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.int8])
 def test_a_prefill_chunk_has_the_bits_of_decoding_row_by_row(dtype: torch.dtype) -> None:
     rows, H, G, D, slots = 224, 9, 3, 64, 2
     shape = AttentionShape(num_heads=H, num_kv_heads=G, head_dim=D, scale=D**-0.5)
     angles = torch.outer(torch.arange(rows), 10000.0 ** -(torch.arange(0, D, 2) / D))
     rope = Rope(cos_PD=angles.cos(), sin_PD=angles.sin())
-    ops = CpuOps(dtype)
+    ops = CpuOps(torch.float32 if dtype == torch.int8 else dtype)
     x, weight = randn(1, rows, 96), ops.pack(randn(2, (H + 2 * G) * D, 96) / 10)
-    empty = torch.zeros(slots, G, rows, D, dtype=dtype)
+    empty = stored(torch.zeros(slots, G, rows, D), dtype)
     caches = [(transposed(empty), empty.clone()) for _ in "ab"]
 
     def attend(first: int, last: int, cache: tuple[Tensor, Tensor]) -> Tensor:
@@ -355,7 +356,7 @@ def test_a_prefill_chunk_has_the_bits_of_decoding_row_by_row(dtype: torch.dtype)
 @settings(deadline=None, max_examples=60)
 @given(
     seed=SEEDS,
-    dtype=DTYPES,
+    dtype=CACHED,
     length=st.integers(0, 20),
     gaps=st.lists(st.integers(1, 4), min_size=1, max_size=8),
     D=st.sampled_from([8, 20, 64]),
@@ -367,8 +368,8 @@ def test_a_branch_of_a_tree_has_the_bits_of_the_committed_sequence(
     H, G = 4, 2
     shape = AttentionShape(num_heads=H, num_kv_heads=G, head_dim=D, scale=D**-0.5)
     rope, ops = rope_tables(D), CpuOps(torch.float32)
-    prefix_keys = transposed(randn(seed, 1, G, CAPACITY, D).to(dtype))
-    prefix_values = randn(seed + 1, 1, G, CAPACITY, D).to(dtype)
+    prefix_keys = transposed(stored(randn(seed, 1, G, CAPACITY, D), dtype))
+    prefix_values = stored(randn(seed + 1, 1, G, CAPACITY, D), dtype)
     branch = [sum(gaps[: i + 1]) - 1 for i in range(len(gaps))]
     T, depth = branch[-1] + 1, len(branch)
     qkv_RQ = randn(seed + 2, T, (H + 2 * G) * D)

@@ -161,6 +161,20 @@ def test_quantized_weights_leave_the_cache_as_it_is() -> None:
     assert narrow.forward_s(1, 1, 0) == pytest.approx(wide.forward_s(1, 1, 0) / 4)
 
 
+def test_keys_and_values_in_int8_by_hand(qwen: DecoderSpec) -> None:
+    """Of 128 numbers of a head, 128 codes and the 4 bytes of a scale, where bf16 has 256 bytes."""
+    plain, codes = (RooflineCosts(hardware=H100, spec=qwen, kv_dtype=kind) for kind in ("auto", "int8"))
+    heads = 2 * 28 * 4  # keys and values, layers, heads
+    for cost, head_bytes in ((plain, 256), (codes, 132)):
+        cache_s = cost.forward_s(1, 1, 10_000) - cost.forward_s(1, 1, 0)
+        assert cache_s == pytest.approx(10_000 * heads * head_bytes / 3.35e12)
+        left = 0.9 * 80e9 - 2 * target_pass(qwen).num_held
+        assert cost.largest_batch(10_000) == int(left / (10_000 * heads * head_bytes))
+    sizes = read_drafters("published")["eagle3"]
+    drafts = [RooflineDraftCosts(target=one, sizes=sizes, context=10_000).propose_s(1, 2, 2) for one in (plain, codes)]
+    assert drafts[0] == drafts[1]
+
+
 @settings(deadline=None)
 @given(
     st.floats(1e9, 1e13), st.floats(1, 10), st.floats(1e10, 1e15), st.integers(1, 64), st.integers(1, 16),

@@ -113,6 +113,21 @@ def test_other_models_are_candidates(model: Path, tmp_path: Path) -> None:
     assert (report.lines[1].prompts.kl, report.lines[1].prompts.agreement) == (0, 1)
 
 
+def test_keys_and_values_are_a_candidate_with_the_references_weights(model: Path) -> None:
+    report, _ = measure(config(model, weights=("int8",), kv_dtype=("int8",)))
+    weights, cache = report.lines
+    assert [line.label for line in report.lines] == ["int8", "kv int8"]
+    assert cache.model.weights == report.reference.weights == "float32"
+    assert cache.model.weight_bytes == report.reference.weight_bytes
+    assert 0 < cache.prompts.kl < weights.prompts.kl
+    # neither kind of cache finds the figures of the other
+    plain, codes = (load_target(str(model), dtype="float32", kv_dtype=kind).spec for kind in ("auto", "int8"))
+    filed = filed_quality(codes)
+    assert filed is not None
+    assert filed.line == cache
+    assert filed_quality(plain) is None
+
+
 BAD = [
     ({"weights": ()}, ConfigError, "nothing to measure"),
     ({"num_tokens": 0}, ConfigError, "num_tokens=0 must be at least 1"),

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig
 
 import outrider
+from outrider.draft import Draft
 from outrider.errors import CheckpointError, ConfigError
 from outrider.sampling import SamplingParams
 from outrider.targets.llama.binding import library
@@ -80,6 +81,36 @@ def test_unknown_dtype(llama: Path) -> None:
 def test_unknown_backend(llama: Path) -> None:
     with pytest.raises(ConfigError, match="unknown backend 'nativ'; did you mean 'native'"):
         load(llama, backend="nativ")
+
+
+def test_keys_and_values_in_int8(llama: Path) -> None:
+    """Each number of a key or value becomes a multiple of its head's scale, so logits move a little."""
+    plain, target = load(llama), load(llama, kv_dtype="int8")
+    assert target.spec.kv_dtype == "int8"
+    assert target.spec.numbers == "float32, float32, keys and values int8"
+    logits = []
+    for one in (plain, target):
+        session = one.open(one.plan(1, 32, 1))
+        session.prefill([0], [list(range(20))])
+        logits.append(session.forward([0], [20], Draft.empty(1)).logits_BMV[0][0])
+    difference = (logits[0] - logits[1]).abs().max()
+    assert 0 < difference < 0.05 * logits[0].std()
+
+
+def test_keys_and_values_in_int8_are_refused_where_they_do_not_run(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="unknown kv_dtype 'int4'"):
+        load(llama, kv_dtype="int4")
+    for backend in ("hf", "llama_cpp"):
+        with pytest.raises(ConfigError, match=f"kv_dtype='int8' needs the native decoder, not backend='{backend}'"):
+            load(llama, kv_dtype="int8", backend=backend)
+    with pytest.raises(ConfigError, match="kv_dtype='int8' needs a Llama-family model"):
+        load(save(GPT2, tmp_path / "gpt2"), kv_dtype="int8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="kv_dtype='int8' runs on the CPU, not on cuda; leave it out"):
+        load(llama, kv_dtype="int8", device="cuda")
 
 
 def test_llama_cpp_takes_gguf_files_alone(llama: Path) -> None:

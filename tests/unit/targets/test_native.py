@@ -57,6 +57,21 @@ def test_plan_has_the_sizes_of_the_cache() -> None:
     assert session.cache.keys_LCHSD.nbytes + session.cache.values_LCHSD.nbytes == plan.num_bytes
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_keys_and_values_in_int8_have_a_byte_a_number_and_a_scale_a_head(dtype: torch.dtype) -> None:
+    plain = tiny_target(dtype=dtype)
+    target = plain.with_kv_dtype("int8")
+    plan = target.plan(3, 20, 5)
+    assert plan.bytes_per_token == 2 * 2 * 2 * (4 + 4)  # keys and values, layers, heads, head size and scale
+    session = target.open(plan, feature_layers=(1,))
+    assert session.cache.keys_LCHSD.nbytes + session.cache.values_LCHSD.nbytes == plan.num_bytes
+    (features_TF,) = session.prefill([0], [[1, 2, 3]])
+    assert features_TF is not None
+    assert features_TF.dtype == dtype
+    assert (target.spec.kv_dtype, plain.spec.kv_dtype) == ("int8", "auto")
+    assert target.decoder is plain.decoder
+
+
 def test_mlp_biases_are_refused() -> None:
     spec = tiny_spec(mlp_bias=True)
     with pytest.raises(CheckpointError, match="mine has biases in its MLP"):

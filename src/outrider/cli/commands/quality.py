@@ -1,4 +1,4 @@
-"""`outrider quality`: measure what quantised weights cost in quality."""
+"""`outrider quality`: measure what quantised weights, keys and values cost in quality."""
 
 import sys
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ __all__ = ["QualityCommand"]
 
 @dataclass(frozen=True, kw_only=True)
 class QualityCommand(QualityConfig):
-    """Measure what quantised weights cost: agreement, KL divergence and perplexity against the widened target.
+    """Measure what quantised weights, keys and values cost: agreement, KL divergence and perplexity against the widened
+    target.
 
     The table goes to standard output, followed by one line of JSON unless that is a terminal. Figures on the
     benchmark's prompts are filed in the cache. After an interruption the same command goes on.

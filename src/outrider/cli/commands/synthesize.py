@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import tyro
 
 from outrider.data.config import SynthesisConfig
-from outrider.models.weight_kinds import Backend, WeightsChoice
+from outrider.models.weight_kinds import Backend, KvDtype, WeightsChoice
 from outrider.records.display import visible
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Synthesize:
     """
 
     backend: ClassVar[Backend] = "auto"
+    kv_dtype: ClassVar[KvDtype] = "auto"
 
     output: Path
     """Directory of the data set."""

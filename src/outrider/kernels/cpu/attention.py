@@ -15,18 +15,10 @@ from typing import Any
 
 from numba import types
 
+from outrider.kernels.cpu.cached.kinds import BF16, CODES, PLAIN, SCALE_BYTES
+from outrider.kernels.cpu.cached.store import store_column, store_head
 from outrider.kernels.cpu.rows import dot
-from outrider.kernels.cpu.softmax import (
-    CHUNK,
-    MAX_HEADS,
-    PAIR,
-    exponentials,
-    mix,
-    score,
-    settle,
-    store_column,
-    store_head,
-)
+from outrider.kernels.cpu.softmax import CHUNK, MAX_HEADS, PAIR, exponentials, mix, score, settle
 from outrider.kernels.cpu.threads import draw, finished, stack, wait_for
 from outrider.kernels.cpu.vector import (
     F32,
@@ -105,18 +97,29 @@ def rotate(typing: Any, source: Any, cos: Any, sin: Any, D: Any, scale: Any, out
 
 
 @inlined
+def bytes_of(kind: int) -> int:
+    """Return the bytes of a cached number, as `SIZES` has them."""
+    return 4 if kind == PLAIN else 2 if kind == BF16 else 1
+
+
+@inlined
+def head_bytes(kind: int, D: int) -> int:
+    """Return the bytes of a cached head."""
+    return D + SCALE_BYTES if kind == CODES else D * bytes_of(kind)
+
+
+@inlined
 def place_head(block: int, r: int, g: int) -> None:
     """Write row r's key head g, rotated, and its values into the cache."""
     a = i64(block)
-    H, G, D, S, is_bf16 = a[18], a[19], a[20], a[21], a[22]
-    size = 2 if is_bf16 == 1 else 4
+    H, G, D, S, kind = a[18], a[19], a[20], a[21], a[22]
     position, slot, write = i64(a[12])[r], i64(a[10])[r // a[16]], i64(a[13])[r]
     cos, sin, eps = a[2] + position * D * 2, a[3] + position * D * 2, f64(block)[6]
     row, head = a[0] + r * (H + 2 * G) * D * 4, stack(HEAD_BYTES)
-    first = (slot * G + g) * S * D * size
+    first, stored = (slot * G + g) * S * head_bytes(kind, D), head_bytes(kind, D)
     prepare_head(row + (H + g) * D * 4, a[5], eps, cos, sin, D, 1.0, head)
-    store_column(head, a[8] + first + write * size, is_bf16, D, S)
-    store_head(row + (H + G + g) * D * 4, a[9] + first + write * D * size, is_bf16, D)
+    store_column(head, a[8] + first + write * bytes_of(kind), kind, D, S)
+    store_head(row + (H + G + g) * D * 4, a[9] + first + write * stored, kind, D)
 
 
 @inlined
@@ -209,15 +212,16 @@ def attend_rows(block: int, b: int, m: int, rows: int, g: int, h: int, heads: in
     The scratch holds a line of scores for each row and head, from position `base` on.
     """
     a = i64(block)
-    H, D, S, T, is_bf16, row, r, length = a[18], a[20], a[21], a[17], a[22], a[25], b * a[16] + m, i64(a[11])[b]
+    H, D, S, T, kind, row, r, length = a[18], a[20], a[21], a[17], a[22], a[25], b * a[16] + m, i64(a[11])[b]
     starts, ends = i64(stack(SPAN_BYTES)), i64(stack(SPAN_BYTES))
     base, end = length, 0
     for i in range(rows):
         starts[i], ends[i] = first_seen(block, length, r + i), end_seen(block, length, r + i, m + i)
         base, end = min(base, starts[i]), max(end, ends[i])
         place_queries(block, r + i, h, heads)
-    queries, stride, size, line = a[1] + (r * H + h) * D * 4, H * D * 4, 2 if is_bf16 == 1 else 4, row * 4
-    place = (i64(a[10])[b] * a[19] + g) * S * D * size
+    queries, stride, line = a[1] + (r * H + h) * D * 4, H * D * 4, row * 4
+    size, stored = bytes_of(kind), head_bytes(kind, D)
+    place = (i64(a[10])[b] * a[19] + g) * S * stored
     keys, values = a[8] + place, a[9] + place
     base = base // POSITIONS * POSITIONS
     for first in range(base, end, CHUNK):
@@ -225,13 +229,13 @@ def attend_rows(block: int, b: int, m: int, rows: int, g: int, h: int, heads: in
             score(
                 min(PAIR, rows - i),
                 heads,
-                is_bf16,
+                kind,
                 queries + i * stride,
                 stride,
                 keys + first * size,
                 S,
                 end - first,
-                values + first * D * size,
+                values + first * stored,
                 D,
                 scratch + i * heads * line + (first - base) * 4,
                 row,
@@ -249,10 +253,10 @@ def attend_rows(block: int, b: int, m: int, rows: int, g: int, h: int, heads: in
             mix(
                 min(PAIR, rows - i),
                 heads,
-                is_bf16,
+                kind,
                 scratch + i * heads * line + (first - base) * 4,
                 row,
-                values + first * D * size,
+                values + first * stored,
                 min(CHUNK, end - first),
                 D,
                 queries + i * stride,
@@ -260,7 +264,7 @@ def attend_rows(block: int, b: int, m: int, rows: int, g: int, h: int, heads: in
             )
     for i in range(rows):
         for k in range(heads):
-            settle(is_bf16, queries + i * stride + k * D * 4, shares[i * heads + k], D)
+            settle(kind, queries + i * stride + k * D * 4, shares[i * heads + k], D)
 
 
 @inlined

@@ -8,7 +8,8 @@ exactly 0 and so does not change the sums. Numbers of heads are literal, so that
 depend on how many heads or rows are computed together.
 
 Two bf16 numbers share a 32-bit lane, so even and odd positions of keys are in two vectors, as are even and odd columns
-of values; they are interleaved at the end.
+of values; they are interleaved at the end. Where heads are codes with a scale (`cached/kinds.py`), a score is
+multiplied by its key's scale, and a weight by its value's.
 
 Worked example: 3 heads of 64 bf16 numbers with AVX-512: each number of the keys of 64 positions is two loads and four
 vectors, and 3 heads make 12 sums.
@@ -19,10 +20,9 @@ from typing import Any
 
 from numba import types
 
+from outrider.kernels.cpu.cached.kinds import BF16, CODES, KINDS, SCALE_BYTES, SIZES, each_kind, loaded, scales_of_keys
 from outrider.kernels.cpu.vector import (
     F32,
-    I16,
-    I32,
     I64,
     SUMS,
     WIDE,
@@ -37,7 +37,7 @@ from outrider.kernels.cpu.vector import (
     vector,
 )
 
-__all__ = ["CHUNK", "MAX_HEADS", "PAIR", "exponentials", "mix", "score", "settle", "store_column", "store_head"]
+__all__ = ["CHUNK", "MAX_HEADS", "PAIR", "exponentials", "mix", "score", "settle"]
 
 MAX_HEADS = 4  # query heads of one task
 PAIR = 2  # rows of one call
@@ -45,27 +45,20 @@ CHUNK = 4 * WIDTH  # positions that are scored together
 REGISTERS = 24 if WIDE else 12  # registers for sums; AVX-512 has twice as many
 
 
-def kinds_of(emitter: Emitter, is_bf16: Value) -> Iterator[int]:
-    """Yield 0 and 1; the code emitted meanwhile is for that value of `is_bf16`."""
-    with emitter.cases(is_bf16, [0, 1]) as blocks:
-        yield from blocks
-
-
-def cases_of(
-    emitter: Emitter, rows: Value, heads: Value, is_bf16: Value
-) -> Iterator[tuple[list[tuple[int, int]], int]]:
-    """Yield the (row, head) of all sums, and `is_bf16`, for each case whose code is emitted meanwhile."""
+def cases_of(emitter: Emitter, rows: Value, heads: Value, kind: Value) -> Iterator[tuple[list[tuple[int, int]], int]]:
+    """Yield the (row, head) of all sums, and the kind, for each case whose code is emitted meanwhile."""
     b = emitter.builder
-    code = b.add(b.mul(b.add(b.mul(rows, I64(MAX_HEADS + 1)), heads), I64(2)), is_bf16)
-    shapes = [(r, h, kind) for r in range(1, PAIR + 1) for h in range(1, MAX_HEADS + 1) for kind in (0, 1)]
-    with emitter.cases(code, [2 * (r * (MAX_HEADS + 1) + h) + kind for r, h, kind in shapes]) as blocks:
-        for (r, h, kind), _ in zip(shapes, blocks, strict=True):
-            yield [(row, head) for row in range(r) for head in range(h)], kind
+    kinds = len(KINDS)
+    code = b.add(b.mul(b.add(b.mul(rows, I64(MAX_HEADS + 1)), heads), I64(kinds)), kind)
+    shapes = [(r, h, k) for r in range(1, PAIR + 1) for h in range(1, MAX_HEADS + 1) for k in KINDS]
+    with emitter.cases(code, [kinds * (r * (MAX_HEADS + 1) + h) + k for r, h, k in shapes]) as blocks:
+        for (r, h, k), _ in zip(shapes, blocks, strict=True):
+            yield [(row, head) for row in range(r) for head in range(h)], k
 
 
 @emitted
 def score(
-    typing: Any, rows: Any, heads: Any, is_bf16: Any, q: Any, pitch: Any, keys: Any, S: Any, left: Any, values: Any,
+    typing: Any, rows: Any, heads: Any, kind: Any, q: Any, pitch: Any, keys: Any, S: Any, left: Any, values: Any,
     D: Any, out: Any, line: Any,
 ) -> Any:  # fmt: skip
     """Compute out[row, head, i] = q[row, head] . keys[:, i] for a chunk of positions; the first `left` are needed.
@@ -74,19 +67,19 @@ def score(
     chunk are prefetched meanwhile, and the values of this one, from `values` on.
     """
 
-    def emit(emitter: Emitter, rows: Value, heads: Value, is_bf16: Value, *arguments: Value) -> None:
-        for sums, kind in cases_of(emitter, rows, heads, is_bf16):
-            emit_score(emitter, sums, kind, *arguments)
+    def emit(emitter: Emitter, rows: Value, heads: Value, kind: Value, *arguments: Value) -> None:
+        for sums, which in cases_of(emitter, rows, heads, kind):
+            emit_score(emitter, sums, which, *arguments)
 
-    return lowered(emit, types.void, rows, heads, is_bf16, q, pitch, keys, S, left, values, D, out, line)
+    return lowered(emit, types.void, rows, heads, kind, q, pitch, keys, S, left, values, D, out, line)
 
 
 def emit_score(
-    emitter: Emitter, pairs: list[tuple[int, int]], is_bf16: int, q: Value, pitch: Value, keys: Value, S: Value,
+    emitter: Emitter, pairs: list[tuple[int, int]], kind: int, q: Value, pitch: Value, keys: Value, S: Value,
     left: Value, values: Value, D: Value, out: Value, line: Value,
 ) -> None:  # fmt: skip
     b = emitter.builder
-    size, shared = (2, 2) if is_bf16 else (4, 1)  # bytes of a number, numbers of a lane
+    size, shared = SIZES[kind], 2 if kind == BF16 else 1  # bytes of a number, numbers of a lane
     at_once = 4 if len(pairs) * 4 <= REGISTERS else 2  # vectors of positions
     following = b.select(b.icmp_signed("<", I64(CHUNK), left), emitter.at(keys, CHUNK, size), keys)
     last_value = b.mul(b.mul(b.sub(left, I64(1)), D), I64(size))
@@ -100,19 +93,21 @@ def emit_score(
         with emitter.loop(I64(0), D) as d:
             away, value = b.mul(b.mul(d, S), I64(size)), b.mul(d, I64(CHUNK * size))
             value = b.select(b.icmp_signed("<", value, last_value), value, last_value)
-            loaded = [emitter.load(b.add(place, away), vector(I32, WIDTH)) for place in places]
+            numbers = [number for place in places for number in loaded(emitter, b.add(place, away), kind)]
             for ahead in range(0, CHUNK * size, 64):
                 emitter.prefetch(emitter.at(b.add(following, away), ahead, 1), 1)
                 emitter.prefetch(emitter.at(b.add(values, value), ahead, 1), 2)
-            numbers = [number for some in loaded for number in emitter.numbers(some, is_bf16)]
             for (row, head), totals in zip(pairs, sums, strict=True):
                 place = emitter.at(emitter.at(emitter.at(q, row, pitch), head, b.mul(D, I64(4))), d, 4)
                 factor = splat(emitter, emitter.load(place, F32), WIDTH)
                 for key, total in zip(numbers, totals, strict=True):
                     emitter.set(total, emitter.fma(key, factor, emitter.get(total)))
+        scales = [scales_of_keys(emitter, place, D, S) for place in places] if kind == CODES else []
         for number, some in enumerate(sums):
             target = emitter.at(emitter.at(out, number, b.mul(line, I64(4))), i, 4)
             totals = [emitter.get(total) for total in some]
+            if kind == CODES:
+                totals = [b.fmul(total, scale) for total, scale in zip(totals, scales, strict=True)]
             for part in range(0, at_once, shared):
                 for place, total in enumerate(interleaved(emitter, totals[part : part + shared]), part):
                     emitter.store(emitter.at(target, place * WIDTH, 4), total)
@@ -150,7 +145,7 @@ def exponentials(typing: Any, scores: Any, count: Any) -> Any:
 
 @emitted
 def mix(
-    typing: Any, rows: Any, heads: Any, is_bf16: Any, weights: Any, line: Any, values: Any, count: Any, D: Any,
+    typing: Any, rows: Any, heads: Any, kind: Any, weights: Any, line: Any, values: Any, count: Any, D: Any,
     out: Any, pitch: Any,
 ) -> Any:  # fmt: skip
     """Add to out[row, head] the sum over j < count of weights[row, head, j] * values[j], j ascending.
@@ -158,19 +153,20 @@ def mix(
     Columns are ordered as in `settle`. Rows of weights are `line` numbers apart, those of `out` `pitch` bytes.
     """
 
-    def emit(emitter: Emitter, rows: Value, heads: Value, is_bf16: Value, *arguments: Value) -> None:
-        for sums, kind in cases_of(emitter, rows, heads, is_bf16):
-            emit_mix(emitter, sums, kind, *arguments)
+    def emit(emitter: Emitter, rows: Value, heads: Value, kind: Value, *arguments: Value) -> None:
+        for sums, which in cases_of(emitter, rows, heads, kind):
+            emit_mix(emitter, sums, which, *arguments)
 
-    return lowered(emit, types.void, rows, heads, is_bf16, weights, line, values, count, D, out, pitch)
+    return lowered(emit, types.void, rows, heads, kind, weights, line, values, count, D, out, pitch)
 
 
 def emit_mix(
-    emitter: Emitter, pairs: list[tuple[int, int]], is_bf16: int, weights: Value, line: Value, values: Value,
+    emitter: Emitter, pairs: list[tuple[int, int]], kind: int, weights: Value, line: Value, values: Value,
     count: Value, D: Value, out: Value, pitch: Value,
 ) -> None:  # fmt: skip
     b = emitter.builder
-    size, shared = (2, 2) if is_bf16 else (4, 1)
+    size, shared = SIZES[kind], 2 if kind == BF16 else 1
+    stored = b.add(D, I64(SCALE_BYTES)) if kind == CODES else D
 
     def columns(start: Value, loads: int, lanes: int) -> None:
         """Emit `loads` vectors of lanes, or single numbers, from column `start` on."""
@@ -184,16 +180,16 @@ def emit_mix(
         ]
         sums = [[emitter.variable(emitter.load(place, vector(F32, width))) for place in some] for some in places]
         with emitter.loop(I64(0), count) as j:
-            base = emitter.at(values, b.add(b.mul(j, D), start), size)
-            if lanes == 1:
-                loaded = [emitter.load_floats(base, 1, is_bf16)]
-            else:
-                lines = [emitter.load(emitter.at(base, n * lanes, size), vector(I32, WIDTH)) for n in range(loads)]
-                loaded = [number for some in lines for number in emitter.numbers(some, is_bf16)]
+            row = emitter.at(values, j, b.mul(stored, I64(size)))
+            base = emitter.at(row, start, size)
+            lines = [loaded(emitter, emitter.at(base, n * lanes, size), kind, width) for n in range(loads)]
+            numbers = [number for some in lines for number in some]
+            scale = emitter.load(b.add(row, D), F32) if kind == CODES else None
             for number, totals in enumerate(sums):
                 place = emitter.at(emitter.at(weights, number, b.mul(line, I64(4))), j, 4)
-                factor = splat(emitter, emitter.load(place, F32), width)
-                for value, total in zip(loaded, totals, strict=True):
+                weight = emitter.load(place, F32)
+                factor = splat(emitter, weight if scale is None else b.fmul(weight, scale), width)
+                for value, total in zip(numbers, totals, strict=True):
                     emitter.set(total, emitter.fma(value, factor, emitter.get(total)))
         for some, totals in zip(places, sums, strict=True):
             for place, total in zip(some, totals, strict=True):
@@ -208,13 +204,13 @@ def emit_mix(
 
 
 @emitted
-def settle(typing: Any, is_bf16: Any, head: Any, factor: Any, D: Any) -> Any:
+def settle(typing: Any, kind: Any, head: Any, factor: Any, D: Any) -> Any:
     """Multiply one head of `mix`, and order its columns: even and odd bf16 columns are in alternating vectors."""
 
-    def emit(emitter: Emitter, is_bf16: Value, head: Value, factor: Value, D: Value) -> None:
+    def emit(emitter: Emitter, kind: Value, head: Value, factor: Value, D: Value) -> None:
         b = emitter.builder
-        for which in kinds_of(emitter, is_bf16):
-            shared = 2 if which else 1
+        for which in each_kind(emitter, kind):
+            shared = 2 if which == BF16 else 1
             whole = emitter.whole(D, shared * WIDTH)
             for start, stop, lanes, number in ((I64(0), whole, WIDTH, shared), (whole, D, 1, 1)):
                 with emitter.loop(start, stop, lanes * number) as d:
@@ -226,49 +222,4 @@ def settle(typing: Any, is_bf16: Any, head: Any, factor: Any, D: Any) -> Any:
                     for place, value in zip(places, interleaved(emitter, scaled), strict=True):
                         emitter.store(place, value)
 
-    return lowered(emit, types.void, is_bf16, head, factor, D)
-
-
-@emitted
-def store_head(typing: Any, source: Any, target: Any, is_bf16: Any, D: Any) -> Any:
-    """Copy one fp32 head into the cache; with `is_bf16` rounded to nearest, ties to even."""
-
-    def emit(emitter: Emitter, source: Value, target: Value, is_bf16: Value, D: Value) -> None:
-        whole = emitter.whole(D, WIDTH)
-        for which in kinds_of(emitter, is_bf16):
-            for start, stop, lanes in ((I64(0), whole, WIDTH), (whole, D, 1)):
-                with emitter.loop(start, stop, lanes) as d:
-                    numbers = emitter.load(emitter.at(source, d, 4), vector(F32, lanes))
-                    stored = rounded(emitter, numbers, lanes) if which else numbers
-                    emitter.store(emitter.at(target, d, 2 if which else 4), stored)
-
-    return lowered(emit, types.void, source, target, is_bf16, D)
-
-
-@emitted
-def store_column(typing: Any, source: Any, target: Any, is_bf16: Any, D: Any, S: Any) -> Any:
-    """Copy as `store_head` does, with numbers `S` apart."""
-
-    def emit(emitter: Emitter, source: Value, target: Value, is_bf16: Value, D: Value, S: Value) -> None:
-        b = emitter.builder
-        whole = emitter.whole(D, WIDTH)
-        for which in kinds_of(emitter, is_bf16):
-            pitch = b.mul(S, I64(2 if which else 4))
-            for start, stop, lanes in ((I64(0), whole, WIDTH), (whole, D, 1)):
-                with emitter.loop(start, stop, lanes) as d:
-                    numbers = emitter.load(emitter.at(source, d, 4), vector(F32, lanes))
-                    stored = rounded(emitter, numbers, lanes) if which else numbers
-                    for lane in range(lanes):
-                        number = stored if lanes == 1 else b.extract_element(stored, I32(lane))
-                        emitter.store(emitter.at(target, b.add(d, I64(lane)), pitch), number)
-
-    return lowered(emit, types.void, source, target, is_bf16, D, S)
-
-
-def rounded(emitter: Emitter, numbers: Value, lanes: int) -> Value:
-    """Return the upper halves of fp32 numbers, rounded to nearest, ties to even."""
-    b = emitter.builder
-    bits = b.bitcast(numbers, vector(I32, lanes))
-    odd = b.and_(b.lshr(bits, splat(emitter, I32(16), lanes)), splat(emitter, I32(1), lanes))
-    raised = b.add(b.add(bits, splat(emitter, I32(0x7FFF), lanes)), odd)
-    return b.trunc(b.lshr(raised, splat(emitter, I32(16), lanes)), vector(I16, lanes))
+    return lowered(emit, types.void, kind, head, factor, D)

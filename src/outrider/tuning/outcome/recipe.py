@@ -40,6 +40,7 @@ def write_recipe(report: TuneReport, config: TuneConfig, directory: Path, verifi
         "target": config.target,
         "dtype": config.dtype,
         "weights": config.weights,
+        "kv_dtype": config.kv_dtype,
         "methods": [PLAIN] if choice.text == PLAIN else [PLAIN, choice.text],
         "budgets": [choice.budget],
         "categories": [],

@@ -1,0 +1,1 @@
+"""The numbers of a cache as kernels read and write them."""
