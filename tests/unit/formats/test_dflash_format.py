@@ -141,7 +141,10 @@ def test_dflash2_as_the_library_names_it(tmp_path: Path) -> None:
 
 SECOND: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda c: c.pop("selector_top_k"), "selector_top_k is missing"),
-    (lambda c: c.update(selector_top_k=32), "has selector_top_k 32, more than its 31 tokens, which is not run here"),
+    (
+        lambda c: c.update(selector_top_k=32),
+        "has selector_top_k 32, more than its 31 tokens; check it against the original",
+    ),
     (lambda c: c.update(conv_group_size=3), "has conv_group_size 3, which does not divide the hidden size 16"),
     (lambda c: c.update(conv_kernel_size=6), "has conv_kernel_size 6, more than a block's 5 slots"),
     (lambda c: c.update(conv_kernel_size=3), r"attention_conv.base_kernel .* expected \(2, 3, 16\)"),

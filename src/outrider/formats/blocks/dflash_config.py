@@ -157,7 +157,7 @@ def _second(spec: DFlashSpec, section: Fields, file: Path, shapes: Shapes) -> DF
         (spec.markov_rank, "both a selector and a Markov head"),
     ):
         if is_so:
-            raise CheckpointError(f"{file} has {fault}, which is not run here; check it against the original")
+            raise CheckpointError(f"{file} has {fault}; check it against the original")
     return replace(spec, conv_kernel_size=size, conv_group_size=group, selector_rank=rank, selector_top_k=top_k)
 
 
