@@ -74,11 +74,16 @@ class Placement:
             limit=self.limit,
         )
 
-    def within(self, window: int | None) -> "Placement":
+    def within(self, window: int | None, chunk: int | None = None) -> "Placement":
         """Return the rows for a layer with a sliding window: the mask hides tail rows `window` or more behind.
 
         A draft is rarely deeper than a window; then this is the placement itself. Needs T = M where it is deeper.
+
+        Args:
+            chunk: hide tail rows of other chunks too. Where T != M, tail rows count as those of a chain.
         """
+        if chunk is not None and self.mask_BMT is not None and self.limit > chunk:
+            return self._within_chunk(chunk)
         if window is None or self.mask_BMT is None or self.mask_BMT.shape[2] <= window:
             return self
         assert self.mask_BMT.shape[1:] == (self.positions_BM.shape[1],) * 2, (
@@ -86,6 +91,18 @@ class Placement:
         )
         near_BMM = self.positions_BM[:, :, None] - self.positions_BM[:, None, :] < window
         return replace(self, mask_BMT=self.mask_BMT & near_BMM)
+
+    def _within_chunk(self, chunk: int) -> "Placement":
+        assert self.mask_BMT is not None
+        T = self.mask_BMT.shape[2]
+        tail_BT = self.positions_BM
+        if tail_BT.shape[1] != T:
+            tail_BT = self.lengths_B[:, None] + torch.arange(T, device=self.lengths_B.device)
+        alike_BMT = self.positions_BM[:, :, None] // chunk == tail_BT[:, None] // chunk
+        # on a GPU the host must not wait for the answer
+        if not self.mask_BMT.is_cuda and bool((alike_BMT | ~self.mask_BMT).all()):
+            return self
+        return replace(self, mask_BMT=self.mask_BMT & alike_BMT)
 
 
 class Placed(NamedTuple):

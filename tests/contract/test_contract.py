@@ -18,6 +18,7 @@ from outrider.testing import (
     check_contract,
     tiny_experts,
     tiny_gemma3,
+    tiny_llama4,
     tiny_spec,
     tiny_target,
 )
@@ -126,4 +127,11 @@ def test_experts(name: str) -> None:
 def test_keys_and_values_in_int8(name: str, dtype: torch.dtype) -> None:
     """Rows verified together read the same rounded keys and values as rows decoded one by one."""
     target = tiny_target(2, dtype=dtype, vocab_size=VOCAB, max_positions=POSITIONS).with_kv_dtype("int8")
+    check_contract(proposer_class(name), num_cases=1, target=target)
+
+
+@pytest.mark.parametrize("name", ["draft_model", "eagle3", "suffix"])
+def test_chunks(name: str) -> None:
+    """Llama 4: drafts that cross the end of a chunk, queries that grow, layers that do not rotate, a shared expert."""
+    target = tiny_target(dtype=torch.float32, spec=tiny_llama4(VOCAB, POSITIONS, chunk=11))
     check_contract(proposer_class(name), num_cases=1, target=target)

@@ -41,6 +41,11 @@ STEMS = {
 }
 MOE_STEMS = STEMS | {"mlp.gate": "ffn_gate_inp"}
 PHI3_STEMS = STEMS | {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
+LLAMA4_STEMS = {name: stem for name, stem in STEMS.items() if not name.startswith("mlp.")} | {
+    "feed_forward.router": "ffn_gate_inp",
+    **{f"feed_forward.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")},
+    **{f"feed_forward.shared_expert.{part}_proj": f"ffn_{part}_shexp" for part in ("gate", "up", "down")},
+}
 GEMMA3_STEMS = STEMS | {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
@@ -111,6 +116,14 @@ def own_metadata(model: PreTrainedModel, architecture: str) -> dict[str, Any]:
             "phi3.rope.scaling.original_context_length": original,
             "phi3.attention.sliding_window": config.sliding_window or 0,
         } | (scale if rope["rope_type"] == "longrope" else {})
+    if architecture == "llama4":
+        return {
+            "llama4.feed_forward_length": config.intermediate_size_mlp,
+            "llama4.expert_count": config.num_local_experts,
+            "llama4.expert_used_count": config.num_experts_per_tok,
+            "llama4.expert_feed_forward_length": config.intermediate_size,
+            "llama4.interleave_moe_layer_step": config.interleave_moe_layer_step,
+        }
     if architecture == "qwen3moe":
         return {
             "qwen3moe.expert_count": config.num_experts,
@@ -130,12 +143,17 @@ def divisors(model: PreTrainedModel) -> dict[str, np.ndarray]:
     }
 
 
+def transposed(name: str, values: np.ndarray) -> np.ndarray:
+    """Matrices [expert][row][feature]; Llama 4's model holds features first."""
+    return np.ascontiguousarray(values.transpose(0, 2, 1)) if ".feed_forward." in name else values
+
+
 def stacked_experts(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
     """The tensors of a layer's experts, [expert][row][feature], from those of `transformers`."""
     block = f"blk.{name.split('.')[2]}"
     if name.endswith("down_proj"):
-        return {f"{block}.ffn_down_exps.weight": values}
-    gate, up = np.split(values, 2, axis=1)
+        return {f"{block}.ffn_down_exps.weight": transposed(name, values)}
+    gate, up = np.split(transposed(name, values), 2, axis=1)
     return {f"{block}.ffn_gate_exps.weight": gate, f"{block}.ffn_up_exps.weight": up}
 
 
@@ -159,8 +177,10 @@ def write_gguf(
     `tensors` come in addition; `blocks` (by GGUF name: bytes and their type) in place of the model's own values.
     """
     is_gemma3 = model.config.model_type == "gemma3_text"
-    own = {"gemma3_text": "gemma3", "qwen3_moe": "qwen3moe"}.get(model.config.model_type, model.config.model_type)
-    stems = {"gemma3": GEMMA3_STEMS, "qwen3moe": MOE_STEMS, "phi3": PHI3_STEMS}.get(own, STEMS)
+    names = {"gemma3_text": "gemma3", "qwen3_moe": "qwen3moe", "llama4_text": "llama4"}
+    own = names.get(model.config.model_type, model.config.model_type)
+    all_stems = {"gemma3": GEMMA3_STEMS, "qwen3moe": MOE_STEMS, "phi3": PHI3_STEMS, "llama4": LLAMA4_STEMS}
+    stems = all_stems.get(own, STEMS)
     writer = gguf.GGUFWriter(path, architecture or own)
     for key, value in (gguf_metadata(model, own) | own_metadata(model, own) | (metadata or {})).items():
         if value is not None:
@@ -178,7 +198,11 @@ def write_gguf(
             values = interleaved(values, heads[name.split(".")[-2]])
         if is_gemma3 and name.endswith("norm.weight"):
             values = values + 1
-        stored = kind if values.ndim == 2 and not name.endswith("mlp.gate.weight") else gguf.GGMLQuantizationType.F32
+        stored = (
+            kind
+            if values.ndim == 2 and not name.endswith(("mlp.gate.weight", "feed_forward.router.weight"))
+            else gguf.GGMLQuantizationType.F32
+        )
         data, stored = (blocks or {}).get(gguf_name(name, stems)) or (gguf.quants.quantize(values, stored), stored)
         writer.add_tensor(gguf_name(name, stems), data, raw_dtype=stored)
     for name, values in (divisors(model) | (tensors or {})).items():

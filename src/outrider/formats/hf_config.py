@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from outrider.errors import CheckpointError
-from outrider.models.spec import DecoderSpec, RopeSpec
+from outrider.models.spec import DecoderSpec, ExpertSpec, RopeSpec
 from outrider.records.display import shown_json
 
 __all__ = ["ARCHITECTURES", "MASK_KEYS", "config_of", "mask_of", "names_mask"]
@@ -29,6 +29,7 @@ ARCHITECTURES = {
     "mistral": "MistralForCausalLM",
     "phi3": "Phi3ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
+    "llama4_text": "Llama4ForCausalLM",
 }
 SCALING_KEYS = {
     "default": (),
@@ -74,14 +75,15 @@ def config_of(spec: DecoderSpec, dtype: torch.dtype) -> dict[str, Any]:
     if not spec.eos_ids:
         config["eos_token_id"] = None
     # Qwen2 and Mistral have fixed biases and no such key
-    if spec.family in ("llama", "qwen3", "qwen3_moe", "gemma3_text"):
+    if spec.family in ("llama", "qwen3", "qwen3_moe", "gemma3_text", "llama4_text"):
         config["attention_bias"] = spec.qkv_bias
     if spec.family == "llama":
         config["mlp_bias"] = spec.mlp_bias
     if spec.family == "phi3":
         config["partial_rotary_factor"] = spec.rope.partial_rotary_factor
         config["original_max_position_embeddings"] = spec.rope.original_max_position_embeddings
-    return config | (_gemma3(spec) if spec.family == "gemma3_text" else _window(spec) | _experts(spec))
+    own = {"gemma3_text": _gemma3, "llama4_text": _llama4}.get(spec.family)
+    return config | (_window(spec) | _experts(spec) if own is None else own(spec))
 
 
 def _gemma3(spec: DecoderSpec) -> dict[str, Any]:
@@ -99,9 +101,32 @@ def _gemma3(spec: DecoderSpec) -> dict[str, Any]:
     }
 
 
+def _llama4(spec: DecoderSpec) -> dict[str, Any]:
+    """Return the keys of Llama 4, which names the inner size of an expert as others do that of a plain MLP."""
+    experts = _first_experts(spec) or ExpertSpec(num_experts=1, num_chosen=1, inner_size=spec.intermediate_size)
+    layers = range(spec.num_layers)
+    growth = spec.temperature
+    return {
+        "intermediate_size": experts.inner_size,
+        "intermediate_size_mlp": spec.intermediate_size,
+        "num_local_experts": experts.num_experts,
+        "num_experts_per_tok": experts.num_chosen,
+        "moe_layers": [layer for layer in layers if spec.experts_of(layer) is not None],
+        "use_qk_norm": spec.unit_heads,
+        "no_rope_layers": [int(spec.rotates(layer)) for layer in layers],
+        "attention_chunk_size": spec.smallest_chunk,
+        "layer_types": ["chunked_attention" if spec.chunk_of(layer) else "full_attention" for layer in layers],
+        "attn_temperature_tuning": growth is not None,
+    } | ({} if growth is None else {"floor_scale": growth.step, "attn_scale": growth.scale})
+
+
+def _first_experts(spec: DecoderSpec) -> ExpertSpec | None:
+    return next((experts for experts in spec.experts if experts is not None), None)
+
+
 def _experts(spec: DecoderSpec) -> dict[str, Any]:
     """Return the keys of mixtures of experts, which are alike in all layers that have them."""
-    experts = next((experts for experts in spec.experts if experts is not None), None)
+    experts = _first_experts(spec)
     if experts is None:
         return {}
     return {

@@ -32,6 +32,7 @@ from outrider.errors import CheckpointError, on_one_line
 from outrider.formats.hf_config import config_of
 from outrider.formats.locate import locate
 from outrider.formats.store import check_target, provenance, write_checkpoint
+from outrider.formats.tensors.stored import fuse, fused_names
 from outrider.formats.tokenizer import load_tokenizer
 from outrider.formats.weights import Weights, read_weights, settle_head
 from outrider.models.spec import DecoderSpec
@@ -183,7 +184,10 @@ def write_draft(
     is_slim = EMBEDDING not in tensors
     own = provenance(target, **facts) | ({"shares": SHARES} if is_slim else {})
     config = config_of(spec, dtype) | dict(extra) | {"outrider": own}
-    write_checkpoint(directory, {name: tensor.to(dtype) for name, tensor in tensors.items()}, config)
+    joined = {
+        name: fuse(name, [tensors[member] for member in members]) for name, members in fused_names(tensors).items()
+    }
+    write_checkpoint(directory, {name: tensor.to(dtype) for name, tensor in joined.items()}, config)
     if not is_slim:
         _copy_tokenizer(target, directory)
 

@@ -15,7 +15,7 @@ Example:
 import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from outrider.errors import CheckpointError, as_error, on_one_line
 from outrider.formats.directory import no_weights
+from outrider.formats.tensors.stored import StoredTensor, read_slice, split_experts
 from outrider.kernels.deferral import signals_deferred
 from outrider.models.spec import DecoderSpec
 from outrider.records.display import shown_json
@@ -42,16 +43,6 @@ PACKED = (".qweight", ".weight_packed", ".weight_scale")
 WHOLE = frozenset({"I64", "I32", "I16", "I8", "U8", "BOOL"})
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredTensor:
-    """A header's entry of one tensor. `dtype` is the safetensors name, such as BF16."""
-
-    name: str
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-
-
 @final
 class Weights(Mapping[str, Tensor]):
     """A checkpoint's tensors by name. A lookup reads the tensor, in its stored dtype, to CPU memory.
@@ -60,7 +51,7 @@ class Weights(Mapping[str, Tensor]):
     """
 
     def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
-        self.stored = stored
+        self.stored = split_experts(stored)
 
     def __getitem__(self, name: str) -> Tensor:
         """Read a tensor.
@@ -79,7 +70,8 @@ class Weights(Mapping[str, Tensor]):
             signals_deferred(),  # safetensors turns an interruption into an error of its own
             _opened(tensor.file) as file,  # mapped pages count as resident memory until it is closed
         ):
-            loaded: Tensor = file.get_tensor(tensor.name).clone()
+            found = file.get_tensor(tensor.name) if tensor.place is None else read_slice(file, tensor)
+            loaded: Tensor = found.clone()
         check_finite(loaded, f"tensor {name} in {tensor.file}")
         return loaded
 

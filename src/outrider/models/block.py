@@ -12,7 +12,7 @@ by side.
 Shapes: R rows, E hidden size, Q = (H + 2 * Hkv) * D, C slots, S cached positions, D head size.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from outrider.models.spec import DecoderSpec, ExpertSpec
-from outrider.ops.base import Activation, AttentionShape, HeadNorm, Ops, Packed, PackedExperts, Rope
+from outrider.ops.base import Activation, AttentionShape, HeadNorm, Ops, Rope
+from outrider.ops.packed import Mlp, Packed, PackedExperts, Routing
 from outrider.ops.quantised import Matrix, dense, reordered, rows_of
 from outrider.placement import Placement
 
@@ -57,15 +58,19 @@ class Block:
         prefix: str,
         ops: Ops,
         device: torch.device | str,
-        window: int | None = None,
-        experts: ExpertSpec | None = None,
+        layer: int = 0,
     ) -> Self:
-        """Pack the weights under `prefix` ("model.layers.0."), which have their Hugging Face names."""
+        """Pack the weights under `prefix` ("model.layers.0."), which have their Hugging Face names.
+
+        Args:
+            layer: the layer of `spec` that they are; its window and its mixture of experts may differ from others'.
+        """
+        experts, rotates = spec.experts_of(layer), spec.rotates(layer)
 
         def vector(name: str) -> Tensor:
             return norm_weight(spec, weights[prefix + name], ops.activation_dtype).to(device)
 
-        attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+        attention, mlp = f"{prefix}self_attn.", f"{prefix}{spec.mlp_name}."
         # One product for queries, keys and values.
         parts = ("qkv",) if spec.fused else ("q", "k", "v")
         qkv_OE = [_paired(spec, part, weights[f"{attention}{part}_proj.weight"]) for part in parts]
@@ -74,6 +79,9 @@ class Block:
         if spec.qk_norm:
             query_D, key_D = (vector(f"self_attn.{part}_norm.weight") for part in "qk")
             head_norm = HeadNorm(query_D=query_D, key_D=key_D, eps=spec.rms_norm_eps)
+        elif spec.unit_heads and rotates:  # behind the rotation in Llama 4, which leaves lengths as they are
+            ones_D = torch.ones(spec.head_dim, dtype=ops.activation_dtype, device=device)
+            head_norm = HeadNorm(query_D=ones_D, key_D=ones_D, eps=spec.rms_norm_eps)
         return cls(
             input_norm_E=vector("input_layernorm.weight"),
             qkv=ops.pack(qkv_OE, dense(biases) if biases else None),
@@ -83,7 +91,8 @@ class Block:
                 num_kv_heads=spec.num_kv_heads,
                 head_dim=spec.head_dim,
                 scale=spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale,
-                sliding_window=window,
+                sliding_window=spec.windows[layer],
+                chunk=spec.chunk_of(layer),
             ),
             out=ops.pack(
                 weights[f"{attention}o_proj.weight"], dense(weights[f"{attention}o_proj.bias"]) if spec.o_bias else None
@@ -91,7 +100,7 @@ class Block:
             post_norm_E=vector(f"{'pre_feedforward' if spec.post_norms else 'post_attention'}_layernorm.weight"),
             gate_up=None if experts else ops.pack_gate_up(*_halves(spec, weights, mlp)),
             down=None if experts else ops.pack(weights[f"{mlp}down_proj.weight"]),
-            experts=None if experts is None else _packed_experts(ops, weights, mlp, experts),
+            experts=None if experts is None else _packed_experts(spec, ops, weights, prefix, experts),
             eps=spec.rms_norm_eps,
             activation=spec.activation,
             attended_norm_E=vector("post_attention_layernorm.weight") if spec.post_norms else None,
@@ -121,8 +130,10 @@ class Block:
         self, ops: Ops, qkv_RQ: Tensor, rope: Rope, keys_CHSD: Tensor, values_CHSD: Tensor, placement: Placement
     ) -> Tensor:
         """Return what attention reads, before its projection; keys and values are written to the cache."""
-        # Rows under a sliding window see the last `window` positions only.
-        near = placement.within(self.shape.sliding_window)
+        # rows under a sliding window see the last `window` positions only, others those of their chunk
+        near = placement.within(self.shape.sliding_window, self.shape.chunk)
+        if rope.growth_P is not None:
+            ops.grow(qkv_RQ, self.shape.num_heads * self.shape.head_dim, rope.growth_P, placement)
         return ops.attend(qkv_RQ, self.shape, rope, keys_CHSD, values_CHSD, near, self.head_norm)
 
     def finish(self, ops: Ops, x_RE: Tensor, attended_RD: Tensor) -> None:
@@ -149,9 +160,10 @@ def _paired(spec: DecoderSpec, part: str, rows: Matrix) -> Matrix:
     Both queries and keys are reordered, so no score changes. What does not rotate takes the planes behind.
     """
     D, turned = spec.head_dim, spec.rotary_dim
-    if turned == D or part == "v":
+    if (turned == D and not spec.interleaved) or part == "v":
         return rows
-    halves = torch.arange(turned).view(2, -1), torch.arange(turned, D).view(2, -1)
+    planes = torch.arange(turned).view(-1, 2).T if spec.interleaved else torch.arange(turned).view(2, -1)
+    halves = planes, torch.arange(turned, D).view(2, -1)
     heads = {"q": spec.num_heads, "k": spec.num_kv_heads, "qkv": spec.num_heads + spec.num_kv_heads}[part]
     order_O = (torch.arange(heads)[:, None] * D + torch.cat(halves, dim=1).flatten()).flatten()
     return reordered(rows, torch.cat([order_O, torch.arange(len(order_O), rows.shape[0])]))
@@ -164,15 +176,19 @@ def _halves(spec: DecoderSpec, weights: Mapping[str, Matrix], mlp: str) -> tuple
     return rows_of(both, 0, inner), rows_of(both, inner, 2 * inner)
 
 
-def _packed_experts(ops: Ops, weights: Mapping[str, Matrix], mlp: str, experts: ExpertSpec) -> PackedExperts:
-    def mlps() -> Iterator[tuple[Matrix, Matrix, Matrix]]:
-        for number in range(experts.num_experts):
-            parts = ("gate", "up", "down")
-            gate, up, down = (weights[f"{mlp}experts.{number}.{part}_proj.weight"] for part in parts)
-            yield gate, up, down
+def _packed_experts(
+    spec: DecoderSpec, ops: Ops, weights: Mapping[str, Matrix], prefix: str, experts: ExpertSpec
+) -> PackedExperts:
+    def mlp(name: str) -> Mlp:
+        gate, up, down = (
+            weights[f"{prefix}{spec.mlp_name}.{name}.{part}_proj.weight"] for part in ("gate", "up", "down")
+        )
+        return gate, up, down
 
-    router = weights[f"{mlp}gate.weight"]
-    return ops.pack_experts(router, mlps(), num_chosen=experts.num_chosen, normalised=experts.normalised)
+    routing = Routing(experts.num_chosen, experts.normalised, experts.gated_input)
+    mlps = (mlp(f"experts.{number}") for number in range(experts.num_experts))
+    shared = mlp("shared_expert") if experts.shared_size else None
+    return ops.pack_experts(weights[f"{prefix}{spec.router_name}.weight"], mlps, routing, shared)
 
 
 def norm_weight(spec: DecoderSpec, weight: Matrix, dtype: torch.dtype) -> Tensor:

@@ -40,8 +40,14 @@ OTHER_SIZES: Final = {
     "num_experts_per_tok": 2**16,
     "moe_intermediate_size": 2**24,
     "decoder_sparse_step": 2**16,
+    "intermediate_size_mlp": 2**24,
+    "attention_chunk_size": 2**30,
+    "interleave_moe_layer_step": 2**16,
+    "no_rope_layer_interval": 2**16,
+    "floor_scale": 2**30,
 }
 FLAGS: Final = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "norm_topk_prob")
+LLAMA4_FLAGS: Final = ("use_qk_norm", "attn_temperature_tuning")
 LAYERED: Final = ("gemma3_text",)
 """Families with rotary settings per kind of layers."""
 LAYER_KINDS: Final = {"full_attention", "sliding_attention"}
@@ -96,6 +102,12 @@ def check_types(config: Fields, *, partial: bool = False) -> None:
     config.number("rms_norm_eps", None, low=0.0, high=1.0)
     for name in FLAGS:
         config.flag(name, None)
+    if config.get("model_type") == "llama4_text":
+        for name in LLAMA4_FLAGS:
+            config.flag(name, None)
+        config.number("attn_scale", None)
+        config.integers("moe_layers", None, low=0)
+        config.integers("no_rope_layers", None, low=0, high=1)
     config.text("hidden_act", None)
     config.text("hidden_activation", None)
     config.number("query_pre_attn_scalar", None, above=0.0)
@@ -169,9 +181,9 @@ def _check_rope_section(config: Fields, name: str, rope: Fields) -> None:
             " scaling, such as linear or yarn"
         )
     low, high = rope.number("low_freq_factor", None), rope.number("high_freq_factor", None)
-    if low is not None and high is not None and low >= high:
+    if low is not None and high is not None and low > high:
         raise config.error(
-            f"{config.where}: {rope.name('low_freq_factor')} {low:g} must be below high_freq_factor {high:g}"
+            f"{config.where}: {rope.name('low_freq_factor')} {low:g} must not be above high_freq_factor {high:g}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The native decoder: the Llama family, Qwen, Mistral and Gemma 3, on the operations of `ops/base.py`.
+"""The native decoder: the Llama family, Qwen, Mistral, Phi and Gemma 3, on the operations of `ops/base.py`.
 
 One function reads any rows for any slots: a prompt chunk, the root of plain decoding, or the root and the tree of a
 draft. The `Placement` says what a row may see and where it is written, so the network itself is short:
@@ -25,7 +25,7 @@ from outrider.cache import KVCache
 from outrider.models.block import Block, norm_weight
 from outrider.models.draft_network import DraftStep
 from outrider.models.rope import KeptRope
-from outrider.models.spec import DecoderSpec
+from outrider.models.spec import DecoderSpec, RopeSpec
 from outrider.ops.base import GraphCache, Ops, Packed, Result, Rope
 from outrider.ops.quantised import Matrix, dense
 from outrider.placement import Placement
@@ -72,6 +72,7 @@ class Decoder:
         cut = copy(self)
         cut.layers = [self.layers[index] for index in layers]
         cut.spec = self.spec.of_layers(layers)
+        cut._ropes = [self._ropes[index] for index in layers]
         return cut
 
     def around(self, spec: DecoderSpec, weights: Mapping[str, Matrix]) -> "Decoder":
@@ -84,17 +85,21 @@ class Decoder:
         return other
 
     def _packed_layers(self, spec: DecoderSpec, weights: Mapping[str, Matrix], ops: Ops) -> list[Block]:
-        settings = enumerate(zip(spec.windows, map(spec.experts_of, range(spec.num_layers)), strict=True))
         return [
-            Block.packed(spec, weights, f"model.layers.{index}.", ops, self.device, window, experts)
-            for index, (window, experts) in settings
+            Block.packed(spec, weights, f"model.layers.{layer}.", ops, self.device, layer)
+            for layer in range(spec.num_layers)
         ]
 
     def _set_ropes(self) -> None:
         spec, dtype = self.spec, self.ops.activation_dtype
-        self._rope = self._local_rope = KeptRope(spec, self.device, dtype)
+        whole = local = KeptRope(spec, self.device, dtype)
         if spec.local_rope is not None:
-            self._local_rope = KeptRope(replace(spec, rope=spec.local_rope), self.device, dtype)
+            local = KeptRope(replace(spec, rope=spec.local_rope), self.device, dtype)
+        still = KeptRope(replace(spec, rope=RopeSpec(partial_rotary_factor=0.0)), self.device, dtype, spec.temperature)
+        self._ropes = [
+            still if not spec.rotates(layer) else whole if window is None else local
+            for layer, window in enumerate(spec.windows)
+        ]
 
     def read_as(self, token: int, vector_E: Tensor) -> None:
         """Read this token as a vector of its own, not as its row of the embedding, which may be shared."""
@@ -116,13 +121,9 @@ class Decoder:
         shared = self.embed_VE is self.head
         return (0 if shared else table) + self.head.num_bytes + sum(layer.num_bytes for layer in self.layers)
 
-    def rope(self, num_positions: int, beyond: int = 0, window: int | None = None) -> Rope:
-        """Return rotary tables for at least that many positions of a text and `beyond`, made once and kept.
-
-        Args:
-            window: the window of the layer that they are for.
-        """
-        return (self._rope if window is None else self._local_rope).reaching(num_positions, beyond)
+    def ropes(self, num_positions: int, beyond: int = 0) -> list[Rope]:
+        """Return each layer's rotary tables for at least that many positions of a text and `beyond`, made once."""
+        return [rope.reaching(num_positions, beyond) for rope in self._ropes]
 
     @torch.inference_mode()
     def __call__(
@@ -154,8 +155,8 @@ class Decoder:
 
     def _fits_windows(self, placement: Placement) -> bool:
         """Return whether no row of a draft is beyond a window from another, so that every layer has this placement."""
-        windows = [window for window in self.spec.windows if window is not None]
-        return not windows or all(placement.within(window) is placement for window in {*windows})
+        spans = {(layer.shape.sliding_window, layer.shape.chunk) for layer in self.layers}
+        return all(placement.within(window, chunk) is placement for window, chunk in spans)
 
     def _read(
         self, x_RE: Tensor, placement: Placement, cache: KVCache, feature_layers: tuple[int, ...], want_logits: bool
@@ -163,7 +164,7 @@ class Decoder:
         """Run all layers, by operations alone, so that a back end may record them."""
         ops, eps = self.ops, self.spec.rms_norm_eps
         capacity, beyond = cache.plan.capacity, cache.plan.num_positions - cache.plan.capacity
-        ropes = {window: self.rope(capacity, beyond, window) for window in {*self.spec.windows}}
+        ropes = self.ropes(capacity, beyond)
         if self.spec.embed_scale != 1:
             ops.scale(x_RE, self.spec.embed_scale)
         R, E = x_RE.shape
@@ -177,8 +178,8 @@ class Decoder:
         for index, layer in enumerate(self.layers):
             keep_features(index, None)
             qkv_RQ = ops.norm_project(x_RE, layer.input_norm_E, eps, layer.qkv)
-            rope = ropes[self.spec.windows[index]]
-            layer.apply(ops, x_RE, qkv_RQ, rope, cache.keys_LCHSD[index], cache.values_LCHSD[index], placement)
+            keys_CHSD, values_CHSD = cache.keys_LCHSD[index], cache.values_LCHSD[index]
+            layer.apply(ops, x_RE, qkv_RQ, ropes[index], keys_CHSD, values_CHSD, placement)
         keep_features(len(self.layers), self.norm_E)
         keep_features(len(self.layers) + 1, None)
         return Result(ops.norm_project(x_RE, self.norm_E, eps, self.head) if want_logits else None, features_RF)

@@ -161,8 +161,8 @@ class Eagle3Head(RecurrentHead):
         cast = {name: weights[name].to(device, dtype) for name in spec.shapes()}
         packer = ops.narrow()
         self.block, *self.further = (
-            Block.packed(spec.layer, cast, layer_name(layer), packer, device, window)
-            for layer, window in enumerate(spec.layer.windows)
+            Block.packed(spec.layer, cast, layer_name(layer), packer, device, layer)
+            for layer in range(spec.layer.num_layers)
         )
         self.fc = packer.pack(cast["fc.weight"]) if spec.has_fc else None
         self.lm_head = ops.narrow().pack(cast["lm_head.weight"])

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from outrider.errors import CapacityError
-from outrider.models.spec import DecoderSpec, RopeSpec
+from outrider.models.spec import DecoderSpec, RopeSpec, Temperature
 from outrider.ops.base import Rope
 
 __all__ = [
@@ -45,7 +45,7 @@ class RopeFrequencies(NamedTuple):
 
 
 class RopeTables(NamedTuple):
-    """cos and sin of every position's angles, fp32 (P, D) of D rotated numbers; the second half repeats the first."""
+    """cos and sin of every position's angles (P, D), for D rotated numbers; the second half repeats the first."""
 
     cos_PD: Tensor
     sin_PD: Tensor
@@ -75,6 +75,8 @@ def rope_tables(
     positions = torch.arange(num_positions + beyond, device=device).float()
     angles = positions[:, None] * frequencies.inv_freq.to(device)
     angles_PD = torch.cat((angles, angles), dim=-1)
+    if spec.interleaved:  # heads are normalised before the rotation, so it has to keep lengths in fp64 too
+        angles_PD = angles_PD.double()
     factor = frequencies.attention_factor
     return RopeTables(angles_PD.cos() * factor, angles_PD.sin() * factor)
 
@@ -95,8 +97,15 @@ class KeptRope:
     Earlier tables are kept beside longer ones, since graphs hold their addresses. Several threads may call it at once.
     """
 
-    def __init__(self, spec: DecoderSpec, device: torch.device, activation_dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        device: torch.device,
+        activation_dtype: torch.dtype,
+        temperature: Temperature | None = None,
+    ) -> None:
         self._spec = spec
+        self._temperature = temperature
         self._device = device
         self._dtype = torch.promote_types(activation_dtype, torch.float32)
         self._made: list[Rope] = []
@@ -111,8 +120,16 @@ class KeptRope:
                 tables = rope_tables(self._spec, num_positions, self._device, beyond)
                 cos_PD, sin_PD = (table[:, :half].to(self._dtype) for table in tables)
                 cos_PD, sin_PD = pad(cos_PD, (0, still), value=1.0), pad(sin_PD, (0, still))
-                self._made.append(Rope(cos_PD=cos_PD.contiguous(), sin_PD=sin_PD.contiguous()))
+                growth_P = self._growth(len(cos_PD))
+                self._made.append(Rope(cos_PD=cos_PD.contiguous(), sin_PD=sin_PD.contiguous(), growth_P=growth_P))
             return self._made[-1]
+
+    def _growth(self, num_positions: int) -> Tensor | None:
+        """Return the factors of queries; None if all of them are 1."""
+        if self._temperature is None or num_positions < self._temperature.step:
+            return None
+        steps_P = torch.floor((torch.arange(num_positions, device=self._device).float() + 1) / self._temperature.step)
+        return (torch.log1p(steps_P) * self._temperature.scale + 1).to(self._dtype)
 
 
 def rope_frequencies(spec: DecoderSpec) -> RopeFrequencies:

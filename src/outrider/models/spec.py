@@ -24,11 +24,22 @@ from outrider.errors import CheckpointError
 from outrider.models.config_keys import check_eos
 from outrider.models.families.config import family_config, filled_config, read_config
 from outrider.models.families.fields import fields_of, ids_of
-from outrider.models.families.parts import ExpertSpec, RopeSpec
+from outrider.models.families.parts import ExpertSpec, RopeSpec, Temperature
 from outrider.models.support import FAMILIES, is_supported
 from outrider.records.json_fields import read_json
 
-__all__ = ["FAMILIES", "DecoderSpec", "ExpertSpec", "RopeSpec", "filled_config", "is_supported", "read_config"]
+__all__ = [
+    "FAMILIES",
+    "DecoderSpec",
+    "ExpertSpec",
+    "RopeSpec",
+    "Temperature",
+    "filled_config",
+    "is_supported",
+    "read_config",
+]
+
+LLAMA4 = "llama4_text"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +56,11 @@ class DecoderSpec:
     Phi-3 stores queries, keys and values as one matrix, and gate and up as another (`fused`).
 
     `experts` has one entry per layer, None for a plain MLP; it is empty in a model without mixtures of experts.
+
+    Llama 4 rotates neighbouring numbers of a head (`interleaved`). Its layers are of two kinds: those that rotate
+    (`rotated`), whose queries and keys have unit variance (`unit_heads`), and others, whose queries grow with their
+    position (`temperature`). A layer with a chunk c (`chunks`) sees the keys of its position's chunk only: those from
+    `q // c * c` on. These tuples have one entry per layer, or are empty.
     """
 
     family: str
@@ -73,6 +89,11 @@ class DecoderSpec:
     attention_scale: float | None = None
     experts: tuple[ExpertSpec | None, ...] = ()
     fused: bool = False
+    interleaved: bool = False
+    unit_heads: bool = False
+    rotated: tuple[bool, ...] = ()
+    chunks: tuple[int | None, ...] = ()
+    temperature: Temperature | None = None
 
     @classmethod
     def from_config_file(cls, path: str | Path) -> Self:
@@ -135,12 +156,13 @@ class DecoderSpec:
         return min(original, self.max_position_embeddings)
 
     def dense(self) -> Self:
-        """Return the same decoder with plain MLPs, a matrix for each projection, and heads that rotate whole."""
-        family = "llama" if self.fused else self.family.removesuffix("_moe")
+        """Return the same decoder with plain MLPs, a matrix for each projection, and layers that are alike."""
+        family = "llama" if self.fused or self.family == LLAMA4 else self.family.removesuffix("_moe")
         rope = replace(self.rope, partial_rotary_factor=1.0)
         if rope.type == "longrope":
             rope = RopeSpec(theta=rope.theta, original_max_position_embeddings=self.max_position_embeddings)
-        return replace(self, family=family, experts=(), fused=False, rope=rope)
+        alike: dict[str, Any] = {"interleaved": False, "unit_heads": False, "rotated": (), "chunks": ()}
+        return replace(self, family=family, experts=(), fused=False, rope=rope, temperature=None, **alike)
 
     def of_layers(self, layers: Sequence[int]) -> Self:
         """Return the decoder that has only these layers, in that order."""
@@ -149,11 +171,36 @@ class DecoderSpec:
             num_layers=len(layers),
             windows=tuple(self.windows[layer] for layer in layers),
             experts=tuple(self.experts_of(layer) for layer in layers) if self.experts else (),
+            rotated=tuple(self.rotates(layer) for layer in layers) if self.rotated else (),
+            chunks=tuple(self.chunk_of(layer) for layer in layers) if self.chunks else (),
         )
 
     def experts_of(self, layer: int) -> ExpertSpec | None:
         """Return the experts of a layer, None for a plain MLP."""
         return self.experts[layer] if self.experts else None
+
+    def rotates(self, layer: int) -> bool:
+        """Return whether a layer has rotary positions."""
+        return self.rotated[layer] if self.rotated else True
+
+    def chunk_of(self, layer: int) -> int | None:
+        """Return the size of a layer's chunks, None where it sees the whole text."""
+        return self.chunks[layer] if self.chunks else None
+
+    @property
+    def smallest_chunk(self) -> int | None:
+        """The size of the smallest chunks of all layers."""
+        return min((chunk for chunk in self.chunks if chunk is not None), default=None)
+
+    @property
+    def mlp_name(self) -> str:
+        """The name of a layer's MLP in a checkpoint."""
+        return "feed_forward" if self.family == LLAMA4 else "mlp"
+
+    @property
+    def router_name(self) -> str:
+        """The name of a layer's router in a checkpoint."""
+        return "feed_forward.router" if self.family == LLAMA4 else "mlp.gate"
 
     def _layer_shapes(self, experts: ExpertSpec | None) -> dict[str, tuple[int, ...]]:
         width = self.hidden_size
@@ -161,16 +208,15 @@ class DecoderSpec:
         attended = {"q": queries, "k": keys, "v": keys}
         linears = {f"self_attn.{name}_proj": (rows, width, self.qkv_bias) for name, rows in attended.items()}
         linears["self_attn.o_proj"] = (width, queries, self.o_bias)
-        for mlp in ["mlp."] if experts is None else [f"mlp.experts.{one}." for one in range(experts.num_experts)]:
-            inner = self.intermediate_size if experts is None else experts.inner_size
-            linears[f"{mlp}gate_proj"] = linears[f"{mlp}up_proj"] = (inner, width, self.mlp_bias)
-            linears[f"{mlp}down_proj"] = (width, inner, self.mlp_bias)
+        for mlp, inner in self._mlps(experts):
+            linears[f"{mlp}.gate_proj"] = linears[f"{mlp}.up_proj"] = (inner, width, self.mlp_bias)
+            linears[f"{mlp}.down_proj"] = (width, inner, self.mlp_bias)
         if self.fused:
             linears = {name: linears[name] for name in ("self_attn.o_proj", "mlp.down_proj")}
             linears["self_attn.qkv_proj"] = (queries + 2 * keys, width, False)
             linears["mlp.gate_up_proj"] = (2 * self.intermediate_size, width, False)
         if experts is not None:
-            linears["mlp.gate"] = (experts.num_experts, width, False)
+            linears[self.router_name] = (experts.num_experts, width, False)
         shapes: dict[str, tuple[int, ...]] = {
             "input_layernorm.weight": (width,),
             "post_attention_layernorm.weight": (width,),
@@ -184,3 +230,10 @@ class DecoderSpec:
         if self.qk_norm:
             shapes |= {"self_attn.q_norm.weight": (self.head_dim,), "self_attn.k_norm.weight": (self.head_dim,)}
         return shapes
+
+    def _mlps(self, experts: ExpertSpec | None) -> list[tuple[str, int]]:
+        """Return the names and inner sizes of a layer's MLPs."""
+        if experts is None:
+            return [(self.mlp_name, self.intermediate_size)]
+        shared = [(f"{self.mlp_name}.shared_expert", experts.shared_size)] if experts.shared_size else []
+        return [(f"{self.mlp_name}.experts.{one}", experts.inner_size) for one in range(experts.num_experts)] + shared

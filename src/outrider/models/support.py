@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import (
     Gemma3TextConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     Phi3Config,
@@ -31,10 +32,13 @@ FAMILIES: Mapping[str, type[PreTrainedConfig]] = {
     "mistral": MistralConfig,
     "phi3": Phi3Config,
     "gemma3_text": Gemma3TextConfig,
+    "llama4_text": Llama4TextConfig,
 }
 MOST_EXPERTS = 1024
 LAYER_KINDS = ("full_attention", "sliding_attention")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn", "dynamic", "longrope")
+LLAMA4_ROPE_TYPES = ("default", "linear", "llama3")
+"""The others multiply queries and keys, which are normalised behind the rotation there."""
 
 
 def is_supported(config: PreTrainedConfig) -> str | None:
@@ -84,6 +88,8 @@ def _rope_reason(config: PreTrainedConfig) -> str | None:
     for rope in ropes_of(config):
         if rope.get("rope_type") not in ROPE_TYPES:
             return f"rope_type {shown_json(rope.get('rope_type'))} is not one of {', '.join(ROPE_TYPES)}"
+        if config.model_type == "llama4_text" and rope["rope_type"] not in LLAMA4_ROPE_TYPES:
+            return f"rope_type {shown_json(rope['rope_type'])} is not one of {', '.join(LLAMA4_ROPE_TYPES)}"
         share = rope.get("partial_rotary_factor", 1.0)
         if share != 1.0 and config.model_type != "phi3":
             return f"partial_rotary_factor is {share}, not 1"
@@ -115,17 +121,34 @@ def _layers_reason(config: PreTrainedConfig) -> str | None:
     kinds = set(getattr(config, "layer_types", None) or ())
     if config.model_type in ("mistral", "qwen3_moe", "phi3") and kinds:
         return f"a {config.model_type} config with layer_types mixes attention kinds"
+    if config.model_type == "llama4_text":
+        return _llama4_layers_reason(config, kinds)
     unknown = sorted(kinds - {*LAYER_KINDS})
     return f"layer_types holds {shown_json(unknown[0])}" if unknown and config.model_type != "llama" else None
 
 
+def _llama4_layers_reason(config: PreTrainedConfig, kinds: set[str]) -> str | None:
+    layers, chunk = config.num_hidden_layers, config.attention_chunk_size
+    unknown = sorted(kinds - {"full_attention", "chunked_attention"})
+    if unknown:
+        return f"layer_types holds {shown_json(unknown[0])}"
+    if "chunked_attention" in kinds and (chunk is None or chunk < 1):
+        return f"attention_chunk_size is {shown_json(chunk)} in a model with chunked attention"
+    if len(config.no_rope_layers) < layers:
+        return f"no_rope_layers has {len(config.no_rope_layers)} entries for {layers} layers"
+    if config.attn_temperature_tuning and config.floor_scale < 1:
+        return f"floor_scale is {config.floor_scale}"
+    return None
+
+
 def _experts_reason(config: PreTrainedConfig) -> str | None:
-    if config.model_type != "qwen3_moe":
+    key = {"qwen3_moe": "num_experts", "llama4_text": "num_local_experts"}.get(config.model_type)
+    if key is None:
         return None
-    experts, chosen = config.num_experts, config.num_experts_per_tok
+    experts, chosen = getattr(config, key), config.num_experts_per_tok
     if not 1 <= chosen <= experts <= MOST_EXPERTS:
-        return f"num_experts_per_tok {chosen} is not within 1..num_experts {experts}, which may be {MOST_EXPERTS}"
-    if config.decoder_sparse_step < 1:
+        return f"num_experts_per_tok {chosen} is not within 1..{key} {experts}, which may be {MOST_EXPERTS}"
+    if config.model_type == "qwen3_moe" and config.decoder_sparse_step < 1:
         return f"decoder_sparse_step is {config.decoder_sparse_step}"
     return None
 

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from outrider.noise import ChainLaws, drawn
 from outrider.ops.graphs import alone
+from outrider.ops.packed import Mlp, Packed, PackedExperts, Routing
 from outrider.ops.quantised import Matrix, dense
 from outrider.placement import Placement
 
@@ -40,58 +41,22 @@ __all__ = [
     "GraphBody",
     "GraphCache",
     "HeadNorm",
+    "Mlp",
     "Ops",
     "Packed",
     "PackedExperts",
     "Result",
     "Rope",
+    "Routing",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Packed:
-    """A weight in the layout its back end reads fastest; made by `Ops.pack`, read only by the back end that made it.
-
-    layout    layout of quantised codes in memory; None for plain numbers
-    parts     weights of different kinds whose outputs are side by side; `data` is then empty
-    """
-
-    in_features: int
-    out_features: int
-    num_bytes: int
-    data: Tensor
-    bias: Tensor | None
-    layout: Any = None
-    parts: "tuple[Packed, ...]" = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class PackedExperts:
-    """A mixture of experts; made by `Ops.pack_experts`, read only by the back end that made it.
-
-    router           its outputs are the experts' logits
-    gate_up, down    the MLPs of all experts; `out_features` are those of one
-    num_chosen       experts of a row
-    normalised       True if the shares of a row's experts are divided by their sum
-    """
-
-    router: Packed
-    gate_up: Packed
-    down: Packed
-    num_chosen: int
-    normalised: bool
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of all weights, in bytes."""
-        return self.router.num_bytes + self.gate_up.num_bytes + self.down.num_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionShape:
     """The constants of one layer's attention. `scale` multiplies the scores (usually D ** -0.5).
 
-    `sliding_window` w hides the committed position p from a row at position i when i - p >= w.
+    `sliding_window` w hides the committed position p from a row at position i when i - p >= w, and `chunk` c when
+    p // c != i // c.
     """
 
     num_heads: int
@@ -99,6 +64,7 @@ class AttentionShape:
     head_dim: int
     scale: float
     sliding_window: int | None = None
+    chunk: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +78,14 @@ class HeadNorm:
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """Rotary tables [P, D / 2] in the activation dtype (fp32 for low-precision activations), any scaling included."""
+    """Rotary tables [P, D / 2] in the activation dtype (fp32 for low-precision activations), any scaling included.
+
+    `growth_P` are factors of queries alone, by their position; None for none.
+    """
 
     cos_PD: Tensor
     sin_PD: Tensor
+    growth_P: Tensor | None = None
 
 
 class Result(NamedTuple):
@@ -200,9 +170,9 @@ class Ops(ABC):
 
     @abstractmethod
     def pack_experts(
-        self, router_NF: Matrix, mlps: Iterable[tuple[Matrix, Matrix, Matrix]], *, num_chosen: int, normalised: bool
+        self, router_NF: Matrix, mlps: Iterable[Mlp], routing: Routing, shared: Mlp | None = None
     ) -> PackedExperts:
-        """Lay out a mixture of experts: its router, and gate, up and down of each expert in turn.
+        """Lay out a mixture of experts: its router, each expert in turn, and the MLP that all rows go through.
 
         Raises:
             CheckpointError: as `pack`, and if experts are of different kinds where that is not supported.
@@ -233,6 +203,10 @@ class Ops(ABC):
         """Multiply `x_RF` by `factor` in place."""
 
     @abstractmethod
+    def grow(self, x_RF: Tensor, num_columns: int, factors_P: Tensor, placement: Placement) -> None:
+        """Multiply the first columns of each row by the factor of its position, in place (queries of Llama 4)."""
+
+    @abstractmethod
     def gate_up(
         self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed, activation: Activation = "silu"
     ) -> Tensor:
@@ -248,7 +222,7 @@ class Ops(ABC):
         """Add to each row of `x_RF`, in place, what its experts make of its RMSNorm.
 
         The experts with the largest logits are chosen, of equal ones the first. Their outputs, times the softmax of the
-        logits of all experts, are summed in ascending order of the experts.
+        logits of all experts, are summed in ascending order of the experts; see `Routing` for other rules.
         """
 
     @abstractmethod

@@ -31,30 +31,27 @@ from outrider.kernels.cpu.attention import MAX_HEAD_DIM, MAX_ROWS, POSITIONS, at
 from outrider.kernels.cpu.cached.kinds import BF16, CODES, PLAIN, SCALE_BYTES
 from outrider.kernels.cpu.drawn import drawn_tokens
 from outrider.kernels.cpu.greedy import next_tokens, shift
-from outrider.kernels.cpu.linear import add_normed, collect, embed, scale
+from outrider.kernels.cpu.linear import add_normed, collect, embed, grow, scale
 from outrider.kernels.cpu.quant_embed import quant_embed
 from outrider.kernels.cpu.rows import ADD, ASSIGN, GATED, GATED_GELU
 from outrider.kernels.cpu.softmax import MAX_HEADS
 from outrider.kernels.cpu.threads import launch
 from outrider.kernels.torch_threads import lone_torch_thread, num_threads
 from outrider.noise import ChainLaws
-from outrider.ops.base import (
-    Activation,
-    AttentionShape,
-    GraphBody,
-    GraphCache,
-    HeadNorm,
-    Ops,
-    Packed,
-    PackedExperts,
-    Result,
-    Rope,
-)
-from outrider.ops.cpu_experts import expert_launches, pack_mixture
+from outrider.ops.base import Activation, AttentionShape, GraphBody, GraphCache, HeadNorm, Ops, Result, Rope
 from outrider.ops.cpu_graphs import Calls, CpuGraph, CpuGraphRecorder
 from outrider.ops.cpu_packing import Packing, pack_gated, pack_matrices, unpacked
-from outrider.ops.cpu_placement import address, bits_of, checked_addresses, placement_addresses, placement_shape
+from outrider.ops.cpu_placement import (
+    address,
+    bits_of,
+    checked_addresses,
+    floats,
+    placement_addresses,
+    placement_shape,
+)
 from outrider.ops.cpu_products import products
+from outrider.ops.experts.cpu import expert_launches, pack_mixture
+from outrider.ops.packed import Mlp, Packed, PackedExperts, Routing
 from outrider.ops.quantised import Matrix
 from outrider.placement import Placement
 
@@ -101,9 +98,9 @@ class CpuOps(Ops):
         return pack_gated(self._arena, self._packing, gate_IF, up_IF)
 
     def pack_experts(
-        self, router_NF: Matrix, mlps: Iterable[tuple[Matrix, Matrix, Matrix]], *, num_chosen: int, normalised: bool
+        self, router_NF: Matrix, mlps: Iterable[Mlp], routing: Routing, shared: Mlp | None = None
     ) -> PackedExperts:
-        return pack_mixture(self._arena, self._packing, router_NF, mlps, num_chosen=num_chosen, normalised=normalised)
+        return pack_mixture(self._arena, self._packing, router_NF, mlps, routing, shared)
 
     def table(self, table_VF: Matrix) -> Tensor | Packed:
         if isinstance(table_VF, Tensor):
@@ -138,7 +135,7 @@ class CpuOps(Ops):
         else:
             kernel, is_bf16, data = embed.address, int(table_VF.dtype == torch.bfloat16), table_VF
             table = address(data, torch.bfloat16 if is_bf16 else torch.float32)
-        arguments = (table, is_bf16, F, address(tokens_R, torch.int64), _floats(out_RF), len(tokens_R))
+        arguments = (table, is_bf16, F, address(tokens_R, torch.int64), floats(out_RF), len(tokens_R))
         if self._calls.recorder is None:
             launch(kernel, 1, *arguments)
         else:
@@ -157,12 +154,19 @@ class CpuOps(Ops):
         out_RO = self._empty(R, num_outputs)
         self._product(x_RF, None, 0.0, packed, out_RO, ASSIGN)
         tensors = (out_RO, norm_O, residual_RO)
-        arguments = (_floats(out_RO), _floats(norm_O), bits_of(eps), num_outputs, _floats(residual_RO), R)
+        arguments = (floats(out_RO), floats(norm_O), bits_of(eps), num_outputs, floats(residual_RO), R)
         self._run(add_normed.address, tensors, *arguments)
 
     def scale(self, x_RF: Tensor, factor: float) -> None:
         R, F = x_RF.shape
-        self._run(scale.address, (x_RF,), _floats(x_RF), bits_of(factor), F, R)
+        self._run(scale.address, (x_RF,), floats(x_RF), bits_of(factor), F, R)
+
+    def grow(self, x_RF: Tensor, num_columns: int, factors_P: Tensor, placement: Placement) -> None:
+        R, F = x_RF.shape
+        assert placement.positions_BM.numel() == R, f"{R} rows for {tuple(placement.positions_BM.shape)} positions"
+        positions = placement_addresses(placement)[2]
+        self._run(grow.address, (x_RF, factors_P), floats(x_RF), F, num_columns, floats(factors_P), positions, R)
+        self._follow(placement, ((4, 2),))  # the address of positions
 
     def gate_up(
         self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed, activation: Activation = "silu"
@@ -184,9 +188,9 @@ class CpuOps(Ops):
     def collect(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, out_RT: Tensor, column: int) -> None:
         R, F = x_RF.shape
         assert column + F <= out_RT.shape[1], f"columns {column} to {column + F} of {out_RT.shape[1]}"
-        out = _floats(out_RT) + 4 * column
+        out = floats(out_RT) + 4 * column
         tensors = (x_RF, norm_F, out_RT)
-        self._run(collect.address, tensors, _floats(x_RF), _floats(norm_F), bits_of(eps), F, out, out_RT.shape[1], R)
+        self._run(collect.address, tensors, floats(x_RF), floats(norm_F), bits_of(eps), F, out, out_RT.shape[1], R)
 
     def _run(self, kernel: int, tensors: tuple[Tensor | None, ...], *arguments: int) -> None:
         """Launch a kernel on these tensors, or record it."""
@@ -254,12 +258,12 @@ class CpuOps(Ops):
         self._run(
             attention.address,
             (qkv_RQ, out_RO, rope.cos_PD, rope.sin_PD, keys_CHSD, values_CHSD, scratch),
-            _floats(qkv_RQ),
+            floats(qkv_RQ),
             out_RO.data_ptr(),
-            _floats(rope.cos_PD),
-            _floats(rope.sin_PD),
-            _floats(None if head_norm is None else head_norm.query_D),
-            _floats(None if head_norm is None else head_norm.key_D),
+            floats(rope.cos_PD),
+            floats(rope.sin_PD),
+            floats(None if head_norm is None else head_norm.query_D),
+            floats(None if head_norm is None else head_norm.key_D),
             bits_of(0.0 if head_norm is None else head_norm.eps),
             bits_of(shape.scale),
             address(keys_CHSD.transpose(-1, -2), keys_CHSD.dtype),
@@ -271,15 +275,13 @@ class CpuOps(Ops):
             D,
             S,
             kind,
-            shape.sliding_window or 0,
+            shape.sliding_window or -(shape.chunk or 0),  # chunks have the other sign
             0 if scratch is None else scratch.data_ptr(),  # a graph has one for all layers
             row,
             heads,
             height,
         )
-        if self._calls.recorder is not None and not self._calls.recorder.knows(placement):
-            for number in range(8):
-                self._calls.recorder.follow(PLACED + number, number)
+        self._follow(placement, ((PLACED + number, number) for number in range(8)))
         return out_RO
 
     def next_tokens(
@@ -303,7 +305,7 @@ class CpuOps(Ops):
         self._run(
             drawn_tokens.address if draws else next_tokens.address,
             (logits_RK, ids_K, tokens_R, None if laws is None else laws.numbers_R4),
-            _floats(logits_RK),
+            floats(logits_RK),
             K,
             0 if ids_K is None else address(ids_K, torch.int64),
             address(tokens_R, torch.int64),
@@ -333,6 +335,12 @@ class CpuOps(Ops):
             self._calls.recorder.num_ahead = max(by, self._calls.recorder.num_ahead)
         return moved
 
+    def _follow(self, placement: Placement, places: Iterable[tuple[int, int]]) -> None:
+        """Mark arguments of the last kernel, while recording, as numbers of a call's placement."""
+        if self._calls.recorder is not None and not self._calls.recorder.knows(placement):
+            for column, number in places:
+                self._calls.recorder.follow(column, number)
+
     def _placed(self, placement: Placement, keys_CHSD: Tensor, rope: Rope) -> tuple[int, ...]:
         """Return the addresses of a placement's tensors, checked once for all layers: kernels trust every index."""
         sizes = (keys_CHSD.shape[0], keys_CHSD.shape[2], rope.cos_PD.shape[0])
@@ -341,7 +349,3 @@ class CpuOps(Ops):
             self._calls.addresses = placement_addresses(placement) if is_known else checked_addresses(placement, *sizes)
             self._calls.placement, self._calls.sizes = placement, sizes
         return self._calls.addresses
-
-
-def _floats(x: Tensor | None) -> int:
-    return 0 if x is None else address(x, torch.float32)

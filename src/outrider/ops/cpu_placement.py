@@ -17,7 +17,7 @@ from outrider.kernels.compiled import callback
 from outrider.kernels.cpu.vector import i64
 from outrider.placement import Placement
 
-__all__ = ["address", "bits_of", "checked_addresses", "placement_addresses", "placement_shape"]
+__all__ = ["address", "bits_of", "checked_addresses", "floats", "placement_addresses", "placement_shape"]
 
 
 def placement_addresses(placement: Placement) -> tuple[int, ...]:
@@ -77,6 +77,11 @@ def address(x: Tensor, dtype: torch.dtype) -> int:
     assert x.dtype == dtype, f"{x.dtype}, not {dtype}"
     assert x.is_contiguous(), f"strides {x.stride()} are not contiguous"
     return x.data_ptr()
+
+
+def floats(x: Tensor | None) -> int:
+    """Return the address of fp32 numbers, 0 for none."""
+    return 0 if x is None else address(x, torch.float32)
 
 
 @lru_cache(maxsize=64)

@@ -18,7 +18,7 @@ from outrider.kernels.cpu.linear import BF16, FP32, PAIRS, linear
 from outrider.kernels.cpu.quant_linear import HEIGHT, quant_linear, row_bytes
 from outrider.kernels.cpu.vector import TILE_ROWS
 from outrider.ops.base import Packed
-from outrider.ops.cpu_placement import address, bits_of
+from outrider.ops.cpu_placement import bits_of, floats
 
 __all__ = ["LINEAR_OUT", "TICKETS_PER_THREAD", "Empty", "Launch", "kind_of", "panel_rows_of", "products"]
 
@@ -70,16 +70,16 @@ def products(
             kernel.address,
             (x_RF, norm_F, scratch, part.data, part.bias, out_RO),
             (
-                _floats(x_RF),
-                _floats(norm_F),
+                floats(x_RF),
+                floats(norm_F),
                 bits_of(eps),
-                _floats(scratch),
+                floats(scratch),
                 part.data.data_ptr(),
                 kind,
-                _floats(part.bias),
+                floats(part.bias),
                 F,
                 out_RO.shape[1],
-                _floats(out_RO) + 4 * column,
+                floats(out_RO) + 4 * column,
                 R,
                 mode,
                 blocks,
@@ -109,7 +109,3 @@ def chunk_of(num_blocks: int, threads: int) -> int:
     most = max(1, num_blocks // (threads * TICKETS_PER_THREAD))
     even = (chunk for chunk in range(most, most // 2, -1) if -(-num_blocks // chunk) % threads == 0)
     return next(even, most)
-
-
-def _floats(x: Tensor | None) -> int:
-    return 0 if x is None else address(x, torch.float32)

@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear, scaled_dot_product_attention, silu
 
 from outrider.cache import SCALE_BYTES
-from outrider.ops.base import Activation, AttentionShape, HeadNorm, Ops, Packed, PackedExperts, Rope
-from outrider.ops.experts import mixed, stacked
+from outrider.ops.base import Activation, AttentionShape, HeadNorm, Mlp, Ops, Packed, PackedExperts, Rope, Routing
+from outrider.ops.experts.torch import mixed, stacked
 from outrider.ops.graph_buckets import Replayer
 from outrider.ops.graphs import GraphPool
 from outrider.ops.quantised import Matrix, dense
@@ -78,9 +78,9 @@ class TorchOps(Ops):
         return self.pack((gate_IF, up_IF))
 
     def pack_experts(
-        self, router_NF: Matrix, mlps: Iterable[tuple[Matrix, Matrix, Matrix]], *, num_chosen: int, normalised: bool
+        self, router_NF: Matrix, mlps: Iterable[Mlp], routing: Routing, shared: Mlp | None = None
     ) -> PackedExperts:
-        return stacked(self.pack, router_NF, mlps, num_chosen=num_chosen, normalised=normalised)
+        return stacked(self.pack, router_NF, mlps, routing, shared)
 
     def embed(self, table_VF: Tensor | Packed, tokens_R: Tensor) -> Tensor:
         rows_VF = table_VF.data if isinstance(table_VF, Packed) else table_VF
@@ -98,6 +98,9 @@ class TorchOps(Ops):
 
     def scale(self, x_RF: Tensor, factor: float) -> None:
         x_RF *= factor
+
+    def grow(self, x_RF: Tensor, num_columns: int, factors_P: Tensor, placement: Placement) -> None:
+        x_RF[:, :num_columns] *= factors_P[placement.positions_BM].view(-1, 1)
 
     def gate_up(
         self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed, activation: Activation = "silu"
@@ -138,7 +141,7 @@ class TorchOps(Ops):
         values_BGSD = restored(values_CHSD[placement.slots_B, :, : placement.limit], self._dtype)
         q_BGNMD = q_BMHD.view(B, M, G, H // G, D).permute(0, 2, 3, 1, 4)
         scores = (q_BGNMD @ keys_BGSD[:, :, None].transpose(-1, -2)) * shape.scale
-        hidden = ~visible_BMS(placement, shape.sliding_window, keys_BGSD.shape[2])[:, None, None]
+        hidden = ~visible_BMS(placement, shape.sliding_window, keys_BGSD.shape[2], shape.chunk)[:, None, None]
         weights = scores.to(_wide(self._dtype)).masked_fill(hidden, -torch.inf).softmax(-1)
         weights = weights.masked_fill(hidden, 0.0).to(self._dtype)
         out_BGNMD = weights @ values_BGSD[:, :, None]
@@ -176,7 +179,7 @@ def attend_fused(
     keys_BGSD, values_BGSD = (
         restored(_cached(cached_CHSD, placement), q_BMHD.dtype) for cached_CHSD in (keys_CHSD, values_CHSD)
     )
-    seen_BMS = visible_BMS(placement, shape.sliding_window, keys_BGSD.shape[2])
+    seen_BMS = visible_BMS(placement, shape.sliding_window, keys_BGSD.shape[2], shape.chunk)
     q_BGYD = q_BMHD.view(B, M, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(B, G, -1, D)
     seen_B1YS = seen_BMS[:, None].expand(-1, H // G, -1, -1).reshape(B, 1, q_BGYD.shape[2], -1)
     out_BGYD = scaled_dot_product_attention(q_BGYD, keys_BGSD, values_BGSD, attn_mask=seen_B1YS, scale=shape.scale)
@@ -210,7 +213,7 @@ def rotate(x_BMHD: Tensor, rope: Rope, positions_BM: Tensor) -> Tensor:
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x_BMHD.dtype)
 
 
-def visible_BMS(placement: Placement, window: int | None, num_positions: int) -> Tensor:
+def visible_BMS(placement: Placement, window: int | None, num_positions: int, chunk: int | None = None) -> Tensor:
     """Return a bool [B, M, S]: which of the slot's first `num_positions` cached positions each row sees."""
     positions_BM1 = placement.positions_BM[:, :, None]
     M = positions_BM1.shape[1]
@@ -221,10 +224,14 @@ def visible_BMS(placement: Placement, window: int | None, num_positions: int) ->
     prefix_BMS = (tail_B1S < 0).expand(-1, M, -1)
     if window is not None:
         prefix_BMS = prefix_BMS & (positions_BM1 - s_S < window)
+    if chunk is not None:
+        prefix_BMS = prefix_BMS & (positions_BM1 // chunk == s_S // chunk)
     if placement.mask_BMT is None:
         seen_BMS = (tail_B1S >= 0) & (tail_B1S <= m_M1)
         if window is not None:
             seen_BMS = seen_BMS & (m_M1 - tail_B1S < window)
+        if chunk is not None:
+            seen_BMS = seen_BMS & (positions_BM1 // chunk == s_S // chunk)
         return prefix_BMS | seen_BMS
     T = placement.mask_BMT.shape[2]
     seen_BMS = placement.mask_BMT.gather(2, tail_B1S.clamp(0, T - 1).expand(-1, M, -1))

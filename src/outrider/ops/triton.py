@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear
 
 from outrider.kernels import triton as kernels
-from outrider.ops.base import Activation, AttentionShape, HeadNorm, Ops, Packed, PackedExperts, Rope
+from outrider.ops.base import Activation, AttentionShape, HeadNorm, Mlp, Ops, Packed, PackedExperts, Rope, Routing
 from outrider.ops.graph_buckets import Replayer
 from outrider.ops.graphs import GraphPool
 from outrider.ops.quantised import Matrix
@@ -76,9 +76,9 @@ class TritonOps(Ops):
         return self._plain.pack_gate_up(gate_IF, up_IF)
 
     def pack_experts(
-        self, router_NF: Matrix, mlps: Iterable[tuple[Matrix, Matrix, Matrix]], *, num_chosen: int, normalised: bool
+        self, router_NF: Matrix, mlps: Iterable[Mlp], routing: Routing, shared: Mlp | None = None
     ) -> PackedExperts:
-        return self._plain.pack_experts(router_NF, mlps, num_chosen=num_chosen, normalised=normalised)
+        return self._plain.pack_experts(router_NF, mlps, routing, shared)
 
     def embed(self, table_VF: Tensor | Packed, tokens_R: Tensor) -> Tensor:
         return self._plain.embed(table_VF, tokens_R)
@@ -109,6 +109,9 @@ class TritonOps(Ops):
     def scale(self, x_RF: Tensor, factor: float) -> None:
         x_RF *= factor
 
+    def grow(self, x_RF: Tensor, num_columns: int, factors_P: Tensor, placement: Placement) -> None:
+        x_RF[:, :num_columns] *= factors_P[placement.positions_BM].view(-1, 1)
+
     def gate_up(
         self, x_RF: Tensor, norm_F: Tensor | None, eps: float, packed: Packed, activation: Activation = "silu"
     ) -> Tensor:
@@ -137,7 +140,7 @@ class TritonOps(Ops):
         B, M = placement.positions_BM.shape
         q_RHD = qkv_RQ.new_empty(B * M, shape.num_heads, shape.head_dim)
         self._place(qkv_RQ, q_RHD, shape, rope, keys_CHSD, values_CHSD, placement, head_norm)
-        if M > STEP_ROWS:
+        if M > STEP_ROWS or shape.chunk is not None:
             return attend_fused(q_RHD.view(B, M, *q_RHD.shape[1:]), shape, keys_CHSD, values_CHSD, placement)
         return self._split(q_RHD, shape, keys_CHSD, values_CHSD, placement).flatten(1)
 

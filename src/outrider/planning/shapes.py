@@ -138,6 +138,7 @@ def _layers(spec: DecoderSpec, num_layers: int) -> PassShape:
     chosen, mixture = 0, None
     if found:
         one = sum(3 * width * experts.inner_size for experts in found)
+        mlps += sum(3 * width * experts.shared_size for experts in found)
         chosen, routers = found[0].num_chosen * one, len(found) * found[0].num_experts * width
         attention += routers
         mixture = Mixture(

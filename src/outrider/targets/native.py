@@ -301,6 +301,10 @@ class NativeSession(TargetSession):
         """Return whether to read real rows only: on the CPU padding costs time, and shapes need not be static."""
         # a sliding window narrower than the draft needs the positions of all tail rows
         within = all(window is None or draft.num_rows <= window for window in self.decoder.spec.windows)
+        chunk = self.decoder.spec.smallest_chunk
+        if chunk is not None:  # and so does a chunk's end within the draft
+            lengths = self._cache.lengths
+            within = within and all(length % chunk + draft.num_rows <= chunk for length in lengths)
         on_cpu = self._cache.device.type == "cpu" and not self.decoder.ops.static_shapes
         return on_cpu and draft.on_host and within
 
@@ -324,7 +328,7 @@ def _mixture(decoder: Decoder) -> Mixture | None:
     found = [layer.experts for layer in decoder.layers if layer.experts is not None]
     if not found:
         return None
-    num_experts, num_chosen = found[0].router.out_features, found[0].num_chosen
+    num_experts, num_chosen = found[0].router.out_features, found[0].routing.num_chosen
     size = sum(experts.gate_up.num_bytes + experts.down.num_bytes for experts in found)
     return Mixture(size=size, num_experts=num_experts, num_chosen=num_chosen)
 

@@ -14,7 +14,7 @@ from outrider.testing.play import Case, draw_case
 from outrider.testing.restless import Metronome, Restless
 from outrider.testing.scripted import Adversary, Oracle, RandomTrees, Scripted
 from outrider.testing.simulation import Simulation, TableCosts
-from outrider.testing.tiny import tiny_experts, tiny_gemma3, tiny_spec, tiny_target, tiny_weights
+from outrider.testing.tiny import tiny_experts, tiny_gemma3, tiny_llama4, tiny_spec, tiny_target, tiny_weights
 
 __all__ = [
     "Adversary",
@@ -33,6 +33,7 @@ __all__ = [
     "draw_case",
     "tiny_experts",
     "tiny_gemma3",
+    "tiny_llama4",
     "tiny_spec",
     "tiny_target",
     "tiny_weights",

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from outrider.models.spec import DecoderSpec, ExpertSpec, RopeSpec
+from outrider.models.spec import DecoderSpec, ExpertSpec, RopeSpec, Temperature
 from outrider.targets.native import NativeTarget
 
-__all__ = ["tiny_experts", "tiny_gemma3", "tiny_spec", "tiny_target", "tiny_weights"]
+__all__ = ["tiny_experts", "tiny_gemma3", "tiny_llama4", "tiny_spec", "tiny_target", "tiny_weights"]
 
 
 def tiny_spec(vocab_size: int = 31, max_positions: int = 96, **changes: Any) -> DecoderSpec:
@@ -59,6 +59,29 @@ def tiny_experts(vocab_size: int = 31, max_positions: int = 96, num_experts: int
     experts = ExpertSpec(num_experts=num_experts, num_chosen=2, inner_size=changes.pop("inner_size", 8))
     layers = {"num_layers": 3, "experts": (experts, None, experts)}
     return tiny_spec(vocab_size, max_positions, **{"family": "qwen3_moe", "qk_norm": True} | layers | changes)
+
+
+def tiny_llama4(vocab_size: int = 31, max_positions: int = 96, chunk: int = 16, **changes: Any) -> DecoderSpec:
+    """Return the shape of a tiny Llama 4: a plain layer in chunks, and a mixture that sees all and does not rotate."""
+    experts = ExpertSpec(
+        num_experts=5,
+        num_chosen=1,
+        inner_size=8,
+        normalised=False,
+        gated_input=True,
+        shared_size=changes.pop("shared", 8),
+    )
+    fields: dict[str, Any] = {
+        "family": "llama4_text",
+        "experts": (None, experts),
+        "interleaved": True,
+        "unit_heads": True,
+        "rotated": (True, False),
+        "chunks": (chunk, None),
+        "temperature": Temperature(step=8, scale=0.5),
+        "rope": RopeSpec(theta=500_000.0),
+    }
+    return tiny_spec(vocab_size, max_positions, **fields | changes)
 
 
 def tiny_weights(spec: DecoderSpec, seed: int) -> dict[str, Tensor]:

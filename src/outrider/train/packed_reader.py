@@ -50,7 +50,9 @@ class PackedReader:
             ops.scale(x_RE, decoder.spec.embed_scale)
         R, E = x_RE.shape
         features_RF = x_RE.new_empty(R, len(self.feature_layers) * E)
-        biases = {window: _bias(batch, window, x_RE.dtype) for window in {*decoder.spec.windows}}
+        spans = {layer.shape: (layer.shape.sliding_window, layer.shape.chunk) for layer in decoder.layers}
+        biases = {span: _bias(batch, *span, x_RE.dtype) for span in {*spans.values()}}
+        ropes = decoder.ropes(self._num_positions)
         for index in range(len(decoder.layers) + 1):
             is_end = index == len(decoder.layers)
             for place in (place for place, feature_layer in enumerate(self.feature_layers) if feature_layer == index):
@@ -58,17 +60,18 @@ class PackedReader:
             if not is_end:
                 layer = decoder.layers[index]
                 qkv_RQ = ops.norm_project(x_RE, layer.input_norm_E, eps, layer.qkv)
-                window = layer.shape.sliding_window
-                rope, bias = decoder.rope(self._num_positions, window=window), biases[window]
-                layer.finish(ops, x_RE, _attend(layer, qkv_RQ, rope, batch.positions_BL, bias))
+                bias = biases[spans[layer.shape]]
+                layer.finish(ops, x_RE, _attend(layer, qkv_RQ, ropes[index], batch.positions_BL, bias))
         return features_RF.view(*batch.tokens_BL.shape, -1).to(self.dtype)
 
 
-def _bias(batch: Batch, window: int | None, dtype: torch.dtype) -> Tensor:
+def _bias(batch: Batch, window: int | None, chunk: int | None, dtype: torch.dtype) -> Tensor:
     """Return 0 where a row sees a column of its text, minus infinity elsewhere: [B, 1, L, L]."""
     seen_BLL = batch.causal_BLL()
     if window is not None:
         seen_BLL = seen_BLL & (batch.positions_BL[:, :, None] - batch.positions_BL[:, None, :] < window)
+    if chunk is not None:
+        seen_BLL = seen_BLL & (batch.positions_BL[:, :, None] // chunk == batch.positions_BL[:, None, :] // chunk)
     bias_BLL = torch.zeros(seen_BLL.shape, dtype=dtype, device=seen_BLL.device)
     return bias_BLL.masked_fill_(~seen_BLL, -torch.inf)[:, None]
 
@@ -81,6 +84,8 @@ def _attend(layer: Block, qkv_RQ: Tensor, rope: Rope, positions_BL: Tensor, bias
         q_BLHD = rms_norm(q_BLHD, layer.head_norm.query_D, layer.head_norm.eps)
         k_BLGD = rms_norm(k_BLGD, layer.head_norm.key_D, layer.head_norm.eps)
     q_BLHD, k_BLGD = torch.split(rotate(torch.cat([q_BLHD, k_BLGD], dim=2), rope, positions_BL), [H, G], dim=2)
+    if rope.growth_P is not None:
+        q_BLHD = q_BLHD * rope.growth_P[positions_BL][:, :, None, None].to(q_BLHD.dtype)
     # every fast kernel takes as many key heads as query heads
     k_BLHD, v_BLHD = (part.repeat_interleave(H // G, dim=2) for part in (k_BLGD, v_BLGD))
     q, k, v = (part.transpose(1, 2) for part in (q_BLHD, k_BLHD, v_BLHD))

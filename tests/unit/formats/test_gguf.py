@@ -14,6 +14,8 @@ from transformers import (
     AutoTokenizer,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     Phi3Config,
@@ -67,6 +69,17 @@ LONGROPE = {
     "long_factor": [1.0, 4.0, 9.5],
 }
 MODELS = [
+    (
+        Llama4ForCausalLM,
+        Llama4TextConfig,
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 16,
+            "num_local_experts": 3,
+            "interleave_moe_layer_step": 2,
+            "intermediate_size_mlp": 96,
+        },
+    ),
     (Phi3ForCausalLM, Phi3Config, {"pad_token_id": 0, "original_max_position_embeddings": 128, "sliding_window": 9}),
     (
         Phi3ForCausalLM,
@@ -105,7 +118,7 @@ def test_logits_survive_the_round_trip_exactly(
     write_gguf: GgufWriter,
     tmp_path: Path,
 ) -> None:
-    config = config_class(**tiny_sizes, **fields)
+    config = config_class(**tiny_sizes | fields)
     model = with_bf16_weights(model_class(config))
     if kind is F16:
         for parameter in model.parameters():
@@ -149,12 +162,19 @@ def test_large_models_are_sharded(
     assert torch.equal(logits(again), logits(tiny_llama))
 
 
+@pytest.mark.parametrize(("high", "factor"), [(4.0, 32.0), (1.0, 16.0)], ids=["llama3", "llama4"])
 def test_llama3_rope_is_recovered_from_the_stored_divisors(
-    tiny_sizes: dict[str, int], with_bf16_weights: Rounding, write_gguf: GgufWriter, tmp_path: Path
+    high: float,
+    factor: float,
+    tiny_sizes: dict[str, int],
+    with_bf16_weights: Rounding,
+    write_gguf: GgufWriter,
+    tmp_path: Path,
 ) -> None:
-    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": factor, "low_freq_factor": 1.0}
     sizes = tiny_sizes | {"head_dim": 64, "max_position_embeddings": 131_072}
-    config = LlamaConfig(**sizes, rope_parameters={**rope, "original_max_position_embeddings": 8192})
+    rope |= {"high_freq_factor": high, "original_max_position_embeddings": 8192}
+    config = LlamaConfig(**sizes, rope_parameters=rope)
     model = with_bf16_weights(LlamaForCausalLM(config))
     spec = DecoderSpec.from_config(config)
     plain = 5e5 ** -(torch.arange(0, 64, 2) / 64)
@@ -162,7 +182,7 @@ def test_llama3_rope_is_recovered_from_the_stored_divisors(
     file = write_gguf(tmp_path / "tiny.gguf", model, tensors={"rope_freqs.weight": divisors})
     assert DecoderSpec.from_config_file(converted(file)).rope == spec.rope
     other = write_gguf(tmp_path / "other.gguf", model, tensors={"rope_freqs.weight": divisors[::-1].copy()})
-    with pytest.raises(CheckpointError, match="rope_freqs that are not Llama 3's"):
+    with pytest.raises(CheckpointError, match="rope_freqs that are not Llama's"):
         converted(other)
 
 

@@ -17,6 +17,8 @@ from test_gguf_parts import split
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     Phi3Config,
@@ -375,6 +377,26 @@ def test_phi_3_runs_as_stored_and_equals_the_model_that_was_written(
     model = with_bf16_weights(Phi3ForCausalLM(Phi3Config(**tiny_sizes | limits, pad_token_id=0, rope_parameters=rope)))
     target = load_target(str(write_gguf(tmp_path / "tiny.gguf", model, kind=kind)), dtype="float32")
     assert target.spec.max_positions == 80
+    logits_V, wanted_V = last_logits(target, model)
+    if kind == gguf.GGMLQuantizationType.F32:
+        torch.testing.assert_close(logits_V, wanted_V, atol=2e-4, rtol=1e-4)
+    else:  # weights and activations of 8 bits
+        assert (logits_V - wanted_V).norm() <= 0.05 * wanted_V.norm()
+
+
+@pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q8_0], ids=["F32", "Q8_0"])
+def test_llama_4_runs_as_stored_and_equals_the_model_that_was_written(
+    kind: gguf.GGMLQuantizationType,
+    tiny_sizes: dict[str, int],
+    with_bf16_weights: Callable[..., PreTrainedModel],
+    write_gguf: GgufWriter,
+    tmp_path: Path,
+) -> None:
+    """Four layers, so that the last does not rotate; mixtures in the second and the last."""
+    experts = {"num_local_experts": 6, "interleave_moe_layer_step": 2, "intermediate_size_mlp": 96}
+    sizes = tiny_sizes | {"num_hidden_layers": 4, "head_dim": 16}
+    model = with_bf16_weights(Llama4ForCausalLM(Llama4TextConfig(**sizes, **experts)))
+    target = load_target(str(write_gguf(tmp_path / "tiny.gguf", model, kind=kind)), dtype="float32")
     logits_V, wanted_V = last_logits(target, model)
     if kind == gguf.GGMLQuantizationType.F32:
         torch.testing.assert_close(logits_V, wanted_V, atol=2e-4, rtol=1e-4)

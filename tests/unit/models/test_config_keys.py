@@ -121,8 +121,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "nan": ({"rope_scaling": {"type": "linear", "factor": float("nan")}}, r"rope_scaling\.factor is NaN"),
     "frequencies": (
-        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0}},
-        r"low_freq_factor 4 must be below high_freq_factor 4",
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 5.0, "high_freq_factor": 4.0}},
+        r"low_freq_factor 5 must not be above high_freq_factor 4",
     ),
     "granite": ({"attention_multiplier": 0.5}, "attention_multiplier is 0.5, which a llama model does not obey"),
     "logits": ({"logits_scaling": 8.0}, "logits_scaling is 8.0"),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     Phi3Config,
@@ -27,6 +28,7 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
 )
+from transformers.models.llama4 import modeling_llama4
 
 import outrider
 from outrider.draft import Draft, Tree
@@ -71,6 +73,18 @@ GEMMA3 = {
     "sliding_window": WINDOW,
     "query_pre_attn_scalar": 14,
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+LLAMA4 = {
+    "num_hidden_layers": 4,
+    "head_dim": 10,
+    "intermediate_size": 14,
+    "intermediate_size_mlp": 20,
+    "num_local_experts": 5,
+    "moe_layers": [0, 2, 3],
+    "no_rope_layers": [1, 1, 0, 1],
+    "attention_chunk_size": 12,
+    "floor_scale": 8,
+    "attn_scale": 0.5,
 }
 EXPERTS = {
     "head_dim": 10,
@@ -123,6 +137,15 @@ def family(name: str) -> PreTrainedConfig:
             rope = LONGROPE | {"partial_rotary_factor": 0.75}
             limits = {"original_max_position_embeddings": 96, "max_position_embeddings": 512}
             return Phi3Config(**TINY | limits | {"hidden_size": 32, "rope_parameters": rope})
+        case "llama4":
+            return Llama4TextConfig(**TINY | LLAMA4)
+        case "llama4_dense":
+            plain = {"moe_layers": [], "use_qk_norm": False, "attn_temperature_tuning": False, "attention_bias": True}
+            kinds = ["full_attention", "chunked_attention", "chunked_attention", "full_attention"]
+            return Llama4TextConfig(**TINY | LLAMA4 | plain | {"layer_types": kinds, "tie_word_embeddings": True})
+        case "llama4_experts":
+            sparse = {"interleave_moe_layer_step": 2, "num_experts_per_tok": 2, "no_rope_layers": [1, 0, 0, 1]}
+            return Llama4TextConfig(**TINY | LLAMA4 | sparse | {"rope_parameters": LLAMA3})
         case "gemma3":
             return Gemma3TextConfig(**TINY | GEMMA3)
         case "gemma3_linear":
@@ -150,6 +173,9 @@ FAMILIES = (
     "phi3_window",
     "phi3_partial",
     "phi3_longrope",
+    "llama4",
+    "llama4_dense",
+    "llama4_experts",
     "gemma3",
     "gemma3_linear",
 )
@@ -170,7 +196,8 @@ def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
 def _norm(self: nn.Module, x: Tensor) -> Tensor:
     if type(self).__name__.startswith("Gemma"):
         return nn.functional.rms_norm(x, x.shape[-1:], 1 + self.weight, self.eps)
-    return nn.functional.rms_norm(x, x.shape[-1:], self.weight, self.variance_epsilon)
+    eps = self.eps if type(self).__name__.startswith("Llama4") else self.variance_epsilon
+    return nn.functional.rms_norm(x, x.shape[-1:], getattr(self, "weight", None), eps)
 
 
 def _route(self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,13 +206,41 @@ def _route(self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return logits, shares / shares.sum(-1, keepdim=True) if self.norm_topk_prob else shares, experts
 
 
+def _llama4_route(self: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
+    logits = nn.functional.linear(x, self.weight)
+    chosen = torch.zeros_like(logits).scatter_(1, logits.topk(self.top_k, dim=1).indices, 1)
+    return logits.sigmoid() * chosen, logits
+
+
+def _llama4_turn(xq: Tensor, xk: Tensor, freqs_cis: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotate neighbouring numbers, in the dtype of the heads."""
+    cos, sin = (part.repeat_interleave(2, dim=-1)[:, :, None].to(xq.dtype) for part in (freqs_cis.real, freqs_cis.imag))
+    turned = (torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2) for x in (xq, xk))
+    return tuple(x * cos + other * sin for x, other in zip((xq, xk), turned, strict=True))  # type: ignore[return-value]
+
+
+def _llama4_angles(self: nn.Module, x: Tensor, position_ids: Tensor) -> Tensor:
+    angles = (position_ids[..., None].float() * self.inv_freq.float()).double()
+    return torch.complex(angles.cos(), angles.sin())
+
+
+@pytest.fixture(autouse=True)
+def wide_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Llama 4 rotates in fp32 whatever the dtype."""
+    monkeypatch.setattr(modeling_llama4, "apply_rotary_emb", _llama4_turn)
+
+
 def reference(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The model as the other side computes it: weights rounded to `dtype`, arithmetic in fp64 or fp32."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     twin = copy.deepcopy(model).to(dtype).to(wide)
     for module in twin.modules() if wide == torch.float64 else ():
-        if type(module).__name__.endswith("RMSNorm"):
+        if type(module).__name__.endswith(("RMSNorm", "L2Norm")):
             module.forward = MethodType(_norm, module)
+        elif type(module).__name__ == "Llama4Router":
+            module.forward = MethodType(_llama4_route, module)
+        elif type(module).__name__ == "Llama4TextRotaryEmbedding":
+            module.forward = MethodType(_llama4_angles, module)
         elif type(module).__name__ == "Qwen3MoeTopKRouter":  # its own softmax drops to fp32
             module.forward = MethodType(_route, module)
     return twin
@@ -364,6 +419,26 @@ def test_fused_projections_are_quantised_while_loading(tmp_path: Path, monkeypat
     found = as_tensor(session.forward([0], [7], Draft.empty(1)).logits_BMV)[0, 0]
     wanted = plain(model, [4, 5, 6, 7])[0][-1].float()
     assert (found - wanted).norm() <= 0.05 * wanted.norm()
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_llama_4_is_quantised_while_loading(
+    kind: WeightsChoice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its experts lie in two tensors, transposed."""
+    monkeypatch.setenv("OUTRIDER_CACHE", str(tmp_path / "cache"))
+    wide = {"hidden_size": 64, "intermediate_size": 32, "intermediate_size_mlp": 64, "head_dim": 16}
+    model = random_model(Llama4TextConfig(**TINY | LLAMA4 | wide))
+    model.save_pretrained(tmp_path / "model")
+    target = NativeTarget.from_directory(tmp_path / "model", "tiny", torch.float32, "cpu", None, kind)
+    assert target.spec.weights == {"int8": "int8, float64", "int4": "int4, int8, float64"}[kind]  # routers stay
+    session = target.open(target.plan(1, 64, 4))
+    session.prefill([0], [[4, 5, 6]])
+    found = as_tensor(session.forward([0], [7], Draft.of_chains([[8, 9]])).logits_BMV)[0]
+    wanted = plain(reference(model, torch.float64), [4, 5, 6, 7, 8, 9])[0][-3:].float()
+    assert (found - wanted).norm() <= {"int8": 0.1, "int4": 0.6}[kind] * wanted.norm()
+    alone = session.forward([0], [7], Draft.empty(1))
+    assert torch.equal(as_tensor(alone.logits_BMV)[0, 0], found[0])
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])

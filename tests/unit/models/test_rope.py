@@ -135,6 +135,14 @@ def test_yarn_scales_cos_and_sin(fields: dict, expected: float) -> None:
     assert factor == pytest.approx(expected)
 
 
+def test_llama4_s_scaling_without_a_blend_equals_transformers() -> None:
+    rope = {"rope_type": "llama3", "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0}
+    config = config_with({**rope, "original_max_position_embeddings": 64}, theta=5e5, head_dim=128)
+    frequencies = rope_frequencies(DecoderSpec.from_config(config)).inv_freq
+    assert torch.equal(frequencies, LlamaRotaryEmbedding(config).inv_freq)
+    assert frequencies.isfinite().all()
+
+
 def test_worked_example() -> None:
     tables = rope_tables(DecoderSpec.from_config(config_with({"rope_type": "default"}, head_dim=4)), 4)
     torch.testing.assert_close(tables.cos_PD[3], torch.tensor([3, 0.03, 3, 0.03]).cos())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     Phi3Config,
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from outrider.errors import CheckpointError
+from outrider.formats.tensors.stored import fused_names
 from outrider.models.spec import DecoderSpec, RopeSpec, is_supported
 
 TINY = {
@@ -94,6 +96,20 @@ def test_end_ids_join_both_files(in_config: Any, in_generation: Any, expected: t
     assert DecoderSpec.from_config_file(tmp_path).eos_ids == expected
 
 
+def test_layers_of_llama_4_are_those_of_its_model() -> None:
+    config = Llama4TextConfig(**TINY | {"num_hidden_layers": 4}, interleave_moe_layer_step=2, num_local_experts=2)
+    spec = DecoderSpec.from_config(config)
+    with torch.device("meta"):
+        state = AutoModelForCausalLM.from_config(config).state_dict()
+    names = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    shapes = spec.weight_shapes()
+    assert fused_names(shapes).keys() == names.keys()
+    others = {name: shape for name, shape in names.items() if ".experts." not in name}
+    assert {name: shapes[name] for name in others} == others
+    assert (spec.rotated, spec.chunks) == ((True, True, True, False), (8192, 8192, 8192, None))
+    assert [spec.experts_of(layer) is not None for layer in range(4)] == [False, True, False, True]
+
+
 def test_windows_follow_the_layers() -> None:
     assert DecoderSpec.from_config(LlamaConfig(**TINY)).windows == (None, None, None)
     assert DecoderSpec.from_config(MistralConfig(**TINY, sliding_window=8)).windows == (8, 8, 8)
@@ -120,6 +136,16 @@ def test_windows_follow_the_layers() -> None:
         (LlamaConfig(**TINY, head_dim=3), "head_dim 3 is odd"),
         (LlamaConfig(**TINY, partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),
         (Qwen3MoeConfig(**TINY, num_experts=4, num_experts_per_tok=5), "num_experts_per_tok 5 is not within 1..num_"),
+        (Llama4TextConfig(**TINY, num_experts_per_tok=17), "num_experts_per_tok 17 is not within 1..num_local_experts"),
+        (Llama4TextConfig(**TINY, attention_chunk_size=None), "attention_chunk_size is null in a model with chunked"),
+        (
+            Llama4TextConfig(**TINY, no_rope_layers=[1, 1], layer_types=["full_attention"] * 3),
+            "no_rope_layers has 2 entries for 3 layers",
+        ),
+        (
+            Llama4TextConfig(**TINY, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}),
+            "rope_type 'yarn' is not one of default, linear, llama3",
+        ),
         (MistralConfig(**TINY, layer_types=["full_attention"] * 3), "mistral config with layer_types"),
         (
             LlamaConfig(
@@ -136,7 +162,7 @@ def test_windows_follow_the_layers() -> None:
         ),
         (Phi3Config(**TINY, pad_token_id=0, partial_rotary_factor=0.3), "partial_rotary_factor 0.3 turns 1 of the 4"),
     ],
-    ids=["family", "activation", "quantized", "heads", "odd", "partial", "experts", "layer-types", "longrope", "turns"],
+    ids=lambda value: value[:20] if isinstance(value, str) else "",
 )
 def test_what_cannot_run_exactly_is_refused_with_its_reason(config: PreTrainedConfig, reason: str) -> None:
     assert reason in (is_supported(config) or "")

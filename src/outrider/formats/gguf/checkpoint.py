@@ -36,8 +36,8 @@ from outrider.formats.gguf.layout import (
     hugging_face_names,
     rotated_heads,
 )
-from outrider.formats.gguf.tensors import GgufTensor
 from outrider.formats.gguf.tokenizer import write_tokenizer
+from outrider.formats.tensors.stored import fuse, fused_names
 from outrider.formats.weights import cast, check_finite
 from outrider.models.spec import DecoderSpec
 from outrider.records.files import save_tensors
@@ -66,24 +66,29 @@ def convert_gguf(file: str | Path, directory: str | Path) -> None:
 
 
 def _write_weights(source: GgufFile, names: Mapping[str, str], config: Mapping[str, Any], directory: Path) -> None:
-    shards = list(_shards({name: source.tensors[stored] for name, stored in names.items()}))
+    joined = fused_names(names)
+    sizes = {
+        name: 2 * sum(math.prod(source.tensors[names[member]].shape) for member in members)
+        for name, members in joined.items()
+    }
+    shards = list(_shards(sizes))
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         of = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
-        tensors = {name: _tensor(source, names[name], config) for name in shard}
+        tensors = {
+            name: fuse(name, [_tensor(source, names[member], config) for member in joined[name]]) for name in shard
+        }
         save_tensors(directory / f"model{of}.safetensors", tensors)
         weight_map |= dict.fromkeys(shard, f"model{of}.safetensors")
     if len(shards) > 1:
-        total = 2 * sum(math.prod(source.tensors[stored].shape) for stored in names.values())
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         _write_json(directory / "model.safetensors.index.json", index)
 
 
-def _shards(tensors: Mapping[str, GgufTensor]) -> Iterator[list[str]]:
+def _shards(sizes: Mapping[str, int]) -> Iterator[list[str]]:
     shard: list[str] = []
     size = 0
-    for name, tensor in tensors.items():
-        num_bytes = 2 * math.prod(tensor.shape)
+    for name, num_bytes in sizes.items():
         if shard and size + num_bytes > SHARD_BYTES:
             yield shard
             shard, size = [], 0

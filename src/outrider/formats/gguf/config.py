@@ -14,10 +14,11 @@ from typing import Any, Final
 import torch
 
 from outrider.errors import CheckpointError
-from outrider.formats.gguf import gemma3, phi3
+from outrider.formats.gguf import gemma3, llama4, phi3
 from outrider.formats.gguf.experts import EXPERT_KEYS, QWEN3_MOE, expert_keys
 from outrider.formats.gguf.file import ORIGINAL, GgufFile
 from outrider.formats.gguf.gemma3 import GEMMA3, gemma3_keys
+from outrider.formats.gguf.llama4 import LLAMA4, llama4_keys
 from outrider.formats.gguf.phi3 import PHI3, phi3_keys
 from outrider.records.display import shown_json
 
@@ -30,11 +31,13 @@ ARCHITECTURES: Final = {
     QWEN3_MOE: "Qwen3MoeForCausalLM",
     GEMMA3: "Gemma3ForCausalLM",
     PHI3: "Phi3ForCausalLM",
+    LLAMA4: "Llama4ForCausalLM",
 }
 OWN_KEYS: Final[Mapping[str, Collection[str]]] = {
     GEMMA3: gemma3.OWN_KEYS,
     QWEN3_MOE: EXPERT_KEYS,
     PHI3: phi3.OWN_KEYS,
+    LLAMA4: llama4.OWN_KEYS,
 }
 EMBEDDING: Final = "token_embd.weight"
 SHAPE: Final = {
@@ -106,6 +109,7 @@ def config_of_gguf(source: GgufFile) -> dict[str, Any]:
     scaling = _rope_scaling(source, head_dim, config["rope_theta"])
     own = gemma3_keys(source, config) if architecture == GEMMA3 else {"hidden_act": "silu"} | _biases(source)
     own |= expert_keys(source) if architecture == QWEN3_MOE else {}
+    own |= llama4_keys(source, config) if architecture == LLAMA4 else {}
     return config | own | ({"rope_scaling": scaling} if scaling else {})
 
 
@@ -119,10 +123,10 @@ def _check_architecture(source: GgufFile) -> None:
         raise CheckpointError(
             f"{source.path} has a sliding attention window, which is not converted; use its original checkpoint"
         )
-    if source.get(".expert_count", 0) and source.architecture != QWEN3_MOE:
+    if source.get(".expert_count", 0) and source.architecture not in (QWEN3_MOE, LLAMA4):
         raise CheckpointError(
-            f"{source.path} is a mixture of experts of architecture {source.architecture}; of those, {QWEN3_MOE} is"
-            " converted"
+            f"{source.path} is a mixture of experts of architecture {source.architecture}; of those, {QWEN3_MOE} and"
+            f" {LLAMA4} are converted"
         )
 
 
@@ -211,17 +215,18 @@ def _llama3_scaling(source: GgufFile, head_dim: int, theta: float) -> dict[str, 
     table = source.tensors["rope_freqs.weight"]
     # a file stores vectors in fp32; any other type fails the comparison
     stored = torch.from_numpy(table.read().reshape(-1)).view(torch.float32) if table.kind == "F32" else torch.empty(0)
-    low, high, context = 1.0, 4.0, 8192
+    low, context = 1.0, 8192
     factor = round(float(stored.max()), 3) if len(stored) == head_dim // 2 else 0.0
-    # transformers' rule for rope_type llama3, with Llama 3's constants
+    # transformers' rule for rope_type llama3, with the constants of Llama 3 or Llama 4
     turns = context * theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim) / (2 * torch.pi)
-    smooth = ((turns - low) / (high - low)).clamp(0, 1)
-    if not factor > 0 or not torch.allclose(stored, 1 / ((1 - smooth) / factor + smooth), rtol=1e-3):
-        raise CheckpointError(f"{source.path} has rope_freqs that are not Llama 3's; {ORIGINAL}")
-    return {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": context,
-    }
+    for high in (4.0, 1.0):
+        smooth = ((turns - low) / (high - low)).clamp(0, 1) if high > low else (turns >= low).float()
+        if factor > 0 and torch.allclose(stored, 1 / ((1 - smooth) / factor + smooth), rtol=1e-3):
+            return {
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low,
+                "high_freq_factor": high,
+                "original_max_position_embeddings": context,
+            }
+    raise CheckpointError(f"{source.path} has rope_freqs that are not Llama's; {ORIGINAL}")

@@ -14,10 +14,11 @@ from typing import Any, Final
 from torch import Tensor
 
 from outrider.errors import CheckpointError
-from outrider.formats.gguf import gemma3, phi3
+from outrider.formats.gguf import gemma3, llama4, phi3
 from outrider.formats.gguf.experts import QWEN3_MOE
 from outrider.formats.gguf.file import GgufFile
 from outrider.formats.gguf.gemma3 import GEMMA3
+from outrider.formats.gguf.llama4 import EXPERTS_NAME, LLAMA4
 from outrider.formats.gguf.phi3 import DIVISORS, PHI3
 from outrider.formats.gguf.tensors import EXPERTS
 from outrider.formats.gguf.tokenizer import end_ids
@@ -51,20 +52,23 @@ def hugging_face_names(source: GgufFile) -> dict[str, str]:
     Raises:
         CheckpointError: for a tensor that no supported architecture has.
     """
-    own = {GEMMA3: gemma3.LAYER_NAMES, QWEN3_MOE: ROUTER, PHI3: phi3.LAYER_NAMES}
+    own = {GEMMA3: gemma3.LAYER_NAMES, QWEN3_MOE: ROUTER, PHI3: phi3.LAYER_NAMES, LLAMA4: llama4.LAYER_NAMES}
     inner = LAYER_NAMES | own.get(source.architecture, {})
     others = {ROPE_FREQUENCIES, *(DIVISORS.values() if source.architecture == PHI3 else ())}
-    return {_hugging_face_name(name, inner, source.path): name for name in source.tensors if name not in others}
+    experts = EXPERTS_NAME if source.architecture == LLAMA4 else "mlp.experts"
+    return {
+        _hugging_face_name(name, inner, experts, source.path): name for name in source.tensors if name not in others
+    }
 
 
-def _hugging_face_name(name: str, layer_names: Mapping[str, str], path: Path) -> str:
+def _hugging_face_name(name: str, layer_names: Mapping[str, str], experts: str, path: Path) -> str:
     stem, _, kind = name.rpartition(".")
     block, _, inner = stem.removeprefix("blk.").partition(".")
     if stem in TOP_NAMES and kind == "weight":
         return f"{TOP_NAMES[stem]}.weight"
     expert_part, _, number = inner.partition(".")
     if stem.startswith("blk.") and block.isdecimal() and expert_part in EXPERT_NAMES and number.isdecimal():
-        return f"model.layers.{block}.mlp.experts.{number}.{EXPERT_NAMES[expert_part]}.{kind}"
+        return f"model.layers.{block}.{experts}.{number}.{EXPERT_NAMES[expert_part]}.{kind}"
     if stem.startswith("blk.") and block.isdecimal() and inner in layer_names and kind in ("weight", "bias"):
         return f"model.layers.{block}.{layer_names[inner]}.{kind}"
     raise CheckpointError(

@@ -16,14 +16,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from outrider.errors import CheckpointError, as_error
-from outrider.formats.weights import StoredTensor, Weights, check_finite
+from outrider.formats.tensors.stored import EVERY, StoredTensor, read_slice
+from outrider.formats.weights import Weights, check_finite
 from outrider.kernels.deferral import signals_deferred
 from outrider.ops.quantised import QuantisedMatrix
 
 __all__ = ["FLOATS", "LazyWeights", "floats", "part", "require_dtype"]
 
 FLOATS: Final = ("BF16", "F16", "F32", "F64")
-EVERY: Final = slice(None)
 
 
 def part(stored: StoredTensor, rows: slice = EVERY, columns: slice = EVERY, dtype: torch.dtype | None = None) -> Tensor:
@@ -37,8 +37,7 @@ def part(stored: StoredTensor, rows: slice = EVERY, columns: slice = EVERY, dtyp
         signals_deferred(),  # safetensors turns an interruption into an error of its own
         safe_open(stored.file, framework="pt", device="cpu") as file,
     ):
-        lazy = file.get_slice(stored.name)
-        read: Tensor = lazy[rows] if len(stored.shape) == 1 or columns == EVERY else lazy[rows, columns]
+        read = read_slice(file, stored, rows, columns)
         return read.to(dtype, copy=True)  # mapped memory is gone when the file is closed
 
 

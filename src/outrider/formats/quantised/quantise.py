@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 VERSION: Final = 1
 """Version of the rounding and of the cached file: part of its key."""
 ALWAYS_INT8: Final = ("model.embed_tokens.weight", "lm_head.weight")
-ROUTER: Final = ".mlp.gate.weight"
+ROUTERS: Final = (".mlp.gate.weight", ".feed_forward.router.weight")
 """A wrong choice of experts costs more than a router's bytes."""
 MOST_WEIGHTS: Final = 2**24
 """Weights read at once: 64 MB in fp32."""
@@ -112,7 +112,7 @@ def quantise_weights(spec: DecoderSpec, weights: Weights, kind: Kind, listen: Li
             written.
     """
     shapes = spec.weight_shapes()
-    matrices = (name for name, shape in shapes.items() if len(shape) == 2 and not name.endswith(ROUTER))
+    matrices = (name for name, shape in shapes.items() if len(shape) == 2 and not name.endswith(ROUTERS))
     sources = {name: _source(weights.stored[name], kind) for name in matrices}
     place = cache_home() / "quantised" / f"{_key(weights, kind)}.safetensors"
     cached = _cached(place, sources)

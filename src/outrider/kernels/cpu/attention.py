@@ -137,8 +137,10 @@ def place_queries(block: int, r: int, h: int, heads: int) -> None:
 def first_seen(block: int, length: int, r: int) -> int:
     """Return the first position that row r sees, or its slot's length if that is smaller."""
     a = i64(block)
-    window = a[23]
-    first = max(0, i64(a[12])[r] - window + 1) if window > 0 else 0
+    window, position = a[23], i64(a[12])[r]
+    first = max(0, position - window + 1) if window > 0 else 0
+    if window < 0:  # chunks of that size
+        first = position // -window * -window
     return min(first, length) if a[14] != 0 else first
 
 

@@ -311,6 +311,19 @@ def scale(block: int, lane: int) -> None:
 
 
 @kernel
+def grow(block: int, lane: int) -> None:
+    """Run `CpuOps.grow`, with its arguments."""
+    a = i64(block)
+    x, F, columns, factors, positions, R = a[0], a[1], a[2], f32(a[3]), i64(a[4]), a[5]
+    r = ticket(block, 0)
+    while r < R:
+        row, factor = f32(x + r * F * 4), factors[positions[r]]
+        for i in range(columns):
+            row[i] = row[i] * factor
+        r = ticket(block, 0)
+
+
+@kernel
 def embed(block: int, lane: int) -> None:
     """Run `CpuOps.embed`, with its arguments."""
     a = i64(block)

@@ -172,8 +172,8 @@ class DFlashNetwork:
         heads = (*MARKOV, *CONFIDENCE, *SELECTOR)
         cast = {name: weights[name].to(device, dtype) for name in spec.shapes() if name not in heads}
         self.blocks = [
-            Block.packed(spec.decoder, cast, f"layers.{layer}.", packer, device, window)
-            for layer, window in enumerate(spec.decoder.windows)
+            Block.packed(spec.decoder, cast, f"layers.{layer}.", packer, device, layer)
+            for layer in range(spec.decoder.num_layers)
         ]
         self.convolutions = [
             Convolutions(*(Convolution(cast, f"layers.{layer}.{part}.", ops, packer) for part in CONVOLUTIONS))

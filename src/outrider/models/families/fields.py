@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from outrider.models.families.parts import ExpertSpec, RopeSpec
+from outrider.models.families.parts import ExpertSpec, RopeSpec, Temperature
 from outrider.models.support import head_dim_of, ropes_of
 
 __all__ = ["fields_of", "ids_of"]
@@ -18,7 +18,7 @@ def fields_of(config: PreTrainedConfig, eos_ids: Sequence[int] = ()) -> dict[str
     """Return the fields of a supported config's `DecoderSpec`; `eos_ids` are those of its generation config."""
     family = config.model_type
     is_gemma = family == "gemma3_text"
-    bias = family in ("llama", "qwen3", "qwen3_moe", "gemma3_text") and config.attention_bias
+    bias = family in ("llama", "qwen3", "qwen3_moe", "gemma3_text", "llama4_text") and config.attention_bias
     eos = [*eos_ids, *ids_of(config.eos_token_id)]
     return {
         "family": family,
@@ -42,6 +42,7 @@ def fields_of(config: PreTrainedConfig, eos_ids: Sequence[int] = ()) -> dict[str
         "fused": family == "phi3",
         "experts": _experts(config) if family == "qwen3_moe" else (),
         **(_gemma(config) if is_gemma else {}),
+        **(_llama4(config) if family == "llama4_text" else {}),
     }
 
 
@@ -69,6 +70,34 @@ def _gemma(config: PreTrainedConfig) -> dict[str, Any]:
     }
 
 
+def _llama4(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return what only Llama 4 has; `intermediate_size` is there that of an expert."""
+    layers = range(config.num_hidden_layers)
+    size = config.intermediate_size
+    experts = ExpertSpec(
+        num_experts=config.num_local_experts,
+        num_chosen=config.num_experts_per_tok,
+        inner_size=size,
+        normalised=False,
+        gated_input=True,
+        shared_size=size,
+    )
+    mixtures = tuple(experts if layer in config.moe_layers else None for layer in layers)
+    chunk = config.attention_chunk_size
+    chunks = tuple(chunk if config.layer_types[layer] == "chunked_attention" else None for layer in layers)
+    rotated = tuple(bool(config.no_rope_layers[layer]) for layer in layers)
+    grows = config.attn_temperature_tuning and not all(rotated)
+    return {
+        "intermediate_size": config.intermediate_size_mlp,
+        "experts": mixtures if any(mixtures) else (),
+        "interleaved": True,
+        "unit_heads": config.use_qk_norm,
+        "rotated": rotated,
+        "chunks": chunks if any(chunks) else (),
+        "temperature": Temperature(step=config.floor_scale, scale=config.attn_scale) if grows else None,
+    }
+
+
 def _experts(config: PreTrainedConfig) -> tuple[ExpertSpec | None, ...]:
     """Return the experts of every layer of a Qwen3 mixture."""
     experts = ExpertSpec(
@@ -84,7 +113,7 @@ def _experts(config: PreTrainedConfig) -> tuple[ExpertSpec | None, ...]:
 
 
 def _windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
-    if config.model_type == "llama":
+    if config.model_type in ("llama", "llama4_text"):
         return (None,) * int(config.num_hidden_layers)
     window: int | None = config.sliding_window
     if config.model_type in ("mistral", "qwen3_moe", "phi3"):

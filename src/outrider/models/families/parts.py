@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from transformers import PreTrainedConfig
 
-__all__ = ["ExpertSpec", "RopeSpec"]
+__all__ = ["ExpertSpec", "RopeSpec", "Temperature"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +70,22 @@ class ExpertSpec:
 
     A row goes through the `num_chosen` of `num_experts` MLPs, each `inner_size` wide, that its router finds most
     probable, and adds their outputs times their probabilities, which are divided by their sum if `normalised`.
+
+    Llama 4 multiplies the input of an expert instead, by the sigmoid of its logit (`gated_input`), and every row also
+    goes through one more MLP, `shared_size` wide.
     """
 
     num_experts: int
     num_chosen: int
     inner_size: int
     normalised: bool = True
+    gated_input: bool = False
+    shared_size: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Temperature:
+    """Factors of queries that grow with the position p: 1 + scale * log(1 + floor((p + 1) / step))."""
+
+    step: int
+    scale: float

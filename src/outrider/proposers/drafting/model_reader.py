@@ -74,9 +74,12 @@ class ModelReader(ChainReader):
         self.num_drafted_read: dict[int, int] = {}
         decoder = None if output.packed is None else model.native
         self.network = None
-        # recorded reads have one placement for all layers, so no row of a call may be beyond a window from another
+        # recorded reads have one placement for all layers, so no row of a call may be beyond a window from another, or
+        # in another chunk
         if decoder is not None and all(window is None or window >= tail for window in decoder.spec.windows):
-            self.network = DraftDecoder(decoder, output)
+            chunk = decoder.spec.smallest_chunk
+            if chunk is None or chunk >= self.cache.plan.num_positions:
+                self.network = DraftDecoder(decoder, output)
 
     def admit(self, slot: int, tokens: Sequence[int], sampling: SamplingParams) -> None:
         """Make a prompt pending; its last token is the root."""

@@ -171,8 +171,8 @@ def _network(
     ours = teacher.target.spec
     if spec.mlp_bias:
         raise ConfigError("a draft model with biases in its MLP (mlp_bias) cannot be trained here; begin with another")
-    if spec.experts or spec.fused:
-        what = "a mixture of experts" if spec.experts else "fused projections (Phi-3)"
+    if spec.experts or spec.fused or spec.interleaved:
+        what = "a mixture of experts" if spec.experts else f"layers of the family {spec.family}"
         raise ConfigError(f"a draft model with {what} cannot be trained here; begin with another")
     if share and spec.hidden_size != ours.hidden_size:
         raise ConfigError(

@@ -2,10 +2,11 @@
 
     h         = norm(x)
     logits    = W_router h                               in fp32, since a choice has no rounding error
+    shared    x += the MLP that all rows go through, if there is one
     choose    experts and shares of each row
-    arrange   rows by expert
+    arrange   rows by expert, times share for experts with a gated input
     products  gate and up, then down, of the rows of each expert
-    combine   x += share * y
+    combine   x += share * y, or x += y
 
 The weights of an expert lie where they were packed; kernels find them by a table of addresses.
 
@@ -23,15 +24,15 @@ from outrider.errors import CheckpointError
 from outrider.kernels.cpu.arena import Arena
 from outrider.kernels.cpu.experts.linear import expert_linear
 from outrider.kernels.cpu.experts.quant import quant_expert_linear
-from outrider.kernels.cpu.experts.routing import arrange, choose, combine
+from outrider.kernels.cpu.experts.routing import NORMALISED, SIGMOID, SOFTMAX, arrange, choose, combine
 from outrider.kernels.cpu.isa import chosen
 from outrider.kernels.cpu.linear import collect
 from outrider.kernels.cpu.quant_linear import row_bytes
-from outrider.kernels.cpu.rows import ASSIGN, GATED
-from outrider.ops.base import Packed, PackedExperts
+from outrider.kernels.cpu.rows import ADD, ASSIGN, GATED
 from outrider.ops.cpu_packing import Packing, pack_gated, pack_matrices
-from outrider.ops.cpu_placement import address, bits_of
+from outrider.ops.cpu_placement import address, bits_of, floats
 from outrider.ops.cpu_products import TICKETS_PER_THREAD, Empty, Launch, kind_of, panel_rows_of, products
+from outrider.ops.packed import Mlp, Packed, PackedExperts, Routing
 from outrider.ops.quantised import Matrix
 
 __all__ = ["expert_launches", "pack_mixture"]
@@ -41,26 +42,26 @@ def pack_mixture(
     arena: Arena,
     packing: Packing,
     router_NF: Matrix,
-    mlps: Iterable[tuple[Matrix, Matrix, Matrix]],
-    *,
-    num_chosen: int,
-    normalised: bool,
+    mlps: Iterable[Mlp],
+    routing: Routing,
+    shared: Mlp | None = None,
 ) -> PackedExperts:
-    """Pack a router, and the gate, up and down of each expert in turn.
+    """Pack a router, each expert in turn, and the MLP that all rows go through.
 
     Raises:
         CheckpointError: for experts of different kinds.
     """
-    gate_up, down = [], []
-    for gate_IF, up_IF, down_FI in mlps:
-        gate_up.append(pack_gated(arena, packing, gate_IF, up_IF))
-        down.append(pack_matrices(arena, packing, down_FI, None))
+
+    def both(gate_IF: Matrix, up_IF: Matrix, down_FI: Matrix) -> tuple[Packed, Packed]:
+        return pack_gated(arena, packing, gate_IF, up_IF), pack_matrices(arena, packing, down_FI, None)
+
+    gate_up, down = (list(parts) for parts in zip(*(both(*mlp) for mlp in mlps), strict=True))
     return PackedExperts(
         router=pack_matrices(arena, Packing(dtype=torch.float32), router_NF, None),
         gate_up=_table(gate_up),
         down=_table(down),
-        num_chosen=num_chosen,
-        normalised=normalised,
+        routing=routing,
+        shared=None if shared is None else both(*shared),
     )
 
 
@@ -91,29 +92,37 @@ def expert_launches(
 
     Buffers that are in use together have different numbers of axes: `empty` may return the same one for equal shapes.
     """
-    (R, F), N, K = x_RF.shape, len(experts.gate_up.parts), experts.num_chosen
+    routing = experts.routing
+    (R, F), N, K = x_RF.shape, len(experts.gate_up.parts), routing.num_chosen
     pairs, inner = R * K, experts.gate_up.out_features // 2
     h_RF, logits_RN = empty(1, 1, R, F)[0, 0], empty(R, N)
-    sizes = (N, 1, min(N, pairs), min(N, pairs) + 1, 2 * pairs, pairs, pairs)
+    sizes = (N, 1, min(N, pairs), min(N, pairs) + 1, pairs, pairs, pairs)
     record = empty(1, 1, 1, 1, sum(sizes))
-    starts = [_floats(record) + 4 * sum(sizes[:place]) for place in range(len(sizes))]
+    starts = [floats(record) + 4 * sum(sizes[:place]) for place in range(len(sizes))]
     counts, groups, expert, start, order, numbers, shares = starts
     yield Launch(
         collect.address,
         (x_RF, norm_F, h_RF),
-        (_floats(x_RF), _floats(norm_F), bits_of(eps), F, _floats(h_RF), F, R),
+        (floats(x_RF), floats(norm_F), bits_of(eps), F, floats(h_RF), F, R),
     )
+    if experts.shared is not None:
+        gate_up, down_weights = experts.shared
+        shared_RI = empty(1, 1, 1, 1, R, gate_up.out_features // 2)[0, 0, 0, 0]
+        yield from products(h_RF, None, 0.0, gate_up, shared_RI, GATED, threads, empty)
+        yield from products(shared_RI, None, 0.0, down_weights, x_RF, ADD, threads, empty)
     yield from products(h_RF, None, 0.0, experts.router, logits_RN, ASSIGN, threads, empty)
+    rule = SIGMOID if routing.gated_input else NORMALISED if routing.normalised else SOFTMAX
     yield Launch(
         choose.address,
         (logits_RN, record),
-        (_floats(logits_RN), N, K, int(experts.normalised), numbers, shares, R),
+        (floats(logits_RN), N, K, rule, numbers, shares, R),
     )
+    before, behind = (shares, 0) if routing.gated_input else (0, shares)
     rows_PF, inner_PI, out_PF = empty(2, pairs, F)[0], empty(1, 1, pairs, inner), empty(2, pairs, F)[1]
     yield Launch(
         arrange.address,
         (h_RF, record, rows_PF),
-        (numbers, N, K, R, counts, groups, expert, start, order, _floats(h_RF), F, _floats(rows_PF)),
+        (numbers, N, K, R, counts, groups, expert, start, order, floats(h_RF), F, floats(rows_PF), before),
     )
     found = (record, groups, expert, start)
     yield _product(rows_PF, experts.gate_up, K, inner_PI, GATED, found, threads, empty)
@@ -121,7 +130,7 @@ def expert_launches(
     yield Launch(
         combine.address,
         (out_PF, record, x_RF),
-        (_floats(out_PF), order, shares, K, R, F, _floats(x_RF)),
+        (floats(out_PF), order, behind, K, R, F, floats(x_RF)),
     )
 
 
@@ -149,13 +158,13 @@ def _product(
         kernel.address,
         (x_PF, scratch, weights.data, out_PO, record),
         (
-            _floats(x_PF),
-            _floats(scratch),
+            floats(x_PF),
+            floats(scratch),
             address(weights.data, torch.int64),
             kind_of(first),
             F,
             outputs,
-            _floats(out_PO),
+            floats(out_PO),
             mode,
             blocks,
             chunk,
@@ -166,7 +175,3 @@ def _product(
             0,  # no norm and no bias: kernels take no literal there
         ),
     )
-
-
-def _floats(x: Tensor) -> int:
-    return address(x, torch.float32)
