@@ -83,7 +83,7 @@ class Placement:
             chunk: hide tail rows of other chunks too. Where T != M, tail rows count as those of a chain.
         """
         if chunk is not None and self.mask_BMT is not None and self.limit > chunk:
-            return self._within_chunk(chunk)
+            return self._within_chunk(self.mask_BMT, chunk)
         if window is None or self.mask_BMT is None or self.mask_BMT.shape[2] <= window:
             return self
         assert self.mask_BMT.shape[1:] == (self.positions_BM.shape[1],) * 2, (
@@ -92,17 +92,12 @@ class Placement:
         near_BMM = self.positions_BM[:, :, None] - self.positions_BM[:, None, :] < window
         return replace(self, mask_BMT=self.mask_BMT & near_BMM)
 
-    def _within_chunk(self, chunk: int) -> "Placement":
-        assert self.mask_BMT is not None
-        T = self.mask_BMT.shape[2]
-        tail_BT = self.positions_BM
-        if tail_BT.shape[1] != T:
-            tail_BT = self.lengths_B[:, None] + torch.arange(T, device=self.lengths_B.device)
-        alike_BMT = self.positions_BM[:, :, None] // chunk == tail_BT[:, None] // chunk
+    def _within_chunk(self, mask_BMT: Tensor, chunk: int) -> "Placement":
+        T, at_BM = mask_BMT.shape[2], self.positions_BM
+        tail_BT = at_BM if at_BM.shape[1] == T else self.lengths_B[:, None] + torch.arange(T, device=mask_BMT.device)
+        seen_BMT = mask_BMT & (at_BM[:, :, None] // chunk == tail_BT[:, None] // chunk)
         # on a GPU the host must not wait for the answer
-        if not self.mask_BMT.is_cuda and bool((alike_BMT | ~self.mask_BMT).all()):
-            return self
-        return replace(self, mask_BMT=self.mask_BMT & alike_BMT)
+        return self if not mask_BMT.is_cuda and torch.equal(seen_BMT, mask_BMT) else replace(self, mask_BMT=seen_BMT)
 
 
 class Placed(NamedTuple):

@@ -13,6 +13,8 @@ from outrider.doctor.heads.layer import layer_variants, rearranged
 from outrider.doctor.heads.maps import agreement, recovered_map
 from outrider.doctor.variant import Variant, write_variant
 from outrider.errors import ConfigError, RunError
+from outrider.models.spec import RopeSpec
+from outrider.testing import tiny_spec
 
 
 def variant(**changes: object) -> Variant:
@@ -92,6 +94,18 @@ def test_rope_bases_are_read_and_set_where_they_stand(config: dict[str, object],
     place = changed.get("rope_parameters", changed)
     assert place["rope_theta"] != base
     assert f"set rope_theta to {place['rope_theta']:g}" == found[0].remedy
+
+
+def test_a_head_need_not_have_the_longrope_of_its_target() -> None:
+    """Heads for such a target are made without: its divisors would end their texts."""
+    rope = RopeSpec(
+        type="longrope", short_factor=(1.0, 1.5), long_factor=(2.0, 3.0), original_max_position_embeddings=9
+    )
+    target = tiny_spec(rope=rope)
+    assert [one for one in layer_variants({}, {}, target) if "scaling" in one.now] == []
+    scaled = {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    found = [one for one in layer_variants(scaled, {}, target) if "scaling" in one.now]
+    assert [one.remedy for one in found] == ["set rope_scaling to null"]
 
 
 def test_a_permuted_map_is_recovered_from_similar_rows() -> None:

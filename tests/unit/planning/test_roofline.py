@@ -16,7 +16,8 @@ from outrider.planning.models import model_spec
 from outrider.planning.roofline import Hardware, RooflineCosts, RooflineDraftCosts
 from outrider.planning.shapes import DrafterSizes, target_pass
 from outrider.records.presets import read_record, read_toml
-from outrider.testing.tiny import tiny_experts, tiny_spec
+from outrider.target import Mixture
+from outrider.testing.tiny import tiny_experts, tiny_llama4, tiny_spec
 
 SHEETS = sorted((data_directory("recipes") / "hardware").glob("*.toml"))
 H100 = Hardware(name="H100", source="data sheet", memory_bytes=80e9, bytes_per_s=3.35e12, flops_per_s=989e12)
@@ -221,6 +222,17 @@ def test_there_are_sheets() -> None:
 def test_impossible_machines_are_refused(changes: dict[str, float], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         replace(H100, **changes)  # type: ignore[arg-type]
+
+
+def test_a_shared_expert_is_read_once_and_multiplied_by_every_row() -> None:
+    """A plain MLP of 3 * 16 * 24 weights beside 5 experts and a shared one of 3 * 16 * 8 weights each, 1 for a row."""
+    shape, plain = target_pass(tiny_llama4()), target_pass(tiny_spec(num_layers=1))
+    attention = 2 * (16 * 4 * (4 + 2 * 2) + 16 * 4 * 4)
+    router, head = 5 * 16, 31 * 16
+    assert plain.num_read == attention // 2 + 3 * 16 * 24 + head
+    assert shape.num_read == attention + 3 * 16 * 24 + 3 * 16 * 8 + router + head
+    assert shape.num_multiplied == shape.num_read + 3 * 16 * 8
+    assert shape.mixture == Mixture(size=5 * 3 * 16 * 8, num_experts=5, num_chosen=1)
 
 
 def test_rows_read_the_experts_that_any_of_them_chose() -> None:

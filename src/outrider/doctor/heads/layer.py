@@ -64,7 +64,7 @@ def _ropes(section: Mapping[str, Any], target: DecoderSpec | None) -> Iterator[V
                 is_expected=value == wanted,
                 config=_setting_base(value),
             )
-    ours = None if target is None else _scaling_of(target.rope)
+    ours = None if target is None else _scaling_of(target.dense().rope)
     if ours != scaling:
         yield Variant(
             check="rope",
