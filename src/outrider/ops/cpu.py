@@ -162,9 +162,8 @@ class CpuOps(Ops):
         self._run(scale.address, (x_RF,), floats(x_RF), bits_of(factor), F, R)
 
     def grow(self, x_RF: Tensor, num_columns: int, factors_P: Tensor, placement: Placement) -> None:
-        R, F = x_RF.shape
+        (R, F), positions = x_RF.shape, placement_addresses(placement)[2]
         assert placement.positions_BM.numel() == R, f"{R} rows for {tuple(placement.positions_BM.shape)} positions"
-        positions = placement_addresses(placement)[2]
         self._run(grow.address, (x_RF, factors_P), floats(x_RF), F, num_columns, floats(factors_P), positions, R)
         self._follow(placement, ((4, 2),))  # the address of positions
 
