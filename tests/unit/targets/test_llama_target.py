@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
+from transformers import (
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedModel,
+)
 
 from outrider import Engine, SamplingParams, load_proposer, load_target
 from outrider.draft import Draft, Tree
@@ -285,16 +293,24 @@ def test_memory_is_planned_by_what_a_slot_takes(target: Target, mamba: Path) -> 
     assert state.plan(1, 64, 1).state_bytes >= 2 * 2 * 32 * (4 + 3) * 4
 
 
-def test_phi_3_on_llama_cpp_equals_our_own_decoder(
-    tiny_sizes: dict[str, int], write_gguf: Writer, tmp_path: Path
-) -> None:
-    torch.manual_seed(1)
+def phi3(sizes: dict[str, Any]) -> PreTrainedModel:
     rope = {"rope_type": "longrope", "partial_rotary_factor": 0.75}
     rope |= {"short_factor": [1.0, 1.25, 2.5], "long_factor": [1.0, 4.0, 9.5]}
     limits = {"original_max_position_embeddings": 512, "max_position_embeddings": 4096}
-    sizes: dict[str, Any] = tiny_sizes | limits | {"pad_token_id": 0, "initializer_range": 0.3}
-    model = Phi3ForCausalLM(Phi3Config(**sizes, rope_parameters=rope))
-    file = write_gguf(tmp_path / "phi.gguf", model)
+    return Phi3ForCausalLM(Phi3Config(**sizes | limits, pad_token_id=0, rope_parameters=rope))
+
+
+def llama4(sizes: dict[str, Any]) -> PreTrainedModel:
+    experts = {"num_local_experts": 6, "interleave_moe_layer_step": 2, "intermediate_size_mlp": 96}
+    return Llama4ForCausalLM(Llama4TextConfig(**sizes | experts | {"num_hidden_layers": 4, "head_dim": 8}))
+
+
+@pytest.mark.parametrize("family", [phi3, llama4])
+def test_a_family_on_llama_cpp_equals_our_own_decoder(
+    family: Callable[[dict[str, Any]], PreTrainedModel], tiny_sizes: dict[str, int], write_gguf: Writer, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    file = write_gguf(tmp_path / "tiny.gguf", family(tiny_sizes | {"initializer_range": 0.3}))
     found, wanted = (
         step(opened(load_target(str(file), dtype="float32", backend=backend)), [TREE, Tree.chain([3, 4])])
         for backend in ("llama_cpp", "native")
