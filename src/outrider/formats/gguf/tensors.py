@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from outrider.errors import CheckpointError, as_error
 from outrider.formats.gguf.header import Header, TensorEntry, damaged
+from outrider.formats.tensors.stored import MOST_EXPERTS
 
 __all__ = ["EXPERTS", "GgufTensor", "placed_tensors", "split_experts"]
 
@@ -94,7 +95,7 @@ def split_experts(tensors: Mapping[str, GgufTensor]) -> dict[str, GgufTensor]:
     found: dict[str, GgufTensor] = {}
     for name, tensor in tensors.items():
         stem, _, kind = name.rpartition(".")
-        if stem.split(".")[-1] not in EXPERTS or len(tensor.shape) != 3:
+        if stem.split(".")[-1] not in EXPERTS or len(tensor.shape) != 3 or tensor.shape[0] > MOST_EXPERTS:
             found[name] = tensor
             continue
         size = tensor.num_bytes // tensor.shape[0]

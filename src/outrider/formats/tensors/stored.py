@@ -19,15 +19,15 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["EVERY", "StoredTensor", "fuse", "fused_names", "read_slice", "split_experts"]
+__all__ = ["EVERY", "MOST_EXPERTS", "StoredTensor", "fuse", "fused_names", "read_slice", "split_experts"]
 
 EVERY: Final = slice(None)
+MOST_EXPERTS: Final = 2**16
+"""An empty tensor may claim any number of them."""
 FUSED: Final = {
     ".feed_forward.experts.gate_up_proj": ("gate_proj", "up_proj"),
     ".feed_forward.experts.down_proj": ("down_proj",),
 }
-
-
 EXPERT: Final = re.compile(r"(.*\.feed_forward\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 
 
@@ -63,7 +63,7 @@ def split_experts(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]
 
 def _experts(name: str, tensor: StoredTensor, parts: tuple[str, ...]) -> Iterator[tuple[str, StoredTensor]]:
     num_experts, inputs, outputs = tensor.shape
-    if outputs % len(parts):
+    if outputs % len(parts) or num_experts > MOST_EXPERTS:
         yield name, tensor  # refused as a tensor that no model has
         return
     size = outputs // len(parts)
