@@ -68,7 +68,7 @@ class PlanRequest:
                 raise ConfigError(f"batches={batch} must be between 1 and {LARGEST_BATCH}")
         if self.kv_dtype != "auto" and self.costs is not None:
             raise ConfigError(
-                f"kv_dtype={self.kv_dtype} is for --hardware; measure it with outrider profile --kv-dtype"
+                f"kv_dtype={self.kv_dtype} is for --hardware; measure it with outrider profile --kv-dtype int8"
             )
         if self.weights not in (None, "stored"):
             checked_kinds(self.weights)

@@ -1,9 +1,12 @@
 """What is written on the command line, read."""
 
+from pathlib import Path
+
 import pytest
 
 from outrider.errors import ConfigError
 from outrider.planning.acceptance_profile import AcceptanceProfile
+from outrider.planning.config import PlanRequest
 from outrider.planning.request import acceptances_of, parse_acceptance, parse_nodes
 
 CHAIN = AcceptanceProfile.chain
@@ -61,3 +64,8 @@ def test_nodes() -> None:
 def test_what_are_no_nodes(texts: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         parse_nodes(texts)
+
+
+def test_a_profile_knows_its_own_keys_and_values() -> None:
+    with pytest.raises(ConfigError, match="measure it with outrider profile --kv-dtype int8"):
+        PlanRequest(costs=Path("costs.json"), kv_dtype="int8")
