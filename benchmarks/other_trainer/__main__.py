@@ -65,7 +65,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
-    options = parser.parse_args(words[:end])
+    options = parser.parse_intermixed_args(words[:end])
     options.rest = words[end + 1 :]
     for name in NEEDS[options.command]:
         if getattr(options, name) is None:
@@ -83,13 +83,7 @@ def head(text: str) -> tuple[str, Path]:
 def source_of(options: argparse.Namespace) -> tuple[Any, Source]:
     target = load_target(options.target)
     data = Dataset.open(options.data, target=target).split()
-    manifests = options.data.glob("features-*/features.json")
-    kept = {json.loads(file.read_text())["texts"]: file.parent for file in manifests}
-    try:
-        places = (kept[data.train.identity], kept[data.held_out.identity])
-    except KeyError:
-        raise OutriderError(f"{options.data} has no cached states; train there with --features cached first") from None
-    return target, Source.of(data, target, ROW_LENGTH, places)
+    return target, Source.of(data, target, ROW_LENGTH, options.data)
 
 
 def run_convert(options: argparse.Namespace) -> None:

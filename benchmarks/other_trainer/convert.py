@@ -59,21 +59,24 @@ class Source:
         return self.data.train, self.data.held_out
 
     @classmethod
-    def of(cls, data: Data, target: Target, row_length: int, feature_dirs: tuple[Path, Path]) -> "Source":
-        """Open the stores of features that a training run has cached.
+    def of(cls, data: Data, target: Target, row_length: int, folder: Path) -> "Source":
+        """Open the stores of features that a training run has cached in a folder.
 
         Raises:
-            RunError: if a store is of another target or of other texts, or not complete.
+            RunError: if there is none of these texts and layers, or one is not complete.
         """
         layers = (*default_layer_ids(target.spec.num_layers), target.spec.num_layers)
         reader = FeatureReader(target, layers, row_length)
-        stores = [
-            FeatureStore(place, reader, texts)
-            for place, texts in zip(feature_dirs, (data.train, data.held_out), strict=True)
-        ]
-        for store in stores:
-            if store.missing:
-                raise RunError(f"{store.directory} lacks features; run outrider train with --features cached first")
+        manifests = [(read_json(file, RunError).plain(), file.parent) for file in folder.glob("*/features.json")]
+        stores: list[FeatureStore] = []
+        for texts in (data.train, data.held_out):
+            place = next((place for kept, place in manifests if kept == store_key(reader, texts)), None)
+            if place is None or (store := FeatureStore(place, reader, texts)).missing:
+                raise RunError(
+                    f"{folder} has no cached states of rows of {row_length} tokens; "
+                    f"run outrider train eagle3 --features cached --row-length {row_length} there first"
+                )
+            stores.append(store)
 
         def states(index: int) -> Tensor:
             part, at = (0, index) if index < len(data.train) else (1, index - len(data.train))

@@ -54,7 +54,7 @@ def source(target: Target, tmp_path: Path) -> files.Source:
         store = FeatureStore(place, FeatureReader(target, (*LAYERS, 6), ROW), some)
         store.begin()
         store.write(store.missing)
-    return files.Source.of(data, target, ROW, places)
+    return files.Source.of(data, target, ROW, tmp_path)
 
 
 def test_states_are_those_of_transformers(directory: Path, source: files.Source, tmp_path: Path) -> None:
@@ -115,6 +115,11 @@ def test_a_conversion_goes_on_and_refuses_another_source(
     other = files.Source(data=source.data, states=source.states, identity={"train": "others"})
     with pytest.raises(RunError, match="holds files of other texts or of another target; give another --output"):
         files.convert(other, norm_E, output)
+
+
+def test_states_of_other_rows_are_not_taken(source: files.Source, target: Target, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no cached states of rows of 20 tokens; run outrider train eagle3 --features"):
+        files.Source.of(source.data, target, 20, tmp_path)
 
 
 def test_an_element_that_the_norm_hides_stays_zero() -> None:
