@@ -1,7 +1,7 @@
 """Checkpoints of a training run: what is needed to go on, written so that a crash costs only the work since the last.
 
     checkpoints/step-000200/model.safetensors        trained weights, fp32
-                            optimizer.safetensors    AdamW's moments and step of every weight
+                            optimizer.safetensors    what AdamW or Muon keeps of every weight
                             state.json               step, tokens, best tau; size and SHA-256 of the two files
 
 A checkpoint is made in a directory of another name, synced, and renamed. It is *good* if `state.json` can be read and
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
 from outrider.errors import RunError
 from outrider.records.files import replacing_directory, sha256_of, write_tensors, write_text, writing
@@ -31,7 +31,8 @@ __all__ = ["Progressed", "load_checkpoint", "newest", "save_checkpoint"]
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 SCHEMA = "outrider.train/1"
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
+"""State of AdamW, and of Muon."""
 FILES = (MODEL, OPTIMIZER)
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class Progressed:
     best_tau: float = 0.0
 
 
-def save_checkpoint(root: Path, module: nn.Module, optimizer: AdamW, progressed: Progressed, keep: int) -> Path:
+def save_checkpoint(root: Path, module: nn.Module, optimizer: Optimizer, progressed: Progressed, keep: int) -> Path:
     """Write a checkpoint, then delete all but the newest `keep`.
 
     Raises:
@@ -80,7 +81,7 @@ def newest(root: Path) -> Path | None:
     return None
 
 
-def load_checkpoint(path: Path, module: nn.Module, optimizer: AdamW) -> Progressed:
+def load_checkpoint(path: Path, module: nn.Module, optimizer: Optimizer) -> Progressed:
     """Put weights and moments back.
 
     Raises:
@@ -141,19 +142,18 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
     return parameters | {name: tensor for name, tensor in module.state_dict().items() if name not in names}
 
 
-def _moments(module: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
+def _moments(module: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     return {
-        f"{name}.{moment}": optimizer.state[parameter][moment]
+        f"{name}.{moment}": tensor
         for name, parameter in module.named_parameters()
         if parameter in optimizer.state
-        for moment in MOMENTS
+        for moment, tensor in optimizer.state[parameter].items()
     }
 
 
-def _restore(module: nn.Module, optimizer: AdamW, tensors: Mapping[str, Tensor]) -> None:
+def _restore(module: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     for name, parameter in module.named_parameters():
-        if f"{name}.step" not in tensors:
-            continue
-        step, *moments = (tensors[f"{name}.{moment}"] for moment in MOMENTS)
-        placed = [moment.to(parameter.device) for moment in moments]
-        optimizer.state[parameter] = dict(zip(MOMENTS, [step.to(torch.float32), *placed], strict=True))
+        found = {moment: tensors[f"{name}.{moment}"] for moment in MOMENTS if f"{name}.{moment}" in tensors}
+        if found:
+            step = {"step": found.pop("step").to(torch.float32)} if "step" in found else {}
+            optimizer.state[parameter] = step | {key: moment.to(parameter.device) for key, moment in found.items()}

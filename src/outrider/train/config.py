@@ -31,8 +31,10 @@ class TrainConfig:
     """Passes per optimiser step, on each process."""
     warmup_ratio: float = 0.04
     """Share of all steps in which the learning rate rises."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw for all weights, or muon for the matrices between embedding and output head."""
     weight_decay: float = 0.0
-    """AdamW weight decay of matrices; vectors such as norm weights are never decayed."""
+    """Weight decay of matrices; vectors such as norm weights are never decayed."""
     beta1: float = 0.9
     """AdamW beta1: decay of the first moment."""
     beta2: float = 0.95
@@ -71,6 +73,7 @@ class TrainConfig:
             check_setting(self, name, getattr(self, name) >= 0, "0 or more")
         for name in ("learning_rate", "max_grad_norm", "checkpoint_minutes"):
             check_setting(self, name, getattr(self, name) > 0, "above 0")
+        check_setting(self, "optimizer", self.optimizer in ("adamw", "muon"), "adamw or muon")
         check_setting(self, "max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1")
         check_setting(self, "warmup_ratio", 0 <= self.warmup_ratio <= 1, "between 0 and 1")
         for name in ("beta1", "beta2"):

@@ -5,7 +5,7 @@
             loss = objective(batch)                 the sum over texts of each text's mean loss
             backward
         add the gradients of all processes and divide by the number of texts of the step
-        clip, set the learning rate, let AdamW step
+        clip, set the learning rate, let the optimiser step
         at intervals: evaluate held-out texts, decode with the engine, write a checkpoint
 
 Because the loss is a sum over texts and the division comes last, it does not matter how texts are packed, how many
@@ -19,7 +19,7 @@ Worked example: two micro-batches with 3 and 1 texts and loss sums 6 and 4: the 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,7 +28,6 @@ from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW
 
 from outrider.errors import RunError
 from outrider.formats.token_ranking import write_ranking
@@ -36,16 +35,15 @@ from outrider.loop.free_memory import allocating
 from outrider.records.files import replacing_directory, writing
 from outrider.train.batch import Batch
 from outrider.train.checkpoints import Progressed, load_checkpoint, newest, save_checkpoint
-from outrider.train.config import TrainConfig
 from outrider.train.evaluate import Counts, HeldOut, RealTau, decode, summary
 from outrider.train.features import Source
-from outrider.train.objective import Objective
+from outrider.train.optimizers.build import optimizer_of, trainable
 from outrider.train.plan import TrainPlan
 from outrider.train.run_log import RunLog
 from outrider.train.schedule import Micro, generator, learning_rate
 from outrider.train.signals import Stop
 
-__all__ = ["Progress", "Trainer", "adamw"]
+__all__ = ["Progress", "Trainer"]
 
 
 class Progress(NamedTuple):
@@ -95,7 +93,7 @@ class Trainer:
         self.listen = listen
         self.stop = stop or Stop()
         self.device: torch.device = accelerator.device
-        self.optimizer = adamw(plan.objective, self.config)
+        self.optimizer = optimizer_of(plan.objective, self.config)
         self.progressed = Progressed()
         self.held_out: HeldOut | None = None
         self.decoded: RealTau | None = None
@@ -298,23 +296,7 @@ class Trainer:
         return source.batch(micro, self.config.row_length, self.device)
 
     def _parameters(self) -> list[Tensor]:
-        return list(_trainable(self.plan.objective))
+        return list(trainable(self.plan.objective))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
-
-
-def adamw(objective: Objective, config: TrainConfig) -> AdamW:
-    """Return AdamW over the trained weights; only matrices are decayed."""
-    parameters = list(_trainable(objective))
-    groups = [
-        {"params": [one for one in parameters if one.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [one for one in parameters if one.dim() < 2], "weight_decay": 0.0},
-    ]
-    return AdamW(
-        [group for group in groups if group["params"]], lr=config.learning_rate, betas=(config.beta1, config.beta2)
-    )
-
-
-def _trainable(objective: Objective) -> Iterator[Tensor]:
-    return (parameter for parameter in objective.module.parameters() if parameter.requires_grad)

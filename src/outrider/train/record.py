@@ -92,10 +92,16 @@ def plain(value: Any) -> Any:
 
 
 def _bound(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what must be equal; an older record names no kind of weights: the target was widened to its dtype."""
+    """Return what must be equal.
+
+    An older record names no kind of weights: the target was widened to its dtype; no optimiser: it was AdamW; and
+    no choice about the output head: it was trained.
+    """
     target = dict(record.get("target", {}))
     return {key: value for key, value in record.items() if key not in FREE} | {
-        "target": {"weights": target.get("dtype"), **target}
+        "target": {"weights": target.get("dtype"), **target},
+        "train": {"optimizer": "adamw", **record.get("train", {})},
+        "settings": {"train_head": True, **record.get("settings", {})},
     }
 
 

@@ -90,6 +90,7 @@ class TrainedHead:
         )
         network = Eagle3Network(spec)
         begin(network, teacher, ids_K, seed=seed, start_head=config.start_head, start_layer=config.start_layer)
+        network.lm_head.requires_grad_(config.train_head)
         return cls(teacher, config, network.to(teacher.embedding_VE.device), ids_K)
 
     @property

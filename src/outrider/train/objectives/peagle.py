@@ -58,6 +58,8 @@ class PEagleObjectiveConfig:
     """The target's layers whose input states are fused, such as "2,14,25"; by default 2, n // 2 and n - 3."""
     start_head: bool = True
     """Start the output head from the target's."""
+    train_head: bool = True
+    """Train the output head; frozen, with its start from the target's, a head learns more from few tokens."""
     start_layer: int | None = None
     """Start the first layer from this layer of the target (-1 is the last); by default from random numbers."""
     norm_before_residual: bool = False
@@ -71,6 +73,7 @@ class PEagleObjectiveConfig:
         check_setting(self, "draft_vocab", self.draft_vocab >= 1, "at least 1")
         check_setting(self, "num_depths", 1 <= self.num_depths <= 64, "between 1 and 64")
         check_setting(self, "num_layers", 1 <= self.num_layers <= 32, "between 1 and 32")
+        check_setting(self, "train_head", self.train_head or self.start_head, "true without start_head")
         check_setting(self, "loss", self.loss in LOSSES, f"one of {', '.join(LOSSES)}")
         check_setting(self, "retention", 0 < self.retention <= 1, "above 0 and at most 1")
         check_setting(self, "floor", 0 <= self.floor <= 1, "between 0 and 1")
