@@ -32,10 +32,9 @@ from outrider.formats.locate import locate
 from outrider.records.files import sha256_of, write_text
 from outrider.targets import load_target
 
-DEFAULTS = ("--draft-vocab-size=8192", "--total-seq-len=1024", "--epochs=3")
 OURS = ("--features", "cached", "--draft-vocab", "8192", "--num-depths", "3", "--row-length", "512", "--rows", "2")
 UNMEASURED = ("--eval-every", "1000000", "--real-tau-every", "0", "--checkpoint-every", "1000000")
-NUM_DEPTHS, ROW_LENGTH, NUM_STEPS, NUM_PROMPTS = 3, 512, 16, 16
+NUM_DEPTHS, ROW_LENGTH = 3, 512
 
 
 def main() -> int:
@@ -63,6 +62,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--name", default="theirs", help="directory of the trained head, in WORK")
     parser.add_argument("--target", default="smollm2-135m")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompts", type=int, default=16, help="held-out prompts that `time` decodes")
+    parser.add_argument("--steps", type=int, default=16, help="training steps that `time` takes with each trainer")
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
     options = parser.parse_intermixed_args(words[:end])
@@ -99,7 +100,7 @@ def run_train(options: argparse.Namespace) -> None:
         print(f"{output} is finished; give another --name to train again")
         return
     told = worker(
-        options.python, options.work, output, locate(options.target), options.threads, [*DEFAULTS, *options.rest]
+        options.python, options.work, output, locate(options.target), options.threads, ["--epochs=3", *options.rest]
     )
     write_text(record, json.dumps(told | {"options": options.rest}) + "\n")
 
@@ -129,10 +130,10 @@ def run_acceptance(options: argparse.Namespace) -> None:
 
 def run_time(options: argparse.Namespace) -> None:
     heads = dict(options.heads)
-    report = decode(heads, options.data, options.work, options.target, NUM_PROMPTS)
+    report = decode(heads, options.data, options.work, options.target, options.prompts)
     steps = {
-        "ours": steps_of_ours(["--data", str(options.data), *OURS, *UNMEASURED], NUM_STEPS * 1024, options.threads),
-        "theirs": steps_of_theirs(options.python, options.work, locate(options.target), NUM_STEPS, options.threads),
+        "ours": steps_of_ours(["--data", str(options.data), *OURS, *UNMEASURED], options.steps * 1024, options.threads),
+        "theirs": steps_of_theirs(options.python, options.work, locate(options.target), options.steps, options.threads),
     }
     kept = {"heads": {name: str(place) for name, place in heads.items()}, "decode": report, "steps": steps}
     write_text(options.work / "time.json", json.dumps(kept) + "\n")

@@ -25,6 +25,8 @@ from outrider.results.rows import to_json
 __all__ = ["WORKER", "decode", "held_out_prompts", "steps_of_ours", "steps_of_theirs", "worker"]
 
 WORKER = Path(__file__).with_name("speculators_run.py")
+SIZES = ("--draft-vocab-size=8192", "--total-seq-len=1024")
+"""Columns, and tokens of a step, which on a CPU has masks of that many rows by three times as many columns."""
 HASH_BITS = 63
 
 
@@ -79,7 +81,8 @@ def worker(
     python: Path, work: Path, output: Path, verifier: Path, threads: int, options: Sequence[str]
 ) -> dict[str, Any]:
     """Run `speculators` in its own environment on the converted data; return what it tells at its end."""
-    command = [str(python), str(WORKER), str(work / "converted"), str(output), str(verifier), str(threads), *options]
+    command = [str(python), str(WORKER), str(work / "converted"), str(output), str(verifier), str(threads)]
+    command += [*SIZES, *options]
     told: dict[str, Any] = json.loads(_run(command, threads).splitlines()[-1])
     return told
 
