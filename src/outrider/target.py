@@ -99,8 +99,12 @@ class TargetSpec:
     @property
     def numbers(self) -> str:
         """The kinds of the weights and the dtypes, as "Q4_1, Q8_0, bfloat16, keys and values int8"."""
-        cached = "" if self.kv_dtype == "auto" else f", keys and values {self.kv_dtype}"
-        return f"{self.weights}, {str(self.dtype).removeprefix('torch.')}{cached}"
+        return f"{self.weights}, {str(self.dtype).removeprefix('torch.')}{self.cached}"
+
+    @property
+    def cached(self) -> str:
+        """The dtype of keys and values where it is one of their own, to end a list with: ", keys and values int8"."""
+        return "" if self.kv_dtype == "auto" else f", keys and values {self.kv_dtype}"
 
     def bytes_read(self, num_rows: float) -> float:
         """Return the bytes of weights that a forward of so many rows reads."""

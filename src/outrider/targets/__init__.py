@@ -131,7 +131,7 @@ def load_target(
             target = _from_gguf(file, name, numbers, keys, listen)
         else:
             target = _from_directory(name, kind, numbers, keys, place, backend, trusts, listen)
-    log.info("%s: %s, %s", name, target.spec.weights, size(target.spec.weight_bytes))
+    log.info("%s: %s, %s%s", name, target.spec.weights, size(target.spec.weight_bytes), target.spec.cached)
     return target
 
 

@@ -83,9 +83,11 @@ def test_unknown_backend(llama: Path) -> None:
         load(llama, backend="nativ")
 
 
-def test_keys_and_values_in_int8(llama: Path) -> None:
+def test_keys_and_values_in_int8(llama: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Each number of a key or value becomes a multiple of its head's scale, so logits move a little."""
+    caplog.set_level("INFO", logger="outrider")
     plain, target = load(llama), load(llama, kv_dtype="int8")
+    assert [one.message.endswith("B, keys and values int8") for one in caplog.records] == [False, True]
     assert target.spec.kv_dtype == "int8"
     assert target.spec.numbers == "float32, float32, keys and values int8"
     logits = []
