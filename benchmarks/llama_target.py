@@ -52,7 +52,7 @@ def engine_answer(target: outrider.Target, spec: Any, length: int) -> Answer:
 
 
 def bindings_answer(target: outrider.Target, length: int) -> Answer:
-    """Plain greedy decoding by the bindings' own object, on the ids that our cells read."""
+    """Return plain greedy decoding by the bindings' own object, on the ids that our cells read."""
     import llama_cpp
 
     threads = num_threads()

@@ -1,19 +1,16 @@
 """Long contexts: what a step costs and which method wins, from 1,000 tokens to the target's limit.
 
-    python benchmarks/long_contexts.py --records long.jsonl                 measure; the same command resumes
-    python benchmarks/long_contexts.py --records long.jsonl --figures docs/results/long-contexts    draw it too
+    python benchmarks/long_contexts.py --records long.jsonl                     measure; the same command resumes
+    python benchmarks/long_contexts.py --records long.jsonl --figures NAME      draw it too
 
 Three kinds of work, behind text that comes with Python and is cut to the wanted length: "answer" asks a question about
-pages of its language reference, "write" asks for a story that has nothing to do with them, and "copy" asks for a
-function of `argparse` once more, with type hints.
+pages of its language reference, "write" asks for a story that has nothing to do with them, "copy" for a function of
+`argparse` once more, with type hints.
 
 A unit is one prompt. Every cell answers it in turn, several times; the first time reads the prompt and warms up, the
-others begin from the kept prompt (`prefix_cache_bytes`). Within a unit all texts must be equal. Times are medians over
-the rounds, speedups the geometric mean over the prompts of (seconds of all steps of plain decoding / of the cell). The
-prompt's reading is not in them; it is a column of its own, and in the last column both are together. The end of text
-is ignored, so every answer has the same length.
-
-Lookups see the prompt and the answer so far, and no answer of an earlier round (`max_cached_requests=0`).
+others begin from the kept prompt. All texts of a unit must be equal. The end of text is ignored. Lookups see no answer
+of an earlier round. Times are medians over the rounds, speedups the geometric mean over the prompts of (seconds of all
+steps of plain decoding / of the cell); the last column counts the prompt's reading too.
 
 Example: a cell `eagle3:window=512+auto` drafts with the head's last 512 positions, under the adaptive budget.
 """
