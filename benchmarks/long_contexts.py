@@ -115,6 +115,8 @@ def measure(
     steps: dict[str, list[StepRecord]] = defaultdict(list)
     read_s: dict[str, float] = {}
     texts = set()
+    for engine in engines.values():
+        engine.reset()  # a prompt that begins alike must not save the reading of this one
     for turn in range(rounds + 1):
         for cell in list(engines)[:: -1 if turn % 2 else 1]:
             records.clear()
@@ -241,11 +243,13 @@ def main() -> None:
     if missing:
         target, records = outrider.load_target(given.target), []
         engines = engines_of(target, cells, records)
-        for unit in missing:
+        for engine in engines.values():
+            engine.generate(["Hello"], outrider.SamplingParams(max_tokens=8))  # compiles, and loads what is compiled
+        for done, unit in enumerate(missing, len(units) - len(missing) + 1):
             figures = measure(engines, records, prompt_of(target, unit), given.rounds, given.tokens)
             kept.append({"key": unit.key, "kind": unit.kind, "length": unit.length, "cells": figures})
-            write_text(given.records, "".join(json.dumps(done) + "\n" for done in kept))
-            print(f"{len(kept)}/{len(units)} {unit.key}", file=sys.stderr)
+            write_text(given.records, "".join(json.dumps(one) + "\n" for one in kept))
+            print(f"{done}/{len(units)} {unit.key}", file=sys.stderr)
     rows = list(rows_of(kept))
     print_table(rows)
     if given.figures:
