@@ -363,6 +363,15 @@ def test_gemma_3_runs_as_stored_and_equals_the_model_that_was_written(
     torch.testing.assert_close(logits_V, wanted_V, atol=2e-4, rtol=1e-4)
 
 
+def check_last_logits(kind: gguf.GGMLQuantizationType, target: Target, model: PreTrainedModel) -> None:
+    """Compare a file's last logits with those of the model that was written: up to rounding in F32, closely in Q8_0."""
+    logits_V, wanted_V = last_logits(target, model)
+    if kind == gguf.GGMLQuantizationType.F32:
+        torch.testing.assert_close(logits_V, wanted_V, atol=2e-4, rtol=1e-4)
+    else:  # weights and activations of 8 bits
+        assert (logits_V - wanted_V).norm() <= 0.05 * wanted_V.norm()
+
+
 @pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q8_0], ids=["F32", "Q8_0"])
 def test_phi_3_runs_as_stored_and_equals_the_model_that_was_written(
     kind: gguf.GGMLQuantizationType,
@@ -377,11 +386,7 @@ def test_phi_3_runs_as_stored_and_equals_the_model_that_was_written(
     model = with_bf16_weights(Phi3ForCausalLM(Phi3Config(**tiny_sizes | limits, pad_token_id=0, rope_parameters=rope)))
     target = load_target(str(write_gguf(tmp_path / "tiny.gguf", model, kind=kind)), dtype="float32")
     assert target.spec.max_positions == 80
-    logits_V, wanted_V = last_logits(target, model)
-    if kind == gguf.GGMLQuantizationType.F32:
-        torch.testing.assert_close(logits_V, wanted_V, atol=2e-4, rtol=1e-4)
-    else:  # weights and activations of 8 bits
-        assert (logits_V - wanted_V).norm() <= 0.05 * wanted_V.norm()
+    check_last_logits(kind, target, model)
 
 
 @pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q8_0], ids=["F32", "Q8_0"])
@@ -397,11 +402,7 @@ def test_llama_4_runs_as_stored_and_equals_the_model_that_was_written(
     sizes = tiny_sizes | {"num_hidden_layers": 4, "head_dim": 16}
     model = with_bf16_weights(Llama4ForCausalLM(Llama4TextConfig(**sizes, **experts)))
     target = load_target(str(write_gguf(tmp_path / "tiny.gguf", model, kind=kind)), dtype="float32")
-    logits_V, wanted_V = last_logits(target, model)
-    if kind == gguf.GGMLQuantizationType.F32:
-        torch.testing.assert_close(logits_V, wanted_V, atol=2e-4, rtol=1e-4)
-    else:  # weights and activations of 8 bits
-        assert (logits_V - wanted_V).norm() <= 0.05 * wanted_V.norm()
+    check_last_logits(kind, target, model)
 
 
 @pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q8_0], ids=["F32", "Q8_0"])
@@ -416,8 +417,4 @@ def test_experts_run_as_stored_and_equal_the_model_that_was_written(
     model = with_bf16_weights(Qwen3MoeForCausalLM(Qwen3MoeConfig(**tiny_sizes, head_dim=16, **experts)))
     target = load_target(str(write_gguf(tmp_path / "tiny.gguf", model, kind=kind)), dtype="float32")
     assert target.spec.weights == ("float32" if kind == gguf.GGMLQuantizationType.F32 else "Q8_0, float32")
-    logits_V, wanted_V = last_logits(target, model)
-    if kind == gguf.GGMLQuantizationType.F32:
-        torch.testing.assert_close(logits_V, wanted_V, atol=2e-4, rtol=1e-4)
-    else:  # weights and activations of 8 bits
-        assert (logits_V - wanted_V).norm() <= 0.05 * wanted_V.norm()
+    check_last_logits(kind, target, model)
