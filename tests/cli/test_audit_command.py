@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from invoking import status_of
 
 from outrider import verify
 from outrider.cli import main
@@ -77,11 +78,7 @@ def test_a_violation_has_a_status_of_its_own(
 def test_bad_input_is_one_sentence(
     words: list[str], said: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    try:
-        status = main(["audit", "--target", str(tiny_model), *words])
-    except SystemExit as stop:
-        status = int(str(stop.code))
-    assert status == 2
+    assert status_of("audit", "--target", tiny_model, *words) == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from invoking import sentence
 
 from outrider.bench.engine_contender import EngineContender
 from outrider.cli import main
@@ -19,13 +20,6 @@ from outrider.testing.directory import write_tiny_model
 
 def bench(preset: Path, run_dir: Path, *more: str) -> int:
     return main(["bench", "--preset", str(preset), "--run-dir", str(run_dir), *more])
-
-
-def sentence(capsys: pytest.CaptureFixture[str]) -> str:
-    """What was said on standard error: one line of ours."""
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("outrider: ")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def test_bench_measures_everything_and_ends_with_one_json_line(

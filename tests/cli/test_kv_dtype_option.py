@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from invoking import sentence, status_of
 
 from outrider.audit.config import AuditConfig
 from outrider.audit.settings import loaded_target
-from outrider.cli import main
 from outrider.costs.tables import CostFile
 from outrider.records.progress import unheard
 from outrider.results.rows import from_json
@@ -24,19 +24,6 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUTRIDER_CACHE", str(tmp_path / "cache"))
 
 
-def run(*words: object) -> int:
-    try:
-        return main([*map(str, words)])
-    except SystemExit as stop:  # values are checked while options are read
-        return int(str(stop.code))
-
-
-def sentence(capsys: pytest.CaptureFixture[str]) -> str:
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("outrider: ")]
-    assert len(lines) == 1
-    return lines[0]
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -51,7 +38,7 @@ def test_what_does_not_run_is_refused_in_one_sentence(
     words: tuple[str, ...], said: str, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = (model,) if words[0] == "tune" else ("--target", model)
-    assert run(words[0], *words[1:], *target) == 2
+    assert status_of(words[0], *words[1:], *target) == 2
     assert said in sentence(capsys)
 
 
@@ -60,13 +47,13 @@ def test_a_benchmark_names_its_keys_and_values(model: Path, tmp_path: Path, caps
     words = ("bench", "--preset", "quick", "--target", model, "--methods", "none", "suffix")
     words += ("--prompts", tmp_path / "prompts.jsonl", "--max-new-tokens", "3", "--repeats", "1")
     words += ("--run-dir", tmp_path / "run")
-    assert run(*words, "--kv-dtype", "int8") == 0
+    assert status_of(*words, "--kv-dtype", "int8") == 0
     line = capsys.readouterr().out.splitlines()[-1]
     assert json.loads(line)["kv_dtype"] == "int8"
     ours = [row for row in json.loads(line)["rows"] if row["engine"] == "outrider"]
     assert {(row["method"], row["lossless"]["verdict"]) for row in ours} == {("none", "exact"), ("suffix", "exact")}
     assert from_json(line).model == f"{model}, bfloat16, keys and values int8"
-    assert run(*words) == 2
+    assert status_of(*words) == 2
     assert "kv_dtype=int8, not kv_dtype=auto" in sentence(capsys)
 
 
@@ -75,11 +62,11 @@ def test_a_profile_is_that_of_its_keys_and_values(
 ) -> None:
     grid = ("--batches", "1", "--rows", "1", "2", "--contexts", "8", "--repeats", "1")
     words = ("profile", "--target", model, *grid, "--output", tmp_path / "costs.json")
-    assert run(*words, "--kv-dtype", "int8") == 0
+    assert status_of(*words, "--kv-dtype", "int8") == 0
     # keys and values, layers, heads, codes and a scale
     assert CostFile.read(tmp_path / "costs.json").identity.bytes_per_token == 2 * 2 * 2 * (8 + 4)
     capsys.readouterr()
-    assert run(*words) == 2
+    assert status_of(*words) == 2
     assert "costs.json was measured with " in sentence(capsys)
 
 

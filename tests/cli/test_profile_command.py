@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from invoking import sentence
 
 from outrider.cli import main
 from outrider.costs.tables import COSTS_SCHEMA, CostFile
@@ -21,12 +22,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def run(tiny_model: Path, *more: str) -> int:
     return main(["profile", "--target", str(tiny_model), "--dtype", "float64", *GRID, *more])
-
-
-def sentence(capsys: pytest.CaptureFixture[str]) -> str:
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("outrider: ")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def test_tables_then_one_json_line(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

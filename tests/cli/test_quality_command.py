@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from invoking import sentence
 
 from outrider.cli import main
 from outrider.quality import measure as module
@@ -32,12 +33,6 @@ def run(model: Path, *more: str) -> int:
 def run_whole(model: Path, capsys: pytest.CaptureFixture[str]) -> Report:
     assert run(model, "--weights", "int8", "int4") == 0
     return read_report(capsys.readouterr().out.splitlines()[-1])
-
-
-def sentence(capsys: pytest.CaptureFixture[str]) -> str:
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("outrider: ")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def test_a_table_then_one_json_line(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from invoking import status_of
 
-from outrider.cli import main
 from outrider.data.generator import EngineGenerator
 from outrider.data.shards import Dataset
 
@@ -21,10 +21,7 @@ def prompts(tmp_path: Path) -> Path:
 def synthesize(model: Path, output: Path, *more: object) -> int:
     given = ["--target", model, "--output", output, "--dtype", "float64", "--max-prompt-tokens", 120]
     given += ["--max-turn-tokens", 40, "--max-new-tokens", 8, "--shard-size", 2, "--max-batch", 4, *more]
-    try:
-        return main(["synthesize", *map(str, given)])
-    except SystemExit as stop:  # settings are checked while options are read
-        return int(str(stop.code))
+    return status_of("synthesize", *given)
 
 
 def test_a_run_ends_with_one_json_line(

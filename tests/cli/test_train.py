@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from invoking import sentence, status_of
 
 from outrider.cli import main
 from outrider.cli.commands.train import _objective
@@ -43,10 +44,7 @@ def data(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(method: str, *more: object) -> int:
-    try:
-        return main(["train", method, *map(str, more)])
-    except SystemExit as stop:  # settings are checked while options are read
-        return int(str(stop.code))
+    return status_of("train", method, *more)
 
 
 def small(tiny_model: Path, data: Path, output: Path) -> list[object]:
@@ -58,12 +56,6 @@ def small(tiny_model: Path, data: Path, output: Path) -> list[object]:
 def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
     return found
-
-
-def sentence(capsys: pytest.CaptureFixture[str]) -> str:
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("outrider: ")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 @pytest.mark.parametrize("method", OBJECTIVES)

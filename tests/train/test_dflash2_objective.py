@@ -1,15 +1,16 @@
 """DFlash-2's training against the dense formulas of one block, its start, its learning, and what it drafts."""
 
-import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from dense_blocks_loss import GAMMA, check_packed
 from drafts import batch_of, corpus_of, stored_target, tau, teacher_of, texts_of, train
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from dense_block import block_states
 from outrider import Commit, ConfigError, DraftLimit, SamplingParams, SessionPlan, load_proposer
 from outrider.noise import Stream
 from outrider.proposers.dflash import DFlashProposer
@@ -43,7 +44,9 @@ def batch_for(objective: DFlashObjective, target: Target, dtype: torch.dtype = F
     return batch._replace(features_BLF=batch.features_BLF.to(dtype))
 
 
-def selector_loss(objective: DFlashObjective, w: dict[str, Tensor], state_E: Tensor, before: int, token: int) -> Tensor:
+def selector_loss(
+    objective: DFlashObjective, w: Mapping[str, Tensor], state_E: Tensor, before: int, token: int
+) -> Tensor:
     """-log of the token's share among the five best columns, the weakest of which gives way to it if it is absent."""
     head_VE = objective.teacher.head_VE
     logits_V = head_VE @ state_E
@@ -59,48 +62,13 @@ def selector_loss(objective: DFlashObjective, w: dict[str, Tensor], state_E: Ten
     return cross_entropy(scores_W, torch.tensor(best.index(token)))
 
 
-def dense_loss(objective: DFlashObjective, batch: Batch, weights: dict[str, Tensor]) -> Tensor:
-    """Both losses, block by block: every anchor alone, from the text before it."""
-    spec, teacher, config = objective.spec, objective.teacher, objective.config
-    assert batch.features_BLF is not None
-    sums: dict[tuple[int, int], list[tuple[float, Tensor]]] = {}
-    for row in range(len(batch.tokens_BL)):
-        tokens, learn, segments = (part[row].tolist() for part in batch[:3])
-        for anchor in range(len(tokens) - 1):
-            start = segments.index(segments[anchor])
-            features_TF = batch.features_BLF[row, start:anchor, : spec.features]
-            embedded_ME = teacher.embedding_VE[[tokens[anchor], *[spec.mask_id] * (spec.block_size - 1)]]
-            for depth in range(1, spec.block_size):
-                at = anchor + depth
-                if segments[anchor] == 0 or at >= len(tokens) or segments[at] != segments[anchor] or not learn[at]:
-                    break
-                state_E = block_states(spec, weights, features_TF, embedded_ME, spec.decoder.rms_norm_eps)[depth]
-                loss = -(teacher.head_VE @ state_E).log_softmax(-1)[tokens[at]]
-                own = selector_loss(objective, weights, state_E, tokens[at - 1], tokens[at])
-                weight = math.exp(-(depth - 1) / 4)
-                both = weight * (loss + config.selector_weight * own)
-                sums.setdefault((row, segments[anchor]), []).append((weight, both))
-    means = [sum(loss for _, loss in parts) / sum(weight for weight, _ in parts) for parts in sums.values()]
-    return torch.stack(means).sum()
-
-
 def test_packed_blocks_equal_every_block_alone_in_loss_and_gradient(target: Target) -> None:
-    objective = made(target, num_layers=1, gamma=4.0, selector_weight=0.7, conv_kernel_size=3)
-    batch = batch_for(objective, target)
-    outcome = objective(batch, torch.Generator().manual_seed(1))
-    outcome.loss.backward()
-    weights = {
-        name: parameter.detach().clone().requires_grad_() for name, parameter in objective.module.named_parameters()
-    }
-    loss = dense_loss(objective, batch, weights)
-    loss.backward()
-    assert outcome.loss.item() == pytest.approx(loss.item(), rel=1e-9)
-    for name, parameter in objective.module.named_parameters():
-        want = weights[name].grad
-        assert parameter.grad is not None
-        assert want is not None
-        assert want.abs().max() > 0, name
-        assert (parameter.grad - want).abs().max() < 1e-8 * want.abs().max(), name
+    objective = made(target, num_layers=1, gamma=GAMMA, selector_weight=0.7, conv_kernel_size=3)
+
+    def weighted(*place: Any) -> Tensor:
+        return objective.config.selector_weight * selector_loss(*place)
+
+    check_packed(objective, batch_for(objective, target), weighted)
 
 
 def test_chunks_of_logits_and_of_candidates_change_nothing(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,16 +203,8 @@ class Eagle3Head(RecurrentHead):
         return layers + fc + self.lm_head.num_bytes + own
 
     def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
-        return CachePlan(
-            num_layers=self.spec.layer.num_layers,
-            num_slots=num_slots,
-            num_kv_heads=self.spec.layer.num_kv_heads,
-            head_dim=self.spec.layer.head_dim,
-            capacity=capacity,
-            tail=tail,
-            dtype=self.dtype,
-            transposed_keys=self.ops.transposes_keys,
-        )
+        transposed, layers = self.ops.transposes_keys, self.spec.layer
+        return CachePlan.of_layers(layers, num_slots, capacity, tail, self.dtype, transposed_keys=transposed)
 
     @torch.inference_mode()
     def fuse(self, features_RF: Tensor) -> Tensor:

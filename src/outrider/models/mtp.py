@@ -20,6 +20,7 @@ Shapes: R rows, E hidden size, V vocabulary, B slots, M rows of a slot, P rotary
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -92,16 +93,9 @@ class MtpModule(RecurrentHead):
         return self.block.num_bytes + self.input.num_bytes
 
     def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
-        return CachePlan(
-            num_layers=1,
-            num_slots=num_slots,
-            num_kv_heads=self.spec.num_kv_heads,
-            head_dim=self.spec.head_dim,
-            capacity=capacity,
-            tail=tail,
-            dtype=self.cache_dtype,
-            transposed_keys=self.ops.transposes_keys,
-        )
+        transposed, dtype = self.ops.transposes_keys, self.cache_dtype
+        plan = CachePlan.of_layers(self.spec, num_slots, capacity, tail, dtype, transposed_keys=transposed)
+        return replace(plan, num_layers=1)
 
     def fuse(self, features_RF: Tensor) -> Tensor:
         states_RE = features_RF.to(self.ops.activation_dtype)

@@ -197,17 +197,9 @@ class NativeTarget(Target):
         return self._tokenizer
 
     def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
-        spec = self.decoder.spec
-        return CachePlan(
-            num_layers=spec.num_layers,
-            num_slots=num_slots,
-            num_kv_heads=spec.num_kv_heads,
-            head_dim=spec.head_dim,
-            capacity=capacity,
-            tail=tail,
-            dtype=self.dtype if self.kv_dtype == "auto" else torch.int8,
-            transposed_keys=self.decoder.ops.transposes_keys,
-        )
+        dtype = self.dtype if self.kv_dtype == "auto" else torch.int8
+        transposed, layers = self.decoder.ops.transposes_keys, self.decoder.spec
+        return CachePlan.of_layers(layers, num_slots, capacity, tail, dtype, transposed_keys=transposed)
 
     def open(self, plan: CachePlan, feature_layers: tuple[int, ...] = ()) -> "NativeSession":
         return NativeSession(self.decoder, KVCache(plan, self.decoder.device), feature_layers, self.dtype)

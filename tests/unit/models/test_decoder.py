@@ -421,14 +421,18 @@ def test_fused_projections_are_quantised_while_loading(tmp_path: Path, monkeypat
     assert (found - wanted).norm() <= 0.05 * wanted.norm()
 
 
+LLAMA_4_EXPERTS = TINY | LLAMA4 | {"intermediate_size": 32, "intermediate_size_mlp": 64}  # in two tensors, transposed
+QWEN3_EXPERTS = TINY | EXPERTS | {"intermediate_size": 64, "moe_intermediate_size": 32}
+
+
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_llama_4_is_quantised_while_loading(
-    kind: WeightsChoice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("config", [Llama4TextConfig, Qwen3MoeConfig])
+def test_experts_are_quantised_while_loading(
+    config: Any, kind: WeightsChoice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its experts lie in two tensors, transposed."""
     monkeypatch.setenv("OUTRIDER_CACHE", str(tmp_path / "cache"))
-    wide = {"hidden_size": 64, "intermediate_size": 32, "intermediate_size_mlp": 64, "head_dim": 16}
-    model = random_model(Llama4TextConfig(**TINY | LLAMA4 | wide))
+    sizes = LLAMA_4_EXPERTS if config is Llama4TextConfig else QWEN3_EXPERTS
+    model = random_model(config(**sizes | {"hidden_size": 64, "head_dim": 16}))
     model.save_pretrained(tmp_path / "model")
     target = NativeTarget.from_directory(tmp_path / "model", "tiny", torch.float32, "cpu", None, kind)
     assert target.spec.weights == {"int8": "int8, float64", "int4": "int4, int8, float64"}[kind]  # routers stay
@@ -436,26 +440,6 @@ def test_llama_4_is_quantised_while_loading(
     session.prefill([0], [[4, 5, 6]])
     found = as_tensor(session.forward([0], [7], Draft.of_chains([[8, 9]])).logits_BMV)[0]
     wanted = plain(reference(model, torch.float64), [4, 5, 6, 7, 8, 9])[0][-3:].float()
-    assert (found - wanted).norm() <= {"int8": 0.1, "int4": 0.6}[kind] * wanted.norm()
-    alone = session.forward([0], [7], Draft.empty(1))
-    assert torch.equal(as_tensor(alone.logits_BMV)[0, 0], found[0])
-
-
-@pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_experts_are_quantised_while_loading(
-    kind: WeightsChoice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OUTRIDER_CACHE", str(tmp_path / "cache"))
-    wide = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32, "head_dim": 16}
-    model = random_model(Qwen3MoeConfig(**TINY | EXPERTS | wide))
-    model.save_pretrained(tmp_path / "model")
-    target = NativeTarget.from_directory(tmp_path / "model", "tiny", torch.float32, "cpu", None, kind)
-    assert target.spec.weights == {"int8": "int8, float64", "int4": "int4, int8, float64"}[kind]  # routers stay
-    session = target.open(target.plan(1, 64, 4))
-    session.prefill([0], [[4, 5, 6]])
-    forward = session.forward([0], [7], Draft.of_chains([[8, 9]]))
-    wanted = plain(model, [4, 5, 6, 7, 8, 9])[0][-3:].float()
-    found = as_tensor(forward.logits_BMV)[0]
     assert (found - wanted).norm() <= {"int8": 0.1, "int4": 0.6}[kind] * wanted.norm()
     alone = session.forward([0], [7], Draft.empty(1))
     assert torch.equal(as_tensor(alone.logits_BMV)[0, 0], found[0])

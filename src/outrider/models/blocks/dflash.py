@@ -196,17 +196,8 @@ class DFlashNetwork:
 
     def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
         """Return the plan of the cache that it needs."""
-        decoder = self.spec.decoder
-        return CachePlan(
-            num_layers=decoder.num_layers,
-            num_slots=num_slots,
-            num_kv_heads=decoder.num_kv_heads,
-            head_dim=decoder.head_dim,
-            capacity=capacity,
-            tail=tail,
-            dtype=self.dtype,
-            transposed_keys=self.ops.transposes_keys,
-        )
+        transposed, layers = self.ops.transposes_keys, self.spec.decoder
+        return CachePlan.of_layers(layers, num_slots, capacity, tail, self.dtype, transposed_keys=transposed)
 
     @torch.inference_mode()
     def fuse(self, features_RF: Tensor) -> Tensor:
