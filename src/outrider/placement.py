@@ -299,7 +299,7 @@ def place_next(
 
 
 def place_context(cache: KVCache, slots: Sequence[int], counts: Sequence[int]) -> Placement:
-    """Place the next `counts[b]` tokens of each slot as rows [R, 1] that are written and see nothing."""
+    """Place the next `counts[b]` tokens of each slot as rows [R, 1] of `Ops.store`: written, and seeing nothing."""
     starts_R = np.repeat(np.array(cache.lengths_of(slots), dtype=np.int64), counts)
     rows_R = np.concatenate([np.arange(count) for count in counts])
     dropped_R = np.repeat(np.array([cache.dropped[slot] for slot in slots], dtype=np.int64), counts)
@@ -309,7 +309,7 @@ def place_context(cache: KVCache, slots: Sequence[int], counts: Sequence[int]) -
         lengths_B=torch.zeros(len(rows_R), dtype=torch.int64, device=cache.device),
         positions_BM=upload((starts_R + rows_R + dropped_R)[:, None], cache.device),
         write_BM=at_R1,
-        mask_BMT=torch.zeros(len(rows_R), 1, 1, dtype=torch.bool, device=cache.device),
+        mask_BMT=None,
         limit=1,
     )
 

@@ -37,6 +37,18 @@ def test_attention_matches_the_reference(device: str, call: Call, data: st.DataO
         close(got[:, :, :TRASH], want[:, :, :TRASH], dtype)
 
 
+@few
+@given(call=calls())
+def test_storing_leaves_what_attending_leaves(device: str, call: Call) -> None:
+    ops, stores = TritonOps(torch.float32, device), call.to(torch.float32, device)
+    attends = stores.to(torch.float32, device)
+    kept = stores.keys_CHSD, stores.values_CHSD
+    ops.store(stores.qkv_RQ, stores.shape, stores.rope, *kept, stores.placement, stores.head_norm)
+    attends.run(ops)
+    for ours, theirs in zip(kept, (attends.keys_CHSD, attends.values_CHSD), strict=True):
+        assert torch.equal(ours[:, :, :TRASH], theirs[:, :, :TRASH])
+
+
 @settings(few, max_examples=1)
 @given(call=calls(most_rows=80))
 def test_long_chunks_and_wide_trees_match_the_reference(device: str, call: Call) -> None:

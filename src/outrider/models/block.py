@@ -126,6 +126,12 @@ class Block:
         """Add attention and MLP to the residual stream `x_RE` in place; keys and values are written to the cache."""
         self.finish(ops, x_RE, self.attended(ops, qkv_RQ, rope, keys_CHSD, values_CHSD, placement))
 
+    def store(
+        self, ops: Ops, qkv_RQ: Tensor, rope: Rope, keys_CHSD: Tensor, values_CHSD: Tensor, placement: Placement
+    ) -> None:
+        """Write keys and values to the cache, for rows whose output nobody reads."""
+        ops.store(qkv_RQ, self.shape, rope, keys_CHSD, values_CHSD, placement, self.head_norm)
+
     def attended(
         self, ops: Ops, qkv_RQ: Tensor, rope: Rope, keys_CHSD: Tensor, values_CHSD: Tensor, placement: Placement
     ) -> Tensor:

@@ -235,6 +235,10 @@ class Eagle3Head(RecurrentHead):
         both_RE = self.inputs(states_RE, tokens_R, placement)
         return run(self.ops, graph_cache, num_predicted, body, both_RE, placement)
 
+    @torch.inference_mode()
+    def store(self, states_RE: Tensor, tokens_R: Tensor, placement: Placement, cache: KVCache) -> None:
+        self._layers(self.inputs(states_RE, tokens_R, placement), placement, cache, stores_only=True)
+
     def inputs(self, states_RE: Tensor, tokens_R: Tensor, placement: Placement) -> Tensor:
         return below(self.embedding_VE[tokens_R], states_RE, self.ops.activation_dtype)
 
@@ -248,8 +252,12 @@ class Eagle3Head(RecurrentHead):
             reads_states=True,
         )
 
-    def _layers(self, both_RE: Tensor, placement: Placement, cache: KVCache) -> Tensor:
-        """Run the layers, by operations alone, so that a back end may record them."""
+    def _layers(self, both_RE: Tensor, placement: Placement, cache: KVCache, *, stores_only: bool = False) -> Tensor:
+        """Run the layers, by operations alone, so that a back end may record them.
+
+        Args:
+            stores_only: leave out of the last layer what only outputs need.
+        """
         ops, eps, (rows, E) = self.ops, self.block.eps, both_RE.shape
         embedded_RE, states_RE = both_RE[: rows // 2], both_RE[rows // 2 :]
         pair_RF, x_RE = both_RE.new_empty(rows // 2, 2 * E), torch.empty_like(states_RE)
@@ -259,10 +267,14 @@ class Eagle3Head(RecurrentHead):
         # Both halves are normalised already, so the projection applies no norm.
         qkv_RQ = ops.norm_project(pair_RF, None, 0.0, self.block.qkv)
         rope = self._tables(cache.plan.rotary_positions)
-        self.block.apply(ops, x_RE, qkv_RQ, rope, cache.keys_LCHSD[0], cache.values_LCHSD[0], placement)
-        for layer, block in enumerate(self.further, start=1):
-            qkv_RQ = ops.norm_project(x_RE, block.input_norm_E, eps, block.qkv)
-            block.apply(ops, x_RE, qkv_RQ, rope, cache.keys_LCHSD[layer], cache.values_LCHSD[layer], placement)
+        for layer, block in enumerate((self.block, *self.further)):
+            if layer:
+                qkv_RQ = ops.norm_project(x_RE, block.input_norm_E, eps, block.qkv)
+            kept = cache.keys_LCHSD[layer], cache.values_LCHSD[layer]
+            if stores_only and layer == len(self.further):
+                block.store(ops, qkv_RQ, rope, *kept, placement)
+                return x_RE
+            block.apply(ops, x_RE, qkv_RQ, rope, *kept, placement)
         out_RE = x_RE
         if self.spec.norm_output:
             out_RE = torch.empty_like(x_RE)

@@ -123,6 +123,10 @@ class MtpModule(RecurrentHead):
             logits_NK = self.predict(states_RE[len(states_RE) - num_predicted :])
         return Reading(states_RE, logits_NK)
 
+    @torch.inference_mode()
+    def store(self, states_RE: Tensor, tokens_R: Tensor, placement: Placement, cache: KVCache) -> None:
+        self._layer(self.inputs(states_RE, tokens_R, placement), placement, cache, stores_only=True)
+
     def inputs(self, states_RE: Tensor, tokens_R: Tensor, placement: Placement) -> Tensor:
         both_RE = below(self.embedding_VE[tokens_R], states_RE, self.ops.activation_dtype)
         # The embedding at position 0 counts as zero.
@@ -141,8 +145,12 @@ class MtpModule(RecurrentHead):
             reads_states=True,
         )
 
-    def _layer(self, both_RE: Tensor, placement: Placement, cache: KVCache) -> Tensor:
-        """Run the module, by operations alone, so that a back end may record it."""
+    def _layer(self, both_RE: Tensor, placement: Placement, cache: KVCache, *, stores_only: bool = False) -> Tensor:
+        """Run the module, by operations alone, so that a back end may record it.
+
+        Args:
+            stores_only: leave out what only outputs need.
+        """
         ops, eps, (rows, E) = self.ops, self.spec.rms_norm_eps, both_RE.shape
         embedded_RE, states_RE = both_RE[: rows // 2], both_RE[rows // 2 :]
         pair_RF, x_RE, out_RE = both_RE.new_empty(rows // 2, 2 * E), *(torch.empty_like(states_RE) for _ in range(2))
@@ -151,7 +159,11 @@ class MtpModule(RecurrentHead):
         ops.collect(ops.norm_project(pair_RF, None, eps, self.input), None, eps, x_RE, 0)
         qkv_RQ = ops.norm_project(x_RE, self.block.input_norm_E, eps, self.block.qkv)
         rope = self._rope.reaching(0, beyond=cache.plan.rotary_positions)
-        self.block.apply(ops, x_RE, qkv_RQ, rope, cache.keys_LCHSD[0], cache.values_LCHSD[0], placement)
+        kept = cache.keys_LCHSD[0], cache.values_LCHSD[0]
+        if stores_only:
+            self.block.store(ops, qkv_RQ, rope, *kept, placement)
+            return x_RE
+        self.block.apply(ops, x_RE, qkv_RQ, rope, *kept, placement)
         ops.collect(x_RE, self.final_norm_E, eps, out_RE, 0)
         return out_RE
 

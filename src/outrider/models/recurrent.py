@@ -21,7 +21,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from outrider.cache import CachePlan
+from outrider.cache import CachePlan, KVCache
 from outrider.models.draft_network import DraftNetwork, Reading
 from outrider.ops.base import GraphBody, GraphCache, Ops, Result
 from outrider.placement import Placement
@@ -36,6 +36,10 @@ class RecurrentHead(DraftNetwork):
     @abstractmethod
     def feature_layers(self) -> tuple[int, ...]:
         """The target's hidden states that `fuse` reads, in order."""
+
+    @abstractmethod
+    def store(self, states_RE: Tensor, tokens_R: Tensor, placement: Placement, cache: KVCache) -> None:
+        """Read pairs as `read` does, and write their keys and values to `cache` without computing their outputs."""
 
     @property
     def windows(self) -> tuple[int | None, ...]:

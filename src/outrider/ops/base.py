@@ -244,6 +244,19 @@ class Ops(ABC):
         """
 
     @abstractmethod
+    def store(
+        self,
+        qkv_RQ: Tensor,
+        shape: AttentionShape,
+        rope: Rope,
+        keys_CHSD: Tensor,
+        values_CHSD: Tensor,
+        placement: Placement,
+        head_norm: HeadNorm | None = None,
+    ) -> None:
+        """Write keys and values as `attend` does, for rows whose output nobody reads. Not for recorded bodies."""
+
+    @abstractmethod
     def collect(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, out_RT: Tensor, column: int) -> None:
         """Copy `x_RF`, or its RMSNorm, into the columns of `out_RT` from `column` on."""
 

@@ -27,18 +27,16 @@ from torch import Tensor
 
 from outrider.env import draft_weights
 from outrider.kernels.cpu.arena import Arena
-from outrider.kernels.cpu.attention import MAX_HEAD_DIM, MAX_ROWS, POSITIONS, attention, scores_in, scratch_size
-from outrider.kernels.cpu.cached.kinds import BF16, CODES, PLAIN, SCALE_BYTES
 from outrider.kernels.cpu.drawn import drawn_tokens
 from outrider.kernels.cpu.greedy import next_tokens, shift
 from outrider.kernels.cpu.linear import add_normed, collect, embed, grow, scale
 from outrider.kernels.cpu.quant_embed import quant_embed
 from outrider.kernels.cpu.rows import ADD, ASSIGN, GATED, GATED_GELU
-from outrider.kernels.cpu.softmax import MAX_HEADS
 from outrider.kernels.cpu.threads import launch
 from outrider.kernels.torch_threads import lone_torch_thread, num_threads
 from outrider.noise import ChainLaws
 from outrider.ops.base import Activation, AttentionShape, GraphBody, GraphCache, HeadNorm, Ops, Result, Rope
+from outrider.ops.cpu_attention import PLACED, attention_launch
 from outrider.ops.cpu_graphs import Calls, CpuGraph, CpuGraphRecorder
 from outrider.ops.cpu_packing import Packing, pack_gated, pack_matrices, unpacked
 from outrider.ops.cpu_placement import (
@@ -57,10 +55,7 @@ from outrider.placement import Placement
 
 __all__ = ["CpuOps"]
 
-TASKS_PER_THREAD = 3
 REPLAYED_ROWS = 32  # up to here a forward is short enough for Python to matter, and its buffers are small
-CACHED = {torch.float32: PLAIN, torch.bfloat16: BF16, torch.int8: CODES}
-PLACED = 10  # the first of attention's arguments that differ from step to step: the numbers of a placement
 
 
 @final
@@ -239,49 +234,28 @@ class CpuOps(Ops):
         placement: Placement,
         head_norm: HeadNorm | None = None,
     ) -> Tensor:
-        B, M = placement.positions_BM.shape
-        H, G, D, S = shape.num_heads, shape.num_kv_heads, shape.head_dim, keys_CHSD.shape[2]
-        assert D <= MAX_HEAD_DIM, f"head size {D} exceeds {MAX_HEAD_DIM}"
-        assert qkv_RQ.shape == (B * M, (H + 2 * G) * D), (
-            f"{tuple(qkv_RQ.shape)} for {B * M} rows of {H} + 2 * {G} heads"
-        )
-        kind = CACHED[keys_CHSD.dtype]
-        assert keys_CHSD.shape == values_CHSD.shape, "keys and values differ in shape"
-        assert keys_CHSD.shape[3] == D + (SCALE_BYTES if kind == CODES else 0), f"{keys_CHSD.shape[3]} numbers a head"
-        assert S % POSITIONS == 0, f"a cache of {S} positions, not of a multiple of {POSITIONS}"
-        out_RO = self._empty(B * M, H * D)
-        row, heads = scores_in(placement.limit), min(MAX_HEADS, H // G) if self._threads <= B * M * G else 1
-        height = max(1, min(MAX_ROWS, B * M * G // (TASKS_PER_THREAD * self._threads)))
-        size = (scratch_size(self._threads, height, heads, row),)
-        scratch = torch.empty(size, dtype=torch.float32) if self._calls.recorder is None else None
-        self._run(
-            attention.address,
-            (qkv_RQ, out_RO, rope.cos_PD, rope.sin_PD, keys_CHSD, values_CHSD, scratch),
-            floats(qkv_RQ),
-            out_RO.data_ptr(),
-            floats(rope.cos_PD),
-            floats(rope.sin_PD),
-            floats(None if head_norm is None else head_norm.query_D),
-            floats(None if head_norm is None else head_norm.key_D),
-            bits_of(0.0 if head_norm is None else head_norm.eps),
-            bits_of(shape.scale),
-            address(keys_CHSD.transpose(-1, -2), keys_CHSD.dtype),
-            address(values_CHSD, keys_CHSD.dtype),
-            *self._placed(placement, keys_CHSD, rope),
-            *placement_shape(placement),
-            H,
-            G,
-            D,
-            S,
-            kind,
-            shape.sliding_window or -(shape.chunk or 0),  # chunks have the other sign
-            0 if scratch is None else scratch.data_ptr(),  # a graph has one for all layers
-            row,
-            heads,
-            height,
-        )
+        recorded, placed = self._calls.recorder is not None, self._placed(placement, keys_CHSD, rope)
+        out_RO = self._empty(len(qkv_RQ), shape.num_heads * shape.head_dim)
+        places = (shape, rope, keys_CHSD, values_CHSD, placement, placed, head_norm, self._threads)
+        call = attention_launch(qkv_RQ, out_RO, *places, is_recorded=recorded)
+        self._run(call.kernel, call.tensors, *call.arguments)
         self._follow(placement, ((PLACED + number, number) for number in range(8)))
         return out_RO
+
+    def store(
+        self,
+        qkv_RQ: Tensor,
+        shape: AttentionShape,
+        rope: Rope,
+        keys_CHSD: Tensor,
+        values_CHSD: Tensor,
+        placement: Placement,
+        head_norm: HeadNorm | None = None,
+    ) -> None:
+        assert self._calls.recorder is None, "a recorded body attends"
+        places = (shape, rope, keys_CHSD, values_CHSD, placement, self._placed(placement, keys_CHSD, rope), head_norm)
+        call = attention_launch(qkv_RQ, None, *places, self._threads)
+        self._run(call.kernel, call.tensors, *call.arguments)
 
     def next_tokens(
         self,

@@ -123,18 +123,11 @@ class TorchOps(Ops):
     ) -> Tensor:
         B, M = placement.positions_BM.shape
         H, G, D = shape.num_heads, shape.num_kv_heads, shape.head_dim
-        qkv_BMHD = qkv_RQ.view(B, M, H + 2 * G, D)
-        q_BMHD, k_BMGD, v_BMGD = qkv_BMHD[:, :, :H], qkv_BMHD[:, :, H : H + G], qkv_BMHD[:, :, H + G :]
+        self.store(qkv_RQ, shape, rope, keys_CHSD, values_CHSD, placement, head_norm)
+        q_BMHD = qkv_RQ.view(B, M, H + 2 * G, D)[:, :, :H]
         if head_norm is not None:
             q_BMHD = rms_norm(q_BMHD, head_norm.query_D, head_norm.eps)
-            k_BMGD = rms_norm(k_BMGD, head_norm.key_D, head_norm.eps)
         q_BMHD = rotate(q_BMHD, rope, placement.positions_BM)
-        k_BMGD = rotate(k_BMGD, rope, placement.positions_BM)
-
-        rows_B1 = placement.slots_B[:, None]
-        keys_CHSD[rows_B1, :, placement.write_BM] = stored(k_BMGD, keys_CHSD.dtype)
-        values_CHSD[rows_B1, :, placement.write_BM] = stored(v_BMGD, values_CHSD.dtype)
-
         if self._fused:
             return attend_fused(q_BMHD, shape, keys_CHSD, values_CHSD, placement)
         keys_BGSD = restored(keys_CHSD[placement.slots_B, :, : placement.limit], self._dtype)
@@ -146,6 +139,26 @@ class TorchOps(Ops):
         weights = weights.masked_fill(hidden, 0.0).to(self._dtype)
         out_BGNMD = weights @ values_BGSD[:, :, None]
         return out_BGNMD.permute(0, 3, 1, 2, 4).reshape(B * M, H * D)
+
+    def store(
+        self,
+        qkv_RQ: Tensor,
+        shape: AttentionShape,
+        rope: Rope,
+        keys_CHSD: Tensor,
+        values_CHSD: Tensor,
+        placement: Placement,
+        head_norm: HeadNorm | None = None,
+    ) -> None:
+        H, G, D = shape.num_heads, shape.num_kv_heads, shape.head_dim
+        kv_BMHD = qkv_RQ.view(*placement.positions_BM.shape, H + 2 * G, D)[:, :, H:]
+        k_BMGD, v_BMGD = kv_BMHD[:, :, :G], kv_BMHD[:, :, G:]
+        if head_norm is not None:
+            k_BMGD = rms_norm(k_BMGD, head_norm.key_D, head_norm.eps)
+        k_BMGD = rotate(k_BMGD, rope, placement.positions_BM)
+        rows_B1 = placement.slots_B[:, None]
+        keys_CHSD[rows_B1, :, placement.write_BM] = stored(k_BMGD, keys_CHSD.dtype)
+        values_CHSD[rows_B1, :, placement.write_BM] = stored(v_BMGD, values_CHSD.dtype)
 
     def collect(self, x_RF: Tensor, norm_F: Tensor | None, eps: float, out_RT: Tensor, column: int) -> None:
         out_RT[:, column : column + x_RF.shape[1]] = x_RF if norm_F is None else rms_norm(x_RF, norm_F, eps)

@@ -144,6 +144,19 @@ class TritonOps(Ops):
             return attend_fused(q_RHD.view(B, M, *q_RHD.shape[1:]), shape, keys_CHSD, values_CHSD, placement)
         return self._split(q_RHD, shape, keys_CHSD, values_CHSD, placement).flatten(1)
 
+    def store(
+        self,
+        qkv_RQ: Tensor,
+        shape: AttentionShape,
+        rope: Rope,
+        keys_CHSD: Tensor,
+        values_CHSD: Tensor,
+        placement: Placement,
+        head_norm: HeadNorm | None = None,
+    ) -> None:
+        q_RHD = qkv_RQ.new_empty(len(qkv_RQ), shape.num_heads, shape.head_dim)
+        self._place(qkv_RQ, q_RHD, shape, rope, keys_CHSD, values_CHSD, placement, head_norm)
+
     def _place(
         self,
         qkv_RQ: Tensor,

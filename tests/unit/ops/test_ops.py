@@ -14,7 +14,7 @@ from torch import Tensor
 from outrider.errors import ConfigError
 from outrider.kernels.cpu.isa import has_bf16_dots
 from outrider.kernels.torch_threads import num_threads
-from outrider.ops.base import Activation, AttentionShape, HeadNorm, Packed, Rope
+from outrider.ops.base import Activation, AttentionShape, HeadNorm, Ops, Packed, Rope
 from outrider.ops.cpu import CpuOps
 from outrider.ops.select import choose_ops
 from outrider.ops.torch import TorchOps, stored
@@ -167,7 +167,7 @@ class Case:
     placement: Placement
     head_norm: HeadNorm | None
 
-    def run(self, ops: CpuOps) -> Tensor:
+    def run(self, ops: Ops) -> Tensor:
         return ops.attend(
             self.qkv_RQ, self.shape, self.rope, self.keys_CHSD, self.values_CHSD, self.placement, self.head_norm
         )
@@ -269,6 +269,21 @@ def test_only_written_positions_of_the_cache_change(case: Case) -> None:
     written[case.placement.slots_B[:, None], case.placement.write_BM] = True
     untouched = ~written[:, None, :, None].expand_as(before)
     assert torch.equal(case.keys_CHSD[untouched], before[untouched])
+
+
+@settings(deadline=None, max_examples=40)
+@given(case=cases(), threads=st.integers(1, 3))
+@pytest.mark.parametrize("plain", [False, True], ids=["cpu", "torch"])
+def test_storing_leaves_what_attending_leaves(plain: bool, case: Case, threads: int) -> None:
+    ops = TorchOps(torch.float32) if plain else CpuOps(torch.float32, threads)
+    stores = replace(case, keys_CHSD=transposed(case.keys_CHSD), values_CHSD=case.values_CHSD.clone())
+    attends = replace(case, qkv_RQ=case.qkv_RQ.clone())
+    kept = stores.keys_CHSD, stores.values_CHSD
+    ops.store(stores.qkv_RQ, case.shape, case.rope, *kept, case.placement, case.head_norm)
+    assert torch.equal(stores.qkv_RQ, attends.qkv_RQ)
+    attends.run(ops)
+    for ours, theirs in zip(kept, (attends.keys_CHSD, attends.values_CHSD), strict=True):
+        assert torch.equal(ours[:, :, :TRASH], theirs[:, :, :TRASH])  # several rows of padding write to the last
 
 
 @settings(deadline=None, max_examples=60)

@@ -1,6 +1,6 @@
 """Draft windows: a head reads the first and the last positions of a text, at their true rotary positions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -116,14 +116,17 @@ def step(texts: dict[int, Text], count: int) -> tuple[list[Commit], Tensor]:
 def test_every_pair_is_read_once_and_none_sees_more_than_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
     head, window, read, limits = HEADS[0], Window(16, 3), [], []
     session = session_of(head, window)
-    original = head.read
 
-    def counted(states_RE: Tensor, tokens_R: Tensor, placement: Placement, *arguments: Any, **named: Any) -> Any:
-        read.append(len(tokens_R))
-        limits.append(placement.limit)
-        return original(states_RE, tokens_R, placement, *arguments, **named)
+    def counted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(states_RE: Tensor, tokens_R: Tensor, placement: Placement, *arguments: Any, **named: Any) -> Any:
+            read.append(len(tokens_R))
+            limits.append(placement.limit)
+            return original(states_RE, tokens_R, placement, *arguments, **named)
 
-    monkeypatch.setattr(head, "read", counted)
+        return call
+
+    for name in ("read", "store"):
+        monkeypatch.setattr(head, name, counted(getattr(head, name)))
     text = Text(head, 0, 80)
     session.admit(0, text.tokens[:80], SamplingParams(), text.features_TF[:79])
     session.catch_up([0])

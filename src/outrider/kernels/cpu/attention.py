@@ -280,7 +280,7 @@ def num_alike(block: int, b: int, m: int, most: int) -> int:
 
 @kernel
 def attention(block: int, lane: int) -> None:
-    """Run `CpuOps.attend`, with its arguments."""
+    """Run `CpuOps.attend`, with its arguments, or `CpuOps.store`: without lines of scores."""
     a = i64(block)
     B, M, H, G = a[15], a[16], a[18], a[19]
     n = draw(block, lane, 0, B * G)
@@ -289,6 +289,8 @@ def attention(block: int, lane: int) -> None:
             place_head(block, r, n // B)
         finished(block, 3)
         n = draw(block, lane, 0, B * G)
+    if a[25] == 0:
+        return
     wait_for(block, 3, B * G)
     row, heads, height = a[25], a[26], a[27]
     group = H // G

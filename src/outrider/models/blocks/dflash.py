@@ -265,8 +265,7 @@ class DFlashNetwork:
             # context rows were normalised once, by `fuse`
             qkv_XQ = ops.norm_project(rows_XE, None, 0.0, block.qkv)
             if context is not None:
-                # its own attention is not used: the rows see nothing
-                ops.attend(qkv_XQ[:R], block.shape, rope, *kept, context, block.head_norm)
+                block.store(ops, qkv_XQ[:R], rope, *kept, context)
             if x_NE is None:
                 continue
             attended_ND = block.attended(ops, qkv_XQ[R:], rope, *kept, places[layer])

@@ -110,13 +110,15 @@ class HeadReader(ChainReader):
         return [slot for slot in slots if slot in self.states or self.pending[slot].tokens]
 
     def catch_up(self, slots: Sequence[int], most: int) -> None:
-        """Read pending pairs until no slot has more than `most`."""
+        """Read pending pairs until no slot has more than `most`, but at least one: a draft begins with its output."""
         for slot in slots:
             pairs = self.pending[slot]
             while len(pairs.tokens) > most:
                 count = min(self.piece, len(pairs.tokens) - 1)
                 self.cache.slide(slot, count)
-                self._read({slot: pairs.take(count)}, num_predicted=0)
+                states_RE, tokens_R, counts = inputs_of(self.head, {slot: pairs.take(count)}, self.cache.device)
+                self.head.store(states_RE, tokens_R, place_tokens(self.cache, [slot], counts), self.cache)
+                self.cache.extend([slot], counts)
 
     def take(self, slots: Sequence[int], most: int | None = None) -> dict[int, Pending]:
         most = min(SHORT if most is None else most, self.piece)

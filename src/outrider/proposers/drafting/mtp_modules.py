@@ -26,7 +26,7 @@ from outrider.cache import KVCache
 from outrider.draft import Draft
 from outrider.models.recurrent import RecurrentHead
 from outrider.ops.base import GraphCache
-from outrider.placement import place_tokens
+from outrider.placement import Placement, place_tokens
 from outrider.proposer import Commit, DraftLimit, Kept, Reused, Session, SessionPlan
 from outrider.proposers.drafting.recurrent import rows_of
 from outrider.proposers.drafting.sampler import ChainSampler
@@ -157,11 +157,13 @@ class MtpModulesSession(Session):
                 count = min(len(states_RE), len(tokens))
                 if not count:
                     break
-                out_RE = self._call(module, [slot], [states_RE[:count]], tokens)
+                inputs = self._inputs(module, [slot], [states_RE[:count]], tokens)
+                if module + 1 < len(self.modules):
+                    text.add(module + 1, self._call(module, *inputs))
+                else:  # nobody reads what the last module makes of known text
+                    self.modules[module].store(*inputs, cache)
                 cache.extend([slot], [count])
                 text.drop(module, count)
-                if module + 1 < len(self.modules):
-                    text.add(module + 1, out_RE)
 
     def _read(
         self, module: int, slots: Sequence[int], drafted: dict[int, list[int]], guessed: dict[int, Tensor]
@@ -178,16 +180,20 @@ class MtpModulesSession(Session):
             tokens += drafted[slot][max(0, start - text.root - 1) : module]
             counts.append(text.root - length)
         assert [len(some) for some in states] == counts, "a module lost count of its slots"
-        out_RE = self._call(module, slots, states, tokens)
+        out_RE = self._call(module, *self._inputs(module, slots, states, tokens))
         return dict(zip(slots, torch.split(out_RE, counts), strict=True))
 
-    def _call(self, module: int, slots: Sequence[int], states: Sequence[Tensor], tokens: Sequence[int]) -> Tensor:
-        cache = self.caches[module]
-        placement = place_tokens(cache, slots, [len(some) for some in states])
-        tokens_R = torch.tensor(tokens, device=self.plan.device)
-        graph_cache = self.graph_caches[module]
+    def _inputs(
+        self, module: int, slots: Sequence[int], states: Sequence[Tensor], tokens: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Placement]:
         states_RE = states[0] if len(states) == 1 else torch.cat(list(states))
-        return self.modules[module].read(states_RE, tokens_R, placement, cache, graph_cache=graph_cache).states_RE
+        placement = place_tokens(self.caches[module], slots, [len(some) for some in states])
+        return states_RE, torch.tensor(tokens, device=self.plan.device), placement
+
+    def _call(self, module: int, states_RE: Tensor, tokens_R: Tensor, placement: Placement) -> Tensor:
+        """Return a module's output states."""
+        head, kept = self.modules[module], self.graph_caches[module]
+        return head.read(states_RE, tokens_R, placement, self.caches[module], graph_cache=kept).states_RE
 
     def _keep(self, module: int, cache: KVCache, slots: Sequence[int], out: dict[int, Tensor]) -> dict[int, Tensor]:
         """Commit the rows that read no guess, pass them to the next module, and return the outputs at guessed slots."""
