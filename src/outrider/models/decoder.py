@@ -144,8 +144,11 @@ class Decoder:
         B, M = tokens_BM.shape
         x_RE = self.embed(tokens_BM.view(-1))
 
+        # a prompt is read for its keys and values, perhaps for features of earlier layers
+        stores_only = graph_cache is None and not want_logits and max(feature_layers, default=0) < len(self.layers)
+
         def body(x_RE: Tensor, placement: Placement) -> Result:
-            return self._read(x_RE, placement, cache, feature_layers, want_logits)
+            return self._read(x_RE, placement, cache, feature_layers, want_logits, stores_only=stores_only)
 
         if graph_cache is None or not self._fits_windows(placement):
             result = body(x_RE, placement)
@@ -159,9 +162,20 @@ class Decoder:
         return all(placement.within(window, chunk) is placement for window, chunk in spans)
 
     def _read(
-        self, x_RE: Tensor, placement: Placement, cache: KVCache, feature_layers: tuple[int, ...], want_logits: bool
+        self,
+        x_RE: Tensor,
+        placement: Placement,
+        cache: KVCache,
+        feature_layers: tuple[int, ...],
+        want_logits: bool,
+        *,
+        stores_only: bool = False,
     ) -> Result:
-        """Run all layers, by operations alone, so that a back end may record them."""
+        """Run all layers, by operations alone, so that a back end may record them.
+
+        Args:
+            stores_only: leave out of the last layer all but its keys and values.
+        """
         ops, eps = self.ops, self.spec.rms_norm_eps
         capacity, beyond = cache.plan.capacity, cache.plan.num_positions - cache.plan.capacity
         ropes = self.ropes(capacity, beyond)
@@ -179,6 +193,9 @@ class Decoder:
             keep_features(index, None)
             qkv_RQ = ops.norm_project(x_RE, layer.input_norm_E, eps, layer.qkv)
             keys_CHSD, values_CHSD = cache.keys_LCHSD[index], cache.values_LCHSD[index]
+            if stores_only and index == len(self.layers) - 1:
+                layer.store(ops, qkv_RQ, ropes[index], keys_CHSD, values_CHSD, placement)
+                return Result(None, features_RF)
             layer.apply(ops, x_RE, qkv_RQ, ropes[index], keys_CHSD, values_CHSD, placement)
         keep_features(len(self.layers), self.norm_E)
         keep_features(len(self.layers) + 1, None)
