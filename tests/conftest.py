@@ -14,6 +14,12 @@ from outrider.env import cache_home
 from outrider.formats.locate import locate
 from outrider.targets.hf import HFTarget
 
+TESTS = Path(__file__).parent
+UNTRACED = {"cli", "interop", "model", "pages", "train", "vllm"}
+UNTRACED_UNITS = {"bench", "benchmarks", "data", "docs", "doctor", "examples", "formats", "house", "planning"}
+UNTRACED_UNITS |= {"report", "results", "serve", "traces", "tuning"}
+"""Tests of what is not the algorithm, whose coverage is measured."""
+
 # A busy machine is slow; that is no failure.
 hypothesis.settings.register_profile("outrider", deadline=None)
 hypothesis.settings.load_profile("outrider")
@@ -28,6 +34,15 @@ def pytest_configure() -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_home() / "kernels"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Measure the coverage of the algorithm by the tests of it: tracing would slow all others by a quarter."""
+    if config.pluginmanager.hasplugin("pytest_cov"):
+        for item in items:
+            part, inner, *_ = item.path.relative_to(TESTS).parts
+            if part in UNTRACED or (part == "unit" and inner in UNTRACED_UNITS):
+                item.add_marker("no_cover")
 
 
 def pytest_collection_finish() -> None:

@@ -19,7 +19,7 @@ Shapes: L layers, C slots, H key/value heads, S positions (capacity + tail + 1, 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, Self, final
+from typing import NamedTuple, Self, final
 
 import torch
 from torch import Tensor
@@ -61,17 +61,6 @@ class Window(NamedTuple):
         return max(0, length - self.sinks - self.recent) // self.step * self.step
 
 
-class Layers(Protocol):
-    """The sizes of attention layers that keep keys and values."""
-
-    @property
-    def num_layers(self) -> int: ...
-    @property
-    def num_kv_heads(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class CachePlan:
     """The size of a cache, known before it is allocated.
@@ -96,22 +85,6 @@ class CachePlan:
     state_bytes: int = 0
     window: Window | None = None
     text_capacity: int = 0
-
-    @classmethod
-    def of_layers(
-        cls, layers: Layers, num_slots: int, capacity: int, tail: int, dtype: torch.dtype, *, transposed_keys: bool
-    ) -> Self:
-        """Return the plan of a cache of these layers that shows all of each text."""
-        return cls(
-            num_layers=layers.num_layers,
-            num_slots=num_slots,
-            num_kv_heads=layers.num_kv_heads,
-            head_dim=layers.head_dim,
-            capacity=capacity,
-            tail=tail,
-            dtype=dtype,
-            transposed_keys=transposed_keys,
-        )
 
     def within(self, window: Window | None) -> Self:
         """Return the plan of a cache that shows a window of each text; itself where that holds all of a text."""

@@ -204,7 +204,7 @@ class Eagle3Head(RecurrentHead):
 
     def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
         transposed, layers = self.ops.transposes_keys, self.spec.layer
-        return CachePlan.of_layers(layers, num_slots, capacity, tail, self.dtype, transposed_keys=transposed)
+        return layers.cache_plan(num_slots, capacity, tail, self.dtype, transposed_keys=transposed)
 
     @torch.inference_mode()
     def fuse(self, features_RF: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ class MtpModule(RecurrentHead):
 
     def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
         transposed, dtype = self.ops.transposes_keys, self.cache_dtype
-        plan = CachePlan.of_layers(self.spec, num_slots, capacity, tail, dtype, transposed_keys=transposed)
+        plan = self.spec.cache_plan(num_slots, capacity, tail, dtype, transposed_keys=transposed)
         return replace(plan, num_layers=1)
 
     def fuse(self, features_RF: Tensor) -> Tensor:

@@ -18,8 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import torch
 from transformers import GenerationConfig, PreTrainedConfig
 
+from outrider.cache import CachePlan
 from outrider.errors import CheckpointError
 from outrider.models.config_keys import check_eos
 from outrider.models.families.config import family_config, filled_config, read_config
@@ -191,6 +193,21 @@ class DecoderSpec:
     def smallest_chunk(self) -> int | None:
         """The size of the smallest chunks of all layers."""
         return min((chunk for chunk in self.chunks if chunk is not None), default=None)
+
+    def cache_plan(
+        self, num_slots: int, capacity: int, tail: int, dtype: torch.dtype, *, transposed_keys: bool
+    ) -> CachePlan:
+        """Return the plan of a cache for all layers; see `CachePlan`."""
+        return CachePlan(
+            num_layers=self.num_layers,
+            num_slots=num_slots,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            capacity=capacity,
+            tail=tail,
+            dtype=dtype,
+            transposed_keys=transposed_keys,
+        )
 
     @property
     def mlp_name(self) -> str:

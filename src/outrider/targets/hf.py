@@ -132,8 +132,15 @@ class HFTarget(Target):
         return self._tokenizer
 
     def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
-        dtype = self._spec.dtype
-        return CachePlan.of_layers(self._shape, num_slots, capacity, tail, dtype, transposed_keys=False)
+        return CachePlan(
+            num_layers=self._shape.num_layers,
+            num_slots=num_slots,
+            num_kv_heads=self._shape.num_kv_heads,
+            head_dim=self._shape.head_dim,
+            capacity=capacity,
+            tail=tail,
+            dtype=self._spec.dtype,
+        )
 
     def open(self, plan: CachePlan, feature_layers: tuple[int, ...] = ()) -> "HFSession":
         return HFSession(self.model, self._masks, KVCache(plan, self._spec.device), feature_layers)

@@ -199,7 +199,7 @@ class NativeTarget(Target):
     def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
         dtype = self.dtype if self.kv_dtype == "auto" else torch.int8
         transposed, layers = self.decoder.ops.transposes_keys, self.decoder.spec
-        return CachePlan.of_layers(layers, num_slots, capacity, tail, dtype, transposed_keys=transposed)
+        return layers.cache_plan(num_slots, capacity, tail, dtype, transposed_keys=transposed)
 
     def open(self, plan: CachePlan, feature_layers: tuple[int, ...] = ()) -> "NativeSession":
         return NativeSession(self.decoder, KVCache(plan, self.decoder.device), feature_layers, self.dtype)

@@ -197,7 +197,7 @@ class DFlashNetwork:
     def plan(self, num_slots: int, capacity: int, tail: int) -> CachePlan:
         """Return the plan of the cache that it needs."""
         transposed, layers = self.ops.transposes_keys, self.spec.decoder
-        return CachePlan.of_layers(layers, num_slots, capacity, tail, self.dtype, transposed_keys=transposed)
+        return layers.cache_plan(num_slots, capacity, tail, self.dtype, transposed_keys=transposed)
 
     @torch.inference_mode()
     def fuse(self, features_RF: Tensor) -> Tensor:
