@@ -28,7 +28,7 @@ bench-full: $(READY)
 small-run: $(READY)
 	$(BIN)/outrider synthesize --output runs/small/data --num-prompts 400 --max-new-tokens 160 --temperatures 0 0.7 --shard-size 100 --max-batch 32
 	test -d runs/small/eagle3/final || $(BIN)/outrider train eagle3 $$(test -f runs/small/eagle3/config.json && echo --resume || echo \
-		--data runs/small/data --features cached --draft-vocab 8192 --num-depths 3 --start-layer -1 --epochs 3 --learning-rate 5e-4 \
+		--data runs/small/data --features cached --draft-vocab 8192 --num-depths 3 --decay 1 --norm-before-fc --norm-before-residual --norm-output --epochs 3 \
 		--row-length 512 --rows 2 --eval-every 100 --real-tau-every 0 --save-dtype bfloat16 --run-dir) runs/small/eagle3
 	$(BIN)/outrider bench --preset small-run
 

@@ -35,7 +35,7 @@ train_one() {  # method, and its own settings
     else
         given=(--run-dir "$run" --data "$DATA"/*/ --max-tokens "$TOKENS" --row-length "$LENGTH" --rows "$ROWS"
             --accumulation "$PASSES" --eval-every 100 --eval-texts 384 --real-tau-every 0
-            --checkpoint-every 100000 --draft-vocab 8192 "${@:2}")
+            --checkpoint-every 100000 --draft-vocab 8192 --optimizer adamw "${@:2}")
     fi
     OMP_NUM_THREADS=2 setsid $OUTRIDER train "$1" "${given[@]}" > "$run.log" 2>&1 < /dev/null &
 }

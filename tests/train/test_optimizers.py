@@ -1,6 +1,7 @@
 """Muon beside AdamW: which weights each takes, what an update looks like, and exact resuming."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from outrider.testing import tiny_target
 from outrider.train.config import TrainConfig
 from outrider.train.loop import Progress
 from outrider.train.objective import Teacher
+from outrider.train.objectives import OBJECTIVES
 from outrider.train.objectives.eagle3 import Eagle3Objective
 from outrider.train.optimizers.build import optimizer_of
 
@@ -60,7 +62,7 @@ def test_muon_moves_inner_matrices_alike_in_every_direction(objective: Eagle3Obj
 
 
 def test_adamw_moves_every_number_by_the_rate(objective: Eagle3Objective) -> None:
-    for name, change in step(objective, TrainConfig(learning_rate=RATE)).items():
+    for name, change in step(objective, TrainConfig(learning_rate=RATE, optimizer="adamw")).items():
         assert change.abs().max() < 1.01 * RATE, name
         assert change.abs().median() > 0.98 * RATE, name
 
@@ -94,6 +96,20 @@ def test_a_run_from_before_there_was_a_choice_is_resumed(tmp_path: Path) -> None
     assert play(setup(small()), tmp_path, resume=True)["steps"] == 13
 
 
+def test_auto_is_muon_for_random_weights_and_adamw_for_what_starts_trained() -> None:
+    chosen = TrainConfig().resolved("cpu", starts_trained=False)
+    assert (chosen.optimizer, chosen.peak, chosen.precision) == ("muon", 1e-3, "fp32")
+    chosen = TrainConfig().resolved("cuda", starts_trained=True)
+    assert (chosen.optimizer, chosen.peak, chosen.precision) == ("adamw", 1e-4, "bf16")
+    assert TrainConfig(learning_rate=0.5).resolved("cpu", starts_trained=False).peak == 0.5
+    assert chosen.resolved("cpu", starts_trained=False) == chosen
+    places = {name: place.partition(":") for name, place in OBJECTIVES.items()}
+    classes = {name: getattr(import_module(module), kind) for name, (module, _, kind) in places.items()}
+    trained = {name for name, kind in classes.items() if kind.starts_trained(kind.Config())}
+    assert trained == {"draft", "medusa", "mtp", "pard"}
+    assert Eagle3Objective.starts_trained(Eagle3Objective.Config(start_layer=-1))
+
+
 def test_another_optimizer_is_refused() -> None:
-    with pytest.raises(ConfigError, match="optimizer=sgd must be adamw or muon"):
+    with pytest.raises(ConfigError, match="optimizer=sgd must be auto, adamw or muon"):
         TrainConfig(optimizer="sgd")  # type: ignore[arg-type]

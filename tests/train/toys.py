@@ -102,6 +102,7 @@ def texts(count: int, seed: int, longest: int = 20) -> ListedTexts:
 def small(**changes: Any) -> TrainConfig:
     """Eight steps, or so, of two rows of 24 tokens."""
     fields: dict[str, Any] = {"learning_rate": 0.02, "epochs": 2, "row_length": 24, "rows": 2, "eval_every": 3}
+    fields |= {"optimizer": "adamw"}
     fields |= {"real_tau_every": 0, "checkpoint_every": 2, "save_dtype": "float32"}
     return TrainConfig(**(fields | changes))
 

@@ -3,22 +3,24 @@
 Example: `TrainConfig(learning_rate=1e-4, epochs=4, rows=8, row_length=2048)` steps after 8 x 2048 tokens.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 from outrider.errors import check_setting
 
-__all__ = ["Precision", "TrainConfig"]
+__all__ = ["OptimizerChoice", "Precision", "TrainConfig"]
 
 Precision = Literal["auto", "bf16", "fp32"]
+OptimizerChoice = Literal["auto", "adamw", "muon"]
+RATES: dict[OptimizerChoice, float] = {"adamw": 1e-4, "muon": 1e-3}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Settings of the loop, the same for every method."""
 
-    learning_rate: float = 1e-4
-    """Peak learning rate, reached after the warm-up; from there a cosine falls to 0."""
+    learning_rate: float | None = None
+    """Peak learning rate after the warm-up; a cosine then falls to 0. By default 1e-3 with muon, 1e-4 with adamw."""
     epochs: int = 1
     """Number of times that every text is read."""
     max_tokens: int | None = None
@@ -31,8 +33,8 @@ class TrainConfig:
     """Passes per optimiser step, on each process."""
     warmup_ratio: float = 0.04
     """Share of all steps in which the learning rate rises."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw for all weights, or muon for the matrices between embedding and output head."""
+    optimizer: OptimizerChoice = "auto"
+    """muon for inner matrices, or adamw for all weights; auto is muon if they start from random numbers."""
     weight_decay: float = 0.0
     """Weight decay of matrices; vectors such as norm weights are never decayed."""
     beta1: float = 0.9
@@ -71,10 +73,31 @@ class TrainConfig:
             check_setting(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("weight_decay", "real_tau_every"):
             check_setting(self, name, getattr(self, name) >= 0, "0 or more")
-        for name in ("learning_rate", "max_grad_norm", "checkpoint_minutes"):
+        for name in ("max_grad_norm", "checkpoint_minutes"):
             check_setting(self, name, getattr(self, name) > 0, "above 0")
-        check_setting(self, "optimizer", self.optimizer in ("adamw", "muon"), "adamw or muon")
+        check_setting(self, "learning_rate", self.learning_rate is None or self.learning_rate > 0, "above 0")
+        check_setting(self, "optimizer", self.optimizer in ("auto", "adamw", "muon"), "auto, adamw or muon")
         check_setting(self, "max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1")
         check_setting(self, "warmup_ratio", 0 <= self.warmup_ratio <= 1, "between 0 and 1")
         for name in ("beta1", "beta2"):
             check_setting(self, name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
+
+    def resolved(self, device_type: str, *, starts_trained: bool) -> Self:
+        """Return these settings with everything decided that follows from the device and the method.
+
+        Args:
+            starts_trained: the weights do not start from random numbers.
+        """
+        precision, optimizer = self.precision, self.optimizer
+        if precision == "auto":
+            precision = "bf16" if device_type == "cuda" else "fp32"
+        if optimizer == "auto":
+            optimizer = "adamw" if starts_trained else "muon"
+        rate = RATES[optimizer] if self.learning_rate is None else self.learning_rate
+        return replace(self, precision=precision, optimizer=optimizer, learning_rate=rate)
+
+    @property
+    def peak(self) -> float:
+        """The peak learning rate of resolved settings."""
+        assert self.learning_rate is not None, "settings are resolved before a run"
+        return self.learning_rate

@@ -216,7 +216,7 @@ class Trainer:
         kept = newest(self.checkpoints)
         raise RunError(
             f"the {what} of step {number + 1} is {value}; start a new run with a learning rate below "
-            f"{self.config.learning_rate:g}, or with --precision fp32"
+            f"{self.config.peak:g}, or with --precision fp32"
             + (f" (the weights before it are in {kept})" if kept else "")
         )
 

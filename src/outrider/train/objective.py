@@ -101,6 +101,11 @@ class Objective(ABC):
             ConfigError: for settings that do not fit the target.
         """
 
+    @classmethod
+    def starts_trained(cls, config: Any) -> bool:
+        """Return whether the weights start from those of a trained model; by default they start from random numbers."""
+        return False
+
     @property
     @abstractmethod
     def module(self) -> nn.Module:

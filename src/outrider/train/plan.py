@@ -62,10 +62,9 @@ class Setup:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def resolved(self, device: torch.device) -> Self:
-        """Return this request with `precision="auto"` decided for a device."""
-        if self.config.precision != "auto":
-            return self
-        return replace(self, config=replace(self.config, precision="bf16" if device.type == "cuda" else "fp32"))
+        """Return this request with the settings decided that follow from the device and the method."""
+        config = self.config.resolved(device.type, starts_trained=self.objective.starts_trained(self.settings))
+        return replace(self, config=config)
 
     def record(self, num_processes: int) -> dict[str, Any]:
         """Return what `record.py` keeps of this request."""
@@ -177,7 +176,8 @@ def _describe(setup: Setup, corpus: Corpus, schedule: Schedule, processes: Any, 
     cut = f"; {schedule.num_cut} texts are cut to {config.row_length} tokens" if schedule.num_cut else ""
     say(
         f"{len(schedule.steps)} steps, {schedule.num_tokens:,} tokens; a step is {processes.num_processes} x "
-        f"{config.accumulation} passes of {config.rows} rows of {config.row_length} tokens in {config.precision}{cut}"
+        f"{config.accumulation} passes of {config.rows} rows of {config.row_length} tokens in {config.precision}, "
+        f"{config.optimizer} at {config.peak:g}{cut}"
     )
 
 

@@ -65,7 +65,8 @@ def read_record(directory: Path) -> dict[str, Any]:
     record.text("method")
     for name in ("settings", "train", "options", "target", "data", "provenance"):
         record.section(name)
-    return record.plain()
+    found = record.plain()
+    return found | {"train": {"optimizer": "adamw", **found["train"]}}  # an older record names no optimiser: AdamW
 
 
 def checked_settings(kind: type[T], record: Mapping[str, Any], part: str, directory: Path) -> T:
@@ -94,13 +95,12 @@ def plain(value: Any) -> Any:
 def _bound(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return what must be equal.
 
-    An older record names no kind of weights: the target was widened to its dtype; no optimiser: it was AdamW; and
-    no choice about the output head: it was trained.
+    An older record names no kind of weights: the target was widened to its dtype; and no choice about the output
+    head: it was trained.
     """
     target = dict(record.get("target", {}))
     return {key: value for key, value in record.items() if key not in FREE} | {
         "target": {"weights": target.get("dtype"), **target},
-        "train": {"optimizer": "adamw", **record.get("train", {})},
         "settings": {"train_head": True, **record.get("settings", {})},
     }
 

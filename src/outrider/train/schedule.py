@@ -107,5 +107,5 @@ def learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:
     """Return the learning rate of a step, counted from 0."""
     warm = warmup_steps(num_steps, config)
     if step < warm:
-        return config.learning_rate * (step + 1) / warm
-    return config.learning_rate * (1 + math.cos(math.pi * (step - warm) / (num_steps - warm))) / 2
+        return config.peak * (step + 1) / warm
+    return config.peak * (1 + math.cos(math.pi * (step - warm) / (num_steps - warm))) / 2

@@ -71,6 +71,10 @@ class DraftObjective(Objective):
         columns = Columns.most_frequent(teacher, corpus, config.draft_vocab)
         return cls(begin(teacher, config, None, seed), teacher, config, columns)
 
+    @classmethod
+    def starts_trained(cls, config: DraftObjectiveConfig) -> bool:
+        return True
+
     @property
     def module(self) -> nn.Module:
         return self.network

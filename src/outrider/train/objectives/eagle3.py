@@ -123,6 +123,10 @@ class Eagle3Objective(Objective):
     def create(cls, teacher: Teacher, config: Eagle3ObjectiveConfig, corpus: Corpus, seed: int) -> Self:
         return cls(TrainedHead.create(teacher, config, corpus, seed, norm_output=config.norm_output), config)
 
+    @classmethod
+    def starts_trained(cls, config: Eagle3ObjectiveConfig) -> bool:
+        return config.start_layer is not None
+
     @property
     def module(self) -> nn.Module:
         return self.network

@@ -114,6 +114,10 @@ class MedusaObjective(Objective):
         """Build the heads; nothing is drawn, so that every seed gives the same ones."""
         return cls(teacher, config, Columns.most_frequent(teacher, corpus, config.draft_vocab).ids_K)
 
+    @classmethod
+    def starts_trained(cls, config: MedusaObjectiveConfig) -> bool:
+        return True  # as the target's output head
+
     @property
     def module(self) -> nn.Module:
         return self.network

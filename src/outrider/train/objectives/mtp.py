@@ -115,6 +115,10 @@ class MtpObjective(Objective):
         columns = Columns.most_frequent(teacher, corpus, config.draft_vocab)
         return cls(teacher, config, network.to(teacher.embedding_VE), norm_E, columns)
 
+    @classmethod
+    def starts_trained(cls, config: MtpObjectiveConfig) -> bool:
+        return config.start_from_target
+
     @property
     def module(self) -> nn.Module:
         return self.network

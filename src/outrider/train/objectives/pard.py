@@ -89,6 +89,10 @@ class PardObjective(Objective):
         columns = Columns.most_frequent(teacher, corpus, config.draft_vocab)
         return cls(begin(teacher, config, mask_id, seed), teacher, config, mask_id, columns)
 
+    @classmethod
+    def starts_trained(cls, config: PardObjectiveConfig) -> bool:
+        return True
+
     @property
     def module(self) -> nn.Module:
         return self.network

@@ -97,6 +97,10 @@ class PEagleObjective(Objective):
         mask_id = checked_mask(config.mask_id, teacher.target, corpus)
         return cls(TrainedHead.create(teacher, config, corpus, seed, mask_id=mask_id, norm_output=False), config)
 
+    @classmethod
+    def starts_trained(cls, config: PEagleObjectiveConfig) -> bool:
+        return config.start_layer is not None
+
     @property
     def module(self) -> nn.Module:
         return self.network

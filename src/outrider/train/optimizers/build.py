@@ -35,12 +35,12 @@ def optimizer_of(objective: Objective, config: TrainConfig) -> Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     betas = (config.beta1, config.beta2)
-    parts: list[Optimizer] = [AdamW(groups, lr=config.learning_rate, betas=betas)] if groups else []
+    parts: list[Optimizer] = [AdamW(groups, lr=config.peak, betas=betas)] if groups else []
     if inner:
         parts.append(
             Muon(
                 inner,
-                lr=config.learning_rate,
+                lr=config.peak,
                 momentum=MOMENTUM,
                 weight_decay=config.weight_decay,
                 adjust_lr_fn="match_rms_adamw",
