@@ -7,7 +7,8 @@ measurement is used as it is. It never counts as more than proportional to a sma
 keep a shape from being tried again.
 
 A proposer with a cache of its own has to read its pending tokens (a prompt, and what was emitted while it did not
-draft) before it drafts. The cost of one such token is the median of the extra time of those steps, per token.
+draft) before it drafts. The cost of one such token is the median of the extra time of those steps, per token. A short
+read costs more a token, and the first one compiles, so a read says nothing of those more than `REACH` times as long.
 
 Worked example: one node took 2 ms and four took 5 ms. Three nodes: 4 ms; eight: 9 ms.
 """
@@ -23,6 +24,7 @@ __all__ = ["OnlineDraftCost"]
 
 RECENT: Final = 15
 SURE: Final = 5
+REACH: Final = 8
 EVERY: Final = 4
 """With `RECENT` steps in hand, the median is updated in every fourth step."""
 
@@ -36,7 +38,7 @@ class OnlineDraftCost(DraftCosts):
         self._typical: dict[int, dict[int, float]] = {}
         self._num_added = 0
         self._answers: dict[tuple[int, int], float] = {}
-        self._pending: deque[float] = deque(maxlen=RECENT)
+        self._pending: deque[tuple[int, float]] = deque(maxlen=RECENT)
 
     def add(self, num_slots: int, num_nodes: int, seconds: float) -> None:
         """Record one step; `num_nodes` is that of the slot that drafted most, 0 without a draft."""
@@ -50,11 +52,12 @@ class OnlineDraftCost(DraftCosts):
     def add_pending(self, num_slots: int, num_nodes: int, num_pending: int, seconds: float) -> None:
         """Record one step that read `num_pending` tokens before it drafted."""
         usual_s = self.propose_s(num_slots, num_nodes, num_nodes)
-        self._pending.append(max(0.0, seconds - usual_s) / num_pending)
+        self._pending.append((num_pending, max(0.0, seconds - usual_s) / num_pending))
 
     def pending_s(self, num_pending: int) -> float:
         """Return the seconds that reading this many pending tokens adds; 0 while unknown."""
-        return num_pending * median(self._pending) if self._pending else 0.0
+        known = [token_s for num_read, token_s in self._pending if num_read * REACH >= num_pending]
+        return num_pending * median(known) if known else 0.0
 
     def num_seen(self, num_nodes: int) -> int:
         """Count the remembered steps with that many nodes, over all numbers of slots."""

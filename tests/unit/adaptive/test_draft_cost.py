@@ -59,3 +59,13 @@ def test_another_number_of_slots_takes_the_nearest_known() -> None:
     assert costs.extra_s(2, 2) == pytest.approx(0.002)
     assert costs.extra_s(6, 2) == pytest.approx(0.01)
     assert costs.num_seen(2) == 2 * SURE
+
+
+def test_a_short_read_says_nothing_of_a_long_one() -> None:
+    cost = OnlineDraftCost()
+    cost.add_pending(1, 1, 40, 8e-3)  # most of it was spent on compiling
+    assert cost.pending_s(40) == pytest.approx(8e-3)
+    assert cost.pending_s(320) == pytest.approx(64e-3)
+    assert cost.pending_s(321) == 0
+    cost.add_pending(1, 1, 1000, 10e-3)
+    assert cost.pending_s(4000) == pytest.approx(40e-3)
