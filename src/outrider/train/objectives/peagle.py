@@ -59,7 +59,7 @@ class PEagleObjectiveConfig:
     start_head: bool = True
     """Start the output head from the target's."""
     train_head: bool = True
-    """Train the output head; frozen, with its start from the target's, a head learns more from few tokens."""
+    """Train the output head; frozen, it stays at its start, the target's."""
     start_layer: int | None = None
     """Start the first layer from this layer of the target (-1 is the last); by default from random numbers."""
     norm_before_residual: bool = False
