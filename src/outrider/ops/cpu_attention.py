@@ -14,7 +14,7 @@ from outrider.ops.cpu_placement import address, bits_of, floats, placement_shape
 from outrider.ops.cpu_products import Launch
 from outrider.placement import Placement
 
-__all__ = ["PLACED", "attention_launch", "checked_cache"]
+__all__ = ["PLACED", "attention_launch"]
 
 CACHED = {torch.float32: PLAIN, torch.bfloat16: BF16, torch.int8: CODES}
 PLACED = 10

@@ -116,11 +116,7 @@ class HeadReader(ChainReader):
             while len(pairs.tokens) > most:
                 count = min(self.piece, len(pairs.tokens) - 1)
                 self.cache.slide(slot, count)
-                feeds = {slot: pairs.take(count)}
-                if count <= SHORT:  # a recorded read costs less than the launches of a store
-                    self._read(feeds, num_predicted=0)
-                    continue
-                states_RE, tokens_R, counts = inputs_of(self.head, feeds, self.cache.device)
+                states_RE, tokens_R, counts = inputs_of(self.head, {slot: pairs.take(count)}, self.cache.device)
                 self.head.store(states_RE, tokens_R, place_tokens(self.cache, [slot], counts), self.cache)
                 self.cache.extend([slot], counts)
 

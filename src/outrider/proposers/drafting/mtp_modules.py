@@ -28,7 +28,6 @@ from outrider.models.recurrent import RecurrentHead
 from outrider.ops.base import GraphCache
 from outrider.placement import Placement, place_tokens
 from outrider.proposer import Commit, DraftLimit, Kept, Reused, Session, SessionPlan
-from outrider.proposers.drafting.head_reader import SHORT
 from outrider.proposers.drafting.recurrent import rows_of
 from outrider.proposers.drafting.sampler import ChainSampler
 from outrider.sampling import SamplingParams
@@ -161,8 +160,6 @@ class MtpModulesSession(Session):
                 inputs = self._inputs(module, [slot], [states_RE[:count]], tokens)
                 if module + 1 < len(self.modules):
                     text.add(module + 1, self._call(module, *inputs))
-                elif count <= SHORT:  # a recorded read costs less than the launches of a store
-                    self._call(module, *inputs)
                 else:  # nobody reads what the last module makes of known text
                     self.modules[module].store(*inputs, cache)
                 cache.extend([slot], [count])
