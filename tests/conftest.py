@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import threading
 from pathlib import Path
 
 import hypothesis
@@ -25,7 +26,7 @@ hypothesis.settings.register_profile("outrider", deadline=None)
 hypothesis.settings.load_profile("outrider")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """One core per worker, and compiled kernels for all.
 
     Processes that tests start would otherwise run a thread on each core, and wait there; and a worker or process whose
@@ -34,6 +35,18 @@ def pytest_configure() -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_home() / "kernels"))
+    if config.getoption("cov_source", default=None):
+        _trace_no_threads()
+
+
+def _trace_no_threads() -> None:
+    """Measure coverage in main threads alone.
+
+    In Python 3.11, of two threads that start at the same time under a trace function, one can die with "Cannot install
+    a trace function while another trace function is being installed".
+    """
+    threading.settrace(None)  # type: ignore[arg-type]
+    threading.settrace = lambda trace: None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

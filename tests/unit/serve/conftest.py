@@ -1,7 +1,9 @@
 """A tiny target, and servers of it."""
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from server_calls import Served, Serving, served
@@ -9,6 +11,12 @@ from server_calls import Served, Serving, served
 from outrider.target import Target
 from outrider.targets import load_target
 from outrider.testing.directory import write_tiny_model
+
+
+@pytest.fixture(autouse=True)
+def _seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests without a seed get the same ones in every run."""
+    monkeypatch.setattr("outrider.serve.params.secrets", SimpleNamespace(randbits=random.Random(0).getrandbits))
 
 
 @pytest.fixture(scope="session")

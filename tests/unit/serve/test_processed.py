@@ -51,11 +51,13 @@ def test_a_schema_and_logprobs_through_the_openai_package(server: Served) -> Non
             model="tiny",
             messages=[{"role": "user", "content": "ok?"}],
             max_completion_tokens=60,
+            seed=0,
             logprobs=True,
             top_logprobs=2,
             response_format={"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}},
             extra_body={"structured_outputs": None},
         )
+        assert answer.choices[0].finish_reason == "stop"
         assert isinstance(json.loads(answer.choices[0].message.content or "")["ok"], bool)
         assert answer.choices[0].logprobs is not None
         assert all(len(one.top_logprobs) == 2 for one in answer.choices[0].logprobs.content or ())
