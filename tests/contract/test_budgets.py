@@ -5,7 +5,8 @@ from typing import final
 
 import pytest
 
-from outrider.adaptive.controller import FEW, AdaptiveBudget, AdaptiveConfig
+from outrider.adaptive.config import AdaptiveConfig
+from outrider.adaptive.controller import FEW, AdaptiveBudget
 from outrider.budget import Budget, FixedBudget, SlotState
 from outrider.draft import Draft
 from outrider.engine import Engine

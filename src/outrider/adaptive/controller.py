@@ -8,21 +8,23 @@ gives, in tokens per second,
 `adaptive/selection.py` finds the best set. Drafting starts where its rate beats plain decoding by `start_gain` and
 stops where it falls below `stop_gain`. Balances in plain steps (`adaptive/credit.py`) bound what any request can lose.
 
-**Probes.** While drafting is off, a probe drafts now and then. After one that cost x plain steps in vain, the next one
-waits x / probe_share steps. A probe is pruned to what pays off now and judged in hindsight. A sampled draft under a
-ratio test is never pruned (see `budget.py`). `docs/budget.md` explains the policy.
+**Probes.** While drafting is off, a probe drafts now and then (`adaptive/probes.py`). It is pruned to what pays off now
+and judged in hindsight. A sampled draft under a ratio test is never pruned (see `budget.py`). `docs/concepts/budget.md`
+explains the policy.
 
 Worked example: one slot, plain step 15 ms, one more row 0.3 ms, drafting 0.1 ms; m = 0.2, 0.04. One node: 1.2 tokens in
 15.4 ms, 1.17 times plain decoding; two nodes: 1.24 in 15.7 ms, 1.18 times.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Self, final
 
 from outrider.adaptive.acceptance import Acceptance, Shape, shape_of
-from outrider.adaptive.credit import TOGETHER, Owner, SlowdownBudget
+from outrider.adaptive.config import AdaptiveConfig
+from outrider.adaptive.credit import TOGETHER, SlowdownBudget
+from outrider.adaptive.current_step import CurrentStep
 from outrider.adaptive.draft_cost import OnlineDraftCost
+from outrider.adaptive.probes import Exploration, ProbeTimer
 from outrider.adaptive.remaining import Remaining
 from outrider.adaptive.selection import Constraints, Node, Selection, choose
 from outrider.adaptive.step_cost import StepCosts
@@ -33,75 +35,17 @@ from outrider.draft import Draft
 from outrider.proposer import NOTHING, Commit, DraftLimit
 from outrider.target import Target
 
-__all__ = ["AdaptiveBudget", "AdaptiveConfig"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdaptiveConfig:
-    """Settings of the adaptive budget; shares are of a plain step.
-
-    start_gain       rate over plain decoding at which drafting starts
-    stop_gain        rate over plain decoding below which it stops
-    cheap_share      largest cost of a proposer that drafts all it can and is pruned afterwards
-    probe_share      share of the time that probes in vain may cost
-    refill           plain steps added to every balance per step, beside `probe_share`
-    overdraft        plain steps by which a balance may be overdrawn
-    max_balance      plain steps that a balance can hold
-    allowance_share  share of its balance that an owner may be expected to lose in a step
-    prompt_share     share of what drafting should save a request that reading its prompt may cost all requests
-    free_probe       plain steps that a probe may cost at once
-    """
-
-    start_gain: float = 1.03
-    stop_gain: float = 1.0
-    cheap_share: float = 0.06
-    probe_share: float = 0.007
-    refill: float = 0.005
-    overdraft: float = 1.0
-    max_balance: float = 12.0
-    allowance_share: float = 0.1
-    prompt_share: float = 0.5
-    free_probe: float = 0.5
+__all__ = ["AdaptiveBudget"]
 
 
 NUM_PLAIN, NUM_FIRST = 2, 2
 """Steps at the start of an engine that measure: without a draft, then with one node in the slot with least to read."""
+HOPED, HOPED_DEPTH = 0.7, 4
+"""A proposer that is worth exploring pays off if it drafts this deep and each node is right with this chance."""
 LEAST_CHANCE = 0.01
 """Smallest chance of a node that is considered."""
-FEW = 8
-"""Pending tokens beyond a full draft that cost next to nothing to read."""
-MAX_WAIT = 512
-"""Most steps between probes."""
-NOT_NOW = 16
-"""Steps after which a probe that no owner could afford is considered again."""
-
-
-@dataclass(slots=True)
-class _Step:
-    """The current step.
-
-    owners        owners of the balances: the requests, or one for all
-    drafts_all    the proposer is cheap and drafts all it can
-    is_probe      the proposer drafts before it is decided what to verify
-    most_nodes    nodes of the largest limit
-    num_nodes     verified nodes of all slots, forced ones included
-    pending       pending tokens of each slot; 0 where there are few enough to be free
-    num_pending   pending tokens of the slots that draft
-    """
-
-    slot_states: Sequence[SlotState] = ()
-    requests: list[int] = field(default_factory=list)
-    owners: Sequence[Owner] = ()
-    drafts_all: bool = False
-    is_probe: bool = False
-    most_nodes: int = 0
-    num_nodes: int = 0
-    pending: Sequence[int] = ()
-    num_pending: int = 0
-
-    def pending_where(self, counts: Sequence[int]) -> int:
-        """Sum the pending tokens of the slots with a count above 0."""
-        return sum(pending for pending, count in zip(self.pending, counts, strict=True) if count)
+FEW = 1
+"""Pending tokens beyond a full draft that every draft reads: the one that the target added."""
 
 
 @final
@@ -126,13 +70,13 @@ class AdaptiveBudget(Budget):
             refill=config.refill + config.probe_share, overdraft=config.overdraft, max_balance=config.max_balance
         )
         self.drafting = False
-        self.steps_to_probe = 0.0
-        self._num_undrafted = 0
+        self.timer = ProbeTimer(config.probe_share, config.free_probe)
+        self.exploration = Exploration()
         self._may_prune = True
         self._measuring = True
         self._has_news = True
         self._widest: tuple[int, ...] = ()
-        self._step = _Step()
+        self._step = CurrentStep()
         self._costs = StepCosts(costs)
         self._cost = self._costs.of([])
 
@@ -146,7 +90,8 @@ class AdaptiveBudget(Budget):
         self._cost = self._costs.of(slot_states)
         if all(state.num_remaining <= 1 or state.num_forced for state in slot_states):
             return [NOTHING] * len(slot_states)  # says nothing about drafts
-        if not (self.drafting or self.steps_to_probe < 1 or self._has_news or self._measuring):
+        explores = self.exploration.request is not None
+        if not (self.drafting or self.timer.is_due or explores or self._has_news or self._measuring):
             return [NOTHING] * len(slot_states)
         self._has_news = False
         step.pending = [state.num_pending if state.num_pending > self.num_nodes + FEW else 0 for state in slot_states]
@@ -183,12 +128,11 @@ class AdaptiveBudget(Budget):
         else:
             self.draft_cost.add(len(step.requests), step.most_nodes, propose_s)
         self._cost.learn(step.num_nodes, seconds["verify_s"])
-        self.steps_to_probe = max(0.0, self.steps_to_probe - 1)
+        self.timer.pass_step(step.most_nodes > 0)
         self.slowdown.pass_step()
         if step.most_nodes:
             self._book(commits, propose_s)
             self._has_news = not step.drafts_all
-        self._num_undrafted = 0 if step.most_nodes else self._num_undrafted + 1
         if self._measuring:
             seen = self.draft_cost.num_seen
             self._measuring = seen(0) < NUM_PLAIN or seen(1) < NUM_FIRST
@@ -197,17 +141,20 @@ class AdaptiveBudget(Budget):
         self.acceptance.reset()
         self.remaining.reset()
         self.slowdown.reset()
-        self._step = _Step()
+        self.exploration.leave()
+        self._step = CurrentStep()
 
-    def _begin(self, slot_states: Sequence[SlotState], num_waiting: int) -> _Step:
+    def _begin(self, slot_states: Sequence[SlotState], num_waiting: int) -> CurrentStep:
         requests = [state.request for state in slot_states]
         if requests != self._step.requests:
-            self._has_news = self._has_news or not set(requests) <= set(self._step.requests)
+            new = [request for request in requests if request not in self._step.requests]
+            self._has_news = self._has_news or bool(new)
+            self.exploration.admit(new, requests)
             self.acceptance.admit({state.request: state.greedy for state in slot_states})
             self.remaining.admit(requests)
             self.slowdown.admit(requests)
         num_forced = sum(state.num_forced for state in slot_states)
-        self._step = _Step(slot_states, requests, [TOGETHER] if num_waiting else requests, num_nodes=num_forced)
+        self._step = CurrentStep(slot_states, requests, [TOGETHER] if num_waiting else requests, num_nodes=num_forced)
         return self._step
 
     def _counts(self) -> list[int]:
@@ -220,6 +167,7 @@ class AdaptiveBudget(Budget):
             drafts = self.draft_cost.num_seen(0) >= NUM_PLAIN
             return [int(drafts and first in (None, slot)) for slot in range(slots)]
         if step.drafts_all:
+            self.exploration.leave()
             return [self.num_nodes] * slots
         ranked = self._ranked([self._expected_shape(state) for state in step.slot_states])
         best = self._best(ranked)
@@ -227,24 +175,59 @@ class AdaptiveBudget(Budget):
             ready = self._ready(best.gain)
             best = self._best([node for node in ranked if ready[node.slot]])
         self.drafting = best.gain >= self._least_gain
-        if self.drafting or self.steps_to_probe >= 1:
-            return [len(nodes) if self.drafting else 0 for nodes in best.kept]
-        return self._probed(ranked)
+        if self.drafting:
+            self.exploration.pay()
+            return [len(nodes) for nodes in best.kept]
+        if self._explores():
+            return self._explored(ranked)
+        return self._probed(ranked) if self.timer.is_due else [0] * slots
+
+    def _explores(self) -> bool:
+        """Return whether this step explores a request."""
+        step, request = self._step, self.exploration.request
+        if request not in step.requests:
+            return False
+        slot = step.requests.index(request)
+        state = step.slot_states[slot]
+        if state.num_remaining <= 1 or state.num_forced:
+            return False
+        if not self.exploration.begun:
+            slots = range(len(step.requests))
+            hoped = [Node(HOPED**depth, other, depth - 1) for depth in range(1, HOPED_DEPTH + 1) for other in slots]
+            gain = self._best(hoped, fair=False).gain
+            request_s = self.remaining.expected(state.request, state.num_remaining) * self._cost.plain_s
+            read_s = self.draft_cost.pending_s(step.pending[slot])
+            self.exploration.begin(read_s / request_s, pays=gain >= self._least_gain and self._ready(gain)[slot])
+        return self.exploration.begun
+
+    def _explored(self, ranked: Sequence[Node]) -> list[int]:
+        """Return the nodes of an exploration: the best set, fair or not, without reading for other requests."""
+        step = self._step
+        step.is_probe = True
+        drafts = [
+            not pending or state.request == self.exploration.request
+            for state, pending in zip(step.slot_states, step.pending, strict=True)
+        ]
+        counts = self._to_try([node for node in ranked if drafts[node.slot]])
+        if not any(counts):
+            self.exploration.end(len(counts))
+        return [count if may else 0 for count, may in zip(counts, drafts, strict=True)]
 
     def _probed(self, ranked: Sequence[Node]) -> list[int]:
-        """Return the nodes for a probe of a proposer that is not cheap: the best set, fair or not."""
+        """Return the nodes of a probe of a proposer that is not cheap: the best set, fair or not."""
         self._step.is_probe = True
-        counts = [len(nodes) for nodes in self._best(ranked, fair=False).kept]
-        if self._may_prune:
-            counts = [max(counts)] * len(counts)
-        unpaid = (
-            self.draft_cost.pending_s(self._step.pending_where(counts)) / self._cost.plain_s - self.config.free_probe
-        )
-        unpaid_steps = unpaid / self.config.probe_share - self._num_undrafted
-        if any(counts) and unpaid_steps <= 0:
+        counts = self._to_try(ranked)
+        read = self.draft_cost.pending_s(self._step.pending_where(counts)) / self._cost.plain_s
+        if not any(counts):
+            self.timer.wait(0)
+        elif self.timer.affords(read):
             return counts
-        self.steps_to_probe = max(NOT_NOW, min(MAX_WAIT, unpaid_steps))
         return [0] * len(counts)
+
+    def _to_try(self, ranked: Sequence[Node]) -> list[int]:
+        """Return the nodes of the best set, fair or not; where drafts are pruned, the largest number for all slots."""
+        counts = [len(nodes) for nodes in self._best(ranked, fair=False).kept]
+        return [max(counts)] * len(counts) if self._may_prune else counts
 
     def _ready(self, gain: float) -> list[bool]:
         """Return, by slot, whether reading its pending tokens costs little compared with what such a gain will save.
@@ -314,8 +297,11 @@ class AdaptiveBudget(Budget):
         for owner, count in zip(step.owners, emitted, strict=True):
             self.slowdown.book(owner, count - steps)
         if step.is_probe and not self.drafting and not self._measuring:
-            lost = pending_s / self._cost.plain_s + steps - min(emitted)
-            self.steps_to_probe = min(MAX_WAIT, max(0.0, lost) / self.config.probe_share)
+            lost = steps - min(emitted)
+            if self.exploration.begun:
+                self.exploration.spend(lost, slots)
+            else:
+                self.timer.spend(lost, pending_s / self._cost.plain_s)
 
     def _drafts_all(self) -> bool:
         """Return whether the proposer is cheap and has no text to read before it drafts."""

@@ -38,7 +38,7 @@ class OnlineDraftCost(DraftCosts):
         self._typical: dict[int, dict[int, float]] = {}
         self._num_added = 0
         self._answers: dict[tuple[int, int], float] = {}
-        self._pending: deque[tuple[int, float]] = deque(maxlen=RECENT)
+        self._pending: dict[int, deque[tuple[int, float]]] = {}
 
     def add(self, num_slots: int, num_nodes: int, seconds: float) -> None:
         """Record one step; `num_nodes` is that of the slot that drafted most, 0 without a draft."""
@@ -52,11 +52,14 @@ class OnlineDraftCost(DraftCosts):
     def add_pending(self, num_slots: int, num_nodes: int, num_pending: int, seconds: float) -> None:
         """Record one step that read `num_pending` tokens before it drafted."""
         usual_s = self.propose_s(num_slots, num_nodes, num_nodes)
-        self._pending.append((num_pending, max(0.0, seconds - usual_s) / num_pending))
+        seen = self._pending.setdefault(num_pending.bit_length(), deque(maxlen=RECENT))
+        seen.append((num_pending, max(0.0, seconds - usual_s) / num_pending))
 
     def pending_s(self, num_pending: int) -> float:
         """Return the seconds that reading this many pending tokens adds; 0 while unknown."""
-        known = [token_s for num_read, token_s in self._pending if num_read * REACH >= num_pending]
+        known = [
+            token_s for seen in self._pending.values() for num_read, token_s in seen if num_read * REACH >= num_pending
+        ]
         return num_pending * median(known) if known else 0.0
 
     def num_seen(self, num_nodes: int) -> int:

@@ -1,10 +1,11 @@
 """Tokens that a request will still emit, learned from the answers that have ended.
 
 A request may emit up to its limit, and most end earlier. With e tokens emitted, the expectation is the mean of L - e
-over the lengths L of recent answers that were longer than e; without such answers, `TYPICAL`. Never more than the limit
-leaves.
+over the lengths L of recent answers that were longer than e, and of `TYPICAL`, so that one short answer does not speak
+for all. Never more than the limit leaves.
 
-Worked example: answers of 20, 60 and 100 tokens have ended. A request that has emitted 40 will emit another 40.
+Worked example: answers of 20, 60 and 100 tokens have ended. A request that has emitted 40 will emit another (20 + 60 +
+128) / 3 = 69.
 """
 
 from collections import deque
@@ -39,7 +40,7 @@ class Remaining:
         """Return the tokens that a request will probably emit, at most `most`."""
         emitted = self._emitted[request]
         longer = [length - emitted for length in self._lengths if length > emitted]
-        return min(most, sum(longer) / len(longer) if longer else TYPICAL)
+        return min(most, (TYPICAL + sum(longer)) / (1 + len(longer)))
 
     def reset(self) -> None:
         """Forget all requests and answers."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import mean
 from typing import Any, final
 
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 
 from outrider.adaptive import controller as adaptive
 from outrider.adaptive import drift
-from outrider.adaptive.controller import NOT_NOW, AdaptiveBudget, AdaptiveConfig
+from outrider.adaptive.config import AdaptiveConfig
+from outrider.adaptive.controller import AdaptiveBudget
+from outrider.adaptive.probes import MOST_LOST, NOT_NOW, NUM_PROBES
 from outrider.adaptive.selection import Selection, choose
 from outrider.budget import Budget, FixedBudget, SlotState
 from outrider.draft import Draft, Tree
@@ -138,6 +141,24 @@ def test_prompts_are_read_where_that_pays(num_slots: int, least: float) -> None:
     assert speedup(case, AdaptiveBudget(COSTS, 8)) >= least * best
 
 
+@pytest.mark.parametrize(("num_steps", "least"), [(1.0, 1.3), (3.0, 1.3), (6.0, 1.05)])
+def test_a_short_request_in_vain_does_not_end_drafting_behind_long_prompts(num_steps: float, least: float) -> None:
+    """Two wrong answers of 8 tokens, then two of 256 whose drafts are right at every other token."""
+    found = []
+    for seed in range(6):
+        case = replace(
+            simulation(constant(0.5), 1, 0.12, num_tokens=512),
+            length=256,
+            read_s=num_steps * COSTS.forward[1] / 100,
+            seed=seed,
+        )
+        budget = AdaptiveBudget(COSTS, 8)
+        replace(case, process=constant(0.0), length=8, num_tokens=16).run(budget)
+        budget.reset()
+        found.append(speedup(case, budget))
+    assert mean(found) >= least, found
+
+
 SLOWED = TableCosts({1: 0.0200, 2: 0.0200, 4: 0.0203, 6: 0.0206, 8: 0.0228, 16: 0.0392}, judge=0.00003)
 """`COSTS` from a machine that something else slowed while it took few rows: nodes look cheap."""
 
@@ -195,19 +216,23 @@ def test_a_wrong_table_that_is_believed_would_do_harm(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("name", "num_slots", "share", "least"),
     [
-        ("often", 1, 0.01, 0.88),
-        ("often", 1, 0.1, 0.88),
-        ("often", 4, 0.01, 1.0),
-        ("bursts", 1, 0.01, 0.95),
-        ("bursts", 4, 0.01, 1.05),
-        ("mixed", 1, 0.4, 1.05),
-        ("drifting", 1, 0.1, 0.85),
+        ("often", 1, 0.01, 0.93),
+        ("often", 1, 0.1, 0.94),
+        ("often", 4, 0.01, 1.02),
+        ("bursts", 1, 0.01, 1.0),
+        ("bursts", 4, 0.01, 1.08),
+        ("mixed", 1, 0.4, 1.1),
+        ("drifting", 1, 0.1, 0.92),
     ],
 )
 def test_it_is_near_the_best_fixed_number_or_better(name: str, num_slots: int, share: float, least: float) -> None:
     case = simulation(PROCESSES[name], num_slots, share, num_tokens=800 // num_slots)
-    best = max(speedup(case, FixedBudget(count)) for count in (0, 1, 2, 4, 8))
-    assert speedup(case, AdaptiveBudget(COSTS, 8)) >= least * best
+    ratios = []
+    for seed in range(5):
+        seeded = replace(case, seed=seed)
+        best = max(speedup(seeded, FixedBudget(count)) for count in (0, 1, 2, 4, 8))
+        ratios.append(speedup(seeded, AdaptiveBudget(COSTS, 8)) / best)
+    assert mean(ratios) >= least, ratios
 
 
 @pytest.mark.parametrize("share", [0.01, 0.03, 0.4])
@@ -243,7 +268,7 @@ def test_a_group_that_copies_is_near_the_best_fixed_number(num_slots: int, share
     st.integers(0, 1000),
 )
 def test_no_request_ends_later_than_the_bound_says(name: str, num_slots: int, share: float, seed: int) -> None:
-    """n + credit + (interest + probing) n plain steps, the two drafts of the beginning, and one probe."""
+    """n + overdraft + (refill + probing) n plain steps, the two drafts of the beginning, and one probe."""
     length, config = 48, AdaptiveConfig()
     case = replace(groups(name, num_slots, share, length=length, num_groups=2), hiccup_s=0.0, seed=seed)
     plain_s = case.run(FixedBudget(0)).ended_s
@@ -262,7 +287,7 @@ def test_its_decisions_are_a_function_of_costs_seconds_and_texts() -> None:
 def test_a_proposer_that_never_pays_is_asked_rarely_and_nothing_is_ranked_in_between(
     num_slots: int, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One probe per (its cost / 0.7 %) steps, beside those of new requests and the two of the beginning."""
+    """One probe per (its cost / 0.7 %) steps, beside those of new requests and of the beginning."""
     num_choices = 0
 
     def counted(*given: Any) -> Selection:
@@ -274,7 +299,7 @@ def test_a_proposer_that_never_pays_is_asked_rarely_and_nothing_is_ranked_in_bet
     case = replace(groups("never", num_slots, share, length=600, num_groups=1), hiccup_s=0.0)
     budget = Watched(AdaptiveBudget(COSTS, 8))
     case.run(budget)
-    asked_at_most = 2 + 2 + 600 * 0.007 / share
+    asked_at_most = 2 + 2 + min(NUM_PROBES, MOST_LOST / share) + 600 * 0.007 / share
     assert 3 <= budget.num_asked <= asked_at_most
     assert num_choices <= 4 * asked_at_most + 600 / NOT_NOW
 
