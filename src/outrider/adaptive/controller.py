@@ -219,7 +219,7 @@ class AdaptiveBudget(Budget):
         counts = self._to_try(ranked)
         read = self.draft_cost.pending_s(self._step.pending_where(counts)) / self._cost.plain_s
         if not any(counts):
-            self.timer.wait(0)
+            self.timer.postpone(0)
         elif self.timer.affords(read):
             return counts
         return [0] * len(counts)

@@ -56,11 +56,11 @@ class ProbeTimer:
         """Return whether a probe may read pending tokens for this many plain steps; if not, wait."""
         missing = (read - self.free) / self.share - max(0.0, self._num_undrafted - self._waited)
         if missing > 0:
-            self.wait(missing)
+            self.postpone(missing)
         return missing <= 0
 
-    def wait(self, num_steps: float) -> None:
-        """Delay the next probe by about as many steps."""
+    def postpone(self, num_steps: float) -> None:
+        """Set the wait for the next probe to about as many steps."""
         self.steps = max(NOT_NOW, min(MAX_WAIT, num_steps))
 
     def spend(self, lost: float, read: float) -> None:
