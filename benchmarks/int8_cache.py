@@ -1,15 +1,16 @@
 """Keys and values in int8: what they cost in quality, and what they save in time.
 
     python benchmarks/int8_cache.py quality [--contexts 128,1024,4096] [--windows 4] [--rows 256]
-    python benchmarks/int8_cache.py acceptance [--method eagle3] [--category chat] [--prompts 2] [--length 2048]
+    python benchmarks/int8_cache.py acceptance [--method eagle3] [--categories chat ...] [--prompts 8] [--length 2048]
     python benchmarks/int8_cache.py speed [--contexts 512,1024,2048,4096,7936] [--rows 1,4] [--repeats 15]
 
 `quality` compares next-token distributions with those of a cache in fp32, under the same weights: of a bf16 cache, and
 of int8. The same `rows` tokens of each window of a text are predicted behind contexts of every length. The text is
 Python's language reference, which comes with Python.
 
-`acceptance` runs a head of the target with both kinds of cache, on prompts of a category and on questions behind
-`length` tokens of that text. With each, text with drafts must equal plain decoding's.
+`acceptance` runs a head of the target with both kinds of cache, on prompts of each category and on questions behind
+`length` tokens of that text. With each, text with drafts must equal plain decoding's. The two caches write different
+texts, so tau (geometric mean over prompts) differs by chance too: its ratio has a paired 95 % interval.
 
 `speed` times the step of plain decoding and of a verified chain, taking turns between the two caches. The last line is
 JSON.
@@ -21,17 +22,18 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pydoc_data import topics
 from typing import Any
 
 import outrider
 from outrider.data.dialogue import Dialogue
-from outrider.data.workloads import load_category
+from outrider.data.workloads import CATEGORIES, load_category
 from outrider.draft import Draft
 from outrider.metrics import StepRecord, summarize
 from outrider.proposers.method_spec import load_method, method_specs
 from outrider.quality.compare import Passage, compare
+from outrider.results.statistics import paired_speedup
 from outrider.target import Target
 from outrider.targets import load_target
 
@@ -75,31 +77,51 @@ def acceptance(options: argparse.Namespace) -> Any:
     tokenizer, text = targets["auto"].tokenizer, reference_text(targets["auto"])
     starts = [len(text) * n // (options.prompts + 1) for n in range(options.prompts)]
     prompts: dict[str, Sequence[Any]] = {
-        options.category: [
-            Dialogue(one).ask(0, tokenizer) for one in load_category(options.category)[: 4 * options.prompts]
-        ],
-        f"behind {options.length}": [tokenizer.decode(text[at : at + options.length]) + QUESTION for at in starts],
+        category: [Dialogue(one).ask(0, tokenizer) for one in load_category(category)[: options.prompts]]
+        for category in options.categories
     }
-    params = outrider.SamplingParams(max_tokens=options.tokens)
-    lines = []
+    prompts[f"behind {options.length}"] = [tokenizer.decode(text[at : at + options.length]) + QUESTION for at in starts]
+    lines, all_steps = [], dict[str, list[float]]()
     for name, some in prompts.items():
-        answers = {}
+        per_token, texts = dict[str, list[float]](), {}
         for kind, target in targets.items():
-            taken: list[Any] = []
-            for method in ("none", options.method):
-                proposer = load_method(method_specs([method])[0], target)
-                engine = outrider.Engine(target, proposer, record=taken.append)
-                taken.clear()
-                answers[kind, method] = [answer.tokens for answer in engine.generate(list(some), params)]
-            assert answers[kind, "none"] == answers[kind, options.method], f"{kind}: the text depends on the method"
-            steps = summarize([record for record in taken if isinstance(record, StepRecord)])
-            rates = " ".join(f"{rate:.3f}" for rate in steps.conditional_acceptance_per_pos)
-            tau = steps.tokens_per_target_forward
-            print(f"{name:12}  {kind:4}  {options.method}  tau {tau:.3f}  right by depth {rates}", flush=True)
-            lines.append({"prompts": name, "kv_dtype": kind, "tau": tau, "steps": steps.num_steps})
-        same = sum(a == b for a, b in zip(answers["auto", "none"], answers["int8", "none"], strict=True))
-        print(f"{name:12}  {same} of {len(some)} texts of int8 are those of {targets['auto'].spec.dtype}")
+            per_token[kind], texts[kind] = drafted(target, options.method, some, options.tokens)
+            all_steps.setdefault(kind, []).extend(per_token[kind])
+        same = sum(a == b for a, b in zip(texts["auto"], texts["int8"], strict=True))
+        lines.append(compared(name, per_token) | {"prompts": len(some), "same_texts": same})
+    lines.append(compared("all", all_steps) | {"prompts": len(all_steps["auto"])})
     return lines
+
+
+def drafted(
+    target: Target, method: str, prompts: Sequence[Any], num_tokens: int
+) -> tuple[list[float], list[tuple[int, ...]]]:
+    """Return steps per token and the text of each prompt, after comparing the text with plain decoding's."""
+    records: list[Any] = []
+    plain = outrider.Engine(target, outrider.load_proposer("none", target))
+    engine = outrider.Engine(target, load_method(method_specs([method])[0], target), record=records.append)
+    params = outrider.SamplingParams(max_tokens=num_tokens)
+    per_token, texts = [], []
+    for prompt in prompts:
+        records.clear()
+        [answer] = engine.generate([prompt], params)
+        assert answer.tokens == plain.generate([prompt], params)[0].tokens, "the text depends on the method"
+        steps = summarize([record for record in records if isinstance(record, StepRecord)])
+        per_token.append(1 / steps.tokens_per_target_forward)
+        texts.append(tuple(answer.tokens))
+    return per_token, texts
+
+
+def compared(name: str, per_token: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Print and return tau with each cache, and the ratio over the prompts with its 95 % interval."""
+    tau = {kind: statistics.geometric_mean(1 / steps for steps in found) for kind, found in per_token.items()}
+    ratio = paired_speedup([[steps] for steps in per_token["auto"]], [[steps] for steps in per_token["int8"]])
+    print(
+        f"{name:12}  {len(per_token['auto']):3} prompts  tau {tau['auto']:.3f}, int8 {tau['int8']:.3f}  ratio"
+        f" {ratio.point:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
+        flush=True,
+    )
+    return {"name": name, "tau": tau, "ratio": [ratio.point, ratio.low, ratio.high]}
 
 
 def speed(options: argparse.Namespace) -> Any:
@@ -138,8 +160,8 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--rows")
     parser.add_argument("--method", default="eagle3")
-    parser.add_argument("--category", default="chat")
-    parser.add_argument("--prompts", type=int, default=2)
+    parser.add_argument("--categories", nargs="+", default=list(CATEGORIES), choices=CATEGORIES)
+    parser.add_argument("--prompts", type=int, default=8, help="of each category")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--repeats", type=int, default=15)
