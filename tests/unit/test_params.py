@@ -96,3 +96,17 @@ def test_an_engine_refuses_what_its_target_cannot_serve(params: SamplingParams, 
         engine.add([1, 2], params)
     assert str(error.value) == sentence
     assert not engine.busy
+
+
+@pytest.mark.parametrize(
+    ("fields", "form"),
+    [
+        ({"json_object": True}, ("json", '{"type": "object"}')),
+        ({"json": {"type": "string"}}, ("json", '{"type": "string"}')),
+        ({"choice": ["yes", "no"]}, ("choice", '["yes", "no"]')),
+        ({"regex": "[ab]+"}, ("regex", "[ab]+")),
+        ({"grammar": "root ::= [a]"}, ("grammar", "root ::= [a]")),
+    ],
+)
+def test_a_form_is_told_by_its_kind_and_text(fields: dict[str, Any], form: tuple[str, str]) -> None:
+    assert StructuredOutputs(**fields).form == form
