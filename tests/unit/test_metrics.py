@@ -125,3 +125,11 @@ def test_forced_tokens_count_in_tau_and_in_nothing_about_drafts() -> None:
     assert (summary.num_drafts, summary.num_draft_tokens, summary.num_accepted_tokens) == (1, 3, 1)
     assert summary.mean_acceptance_length == 2
     assert summary.draft_coverage == pytest.approx(1 / 3)
+
+
+def test_the_context_of_a_step_is_a_mean_over_rows() -> None:
+    """A plain slot of 100 tokens has one row, one of 400 tokens and two nodes has three: (100 + 3 * 400) / 4."""
+    record = step(
+        dataclasses.replace(slot(0, 0), context_length=100), dataclasses.replace(slot(2, 0), context_length=400)
+    )
+    assert record.context_per_row == 325
