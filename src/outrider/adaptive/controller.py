@@ -195,9 +195,8 @@ class AdaptiveBudget(Budget):
             slots = range(len(step.requests))
             hoped = [Node(HOPED**depth, other, depth - 1) for depth in range(1, HOPED_DEPTH + 1) for other in slots]
             gain = self._best(hoped, fair=False).gain
-            request_s = self.remaining.expected(state.request, state.num_remaining) * self._cost.plain_s
-            read_s = self.draft_cost.pending_s(step.pending[slot])
-            self.exploration.begin(read_s / request_s, pays=gain >= self._least_gain and self._ready(gain)[slot])
+            read_share = self.draft_cost.pending_s(step.pending[slot]) / self._expected_s(state)
+            self.exploration.begin(read_share, pays=gain >= self._least_gain and self._ready(gain)[slot])
         return self.exploration.begun
 
     def _explored(self, ranked: Sequence[Node]) -> list[int]:
@@ -236,14 +235,14 @@ class AdaptiveBudget(Budget):
         """
         states = self._step.slot_states
         saved_share = self.config.prompt_share * (1 - 1 / gain) / len(states)
-        saved_s = [
-            saved_share * self.remaining.expected(state.request, state.num_remaining) * self._cost.plain_s
-            for state in states
-        ]
         return [
-            self.draft_cost.pending_s(pending) <= most_s
-            for pending, most_s in zip(self._step.pending, saved_s, strict=True)
+            self.draft_cost.pending_s(pending) <= saved_share * self._expected_s(state)
+            for pending, state in zip(self._step.pending, states, strict=True)
         ]
+
+    def _expected_s(self, state: SlotState) -> float:
+        """Return the seconds that a request would still take without drafts."""
+        return self.remaining.expected(state.request, state.num_remaining) * self._cost.plain_s
 
     def _worth_verifying(self, draft: Draft) -> list[list[int]]:
         """Return the nodes of a probe to verify, now that the time of drafting is spent."""

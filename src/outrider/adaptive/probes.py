@@ -90,12 +90,13 @@ class Exploration:
             if self._num_to_wait:
                 self._num_to_wait -= 1
             elif self.request is None:
-                self.request, self.begun, self._num_left, self._lost = request, False, NUM_PROBES, 0.0
+                self.request = request
 
     def begin(self, read_share: float, pays: bool) -> None:
         """Begin if drafts may pay at all and reading takes at most `MOST_READ` of the request's time; else leave it."""
-        self.begun = pays and read_share <= MOST_READ
-        if not self.begun:
+        if pays and read_share <= MOST_READ:
+            self.begun, self._num_left, self._lost = True, NUM_PROBES, 0.0
+        else:
             self.leave()
 
     def spend(self, lost: float, num_slots: int) -> None:
